@@ -1,0 +1,58 @@
+# How targets are declared here. One folder is one target is one layer; the link graph is the dependency rule.
+
+# Every target compiles under these rules. Contraction to fused multiply-add is off everywhere, because the
+# same sum must have the same bits on every host (canonical mode).
+add_library(muster_rules INTERFACE)
+target_compile_features(muster_rules INTERFACE cxx_std_20)
+target_compile_options(muster_rules INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX,C>:-Wall -Wextra -Wshadow -Wno-missing-field-initializers -ffp-contract=off -fno-fast-math>)
+target_include_directories(muster_rules INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include)
+if(MUSTER_WERROR)
+  target_compile_options(muster_rules INTERFACE $<$<COMPILE_LANGUAGE:CXX,C>:-Werror>)
+endif()
+if(MUSTER_SANITIZE)
+  target_compile_options(muster_rules INTERFACE $<$<COMPILE_LANGUAGE:CXX,C>:-fsanitize=${MUSTER_SANITIZE} -fno-omit-frame-pointer
+    -fno-sanitize-recover=all>)
+  target_link_options(muster_rules INTERFACE -fsanitize=${MUSTER_SANITIZE})
+endif()
+
+# muster_layer(NAME SOURCES a.cpp … [PUBLIC targets…] [PRIVATE targets…])
+# A folder of the library: static, position independent, symbols hidden; alias muster::NAME.
+function(muster_layer name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;PUBLIC;PRIVATE" ${ARGN})
+  add_library(muster_${name} STATIC ${ARG_SOURCES})
+  add_library(muster::${name} ALIAS muster_${name})
+  set_target_properties(muster_${name} PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden
+    C_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
+  target_link_libraries(muster_${name} PUBLIC muster_rules ${ARG_PUBLIC} PRIVATE ${ARG_PRIVATE})
+endfunction()
+
+# muster_module(NAME SOURCES … LIBS …)
+# A run-time module, libmuster_NAME.so: the only place where its third-party library is linked. It is found
+# beside libmuster.so (or in $MUSTER_MODULE_PATH), opened with local symbols, and exports one function table.
+function(muster_module name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;LIBS" ${ARGN})
+  add_library(muster_module_${name} MODULE ${ARG_SOURCES})
+  set_target_properties(muster_module_${name} PROPERTIES OUTPUT_NAME muster_${name} CXX_VISIBILITY_PRESET hidden
+    VISIBILITY_INLINES_HIDDEN ON LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/lib)
+  target_link_libraries(muster_module_${name} PRIVATE muster_rules ${ARG_LIBS})
+  target_link_options(muster_module_${name} PRIVATE -Wl,--exclude-libs,ALL)
+  install(TARGETS muster_module_${name} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}/muster)
+endfunction()
+
+# muster_test(NAME SOURCES … [LIBS …] [ARGS …] [LABELS …] [TIMEOUT seconds])
+# One GoogleTest program; tests/ mirrors the source folders. LABELS: quick (default) or full, system.
+function(muster_test name)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LIBS;LABELS;ARGS" ${ARGN})
+  if(NOT ARG_LABELS)
+    set(ARG_LABELS quick)
+  endif()
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 120)
+  endif()
+  add_executable(${name} ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE muster_rules ${ARG_LIBS} GTest::gtest GTest::gmock GTest::gtest_main)
+  add_test(NAME ${name} COMMAND ${name} ${ARG_ARGS})
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}"
+    ENVIRONMENT "MUSTER_MODULE_PATH=${PROJECT_BINARY_DIR}/lib")
+endfunction()

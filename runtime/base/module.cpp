@@ -1,0 +1,83 @@
+#include "runtime/base/module.h"
+
+#include <dlfcn.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <vector>
+
+namespace muster {
+namespace {
+
+std::string folder_of_this_object() {
+  Dl_info info{};
+  if (dladdr(reinterpret_cast<const void*>(&load_module), &info) == 0 || info.dli_fname == nullptr)
+    return ".";
+  const std::string path = info.dli_fname;
+  const size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "." : path.substr(0, slash);
+}
+
+std::vector<std::string> candidates(const std::string& file) {
+  std::vector<std::string> paths;
+  if (const char* folder = std::getenv("MUSTER_MODULE_PATH"))
+    paths.push_back(std::string(folder) + "/" + file);
+  const std::string here = folder_of_this_object();
+  paths.push_back(here + "/" + file);
+  paths.push_back(here + "/muster/" + file);
+  paths.push_back(here + "/../lib/" + file);
+  return paths;
+}
+
+// DEEPBIND puts the module's own libraries before the program's in symbol look-up. The sanitizers' run time
+// refuses it, since it replaces malloc.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int kOpenFlags = RTLD_NOW | RTLD_LOCAL;
+#else
+constexpr int kOpenFlags = RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND;
+#endif
+
+Result<void*> open_module(const std::string& file) {
+  std::string tried;
+  for (const std::string& path : candidates(file)) {
+    if (access(path.c_str(), R_OK) != 0) {
+      tried += " " + path;
+      continue;
+    }
+    if (void* handle = dlopen(path.c_str(), kOpenFlags)) return handle;
+    const char* reason = dlerror();
+    return Error{ErrorCode::kEnvironment, "cannot load " + path + ": " + (reason != nullptr ? reason : "?") +
+                                              "; install the library that it names"};
+  }
+  return Error{ErrorCode::kEnvironment, "module " + file + " not found; looked for" + tried +
+                                            "; install it, or set MUSTER_MODULE_PATH to its folder"};
+}
+
+}  // namespace
+
+Result<const void*> load_module(const std::string& name, int table_version) {
+  static std::mutex mutex;
+  static std::map<std::string, void*> opened;
+  const std::lock_guard lock(mutex);
+
+  const std::string file = "libmuster_" + name + ".so";
+  auto [entry, is_new] = opened.try_emplace(name, nullptr);
+  if (is_new || entry->second == nullptr) {
+    auto handle = open_module(file);
+    if (!handle.ok()) return std::move(handle).error();
+    entry->second = *handle;
+  }
+  using Entry = const void* (*)(int);
+  const auto function = reinterpret_cast<Entry>(dlsym(entry->second, ("muster_module_" + name).c_str()));
+  const void* table = function != nullptr ? function(table_version) : nullptr;
+  if (table == nullptr) {
+    return Error{ErrorCode::kEnvironment, file + " does not provide version " +
+                                              std::to_string(table_version) +
+                                              " of its table; install the module of this libmuster"};
+  }
+  return table;
+}
+
+}  // namespace muster

@@ -1,0 +1,19 @@
+// Run-time modules: libmuster_NAME.so, the only places where UCX, HDF5, MPI, CUDA and NCCL are linked.
+//
+// A module exports one C function, `muster_module_NAME(version)`, which returns its table of functions for
+// that version of the table, or null where it does not speak it. Modules are opened with local symbols and
+// their own scope first, so they clash with nothing that the program links itself. A module stays loaded.
+#pragma once
+
+#include <string>
+
+#include "runtime/base/result.h"
+
+namespace muster {
+
+// Finds and opens the module and returns its table. Looked for in $MUSTER_MODULE_PATH, then beside the object
+// that holds this code, then in its muster/ folder. Thread-safe; the second call is cheap.
+// Errors: kEnvironment; the message names the file, what the loader said, and what to install.
+Result<const void*> load_module(const std::string& name, int table_version);
+
+}  // namespace muster
