@@ -1,0 +1,47 @@
+// What a pure state machine wants done. The host carries the actions out in order, right after the call that
+// returned them; it never carries out some of them only.
+#pragma once
+
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "runtime/base/events.h"
+#include "runtime/control/messages.h"
+
+namespace muster::control {
+
+// Leader: to a node's agent, which hands it to `envelope.member` (0: itself). Node: to the leader when `node`
+// is 0.
+struct Send {
+  NodeId node = 0;
+  Envelope envelope;
+};
+
+// Leader: guarded write of the store. Succeeds only if the key holds `expected` and the leader's token is
+// still valid; the host answers with Coordinator::stored. `attempt` identifies the answer.
+struct StoreView {
+  View view;
+  Generation expected;  // generation now in the store; counter 0 if none
+  uint32_t attempt = 0;
+};
+
+// Leader and node: the machine has nothing more to do. The host ends its process with this code, soon.
+struct Finish {
+  int exit_code = 0;
+  std::string why;
+};
+
+// Node: processes.
+struct SpawnWorker {
+  uint32_t local_rank = 0;
+};
+struct SignalWorker {
+  uint32_t local_rank = 0;
+  int signal = 0;
+};
+
+using Action = std::variant<Send, StoreView, Finish, SpawnWorker, SignalWorker, Event>;
+using Actions = std::vector<Action>;
+
+}  // namespace muster::control

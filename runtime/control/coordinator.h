@@ -1,0 +1,93 @@
+// The leader's state machine: who is in the world, which view comes next, what is saved, when the job ends.
+//
+// Pure: no clock, socket, thread or log. Every call takes the time and returns the actions to carry out.
+// Agents, the simulator and tests run this same code. Every decision carries its reason, which reaches log
+// and audit.
+//
+// INVARIANTS
+//  - A view is installed only by a successful guarded write (rule 14); one view a generation.
+//  - Only a loss restarts a view change; joins and planned changes wait (rule 18).
+//  - Every phase has a deadline; next_deadline() says when to call tick() at the latest.
+#pragma once
+
+#include <map>
+#include <memory>
+
+#include "runtime/control/actions.h"
+
+namespace muster::control {
+
+struct Limits {
+  uint32_t nodes_min = 1;
+  uint32_t nodes_max = 1;
+  uint32_t workers_per_node = 1;
+  Duration form_wait = 2 * kSecond;        // after MIN nodes are complete, wait this long for more, up to MAX
+  Duration form_timeout = 300 * kSecond;   // MIN nodes not complete by then: the job ends
+  Duration report_timeout = 10 * kSecond;  // Agree → Report
+  Duration ready_timeout = 60 * kSecond;   // Install → Ready
+  Duration store_timeout = 5 * kSecond;
+  Duration boundary_timeout = 30 * kSecond;  // first AtBoundary → last
+  Duration learn_timeout = 300 * kSecond;    // Teach → Level
+  Duration node_silence = 5 * kSecond;       // no heartbeat from a node
+  Duration heartbeat_every = 500 * kMillisecond;
+  Duration partition_wait = 30 * kSecond;  // rule 11
+  Duration save_timeout = 600 * kSecond;
+  Duration step_timeout = 600 * kSecond;  // a member that makes no progress for so long is a suspect
+  bool fixed_world = false;               // mpirun, srun without agents: any loss ends the job as requeue
+};
+
+// ---- decisions, each a pure function of values that returns its reason
+// --------------------------------------
+
+struct BaseDecision {
+  Version base = kNoVersion;  // kNoVersion with `error` set: nothing complete
+  Digest digest;
+  std::vector<MemberId> holders;  // members at base, whose digests match
+  std::vector<MemberId> behind;   // members to receive the state
+  std::string why;
+  std::string error;  // holders disagree, or no complete version
+};
+// Rule 3 and 5 for replicated state: the newest version that an untorn member holds on the branch of
+// `lineage`.
+BaseDecision decide_base(const std::vector<std::pair<MemberId, Report>>& reports, const Lineage& lineage);
+
+struct LossDecision {
+  enum Kind { kShrink, kWait, kFreeze, kEndRequeue } kind = kShrink;
+  std::string why;
+};
+// Rule 11: may these nodes be excluded? `silent` counts nodes without proof of death among the previous
+// view's.
+LossDecision decide_loss(uint32_t nodes_in_view, uint32_t nodes_silent, bool holds_embedded_store,
+                         Duration silent_for, const Limits& limits);
+
+// ---- the machine
+// --------------------------------------------------------------------------------------------
+
+class Coordinator {
+ public:
+  // `incarnation` is the store's nonce.
+  Coordinator(Limits limits, std::string job, uint64_t incarnation, Instant now);
+  ~Coordinator();
+
+  // A message from a node's agent (envelope.member 0) or from a member behind it.
+  Actions receive(Instant now, NodeId from, const Envelope& envelope);
+
+  // The connection to a node ended: reset, closed, or refused by the transport. A silence, not a proof.
+  Actions disconnected(Instant now, NodeId node, const std::string& why);
+
+  // Answer to StoreView. `stored` false: the guard failed; the host passes what the store holds instead.
+  Actions stored(Instant now, uint32_t attempt, bool stored, const View& current);
+
+  Actions tick(Instant now);
+  Instant next_deadline() const;
+
+  // For display and tests.
+  const View& view() const;
+  std::string phase() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace muster::control

@@ -1,0 +1,91 @@
+// A worker's side of the protocol: which view it is in, which version it holds, and whether it may update.
+//
+// Pure and not thread-safe: the session calls it under the one lock that also guards the state's
+// immutability, so that answering Agree and granting a permit exclude each other (rule 1).
+//
+// INVARIANTS
+//  - After a Report, no permit until Go of a later generation, or, when the view was not revoked, until
+//  SaveOpen
+//    names a version still to be reached.
+//  - Version changes only by update_closed(), state_installed() and started().
+#pragma once
+
+#include <optional>
+
+#include "runtime/control/actions.h"
+
+namespace muster::control {
+
+struct Permit {
+  bool granted = false;
+  std::string why;  // when refused
+};
+
+// What the session must do next, in order; several may be pending.
+struct RevokeGroup {
+  Generation generation;
+  std::string why;
+};
+struct FormGroup {  // on the background thread: group, transfers, digest check; then formed() or failed()
+  Install install;
+};
+struct EnterView {  // Go came: the program continues at view.base in this view
+  View view;
+  Version base = kNoVersion;
+};
+struct ComputeDigest {  // of the state at `version`, then digest_ready(); the report waits for it
+  Version version = kNoVersion;
+};
+struct LeaveLoop {  // the program's loop ends
+  int exit_code = 0;
+  std::string why;
+};
+// Messages that the session itself answers, unchanged: Teach, Learn, LessonOver, LearnUntil, SaveOpen,
+// SavePublish, SaveClosed, Proceed, PlanNumber.
+struct Forward {
+  Message message;
+};
+using MemberAction =
+    std::variant<Send, RevokeGroup, FormGroup, EnterView, ComputeDigest, LeaveLoop, Forward, Event>;
+using MemberActions = std::vector<MemberAction>;
+
+struct MemberLimits {
+  Duration update_timeout = 30 * kSecond;   // an open scope is awaited so long, then the version is torn
+  Duration frozen_timeout = 120 * kSecond;  // frozen so long: the loop ends as requeue (rule 11)
+};
+
+class MemberCore {
+ public:
+  MemberCore(MemberId id, MemberLimits limits);
+
+  // From the leader, through the agent.
+  MemberActions receive(Instant now, const Message& message);
+  // The control connection is lost: fenced, which is a freeze (rule 10).
+  MemberActions control_lost(Instant now, const std::string& why);
+  MemberActions tick(Instant now);
+  Instant next_deadline() const;
+
+  // The session's reports.
+  MemberActions started(Version version, const Digest& digest, Lineage lineage);  // initial or restored state
+  MemberActions digest_ready(Version version, const Digest& digest);
+  MemberActions formed(Generation generation);  // group stands, state (if any) staged
+  MemberActions failed(Generation generation, std::vector<MemberId> suspects, std::string why);
+  void state_installed(Version version);  // under the update lock, after the digest matched (rule 4)
+
+  // Rule 1. `generation` is the one whose reduction produced the gradients of `version`.
+  Permit open_update(Generation generation, Version version);
+  MemberActions update_closed(Instant now);  // version + 1 is whole
+  bool update_open() const;
+
+  Version version() const;
+  const View& view() const;  // the newest entered view; generation counter 0 before the first
+  bool revoked() const;      // the entered view is over, the next not yet entered
+  bool may_run() const;      // in a live view: not revoked, not frozen, not ended
+  std::optional<LeaveLoop> ended() const;
+
+ private:
+  struct State;
+  std::shared_ptr<State> state_;
+};
+
+}  // namespace muster::control

@@ -1,0 +1,271 @@
+// The messages of the control plane, as plain values. Their bytes on the wire are wire.h's business.
+//
+// Member = worker process, node = agent, leader = coordinator. A member speaks through its node's agent,
+// which forwards without looking inside. Everything a message says is a claim by its sender at its sending;
+// the receiver checks generation and attempt before it believes.
+#pragma once
+
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "runtime/control/types.h"
+
+namespace muster::control {
+
+// ---- node → leader
+// ------------------------------------------------------------------------------------------
+
+struct NodeHello {
+  NodeId node = 0;
+  std::string name;
+  std::string job;         // agents of different jobs refuse each other
+  uint32_t protocol = 1;   // a different major refuses with a sentence
+  uint32_t workers = 0;    // --nproc
+  uint32_t nodes_min = 1;  // --nnodes; must equal the leader's
+  uint32_t nodes_max = 1;
+};
+
+// A worker process ended, was killed and reaped, or fell silent. Only `proven` may exclude any number (rule
+// 11).
+struct MemberGone {
+  MemberId member = 0;
+  bool proven = false;
+  bool orderly = false;  // it had said Leaving, and exited 0 or 75
+  std::string why;
+};
+
+// All excluded processes of this node that belonged to views before `generation` are reaped (rule 13).
+struct NodeReady {
+  Generation generation;
+};
+
+enum class Scope : uint8_t { kRank = 0, kNode = 1, kJob = 2 };
+
+struct NoticeRaised {
+  Scope scope = Scope::kJob;
+  MemberId member = 0;      // for kRank
+  Duration time_left = -1;  // to the deadline, when sent; -1: not known
+  std::string source;       // "SIGTERM to the agent on node a"
+};
+
+struct Heartbeat {};  // both ways, also between agent and worker
+
+// ---- member → leader
+// ----------------------------------------------------------------------------------------
+
+// First message of a process. `fingerprint` covers names, types, shapes and the job's constants: members of
+// one job must agree on it.
+struct MemberHello {
+  Member member;
+  Digest fingerprint;
+  std::string description;  // the same in words, to explain a mismatch
+};
+
+// The run's starting version is known: 0 for a fresh start, or a checkpoint's. Sent by all members of the
+// first view of a run once they agree among themselves; `lineage` is the checkpoint's.
+struct Started {
+  Generation generation;
+  Version version = 0;
+  Digest digest;
+  Lineage lineage;
+};
+
+// Answer to Agree. No permit is granted after it until the leader says on (rule 1).
+struct Report {
+  Generation generation;
+  uint32_t attempt = 0;
+  Version version = kNoVersion;  // newest whole version it holds
+  bool torn = false;             // an open update scope did not close within its deadline: `version` is void
+  Generation installed;          // newest generation whose Go it has seen: the tail of its lineage
+  Digest digest;                 // of the state at `version`
+};
+
+// The member's part of the new view stands: group formed, state received and verified.
+struct Ready {
+  Generation generation;
+  uint32_t attempt = 0;
+};
+
+// Something the member could not do names who stood in the way: a hint for the leader, not a proof.
+struct Suspect {
+  Generation generation;
+  std::vector<MemberId> members;
+  std::string why;
+};
+
+// The step boundary agreed by the reductions' plan number was reached (rule 16): the member waits there, at
+// `version`, for Install, Proceed or SaveStop.
+struct AtBoundary {
+  Generation generation;
+  uint64_t plan = 0;
+  Version version = 0;
+  Digest digest;
+};
+
+// A learner holds `version` and has no logged gradient waiting (rule 17).
+struct Level {
+  Version version = 0;
+};
+struct LearnFailed {
+  uint64_t lesson = 0;
+  std::string why;
+};
+
+// Progress of a member: version reached, sent at most every 100 ms and at every boundary. For display, for
+// the step deadline, and for "joins wait until one step has been committed" (rule 18).
+struct Progress {
+  Generation generation;
+  Version version = 0;
+};
+
+// A periodic save is due at this version on this member; the first one opens it (rule 24).
+struct SaveDue {
+  Generation generation;
+  Version version = 0;
+};
+
+// After the last write and close of the member's shard, or its failure.
+struct SaveVote {
+  uint64_t save = 0;
+  bool written = false;
+  ByteBuffer record;  // checkpoint's shard record, opaque here
+  std::string why;    // when not written
+};
+
+// Answer of the publisher to SavePublish. Publishing never overwrites, so a second publisher is harmless.
+struct SavePublished {
+  uint64_t save = 0;
+  bool published = false;
+  std::string why;
+};
+
+// The program left its loop: the last message of a member before it exits by itself.
+struct Leaving {
+  int exit_code = 0;
+  Version version = kNoVersion;
+  std::string why;
+};
+
+// ---- leader → node
+// ------------------------------------------------------------------------------------------
+
+struct NodeWelcome {
+  Generation newest;  // newest generation of the store, counter 0 if none yet
+  Duration heartbeat_every = 0;
+};
+struct NodeRefused {
+  std::string why;
+  int exit_code = 78;
+};
+// Kill and reap these processes of your node, then answer NodeReady for the generation.
+struct Evict {
+  Generation generation;
+  std::vector<MemberId> members;
+};
+struct EndJob {
+  int exit_code = 0;
+  std::string why;
+};
+
+// ---- leader → member
+// ----------------------------------------------------------------------------------------
+
+// Report, and grant no permit until told on. With `revoke`, the view is over: its group is revoked, the step
+// in flight will be repeated. Without, the view lives: an urgent save is looking for its version (rule 26).
+struct Agree {
+  Generation generation;  // of the view that ends, or is asked; counter 0 for members in no view
+  uint32_t attempt = 0;
+  bool revoke = true;
+  std::string why;
+};
+
+struct Transfer {
+  MemberId source = 0;
+  MemberId target = 0;
+};
+
+// The next view. Form its group, send or receive the state as `transfers` says, answer Ready.
+struct Install {
+  View view;
+  uint32_t attempt = 0;
+  std::vector<Transfer> transfers;
+  Digest digest;  // of the state at view.base; zero in the first view of a run
+  std::string why;
+};
+
+// Every member is ready: permits may be granted from view.base on.
+struct Go {
+  Generation generation;
+};
+
+// The newest entry of the leader's cumulative list of plans. Members combine it (max) in every reduction.
+struct PlanNumber {
+  uint64_t plan = 0;
+};
+
+// The boundary of `plan` changes nothing (any more): go on in the same view.
+struct Proceed {
+  uint64_t plan = 0;
+};
+
+// Teach `learner`: stage your version, send it and then each reduced gradient, until LessonOver.
+struct Teach {
+  uint64_t lesson = 0;
+  Member learner;
+};
+struct Learn {
+  uint64_t lesson = 0;
+  Member source;
+  View view;  // which the learner will join; also fixes lanes and lineage
+};
+struct LessonOver {
+  uint64_t lesson = 0;
+};
+// Stop at exactly this version and answer AtBoundary: the others wait there.
+struct LearnUntil {
+  uint64_t plan = 0;
+  Version version = 0;
+};
+
+// Write your part of `version` into the folder of `save`. Part i of n belongs to participants[i]; the staged
+// copy was taken when the member reached the version.
+struct SaveOpen {
+  uint64_t save = 0;  // nonce; names the folder together with the version
+  Version version = 0;
+  Lineage lineage;
+  std::vector<MemberId> participants;
+  bool stop = false;  // an urgent save: reach `version`, grant no permit beyond it, save, and wait for End
+};
+struct SavePublish {
+  uint64_t save = 0;
+  std::vector<ByteBuffer> records;  // by participant
+};
+// The save's fate, to all participants: durable, or failed with a reason.
+struct SaveClosed {
+  uint64_t save = 0;
+  bool durable = false;
+  std::string why;
+};
+
+// The run is over for this member: leave the loop with this exit code.
+struct End {
+  int exit_code = 0;
+  std::string why;
+};
+
+using Message =
+    std::variant<NodeHello, MemberGone, NodeReady, NoticeRaised, Heartbeat, MemberHello, Started, Report,
+                 Ready, Suspect, AtBoundary, Level, LearnFailed, Progress, SaveDue, SaveVote, SavePublished,
+                 Leaving, NodeWelcome, NodeRefused, Evict, EndJob, Agree, Install, Go, PlanNumber, Proceed,
+                 Teach, Learn, LessonOver, LearnUntil, SaveOpen, SavePublish, SaveClosed, End>;
+
+// What travels: a message and the member that sent it or shall get it; 0 is the node's agent itself.
+struct Envelope {
+  MemberId member = 0;
+  Message message;
+};
+
+const char* name_of(const Message& message);
+
+}  // namespace muster::control

@@ -1,0 +1,55 @@
+// An agent's state machine: the workers of one node, their deaths and restarts, notices, and what is said of
+// them to the leader. Pure; the host spawns, signals, reaps and forwards.
+//
+// INVARIANTS
+//  - NodeReady for a generation is sent only after every process it excluded here is reaped (rule 13).
+//  - A worker that left orderly is not restarted; one that died is, within the restart budget.
+#pragma once
+
+#include <memory>
+
+#include "runtime/control/actions.h"
+
+namespace muster::control {
+
+struct NodeLimits {
+  uint32_t workers = 1;
+  uint32_t restarts_max = 3;  // a slot's deaths within `restart_window` before the node gives it up
+  Duration restart_window = 600 * kSecond;
+  Duration restart_delay = 1 * kSecond;  // cool-down, doubled with each death within the window
+  Duration worker_silence =
+      10 * kSecond;  // no heartbeat from a worker's progress thread: kill it (a proven death)
+  Duration quick_death = 2 * kSecond;  // a program whose first run dies so soon, everywhere, is not restarted
+  Duration kill_grace = 10 * kSecond;  // End, or the job's end → SIGTERM → SIGKILL
+  Duration frozen_timeout = 120 * kSecond;  // without a leader for so long: kill the workers, end as requeue
+};
+
+class NodeCore {
+ public:
+  NodeCore(NodeId id, std::string name, std::string job, NodeLimits limits, Instant now);
+  ~NodeCore();
+
+  Actions begin(Instant now);  // hello to the leader
+  Actions leader_connected(Instant now);
+  Actions leader_lost(Instant now, const std::string& why);
+  Actions from_leader(Instant now, const Envelope& envelope);
+
+  Actions worker_spawned(Instant now, uint32_t local_rank, int process_id);
+  Actions spawn_failed(Instant now, uint32_t local_rank, const std::string& why);
+  Actions worker_exited(Instant now, uint32_t local_rank, int exit_code_or_minus_signal);
+  Actions from_worker(Instant now, uint32_t local_rank, const Message& message);
+  Actions worker_link_closed(Instant now,
+                             uint32_t local_rank);  // without an exit: it closed its side, or execs
+
+  Actions notice(Instant now, Scope scope, uint32_t local_rank, Duration time_left,
+                 const std::string& source);
+
+  Actions tick(Instant now);
+  Instant next_deadline() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace muster::control

@@ -1,0 +1,62 @@
+// The nouns of the protocol: who, which view, which version. Values only; no clock, socket, thread or log.
+#pragma once
+
+#include <compare>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "runtime/base/bytes.h"
+#include "runtime/base/clock.h"
+
+namespace muster::control {
+
+// Incarnations, not places: a restarted process or agent has a new one. Random, never 0.
+using NodeId = uint64_t;
+using MemberId = uint64_t;
+
+// Version s is the state before step s. kNoVersion: a process that holds none (fresh, or returned: rule 5).
+using Version = int64_t;
+constexpr Version kNoVersion = -1;
+
+// (store incarnation nonce, counter): an emptied and restarted store cannot reissue one (rule 9).
+struct Generation {
+  uint64_t incarnation = 0;
+  uint64_t counter = 0;
+  friend auto operator<=>(const Generation&, const Generation&) = default;
+};
+std::string to_string(const Generation& generation);
+
+// One entry for each installed view and resume. Version v of lineage P is on the branch of Q if P is a prefix
+// of Q and no later entry of Q has a base below v.
+struct LineageEntry {
+  Generation generation;
+  Version base = kNoVersion;
+  friend auto operator<=>(const LineageEntry&, const LineageEntry&) = default;
+};
+using Lineage = std::vector<LineageEntry>;
+bool on_branch(const Lineage& of_version, Version version, const Lineage& branch);
+
+struct Member {
+  MemberId id = 0;
+  NodeId node = 0;
+  uint32_t local_rank = 0;  // its slot on the node
+  std::string node_name;
+  ByteBuffer contact;  // opaque to the control plane: the data plane's address, a few hundred bytes
+  friend bool operator==(const Member&, const Member&) = default;
+};
+
+// Immutable once installed by compare-and-swap. Members stand in rank order: by node (in order of joining),
+// then by local rank, so that neighbours in rank are neighbours in topology.
+struct View {
+  Generation generation;
+  std::vector<Member> members;
+  Version base = kNoVersion;  // all members start from this version; kNoVersion in the first view of a run
+  Lineage lineage;            // ends with this view's own entry
+  friend bool operator==(const View&, const View&) = default;
+
+  std::optional<uint32_t> rank_of(MemberId id) const;
+};
+
+}  // namespace muster::control
