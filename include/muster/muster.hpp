@@ -1,0 +1,220 @@
+// Muster for C++17 and later: a header-only wrapper over muster.h, which is the manual. Start here in C++.
+//
+//     muster::Session session;
+//     muster::State state(session);
+//     state.replicated("weights", weights.data(), {rows, columns});
+//     muster::Run run(session, state, options);
+//     while (auto step = run.next()) {
+//       for (const muster::Microbatch& micro : step.microbatches()) {
+//         forward_backward(micro, weights, grads);
+//         step.accumulate(micro, grads);                  // adds along the tree, zeroes grads
+//       }
+//       if (!step.reduce(grads)) continue;                // false: the same step again, under a new view
+//       if (auto update = step.update()) optimizer(weights, grads);
+//     }
+//     return run.exit_code();
+//
+// Failures that the program can do nothing about in place are thrown as muster::Failure; "the view changed" is a false
+// return, never an exception. Everything here is inline and owns nothing but C handles.
+#pragma once
+
+#include <muster/muster.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace muster {
+
+class Failure : public std::runtime_error {
+ public:
+  Failure(muster_status status, const std::string& what) : std::runtime_error(what), status_(status) {}
+  muster_status status() const { return status_; }
+
+ private:
+  muster_status status_;
+};
+
+namespace detail {
+inline void check(muster_status status) {
+  if (status != MUSTER_OK) throw Failure(status, muster_last_error());
+}
+// True: done. False: the view changed. Anything else is thrown.
+inline bool check_or_again(muster_status status) {
+  if (status == MUSTER_AGAIN) return false;
+  check(status);
+  return true;
+}
+struct LeaveSession {
+  void operator()(muster_session* session) const { muster_leave(session); }
+};
+struct DestroyState {
+  void operator()(muster_state* state) const { muster_state_destroy(state); }
+};
+struct DestroyRun {
+  void operator()(muster_run* run) const { muster_run_destroy(run); }
+};
+}  // namespace detail
+
+template <typename T>
+struct DTypeOf;
+template <>
+struct DTypeOf<float> {
+  static constexpr muster_dtype value = MUSTER_FLOAT32;
+};
+template <>
+struct DTypeOf<double> {
+  static constexpr muster_dtype value = MUSTER_FLOAT64;
+};
+template <>
+struct DTypeOf<int32_t> {
+  static constexpr muster_dtype value = MUSTER_INT32;
+};
+template <>
+struct DTypeOf<int64_t> {
+  static constexpr muster_dtype value = MUSTER_INT64;
+};
+template <>
+struct DTypeOf<uint8_t> {
+  static constexpr muster_dtype value = MUSTER_UINT8;
+};
+
+using Microbatch = muster_microbatch;
+using EventCallback = muster_event_callback;
+
+class Session {
+ public:
+  explicit Session(EventCallback on_event = nullptr, void* context = nullptr) {
+    muster_join_options options{sizeof(muster_join_options), on_event, context};
+    muster_session* session = nullptr;
+    detail::check(muster_join(&options, &session));
+    handle_.reset(session);
+  }
+  static Session join() { return Session(); }
+  void notice(double seconds_left, const std::string& source) {
+    detail::check(muster_session_notice(handle_.get(), seconds_left, source.c_str()));
+  }
+  muster_session* handle() const { return handle_.get(); }
+
+ private:
+  std::unique_ptr<muster_session, detail::LeaveSession> handle_;
+};
+
+class State {
+ public:
+  explicit State(const Session& session) {
+    muster_state* state = nullptr;
+    detail::check(muster_state_create(session.handle(), &state));
+    handle_.reset(state);
+  }
+  template <typename T>
+  void replicated(const std::string& name, T* data, std::initializer_list<int64_t> shape) {
+    replicated(name, data, DTypeOf<T>::value, std::vector<int64_t>(shape));
+  }
+  void replicated(const std::string& name, void* data, muster_dtype dtype, const std::vector<int64_t>& shape) {
+    detail::check(muster_state_replicated(handle_.get(), name.c_str(), data, dtype, shape.data(), shape.size()));
+  }
+  muster_state* handle() const { return handle_.get(); }
+
+ private:
+  std::unique_ptr<muster_state, detail::DestroyState> handle_;
+};
+
+struct TrainOptions : muster_train_options {
+  TrainOptions() { muster_train_options_init(this); }
+};
+
+// The scope in which the state is mutable. False where it was refused: go on with the next step.
+class Update {
+ public:
+  explicit Update(muster_step* step) : step_(detail::check_or_again(muster_step_open_update(step)) ? step : nullptr) {}
+  Update(Update&& other) noexcept : step_(other.step_) { other.step_ = nullptr; }
+  Update(const Update&) = delete;
+  Update& operator=(const Update&) = delete;
+  Update& operator=(Update&&) = delete;
+  ~Update() {
+    if (step_ != nullptr) muster_step_close_update(step_);
+  }
+  explicit operator bool() const { return step_ != nullptr; }
+
+ private:
+  muster_step* step_;
+};
+
+// This process's microbatches of one step, each handed out once.
+class Microbatches {
+ public:
+  struct End {};
+  class Iterator {
+   public:
+    explicit Iterator(muster_step* step) : step_(step) { ++*this; }
+    const Microbatch& operator*() const { return microbatch_; }
+    Iterator& operator++() {
+      if (muster_step_next_microbatch(step_, &microbatch_) == 0) step_ = nullptr;
+      return *this;
+    }
+    bool operator!=(End) const { return step_ != nullptr; }
+
+   private:
+    muster_step* step_;
+    Microbatch microbatch_{};
+  };
+  explicit Microbatches(muster_step* step) : step_(step) {}
+  Iterator begin() const { return Iterator(step_); }
+  End end() const { return {}; }
+
+ private:
+  muster_step* step_;
+};
+
+class Step {
+ public:
+  explicit Step(muster_step* step) : step_(step) {}
+  explicit operator bool() const { return step_ != nullptr; }
+  int64_t index() const { return muster_step_index(step_); }
+  Microbatches microbatches() const { return Microbatches(step_); }
+
+  void accumulate(const Microbatch& microbatch, std::initializer_list<muster_span> gradients) {
+    detail::check_or_again(muster_step_accumulate(step_, &microbatch, gradients.begin(), gradients.size()));
+  }
+  void accumulate(const Microbatch& microbatch, std::vector<float>& gradients) {
+    accumulate(microbatch, {{gradients.data(), gradients.size()}});
+  }
+  bool reduce(std::initializer_list<muster_span> gradients) {
+    return detail::check_or_again(muster_step_reduce(step_, gradients.begin(), gradients.size()));
+  }
+  bool reduce(std::vector<float>& gradients) { return reduce({{gradients.data(), gradients.size()}}); }
+  Update update() { return Update(step_); }
+
+ private:
+  muster_step* step_;
+};
+
+class Run {
+ public:
+  Run(const Session& session, const State& state, const muster_train_options& options) {
+    muster_run* run = nullptr;
+    detail::check(muster_train(session.handle(), state.handle(), &options, &run));
+    handle_.reset(run);
+  }
+  Step next() {
+    muster_step* step = nullptr;
+    detail::check(muster_run_next(handle_.get(), &step));
+    return Step(step);
+  }
+  muster_run_info info() const {
+    muster_run_info info{};
+    info.size = sizeof info;
+    detail::check(muster_run_get_info(handle_.get(), &info));
+    return info;
+  }
+  int exit_code() const { return muster_run_exit_code(handle_.get()); }
+
+ private:
+  std::unique_ptr<muster_run, detail::DestroyRun> handle_;
+};
+
+}  // namespace muster
