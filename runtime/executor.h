@@ -1,0 +1,31 @@
+// One background thread that runs tasks in the order in which they were given: what may block, and must neither hold
+// up the program nor the control connection.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <thread>
+
+namespace muster {
+
+class Executor {
+ public:
+  explicit Executor(const char* name);  // as shown by debuggers, ≤ 15 characters
+  ~Executor();                          // finishes the running task, drops the rest
+
+  void post(std::function<void()> task);
+  void stop();  // as the destructor; later posts are dropped
+
+ private:
+  void run();
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<std::function<void()>> tasks_;
+  bool stopping_ = false;
+  std::thread thread_;
+};
+
+}  // namespace muster

@@ -1,0 +1,240 @@
+#include "runtime/lesson.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "runtime/base/random.h"
+
+namespace muster {
+namespace {
+
+uint64_t tag_of(uint64_t lesson, uint64_t item) { return mix64(lesson ^ mix64(item)); }
+
+constexpr Duration kPoll = 200 * kMillisecond;  // how soon an ended lesson is noticed while nothing arrives
+
+}  // namespace
+
+// ---- teaching -----------------------------------------------------------------------------------------------
+
+struct Teacher::Lesson {
+  control::Teach teach;
+  control::Version next = 0;  // version whose gradient is logged next
+  ByteBuffer state;
+  control::Version state_version = 0;
+  std::deque<std::pair<control::Version, std::vector<float>>> log;
+  uint64_t log_bytes = 0;
+  bool over = false;
+  bool finished = false;
+  std::condition_variable changed;
+  std::thread thread;
+};
+
+Teacher::Teacher(Endpoint& endpoint, State& state, LessonLimits limits)
+    : endpoint_(endpoint), state_(state), limits_(limits) {}
+
+Teacher::~Teacher() {
+  end_all();
+  reap(true);
+}
+
+void Teacher::begin(const control::Teach& teach, control::Version version) {
+  reap(false);
+  auto lesson = std::make_shared<Lesson>();
+  lesson->teach = teach;
+  lesson->next = version;
+  lesson->state_version = version;
+  lesson->state.resize(state_.bytes());
+  state_.copy_to(lesson->state);
+  const std::lock_guard lock(mutex_);
+  lessons_.push_back(lesson);
+  lesson->thread = std::thread([this, lesson] { this->teach(*lesson); });
+}
+
+void Teacher::end(uint64_t nonce) {
+  const std::lock_guard lock(mutex_);
+  for (const auto& lesson : lessons_) {
+    if (lesson->teach.lesson != nonce) continue;
+    lesson->over = true;
+    lesson->changed.notify_all();
+  }
+}
+
+void Teacher::end_all() {
+  const std::lock_guard lock(mutex_);
+  for (const auto& lesson : lessons_) {
+    lesson->over = true;
+    lesson->changed.notify_all();
+  }
+}
+
+bool Teacher::busy() const {
+  const std::lock_guard lock(mutex_);
+  return std::any_of(lessons_.begin(), lessons_.end(), [](const auto& lesson) { return !lesson->over; });
+}
+
+void Teacher::note(control::Version version, std::span<const float> gradient) {
+  const std::lock_guard lock(mutex_);
+  for (const auto& lesson : lessons_) {
+    if (lesson->over || version != lesson->next) continue;
+    lesson->next = version + 1;
+    lesson->log_bytes += gradient.size_bytes();
+    if (lesson->log_bytes > limits_.log_bytes_max) {
+      lesson->over = true;  // the learner starts again, or the leader takes one bounded stall
+    } else {
+      lesson->log.emplace_back(version, std::vector<float>(gradient.begin(), gradient.end()));
+    }
+    lesson->changed.notify_all();
+  }
+}
+
+Status Teacher::send(Lesson& lesson, uint64_t item, ByteSpan bytes) {
+  MUSTER_ASSIGN(const PeerId peer, endpoint_.peer(lesson.teach.learner.contact));
+  auto work = endpoint_.send(peer, tag_of(lesson.teach.lesson, item), bytes);
+  return work.wait(now() + limits_.item_timeout);
+}
+
+void Teacher::teach(Lesson& lesson) {
+  const LessonHeader header{lesson.state_version, lesson.state.size(), digest_of(ByteSpan(lesson.state))};
+  Status sent = send(lesson, 0, bytes_of(header));
+  if (sent.ok()) sent = send(lesson, 1, lesson.state);
+  lesson.state = {};
+  uint64_t item = 2;
+  while (sent.ok()) {
+    std::unique_lock lock(mutex_);
+    lesson.changed.wait(lock, [&] { return lesson.over || !lesson.log.empty(); });
+    if (lesson.log.empty()) break;
+    auto [version, gradient] = std::move(lesson.log.front());
+    lesson.log.pop_front();
+    lock.unlock();
+    sent = send(lesson, item, bytes_of(GradientHeader{version, gradient.size()}));
+    if (sent.ok()) sent = send(lesson, item + 1, std::as_bytes(std::span<const float>(gradient)));
+    item += 2;
+    lock.lock();
+    lesson.log_bytes -= gradient.size() * sizeof(float);
+  }
+  if (sent.ok()) sent = send(lesson, item, bytes_of(GradientHeader{-1, 0}));
+  // A learner that is gone is the leader's business; the lesson just ends.
+  const std::lock_guard lock(mutex_);
+  lesson.over = true;
+  lesson.finished = true;
+}
+
+void Teacher::reap(bool all) {
+  std::vector<std::shared_ptr<Lesson>> ended;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto live = std::partition(lessons_.begin(), lessons_.end(),
+                                     [&](const auto& lesson) { return !all && !lesson->finished; });
+    ended.assign(live, lessons_.end());
+    lessons_.erase(live, lessons_.end());
+  }
+  for (const auto& lesson : ended) lesson->thread.join();
+}
+
+// ---- learning -----------------------------------------------------------------------------------------------
+
+Learner::Learner(Endpoint& endpoint, const control::Learn& learn, uint64_t state_bytes, Notify notify,
+                 LessonLimits limits)
+    : endpoint_(endpoint),
+      learn_(learn),
+      state_bytes_(state_bytes),
+      notify_(std::move(notify)),
+      limits_(limits),
+      thread_([this] { this->learn(); }) {}
+
+Learner::~Learner() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  thread_.join();
+}
+
+std::optional<Learner::Snapshot> Learner::take_snapshot() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(snapshot_, std::nullopt);
+}
+
+std::optional<std::vector<float>> Learner::take_gradient(control::Version version) {
+  const std::lock_guard lock(mutex_);
+  while (!gradients_.empty() && gradients_.front().first < version) gradients_.pop_front();
+  if (gradients_.empty() || gradients_.front().first != version) return std::nullopt;
+  auto gradient = std::move(gradients_.front().second);
+  gradients_.pop_front();
+  return gradient;
+}
+
+bool Learner::level() const {
+  const std::lock_guard lock(mutex_);
+  return !snapshot_ && gradients_.empty();
+}
+
+std::optional<std::string> Learner::failure() const {
+  const std::lock_guard lock(mutex_);
+  return failure_;
+}
+
+void Learner::learn() {
+  Status status = receive_snapshot();
+  notify_();
+  bool more = status.ok();
+  for (uint64_t item = 2; more; item += 2) {
+    auto received = receive_gradient(item);
+    if (!received.ok()) status = std::move(received).error();
+    more = received.ok() && *received;
+    notify_();
+  }
+  const std::lock_guard lock(mutex_);
+  failure_ = status.ok() ? "the teacher ended the lesson" : status.error().message;
+}
+
+Status Learner::receive(uint64_t item, MutableByteSpan bytes, Duration timeout) {
+  MUSTER_ASSIGN(const PeerId peer, endpoint_.peer(learn_.source.contact));
+  auto work = endpoint_.recv(peer, tag_of(learn_.lesson, item), bytes);
+  const Instant deadline = timeout == kNever ? kNever : now() + timeout;
+  while (true) {
+    const Instant until = std::min(deadline, now() + kPoll);
+    Status status = work.wait(until);
+    if (status.ok() || work.test()) return status;
+    const std::lock_guard lock(mutex_);
+    if (stopping_) return Error{ErrorCode::kEnded, "the learner is closing"};
+    if (now() >= deadline) return status;
+  }
+}
+
+Status Learner::receive_snapshot() {
+  LessonHeader header{};
+  MUSTER_TRY(receive(0, {reinterpret_cast<std::byte*>(&header), sizeof header}, limits_.item_timeout));
+  if (header.version < 0 || header.state_bytes != state_bytes_) {
+    return Error{ErrorCode::kMisuse, "the teacher's state has " + std::to_string(header.state_bytes) +
+                                         " bytes, this process registered " + std::to_string(state_bytes_) +
+                                         "; start the same program with the same options"};
+  }
+  ByteBuffer bytes(state_bytes_);
+  MUSTER_TRY(receive(1, bytes, limits_.item_timeout));
+  if (digest_of(ByteSpan(bytes)) != header.digest) {
+    return Error{ErrorCode::kRetry, "the state received from the teacher does not match its digest; asking again"};
+  }
+  const std::lock_guard lock(mutex_);
+  snapshot_ = Snapshot{header.version, std::move(bytes)};
+  return ok();
+}
+
+Result<bool> Learner::receive_gradient(uint64_t item) {
+  GradientHeader header{};
+  // Steps may take as long as they like; the teacher's death ends this wait.
+  MUSTER_TRY(receive(item, {reinterpret_cast<std::byte*>(&header), sizeof header}, kNever));
+  if (header.version < 0) return false;
+  if (header.count > limits_.log_bytes_max / sizeof(float)) {
+    return Error{ErrorCode::kMisuse, "the teacher announced a gradient of " + std::to_string(header.count) +
+                                         " elements, more than a lesson may hold"};
+  }
+  std::vector<float> gradient(header.count);
+  MUSTER_TRY(receive(item + 1, std::as_writable_bytes(std::span(gradient)), limits_.item_timeout));
+  const std::lock_guard lock(mutex_);
+  waiting_bytes_ += gradient.size() * sizeof(float);
+  gradients_.emplace_back(header.version, std::move(gradient));
+  return true;
+}
+
+}  // namespace muster

@@ -1,0 +1,117 @@
+// Joining without a stall (PROTOCOL 17): a teacher sends a learner one version of the state and then each reduced
+// gradient, over the data plane, until the learner is level and joins the next view.
+//
+// On the data plane a lesson is a sequence of items under tags derived from the lesson's nonce and the item's number:
+// item 0 is a LessonHeader, item 1 the state, and each later pair a GradientHeader and the gradient's floats.
+//
+// INVARIANTS
+//  - Gradients go out in the order of their versions, each once: a step that is repeated under a new view has the same
+//    bits (canonical mode), so its second reduction is skipped.
+//  - What waits to be sent is bounded; a learner that falls behind by more is told so by the end of its lesson.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "collectives/endpoint.h"
+#include "runtime/control/messages.h"
+#include "runtime/state.h"
+
+namespace muster {
+
+struct LessonLimits {
+  uint64_t log_bytes_max = 512ULL << 20;      // of gradients that wait to be sent
+  Duration item_timeout = 60 * kSecond;       // for one item on the wire
+};
+
+// What a teacher and its learner must know of each other's data before any of it is trusted.
+struct LessonHeader {
+  int64_t version;
+  uint64_t state_bytes;
+  Digest digest;
+};
+struct GradientHeader {
+  int64_t version;   // −1: the lesson is over, no data follows
+  uint64_t count;
+};
+
+// The teaching side of a Run. All calls from any thread.
+class Teacher {
+ public:
+  Teacher(Endpoint& endpoint, State& state, LessonLimits limits = {});
+  ~Teacher();
+
+  // Begins with the state as it is now, which is `version`. The caller guarantees that the reduction of `version` has
+  // not been noted yet, and that the state stays as it is until this returns: a copy is taken before.
+  void begin(const control::Teach& teach, control::Version version);
+  void end(uint64_t lesson);
+  void end_all();
+  bool busy() const;
+
+  // The reduced gradient of `version`, before the program can change it.
+  void note(control::Version version, std::span<const float> gradient);
+
+ private:
+  struct Lesson;
+  void teach(Lesson& lesson);
+  Status send(Lesson& lesson, uint64_t item, ByteSpan bytes);
+  void reap(bool all);
+
+  Endpoint& endpoint_;
+  State& state_;
+  const LessonLimits limits_;
+  mutable std::mutex mutex_;
+  std::vector<std::shared_ptr<Lesson>> lessons_;
+};
+
+// The learning side: receives on a thread of its own; the Run installs and applies.
+class Learner {
+ public:
+  using Notify = std::function<void()>;  // something arrived, or the lesson failed; called without any lock
+
+  Learner(Endpoint& endpoint, const control::Learn& learn, uint64_t state_bytes, Notify notify,
+          LessonLimits limits = {});
+  ~Learner();
+
+  // The staged state, once, when it has arrived and its digest matched.
+  struct Snapshot {
+    control::Version version;
+    ByteBuffer bytes;
+  };
+  std::optional<Snapshot> take_snapshot();
+
+  // The gradient of `version`, once it has arrived.
+  std::optional<std::vector<float>> take_gradient(control::Version version);
+  bool level() const;  // nothing has arrived that was not taken
+
+  uint64_t lesson() const { return learn_.lesson; }
+  std::optional<std::string> failure() const;
+
+ private:
+  void learn();
+  Status receive_snapshot();
+  Result<bool> receive_gradient(uint64_t item);
+  Status receive(uint64_t item, MutableByteSpan bytes, Duration timeout);
+
+  Endpoint& endpoint_;
+  const control::Learn learn_;
+  const uint64_t state_bytes_;
+  const Notify notify_;
+  const LessonLimits limits_;
+  PeerId source_{};
+  mutable std::mutex mutex_;
+  bool stopping_ = false;
+  std::optional<Snapshot> snapshot_;
+  std::deque<std::pair<control::Version, std::vector<float>>> gradients_;
+  uint64_t waiting_bytes_ = 0;
+  std::optional<std::string> failure_;
+  std::thread thread_;
+};
+
+}  // namespace muster

@@ -1,0 +1,481 @@
+// The program's side of a Run. See run_control.cpp for the leader's messages, start_up.cpp for the beginning and
+// view_change.cpp for the forming of views.
+#include "runtime/run.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "runtime/base/check.h"
+#include "runtime/base/random.h"
+
+namespace muster {
+namespace {
+
+Status check_options(const TrainOptions& options) {
+  const auto misuse = [](std::string text) { return Error{ErrorCode::kMisuse, std::move(text)}; };
+  if (options.steps < 0) return misuse("steps is " + std::to_string(options.steps) + "; give the version to reach, ≥ 0");
+  if (options.microbatches < 1 || options.lanes < 1 || options.microbatches % options.lanes != 0) {
+    return misuse("microbatches is " + std::to_string(options.microbatches) + " and lanes is " +
+                  std::to_string(options.lanes) + "; lanes must be at least 1 and divide microbatches");
+  }
+  if (options.samples_per_microbatch < 1 || options.dataset_samples < 1) {
+    return misuse("samples_per_microbatch is " + std::to_string(options.samples_per_microbatch) +
+                  " and dataset_samples is " + std::to_string(options.dataset_samples) + "; both must be at least 1");
+  }
+  if (!options.save.folder.empty() && (options.save.keep < 2 || options.save.every < 0)) {
+    return misuse("checkpoint_keep is " + std::to_string(options.save.keep) + " and checkpoint_every is " +
+                  std::to_string(options.save.every) +
+                  "; keep at least 2, since the newest may turn out damaged, and save every 0 or more steps");
+  }
+  return ok();
+}
+
+checkpoint::JobConstants constants_of(const TrainOptions& options) {
+  checkpoint::JobConstants constants;
+  constants.microbatches = options.microbatches;
+  constants.lanes = options.lanes;
+  constants.samples_per_microbatch = options.samples_per_microbatch;
+  constants.dataset_samples = options.dataset_samples;
+  constants.seed = options.seed;
+  constants.permutation = kPermutationVersion;
+  return constants;
+}
+
+std::string describe(const TrainOptions& options) {
+  return "microbatches " + std::to_string(options.microbatches) + ", lanes " + std::to_string(options.lanes) +
+         ", samples per microbatch " + std::to_string(options.samples_per_microbatch) + ", data set of " +
+         std::to_string(options.dataset_samples) + " samples, seed " + std::to_string(options.seed) + ", steps " +
+         std::to_string(options.steps);
+}
+
+size_t total(const Gradients& gradients) {
+  size_t count = 0;
+  for (const auto& piece : gradients) count += piece.size();
+  return count;
+}
+
+void scatter(std::span<const float> source, const Gradients& target) {
+  size_t offset = 0;
+  for (const auto& piece : target) {
+    std::copy_n(source.data() + offset, piece.size(), piece.data());
+    offset += piece.size();
+  }
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Run>> Run::start(Session& session, State& state, TrainOptions options) {
+  MUSTER_TRY(check_options(options));
+  state.seal();
+  std::unique_ptr<Run> run(new Run(session, state, std::move(options)));
+  session.attach(run.get());
+  const std::string constants = describe(run->options_);
+  const Digest parts[] = {state.fingerprint(), digest_of(as_bytes(constants))};
+  MUSTER_TRY(session.send(control::MemberHello{run->self_, digest_of(parts), state.description() + "; " + constants}));
+  return run;
+}
+
+Run::Run(Session& session, State& state, TrainOptions options)
+    : session_(session),
+      state_(state),
+      options_(std::move(options)),
+      self_(session.self()),
+      permutation_(static_cast<uint64_t>(options_.dataset_samples), options_.seed),
+      core_(self_.id, control::MemberLimits{}),
+      saver_(
+          state, options_.save, constants_of(options_),
+          [this](control::Message message) { say(std::move(message)); },
+          [this](Event event) { session_.emit(std::move(event)); }),
+      teacher_(session.endpoint(), state),
+      forming_("muster-view"),
+      digesting_("muster-digest"),
+      ticker_([this] { tick_until_stopped(); }) {}
+
+Run::~Run() {
+  session_.attach(nullptr);
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+    if (group_) group_->revoke(Error{ErrorCode::kEnded, "the run was destroyed"});
+    changed_.notify_all();
+  }
+  ticker_.join();
+  forming_.stop();
+  digesting_.stop();
+}
+
+// ---- next ---------------------------------------------------------------------------------------------------
+
+Result<bool> Run::next() {
+  Lock lock(mutex_);
+  if (update_open_) return Error{ErrorCode::kMisuse, "next was called inside an open update; close it first"};
+  reduced_ready_ = false;
+  while (true) {
+    if (core_.ended()) return false;
+    if (learner_) {
+      MUSTER_ASSIGN(const bool has_step, next_as_learner(lock));
+      if (has_step) return true;
+      continue;
+    }
+    if (entered_new_view(lock)) continue;
+    if (!core_.may_run() || group_ == nullptr || group_failed_) {
+      wait(lock);
+      continue;
+    }
+    if (!started_) {
+      MUSTER_TRY(start_up(lock));
+      continue;
+    }
+    if (waits_for_stop()) {
+      wait(lock);
+      continue;
+    }
+    if (waits_at_boundary(lock)) continue;
+    save_if_due();
+    if (waits_for_end(lock)) continue;
+    step_version_ = core_.version();
+    prepare_step();
+    return true;
+  }
+}
+
+// For any change, at most a second, so that every condition is looked at again in bounded time.
+void Run::wait(Lock& lock) { changed_.wait_for(lock, std::chrono::seconds(1)); }
+
+bool Run::entered_new_view(Lock& lock) {
+  if (!entered_) return false;
+  const control::EnterView entered = *std::exchange(entered_, std::nullopt);
+  MUSTER_CHECK(formed_ && formed_->generation == entered.view.generation, "Go follows this member's own Ready");
+  FormedView formed = *std::exchange(formed_, std::nullopt);
+  std::unique_ptr<Group> old = std::exchange(group_, std::move(formed.group));
+  const control::Version before = core_.version();
+  if (formed.incoming) {
+    // No permit is granted between Go and this call: open_update() is this same thread's.
+    state_.copy_from(*formed.incoming);
+    core_.state_installed(entered.base);
+  }
+  view_ = entered.view;
+  group_failed_ = false;
+  leaving_said_ = false;
+  stop_staged_ = false;
+  learner_.reset();
+  assignment_ = assign_lanes(options_.lanes, static_cast<int>(view_.members.size()));
+  accumulator_.reset();
+  settled_plan_ = std::max(settled_plan_, formed.plan);
+  agreed_plan_ = std::max(agreed_plan_, settled_plan_);
+  if (entered.base != control::kNoVersion) started_ = true;
+  if (step_version_ != control::kNoVersion && started_ && revoked_at_ != 0 && core_.version() == step_version_) {
+    emit(EventKind::kStepRepeated, step_version_, before == core_.version() ? "" : "after a transfer of the state");
+  }
+  emit(EventKind::kViewReady, core_.version(),
+       "rank " + std::to_string(group_->rank()) + " of " + std::to_string(group_->size()),
+       revoked_at_ != 0 ? now() - revoked_at_ : 0, static_cast<int64_t>(group_->size()));
+  revoked_at_ = 0;
+  report_progress(true);
+  lock.unlock();
+  old.reset();  // may wait until no peer can write into its memory any more
+  lock.lock();
+  return true;
+}
+
+bool Run::waits_for_stop() const { return stop_save_ && core_.version() >= stop_save_->version; }
+
+bool Run::waits_at_boundary(Lock& lock) {
+  if (agreed_plan_ <= settled_plan_) return false;
+  if (boundary_said_ < agreed_plan_) {
+    boundary_said_ = agreed_plan_;
+    say(control::AtBoundary{view_.generation, agreed_plan_, core_.version(), state_.digest()});
+  }
+  wait(lock);
+  return true;
+}
+
+// A save is due once per version and view: after a view change, those who had staged it for the old world would
+// hold other parts than the new one needs.
+void Run::save_if_due() {
+  const control::Version version = core_.version();
+  const bool last = version >= options_.steps;
+  if (!saver_.enabled() || (!saver_.due(version) && !last) || saver_.durable() == version) return;
+  if (save_said_ == version && save_said_in_ == view_.generation.counter) return;
+  save_said_ = version;
+  save_said_in_ = view_.generation.counter;
+  saver_.stage(version, group_->rank(), group_->size());
+  say(control::SaveDue{view_.generation, version});
+}
+
+bool Run::waits_for_end(Lock& lock) {
+  const control::Version version = core_.version();
+  if (version < options_.steps) return false;
+  const bool saved = !saver_.enabled() || saver_.settled(version);
+  if (saved && !leaving_said_) {
+    leaving_said_ = true;
+    say(control::Leaving{0, version, "all steps are done"});
+  }
+  wait(lock);
+  return true;
+}
+
+void Run::prepare_step() {
+  microbatches_.clear();
+  if (!learner_) {
+    const LaneRange lanes = assignment_[group_->rank()];
+    const int32_t per_lane = options_.microbatches / options_.lanes;
+    for (int32_t i = lanes.begin * per_lane; i < lanes.end * per_lane; ++i) microbatches_.push_back(i);
+  }
+  next_microbatch_ = 0;
+  if (accumulator_) accumulator_->reset();
+  step_began_ = now();
+}
+
+void Run::report_progress(bool always) {
+  constexpr Duration kEvery = 100 * kMillisecond;
+  if (!always && now() - progress_sent_ < kEvery) return;
+  progress_sent_ = now();
+  say(control::Progress{view_.generation, core_.version()});
+}
+
+// ---- a step -------------------------------------------------------------------------------------------------
+
+std::optional<Microbatch> Run::next_microbatch() {
+  const std::lock_guard lock(mutex_);
+  if (learner_ || core_.revoked() || core_.ended() || next_microbatch_ >= microbatches_.size()) return std::nullopt;
+  Microbatch micro;
+  micro.index = microbatches_[next_microbatch_++];
+  micro.lane = micro.index / (options_.microbatches / options_.lanes);
+  micro.position = (step_version_ * options_.microbatches + micro.index) * options_.samples_per_microbatch;
+  samples_.resize(static_cast<size_t>(options_.samples_per_microbatch));
+  for (size_t i = 0; i < samples_.size(); ++i) {
+    samples_[i] = static_cast<int64_t>(permutation_.sample_at(static_cast<uint64_t>(micro.position) + i));
+  }
+  micro.samples = &samples_;
+  const auto step = static_cast<uint64_t>(step_version_);
+  micro.random_key = mix64(options_.seed ^ mix64(step ^ mix64(static_cast<uint64_t>(micro.index) + 1)));
+  return micro;
+}
+
+Error Run::revoked_error() const {
+  return Error{ErrorCode::kReconfigure, "the view changed; go on with the next step of the loop, which repeats this one"};
+}
+
+Status Run::accumulate(int32_t microbatch, const Gradients& gradients) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (core_.revoked() || core_.ended()) {
+      for (const auto& piece : gradients) std::fill(piece.begin(), piece.end(), 0.0F);
+      return revoked_error();
+    }
+    const size_t count = total(gradients);
+    if (gradient_count_ != 0 && count != gradient_count_) {
+      return Error{ErrorCode::kMisuse, "gradients of " + std::to_string(count) + " elements were given after " +
+                                           std::to_string(gradient_count_) + "; pass the same pieces in every call"};
+    }
+    gradient_count_ = count;
+    if (!accumulator_) {
+      AccumulationPlan plan = plan_accumulation(options_.microbatches, options_.lanes, assignment_[group_->rank()]);
+      buffers_.resize(static_cast<size_t>(plan.buffers) * count);
+      std::vector<float*> buffers;
+      for (int i = 0; i < plan.buffers; ++i) buffers.push_back(buffers_.data() + static_cast<size_t>(i) * count);
+      accumulator_.emplace(std::move(plan), std::move(buffers), count);
+    }
+  }
+  const std::vector<std::span<const float>> pieces(gradients.begin(), gradients.end());
+  MUSTER_TRY(accumulator_->add(microbatch, pieces));
+  for (const auto& piece : gradients) std::fill(piece.begin(), piece.end(), 0.0F);
+  return ok();
+}
+
+Status Run::reduce(const Gradients& gradients) { return learner_ ? reduce_as_learner(gradients) : reduce_in_view(gradients); }
+
+Status Run::reduce_in_view(const Gradients& gradients) {
+  uint64_t plan = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    if (core_.revoked() || core_.ended() || group_failed_ || group_ == nullptr) return revoked_error();
+    if (!microbatches_.empty() && (!accumulator_ || !accumulator_->complete())) {
+      return Error{ErrorCode::kMisuse, "reduce was called before all microbatches of the step were accumulated; take "
+                                       "microbatches until there are no more"};
+    }
+    plan = known_plan_;
+  }
+  reduced_.resize(total(gradients));
+  const Instant deadline = now() + options_.step_timeout;
+  std::vector<const float*> partials;
+  if (!microbatches_.empty()) partials = accumulator_->partials();
+  const float scale = 1.0F / static_cast<float>(options_.microbatches);
+  Work sum = group_->canonical_all_reduce({options_.lanes, assignment_}, partials, reduced_, scale, deadline);
+  auto newest_plan = static_cast<int64_t>(plan);
+  int64_t combined_plan = 0;
+  Work plans = group_->all_reduce(&newest_plan, &combined_plan, 1, DType::kInt64, ReduceOp::kMax, deadline);
+  for (Work* work : {&sum, &plans}) {
+    if (Status status = work->wait(deadline); !status.ok()) {
+      Lock lock(mutex_);
+      return step_failed(lock, status.error(), work->suspects());
+    }
+  }
+  note_reduced(static_cast<uint64_t>(combined_plan));
+  scatter(reduced_, gradients);
+  return ok();
+}
+
+void Run::note_reduced(uint64_t plan) {
+  const std::lock_guard lock(mutex_);
+  reduced_ready_ = true;
+  agreed_plan_ = std::max(agreed_plan_, plan);
+  teacher_.note(step_version_, reduced_);
+  // All have contributed to this step, so all hold its version: the step before is committed (PROTOCOL 6).
+  if (step_version_ > committed_ && group_->rank() == 0) {
+    emit(EventKind::kStepCommitted, step_version_ - 1, "", now() - step_began_);
+  }
+  committed_ = std::max(committed_, step_version_);
+}
+
+// A failed operation is a hint to the leader, whose answer is a view change. Until then this group is not used.
+Status Run::step_failed(Lock& lock, const Error& error, const std::vector<uint32_t>& suspect_ranks) {
+  (void)lock;
+  if (error.code == ErrorCode::kMisuse) return error;
+  if (core_.revoked() || core_.ended() || error.code == ErrorCode::kReconfigure) return revoked_error();
+  group_failed_ = true;
+  std::vector<control::MemberId> suspects;
+  for (const uint32_t rank : suspect_ranks) {
+    if (rank < view_.members.size()) suspects.push_back(view_.members[rank].id);
+  }
+  say(control::Suspect{view_.generation, std::move(suspects), error.message});
+  return revoked_error();
+}
+
+Status Run::open_update() {
+  const Instant deadline = now() + options_.step_timeout;
+  while (now() < deadline) {
+    MUSTER_TRY(state_.begin_write(deadline));
+    Lock lock(mutex_);
+    if (!reduced_ready_) {
+      state_.end_write();
+      return Error{ErrorCode::kMisuse, "an update was opened without a successful reduce of this step; reduce first"};
+    }
+    control::Permit permit{true, ""};
+    if (!learner_) permit = core_.open_update(view_.generation, step_version_);
+    if (permit.granted) {
+      update_open_ = true;
+      return ok();
+    }
+    state_.end_write();
+    if (core_.revoked() || core_.ended() || waits_for_stop()) {
+      emit(EventKind::kPermitRefused, step_version_, permit.why);
+      return revoked_error();
+    }
+    // The view lives, but the leader has asked for a report and not yet said on: an urgent save looks for its version.
+    wait(lock);
+  }
+  return Error{ErrorCode::kReconfigure, "no permit to update came within the step's deadline; the step will be repeated"};
+}
+
+Status Run::close_update() {
+  Lock lock(mutex_);
+  if (!update_open_) return Error{ErrorCode::kMisuse, "an update was closed that is not open"};
+  update_open_ = false;
+  reduced_ready_ = false;
+  if (learner_) {
+    core_.state_installed(step_version_ + 1);
+    state_.end_write();
+    return ok();
+  }
+  control::MemberActions actions = core_.update_closed(now());
+  state_.end_write();
+  for (const control::Teach& teach : std::exchange(lessons_waiting_, {})) teacher_.begin(teach, core_.version());
+  if (stop_save_ && !stop_staged_ && core_.version() == stop_save_->version) {
+    stop_staged_ = true;
+    saver_.open(*stop_save_, self_.id);
+  }
+  perform(std::move(actions));
+  report_progress(false);
+  return ok();
+}
+
+// ---- a learner's step ---------------------------------------------------------------------------------------
+
+// PROTOCOL 17: the same loop with no microbatches, its reductions yielding logged gradients.
+Result<bool> Run::next_as_learner(Lock& lock) {
+  if (entered_) {
+    entered_new_view(lock);
+    return false;
+  }
+  if (auto failure = learner_->failure()) {
+    say(control::LearnFailed{learner_->lesson(), *failure});
+    std::unique_ptr<Learner> failed = std::move(learner_);
+    lock.unlock();
+    failed.reset();
+    lock.lock();
+    return false;
+  }
+  if (auto snapshot = learner_->take_snapshot()) {
+    state_.copy_from(snapshot->bytes);
+    core_.state_installed(snapshot->version);
+    started_ = true;
+    emit(EventKind::kLearnerStarted, snapshot->version, "", static_cast<int64_t>(snapshot->bytes.size()));
+  }
+  const bool has_state = core_.version() != control::kNoVersion;
+  const bool stops_here = learn_until_ && core_.version() >= learn_until_->version;
+  if (has_state && stops_here && boundary_said_ < learn_until_->plan) {
+    boundary_said_ = learn_until_->plan;
+    say(control::AtBoundary{{}, learn_until_->plan, core_.version(), state_.digest()});
+  }
+  if (!has_state || stops_here || core_.version() >= options_.steps) {
+    wait(lock);
+    return false;
+  }
+  step_version_ = core_.version();
+  prepare_step();
+  return true;
+}
+
+Status Run::reduce_as_learner(const Gradients& gradients) {
+  Lock lock(mutex_);
+  while (true) {
+    if (entered_ || core_.ended() || learner_->failure()) return revoked_error();
+    if (learn_until_ && step_version_ >= learn_until_->version) return revoked_error();
+    if (auto gradient = learner_->take_gradient(step_version_)) {
+      if (gradient->size() != total(gradients)) {
+        return Error{ErrorCode::kMisuse, "the teacher's gradient has " + std::to_string(gradient->size()) +
+                                             " elements, this process passed " + std::to_string(total(gradients)) +
+                                             "; start the same program with the same options"};
+      }
+      scatter(*gradient, gradients);
+      reduced_ready_ = true;
+      return ok();
+    }
+    if (learner_->level() && !level_said_) {
+      level_said_ = true;
+      emit(EventKind::kLearnerLevel, core_.version(), "");
+      say(control::Level{core_.version()});
+    }
+    wait(lock);
+  }
+}
+
+// ---- for display --------------------------------------------------------------------------------------------
+
+int Run::exit_code() const {
+  const std::lock_guard lock(mutex_);
+  const auto ended = core_.ended();
+  return ended ? ended->exit_code : 1;
+}
+
+RunInfo Run::info() const {
+  const std::lock_guard lock(mutex_);
+  RunInfo info;
+  info.version = core_.version();
+  info.committed = committed_;
+  info.durable = saver_.durable();
+  info.generation = view_.generation.counter;
+  info.rank = group_ ? static_cast<int32_t>(group_->rank()) : 0;
+  info.world_size = static_cast<int32_t>(view_.members.size());
+  std::vector<control::NodeId> nodes;
+  for (const control::Member& member : view_.members) nodes.push_back(member.node);
+  std::sort(nodes.begin(), nodes.end());
+  info.node_count = static_cast<int32_t>(std::unique(nodes.begin(), nodes.end()) - nodes.begin());
+  info.learner = learner_ != nullptr;
+  info.save_stall = state_.stall();
+  return info;
+}
+
+}  // namespace muster

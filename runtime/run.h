@@ -1,0 +1,205 @@
+// The training loop: one Run takes a State from its starting version to the last, through any number of views.
+//
+// Three parties meet here, under one lock:
+//  - the program's thread, in next(), accumulate(), reduce(), open_update(), close_update();
+//  - the control connection, whose messages go through MemberCore (on_message);
+//  - background threads: forming views, digests, saving, teaching.
+// What may block holds no lock. The program's thread is the only one that writes the state, and only in next()
+// (installing what was received and verified) or between open_update() and close_update().
+//
+// INVARIANTS
+//  - An update is applied only under a permit (PROTOCOL 1), and only with gradients of the step's own reduction.
+//  - Staged state is installed by the program's thread, after its digest matched (PROTOCOL 4).
+//  - Every wait of the program's thread ends by a result, a new view, the end of the run, or a deadline.
+#pragma once
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "collectives/group.h"
+#include "collectives/lane_tree.h"
+#include "runtime/control/member.h"
+#include "runtime/executor.h"
+#include "runtime/lesson.h"
+#include "runtime/permutation.h"
+#include "runtime/saver.h"
+#include "runtime/session.h"
+#include "runtime/state.h"
+
+namespace muster {
+
+struct TrainOptions {
+  int64_t steps = 0;
+  int32_t microbatches = 1;
+  int32_t lanes = 1;
+  int64_t samples_per_microbatch = 1;
+  int64_t dataset_samples = 1;
+  uint64_t seed = 0;
+  SaveOptions save;
+  Duration step_timeout = 600 * kSecond;
+};
+
+struct Microbatch {
+  int32_t index = 0;
+  int32_t lane = 0;
+  int64_t position = 0;
+  const std::vector<int64_t>* samples = nullptr;
+  uint64_t random_key = 0;
+};
+
+struct RunInfo {
+  int64_t version = -1;
+  int64_t committed = 0;
+  int64_t durable = -1;
+  uint64_t generation = 0;
+  int32_t rank = 0;
+  int32_t world_size = 0;
+  int32_t node_count = 0;
+  bool learner = false;
+  Duration save_stall = 0;
+};
+
+using Gradients = std::vector<std::span<float>>;
+
+class Run final : private Session::Listener {
+ public:
+  // Seals the state and announces this process. Errors: kMisuse for options that cannot hold.
+  static Result<std::unique_ptr<Run>> start(Session& session, State& state, TrainOptions options);
+  ~Run() override;
+
+  // True: a step is at hand, described by version(). False: the loop is over, see exit_code().
+  Result<bool> next();
+  int64_t step_version() const { return step_version_; }
+
+  // The step's next microbatch of this rank; nullopt when there is none, the view is revoked, or this is a learner.
+  std::optional<Microbatch> next_microbatch();
+
+  // kReconfigure: the view changed; go on with next().
+  Status accumulate(int32_t microbatch, const Gradients& gradients);
+  Status reduce(const Gradients& gradients);
+  Status open_update();
+  Status close_update();
+
+  int exit_code() const;
+  RunInfo info() const;
+
+ private:
+  // What forming a view produced on the background thread, until the program's thread enters it.
+  struct FormedView {
+    control::Generation generation;
+    std::unique_ptr<Group> group;
+    std::optional<ByteBuffer> incoming;  // staged state of the view's base, verified
+    uint64_t plan = 0;                   // plans up to this number are settled by the view
+  };
+  using Lock = std::unique_lock<std::mutex>;
+
+  Run(Session& session, State& state, TrainOptions options);
+
+  // control side (run_control.cpp)
+  void on_message(const control::Message& message) override;
+  void on_control_lost(const std::string& why) override;
+  void perform(control::MemberActions actions);
+  void perform_one(control::MemberAction& action);
+  void forward(const control::Message& message);
+  void begin_lesson(const control::Teach& teach);
+  void tick_until_stopped();
+  void say(control::Message message);
+  void emit(EventKind kind, control::Version version, std::string text, int64_t amount = 0, int64_t subject = -1);
+
+  // program side (run.cpp); each is one reason why there is no step yet, or none. True: look again.
+  bool entered_new_view(Lock& lock);
+  Status start_up(Lock& lock);
+  bool waits_at_boundary(Lock& lock);
+  bool waits_for_stop() const;
+  void save_if_due();
+  bool waits_for_end(Lock& lock);
+  Result<bool> next_as_learner(Lock& lock);
+  void prepare_step();
+  void wait(Lock& lock);
+  void report_progress(bool always);
+
+  Status reduce_in_view(const Gradients& gradients);
+  Status reduce_as_learner(const Gradients& gradients);
+  Status step_failed(Lock& lock, const Error& error, const std::vector<uint32_t>& suspect_ranks);
+  void note_reduced(uint64_t plan);
+  Error revoked_error() const;
+
+  // the start (start_up.cpp); on the program's thread, without the lock, inside the first view
+  struct Start {
+    control::Version version = 0;
+    control::Lineage lineage;
+    Digest digest;
+    std::optional<ByteBuffer> state;  // restored; else what the program initialised
+  };
+  Result<Start> agree_on_start(Group& group);
+  Result<std::optional<Start>> restore_newest(Group& group);
+
+  // views (view_change.cpp); on the forming thread
+  void form(const control::Install& install);
+  Status transfer(const control::Install& install, FormedView& formed, std::vector<control::MemberId>& suspects);
+  void compute_digest(control::Version version);
+
+  Session& session_;
+  State& state_;
+  const TrainOptions options_;
+  const control::Member self_;
+  const SamplePermutation permutation_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  control::MemberCore core_;
+
+  // the view that the program is in
+  std::unique_ptr<Group> group_;               // replaced by the program's thread only, under the lock
+  control::View view_;
+  bool group_failed_ = false;                  // an operation failed: nothing more until the leader says on
+  std::vector<LaneRange> assignment_;
+  std::optional<control::EnterView> entered_;  // Go came, the program has not been in next() since
+  std::optional<FormedView> formed_;
+  Instant revoked_at_ = 0;
+  bool started_ = false;       // the starting version is known
+  bool leaving_said_ = false;  // in this view
+
+  // the step at hand
+  control::Version step_version_ = control::kNoVersion;
+  std::vector<int32_t> microbatches_;  // of this rank in this view
+  size_t next_microbatch_ = 0;
+  std::vector<int64_t> samples_;
+  size_t gradient_count_ = 0;          // 0 until the program has shown its gradients
+  std::vector<float> buffers_;         // of the accumulator
+  std::optional<Accumulator> accumulator_;
+  std::vector<float> reduced_;
+  bool reduced_ready_ = false;         // reduce() succeeded, the update has not been closed
+  bool update_open_ = false;
+  control::Version committed_ = 0;
+  Instant step_began_ = 0;
+  Instant progress_sent_ = 0;
+
+  // plans (PROTOCOL 16)
+  uint64_t known_plan_ = 0;     // newest number heard from the leader
+  uint64_t agreed_plan_ = 0;    // newest number that a finished reduction carried
+  uint64_t settled_plan_ = 0;   // boundaries up to this one are behind us
+  uint64_t boundary_said_ = 0;  // AtBoundary was sent for this number
+
+  // saving, stopping, teaching, learning
+  Saver saver_;
+  std::optional<control::SaveOpen> stop_save_;  // an urgent save: no version beyond its own
+  bool stop_staged_ = false;
+  control::Version save_said_ = control::kNoVersion;
+  uint64_t save_said_in_ = 0;  // generation counter
+  Teacher teacher_;
+  std::vector<control::Teach> lessons_waiting_;  // begin when the open step's update has closed
+  std::unique_ptr<Learner> learner_;
+  std::optional<control::LearnUntil> learn_until_;
+  bool level_said_ = false;
+
+  bool stopping_ = false;
+  Executor forming_;
+  Executor digesting_;
+  std::thread ticker_;
+};
+
+}  // namespace muster

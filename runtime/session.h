@@ -1,0 +1,56 @@
+// A process's place in its job: the control connection, the data plane's endpoint, and the event stream. Lives across
+// views. Start reading at Session::join, then run.h.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+
+#include "collectives/endpoint.h"
+#include "runtime/agent/control_client.h"
+#include "runtime/base/events.h"
+
+namespace muster {
+
+struct SessionOptions {
+  EventSink on_event;  // may be empty
+};
+
+class Session {
+ public:
+  // Finds out how the process was launched, connects, and opens the data plane. Blocks up to the join deadline.
+  static Result<std::unique_ptr<Session>> join(SessionOptions options);
+  ~Session();
+
+  // Any thread. The agent, or the coordinator of a world without agents, decides what the notice means.
+  Status notice(Duration time_left, std::string source);
+
+  // Says it to the program's sink and, where there is one, to the agent.
+  void emit(Event event);
+
+  // Who receives the leader's messages. One run at a time; null detaches and returns only when no call is running.
+  class Listener {
+   public:
+    virtual ~Listener() = default;
+    virtual void on_message(const control::Message& message) = 0;
+    virtual void on_control_lost(const std::string& why) = 0;
+  };
+  void attach(Listener* listener);
+
+  Status send(control::Message message) { return control_->send(std::move(message)); }
+  Endpoint& endpoint() { return *endpoint_; }
+  control::Member self() const;  // with the data plane's contact
+  bool elastic() const;          // false: a fixed world, in which any loss ends the job
+
+ private:
+  Session() = default;
+
+  SessionOptions options_;
+  std::recursive_mutex listener_mutex_;
+  Listener* listener_ = nullptr;
+  std::string lost_;  // why the control connection ended; empty while it lives
+  std::unique_ptr<Endpoint> endpoint_;
+  std::unique_ptr<ControlClient> control_;
+};
+
+}  // namespace muster
