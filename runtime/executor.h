@@ -1,5 +1,5 @@
-// One background thread that runs tasks in the order in which they were given: what may block, and must neither hold
-// up the program nor the control connection.
+// One background thread that runs tasks in the order in which they were given: what may block, and must
+// neither hold up the program nor the control connection.
 #pragma once
 
 #include <condition_variable>

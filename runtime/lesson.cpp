@@ -14,12 +14,12 @@ constexpr Duration kPoll = 200 * kMillisecond;  // how soon an ended lesson is n
 
 }  // namespace
 
-// ---- teaching -----------------------------------------------------------------------------------------------
+// ---- teaching
+// -----------------------------------------------------------------------------------------------
 
 struct Teacher::Lesson {
   control::Teach teach;
   control::Version next = 0;  // version whose gradient is logged next
-  ByteBuffer state;
   control::Version state_version = 0;
   std::deque<std::pair<control::Version, std::vector<float>>> log;
   uint64_t log_bytes = 0;
@@ -37,20 +37,20 @@ Teacher::~Teacher() {
   reap(true);
 }
 
-void Teacher::begin(const control::Teach& teach, control::Version version) {
-  reap(false);
+bool Teacher::begin(const control::Teach& teach, control::Version version) {
+  if (!state_.acquire_read(now()).ok()) return false;
   auto lesson = std::make_shared<Lesson>();
   lesson->teach = teach;
   lesson->next = version;
   lesson->state_version = version;
-  lesson->state.resize(state_.bytes());
-  state_.copy_to(lesson->state);
   const std::lock_guard lock(mutex_);
   lessons_.push_back(lesson);
   lesson->thread = std::thread([this, lesson] { this->teach(*lesson); });
+  return true;
 }
 
 void Teacher::end(uint64_t nonce) {
+  reap(false);
   const std::lock_guard lock(mutex_);
   for (const auto& lesson : lessons_) {
     if (lesson->teach.lesson != nonce) continue;
@@ -94,10 +94,13 @@ Status Teacher::send(Lesson& lesson, uint64_t item, ByteSpan bytes) {
 }
 
 void Teacher::teach(Lesson& lesson) {
-  const LessonHeader header{lesson.state_version, lesson.state.size(), digest_of(ByteSpan(lesson.state))};
+  ByteBuffer state(state_.bytes());
+  state_.copy_to(state);
+  state_.release_read();
+  const LessonHeader header{lesson.state_version, state.size(), digest_of(ByteSpan(state))};
   Status sent = send(lesson, 0, bytes_of(header));
-  if (sent.ok()) sent = send(lesson, 1, lesson.state);
-  lesson.state = {};
+  if (sent.ok()) sent = send(lesson, 1, state);
+  state = {};
   uint64_t item = 2;
   while (sent.ok()) {
     std::unique_lock lock(mutex_);
@@ -131,7 +134,8 @@ void Teacher::reap(bool all) {
   for (const auto& lesson : ended) lesson->thread.join();
 }
 
-// ---- learning -----------------------------------------------------------------------------------------------
+// ---- learning
+// -----------------------------------------------------------------------------------------------
 
 Learner::Learner(Endpoint& endpoint, const control::Learn& learn, uint64_t state_bytes, Notify notify,
                  LessonLimits limits)
@@ -213,7 +217,8 @@ Status Learner::receive_snapshot() {
   ByteBuffer bytes(state_bytes_);
   MUSTER_TRY(receive(1, bytes, limits_.item_timeout));
   if (digest_of(ByteSpan(bytes)) != header.digest) {
-    return Error{ErrorCode::kRetry, "the state received from the teacher does not match its digest; asking again"};
+    return Error{ErrorCode::kRetry,
+                 "the state received from the teacher does not match its digest; asking again"};
   }
   const std::lock_guard lock(mutex_);
   snapshot_ = Snapshot{header.version, std::move(bytes)};

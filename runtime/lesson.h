@@ -1,13 +1,16 @@
-// Joining without a stall (PROTOCOL 17): a teacher sends a learner one version of the state and then each reduced
-// gradient, over the data plane, until the learner is level and joins the next view.
+// Joining without a stall (PROTOCOL 17): a teacher sends a learner one version of the state and then each
+// reduced gradient, over the data plane, until the learner is level and joins the next view.
 //
-// On the data plane a lesson is a sequence of items under tags derived from the lesson's nonce and the item's number:
-// item 0 is a LessonHeader, item 1 the state, and each later pair a GradientHeader and the gradient's floats.
+// On the data plane a lesson is a sequence of items under tags derived from the lesson's nonce and the item's
+// number: item 0 is a LessonHeader, item 1 the state, and each later pair a GradientHeader and the gradient's
+// floats.
 //
 // INVARIANTS
-//  - Gradients go out in the order of their versions, each once: a step that is repeated under a new view has the same
+//  - Gradients go out in the order of their versions, each once: a step that is repeated under a new view has
+//  the same
 //    bits (canonical mode), so its second reduction is skipped.
-//  - What waits to be sent is bounded; a learner that falls behind by more is told so by the end of its lesson.
+//  - What waits to be sent is bounded; a learner that falls behind by more is told so by the end of its
+//  lesson.
 #pragma once
 
 #include <condition_variable>
@@ -26,8 +29,8 @@
 namespace muster {
 
 struct LessonLimits {
-  uint64_t log_bytes_max = 512ULL << 20;      // of gradients that wait to be sent
-  Duration item_timeout = 60 * kSecond;       // for one item on the wire
+  uint64_t log_bytes_max = 512ULL << 20;  // of gradients that wait to be sent
+  Duration item_timeout = 60 * kSecond;   // for one item on the wire
 };
 
 // What a teacher and its learner must know of each other's data before any of it is trusted.
@@ -37,7 +40,7 @@ struct LessonHeader {
   Digest digest;
 };
 struct GradientHeader {
-  int64_t version;   // −1: the lesson is over, no data follows
+  int64_t version;  // −1: the lesson is over, no data follows
   uint64_t count;
 };
 
@@ -47,9 +50,10 @@ class Teacher {
   Teacher(Endpoint& endpoint, State& state, LessonLimits limits = {});
   ~Teacher();
 
-  // Begins with the state as it is now, which is `version`. The caller guarantees that the reduction of `version` has
-  // not been noted yet, and that the state stays as it is until this returns: a copy is taken before.
-  void begin(const control::Teach& teach, control::Version version);
+  // Begins with the state as it is now, which is `version`. The caller guarantees that the reduction of
+  // `version` has not been noted yet. A read lease is taken here and held until the copy is made. False, and
+  // nothing begun, while an update is open.
+  bool begin(const control::Teach& teach, control::Version version);
   void end(uint64_t lesson);
   void end_all();
   bool busy() const;

@@ -1,5 +1,5 @@
-// The order of samples: a keyed permutation of 0 … N-1 for each epoch, computed where it is needed. No list, no state
-// but the position, the same on every host. Version 1; the number stands in every manifest.
+// The order of samples: a keyed permutation of 0 … N-1 for each epoch, computed where it is needed. No list,
+// no state but the position, the same on every host. Version 1; the number stands in every manifest.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +8,9 @@ namespace muster {
 
 constexpr int kPermutationVersion = 1;
 
-// Four-round Feistel network over the smallest even number of bits that holds N, with cycle walking back into the
-// range (Black, Rogaway 2002, "Ciphers with arbitrary finite domains"). Four rounds of a strong mixer are plenty for
-// shuffling; this is no cipher.
+// Four-round Feistel network over the smallest even number of bits that holds N, with cycle walking back into
+// the range (Black, Rogaway 2002, "Ciphers with arbitrary finite domains"). Four rounds of a strong mixer are
+// plenty for shuffling; this is no cipher.
 class SamplePermutation {
  public:
   // REQUIRES: samples ≥ 1.

@@ -1,5 +1,5 @@
-// The program's side of a Run. See run_control.cpp for the leader's messages, start_up.cpp for the beginning and
-// view_change.cpp for the forming of views.
+// The program's side of a Run. See run_control.cpp for the leader's messages, start_up.cpp for the beginning
+// and view_change.cpp for the forming of views.
 #include "runtime/run.h"
 
 #include <algorithm>
@@ -13,14 +13,16 @@ namespace {
 
 Status check_options(const TrainOptions& options) {
   const auto misuse = [](std::string text) { return Error{ErrorCode::kMisuse, std::move(text)}; };
-  if (options.steps < 0) return misuse("steps is " + std::to_string(options.steps) + "; give the version to reach, ≥ 0");
+  if (options.steps < 0)
+    return misuse("steps is " + std::to_string(options.steps) + "; give the version to reach, ≥ 0");
   if (options.microbatches < 1 || options.lanes < 1 || options.microbatches % options.lanes != 0) {
     return misuse("microbatches is " + std::to_string(options.microbatches) + " and lanes is " +
                   std::to_string(options.lanes) + "; lanes must be at least 1 and divide microbatches");
   }
   if (options.samples_per_microbatch < 1 || options.dataset_samples < 1) {
     return misuse("samples_per_microbatch is " + std::to_string(options.samples_per_microbatch) +
-                  " and dataset_samples is " + std::to_string(options.dataset_samples) + "; both must be at least 1");
+                  " and dataset_samples is " + std::to_string(options.dataset_samples) +
+                  "; both must be at least 1");
   }
   if (!options.save.folder.empty() && (options.save.keep < 2 || options.save.every < 0)) {
     return misuse("checkpoint_keep is " + std::to_string(options.save.keep) + " and checkpoint_every is " +
@@ -44,8 +46,8 @@ checkpoint::JobConstants constants_of(const TrainOptions& options) {
 std::string describe(const TrainOptions& options) {
   return "microbatches " + std::to_string(options.microbatches) + ", lanes " + std::to_string(options.lanes) +
          ", samples per microbatch " + std::to_string(options.samples_per_microbatch) + ", data set of " +
-         std::to_string(options.dataset_samples) + " samples, seed " + std::to_string(options.seed) + ", steps " +
-         std::to_string(options.steps);
+         std::to_string(options.dataset_samples) + " samples, seed " + std::to_string(options.seed) +
+         ", steps " + std::to_string(options.steps);
 }
 
 size_t total(const Gradients& gradients) {
@@ -71,7 +73,8 @@ Result<std::unique_ptr<Run>> Run::start(Session& session, State& state, TrainOpt
   session.attach(run.get());
   const std::string constants = describe(run->options_);
   const Digest parts[] = {state.fingerprint(), digest_of(as_bytes(constants))};
-  MUSTER_TRY(session.send(control::MemberHello{run->self_, digest_of(parts), state.description() + "; " + constants}));
+  MUSTER_TRY(session.send(
+      control::MemberHello{run->self_, digest_of(parts), state.description() + "; " + constants}));
   return run;
 }
 
@@ -104,7 +107,8 @@ Run::~Run() {
   digesting_.stop();
 }
 
-// ---- next ---------------------------------------------------------------------------------------------------
+// ---- next
+// ---------------------------------------------------------------------------------------------------
 
 Result<bool> Run::next() {
   Lock lock(mutex_);
@@ -112,6 +116,10 @@ Result<bool> Run::next() {
   reduced_ready_ = false;
   while (true) {
     if (core_.ended()) return false;
+    if (learn_asked_) {
+      begin_learning(lock);
+      continue;
+    }
     if (learner_) {
       MUSTER_ASSIGN(const bool has_step, next_as_learner(lock));
       if (has_step) return true;
@@ -126,7 +134,7 @@ Result<bool> Run::next() {
       MUSTER_TRY(start_up(lock));
       continue;
     }
-    if (waits_for_stop()) {
+    if (waits_at_limit()) {
       wait(lock);
       continue;
     }
@@ -145,27 +153,28 @@ void Run::wait(Lock& lock) { changed_.wait_for(lock, std::chrono::seconds(1)); }
 bool Run::entered_new_view(Lock& lock) {
   if (!entered_) return false;
   const control::EnterView entered = *std::exchange(entered_, std::nullopt);
-  MUSTER_CHECK(formed_ && formed_->generation == entered.view.generation, "Go follows this member's own Ready");
+  MUSTER_CHECK(formed_ && formed_->generation == entered.view.generation,
+               "Go follows this member's own Ready");
   FormedView formed = *std::exchange(formed_, std::nullopt);
   std::unique_ptr<Group> old = std::exchange(group_, std::move(formed.group));
   const control::Version before = core_.version();
-  if (formed.incoming) {
-    // No permit is granted between Go and this call: open_update() is this same thread's.
+  if (formed.incoming && core_.open_install(formed.generation).granted) {
     state_.copy_from(*formed.incoming);
-    core_.state_installed(entered.base);
+    perform(core_.state_installed(now(), entered.base));
   }
   view_ = entered.view;
   group_failed_ = false;
   leaving_said_ = false;
   stop_staged_ = false;
-  learner_.reset();
+  std::unique_ptr<Learner> graduated = std::move(learner_);
   assignment_ = assign_lanes(options_.lanes, static_cast<int>(view_.members.size()));
   accumulator_.reset();
-  settled_plan_ = std::max(settled_plan_, formed.plan);
-  agreed_plan_ = std::max(agreed_plan_, settled_plan_);
+  boundary_plan_ = 0;
   if (entered.base != control::kNoVersion) started_ = true;
-  if (step_version_ != control::kNoVersion && started_ && revoked_at_ != 0 && core_.version() == step_version_) {
-    emit(EventKind::kStepRepeated, step_version_, before == core_.version() ? "" : "after a transfer of the state");
+  if (step_version_ != control::kNoVersion && started_ && revoked_at_ != 0 &&
+      core_.version() == step_version_) {
+    emit(EventKind::kStepRepeated, step_version_,
+         before == core_.version() ? "" : "after a transfer of the state");
   }
   emit(EventKind::kViewReady, core_.version(),
        "rank " + std::to_string(group_->rank()) + " of " + std::to_string(group_->size()),
@@ -174,24 +183,27 @@ bool Run::entered_new_view(Lock& lock) {
   report_progress(true);
   lock.unlock();
   old.reset();  // may wait until no peer can write into its memory any more
+  graduated.reset();
   lock.lock();
   return true;
 }
 
-bool Run::waits_for_stop() const { return stop_save_ && core_.version() >= stop_save_->version; }
+bool Run::waits_at_limit() const {
+  const auto limit = core_.version_limit();
+  return limit && core_.version() >= *limit;
+}
 
 bool Run::waits_at_boundary(Lock& lock) {
-  if (agreed_plan_ <= settled_plan_) return false;
-  if (boundary_said_ < agreed_plan_) {
-    boundary_said_ = agreed_plan_;
-    say(control::AtBoundary{view_.generation, agreed_plan_, core_.version(), state_.digest()});
+  if (const uint64_t plan = std::exchange(boundary_plan_, 0); plan != 0) {
+    perform(core_.at_boundary(plan, core_.version(), state_.digest()));
   }
+  if (!core_.at_boundary()) return false;
   wait(lock);
   return true;
 }
 
-// A save is due once per version and view: after a view change, those who had staged it for the old world would
-// hold other parts than the new one needs.
+// A save is due once per version and view: after a view change, those who had staged it for the old world
+// would hold other parts than the new one needs.
 void Run::save_if_due() {
   const control::Version version = core_.version();
   const bool last = version >= options_.steps;
@@ -199,7 +211,7 @@ void Run::save_if_due() {
   if (save_said_ == version && save_said_in_ == view_.generation.counter) return;
   save_said_ = version;
   save_said_in_ = view_.generation.counter;
-  saver_.stage(version, group_->rank(), group_->size());
+  saver_.hold(version);
   say(control::SaveDue{view_.generation, version});
 }
 
@@ -234,11 +246,13 @@ void Run::report_progress(bool always) {
   say(control::Progress{view_.generation, core_.version()});
 }
 
-// ---- a step -------------------------------------------------------------------------------------------------
+// ---- a step
+// -------------------------------------------------------------------------------------------------
 
 std::optional<Microbatch> Run::next_microbatch() {
   const std::lock_guard lock(mutex_);
-  if (learner_ || core_.revoked() || core_.ended() || next_microbatch_ >= microbatches_.size()) return std::nullopt;
+  if (learner_ || core_.revoked() || core_.ended() || next_microbatch_ >= microbatches_.size())
+    return std::nullopt;
   Microbatch micro;
   micro.index = microbatches_[next_microbatch_++];
   micro.lane = micro.index / (options_.microbatches / options_.lanes);
@@ -254,7 +268,8 @@ std::optional<Microbatch> Run::next_microbatch() {
 }
 
 Error Run::revoked_error() const {
-  return Error{ErrorCode::kReconfigure, "the view changed; go on with the next step of the loop, which repeats this one"};
+  return Error{ErrorCode::kReconfigure,
+               "the view changed; go on with the next step of the loop, which repeats this one"};
 }
 
 Status Run::accumulate(int32_t microbatch, const Gradients& gradients) {
@@ -266,15 +281,18 @@ Status Run::accumulate(int32_t microbatch, const Gradients& gradients) {
     }
     const size_t count = total(gradients);
     if (gradient_count_ != 0 && count != gradient_count_) {
-      return Error{ErrorCode::kMisuse, "gradients of " + std::to_string(count) + " elements were given after " +
-                                           std::to_string(gradient_count_) + "; pass the same pieces in every call"};
+      return Error{ErrorCode::kMisuse, "gradients of " + std::to_string(count) +
+                                           " elements were given after " + std::to_string(gradient_count_) +
+                                           "; pass the same pieces in every call"};
     }
     gradient_count_ = count;
     if (!accumulator_) {
-      AccumulationPlan plan = plan_accumulation(options_.microbatches, options_.lanes, assignment_[group_->rank()]);
+      AccumulationPlan plan =
+          plan_accumulation(options_.microbatches, options_.lanes, assignment_[group_->rank()]);
       buffers_.resize(static_cast<size_t>(plan.buffers) * count);
       std::vector<float*> buffers;
-      for (int i = 0; i < plan.buffers; ++i) buffers.push_back(buffers_.data() + static_cast<size_t>(i) * count);
+      for (int i = 0; i < plan.buffers; ++i)
+        buffers.push_back(buffers_.data() + static_cast<size_t>(i) * count);
       accumulator_.emplace(std::move(plan), std::move(buffers), count);
     }
   }
@@ -284,7 +302,9 @@ Status Run::accumulate(int32_t microbatch, const Gradients& gradients) {
   return ok();
 }
 
-Status Run::reduce(const Gradients& gradients) { return learner_ ? reduce_as_learner(gradients) : reduce_in_view(gradients); }
+Status Run::reduce(const Gradients& gradients) {
+  return learner_ ? reduce_as_learner(gradients) : reduce_in_view(gradients);
+}
 
 Status Run::reduce_in_view(const Gradients& gradients) {
   uint64_t plan = 0;
@@ -292,10 +312,11 @@ Status Run::reduce_in_view(const Gradients& gradients) {
     const std::lock_guard lock(mutex_);
     if (core_.revoked() || core_.ended() || group_failed_ || group_ == nullptr) return revoked_error();
     if (!microbatches_.empty() && (!accumulator_ || !accumulator_->complete())) {
-      return Error{ErrorCode::kMisuse, "reduce was called before all microbatches of the step were accumulated; take "
-                                       "microbatches until there are no more"};
+      return Error{ErrorCode::kMisuse,
+                   "reduce was called before all microbatches of the step were accumulated; take "
+                   "microbatches until there are no more"};
     }
-    plan = known_plan_;
+    plan = core_.plan();
   }
   reduced_.resize(total(gradients));
   const Instant deadline = now() + options_.step_timeout;
@@ -317,10 +338,10 @@ Status Run::reduce_in_view(const Gradients& gradients) {
   return ok();
 }
 
-void Run::note_reduced(uint64_t plan) {
+void Run::note_reduced(uint64_t combined_plan) {
   const std::lock_guard lock(mutex_);
   reduced_ready_ = true;
-  agreed_plan_ = std::max(agreed_plan_, plan);
+  if (core_.boundary_due(combined_plan)) boundary_plan_ = combined_plan;
   teacher_.note(step_version_, reduced_);
   // All have contributed to this step, so all hold its version: the step before is committed (PROTOCOL 6).
   if (step_version_ > committed_ && group_->rank() == 0) {
@@ -329,7 +350,8 @@ void Run::note_reduced(uint64_t plan) {
   committed_ = std::max(committed_, step_version_);
 }
 
-// A failed operation is a hint to the leader, whose answer is a view change. Until then this group is not used.
+// A failed operation is a hint to the leader, whose answer is a view change. Until then this group is not
+// used.
 Status Run::step_failed(Lock& lock, const Error& error, const std::vector<uint32_t>& suspect_ranks) {
   (void)lock;
   if (error.code == ErrorCode::kMisuse) return error;
@@ -350,23 +372,25 @@ Status Run::open_update() {
     Lock lock(mutex_);
     if (!reduced_ready_) {
       state_.end_write();
-      return Error{ErrorCode::kMisuse, "an update was opened without a successful reduce of this step; reduce first"};
+      return Error{ErrorCode::kMisuse,
+                   "an update was opened without a successful reduce of this step; reduce first"};
     }
-    control::Permit permit{true, ""};
-    if (!learner_) permit = core_.open_update(view_.generation, step_version_);
+    const control::Permit permit = core_.open_update(view_.generation, step_version_);
     if (permit.granted) {
       update_open_ = true;
       return ok();
     }
     state_.end_write();
-    if (core_.revoked() || core_.ended() || waits_for_stop()) {
+    if (core_.revoked() || core_.ended() || waits_at_limit()) {
       emit(EventKind::kPermitRefused, step_version_, permit.why);
       return revoked_error();
     }
-    // The view lives, but the leader has asked for a report and not yet said on: an urgent save looks for its version.
+    // The view lives, but the leader has asked for a report and not yet said on: an urgent save looks for its
+    // version.
     wait(lock);
   }
-  return Error{ErrorCode::kReconfigure, "no permit to update came within the step's deadline; the step will be repeated"};
+  return Error{ErrorCode::kReconfigure,
+               "no permit to update came within the step's deadline; the step will be repeated"};
 }
 
 Status Run::close_update() {
@@ -374,24 +398,36 @@ Status Run::close_update() {
   if (!update_open_) return Error{ErrorCode::kMisuse, "an update was closed that is not open"};
   update_open_ = false;
   reduced_ready_ = false;
-  if (learner_) {
-    core_.state_installed(step_version_ + 1);
-    state_.end_write();
-    return ok();
-  }
   control::MemberActions actions = core_.update_closed(now());
   state_.end_write();
-  for (const control::Teach& teach : std::exchange(lessons_waiting_, {})) teacher_.begin(teach, core_.version());
+  for (const control::Teach& teach : std::exchange(lessons_waiting_, {})) begin_lesson(teach);
   if (stop_save_ && !stop_staged_ && core_.version() == stop_save_->version) {
     stop_staged_ = true;
     saver_.open(*stop_save_, self_.id);
   }
   perform(std::move(actions));
-  report_progress(false);
+  if (!learner_) report_progress(false);
   return ok();
 }
 
-// ---- a learner's step ---------------------------------------------------------------------------------------
+// ---- a learner's step
+// ---------------------------------------------------------------------------------------
+
+// A lesson that is asked for anew replaces the one before.
+void Run::begin_learning(Lock& lock) {
+  const control::Learn learn = *std::exchange(learn_asked_, std::nullopt);
+  std::unique_ptr<Learner> before = std::move(learner_);
+  level_said_ = false;
+  learn_plan_ = 0;
+  lock.unlock();
+  before.reset();
+  auto learner = std::make_unique<Learner>(session_.endpoint(), learn, state_.bytes(), [this] {
+    const std::lock_guard notify_lock(mutex_);
+    changed_.notify_all();
+  });
+  lock.lock();
+  learner_ = std::move(learner);
+}
 
 // PROTOCOL 17: the same loop with no microbatches, its reductions yielding logged gradients.
 Result<bool> Run::next_as_learner(Lock& lock) {
@@ -408,18 +444,18 @@ Result<bool> Run::next_as_learner(Lock& lock) {
     return false;
   }
   if (auto snapshot = learner_->take_snapshot()) {
+    if (!core_.open_install({}).granted) return false;
     state_.copy_from(snapshot->bytes);
-    core_.state_installed(snapshot->version);
+    perform(core_.state_installed(now(), snapshot->version));
     started_ = true;
     emit(EventKind::kLearnerStarted, snapshot->version, "", static_cast<int64_t>(snapshot->bytes.size()));
   }
   const bool has_state = core_.version() != control::kNoVersion;
-  const bool stops_here = learn_until_ && core_.version() >= learn_until_->version;
-  if (has_state && stops_here && boundary_said_ < learn_until_->plan) {
-    boundary_said_ = learn_until_->plan;
-    say(control::AtBoundary{{}, learn_until_->plan, core_.version(), state_.digest()});
+  if (has_state && waits_at_limit() && learn_plan_ != 0) {
+    const uint64_t plan = std::exchange(learn_plan_, 0);
+    perform(core_.at_boundary(plan, core_.version(), state_.digest()));
   }
-  if (!has_state || stops_here || core_.version() >= options_.steps) {
+  if (!has_state || waits_at_limit() || core_.version() >= options_.steps) {
     wait(lock);
     return false;
   }
@@ -431,12 +467,13 @@ Result<bool> Run::next_as_learner(Lock& lock) {
 Status Run::reduce_as_learner(const Gradients& gradients) {
   Lock lock(mutex_);
   while (true) {
-    if (entered_ || core_.ended() || learner_->failure()) return revoked_error();
-    if (learn_until_ && step_version_ >= learn_until_->version) return revoked_error();
+    if (entered_ || learn_asked_ || core_.ended() || learner_->failure()) return revoked_error();
+    if (waits_at_limit()) return revoked_error();
     if (auto gradient = learner_->take_gradient(step_version_)) {
       if (gradient->size() != total(gradients)) {
         return Error{ErrorCode::kMisuse, "the teacher's gradient has " + std::to_string(gradient->size()) +
-                                             " elements, this process passed " + std::to_string(total(gradients)) +
+                                             " elements, this process passed " +
+                                             std::to_string(total(gradients)) +
                                              "; start the same program with the same options"};
       }
       scatter(*gradient, gradients);
@@ -452,7 +489,8 @@ Status Run::reduce_as_learner(const Gradients& gradients) {
   }
 }
 
-// ---- for display --------------------------------------------------------------------------------------------
+// ---- for display
+// --------------------------------------------------------------------------------------------
 
 int Run::exit_code() const {
   const std::lock_guard lock(mutex_);

@@ -1,14 +1,16 @@
-// The training loop: one Run takes a State from its starting version to the last, through any number of views.
+// The training loop: one Run takes a State from its starting version to the last, through any number of
+// views.
 //
 // Three parties meet here, under one lock:
 //  - the program's thread, in next(), accumulate(), reduce(), open_update(), close_update();
 //  - the control connection, whose messages go through MemberCore (on_message);
 //  - background threads: forming views, digests, saving, teaching.
-// What may block holds no lock. The program's thread is the only one that writes the state, and only in next()
-// (installing what was received and verified) or between open_update() and close_update().
+// What may block holds no lock. The program's thread is the only one that writes the state, and only in
+// next() (installing what was received and verified) or between open_update() and close_update().
 //
 // INVARIANTS
-//  - An update is applied only under a permit (PROTOCOL 1), and only with gradients of the step's own reduction.
+//  - An update is applied only under a permit (PROTOCOL 1), and only with gradients of the step's own
+//  reduction.
 //  - Staged state is installed by the program's thread, after its digest matched (PROTOCOL 4).
 //  - Every wait of the program's thread ends by a result, a new view, the end of the run, or a deadline.
 #pragma once
@@ -74,7 +76,8 @@ class Run final : private Session::Listener {
   Result<bool> next();
   int64_t step_version() const { return step_version_; }
 
-  // The step's next microbatch of this rank; nullopt when there is none, the view is revoked, or this is a learner.
+  // The step's next microbatch of this rank; nullopt when there is none, the view is revoked, or this is a
+  // learner.
   std::optional<Microbatch> next_microbatch();
 
   // kReconfigure: the view changed; go on with next().
@@ -92,7 +95,6 @@ class Run final : private Session::Listener {
     control::Generation generation;
     std::unique_ptr<Group> group;
     std::optional<ByteBuffer> incoming;  // staged state of the view's base, verified
-    uint64_t plan = 0;                   // plans up to this number are settled by the view
   };
   using Lock = std::unique_lock<std::mutex>;
 
@@ -107,15 +109,17 @@ class Run final : private Session::Listener {
   void begin_lesson(const control::Teach& teach);
   void tick_until_stopped();
   void say(control::Message message);
-  void emit(EventKind kind, control::Version version, std::string text, int64_t amount = 0, int64_t subject = -1);
+  void emit(EventKind kind, control::Version version, std::string text, int64_t amount = 0,
+            int64_t subject = -1);
 
   // program side (run.cpp); each is one reason why there is no step yet, or none. True: look again.
   bool entered_new_view(Lock& lock);
   Status start_up(Lock& lock);
   bool waits_at_boundary(Lock& lock);
-  bool waits_for_stop() const;
+  bool waits_at_limit() const;
   void save_if_due();
   bool waits_for_end(Lock& lock);
+  void begin_learning(Lock& lock);
   Result<bool> next_as_learner(Lock& lock);
   void prepare_step();
   void wait(Lock& lock);
@@ -124,7 +128,7 @@ class Run final : private Session::Listener {
   Status reduce_in_view(const Gradients& gradients);
   Status reduce_as_learner(const Gradients& gradients);
   Status step_failed(Lock& lock, const Error& error, const std::vector<uint32_t>& suspect_ranks);
-  void note_reduced(uint64_t plan);
+  void note_reduced(uint64_t combined_plan);
   Error revoked_error() const;
 
   // the start (start_up.cpp); on the program's thread, without the lock, inside the first view
@@ -139,7 +143,8 @@ class Run final : private Session::Listener {
 
   // views (view_change.cpp); on the forming thread
   void form(const control::Install& install);
-  Status transfer(const control::Install& install, FormedView& formed, std::vector<control::MemberId>& suspects);
+  Status transfer(const control::Install& install, FormedView& formed,
+                  std::vector<control::MemberId>& suspects);
   void compute_digest(control::Version version);
 
   Session& session_;
@@ -153,9 +158,9 @@ class Run final : private Session::Listener {
   control::MemberCore core_;
 
   // the view that the program is in
-  std::unique_ptr<Group> group_;               // replaced by the program's thread only, under the lock
+  std::unique_ptr<Group> group_;  // replaced by the program's thread only, under the lock
   control::View view_;
-  bool group_failed_ = false;                  // an operation failed: nothing more until the leader says on
+  bool group_failed_ = false;  // an operation failed: nothing more until the leader says on
   std::vector<LaneRange> assignment_;
   std::optional<control::EnterView> entered_;  // Go came, the program has not been in next() since
   std::optional<FormedView> formed_;
@@ -168,21 +173,17 @@ class Run final : private Session::Listener {
   std::vector<int32_t> microbatches_;  // of this rank in this view
   size_t next_microbatch_ = 0;
   std::vector<int64_t> samples_;
-  size_t gradient_count_ = 0;          // 0 until the program has shown its gradients
-  std::vector<float> buffers_;         // of the accumulator
+  size_t gradient_count_ = 0;   // 0 until the program has shown its gradients
+  std::vector<float> buffers_;  // of the accumulator
   std::optional<Accumulator> accumulator_;
   std::vector<float> reduced_;
-  bool reduced_ready_ = false;         // reduce() succeeded, the update has not been closed
+  bool reduced_ready_ = false;  // reduce() succeeded, the update has not been closed
   bool update_open_ = false;
   control::Version committed_ = 0;
   Instant step_began_ = 0;
   Instant progress_sent_ = 0;
 
-  // plans (PROTOCOL 16)
-  uint64_t known_plan_ = 0;     // newest number heard from the leader
-  uint64_t agreed_plan_ = 0;    // newest number that a finished reduction carried
-  uint64_t settled_plan_ = 0;   // boundaries up to this one are behind us
-  uint64_t boundary_said_ = 0;  // AtBoundary was sent for this number
+  uint64_t boundary_plan_ = 0;  // a finished reduction carried a plan that is due before the next step
 
   // saving, stopping, teaching, learning
   Saver saver_;
@@ -192,8 +193,9 @@ class Run final : private Session::Listener {
   uint64_t save_said_in_ = 0;  // generation counter
   Teacher teacher_;
   std::vector<control::Teach> lessons_waiting_;  // begin when the open step's update has closed
-  std::unique_ptr<Learner> learner_;
-  std::optional<control::LearnUntil> learn_until_;
+  std::optional<control::Learn> learn_asked_;
+  std::unique_ptr<Learner> learner_;  // replaced by the program's thread only
+  uint64_t learn_plan_ = 0;           // of LearnUntil; its version is the core's limit
   bool level_said_ = false;
 
   bool stopping_ = false;

@@ -1,18 +1,20 @@
-// Saving and restoring, as one rank sees it: stages its part in the background, writes it into the folder that the
-// leader opened, votes, publishes when chosen; at the start of a run reads a version back.
+// Saving and restoring, as one rank sees it: stages its part in the background, writes it into the folder of
+// the save that the leader opened, votes, publishes when it is the first participant; at the start of a run
+// reads back.
 //
-// The runtime is what connects checkpoint/ (files, formats) with the control plane's vote; neither knows the other.
-// INVARIANT: a failed save is reported and forgotten. It never ends the run, and is never reported as durable.
+// The runtime is what connects checkpoint/ (files, formats) with the control plane's vote; neither knows the
+// other. INVARIANTS
+//  - A failed save is reported and forgotten. It never ends the run, and is never reported as durable.
+//  - The state at a version stays readable from hold() or open() until it is staged, by a read lease.
 #pragma once
 
 #include <functional>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
 
-#include "checkpoint/folder.h"
+#include "checkpoint/store.h"
 #include "runtime/base/events.h"
 #include "runtime/control/messages.h"
 #include "runtime/executor.h"
@@ -21,52 +23,97 @@
 namespace muster {
 
 struct SaveOptions {
-  std::string folder;      // empty: no checkpoints
-  int64_t every = 0;       // steps; 0: only on notice and at the end
-  int32_t keep = 2;        // newest verified versions
+  std::string folder;  // empty: no checkpoints
+  int64_t every = 0;   // steps; 0: only on notice and at the end
+  int32_t keep = 2;    // newest verified versions
 };
+
+checkpoint::Lineage to_checkpoint(const control::Lineage& lineage);
+control::Lineage to_control(const checkpoint::Lineage& lineage);
 
 class Saver {
  public:
   using Say = std::function<void(control::Message)>;
   using Emit = std::function<void(Event)>;
 
-  Saver(State& state, SaveOptions options, checkpoint::JobConstants constants, Say say, Emit emit);
+  Saver(State& state, SaveOptions options, checkpoint::JobConstants job, int64_t samples_per_step, Say say,
+        Emit emit);
   ~Saver();
 
   bool enabled() const { return !options_.folder.empty(); }
-  bool due(control::Version version) const;
+  bool due(control::Version version) const {
+    return options_.every > 0 && version > 0 && version % options_.every == 0;
+  }
 
-  // ---- saving; any thread, returns at once
+  // ---- saving; any thread, none of these blocks
 
-  // Copies this rank's part (`index` of `count`) of `version` in the background. The state must be at `version` now; it
-  // cannot change until the copy is done, since the copy holds a read lease from here on.
-  void stage(control::Version version, uint32_t index, uint32_t count);
+  // A save of `version`, which the state holds now, is about to be opened: keeps the state as it is until
+  // then, or until release(), or for a bounded time.
+  void hold(control::Version version);
+  void release();
+  void expire(Instant now);  // called now and then
   void open(const control::SaveOpen& save, control::MemberId self);
-  void publish(const control::SavePublish& save);
-  void closed(const control::SaveClosed& save);
+  void publish(const control::SavePublish& publish);
+  void closed(const control::SaveClosed& closed);
 
-  control::Version durable() const;
+  control::Version durable() const;              // newest; kNoVersion: none
   bool settled(control::Version version) const;  // the newest save of `version` is durable or has failed
 
-  // ---- restoring; on the program's thread, before the first step
+  // ---- restoring; the program's thread, before the first step
 
-  // Takes the folder (one owner; rank 0 calls it). Then: usable versions, newest first.
+  // Becomes the folder's owner; waits a bounded time for a dying one. The first rank of a view calls it.
   Status own();
-  Result<std::vector<checkpoint::Candidate>> candidates();
-  // Reads and verifies this rank's share (`index` of `count`) of the version into `staged`, a copy of the whole state
-  // whose other bytes are left alone. `ranges` tells which bytes of the copy those are.
-  Status restore(const checkpoint::Candidate& candidate, uint32_t index, uint32_t count, MutableByteSpan staged);
-  void restored(const checkpoint::Candidate& candidate);  // parent of the saves to come
-  Status abandon_after(const checkpoint::Candidate& candidate);
+  // All saves in the folder that can be used, newest first; what cannot is told by events.
+  Result<std::vector<checkpoint::Candidate>> usable_versions();
+  Status check_same_job(const checkpoint::Candidate& candidate) const;
+  // Reads part `part` of `parts` of the version into `staged`, laid out as State::copy_to lays it out; the
+  // other bytes are left alone. The same cut as pieces().
+  Status restore(const checkpoint::Candidate& candidate, uint32_t part, uint32_t parts,
+                 MutableByteSpan staged);
+  // The byte ranges of a copy of the state that part `part` of `parts` reads.
+  Result<std::vector<checkpoint::Range>> pieces(uint32_t part, uint32_t parts) const;
+  // Training goes on from here: later versions of other branches no longer count (PROTOCOL 25). The owner
+  // calls it.
+  Status go_on_from(const checkpoint::Candidate& candidate, const control::Lineage& lineage);
+  void note_parent(const checkpoint::Candidate& candidate);
 
  private:
+  struct Save {
+    control::SaveOpen open;
+    uint32_t index = 0;
+    checkpoint::VersionId id;
+  };
+
+  void run(const Save& save, bool held);
+  Result<checkpoint::ShardRecord> stage_and_write(const Save& save, bool& held);
+  Result<checkpoint::StagedShard> stage(const Save& save);
+  Status wait_for_folder(const std::string& folder);
+  Status publish_now(const Save& save, const control::SavePublish& publish);
+  void verify_and_prune(const Save& save);
+  Result<checkpoint::Folder*> folder();
+  std::vector<checkpoint::TensorSpec> specs() const;
+  void tell(EventKind kind, control::Version version, std::string text, int64_t amount = 0);
+
   State& state_;
   const SaveOptions options_;
-  const checkpoint::JobConstants constants_;
+  const checkpoint::JobConstants job_;
+  const int64_t samples_per_step_;
   const Say say_;
   const Emit emit_;
+
   mutable std::mutex mutex_;
+  std::optional<control::Version> held_;  // a read lease is held for this version
+  uint64_t hold_count_ = 0;               // tells a hold from a later one
+  std::optional<Save> save_;              // the newest that this rank takes part in
+  control::Version durable_ = control::kNoVersion;
+  control::Version failed_ = control::kNoVersion;
+  checkpoint::VersionId parent_;
+
+  // Only the worker thread, or the program's before the first step, touches these.
+  std::optional<checkpoint::Folder> folder_;
+  std::shared_ptr<const checkpoint::ShardTemplate> template_;
+  checkpoint::StagingBuffer buffer_;
+
   Executor worker_;
 };
 

@@ -1,5 +1,5 @@
-// A process's place in its job: the control connection, the data plane's endpoint, and the event stream. Lives across
-// views. Start reading at Session::join, then run.h.
+// A process's place in its job: the control connection, the data plane's endpoint, and the event stream.
+// Lives across views. Start reading at Session::join, then run.h.
 #pragma once
 
 #include <atomic>
@@ -18,7 +18,8 @@ struct SessionOptions {
 
 class Session {
  public:
-  // Finds out how the process was launched, connects, and opens the data plane. Blocks up to the join deadline.
+  // Finds out how the process was launched, connects, and opens the data plane. Blocks up to the join
+  // deadline.
   static Result<std::unique_ptr<Session>> join(SessionOptions options);
   ~Session();
 
@@ -28,7 +29,8 @@ class Session {
   // Says it to the program's sink and, where there is one, to the agent.
   void emit(Event event);
 
-  // Who receives the leader's messages. One run at a time; null detaches and returns only when no call is running.
+  // Who receives the leader's messages. One run at a time; null detaches and returns only when no call is
+  // running.
   class Listener {
    public:
     virtual ~Listener() = default;

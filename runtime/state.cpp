@@ -18,8 +18,9 @@ Result<uint64_t> byte_count(const std::string& name, DType dtype, const std::vec
   uint64_t bytes = size_of(dtype);
   for (const int64_t extent : shape) {
     if (extent < 0 || __builtin_mul_overflow(bytes, static_cast<uint64_t>(extent), &bytes)) {
-      return Error{ErrorCode::kMisuse, "tensor '" + name + "' has shape " + shape_text(shape) +
-                                           ", which is negative or too large; register the extents of its memory"};
+      return Error{ErrorCode::kMisuse,
+                   "tensor '" + name + "' has shape " + shape_text(shape) +
+                       ", which is negative or too large; register the extents of its memory"};
     }
   }
   return bytes;
@@ -29,18 +30,20 @@ Result<uint64_t> byte_count(const std::string& name, DType dtype, const std::vec
 
 Status State::add_replicated(std::string name, void* data, DType dtype, std::vector<int64_t> shape) {
   if (sealed_) {
-    return Error{ErrorCode::kMisuse,
-                 "tensor '" + name + "' was registered after the run had started; register all tensors before"};
+    return Error{
+        ErrorCode::kMisuse,
+        "tensor '" + name + "' was registered after the run had started; register all tensors before"};
   }
   if (name.empty()) return Error{ErrorCode::kMisuse, "a tensor needs a name; an empty one was given"};
   const auto same = [&](const TensorInfo& tensor) { return tensor.name == name; };
   if (std::any_of(tensors_.begin(), tensors_.end(), same)) {
-    return Error{ErrorCode::kMisuse,
-                 "two tensors are named '" + name + "'; names identify tensors in checkpoints, so give each its own"};
+    return Error{ErrorCode::kMisuse, "two tensors are named '" + name +
+                                         "'; names identify tensors in checkpoints, so give each its own"};
   }
   MUSTER_ASSIGN(const uint64_t bytes, byte_count(name, dtype, shape));
   if (data == nullptr && bytes > 0) {
-    return Error{ErrorCode::kMisuse, "tensor '" + name + "' was registered with a null pointer; pass its memory"};
+    return Error{ErrorCode::kMisuse,
+                 "tensor '" + name + "' was registered with a null pointer; pass its memory"};
   }
   bytes_ += bytes;
   tensors_.push_back({std::move(name), dtype, std::move(shape), static_cast<std::byte*>(data), bytes});
@@ -96,7 +99,8 @@ namespace {
 
 // Waits on `changed` for `ready` until a CLOCK_BOOTTIME deadline.
 template <typename Ready>
-bool wait_until(std::condition_variable& changed, std::unique_lock<std::mutex>& lock, Instant deadline, Ready ready) {
+bool wait_until(std::condition_variable& changed, std::unique_lock<std::mutex>& lock, Instant deadline,
+                Ready ready) {
   while (!ready()) {
     const Duration left = deadline == kNever ? kSecond : deadline - now();
     if (left <= 0) return false;
@@ -110,7 +114,8 @@ bool wait_until(std::condition_variable& changed, std::unique_lock<std::mutex>& 
 Status State::acquire_read(Instant deadline) {
   std::unique_lock lock(mutex_);
   if (!wait_until(changed_, lock, deadline, [&] { return !writing_; })) {
-    return Error{ErrorCode::kRetry, "the program's update did not end before the deadline; the state was not read"};
+    return Error{ErrorCode::kRetry,
+                 "the program's update did not end before the deadline; the state was not read"};
   }
   ++readers_;
   return ok();

@@ -1,8 +1,8 @@
 // The training state: the tensors that the program registered, and the rule about who may touch them.
 //
-// INVARIANT: the bytes change only while an update is open. Readers (staging, digests, teaching) hold a ReadLease; an
-// update opens only when none is held, and no lease is granted while one is open. The wait for leases is the stall
-// that users see, so it is counted.
+// INVARIANT: the bytes change only while an update is open. Readers (staging, digests, teaching) hold a
+// ReadLease; an update opens only when none is held, and no lease is granted while one is open. The wait for
+// leases is the stall that users see, so it is counted.
 #pragma once
 
 #include <condition_variable>
@@ -28,8 +28,8 @@ struct TensorInfo {
 
 class State {
  public:
-  // Errors: kMisuse for a name used twice or empty, a null pointer, a negative extent, an overflowing product, or
-  // after seal().
+  // Errors: kMisuse for a name used twice or empty, a null pointer, a negative extent, an overflowing
+  // product, or after seal().
   Status add_replicated(std::string name, void* data, DType dtype, std::vector<int64_t> shape);
 
   // From here on the set of tensors is fixed.
@@ -40,7 +40,7 @@ class State {
 
   Digest fingerprint() const;       // of names, types, shapes
   std::string description() const;  // the same in words, shortened
-  Digest digest() const;            // of the contents; the caller holds a lease, or is the program inside next()
+  Digest digest() const;  // of the contents; the caller holds a lease, or is the program inside next()
 
   // All tensors one after the other: what travels to a rank that is behind.
   void copy_to(MutableByteSpan target) const;

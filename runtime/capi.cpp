@@ -1,0 +1,296 @@
+// muster.h over the C++ runtime. INVARIANT: no exception crosses this file, and every failure leaves its
+// sentence in muster_last_error of the calling thread.
+#include <muster/muster.h>
+
+#include <exception>
+#include <new>
+
+#include "runtime/run.h"
+#include "runtime/session.h"
+#include "runtime/state.h"
+
+struct muster_session {
+  std::unique_ptr<muster::Session> session;
+};
+struct muster_state {
+  muster::State state;
+};
+struct muster_step {
+  muster::Run* run;
+};
+struct muster_run {
+  std::unique_ptr<muster::Run> run;
+  muster_step step;
+};
+
+namespace {
+
+using muster::ErrorCode;
+
+thread_local std::string last_error;
+
+muster_status to_c(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::kRetry:
+      return MUSTER_RETRY;
+    case ErrorCode::kReconfigure:
+      return MUSTER_AGAIN;
+    case ErrorCode::kDropCheckpoint:
+      return MUSTER_DROP_CHECKPOINT;
+    case ErrorCode::kMisuse:
+      return MUSTER_MISUSE;
+    case ErrorCode::kEnvironment:
+      return MUSTER_ENVIRONMENT;
+    case ErrorCode::kEnded:
+      return MUSTER_ENDED;
+  }
+  return MUSTER_ENVIRONMENT;
+}
+
+muster_status failed(muster_status status, std::string message) {
+  last_error = std::move(message);
+  return status;
+}
+
+template <typename T>
+muster_status to_c(const muster::Result<T>& result) {
+  return result.ok() ? MUSTER_OK : failed(to_c(result.error().code), result.error().message);
+}
+
+// Runs `body`, which returns a muster_status; nothing it throws gets out.
+template <typename Body>
+muster_status guarded(Body body) noexcept {
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {
+    return failed(MUSTER_ENVIRONMENT, "out of memory");
+  } catch (const std::exception& error) {
+    return failed(MUSTER_ENVIRONMENT, std::string("unexpected failure inside Muster: ") + error.what());
+  }
+}
+
+muster_status null_argument(const char* function) {
+  return failed(MUSTER_MISUSE, std::string(function) + " was called with a null handle or pointer");
+}
+
+// Copies the part of the caller's structure that both sides know; a caller built against an older header has
+// a shorter one.
+template <typename T>
+bool read_options(const T* given, T* known) {
+  if (given->size < sizeof(size_t) || given->size > 4096) return false;
+  std::memcpy(known, given, std::min(given->size, sizeof(T)));
+  return true;
+}
+
+muster::EventSink sink_of(const muster_join_options& options) {
+  if (options.on_event == nullptr) return nullptr;
+  return [callback = options.on_event, context = options.event_context](const muster::Event& event) {
+    const std::string kind(to_string(event.kind));
+    const muster_event c_event = {static_cast<uint32_t>(event.kind),
+                                  kind.c_str(),
+                                  event.at,
+                                  event.generation,
+                                  event.version,
+                                  event.subject,
+                                  event.amount,
+                                  event.text.c_str()};
+    callback(context, &c_event);
+  };
+}
+
+muster::Gradients gradients_of(const muster_span* spans, size_t count) {
+  muster::Gradients gradients;
+  gradients.reserve(count);
+  for (size_t i = 0; i < count; ++i) gradients.emplace_back(spans[i].data, spans[i].count);
+  return gradients;
+}
+
+muster::Duration from_seconds(double value) { return static_cast<muster::Duration>(value * 1e9); }
+
+}  // namespace
+
+extern "C" {
+
+const char* muster_version(void) { return MUSTER_VERSION_TEXT; }
+
+const char* muster_last_error(void) { return last_error.c_str(); }
+
+muster_status muster_join(const muster_join_options* options, muster_session** session) {
+  return guarded([&] {
+    if (session == nullptr) return null_argument("muster_join");
+    *session = nullptr;
+    muster_join_options known{};
+    if (options != nullptr && !read_options(options, &known)) {
+      return failed(MUSTER_MISUSE,
+                    "muster_join_options.size is not set; set it to sizeof(muster_join_options)");
+    }
+    auto joined = muster::Session::join({sink_of(known)});
+    if (joined.ok()) *session = new muster_session{std::move(*joined)};
+    return to_c(joined);
+  });
+}
+
+void muster_leave(muster_session* session) { delete session; }
+
+muster_status muster_session_notice(muster_session* session, double seconds_left, const char* source) {
+  return guarded([&] {
+    if (session == nullptr || source == nullptr) return null_argument("muster_session_notice");
+    return to_c(session->session->notice(seconds_left < 0 ? -1 : from_seconds(seconds_left), source));
+  });
+}
+
+muster_status muster_state_create(muster_session* session, muster_state** state) {
+  return guarded([&] {
+    if (session == nullptr || state == nullptr) return null_argument("muster_state_create");
+    *state = new muster_state;
+    return MUSTER_OK;
+  });
+}
+
+void muster_state_destroy(muster_state* state) { delete state; }
+
+muster_status muster_state_replicated(muster_state* state, const char* name, void* data, muster_dtype dtype,
+                                      const int64_t* shape, size_t rank) {
+  return guarded([&] {
+    if (state == nullptr || name == nullptr || (shape == nullptr && rank > 0)) {
+      return null_argument("muster_state_replicated");
+    }
+    if (static_cast<int>(dtype) < 0 || static_cast<int>(dtype) >= muster::kDTypeCount) {
+      return failed(MUSTER_MISUSE, std::string("tensor '") + name + "' has the unknown element type " +
+                                       std::to_string(static_cast<int>(dtype)));
+    }
+    return to_c(state->state.add_replicated(name, data, static_cast<muster::DType>(dtype),
+                                            std::vector<int64_t>(shape, shape + rank)));
+  });
+}
+
+void muster_train_options_init(muster_train_options* options) {
+  if (options == nullptr) return;
+  *options = {};
+  options->size = sizeof(muster_train_options);
+  options->steps = 1;
+  options->microbatches = 1;
+  options->lanes = 1;
+  options->samples_per_microbatch = 1;
+  options->dataset_samples = 1;
+  options->checkpoint_keep = 3;
+}
+
+muster_status muster_train(muster_session* session, muster_state* state, const muster_train_options* options,
+                           muster_run** run) {
+  return guarded([&] {
+    if (session == nullptr || state == nullptr || options == nullptr || run == nullptr) {
+      return null_argument("muster_train");
+    }
+    *run = nullptr;
+    muster_train_options known;
+    muster_train_options_init(&known);
+    if (!read_options(options, &known)) {
+      return failed(MUSTER_MISUSE,
+                    "muster_train_options.size is not set; call muster_train_options_init first");
+    }
+    muster::TrainOptions train;
+    train.steps = known.steps;
+    train.microbatches = known.microbatches;
+    train.lanes = known.lanes;
+    train.samples_per_microbatch = known.samples_per_microbatch;
+    train.dataset_samples = known.dataset_samples;
+    train.seed = known.seed;
+    train.save.folder = known.checkpoint_dir != nullptr ? known.checkpoint_dir : "";
+    train.save.every = known.checkpoint_every;
+    train.save.keep = known.checkpoint_keep;
+    if (known.step_timeout_seconds > 0) train.step_timeout = from_seconds(known.step_timeout_seconds);
+    auto started = muster::Run::start(*session->session, state->state, std::move(train));
+    if (started.ok()) {
+      *run = new muster_run{std::move(*started), {}};
+      (*run)->step.run = (*run)->run.get();
+    }
+    return to_c(started);
+  });
+}
+
+void muster_run_destroy(muster_run* run) { delete run; }
+
+muster_status muster_run_next(muster_run* run, muster_step** step) {
+  return guarded([&] {
+    if (run == nullptr || step == nullptr) return null_argument("muster_run_next");
+    *step = nullptr;
+    const auto has_step = run->run->next();
+    if (has_step.ok() && *has_step) *step = &run->step;
+    return to_c(has_step);
+  });
+}
+
+int muster_run_exit_code(const muster_run* run) { return run != nullptr ? run->run->exit_code() : 1; }
+
+muster_status muster_run_get_info(const muster_run* run, muster_run_info* info) {
+  return guarded([&] {
+    if (run == nullptr || info == nullptr) return null_argument("muster_run_get_info");
+    if (info->size < sizeof(size_t) || info->size > 4096) {
+      return failed(MUSTER_MISUSE, "muster_run_info.size is not set; set it to sizeof(muster_run_info)");
+    }
+    const muster::RunInfo now = run->run->info();
+    muster_run_info known{};
+    known.size = info->size;
+    known.version = now.version;
+    known.committed = now.committed;
+    known.durable = now.durable;
+    known.generation = now.generation;
+    known.rank = now.rank;
+    known.world_size = now.world_size;
+    known.node_count = now.node_count;
+    known.learner = now.learner ? 1 : 0;
+    known.save_stall_seconds = muster::seconds(now.save_stall);
+    std::memcpy(info, &known, std::min(info->size, sizeof known));
+    return MUSTER_OK;
+  });
+}
+
+int64_t muster_step_index(const muster_step* step) {
+  return step != nullptr ? step->run->step_version() : -1;
+}
+
+int muster_step_next_microbatch(muster_step* step, muster_microbatch* microbatch) {
+  int found = 0;
+  (void)guarded([&] {
+    if (step == nullptr || microbatch == nullptr) return null_argument("muster_step_next_microbatch");
+    const auto micro = step->run->next_microbatch();
+    if (!micro) return MUSTER_OK;
+    *microbatch = {micro->index,           micro->lane,
+                   micro->position,        static_cast<int64_t>(micro->samples->size()),
+                   micro->samples->data(), micro->random_key};
+    found = 1;
+    return MUSTER_OK;
+  });
+  return found;
+}
+
+muster_status muster_step_accumulate(muster_step* step, const muster_microbatch* microbatch,
+                                     const muster_span* gradients, size_t spans) {
+  return guarded([&] {
+    if (step == nullptr || microbatch == nullptr || gradients == nullptr)
+      return null_argument("muster_step_accumulate");
+    return to_c(step->run->accumulate(microbatch->index, gradients_of(gradients, spans)));
+  });
+}
+
+muster_status muster_step_reduce(muster_step* step, const muster_span* gradients, size_t spans) {
+  return guarded([&] {
+    if (step == nullptr || gradients == nullptr) return null_argument("muster_step_reduce");
+    return to_c(step->run->reduce(gradients_of(gradients, spans)));
+  });
+}
+
+muster_status muster_step_open_update(muster_step* step) {
+  return guarded([&] {
+    return step == nullptr ? null_argument("muster_step_open_update") : to_c(step->run->open_update());
+  });
+}
+
+muster_status muster_step_close_update(muster_step* step) {
+  return guarded([&] {
+    return step == nullptr ? null_argument("muster_step_close_update") : to_c(step->run->close_update());
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,110 @@
+// The leader's side of a Run: messages go through MemberCore, and what it wants done is done here.
+#include <algorithm>
+#include <chrono>
+
+#include "runtime/run.h"
+
+namespace muster {
+
+void Run::on_message(const control::Message& message) {
+  const std::lock_guard lock(mutex_);
+  perform(core_.receive(now(), message));
+}
+
+void Run::on_control_lost(const std::string& why) {
+  const std::lock_guard lock(mutex_);
+  perform(core_.control_lost(now(), why));
+}
+
+// Deadlines of the core: a torn update, a freeze that lasts too long.
+void Run::tick_until_stopped() {
+  Lock lock(mutex_);
+  while (!stopping_) {
+    const Instant next = core_.next_deadline();
+    const Duration left =
+        next == kNever ? kSecond : std::clamp<Duration>(next - now(), kMillisecond, kSecond);
+    changed_.wait_for(lock, std::chrono::nanoseconds(left));
+    saver_.expire(now());
+    if (now() >= next) perform(core_.tick(now()));
+  }
+}
+
+void Run::perform(control::MemberActions actions) {
+  for (control::MemberAction& action : actions) perform_one(action);
+  if (!actions.empty()) changed_.notify_all();
+}
+
+void Run::perform_one(control::MemberAction& action) {
+  if (auto* send = std::get_if<control::Send>(&action)) {
+    say(std::move(send->envelope.message));
+  } else if (auto* revoke = std::get_if<control::RevokeGroup>(&action)) {
+    if (revoked_at_ == 0) revoked_at_ = now();
+    if (group_) group_->revoke(Error{ErrorCode::kReconfigure, revoke->why});
+    session_.endpoint().cancel_formation();
+    emit(EventKind::kRevoked, core_.version(), revoke->why);
+  } else if (auto* form_group = std::get_if<control::FormGroup>(&action)) {
+    forming_.post([this, install = std::move(form_group->install)] { form(install); });
+  } else if (auto* enter = std::get_if<control::EnterView>(&action)) {
+    entered_ = std::move(*enter);
+  } else if (auto* digest = std::get_if<control::ComputeDigest>(&action)) {
+    digesting_.post([this, version = digest->version] { compute_digest(version); });
+  } else if (auto* leave = std::get_if<control::LeaveLoop>(&action)) {
+    if (group_) group_->revoke(Error{ErrorCode::kEnded, leave->why});
+    teacher_.end_all();
+    emit(EventKind::kJobEnded, core_.version(), leave->why, leave->exit_code);
+  } else if (auto* forwarded = std::get_if<control::Forward>(&action)) {
+    forward(forwarded->message);
+  } else if (auto* event = std::get_if<Event>(&action)) {
+    session_.emit(std::move(*event));
+  }
+}
+
+void Run::forward(const control::Message& message) {
+  if (const auto* teach = std::get_if<control::Teach>(&message)) {
+    begin_lesson(*teach);
+  } else if (const auto* learn = std::get_if<control::Learn>(&message)) {
+    learn_asked_ = *learn;
+  } else if (const auto* over = std::get_if<control::LessonOver>(&message)) {
+    teacher_.end(over->lesson);
+  } else if (const auto* until = std::get_if<control::LearnUntil>(&message)) {
+    learn_plan_ = until->plan;
+  } else if (const auto* save = std::get_if<control::SaveOpen>(&message)) {
+    if (save->stop) {
+      stop_save_ = *save;
+      stop_staged_ = core_.version() == save->version && !update_open_;
+      if (stop_staged_) saver_.open(*save, self_.id);
+    } else {
+      saver_.open(*save, self_.id);
+    }
+  } else if (const auto* publish = std::get_if<control::SavePublish>(&message)) {
+    saver_.publish(*publish);
+  } else if (const auto* closed = std::get_if<control::SaveClosed>(&message)) {
+    saver_.closed(*closed);
+  }
+}
+
+// A lesson begins with the state as it stands while the step's reduction is still to come, or else after the
+// update.
+void Run::begin_lesson(const control::Teach& teach) {
+  const bool begun = !update_open_ && !reduced_ready_ && teacher_.begin(teach, core_.version());
+  if (!begun) lessons_waiting_.push_back(teach);
+}
+
+void Run::say(control::Message message) {
+  // A lost connection is told to the core by on_control_lost; there is nobody else to tell.
+  if (Status sent = session_.send(std::move(message)); !sent.ok()) return;
+}
+
+void Run::emit(EventKind kind, control::Version version, std::string text, int64_t amount, int64_t subject) {
+  Event event;
+  event.kind = kind;
+  event.at = now();
+  event.generation = view_.generation.counter;
+  event.version = version;
+  event.subject = subject;
+  event.amount = amount;
+  event.text = std::move(text);
+  session_.emit(std::move(event));
+}
+
+}  // namespace muster

@@ -1,0 +1,171 @@
+// The beginning of a run, inside its first view: all ranks agree on the version to start from, collectively,
+// so that one rank's damaged or missing file sends all of them to the same older version.
+#include <algorithm>
+
+#include "runtime/run.h"
+
+namespace muster {
+namespace {
+
+// What the ranks decide by; the smallest answer of any rank counts.
+enum class Verdict : int64_t { kMisuse = 0, kDamaged = 1, kGood = 2 };
+
+// One rank's bytes to all. Every rank passes a buffer; its size is the root's afterwards.
+Status broadcast_bytes(Group& group, ByteBuffer& bytes, int root, Instant deadline) {
+  int64_t size = static_cast<int64_t>(bytes.size());
+  MUSTER_TRY(group.broadcast(&size, &size, 1, DType::kInt64, root, deadline).wait(deadline));
+  bytes.resize(static_cast<size_t>(size));
+  if (bytes.empty()) return ok();
+  return group.broadcast(bytes.data(), bytes.data(), bytes.size(), DType::kUInt8, root, deadline)
+      .wait(deadline);
+}
+
+Result<Verdict> combine(Group& group, Verdict mine, Instant deadline) {
+  auto value = static_cast<int64_t>(mine);
+  MUSTER_TRY(group.all_reduce(&value, &value, 1, DType::kInt64, ReduceOp::kMin, deadline).wait(deadline));
+  return static_cast<Verdict>(value);
+}
+
+// The parts that the ranks read, to all of them: each byte was read from disk once.
+Status exchange_parts(Group& group, const Saver& saver, MutableByteSpan staged, Instant deadline) {
+  for (int root = 0; root < group.size(); ++root) {
+    MUSTER_ASSIGN(const auto ranges,
+                  saver.pieces(static_cast<uint32_t>(root), static_cast<uint32_t>(group.size())));
+    for (const checkpoint::Range& range : ranges) {
+      std::byte* data = staged.data() + range.begin;
+      MUSTER_TRY(group.broadcast(data, data, range.size(), DType::kUInt8, root, deadline).wait(deadline));
+    }
+  }
+  return ok();
+}
+
+// Replicated state must be the same bits everywhere before the first step (PROTOCOL 5).
+Status check_equal(Group& group, const Digest& digest, Instant deadline) {
+  std::vector<Digest> all(static_cast<size_t>(group.size()));
+  MUSTER_TRY(group.all_gather(&digest, all.data(), 2, DType::kUInt64, deadline).wait(deadline));
+  std::string differing;
+  for (size_t rank = 1; rank < all.size(); ++rank) {
+    if (all[rank] != all[0]) differing += (differing.empty() ? "" : ", ") + std::to_string(rank);
+  }
+  if (differing.empty()) return ok();
+  return Error{ErrorCode::kMisuse,
+               "the replicated state of rank " + differing +
+                   " differs from rank 0's before the first step; initialise it from the same "
+                   "seed and inputs on every rank"};
+}
+
+}  // namespace
+
+Status Run::start_up(Lock& lock) {
+  Group& group = *group_;  // replaced by this thread only
+  control::Lineage lineage;
+  lock.unlock();
+  auto start = agree_on_start(group);
+  lock.lock();
+  if (!start.ok()) {
+    const Error error = std::move(start).error();
+    if (error.code == ErrorCode::kMisuse || error.code == ErrorCode::kEnvironment) {
+      say(control::Leaving{78, control::kNoVersion, error.message});
+      return error;
+    }
+    (void)step_failed(lock, error, {});
+    return ok();
+  }
+  if (core_.revoked() || core_.ended()) return ok();
+  if (start->state) state_.copy_from(*start->state);
+  started_ = true;
+  perform(core_.started(start->version, start->digest, start->lineage));
+  return ok();
+}
+
+Result<Run::Start> Run::agree_on_start(Group& group) {
+  const Instant deadline = now() + options_.step_timeout;
+  Start start;
+  if (saver_.enabled()) {
+    MUSTER_ASSIGN(auto restored, restore_newest(group));
+    if (restored) start = std::move(*restored);
+  }
+  if (start.state) {
+    std::vector<Digest> parts;
+    size_t offset = 0;
+    for (const TensorInfo& tensor : state_.tensors()) {
+      parts.push_back(digest_of(ByteSpan(start.state->data() + offset, tensor.bytes)));
+      offset += tensor.bytes;
+    }
+    start.digest = digest_of(parts);
+  } else {
+    start.digest = state_.digest();
+  }
+  MUSTER_TRY(check_equal(group, start.digest, deadline));
+  return start;
+}
+
+// Rank 0 proposes, newest first; a version counts only when every rank could read and verify its part.
+Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
+  const Instant deadline = now() + options_.step_timeout;
+  Status listed = group.rank() == 0 ? saver_.own() : ok();
+  MUSTER_ASSIGN(const Verdict owned,
+                combine(group, listed.ok() ? Verdict::kGood : Verdict::kMisuse, deadline));
+  if (!listed.ok()) return Error{ErrorCode::kMisuse, std::move(listed).error().message};
+  if (owned != Verdict::kGood)
+    return Error{ErrorCode::kMisuse, "rank 0 cannot use the checkpoint folder " + options_.save.folder};
+
+  auto candidates = saver_.usable_versions();
+  MUSTER_ASSIGN(const Verdict found,
+                combine(group, candidates.ok() ? Verdict::kGood : Verdict::kMisuse, deadline));
+  if (!candidates.ok()) return std::move(candidates).error();
+  if (found != Verdict::kGood)
+    return Error{ErrorCode::kMisuse,
+                 "another rank cannot read the checkpoint folder " + options_.save.folder};
+
+  ByteBuffer proposals;
+  if (group.rank() == 0) {
+    const std::vector<checkpoint::VersionId> ids = checkpoint::usable(*candidates);
+    const auto bytes = std::as_bytes(std::span(ids));
+    proposals.assign(bytes.begin(), bytes.end());
+  }
+  MUSTER_TRY(broadcast_bytes(group, proposals, 0, deadline));
+  std::vector<checkpoint::VersionId> ids(proposals.size() / sizeof(checkpoint::VersionId));
+  std::memcpy(ids.data(), proposals.data(), proposals.size());
+
+  for (const checkpoint::VersionId& id : ids) {
+    const auto mine =
+        std::find_if(candidates->begin(), candidates->end(), [&](const auto& c) { return c.id == id; });
+    ByteBuffer staged(state_.bytes());
+    Status read =
+        Error{ErrorCode::kDropCheckpoint, to_string(id) + " is not seen by this rank; is the folder shared?"};
+    if (mine != candidates->end()) {
+      read = saver_.restore(*mine, static_cast<uint32_t>(group.rank()), static_cast<uint32_t>(group.size()),
+                            staged);
+    }
+    Verdict verdict = Verdict::kGood;
+    if (!read.ok()) verdict = read.error().code == ErrorCode::kMisuse ? Verdict::kMisuse : Verdict::kDamaged;
+    MUSTER_ASSIGN(const Verdict all, combine(group, verdict, deadline));
+    if (!read.ok() && verdict == Verdict::kMisuse) return std::move(read).error();
+    if (all == Verdict::kMisuse) return Error{ErrorCode::kMisuse, "another rank refuses " + to_string(id)};
+    if (all == Verdict::kDamaged) {
+      const std::string why = read.ok() ? "another rank found it damaged" : read.error().message;
+      emit(EventKind::kVersionRejected, static_cast<control::Version>(id.version), why);
+      continue;
+    }
+    MUSTER_TRY(exchange_parts(group, saver_, staged, deadline));
+    Start start;
+    start.version = static_cast<control::Version>(id.version);
+    start.lineage = to_control(mine->manifest->lineage);
+    start.state = std::move(staged);
+    if (group.rank() == 0) {
+      control::Lineage branch = start.lineage;
+      branch.push_back({view_.generation, start.version});
+      MUSTER_TRY(saver_.go_on_from(*mine, branch));
+    }
+    saver_.note_parent(*mine);
+    emit(EventKind::kResumed, start.version, to_string(id));
+    return std::optional<Start>(std::move(start));
+  }
+  if (ids.empty()) return std::optional<Start>();
+  return Error{ErrorCode::kEnvironment,
+               "none of the " + std::to_string(ids.size()) + " checkpoints in " + options_.save.folder +
+                   " can be used, see the events; repair them, or name an empty folder to start anew"};
+}
+
+}  // namespace muster
