@@ -25,10 +25,10 @@ std::string babble(size_t bytes, uint64_t seed) {
 
 TEST(Ngram, SumsToOneAfterAnyHistory) {
   const std::string training = babble(5000, 1);
+  const std::vector<std::string> kHistories = {"", "a", "ab", "zz", "xyza", "\xff\xfe", std::string(2, '\0')};
   for (size_t order : {1, 2, 3}) {
     const Ngram model = Ngram::fit({text_of(training)}, order);
-    for (const std::string history :
-         {"", "a", "ab", "zz", "xyza", "\xff\xfe", std::string("\0\0", 2).c_str()}) {
+    for (const std::string& history : kHistories) {
       double sum = 0;
       for (int next = 0; next < 256; ++next) {
         const double p = model.probability(text_of(history), static_cast<uint8_t>(next));
