@@ -103,7 +103,7 @@ class Saver {
 
   mutable std::mutex mutex_;
   std::optional<control::Version> held_;  // a read lease is held for this version
-  uint64_t hold_count_ = 0;               // tells a hold from a later one
+  Instant expires_ = 0;
   std::optional<Save> save_;              // the newest that this rank takes part in
   control::Version durable_ = control::kNoVersion;
   control::Version failed_ = control::kNoVersion;

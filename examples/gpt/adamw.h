@@ -1,0 +1,35 @@
+// AdamW with gradients clipped by their norm. Elementwise, so it updates any slice of a tensor: a rank that
+// holds a part of the moments updates that part.
+#pragma once
+
+#include <cstddef>
+#include <span>
+
+#include "examples/gpt/model.h"
+
+namespace gpt {
+
+struct AdamWOptions {
+  float beta1 = 0.9f;
+  float beta2 = 0.98f;
+  float epsilon = 1e-8f;
+  float weight_decay = 0.1f;  // matrices only; the update is multiplied by the learning rate
+  float norm_max = 1.0f;      // gradients longer than this are scaled down to it; 0: never
+};
+
+// The factor that clips `gradients`: 1 where they are short enough.
+float clip_factor(const AdamWOptions& options, std::span<const float> gradients);
+
+// Updates parameters and both moments in place, for the step with this number (from 0).
+// REQUIRES: all four buffers have the size of the layout.
+void adamw(const AdamWOptions& options, const Layout& layout, size_t step, float learning_rate,
+           std::span<float> parameters, std::span<const float> gradients, std::span<float> m,
+           std::span<float> v);
+
+// The same for elements [begin, begin + m.size()) of the flat buffers, with the moments of this slice only.
+// `factor`: clip_factor of the whole gradient.
+void adamw_slice(const AdamWOptions& options, const Layout& layout, size_t step, float learning_rate,
+                 float factor, size_t begin, std::span<float> parameters, std::span<const float> gradients,
+                 std::span<float> m, std::span<float> v);
+
+}  // namespace gpt
