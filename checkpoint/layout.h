@@ -1,0 +1,129 @@
+// Who saves which bytes, and who needs which. PURE: values in, a plan out; the same on every rank, so plans
+// are never sent, and a manifest need not hold them.
+//
+// A participant is one of the processes that take part in a save, numbered from 0. A tensor is either
+// replicated (each participant holds all of it) or split along one dimension (participant p holds the p-th of
+// nearly equal runs of indices). "Local memory" is what a participant holds of a tensor: dense, row-major.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "runtime/base/bytes.h"
+#include "runtime/base/dtype.h"
+#include "runtime/base/result.h"
+
+namespace muster::checkpoint {
+
+constexpr uint64_t kSlabBytes =
+    256 * 1024;                         // the unit of digests, counted from the beginning of a shard file
+constexpr uint64_t kBlockBytes = 4096;  // what direct I/O aligns to
+constexpr int kReplicated = -1;
+constexpr size_t kTensorNameBytesMax = 255;
+constexpr size_t kRankMax = 16;
+constexpr uint64_t kTensorsMax = 1'000'000;
+constexpr uint32_t kParticipantsMax = 1'000'000;
+constexpr uint64_t kStateBytesMax = uint64_t{1} << 60;
+
+struct TensorSpec {
+  std::string name;  // UTF-8 without control characters
+  DType dtype = DType::kFloat32;
+  std::vector<uint64_t> shape;  // of the whole tensor; empty: a scalar
+  int split = kReplicated;      // or the dimension that is split over the participants
+  friend bool operator==(const TensorSpec&, const TensorSpec&) = default;
+};
+
+std::string to_string(const TensorSpec& spec);  // "wte float32 [50257, 768]"
+
+// Errors: kMisuse; the sentence names the tensor.
+Status check_specs(std::span<const TensorSpec> specs);
+
+// The rest of this header REQUIRES specs that passed check_specs.
+uint64_t total_bytes(const TensorSpec& spec);
+
+struct Range {
+  uint64_t begin = 0;
+  uint64_t end = 0;
+  uint64_t size() const { return end - begin; }
+  friend bool operator==(const Range&, const Range&) = default;
+};
+
+// Part `part` of `parts` of [0, count): sizes differ by at most one, larger ones first.
+Range part_of(uint64_t count, uint32_t part, uint32_t parts);
+std::vector<uint64_t> local_shape(const TensorSpec& spec, uint32_t part, uint32_t parts);
+uint64_t local_bytes(const TensorSpec& spec, uint32_t part, uint32_t parts);
+
+// A run of bytes of one participant's local memory of one tensor: what becomes one dataset of its shard.
+struct Piece {
+  uint32_t tensor = 0;  // index into the specs
+  Range bytes;          // of the local memory
+  friend bool operator==(const Piece&, const Piece&) = default;
+};
+
+// Each byte of the state belongs to exactly one piece. Split tensors are saved by those who hold them.
+// Replicated tensors lie end to end on a line in the order of the specs, and each participant takes one
+// stretch of it, so long that all participants save about the same number of bytes. Stretches end between
+// tensors or at multiples of kSlabBytes within one, so a small tensor is never cut.
+class SavePlan {
+ public:
+  uint32_t participants() const { return participants_; }
+  const std::vector<TensorSpec>& specs() const { return specs_; }
+
+  // In the order of the specs, each tensor at most once, no empty piece.
+  std::vector<Piece> pieces(uint32_t participant) const;
+  uint64_t bytes(uint32_t participant) const;  // the sum over its pieces
+
+  // The piece of a replicated tensor that a participant has, empty where it has none.
+  Range replicated_piece(uint32_t tensor, uint32_t participant) const;
+  // The participants [begin, end) among whom are all that have bytes of this range of a replicated tensor.
+  Range holders(uint32_t tensor, Range bytes) const;
+
+ private:
+  friend Result<SavePlan> plan_save(std::vector<TensorSpec> specs, uint32_t participants);
+  std::vector<TensorSpec> specs_;
+  uint32_t participants_ = 1;
+  std::vector<uint64_t> line_begin_;  // of each tensor, and the end of the last; split ones have no length
+  std::vector<uint64_t> cuts_;        // participant p takes [cuts[p], cuts[p + 1]) of the line
+};
+
+Result<SavePlan> plan_save(std::vector<TensorSpec> specs, uint32_t participants);
+
+// Where a participant's pieces lie in its shard file, counted from the end of the file's metadata. First
+// comes a record that says whose shard it is; then the pieces in order, each at a multiple of kBlockBytes or,
+// shorter than that, of kSmallAlignment.
+constexpr uint64_t kShardIdentityBytes = 64;
+constexpr uint64_t kSmallAlignment = 64;
+struct ShardLayout {
+  std::vector<Piece> pieces;
+  std::vector<uint64_t> offsets;  // of each piece
+  uint64_t bytes = 0;             // up to the end of the last piece
+};
+ShardLayout shard_layout(const SavePlan& plan, uint32_t participant);
+
+// Bytes to be copied from one shard into one rank's local memory of one tensor: a run for each of
+// counts[0] × counts[1] steps. Sources only go up from run to run.
+struct Copy {
+  uint32_t participant = 0;
+  uint32_t tensor = 0;  // index into the wanted specs
+  uint64_t source = 0;  // of the first run, from the end of the shard's metadata
+  uint64_t target = 0;  // of the first run, in the local memory
+  uint64_t run_bytes = 0;
+  uint64_t counts[2] = {1, 1};
+  uint64_t source_strides[2] = {0, 0};
+  uint64_t target_strides[2] = {0, 0};
+};
+
+enum class ReadShare : uint8_t {
+  kAll,   // all that this rank holds
+  kPart,  // of replicated tensors only what SavePlan(wanted, parts) gives this rank; others read the rest
+};
+
+// What rank `part` of `parts` reads, in the order of the shards and of the bytes within each.
+// Errors: kMisuse, in one sentence that names the tensor: missing from the checkpoint, or of another type or
+// shape there; or a tensor of the checkpoint that the program does not have.
+Result<std::vector<Copy>> plan_restore(const SavePlan& saved, std::span<const TensorSpec> wanted,
+                                       uint32_t part, uint32_t parts, ReadShare share = ReadShare::kAll);
+
+}  // namespace muster::checkpoint

@@ -1,0 +1,302 @@
+#include "checkpoint/manifest.h"
+
+#include <algorithm>
+#include <tuple>
+
+#include "checkpoint/json.h"
+#include "checkpoint/lineage_json.h"
+
+namespace muster::checkpoint {
+namespace {
+
+constexpr std::string_view kDigestWord = "xxh3-128 ";
+constexpr size_t kDigestLineBytes = kDigestWord.size() + 32 + 1;
+
+Error damaged(const std::string& where, const std::string& what) {
+  return {ErrorCode::kDropCheckpoint, where + " is damaged: " + what + "; use an older version"};
+}
+
+Json to_json(const TensorSpec& spec) {
+  return Json::array({spec.name, to_string(spec.dtype), spec.shape, spec.split});
+}
+
+Json to_json(const ShardEntry& shard) {
+  return Json::array({hex64(shard.writer_nonce), shard.geometry.metadata_bytes, shard.geometry.payload_bytes,
+                      to_string(shard.root)});
+}
+
+Json to_json(const VersionId& id) { return {{"version", id.version}, {"nonce", hex64(id.nonce)}}; }
+
+Json to_json(const JobConstants& job) {
+  return {{"microbatches", job.microbatches},
+          {"lanes", job.lanes},
+          {"seed", job.seed},
+          {"codec", job.codec},
+          {"tree", job.tree},
+          {"permutation", job.permutation}};
+}
+
+template <typename T>
+Json list_of(const std::vector<T>& values) {
+  Json list = Json::array();
+  for (const T& value : values) list.push_back(to_json(value));
+  return list;
+}
+
+std::optional<TensorSpec> as_tensor(const Json& json) {
+  if (!json.is_array() || json.size() != 4) return std::nullopt;
+  const auto* name = json[0].get_ptr<const Json::string_t*>();
+  const auto* dtype_name = json[1].get_ptr<const Json::string_t*>();
+  if (name == nullptr || dtype_name == nullptr || !json[2].is_array() || !json[3].is_number_integer())
+    return std::nullopt;
+  const auto dtype = dtype_from(*dtype_name);
+  const auto split = json[3].get<int64_t>();
+  if (!dtype || json[2].size() > kRankMax || split < kReplicated || split >= static_cast<int64_t>(kRankMax))
+    return std::nullopt;
+  TensorSpec spec{*name, *dtype, {}, static_cast<int>(split)};
+  for (const Json& extent : json[2]) {
+    const auto value = as_number(extent);
+    if (!value) return std::nullopt;
+    spec.shape.push_back(*value);
+  }
+  return spec;
+}
+
+std::optional<ShardEntry> as_shard(const Json& json) {
+  if (!json.is_array() || json.size() != 4) return std::nullopt;
+  const auto nonce = as_hex64(json[0]);
+  const auto metadata_bytes = as_number(json[1]);
+  const auto payload_bytes = as_number(json[2]);
+  const auto root = as_digest(json[3]);
+  if (!nonce || !metadata_bytes || !payload_bytes || !root) return std::nullopt;
+  for (uint64_t size : {*metadata_bytes, *payload_bytes}) {
+    if (size == 0 || size % kBlockBytes != 0 || size > kStateBytesMax) return std::nullopt;
+  }
+  return ShardEntry{*nonce, {*metadata_bytes, *payload_bytes}, *root};
+}
+
+template <typename T, typename Convert>
+std::vector<T> read_list(JsonReader& reader, const char* field, size_t count_max, Convert convert) {
+  std::vector<T> list;
+  for (const Json& json : reader.array(field, count_max)) {
+    auto value = convert(json);
+    if (!value) {
+      reader.fail(std::string(field) + "[" + std::to_string(list.size()) + "]", "is malformed");
+      break;
+    }
+    list.push_back(*std::move(value));
+  }
+  return list;
+}
+
+VersionId read_id(JsonReader& reader, const char* field) {
+  JsonReader inner(reader.object(field), std::string(field) + ".");
+  const VersionId id{inner.number("version"), inner.hex64("nonce")};
+  reader.adopt(inner);
+  return id;
+}
+
+JobConstants read_job(JsonReader& reader) {
+  JsonReader inner(reader.object("job"), "job.");
+  JobConstants job{inner.number("microbatches"), inner.number("lanes"), inner.number("seed"),
+                   inner.text("codec", 256),     inner.number("tree"),  inner.number("permutation")};
+  reader.adopt(inner);
+  return job;
+}
+
+std::map<std::string, ByteBuffer> read_step_values(JsonReader& reader) {
+  std::map<std::string, ByteBuffer> values;
+  for (const auto& [name, json] : reader.object("step_values").items()) {
+    const auto* hex = json.get_ptr<const Json::string_t*>();
+    ByteBuffer bytes = hex != nullptr ? from_hex(*hex) : ByteBuffer();
+    if (hex == nullptr || bytes.size() * 2 != hex->size() || bytes.size() > kStepValueBytesMax)
+      reader.fail("step_values." + name, "is not hexadecimal");
+    values[name] = std::move(bytes);
+  }
+  return values;
+}
+
+Manifest read_manifest(JsonReader& reader) {
+  Manifest manifest;
+  manifest.id = {reader.number("version"), reader.hex64("nonce")};
+  manifest.lineage = read_lineage(reader, "lineage");
+  manifest.parent = read_id(reader, "parent");
+  manifest.job = read_job(reader);
+  manifest.sample_position = reader.number("sample_position");
+  manifest.saved_at_ms = reader.signed_number("saved_at_ms");
+  manifest.saved_by = reader.text("saved_by");
+  manifest.fence = reader.number("fence");
+  manifest.step_values = read_step_values(reader);
+  manifest.tensors = read_list<TensorSpec>(reader, "tensors", kTensorsMax, as_tensor);
+  manifest.shards = read_list<ShardEntry>(reader, "shards", kParticipantsMax, as_shard);
+  return manifest;
+}
+
+Status check_format(const Json& json, const std::string& where) {
+  JsonReader reader(json);
+  const std::string kind = reader.text("kind");
+  const uint64_t major = reader.number("format_major");
+  const uint64_t minor = reader.number("format_minor");
+  if (!reader.ok() || kind != "muster checkpoint") return damaged(where, "it is not a checkpoint's manifest");
+  if (major == kFormatMajor) return ok();
+  return Error{ErrorCode::kMisuse, where + " has format version " + std::to_string(major) + "." +
+                                       std::to_string(minor) + ", and this Muster reads version " +
+                                       std::to_string(kFormatMajor) +
+                                       "; resume with the Muster that wrote it, or a later one"};
+}
+
+// The lengths that the plan gives, against those that the manifest claims.
+Status check_shards(const Manifest& manifest, const std::string& where) {
+  if (manifest.shards.empty()) return damaged(where, "it has no shards");
+  auto plan = plan_save(manifest.tensors, static_cast<uint32_t>(manifest.shards.size()));
+  if (!plan.ok()) return damaged(where, plan.error().message);
+  for (uint32_t p = 0; p < manifest.shards.size(); ++p) {
+    const uint64_t expected = round_up(shard_layout(*plan, p).bytes, kBlockBytes);
+    if (manifest.shards[p].geometry.payload_bytes != expected)
+      return damaged(where, "the payload of shard " + std::to_string(p) + " should have " +
+                                std::to_string(expected) + " bytes");
+  }
+  return ok();
+}
+
+}  // namespace
+
+Json to_json(const Lineage& lineage) {
+  Json list = Json::array();
+  for (const LineageEntry& entry : lineage)
+    list.push_back(Json::array({hex64(entry.store_nonce), entry.generation, entry.base}));
+  return list;
+}
+
+Lineage read_lineage(JsonReader& reader, const char* field) {
+  return read_list<LineageEntry>(reader, field, kLineageMax, [](const Json& json) {
+    std::optional<LineageEntry> entry;
+    if (!json.is_array() || json.size() != 3) return entry;
+    const auto store = as_hex64(json[0]);
+    const auto generation = as_number(json[1]);
+    const auto base = as_number(json[2]);
+    if (store && generation && base) entry = LineageEntry{*store, *generation, *base};
+    return entry;
+  });
+}
+
+const char* to_string(SaveState state) {
+  switch (state) {
+    case SaveState::kStaged:
+      return "staged";
+    case SaveState::kDurable:
+      return "durable";
+    case SaveState::kVerified:
+      return "verified";
+  }
+  return "unknown";
+}
+
+Status check_same_job(const JobConstants& saved, const JobConstants& wanted) {
+  const auto differs = [](const char* name, const std::string& there, const std::string& here) {
+    return Error{ErrorCode::kMisuse, std::string("the checkpoint was made with ") + name + " = " + there +
+                                         " and this run has " + here +
+                                         "; resume with the same value, or start in another folder"};
+  };
+  const std::tuple<const char*, uint64_t, uint64_t> numbers[] = {
+      {"microbatches", saved.microbatches, wanted.microbatches},
+      {"lanes", saved.lanes, wanted.lanes},
+      {"seed", saved.seed, wanted.seed},
+      {"tree version", saved.tree, wanted.tree},
+      {"permutation version", saved.permutation, wanted.permutation}};
+  for (const auto& [name, there, here] : numbers) {
+    if (there != here) return differs(name, std::to_string(there), std::to_string(here));
+  }
+  if (saved.codec != wanted.codec) return differs("codec", "'" + saved.codec + "'", "'" + wanted.codec + "'");
+  return ok();
+}
+
+ShardRecord Manifest::shard(uint32_t participant) const {
+  const ShardEntry& entry = shards[participant];
+  return {{id, participant, static_cast<uint32_t>(shards.size())},
+          entry.writer_nonce,
+          entry.geometry,
+          entry.root};
+}
+
+Status adopt_shards(Manifest& manifest, std::span<const ShardRecord> records) {
+  const auto refused = [&](const std::string& what) {
+    return Error{ErrorCode::kDropCheckpoint,
+                 "the save of " + to_string(manifest.id) + " cannot be published: " + what};
+  };
+  std::vector<ShardEntry> shards(records.size());
+  std::vector<bool> seen(records.size(), false);
+  for (const ShardRecord& record : records) {
+    const uint32_t p = record.identity.participant;
+    if (record.identity.id != manifest.id || record.identity.participants != records.size() ||
+        p >= records.size())
+      return refused("participant " + std::to_string(p) + " voted for " + to_string(record.identity.id) +
+                     " with " + std::to_string(record.identity.participants) + " participants, there are " +
+                     std::to_string(records.size()) + " votes");
+    if (seen[p]) return refused("participant " + std::to_string(p) + " voted twice");
+    seen[p] = true;
+    shards[p] = {record.writer_nonce, record.geometry, record.root};
+  }
+  manifest.shards = std::move(shards);
+  return check_shards(manifest, "the manifest of " + to_string(manifest.id));
+}
+
+std::string with_digest_line(std::string text) {
+  const Digest digest = digest_of(as_bytes(text));
+  text += kDigestWord;
+  text += to_string(digest);
+  text += '\n';
+  return text;
+}
+
+Result<std::string> without_digest_line(ByteSpan bytes, const std::string& where) {
+  const std::string_view all(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  if (all.size() < kDigestLineBytes) return damaged(where, "it is too short");
+  const std::string_view text = all.substr(0, all.size() - kDigestLineBytes);
+  const std::string_view line = all.substr(text.size());
+  if (with_digest_line(std::string(text)) != all)
+    return damaged(where, line.starts_with(kDigestWord) ? "its digest does not match its text"
+                                                        : "it does not end with its digest");
+  return std::string(text);
+}
+
+std::string encode(const Manifest& manifest) {
+  Json step_values = Json::object();
+  for (const auto& [name, bytes] : manifest.step_values) step_values[name] = to_hex(bytes);
+  const Json json = {{"kind", "muster checkpoint"},
+                     {"format_major", kFormatMajor},
+                     {"format_minor", kFormatMinor},
+                     {"version", manifest.id.version},
+                     {"nonce", hex64(manifest.id.nonce)},
+                     {"lineage", to_json(manifest.lineage)},
+                     {"parent", to_json(manifest.parent)},
+                     {"job", to_json(manifest.job)},
+                     {"sample_position", manifest.sample_position},
+                     {"saved_at_ms", manifest.saved_at_ms},
+                     {"saved_by", manifest.saved_by},
+                     {"fence", manifest.fence},
+                     {"slab_bytes", kSlabBytes},
+                     {"step_values", step_values},
+                     {"tensors", list_of(manifest.tensors)},
+                     {"shards", list_of(manifest.shards)}};
+  // Text that is not UTF-8 is replaced, never thrown about: names of tensors have been checked, the rest is
+  // for display.
+  return with_digest_line(json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
+Result<Manifest> decode_manifest(ByteSpan bytes, const std::string& where) {
+  if (bytes.size() > kManifestBytesMax) return damaged(where, "it is larger than a manifest can be");
+  MUSTER_ASSIGN(const std::string text, without_digest_line(bytes, where));
+  const std::optional<Json> json = parse_json(text);
+  if (!json || !json->is_object()) return damaged(where, "it is not JSON");
+  MUSTER_TRY(check_format(*json, where));
+  JsonReader reader(*json);
+  Manifest manifest = read_manifest(reader);
+  if (reader.number("slab_bytes") != kSlabBytes)
+    reader.fail("slab_bytes", "is not " + std::to_string(kSlabBytes));
+  if (!reader.ok()) return damaged(where, reader.problem());
+  MUSTER_TRY(check_shards(manifest, where));
+  return manifest;
+}
+
+}  // namespace muster::checkpoint

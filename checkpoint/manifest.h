@@ -1,0 +1,79 @@
+// The manifest: the one file that makes a save a checkpoint. Format: docs/formats/checkpoint.md.
+//
+// It is small: where each byte lies follows from the tensors, the number of participants and two sizes a
+// shard, and the digests of the slabs are in the shards. A manifest that parses is consistent: its tensors
+// pass check_specs and there is one shard for each participant.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "checkpoint/identity.h"
+#include "checkpoint/layout.h"
+#include "checkpoint/shard_file.h"
+
+namespace muster::checkpoint {
+
+constexpr uint64_t kManifestBytesMax = 64 * 1024 * 1024;
+constexpr size_t kLineageMax = 100'000;
+constexpr size_t kStepValueBytesMax = 64 * 1024;
+
+// How far a save has come. Only the last two are seen in a folder.
+enum class SaveState : uint8_t {
+  kStaged,    // copied out of the program's way
+  kDurable,   // published: survives the loss of every process and of power
+  kVerified,  // read back whole and found right
+};
+const char* to_string(SaveState state);
+
+// Fixed when a job starts. A resume with others would be another job.
+struct JobConstants {
+  uint64_t microbatches = 1;  // M
+  uint64_t lanes = 1;         // L
+  uint64_t seed = 0;
+  std::string codec = "none";
+  uint64_t tree = 1;         // of the canonical reduction
+  uint64_t permutation = 1;  // version of the sample order
+  friend bool operator==(const JobConstants&, const JobConstants&) = default;
+};
+// Errors: kMisuse; the sentence names the constant and both values.
+Status check_same_job(const JobConstants& saved, const JobConstants& wanted);
+
+struct ShardEntry {
+  uint64_t writer_nonce = 0;
+  ShardGeometry geometry;
+  Digest root;
+};
+
+struct Manifest {
+  VersionId id;
+  Lineage lineage;
+  VersionId parent;  // the version that this job resumed from or saved before; nonce 0: none
+  JobConstants job;
+  uint64_t sample_position = 0;
+  int64_t saved_at_ms = 0;  // wall time, for display
+  std::string saved_by;     // for display
+  uint64_t fence = 0;       // of the owner of the folder
+  std::vector<TensorSpec> tensors;
+  std::map<std::string, ByteBuffer> step_values;  // registered step-local values, small
+  std::vector<ShardEntry> shards;                 // by participant
+
+  ShardRecord shard(uint32_t participant) const;
+};
+
+// The shards of all participants, in any order, into manifest.shards.
+// Errors: kDropCheckpoint: one is missing, doubled, or of another save; the sentence names the participant.
+Status adopt_shards(Manifest& manifest, std::span<const ShardRecord> records);
+
+// Text of JSON and a last line with its digest.
+std::string encode(const Manifest& manifest);
+
+// Errors: kDropCheckpoint: damaged or inconsistent; kMisuse: of a later format. The sentence names `where`.
+Result<Manifest> decode_manifest(ByteSpan bytes, const std::string& where);
+
+// Appends the line with the digest, and checks and takes it off again; for every small file of a folder.
+std::string with_digest_line(std::string text);
+Result<std::string> without_digest_line(ByteSpan bytes, const std::string& where);
+
+}  // namespace muster::checkpoint

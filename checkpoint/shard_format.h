@@ -1,0 +1,70 @@
+// The shard file: what one participant saves, as one valid HDF5 file. Format: docs/formats/checkpoint.md.
+//
+//   [metadata of HDF5][payload: identity, pieces][slab table]
+//
+// Each part begins and ends at a multiple of kBlockBytes. The metadata and the payload's layout depend on
+// the plan alone, so libhdf5 is asked once for a layout, not once for a save.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <memory>
+
+#include "checkpoint/identity.h"
+#include "checkpoint/layout.h"
+
+namespace muster::checkpoint {
+
+constexpr uint32_t kFormatMajor = 1;
+constexpr uint32_t kFormatMinor = 0;
+
+// Sizes from which all positions in a shard file follow.
+struct ShardGeometry {
+  uint64_t metadata_bytes = 0;  // a multiple of kBlockBytes
+  uint64_t payload_bytes = 0;   // a multiple of kBlockBytes
+
+  static ShardGeometry of(uint64_t metadata_bytes, const ShardLayout& layout) {
+    return {metadata_bytes, round_up(layout.bytes, kBlockBytes)};
+  }
+  uint64_t slab_count() const { return (payload_bytes + kSlabBytes - 1) / kSlabBytes; }
+  // Bytes of the payload, counted from its beginning; the last slab may be short.
+  Range slab(uint64_t index) const {
+    return {index * kSlabBytes, std::min((index + 1) * kSlabBytes, payload_bytes)};
+  }
+  uint64_t table_offset() const { return metadata_bytes + payload_bytes; }
+  // Entry 0 is the digest of the metadata, entry 1 + i that of slab i; the rest is zero.
+  uint64_t table_entries() const { return round_up(1 + slab_count(), kBlockBytes / sizeof(Digest)); }
+  uint64_t file_bytes() const { return table_offset() + table_entries() * sizeof(Digest); }
+};
+
+// Written into the payload, so that a shard says whose it is.
+struct ShardIdentity {
+  VersionId id;
+  uint32_t participant = 0;
+  uint32_t participants = 1;
+  friend bool operator==(const ShardIdentity&, const ShardIdentity&) = default;
+};
+// The first kShardIdentityBytes of the payload.
+std::array<uint64_t, kShardIdentityBytes / 8> identity_record(const ShardIdentity& identity,
+                                                              const ShardGeometry& geometry);
+
+// Everything about a shard file but its contents.
+struct ShardTemplate {
+  ShardLayout layout;
+  ShardGeometry geometry;
+  uint32_t participant = 0;
+  uint32_t participants = 1;
+  ByteBuffer metadata;   // of the closed file
+  ByteBuffer open_page;  // the first kBlockBytes bytes while the file is being written: refused by libhdf5
+};
+
+// Needs libmuster_hdf5.so. Errors: kEnvironment where it is missing, kMisuse where libhdf5 refuses a tensor.
+Result<std::shared_ptr<const ShardTemplate>> make_shard_template(const SavePlan& plan, uint32_t participant);
+
+// The name under which people find a piece in the shard file: "tensors/wte", "tensors/wte[flat 0:65536]",
+// "tensors/adam.m[0:128]", "tensors/w[:,3:5]".
+std::string dataset_path(const SavePlan& plan, uint32_t participant, const Piece& piece);
+
+std::string shard_file_name(uint32_t participant, uint64_t writer_nonce);  // "shard-000003-<16 digits>.h5"
+
+}  // namespace muster::checkpoint

@@ -1,0 +1,115 @@
+// The checkpoint folder: which saves exist, which of them count, and who may change that.
+//
+//   owner.lock, owner.json          the one owner and its fence
+//   branch-<number>.{a,b}.json      the newest one says which history goes on (rule 25 of the protocol)
+//   v<version>-<nonce>/             one save
+//     shard-<participant>-<writer>.h5
+//     manifest.json                 its presence makes the save a checkpoint
+//     verified.json                 all its bytes were read back and found right
+//
+// What always holds: no published file is ever changed or overwritten; names appear only complete and synced;
+// and whatever is left behind by a crash at any moment, versions() shows the last published save or a newer
+// one.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <set>
+
+#include "checkpoint/manifest.h"
+#include "checkpoint/restore.h"
+#include "runtime/base/files.h"
+
+namespace muster::checkpoint {
+
+// One save found in a folder.
+struct Candidate {
+  VersionId id;
+  std::string folder;
+  SaveState state = SaveState::kDurable;
+  std::shared_ptr<const Manifest> manifest;  // null where it cannot be read
+  bool finished = false;                     // a manifest was published
+  bool abandoned = false;                    // on a branch that the job has left
+  // Why it cannot be used; empty: it can. kMisuse asks a person to act (a later format): do not fall back.
+  std::optional<Error> unusable;
+};
+
+struct OwnerInfo {
+  uint64_t fence = 0;  // counts the owners that this folder has had
+  std::string who;     // host, process, job, for people
+  int64_t since_ms = 0;
+};
+
+struct RetentionPolicy {
+  size_t keep_last = 2;            // verified versions; at least 1
+  std::set<uint64_t> live_nonces;  // saves that are being written
+  // Other unfinished saves are removed when they are this old: participants of an ended job may still be
+  // writing.
+  int64_t unfinished_age_ms_min = 3'600'000;
+};
+
+struct PruneReport {
+  std::vector<std::string> removed;   // folders
+  std::vector<std::string> problems;  // what could not be removed, in sentences; the next prune tries again
+};
+
+class Folder {
+ public:
+  // Creates the folder where missing and becomes its one owner, until destroyed. Errors: kRetry: a living
+  // owner has it, named in the sentence; kEnvironment: it cannot be used (read-only, no locks).
+  static Result<Folder> own(FileSystem& files, const std::string& path, const std::string& who);
+  // For the owner's other processes, which write shards and may publish, with the fence that it tells them.
+  static Result<Folder> join(FileSystem& files, const std::string& path, uint64_t fence);
+  // To read only.
+  static Result<Folder> look(FileSystem& files, const std::string& path);
+
+  const std::string& path() const { return path_; }
+  uint64_t fence() const { return fence_; }
+
+  // Creates the save's own folder, durably. Once for each save; the participants then write into
+  // save_folder(). Errors: kDropCheckpoint.
+  Result<std::string> begin_save(const VersionId& id);
+  std::string save_folder(const VersionId& id) const;
+
+  // Makes the save a checkpoint. REQUIRES: all its shards are written (adopt_shards). When it returns, the
+  // version is durable. Errors: kDropCheckpoint: it is not and will not be, or (another save of this name,
+  // another owner) must not be. An error of the last sync leaves open which; versions() then tells.
+  Status publish(const Manifest& manifest);
+
+  // Records that verify_shards succeeded for this save. Once; a second time is fine.
+  Status mark_verified(const VersionId& id);
+
+  // All saves, newest first, whether they can be used or not.
+  // Errors: kEnvironment: the folder cannot be read; kDropCheckpoint: no copy of the newest branch record
+  // can.
+  Result<std::vector<Candidate>> versions();
+
+  // Makes `branch`, whose last entry goes on from an older version, the history that counts, and so abandons
+  // later versions of other branches. Durable when it returns; call it before training goes on.
+  // Returns the versions that were abandoned now. Owner only.
+  Result<std::vector<VersionId>> abandon_for(const Lineage& branch, const std::string& why);
+
+  // Removes what the policy no longer keeps: a version only when keep_last newer ones on the branch are
+  // verified. Owner only.
+  Result<PruneReport> prune(const RetentionPolicy& policy, int64_t now_ms);
+
+ private:
+  Folder(FileSystem& files, std::string path) : files_(&files), path_(std::move(path)) {}
+  Status check_fence();
+  Result<Candidate> examine(const std::string& name);
+  Result<uint64_t> last_fence();
+  Status remove_save(const std::string& name);
+
+  FileSystem* files_;
+  std::string path_;
+  uint64_t fence_ = 0;
+  std::unique_ptr<FileLock> lock_;
+};
+
+// PURE. The newest version that every rank can use and nobody has refused: lists newest first, one for each
+// rank. All ranks compute the same from the same lists.
+std::optional<VersionId> newest_good(std::span<const std::vector<VersionId>> usable_by_rank,
+                                     std::span<const VersionId> refused);
+std::vector<VersionId> usable(std::span<const Candidate> candidates);
+
+}  // namespace muster::checkpoint

@@ -1,0 +1,94 @@
+// Files, as every part of Muster that must survive a crash sees them: one interface, so that a test can stand
+// in for the disk, record each operation, drop what was not synced, and fail any call.
+//
+// Nothing is durable before it is synced: a file's bytes by sync_data() or sync(), the names in a directory
+// by sync_directory(). A failed sync loses the written bytes: the caller gives the file up, and never syncs
+// it again in the hope of a better answer.
+//
+// Errors carry the operation, the path and the system's words. kEnvironment: the disk or the system refuses;
+// kRetry: someone else holds the lock; kDropCheckpoint: the name is taken.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "runtime/base/bytes.h"
+#include "runtime/base/result.h"
+
+namespace muster {
+
+enum class OpenMode : uint8_t {
+  kRead,       // an existing file
+  kCreate,     // a new file, for writing and reading; refused where the name is taken
+  kReadWrite,  // an existing file, or a new one
+};
+
+// One open file. Not for concurrent use, except pread and pwrite of disjoint ranges.
+class File {
+ public:
+  virtual ~File() = default;
+
+  // The number of bytes read, less than asked for only at the end of the file.
+  virtual Result<size_t> pread(MutableByteSpan bytes, uint64_t offset) = 0;
+  // Writes all bytes or fails.
+  virtual Status pwrite(ByteSpan bytes, uint64_t offset) = 0;
+  // Makes the file at least this long and reserves its space, where the file system can.
+  virtual Status allocate(uint64_t bytes) = 0;
+  virtual Status truncate(uint64_t bytes) = 0;
+  virtual Status sync_data() = 0;  // the bytes, and the length
+  virtual Status sync() = 0;       // and the rest of the inode
+  virtual Result<uint64_t> size() = 0;
+  // True where I/O bypasses the page cache: offsets, lengths and addresses must be multiples of
+  // kDirectAlignment.
+  virtual bool direct() const = 0;
+  // Ends the use of the file and tells what the destructor could not.
+  virtual Status close() = 0;
+};
+
+constexpr uint64_t kDirectAlignment = 4096;
+
+// Held until destroyed, and never longer than the process lives: a child that it forked does not keep it.
+class FileLock {
+ public:
+  virtual ~FileLock() = default;
+};
+
+struct FileStat {
+  uint64_t bytes = 0;
+  bool is_directory = false;
+  int64_t modified_ms = 0;  // wall time
+};
+
+class FileSystem {
+ public:
+  virtual ~FileSystem() = default;
+
+  // `direct` asks for I/O past the page cache; where it is refused the file is opened without (File::direct).
+  virtual Result<std::unique_ptr<File>> open(const std::string& path, OpenMode mode, bool direct = false) = 0;
+  virtual Status make_directory(const std::string& path) = 0;  // its parent exists, the name is free
+  virtual Status link(const std::string& source, const std::string& target) = 0;  // never overwrites
+  virtual Status rename(const std::string& source, const std::string& target) = 0;
+  virtual Status unlink(const std::string& path) = 0;
+  virtual Status remove_directory(const std::string& path) = 0;                // an empty one
+  virtual Result<std::vector<std::string>> list(const std::string& path) = 0;  // names, sorted
+  virtual Result<std::optional<FileStat>> stat(const std::string& path) = 0;   // empty: nothing there
+  virtual Status sync_directory(const std::string& path) = 0;
+  // Takes the lock of this file, which is created where missing, without waiting. The file must not be opened
+  // in any other way by the same process.
+  virtual Result<std::unique_ptr<FileLock>> lock(const std::string& path) = 0;
+};
+
+FileSystem& real_files();
+
+// The whole file. Errors: as pread; kEnvironment where it is missing or longer than `bytes_max`.
+Result<ByteBuffer> read_file(FileSystem& files, const std::string& path, uint64_t bytes_max);
+
+// Publishes `bytes` as folder/name, whole or not at all, and durable when it returns: a temporary file, sync,
+// link (which never overwrites), directory sync. Errors: kDropCheckpoint where the name is taken.
+Status publish_file(FileSystem& files, const std::string& folder, const std::string& name, ByteSpan bytes);
+// The same, but replaces what has the name.
+Status replace_file(FileSystem& files, const std::string& folder, const std::string& name, ByteSpan bytes);
+
+}  // namespace muster
