@@ -65,6 +65,7 @@ class Folder {
 
   const std::string& path() const { return path_; }
   uint64_t fence() const { return fence_; }
+  bool owner() const { return lock_ != nullptr; }
 
   // Creates the save's own folder, durably. Once for each save; the participants then write into
   // save_folder(). Errors: kDropCheckpoint.

@@ -1,0 +1,166 @@
+// Internal: the heart of an endpoint. One mutex, one progress thread, one place to sleep.
+//
+// Everything moves inside progress(), under the mutex, on whichever thread has a reason: the thread that
+// issues an operation, the one that waits for it, or else the progress thread. While somebody waits, the
+// progress thread stays away, so that a small operation costs no switch of threads. Who has nothing to do
+// spins briefly, yields, then sleeps on one epoll descriptor, which hears the transport, the peers on this
+// node and other threads. User memory is touched under the mutex only, and only for operations that have not
+// ended; that is why nothing touches it after wait() returned or revoke() was called.
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+
+#include "collectives/operation.h"
+#include "collectives/transport/transport.h"
+#include "runtime/base/handle.h"
+
+namespace muster {
+
+using PeerId = uint32_t;
+constexpr PeerId kSelf = UINT32_MAX;  // stands for this process in lists of ranks; never sent to
+
+// Gets the ends of transfers that it posted. Called under the mutex.
+class TransferOwner {
+ public:
+  virtual void transfer_ended(uint64_t cookie, TransferStatus status, size_t bytes) = 0;
+
+ protected:
+  ~TransferOwner() = default;
+};
+
+// Something that progress() moves: a group's engine, the point-to-point transfers. Called under the mutex.
+class Driven {
+ public:
+  virtual size_t advance() = 0;                  // how many things happened
+  virtual Instant next_deadline() const = 0;     // advance() must be called then; kNever
+  virtual void set_sleeping(bool sleeping) = 0;  // tells peers on this node whether they must ring
+  virtual void peer_gone(PeerId peer, const std::string& reason) = 0;
+
+ protected:
+  ~Driven() = default;
+};
+
+// Gets word that a descriptor is readable. Called under the mutex.
+class Watcher {
+ public:
+  virtual void readable(int fd) = 0;
+
+ protected:
+  ~Watcher() = default;
+};
+
+// A block of the pool: message payloads never exceed kMessageBytes.
+constexpr size_t kMessageBytes = 256 * 1024 + 128;
+
+// Tags. The two highest bits tell who matches the message.
+enum class TagKind : uint64_t { kPointToPoint = 0, kCollective = 1, kControl = 2, kFormation = 3 };
+constexpr uint64_t make_tag(TagKind kind, uint64_t rest) {
+  return (static_cast<uint64_t>(kind) << 62) | (rest & ((uint64_t{1} << 62) - 1));
+}
+
+class Core final : public std::enable_shared_from_this<Core>, private TransportSink {
+ public:
+  static Result<std::shared_ptr<Core>> start(std::unique_ptr<Transport> transport);
+  ~Core();
+  Core(const Core&) = delete;
+  Core& operator=(const Core&) = delete;
+
+  // Ends the progress thread and the transport. Everything driven must have left before.
+  void stop();
+
+  std::mutex& mutex() { return mutex_; }
+  Transport* transport() { return transport_.get(); }
+  int bell() const { return bell_.get(); }
+
+  // Below: REQUIRES the mutex, unless said otherwise.
+
+  TransferId send(PeerId peer, uint64_t tag, MessagePtr message, TransferOwner* owner, uint64_t cookie);
+  TransferId receive(uint64_t tag, MessagePtr message, TransferOwner* owner, uint64_t cookie);
+  void cancel(TransferId id);  // a receive: its memory stays with the transport, its end is not reported
+  void forget(TransferId id);  // a send: it goes on, its end is not reported
+  MessagePtr take_message();   // kMessageBytes, from the pool
+
+  // The peer at `address`; the same address gives the same peer.
+  Result<PeerId> add_peer(ByteSpan address);
+  bool is_gone(PeerId peer) const { return peer != kSelf && peers_[peer].gone; }
+  const std::string& why_gone(PeerId peer) const { return peers_[peer].reason; }
+
+  void join(Driven* driven);
+  void leave(Driven* driven);
+  void watch(int fd, Watcher* watcher);
+  void unwatch(int fd);
+
+  void complete(Operation& operation, Status result, std::vector<int> suspects);
+
+  // After an operation was issued or revoked. `urgent`: the progress thread must not wait for its next tick.
+  void stir(bool urgent);
+
+  size_t progress();
+
+  // progress(), by a thread that neither waits nor sleeps.
+  void poke() {
+    progress();
+    keep_sleepers_armed();
+  }
+
+  // Without the mutex: drives until done(), which is called under the mutex, or until `deadline`; returns
+  // done().
+  bool drive_until(const std::function<bool()>& done, Instant deadline);
+
+ private:
+  struct Peer {
+    ByteBuffer address;
+    TransportPeer transport_peer = 0;
+    bool gone = false;
+    std::string reason;
+  };
+  struct Target {
+    TransferOwner* owner;
+    uint64_t cookie;
+  };
+  struct Pool;
+
+  explicit Core(std::unique_ptr<Transport> transport);
+  Status open_descriptors();
+  void transfer_ended(TransferId id, TransferStatus status, size_t bytes) override;
+  void peer_failed(TransportPeer peer, const std::string& reason) override;
+
+  void run();            // the progress thread
+  bool prepare_sleep();  // false: there is something to do
+  void sleep(std::unique_lock<std::mutex>& lock, Instant deadline);
+  void wake();
+  void keep_sleepers_armed();
+  size_t poll_descriptors(int timeout_ms);
+  Instant next_deadline() const;
+
+  std::mutex mutex_;
+  std::condition_variable followers_;  // waiters that do not drive
+  std::condition_variable thread_rest_;
+  std::thread thread_;
+  bool stopping_ = false;
+  int waiters_ = 0;
+  bool driven_by_waiter_ = false;
+  Instant last_wait_end_ = 0;
+  bool kicked_ = false;
+  int sleepers_ = 0;  // threads in epoll_wait
+  bool descriptors_ready_ = false;
+
+  std::shared_ptr<Pool> pool_;
+  std::unique_ptr<Transport> transport_;
+  std::unordered_map<TransferId, Target> targets_;
+  std::vector<Peer> peers_;
+  std::map<TransportPeer, PeerId> by_transport_peer_;
+  std::vector<Driven*> driven_;
+  std::unordered_map<int, Watcher*> watchers_;
+
+  UniqueFd epoll_;
+  UniqueFd wake_;
+  UniqueFd bell_;  // rung by peers on this node
+};
+
+}  // namespace muster

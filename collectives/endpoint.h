@@ -1,0 +1,78 @@
+// Start here. One endpoint per process: it owns the transport, the listener for peers on this node and the
+// progress thread, and lives across views. Groups are made from it, one for each view.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "collectives/group.h"
+#include "collectives/transport/transport.h"
+#include "collectives/work.h"
+#include "runtime/base/bytes.h"
+
+namespace muster {
+
+class Core;
+class PointToPoint;
+
+using PeerId = uint32_t;
+
+struct EndpointOptions {
+  // Between nodes; see transport/ucx.h. Null: only groups on one node, and no point-to-point.
+  std::unique_ptr<Transport> transport;
+  bool shared_memory = true;  // false: ranks on one node use the transport too
+  std::string algorithm;  // overrides the choice between nodes, for tests and measurements; see schedule.h
+};
+
+struct GroupSpec {
+  Generation generation;             // new for every group: a nonce that is never issued twice, and a counter
+  std::vector<ByteBuffer> contacts;  // contact() of each rank, in rank order
+  std::vector<uint64_t> nodes;       // of each rank: equal ids are worth trying shared memory
+  int rank = 0;
+  Instant deadline = kNever;
+};
+
+class Endpoint {
+ public:
+  static Result<std::unique_ptr<Endpoint>> create(EndpointOptions options);
+  // Revokes its groups and ends its transfers. Groups may outlive it, revoked.
+  ~Endpoint();
+  Endpoint(const Endpoint&) = delete;
+  Endpoint& operator=(const Endpoint&) = delete;
+
+  // How others reach this process. Not secret, but only for peers: it travels over the control plane.
+  ByteBuffer contact() const;
+
+  // Joins the others of `spec` in a group. Every member calls it with the same spec but for the rank.
+  // Errors: kReconfigure where some did not come by the deadline; the message names them, and `absent`, if
+  // given, gets their ranks. kMisuse where specs differ or make no sense.
+  Result<std::unique_ptr<Group>> form_group(const GroupSpec& spec, std::vector<int>* absent = nullptr);
+
+  // Point to point, outside any group: state transfer, learners. Any size; several in flight; those of one
+  // tag and direction between two peers match in the order of their calls. A transfer ends with kReconfigure
+  // when the peer dies or the deadline passes, and with kMisuse at the receiver where sizes differ. From any
+  // thread.
+  Result<PeerId> peer(ByteSpan contact);
+  Work send(PeerId peer, uint64_t tag, ByteSpan bytes, Instant deadline);
+  Work recv(PeerId peer, uint64_t tag, MutableByteSpan bytes, Instant deadline);
+
+ private:
+  explicit Endpoint(EndpointOptions options);
+
+  struct PeerInfo {
+    uint64_t nonce;
+    uint32_t core_peer;
+  };
+
+  const bool shared_memory_;
+  const std::string algorithm_;
+  uint64_t nonce_ = 0;  // names this process incarnation to its peers
+  ByteBuffer address_;
+  std::shared_ptr<Core> core_;
+  std::unique_ptr<PointToPoint> transfers_;
+  std::vector<PeerInfo> peers_;                    // guarded by the core's mutex
+  std::vector<std::weak_ptr<GroupState>> groups_;  // likewise
+};
+
+}  // namespace muster

@@ -1,0 +1,74 @@
+// The ranks of one view, and what they do together.
+//
+// Operations are asynchronous: they return at once, run in the background, and end by their deadline at the
+// latest. All ranks issue the same operations in the same order, from one thread at a time; several may be in
+// flight. Buffers belong to the operation until its Work is done. In place (out is in, or this rank's part of
+// it) is allowed; other overlap is not.
+//
+// A group does not outlive its view. After revoke(), a mismatch, a dead peer or a passed deadline it is
+// unusable: all pending and later operations end with that reason. Out-of-place inputs are intact then;
+// outputs, and in-place buffers, are undefined, and nothing writes into them any more.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "collectives/lane_tree.h"
+#include "collectives/operation.h"
+#include "collectives/reduce.h"
+#include "collectives/work.h"
+#include "runtime/base/dtype.h"
+
+namespace muster {
+
+// The canonical tree and who holds what of it. Equal on all ranks.
+struct CanonicalLayout {
+  int microbatches = 0;
+  int lanes = 0;
+  std::vector<LaneRange> assignment;  // of each rank, from assign_lanes(); empty for a rank without lanes
+};
+
+class GroupState;
+
+class Group {
+ public:
+  explicit Group(std::shared_ptr<GroupState> state);
+  ~Group();  // revokes
+  Group(const Group&) = delete;
+  Group& operator=(const Group&) = delete;
+
+  int rank() const;
+  int size() const;
+  Generation generation() const;
+  // How ranks talk: "shared memory", or the transport's name; for logs and tests.
+  std::string_view medium() const;
+
+  // Types: float32, float64, bfloat16, int32, int64. `count` in elements; `deadline` is an Instant.
+  Work all_reduce(const void* in, void* out, size_t count, DType dtype, ReduceOp op, Instant deadline);
+  // in: size() × count; out: count.
+  Work reduce_scatter(const void* in, void* out, size_t count, DType dtype, ReduceOp op, Instant deadline);
+  // in: count; out: size() × count. Any type of DType, as for broadcast.
+  Work all_gather(const void* in, void* out, size_t count, DType dtype, Instant deadline);
+  // `in` is read on the root only, and may be null elsewhere.
+  Work broadcast(const void* in, void* out, size_t count, DType dtype, int root, Instant deadline);
+  Work barrier(Instant deadline);
+
+  // out = scale · (sum of all microbatches' gradients along the fixed tree), in float32, scale 0 meaning
+  // 1 / microbatches. `partials` are this rank's sums, one for each of its aligned nodes (Accumulator). The
+  // bits of the result depend on the layout's microbatches and lanes only.
+  Work canonical_all_reduce(std::span<const float* const> partials, float* out, size_t count,
+                            const CanonicalLayout& layout, Instant deadline, float scale = 0);
+
+  // From any thread: ends all pending and later operations at once with kReconfigure and this reason.
+  void revoke(Error reason);
+
+  // Why the group is unusable, if it is.
+  std::optional<Failure> failure() const;
+
+ private:
+  std::shared_ptr<GroupState> state_;
+};
+
+}  // namespace muster

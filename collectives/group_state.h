@@ -1,0 +1,84 @@
+// Internal: what a Group holds: the queue of operations, the latched failure, and the engine that moves them.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <optional>
+
+#include "collectives/core.h"
+#include "collectives/group.h"
+
+namespace muster {
+
+class GroupState;
+
+// Executes a group's operations. All calls under the core's mutex.
+class Engine {
+ public:
+  virtual ~Engine() = default;
+  virtual std::string_view medium() const = 0;
+  virtual void start(const CollectivePtr& operation) = 0;
+  virtual size_t advance() = 0;
+  virtual void set_sleeping(bool sleeping) = 0;
+  virtual void peer_gone(PeerId peer, const std::string& reason) = 0;
+
+  // When to begin to find out who is to blame, ahead of an operation's deadline; and the verdict at it.
+  virtual Duration inquiry_time(Duration allowed) const = 0;
+  virtual void inquire(const CollectiveOperation& operation) = 0;
+  virtual Failure blame(const CollectiveOperation& operation) = 0;
+
+  // The group failed here: stop touching user memory; tell the peers, unless it was revoked.
+  virtual void abandon(const Failure& failure, bool tell_peers) = 0;
+};
+
+class GroupState final : public Driven, public std::enable_shared_from_this<GroupState> {
+ public:
+  GroupState(std::shared_ptr<Core> core, Generation generation, int rank, int size);
+  ~GroupState();
+
+  // Once, before use. Takes the mutex.
+  void open(std::unique_ptr<Engine> engine);
+  // Takes the mutex: fails what is pending and leaves the core.
+  void close(Error reason);
+  void revoke(Error reason);
+
+  Work issue(CollectivePtr operation);
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  const Generation& generation() const { return generation_; }
+  Core& core() { return *core_; }
+  Engine* engine() { return engine_.get(); }
+  std::optional<Failure> failure();
+
+  // For the engine, under the mutex.
+  void finish(CollectiveOperation& operation);
+  void fail(Failure failure, bool tell_peers = true);
+  bool failed() const { return failure_.has_value(); }
+  uint64_t issued() const { return next_sequence_; }
+  const std::deque<CollectivePtr>& pending() const { return pending_; }
+
+  size_t advance() override;
+  Instant next_deadline() const override;
+  void set_sleeping(bool sleeping) override;
+  void peer_gone(PeerId peer, const std::string& reason) override;
+
+ private:
+  size_t check_deadline();
+  Instant inquiry_at(const CollectiveOperation& operation) const;
+  Status end_of(const CollectiveOperation& operation) const;
+
+  const std::shared_ptr<Core> core_;
+  const Generation generation_;
+  const int rank_;
+  const int size_;
+  std::unique_ptr<Engine> engine_;
+  std::deque<CollectivePtr> pending_;  // in issue order
+  std::optional<Failure> failure_;
+  uint64_t next_sequence_ = 0;
+  uint64_t history_ = 0;
+  uint64_t inquired_ = UINT64_MAX;  // sequence of the operation that was inquired about
+  bool open_ = false;
+};
+
+}  // namespace muster

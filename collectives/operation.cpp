@@ -1,0 +1,107 @@
+#include "collectives/operation.h"
+
+namespace muster {
+namespace {
+
+// Below, latency counts and whole vectors travel; above, bandwidth counts. Starting values.
+constexpr uint64_t kSmallBytes = 8 * 1024;
+// Up to here everybody talks to everybody; above, the number of messages is kept down.
+constexpr int kDirectRanks = 16;
+
+Schedule choose_all_reduce(const CollectiveOperation& operation, int ranks, int rank,
+                           std::string_view forced) {
+  const uint64_t count = operation.signature.count;
+  const bool small = count * operation.element() <= kSmallBytes;
+  // bfloat16 is rounded at each fold, so it is folded only once.
+  const bool rounds_often = operation.signature.dtype == DType::kBFloat16;
+  if (forced == "one-shot") return all_reduce_one_shot(ranks, rank, count);
+  if (forced == "recursive doubling") return all_reduce_recursive_doubling(ranks, rank, count);
+  if (forced == "direct") return all_reduce_direct(ranks, rank, count);
+  if (forced == "ring") return all_reduce_ring(ranks, rank, count);
+  if (small && ranks <= 8) return all_reduce_one_shot(ranks, rank, count);
+  if (small && !rounds_often) return all_reduce_recursive_doubling(ranks, rank, count);
+  if (ranks <= kDirectRanks || rounds_often) return all_reduce_direct(ranks, rank, count);
+  return all_reduce_ring(ranks, rank, count);
+}
+
+Schedule choose_all_gather(uint64_t count, size_t element, int ranks, int rank, std::string_view forced) {
+  if (forced == "Bruck") return all_gather_bruck(ranks, rank, count);
+  if (forced == "direct") return all_gather_direct(ranks, rank, count);
+  if (forced == "ring") return all_gather_ring(ranks, rank, count);
+  if (ranks <= kDirectRanks) return all_gather_direct(ranks, rank, count);
+  if (count * element <= kSmallBytes) return all_gather_bruck(ranks, rank, count);
+  return all_gather_ring(ranks, rank, count);
+}
+
+Schedule choose_reduce_scatter(const CollectiveOperation& operation, int ranks, int rank,
+                               std::string_view forced) {
+  const uint64_t count = operation.signature.count;
+  const bool ring = forced == "ring" || (forced != "direct" && ranks > kDirectRanks &&
+                                         operation.signature.dtype != DType::kBFloat16);
+  return ring ? reduce_scatter_ring(ranks, rank, count) : reduce_scatter_direct(ranks, rank, count);
+}
+
+}  // namespace
+
+std::string to_string(const Generation& generation) {
+  return to_hex(bytes_of(generation.nonce)) + "/" + std::to_string(generation.counter);
+}
+
+std::string_view to_string(Collective kind) {
+  static constexpr std::string_view kNames[] = {"all_reduce", "reduce_scatter", "all_gather",
+                                                "broadcast",  "barrier",        "canonical_all_reduce"};
+  const auto index = static_cast<size_t>(kind);
+  return index < std::size(kNames) ? kNames[index] : "unknown operation";
+}
+
+std::string describe(const Signature& signature) {
+  std::string text = std::string(to_string(signature.kind)) + " #" + std::to_string(signature.sequence);
+  if (signature.kind == Collective::kBarrier) return text;
+  const bool known = static_cast<int>(signature.dtype) < kDTypeCount;
+  text += " (" + std::string(known ? to_string(signature.dtype) : "unknown type") + " × " +
+          std::to_string(signature.count);
+  const bool reduces =
+      signature.kind == Collective::kAllReduce || signature.kind == Collective::kReduceScatter;
+  if (reduces) text += ", " + std::string(to_string(signature.op));
+  if (signature.kind == Collective::kBroadcast) text += ", root " + std::to_string(signature.root);
+  if (signature.kind == Collective::kCanonicalAllReduce)
+    text += ", layout " + to_hex(bytes_of(signature.extra)).substr(0, 8);
+  return text + ")";
+}
+
+Failure mismatch(int my_rank, const Signature& mine, int peer, const Signature& theirs) {
+  const bool earlier = mine.history != theirs.history && mine.sequence == theirs.sequence;
+  const int low = std::min(my_rank, peer);
+  const int high = std::max(my_rank, peer);
+  const Signature& of_low = my_rank == low ? mine : theirs;
+  const Signature& of_high = my_rank == low ? theirs : mine;
+  std::string reason = "ranks " + std::to_string(low) + " and " + std::to_string(high) +
+                       " called different operations: rank " + std::to_string(low) + " is at " +
+                       describe(of_low) + ", rank " + std::to_string(high) + " at " + describe(of_high);
+  if (earlier) reason += "; an operation before this one differed already";
+  reason += "; call the same operations with the same arguments in the same order on all ranks";
+  return {ErrorCode::kMisuse, std::move(reason), {low, high}};
+}
+
+Schedule choose_schedule(const CollectiveOperation& operation, int ranks, int rank, std::string_view forced) {
+  const Signature& signature = operation.signature;
+  // Nothing to move, but still the same operation on all ranks: checked by messages without payload.
+  if (signature.count == 0) return barrier_dissemination(ranks, rank);
+  switch (signature.kind) {
+    case Collective::kAllReduce:
+      return choose_all_reduce(operation, ranks, rank, forced);
+    case Collective::kReduceScatter:
+      return choose_reduce_scatter(operation, ranks, rank, forced);
+    case Collective::kAllGather:
+      return choose_all_gather(signature.count, operation.element(), ranks, rank, forced);
+    case Collective::kBroadcast:
+      return broadcast_binomial(ranks, rank, signature.count, signature.root);
+    case Collective::kCanonicalAllReduce:
+      return canonical_direct(ranks, rank, signature.count, operation.partials);
+    case Collective::kBarrier:
+      break;
+  }
+  return barrier_dissemination(ranks, rank);
+}
+
+}  // namespace muster

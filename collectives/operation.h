@@ -1,0 +1,95 @@
+// Internal: what is known of one operation while it runs, and its identity on the wire.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "collectives/lane_tree.h"
+#include "collectives/reduce.h"
+#include "collectives/schedule.h"
+#include "collectives/work.h"
+#include "runtime/base/bytes.h"
+
+namespace muster {
+
+class Core;
+
+// Names a view's group: the store's incarnation and a counter (PROTOCOL 9).
+struct Generation {
+  uint64_t nonce = 0;
+  uint64_t counter = 0;
+  friend bool operator==(const Generation&, const Generation&) = default;
+};
+std::string to_string(const Generation& generation);
+
+// Why a group, or one operation, came to a bad end.
+struct Failure {
+  ErrorCode code = ErrorCode::kReconfigure;
+  std::string reason;
+  std::vector<int> suspects;
+};
+
+// All fields but `done` are guarded by the core's mutex until `done`, and constant afterwards.
+struct Operation {
+  virtual ~Operation() = default;
+  std::shared_ptr<Core> core;  // null where the operation was refused at once
+  std::atomic<bool> done{false};
+  Status result = ok();
+  std::vector<int> suspects;
+};
+
+// On the wire: never reuse a number.
+enum class Collective : uint8_t {
+  kAllReduce = 0,
+  kReduceScatter = 1,
+  kAllGather = 2,
+  kBroadcast = 3,
+  kBarrier = 4,
+  kCanonicalAllReduce = 5,
+};
+std::string_view to_string(Collective kind);
+
+// What must be equal on all ranks. No padding: compared and hashed as bytes.
+struct Signature {
+  uint64_t sequence = 0;  // position in the issue order of the group
+  uint64_t history = 0;   // hash of all signatures before, so that an unnoticed difference is noticed later
+  uint64_t count = 0;
+  uint64_t extra = 0;  // canonical: hash of microbatches, lanes, assignment, scale
+  int32_t root = 0;
+  Collective kind = Collective::kBarrier;
+  DType dtype = DType::kFloat32;
+  ReduceOp op = ReduceOp::kSum;
+  uint8_t reserved = 0;
+  friend bool operator==(const Signature&, const Signature&) = default;
+};
+static_assert(sizeof(Signature) == 40);
+
+// "all_reduce #7 (float32 × 100, sum)". Safe for signatures from a peer.
+std::string describe(const Signature& signature);
+
+// Both sides of a difference, and what to do about it.
+Failure mismatch(int my_rank, const Signature& mine, int peer, const Signature& theirs);
+
+struct CollectiveOperation : Operation {
+  Signature signature;
+  Instant issued = 0;
+  Instant deadline = kNever;
+  std::vector<const std::byte*> inputs;  // one, or one for each aligned node of this rank
+  std::byte* output = nullptr;
+  // Canonical only.
+  CombinePlan plan;
+  std::vector<int> partials;  // of each rank
+  float scale = 1;
+
+  size_t element() const { return size_of(signature.dtype); }
+};
+using CollectivePtr = std::shared_ptr<CollectiveOperation>;
+
+// Which algorithm between nodes. The choice is a pure function of what all ranks know; it is the place where
+// a cost model will stand. `forced`, from a test or an option, names an algorithm; empty, or not fitting:
+// chosen.
+Schedule choose_schedule(const CollectiveOperation& operation, int ranks, int rank, std::string_view forced);
+
+}  // namespace muster

@@ -1,0 +1,312 @@
+#include "collectives/schedule.h"
+
+#include <bit>
+#include <numeric>
+
+namespace muster {
+namespace {
+
+Region input(uint64_t offset, uint64_t count, uint32_t piece = 0) {
+  return {BufferKind::kInput, piece, offset, count};
+}
+Region output(uint64_t offset, uint64_t count) { return {BufferKind::kOutput, 0, offset, count}; }
+Region scratch(uint64_t offset, uint64_t count) { return {BufferKind::kScratch, 0, offset, count}; }
+
+// Without elements there is nothing to match; such operations run as a barrier, see choose in operation.cpp.
+void send(Round& round, int peer, Region region) {
+  if (region.count > 0) round.sends.push_back({peer, region});
+}
+void receive(Round& round, int peer, Region region) {
+  if (region.count > 0) round.receives.push_back({peer, region});
+}
+void fold(Round& round, Region target, std::vector<Region> sources, bool last) {
+  if (target.count > 0) round.folds.push_back({target, std::move(sources), false, last});
+}
+
+int wrap(int value, int ranks) { return ((value % ranks) + ranks) % ranks; }
+
+// Everybody but me, starting after me, so that not all ranks send to the same one first.
+std::vector<int> others(int ranks, int rank) {
+  std::vector<int> peers;
+  for (int i = 1; i < ranks; ++i) peers.push_back((rank + i) % ranks);
+  return peers;
+}
+
+Region slice_at(BufferKind buffer, uint64_t count, int ranks, int part) {
+  const Slice slice = slice_of(count, ranks, part);
+  return {buffer, 0, slice.offset, slice.count};
+}
+
+// My slice of the output is complete; give it to all, take theirs.
+Round gather_slices_direct(int ranks, int rank, uint64_t count) {
+  Round round;
+  for (int peer : others(ranks, rank)) {
+    send(round, peer, slice_at(BufferKind::kOutput, count, ranks, rank));
+    receive(round, peer, slice_at(BufferKind::kOutput, count, ranks, peer));
+  }
+  return round;
+}
+
+// Sources in rank order: mine from the input, the others' from scratch, where `stride` elements lie per rank.
+std::vector<Region> in_rank_order(int ranks, int rank, Region mine, uint64_t stride) {
+  std::vector<Region> sources;
+  for (int peer = 0; peer < ranks; ++peer)
+    sources.push_back(peer == rank ? mine : scratch(static_cast<uint64_t>(peer) * stride, mine.count));
+  return sources;
+}
+
+// Ring reduce-scatter over `blocks(i)` of the input; afterwards this rank holds block `rank`, folded, in
+// `target`. Step s passes on the partial of block rank − s − 1, kept in scratch of `stride` elements, twice.
+template <typename Blocks>
+void ring_reduce(Schedule& schedule, int ranks, int rank, uint64_t stride, Region target, Blocks blocks) {
+  const int next = (rank + 1) % ranks;
+  const int previous = wrap(rank - 1, ranks);
+  schedule.scratch_count = 2 * stride;
+  for (int step = 0; step < ranks - 1; ++step) {
+    Round round;
+    const Region outgoing = blocks(wrap(rank - step - 1, ranks));
+    const Region own = blocks(wrap(rank - step - 2, ranks));
+    const uint64_t send_half = (step % 2 == 0) ? stride : 0;  // filled by the step before
+    const uint64_t receive_half = stride - send_half;
+    send(round, next, step == 0 ? outgoing : scratch(send_half, outgoing.count));
+    receive(round, previous, scratch(receive_half, own.count));
+    const bool last = step == ranks - 2;
+    fold(round, last ? target : scratch(receive_half, own.count), {scratch(receive_half, own.count), own},
+         last);
+    schedule.rounds.push_back(std::move(round));
+  }
+}
+
+// Ring all-gather over `blocks(i)` of the output; this rank's own block is in place.
+template <typename Blocks>
+void ring_gather(Schedule& schedule, int ranks, int rank, Blocks blocks) {
+  for (int step = 0; step < ranks - 1; ++step) {
+    Round round;
+    send(round, (rank + 1) % ranks, blocks(wrap(rank - step, ranks)));
+    receive(round, wrap(rank - 1, ranks), blocks(wrap(rank - step - 1, ranks)));
+    schedule.rounds.push_back(std::move(round));
+  }
+}
+
+Schedule copy_only(std::string_view algorithm, uint64_t count) {
+  Schedule schedule{algorithm, {}, 0};
+  Round round;
+  fold(round, output(0, count), {input(0, count)}, true);
+  schedule.rounds.push_back(std::move(round));
+  return schedule;
+}
+
+}  // namespace
+
+Schedule all_reduce_one_shot(int ranks, int rank, uint64_t count) {
+  Schedule schedule{"one-shot", {}, static_cast<uint64_t>(ranks) * count};
+  Round round;
+  for (int peer : others(ranks, rank)) {
+    send(round, peer, input(0, count));
+    receive(round, peer, scratch(static_cast<uint64_t>(peer) * count, count));
+  }
+  fold(round, output(0, count), in_rank_order(ranks, rank, input(0, count), count), true);
+  schedule.rounds.push_back(std::move(round));
+  return schedule;
+}
+
+// With p not a power of two, the first 2·(p − 2^k) ranks pair up: the odd one hands its input to the even one
+// and gets the result at the end.
+Schedule all_reduce_recursive_doubling(int ranks, int rank, uint64_t count) {
+  if (ranks == 1) return copy_only("recursive doubling", count);
+  Schedule schedule{"recursive doubling", {}, count};
+  const int power = static_cast<int>(std::bit_floor(static_cast<unsigned>(ranks)));
+  const int paired = 2 * (ranks - power);
+  const bool in_pair = rank < paired;
+  if (in_pair && rank % 2 == 1) {
+    Round give;
+    send(give, rank - 1, input(0, count));
+    Round take;
+    receive(take, rank - 1, output(0, count));
+    schedule.rounds = {std::move(give), std::move(take)};
+    return schedule;
+  }
+
+  Round first;
+  if (in_pair) {
+    receive(first, rank + 1, scratch(0, count));
+    fold(first, output(0, count), {input(0, count), scratch(0, count)}, false);
+  } else {
+    fold(first, output(0, count), {input(0, count)}, false);
+  }
+  schedule.rounds.push_back(std::move(first));
+
+  const int virtual_rank = in_pair ? rank / 2 : rank - paired / 2;
+  for (int distance = 1; distance < power; distance *= 2) {
+    const int partner = virtual_rank ^ distance;
+    const int peer = partner < paired / 2 ? partner * 2 : partner + paired / 2;
+    Round round;
+    send(round, peer, output(0, count));
+    receive(round, peer, scratch(0, count));
+    const bool last = distance * 2 >= power;
+    const Region mine = output(0, count);
+    const Region theirs = scratch(0, count);
+    fold(round, mine, rank < peer ? std::vector{mine, theirs} : std::vector{theirs, mine}, last);
+    schedule.rounds.push_back(std::move(round));
+  }
+  if (in_pair) {
+    Round back;
+    send(back, rank + 1, output(0, count));
+    schedule.rounds.push_back(std::move(back));
+  }
+  return schedule;
+}
+
+Schedule all_reduce_direct(int ranks, int rank, uint64_t count) {
+  const Slice mine = slice_of(count, ranks, rank);
+  Schedule schedule{"direct", {}, static_cast<uint64_t>(ranks) * mine.count};
+  Round scatter;
+  for (int peer : others(ranks, rank)) {
+    send(scatter, peer, slice_at(BufferKind::kInput, count, ranks, peer));
+    receive(scatter, peer, scratch(static_cast<uint64_t>(peer) * mine.count, mine.count));
+  }
+  fold(scatter, output(mine.offset, mine.count),
+       in_rank_order(ranks, rank, input(mine.offset, mine.count), mine.count), true);
+  schedule.rounds.push_back(std::move(scatter));
+  schedule.rounds.push_back(gather_slices_direct(ranks, rank, count));
+  return schedule;
+}
+
+Schedule all_reduce_ring(int ranks, int rank, uint64_t count) {
+  if (ranks == 1) return copy_only("ring", count);
+  Schedule schedule{"ring", {}, 0};
+  const Region mine = slice_at(BufferKind::kOutput, count, ranks, rank);
+  ring_reduce(schedule, ranks, rank, slice_of(count, ranks, 0).count, mine,
+              [&](int part) { return slice_at(BufferKind::kInput, count, ranks, part); });
+  ring_gather(schedule, ranks, rank,
+              [&](int part) { return slice_at(BufferKind::kOutput, count, ranks, part); });
+  return schedule;
+}
+
+Schedule reduce_scatter_direct(int ranks, int rank, uint64_t count) {
+  Schedule schedule{"direct", {}, static_cast<uint64_t>(ranks) * count};
+  Round round;
+  for (int peer : others(ranks, rank)) {
+    send(round, peer, input(static_cast<uint64_t>(peer) * count, count));
+    receive(round, peer, scratch(static_cast<uint64_t>(peer) * count, count));
+  }
+  fold(round, output(0, count),
+       in_rank_order(ranks, rank, input(static_cast<uint64_t>(rank) * count, count), count), true);
+  schedule.rounds.push_back(std::move(round));
+  return schedule;
+}
+
+Schedule reduce_scatter_ring(int ranks, int rank, uint64_t count) {
+  if (ranks == 1) return copy_only("ring", count);
+  Schedule schedule{"ring", {}, 0};
+  ring_reduce(schedule, ranks, rank, count, output(0, count),
+              [&](int part) { return input(static_cast<uint64_t>(part) * count, count); });
+  return schedule;
+}
+
+Schedule all_gather_direct(int ranks, int rank, uint64_t count) {
+  Schedule schedule{"direct", {}, 0};
+  Round round;
+  for (int peer : others(ranks, rank)) {
+    send(round, peer, input(0, count));
+    receive(round, peer, output(static_cast<uint64_t>(peer) * count, count));
+  }
+  fold(round, output(static_cast<uint64_t>(rank) * count, count), {input(0, count)}, true);
+  schedule.rounds.push_back(std::move(round));
+  return schedule;
+}
+
+Schedule all_gather_ring(int ranks, int rank, uint64_t count) {
+  Schedule schedule{"ring", {}, 0};
+  const auto block = [&](int part) { return output(static_cast<uint64_t>(part) * count, count); };
+  Round own;
+  fold(own, block(rank), {input(0, count)}, true);
+  schedule.rounds.push_back(std::move(own));
+  ring_gather(schedule, ranks, rank, block);
+  return schedule;
+}
+
+// Scratch block i is that of rank `rank + i`; each round doubles the number of blocks held.
+Schedule all_gather_bruck(int ranks, int rank, uint64_t count) {
+  Schedule schedule{"Bruck", {}, static_cast<uint64_t>(ranks) * count};
+  Round own;
+  fold(own, scratch(0, count), {input(0, count)}, false);
+  schedule.rounds.push_back(std::move(own));
+  for (int held = 1; held < ranks; held *= 2) {
+    const uint64_t blocks = static_cast<uint64_t>(std::min(held, ranks - held));
+    Round round;
+    send(round, wrap(rank - held, ranks), scratch(0, blocks * count));
+    receive(round, wrap(rank + held, ranks), scratch(static_cast<uint64_t>(held) * count, blocks * count));
+    schedule.rounds.push_back(std::move(round));
+  }
+  Round unrotate;
+  for (int i = 0; i < ranks; ++i) {
+    const auto target = static_cast<uint64_t>((rank + i) % ranks);
+    fold(unrotate, output(target * count, count), {scratch(static_cast<uint64_t>(i) * count, count)}, true);
+  }
+  schedule.rounds.push_back(std::move(unrotate));
+  return schedule;
+}
+
+Schedule broadcast_binomial(int ranks, int rank, uint64_t count, int root) {
+  Schedule schedule{"binomial", {}, 0};
+  const int relative = wrap(rank - root, ranks);
+  const auto absolute = [&](int value) { return (value + root) % ranks; };
+  int lowest = static_cast<int>(std::bit_ceil(static_cast<unsigned>(ranks)));
+  if (relative != 0) {
+    lowest = relative & -relative;
+    Round round;
+    receive(round, absolute(relative - lowest), output(0, count));
+    schedule.rounds.push_back(std::move(round));
+  }
+  Round give;
+  for (int distance = lowest / 2; distance >= 1; distance /= 2) {
+    if (relative + distance < ranks)
+      send(give, absolute(relative + distance), relative == 0 ? input(0, count) : output(0, count));
+  }
+  if (relative == 0) fold(give, output(0, count), {input(0, count)}, true);
+  schedule.rounds.push_back(std::move(give));
+  return schedule;
+}
+
+Schedule barrier_dissemination(int ranks, int rank) {
+  Schedule schedule{"dissemination", {}, 0};
+  for (int distance = 1; distance < ranks; distance *= 2) {
+    Round round;
+    round.sends.push_back({(rank + distance) % ranks, {}});
+    round.receives.push_back({wrap(rank - distance, ranks), {}});
+    schedule.rounds.push_back(std::move(round));
+  }
+  return schedule;
+}
+
+Schedule canonical_direct(int ranks, int rank, uint64_t count, std::span<const int> partials) {
+  const Slice mine = slice_of(count, ranks, rank);
+  const int total = std::accumulate(partials.begin(), partials.end(), 0);
+  Schedule schedule{"canonical direct", {}, static_cast<uint64_t>(total - partials[rank]) * mine.count};
+  Round scatter;
+  for (int peer : others(ranks, rank)) {
+    const Slice theirs = slice_of(count, ranks, peer);
+    for (int piece = 0; piece < partials[rank]; ++piece)
+      send(scatter, peer, input(theirs.offset, theirs.count, static_cast<uint32_t>(piece)));
+  }
+  Fold root{output(mine.offset, mine.count), {}, true, true};
+  uint64_t place = 0;
+  for (int peer = 0; peer < ranks; ++peer) {
+    for (int piece = 0; piece < partials[peer]; ++piece) {
+      if (peer == rank) {
+        root.sources.push_back(input(mine.offset, mine.count, static_cast<uint32_t>(piece)));
+        continue;
+      }
+      root.sources.push_back(scratch(place, mine.count));
+      receive(scatter, peer, root.sources.back());
+      place += mine.count;
+    }
+  }
+  if (mine.count > 0) scatter.folds.push_back(std::move(root));
+  schedule.rounds.push_back(std::move(scatter));
+  schedule.rounds.push_back(gather_slices_direct(ranks, rank, count));
+  return schedule;
+}
+
+}  // namespace muster

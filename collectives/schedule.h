@@ -1,0 +1,90 @@
+// Schedules: what one rank sends, receives and computes for one operation, as data.
+//
+// An algorithm is a pure function of (ranks, my rank, elements) to a Schedule. One engine executes schedules
+// over any transport (transport_engine.h); one checker proves them right (schedule_check.h). A schedule is a
+// list of rounds. A rank's round starts all its transfers at once; when they are done its folds run in order;
+// then the next round starts. Ranks do not wait for each other's rounds. Within a round no received region
+// may overlap one that is sent or received. Between two ranks, transfers of an operation match in the order
+// of rounds, and within a round in the order of the list. Offsets and counts are in elements.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "collectives/lane_tree.h"
+
+namespace muster {
+
+enum class BufferKind : uint8_t { kInput, kOutput, kScratch };
+
+struct Region {
+  BufferKind buffer = BufferKind::kInput;
+  uint32_t piece = 0;  // which of several inputs: canonical reductions have one for each aligned node
+  uint64_t offset = 0;
+  uint64_t count = 0;
+};
+
+struct Transfer {
+  int peer = 0;
+  Region region;  // count 0: a message without payload
+};
+
+struct Fold {
+  Region target;
+  std::vector<Region> sources;  // folded left to right, or along the operation's combine plan
+  bool along_tree = false;
+  bool last = false;  // the value is final: avg divides
+};
+
+struct Round {
+  std::vector<Transfer> sends;
+  std::vector<Transfer> receives;
+  std::vector<Fold> folds;
+};
+
+struct Schedule {
+  std::string_view algorithm;
+  std::vector<Round> rounds;
+  uint64_t scratch_count = 0;
+};
+
+// Slice of a message of `count` elements that part `part` of `parts` owns: even to one element, larger ones
+// first.
+struct Slice {
+  uint64_t offset;
+  uint64_t count;
+};
+constexpr Slice slice_of(uint64_t count, int parts, int part) {
+  const uint64_t base = count / parts;
+  const uint64_t extra = count % parts;
+  const uint64_t index = static_cast<uint64_t>(part);
+  return {index * base + (index < extra ? index : extra), base + (index < extra ? 1 : 0)};
+}
+
+// all_reduce: `count` elements from input to output.
+Schedule all_reduce_one_shot(int ranks, int rank, uint64_t count);            // 1 round, (p−1)·n received
+Schedule all_reduce_recursive_doubling(int ranks, int rank, uint64_t count);  // ⌈log₂ p⌉ (+2) rounds of n
+Schedule all_reduce_direct(int ranks, int rank, uint64_t count);              // 2 rounds, 2(p−1)/p·n
+Schedule all_reduce_ring(int ranks, int rank, uint64_t count);  // 2(p−1) rounds, 2(p−1)/p·n
+
+// reduce_scatter: input is ranks × `count`, output `count`.
+Schedule reduce_scatter_direct(int ranks, int rank, uint64_t count);
+Schedule reduce_scatter_ring(int ranks, int rank, uint64_t count);
+
+// all_gather: input is `count`, output ranks × `count`.
+Schedule all_gather_direct(int ranks, int rank, uint64_t count);
+Schedule all_gather_ring(int ranks, int rank, uint64_t count);
+Schedule all_gather_bruck(int ranks, int rank, uint64_t count);
+
+// broadcast: input of `root` to every output.
+Schedule broadcast_binomial(int ranks, int rank, uint64_t count, int root);
+
+Schedule barrier_dissemination(int ranks, int rank);
+
+// Canonical all_reduce: rank r has partials[r] inputs of `count` elements; slice j goes to rank j, which
+// folds it along the combine plan, whose leaves are in the order of ranks and of pieces, and sends it to all.
+Schedule canonical_direct(int ranks, int rank, uint64_t count, std::span<const int> partials);
+
+}  // namespace muster

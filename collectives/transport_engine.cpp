@@ -1,0 +1,534 @@
+#include "collectives/transport_engine.h"
+
+#include <algorithm>
+#include <cstring>
+#include <deque>
+#include <set>
+
+#include "collectives/schedule.h"
+#include "runtime/base/check.h"
+#include "runtime/base/random.h"
+
+namespace muster {
+namespace {
+
+// Messages posted at once for one operation, shared among its peers. Bounds memory; one each is always
+// posted.
+constexpr size_t kWindow = 16;
+// Elements folded in one go, after which others get the mutex.
+constexpr uint64_t kFoldElements = 128 * 1024;
+// Operations of a group that move at once; later ones wait for their turn.
+constexpr size_t kConcurrent = 8;
+
+enum class ControlKind : uint32_t { kFailure = 1, kInquire = 2, kState = 3 };
+
+struct ControlMessage {
+  static constexpr uint32_t kMagic = 0x3143554dU;
+  static constexpr int kMaxSuspects = 32;
+  uint32_t magic = kMagic;
+  ControlKind kind = ControlKind::kState;
+  int32_t source = 0;
+  uint32_t code = 0;
+  Generation generation;
+  uint64_t issued = 0;  // operations that the source has issued
+  uint32_t suspect_count = 0;
+  uint32_t text_size = 0;
+  int32_t suspects[kMaxSuspects] = {};
+  char text[512] = {};
+};
+
+class TransportEngine;
+
+// One operation on its way through its schedule.
+class ScheduleRun final : public TransferOwner {
+ public:
+  ScheduleRun(TransportEngine& engine, CollectivePtr operation, Schedule schedule);
+
+  size_t advance();
+  bool finished() const { return round_ == schedule_.rounds.size(); }
+  CollectiveOperation& operation() { return *operation_; }
+  void abandon();
+  std::set<int> waits_for() const;
+
+  void transfer_ended(uint64_t cookie, TransferStatus status, size_t bytes) override;
+
+ private:
+  // The transfers of a round with one peer in one direction, as one stream of messages.
+  struct Stream {
+    int peer;
+    std::vector<Region> regions;
+    size_t region = 0;  // cursor of what is posted next
+    uint64_t offset = 0;
+    size_t in_flight = 0;
+    bool posted_all() const { return region == regions.size(); }
+  };
+  struct InFlight {
+    TransferId id;
+    bool is_send;
+    size_t stream;
+    uint64_t round;
+    Region part;
+    uint64_t index;
+    MessagePtr message;
+  };
+
+  void start_round();
+  static void add_to_streams(std::vector<Stream>& streams, const Transfer& transfer);
+  size_t post(std::vector<Stream>& streams, bool is_send);
+  Region next_part(Stream& stream) const;
+  void post_send(size_t stream, const Region& part);
+  void post_receive(size_t stream, const Region& part);
+  void take(InFlight& arrived, size_t bytes);
+  size_t advance_folds();
+  void run_fold(const Fold& fold, uint64_t offset, uint64_t count);
+  std::byte* address(const Region& region, uint64_t offset) const;
+  bool transfers_done() const;
+
+  TransportEngine& engine_;
+  CollectivePtr operation_;
+  Schedule schedule_;
+  std::vector<std::byte> scratch_;
+  size_t round_ = 0;
+  bool started_ = false;
+  size_t fold_ = 0;
+  uint64_t fold_offset_ = 0;
+  std::vector<Stream> sends_, receives_;
+  std::map<uint64_t, InFlight> in_flight_;
+  uint64_t next_cookie_ = 0;
+  std::vector<uint64_t> sent_, received_;  // messages so far, by peer
+};
+
+class TransportEngine final : public Engine, public TransferOwner {
+ public:
+  TransportEngine(GroupState& group, std::vector<PeerId> peers, std::string forced)
+      : group_(group), peers_(std::move(peers)), forced_(std::move(forced)), heard_(peers_.size(), 0) {
+    post_control();
+  }
+
+  ~TransportEngine() override {
+    runs_.clear();
+    if (control_message_ != nullptr) core().cancel(control_);
+    if (core().transport() != nullptr) {
+      for (const TagKind kind : {TagKind::kCollective, TagKind::kControl})
+        core().transport()->discard(group_tag(kind, group_.generation(), 0, 0), group_tag_mask());
+    }
+  }
+
+  GroupState& group() { return group_; }
+  Core& core() { return group_.core(); }
+  PeerId peer(int rank) const { return peers_[rank]; }
+
+  std::string_view medium() const override {
+    return group_.core().transport() != nullptr ? group_.core().transport()->name() : "alone";
+  }
+
+  void start(const CollectivePtr& operation) override {
+    runs_.push_back(std::make_unique<ScheduleRun>(
+        *this, operation, choose_schedule(*operation, group_.size(), group_.rank(), forced_)));
+  }
+
+  size_t advance() override {
+    retired_.clear();
+    size_t moved = 0;
+    for (size_t i = 0; i < std::min(runs_.size(), kConcurrent); ++i) {
+      moved += runs_[i]->advance();
+      if (group_.failed()) return moved + 1;
+    }
+    for (size_t i = 0; i < std::min(runs_.size(), kConcurrent);) {
+      if (!runs_[i]->finished()) {
+        ++i;
+        continue;
+      }
+      runs_[i]->abandon();
+      group_.finish(runs_[i]->operation());
+      runs_.erase(runs_.begin() + static_cast<std::ptrdiff_t>(i));
+      ++moved;
+    }
+    if (moved == 0 && !gone_.empty()) moved += check_gone();
+    return moved;
+  }
+
+  void set_sleeping(bool) override {}
+
+  // What arrived before it died still counts; the group fails only where something is missing.
+  void peer_gone(PeerId peer, const std::string& reason) override {
+    for (size_t rank = 0; rank < peers_.size(); ++rank) {
+      if (peers_[rank] == peer && static_cast<int>(rank) != group_.rank())
+        gone_[static_cast<int>(rank)] = reason;
+    }
+  }
+
+  Duration inquiry_time(Duration allowed) const override {
+    return std::min<Duration>(allowed / 4, 250 * kMillisecond);
+  }
+
+  void inquire(const CollectiveOperation&) override {
+    std::ranges::fill(heard_, 0);
+    tell_all({.kind = ControlKind::kInquire});
+  }
+
+  Failure blame(const CollectiveOperation& operation) override {
+    const uint64_t sequence = operation.signature.sequence;
+    std::vector<int> silent, behind, slow;
+    for (int rank = 0; rank < group_.size(); ++rank) {
+      if (rank == group_.rank()) continue;
+      if (gone_.contains(rank) || heard_[rank] == 0) {
+        silent.push_back(rank);
+      } else if (heard_[rank] - 1 <= sequence) {
+        behind.push_back(rank);
+      }
+    }
+    for (const auto& run : runs_) {
+      if (run->operation().signature.sequence != sequence) continue;
+      const std::set<int> awaited = run->waits_for();
+      slow.assign(awaited.begin(), awaited.end());
+    }
+    if (!silent.empty()) return timed_out("did not answer", silent);
+    if (!behind.empty()) return timed_out("had not called it", behind);
+    return timed_out("answered, but sent no data", slow);
+  }
+
+  void abandon(const Failure& failure, bool tell_peers) override {
+    for (const auto& run : runs_) run->abandon();
+    retired_ = std::exchange(runs_, {});  // they may be on the stack
+    if (!tell_peers) return;
+    ControlMessage message{.kind = ControlKind::kFailure, .code = static_cast<uint32_t>(failure.code)};
+    message.suspect_count =
+        static_cast<uint32_t>(std::min<size_t>(failure.suspects.size(), ControlMessage::kMaxSuspects));
+    std::copy_n(failure.suspects.begin(), message.suspect_count, message.suspects);
+    message.text_size = static_cast<uint32_t>(std::min(failure.reason.size(), sizeof message.text));
+    std::memcpy(message.text, failure.reason.data(), message.text_size);
+    tell_all(message);
+  }
+
+  void transfer_ended(uint64_t, TransferStatus status, size_t bytes) override {
+    const MessagePtr arrived = std::exchange(control_message_, nullptr);
+    ControlMessage message;
+    const bool whole = status == TransferStatus::kDone && bytes == sizeof message;
+    if (whole) std::memcpy(&message, arrived->data, sizeof message);
+    if (status == TransferStatus::kDone || status == TransferStatus::kTruncated) post_control();
+    if (whole && is_valid(message)) handle(message);
+  }
+
+ private:
+  Failure timed_out(const std::string& what, const std::vector<int>& ranks) const {
+    std::string names;
+    for (int rank : ranks) names += (names.empty() ? "" : ", ") + std::to_string(rank);
+    return {ErrorCode::kReconfigure,
+            "the deadline passed; rank " + names + " " + what + ", as seen from rank " +
+                std::to_string(group_.rank()),
+            ranks};
+  }
+
+  // Some operation waits for a rank that is gone, and nothing arrived in this pass.
+  size_t check_gone() {
+    std::vector<int> blamed;
+    std::string reason;
+    for (const auto& run : runs_) {
+      for (int rank : run->waits_for()) {
+        if (!gone_.contains(rank) || std::ranges::find(blamed, rank) != blamed.end()) continue;
+        blamed.push_back(rank);
+        reason = "rank " + std::to_string(rank) + " died: " + gone_.at(rank);
+      }
+    }
+    if (blamed.empty()) return 0;
+    group_.fail({ErrorCode::kReconfigure, reason, blamed});
+    return 1;
+  }
+
+  void post_control() {
+    if (core().transport() == nullptr || group_.size() == 1) return;
+    control_message_ = core().take_message();
+    control_ = core().receive(group_tag(TagKind::kControl, group_.generation(), group_.rank(), 0),
+                              control_message_, this, 0);
+  }
+
+  void tell(int rank, ControlMessage message) {
+    if (gone_.contains(rank) || core().is_gone(peers_[rank])) return;
+    message.source = group_.rank();
+    message.generation = group_.generation();
+    message.issued = group_.issued();
+    const MessagePtr block = core().take_message();
+    std::memcpy(block->data, &message, sizeof message);
+    block->size = sizeof message;
+    // A control message is tagged with the rank that it is for: one receive takes those of all.
+    core().send(peers_[rank], group_tag(TagKind::kControl, group_.generation(), rank, 0), block, nullptr, 0);
+  }
+
+  void tell_all(const ControlMessage& message) {
+    for (int rank = 0; rank < group_.size(); ++rank) {
+      if (rank != group_.rank()) tell(rank, message);
+    }
+  }
+
+  bool is_valid(const ControlMessage& message) const {
+    return message.magic == ControlMessage::kMagic && message.generation == group_.generation() &&
+           message.source >= 0 && message.source < group_.size() && message.source != group_.rank() &&
+           message.suspect_count <= ControlMessage::kMaxSuspects && message.text_size <= sizeof message.text;
+  }
+
+  void handle(const ControlMessage& message) {
+    heard_[message.source] = message.issued + 1;
+    if (message.kind == ControlKind::kInquire) tell(message.source, {.kind = ControlKind::kState});
+    if (message.kind != ControlKind::kFailure || group_.failed()) return;
+    Failure failure{message.code == static_cast<uint32_t>(ErrorCode::kMisuse) ? ErrorCode::kMisuse
+                                                                              : ErrorCode::kReconfigure,
+                    std::string(message.text, message.text_size) + " (told by rank " +
+                        std::to_string(message.source) + ")",
+                    {}};
+    for (uint32_t i = 0; i < message.suspect_count; ++i) {
+      const int suspect = message.suspects[i];
+      if (suspect >= 0 && suspect < group_.size()) failure.suspects.push_back(suspect);
+    }
+    group_.fail(std::move(failure), false);
+  }
+
+  GroupState& group_;
+  const std::vector<PeerId> peers_;
+  const std::string forced_;
+  std::vector<std::unique_ptr<ScheduleRun>> runs_;
+  std::vector<std::unique_ptr<ScheduleRun>> retired_;
+  std::map<int, std::string> gone_;  // rank → reason
+  std::vector<uint64_t> heard_;      // since the last inquiry: issued + 1, or 0
+  TransferId control_ = 0;
+  MessagePtr control_message_;
+};
+
+ScheduleRun::ScheduleRun(TransportEngine& engine, CollectivePtr operation, Schedule schedule)
+    : engine_(engine),
+      operation_(std::move(operation)),
+      schedule_(std::move(schedule)),
+      scratch_(schedule_.scratch_count * operation_->element()),
+      sent_(static_cast<size_t>(engine.group().size()), 0),
+      received_(static_cast<size_t>(engine.group().size()), 0) {}
+
+std::byte* ScheduleRun::address(const Region& region, uint64_t offset) const {
+  const uint64_t bytes = (region.offset + offset) * operation_->element();
+  switch (region.buffer) {
+    case BufferKind::kInput:
+      return const_cast<std::byte*>(operation_->inputs[region.piece]) + bytes;
+    case BufferKind::kOutput:
+      return operation_->output + bytes;
+    case BufferKind::kScratch:
+      break;
+  }
+  return const_cast<std::byte*>(scratch_.data()) + bytes;
+}
+
+void ScheduleRun::add_to_streams(std::vector<Stream>& streams, const Transfer& transfer) {
+  auto stream = std::ranges::find(streams, transfer.peer, &Stream::peer);
+  if (stream == streams.end()) stream = streams.insert(streams.end(), Stream{transfer.peer, {}});
+  stream->regions.push_back(transfer.region);
+}
+
+void ScheduleRun::start_round() {
+  sends_.clear();
+  receives_.clear();
+  for (const Transfer& transfer : schedule_.rounds[round_].sends) add_to_streams(sends_, transfer);
+  for (const Transfer& transfer : schedule_.rounds[round_].receives) add_to_streams(receives_, transfer);
+  fold_ = 0;
+  fold_offset_ = 0;
+  started_ = true;
+}
+
+// The next message of the stream: at most a payload's worth of one region; both sides cut alike.
+Region ScheduleRun::next_part(Stream& stream) const {
+  const Region& region = stream.regions[stream.region];
+  const uint64_t most = kPayloadBytes / operation_->element();
+  const uint64_t count = std::min<uint64_t>(most, region.count - stream.offset);
+  const Region part{region.buffer, region.piece, region.offset + stream.offset, count};
+  stream.offset += count;
+  if (stream.offset == region.count) {
+    ++stream.region;
+    stream.offset = 0;
+  }
+  return part;
+}
+
+size_t ScheduleRun::post(std::vector<Stream>& streams, bool is_send) {
+  size_t posted = 0;
+  const size_t window = streams.empty() ? 0 : std::max<size_t>(1, kWindow / streams.size());
+  for (size_t i = 0; i < streams.size(); ++i) {
+    while (!streams[i].posted_all() && streams[i].in_flight < window) {
+      const Region part = next_part(streams[i]);
+      ++streams[i].in_flight;
+      ++posted;
+      is_send ? post_send(i, part) : post_receive(i, part);
+    }
+  }
+  return posted;
+}
+
+void ScheduleRun::post_send(size_t stream, const Region& part) {
+  const int peer = sends_[stream].peer;
+  GroupState& group = engine_.group();
+  const MessagePtr message = engine_.core().take_message();
+  WireHeader header;
+  header.source = group.rank();
+  header.generation = group.generation();
+  header.signature = operation_->signature;
+  header.index = sent_[peer]++;
+  header.payload = part.count * operation_->element();
+  std::memcpy(message->data, &header, sizeof header);
+  if (part.count > 0) std::memcpy(message->data + sizeof header, address(part, 0), header.payload);
+  message->size = sizeof header + header.payload;
+  const uint64_t cookie = next_cookie_++;
+  const uint64_t tag =
+      group_tag(TagKind::kCollective, group.generation(), group.rank(), operation_->signature.sequence);
+  const TransferId id = engine_.core().send(engine_.peer(peer), tag, message, this, cookie);
+  in_flight_[cookie] = {id, true, stream, round_, part, header.index, nullptr};
+}
+
+void ScheduleRun::post_receive(size_t stream, const Region& part) {
+  const int peer = receives_[stream].peer;
+  const MessagePtr message = engine_.core().take_message();
+  const uint64_t cookie = next_cookie_++;
+  const uint64_t tag =
+      group_tag(TagKind::kCollective, engine_.group().generation(), peer, operation_->signature.sequence);
+  InFlight& entry = in_flight_[cookie];
+  entry = {0, false, stream, round_, part, received_[peer]++, message};
+  entry.id = engine_.core().receive(tag, message, this, cookie);
+}
+
+void ScheduleRun::transfer_ended(uint64_t cookie, TransferStatus status, size_t bytes) {
+  const auto found = in_flight_.find(cookie);
+  if (found == in_flight_.end()) return;
+  InFlight ended = std::move(found->second);
+  in_flight_.erase(found);
+  if (ended.is_send) {
+    // A send that failed means a peer that died; that is reported on its own, and may not matter to us.
+    if (ended.round == round_ && started_) --sends_[ended.stream].in_flight;
+    return;
+  }
+  if (status == TransferStatus::kDone || status == TransferStatus::kTruncated) {
+    take(ended, bytes);
+    return;
+  }
+  engine_.group().fail({ErrorCode::kReconfigure,
+                        "receiving from rank " + std::to_string(receives_[ended.stream].peer) + " failed",
+                        {receives_[ended.stream].peer}});
+}
+
+void ScheduleRun::take(InFlight& arrived, size_t bytes) {
+  GroupState& group = engine_.group();
+  const int peer = receives_[arrived.stream].peer;
+  WireHeader header;
+  if (bytes >= sizeof header) std::memcpy(&header, arrived.message->data, sizeof header);
+  const bool ours = bytes >= sizeof header && header.magic == WireHeader::kMagic &&
+                    header.generation == group.generation() && header.source == peer;
+  if (!ours) {  // a stray with a colliding tag: drop it, and go on waiting
+    const uint64_t cookie = next_cookie_++;
+    const uint64_t tag =
+        group_tag(TagKind::kCollective, group.generation(), peer, operation_->signature.sequence);
+    arrived.message = engine_.core().take_message();
+    InFlight& entry = in_flight_[cookie];
+    entry = std::move(arrived);
+    entry.id = engine_.core().receive(tag, entry.message, this, cookie);
+    return;
+  }
+  if (!(header.signature == operation_->signature)) {
+    group.fail(mismatch(group.rank(), operation_->signature, peer, header.signature));
+    return;
+  }
+  const uint64_t expected = arrived.part.count * operation_->element();
+  if (header.index != arrived.index || header.payload != expected || bytes != sizeof header + expected) {
+    group.fail({ErrorCode::kReconfigure,
+                "rank " + std::to_string(peer) + " sent another piece of " + describe(operation_->signature) +
+                    " than was due; all ranks must run the same version with the same options",
+                {peer}});
+    return;
+  }
+  if (expected > 0) std::memcpy(address(arrived.part, 0), arrived.message->data + sizeof header, expected);
+  --receives_[arrived.stream].in_flight;
+}
+
+bool ScheduleRun::transfers_done() const {
+  const auto received = [](const Stream& stream) { return stream.posted_all() && stream.in_flight == 0; };
+  const auto sent = [](const Stream& stream) { return stream.posted_all(); };  // copied, that is
+  return std::ranges::all_of(receives_, received) && std::ranges::all_of(sends_, sent);
+}
+
+void ScheduleRun::run_fold(const Fold& fold, uint64_t offset, uint64_t count) {
+  std::vector<const std::byte*> sources;
+  for (const Region& source : fold.sources) sources.push_back(address(source, offset));
+  const Signature& signature = operation_->signature;
+  if (fold.along_tree) {
+    fold_tree(operation_->plan, operation_->scale, address(fold.target, offset), sources, count);
+  } else if (sources.size() == 1 && !(fold.last && signature.op == ReduceOp::kAvg)) {
+    std::byte* target = address(fold.target, offset);
+    if (target != sources[0]) std::memmove(target, sources[0], count * operation_->element());
+  } else {
+    muster::fold(signature.dtype, signature.op, address(fold.target, offset), sources, count,
+                 fold.last ? engine_.group().size() : 0);
+  }
+}
+
+size_t ScheduleRun::advance_folds() {
+  const std::vector<Fold>& folds = schedule_.rounds[round_].folds;
+  if (fold_ == folds.size()) return 0;
+  const Fold& fold = folds[fold_];
+  const uint64_t count = std::min(kFoldElements, fold.target.count - fold_offset_);
+  run_fold(fold, fold_offset_, count);
+  fold_offset_ += count;
+  if (fold_offset_ == fold.target.count) {
+    ++fold_;
+    fold_offset_ = 0;
+  }
+  return 1;
+}
+
+size_t ScheduleRun::advance() {
+  if (finished()) return 0;
+  if (!started_) start_round();
+  size_t moved = post(receives_, false) + post(sends_, true);
+  while (!finished() && transfers_done()) {
+    if (advance_folds() > 0) {
+      ++moved;
+      if (fold_offset_ > 0) return moved;  // a long one: let others have the mutex
+      continue;
+    }
+    ++round_;
+    ++moved;
+    started_ = false;
+    if (finished()) break;
+    start_round();
+    post(receives_, false);
+    post(sends_, true);
+  }
+  return moved;
+}
+
+void ScheduleRun::abandon() {
+  for (const auto& [cookie, entry] : in_flight_)
+    entry.is_send ? engine_.core().forget(entry.id) : engine_.core().cancel(entry.id);
+  in_flight_.clear();
+}
+
+std::set<int> ScheduleRun::waits_for() const {
+  std::set<int> ranks;
+  if (!started_) return ranks;
+  for (const Stream& stream : receives_) {
+    if (!stream.posted_all() || stream.in_flight > 0) ranks.insert(stream.peer);
+  }
+  // A peer that takes nothing any more holds up what is not even posted.
+  for (const Stream& stream : sends_) {
+    if (!stream.posted_all()) ranks.insert(stream.peer);
+  }
+  return ranks;
+}
+
+}  // namespace
+
+uint64_t group_tag(TagKind kind, const Generation& generation, int source, uint64_t sequence) {
+  const uint64_t hash = mix64(generation.nonce ^ mix64(generation.counter)) & 0xfffff;
+  return make_tag(kind, (hash << 42) | (static_cast<uint64_t>(source) << 30) | (sequence & 0x3fffffff));
+}
+
+uint64_t group_tag_mask() { return ~((uint64_t{1} << 42) - 1); }
+
+std::unique_ptr<Engine> make_transport_engine(GroupState& group, std::vector<PeerId> peers,
+                                              std::string forced_algorithm) {
+  return std::make_unique<TransportEngine>(group, std::move(peers), std::move(forced_algorithm));
+}
+
+}  // namespace muster

@@ -1,0 +1,39 @@
+// Internal: executes schedules over a transport.
+//
+// Every message carries the signature of its operation, so that a difference between ranks is found where it
+// meets, and the two sides are named. A control channel beside the data tells everybody of a failure, and
+// asks, a little before a deadline, who is still alive and how far it got: the answer decides whom to
+// suspect.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "collectives/group_state.h"
+
+namespace muster {
+
+// What stands before the payload of each message of an operation.
+struct WireHeader {
+  static constexpr uint32_t kMagic = 0x3153554dU;  // "MUS1": format version 1
+  uint32_t magic = kMagic;
+  int32_t source = 0;
+  Generation generation;
+  Signature signature;
+  uint64_t index = 0;    // of this message among those of the operation between two ranks
+  uint64_t payload = 0;  // bytes that follow
+};
+static_assert(sizeof(WireHeader) == 80);
+constexpr size_t kPayloadBytes = 256 * 1024;
+static_assert(sizeof(WireHeader) + kPayloadBytes <= kMessageBytes);
+
+std::unique_ptr<Engine> make_transport_engine(GroupState& group, std::vector<PeerId> peers,
+                                              std::string forced_algorithm);
+
+// Tags of a group's messages: generation, source, and for operations the low bits of the sequence.
+constexpr int kMaxRanks = 4095;
+uint64_t group_tag(TagKind kind, const Generation& generation, int source, uint64_t sequence);
+uint64_t group_tag_mask();  // the bits that name kind and generation
+
+}  // namespace muster

@@ -1,0 +1,189 @@
+#include "collectives/schedule.h"
+
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "collectives/schedule_check.h"
+
+namespace muster {
+namespace {
+
+std::vector<int> all_ranks(int ranks) {
+  std::vector<int> list(static_cast<size_t>(ranks));
+  std::iota(list.begin(), list.end(), 0);
+  return list;
+}
+
+template <typename Make>
+std::vector<Schedule> on_all(int ranks, Make make) {
+  std::vector<Schedule> schedules;
+  for (int rank = 0; rank < ranks; ++rank) schedules.push_back(make(rank));
+  return schedules;
+}
+
+ScheduleMeaning all_reduce_meaning(int ranks, uint64_t count) {
+  return {std::vector<int>(static_cast<size_t>(ranks), 1), [=](int) { return count; },
+          [=](int) { return count; },
+          [=](int, uint64_t i) {
+            return ScheduleMeaning::Element{all_ranks(ranks), i};
+          },
+          true};
+}
+
+ScheduleMeaning reduce_scatter_meaning(int ranks, uint64_t count) {
+  return {std::vector<int>(static_cast<size_t>(ranks), 1),
+          [=](int) { return count * static_cast<uint64_t>(ranks); }, [=](int) { return count; },
+          [=](int rank, uint64_t i) {
+            return ScheduleMeaning::Element{all_ranks(ranks), static_cast<uint64_t>(rank) * count + i};
+          },
+          true};
+}
+
+ScheduleMeaning all_gather_meaning(int ranks, uint64_t count) {
+  return {std::vector<int>(static_cast<size_t>(ranks), 1), [=](int) { return count; },
+          [=](int) { return count * static_cast<uint64_t>(ranks); },
+          [=](int, uint64_t i) {
+            return ScheduleMeaning::Element{{static_cast<int>(i / count)}, i % count};
+          },
+          false};
+}
+
+void expect_right(const std::vector<Schedule>& schedules, const ScheduleMeaning& meaning) {
+  const Status status = check_schedules(schedules, meaning);
+  EXPECT_TRUE(status.ok()) << (status.ok() ? "" : status.error().message);
+}
+
+class EveryWorldSize : public testing::TestWithParam<int> {};
+
+TEST_P(EveryWorldSize, AllReduce) {
+  const int ranks = GetParam();
+  for (uint64_t count : {uint64_t{1}, static_cast<uint64_t>(ranks) + 3}) {
+    const auto meaning = all_reduce_meaning(ranks, count);
+    expect_right(on_all(ranks, [&](int r) { return all_reduce_one_shot(ranks, r, count); }), meaning);
+    expect_right(on_all(ranks, [&](int r) { return all_reduce_recursive_doubling(ranks, r, count); }),
+                 meaning);
+    expect_right(on_all(ranks, [&](int r) { return all_reduce_direct(ranks, r, count); }), meaning);
+    expect_right(on_all(ranks, [&](int r) { return all_reduce_ring(ranks, r, count); }), meaning);
+  }
+}
+
+TEST_P(EveryWorldSize, ReduceScatter) {
+  const int ranks = GetParam();
+  const auto meaning = reduce_scatter_meaning(ranks, 3);
+  expect_right(on_all(ranks, [&](int r) { return reduce_scatter_direct(ranks, r, 3); }), meaning);
+  expect_right(on_all(ranks, [&](int r) { return reduce_scatter_ring(ranks, r, 3); }), meaning);
+}
+
+TEST_P(EveryWorldSize, AllGather) {
+  const int ranks = GetParam();
+  const auto meaning = all_gather_meaning(ranks, 3);
+  expect_right(on_all(ranks, [&](int r) { return all_gather_direct(ranks, r, 3); }), meaning);
+  expect_right(on_all(ranks, [&](int r) { return all_gather_ring(ranks, r, 3); }), meaning);
+  expect_right(on_all(ranks, [&](int r) { return all_gather_bruck(ranks, r, 3); }), meaning);
+}
+
+TEST_P(EveryWorldSize, Broadcast) {
+  const int ranks = GetParam();
+  for (int root = 0; root < ranks; ++root) {
+    const ScheduleMeaning meaning{std::vector<int>(static_cast<size_t>(ranks), 1),
+                                  [](int) { return uint64_t{3}; }, [](int) { return uint64_t{3}; },
+                                  [=](int, uint64_t i) {
+                                    return ScheduleMeaning::Element{{root}, i};
+                                  },
+                                  false};
+    expect_right(on_all(ranks, [&](int r) { return broadcast_binomial(ranks, r, 3, root); }), meaning);
+  }
+}
+
+TEST_P(EveryWorldSize, Barrier) {
+  const int ranks = GetParam();
+  const auto schedules = on_all(ranks, [&](int r) { return barrier_dissemination(ranks, r); });
+  const ScheduleMeaning meaning{std::vector<int>(static_cast<size_t>(ranks), 1),
+                                [](int) { return uint64_t{0}; }, [](int) { return uint64_t{0}; },
+                                [](int, uint64_t) { return ScheduleMeaning::Element{}; }, false};
+  expect_right(schedules, meaning);
+  // Nobody leaves before everybody came: knowledge spreads by messages only.
+  std::vector<std::vector<bool>> knows(static_cast<size_t>(ranks),
+                                       std::vector<bool>(static_cast<size_t>(ranks)));
+  for (size_t r = 0; r < knows.size(); ++r) knows[r][r] = true;
+  for (size_t round = 0; round < schedules[0].rounds.size(); ++round) {
+    const auto before = knows;
+    for (size_t r = 0; r < knows.size(); ++r) {
+      for (const Transfer& transfer : schedules[r].rounds[round].receives) {
+        for (size_t other = 0; other < knows.size(); ++other)
+          if (before[static_cast<size_t>(transfer.peer)][other]) knows[r][other] = true;
+      }
+    }
+  }
+  for (const auto& row : knows) EXPECT_EQ(std::count(row.begin(), row.end(), true), ranks);
+}
+
+TEST_P(EveryWorldSize, Canonical) {
+  const int ranks = GetParam();
+  for (int lanes : {ranks, ranks + 1, 2 * ranks + 1, std::max(1, ranks - 1)}) {
+    std::vector<int> partials;
+    for (const LaneRange& range : assign_lanes(lanes, ranks))
+      partials.push_back(static_cast<int>(aligned_nodes(range, lanes).size()));
+    const int total = std::accumulate(partials.begin(), partials.end(), 0);
+    ASSERT_LE(total, kMaxContributions);
+    const uint64_t count = static_cast<uint64_t>(ranks) + 2;
+    const ScheduleMeaning meaning{partials, [=](int) { return count; }, [=](int) { return count; },
+                                  [=](int, uint64_t i) {
+                                    return ScheduleMeaning::Element{all_ranks(total), i};
+                                  },
+                                  true};
+    expect_right(on_all(ranks, [&](int r) { return canonical_direct(ranks, r, count, partials); }), meaning);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, EveryWorldSize, testing::Range(1, 65));
+
+// The checker must be able to say no.
+class CheckerSays : public testing::Test {
+ protected:
+  std::vector<Schedule> good_ = on_all(5, [](int r) { return all_reduce_ring(5, r, 7); });
+  bool refuses() { return !check_schedules(good_, all_reduce_meaning(5, 7)).ok(); }
+};
+
+TEST_F(CheckerSays, YesToTheGood) { EXPECT_FALSE(refuses()); }
+TEST_F(CheckerSays, NoToALostRound) {
+  good_[2].rounds.pop_back();
+  EXPECT_TRUE(refuses());
+}
+TEST_F(CheckerSays, NoToALostReceive) {
+  good_[2].rounds.back().receives.clear();
+  EXPECT_TRUE(refuses());
+}
+TEST_F(CheckerSays, NoToAWrongOffset) {
+  good_[1].rounds[0].sends[0].region.offset += 1;
+  EXPECT_TRUE(refuses());
+}
+TEST_F(CheckerSays, NoToAWrongPeer) {
+  good_[1].rounds[0].sends[0].peer = 3;
+  EXPECT_TRUE(refuses());
+}
+TEST_F(CheckerSays, NoToAMissingFold) {
+  good_[4].rounds[1].folds.clear();
+  EXPECT_TRUE(refuses());
+}
+TEST_F(CheckerSays, NoToAFoldTwice) {
+  good_[4].rounds[1].folds.push_back(good_[4].rounds[1].folds[0]);
+  EXPECT_TRUE(refuses());
+}
+TEST_F(CheckerSays, NoToDividingEarly) {
+  good_[4].rounds[1].folds[0].last = true;
+  EXPECT_TRUE(refuses());
+}
+TEST_F(CheckerSays, NoToReceivingIntoWhatIsSent) {
+  auto& round = good_[0].rounds[5];
+  round.receives[0].region = round.sends[0].region;
+  EXPECT_TRUE(refuses());
+}
+TEST_F(CheckerSays, NoToLeavingTheBuffer) {
+  good_[0].scratch_count -= 1;
+  EXPECT_TRUE(refuses());
+}
+
+}  // namespace
+}  // namespace muster
