@@ -33,7 +33,9 @@ Json to_json(const JobConstants& job) {
           {"seed", job.seed},
           {"codec", job.codec},
           {"tree", job.tree},
-          {"permutation", job.permutation}};
+          {"permutation", job.permutation},
+          {"samples_per_microbatch", job.samples_per_microbatch},
+          {"dataset_samples", job.dataset_samples}};
 }
 
 template <typename T>
@@ -98,8 +100,14 @@ VersionId read_id(JsonReader& reader, const char* field) {
 
 JobConstants read_job(JsonReader& reader) {
   JsonReader inner(reader.object("job"), "job.");
-  JobConstants job{inner.number("microbatches"), inner.number("lanes"), inner.number("seed"),
-                   inner.text("codec", 256),     inner.number("tree"),  inner.number("permutation")};
+  JobConstants job{inner.number("microbatches"),
+                   inner.number("lanes"),
+                   inner.number("seed"),
+                   inner.text("codec", 256),
+                   inner.number("tree"),
+                   inner.number("permutation"),
+                   inner.number("samples_per_microbatch"),
+                   inner.number("dataset_samples")};
   reader.adopt(inner);
   return job;
 }
@@ -203,7 +211,9 @@ Status check_same_job(const JobConstants& saved, const JobConstants& wanted) {
       {"lanes", saved.lanes, wanted.lanes},
       {"seed", saved.seed, wanted.seed},
       {"tree version", saved.tree, wanted.tree},
-      {"permutation version", saved.permutation, wanted.permutation}};
+      {"permutation version", saved.permutation, wanted.permutation},
+      {"samples_per_microbatch", saved.samples_per_microbatch, wanted.samples_per_microbatch},
+      {"dataset_samples", saved.dataset_samples, wanted.dataset_samples}};
   for (const auto& [name, there, here] : numbers) {
     if (there != here) return differs(name, std::to_string(there), std::to_string(here));
   }

@@ -35,6 +35,8 @@ struct JobConstants {
   std::string codec = "none";
   uint64_t tree = 1;         // of the canonical reduction
   uint64_t permutation = 1;  // version of the sample order
+  uint64_t samples_per_microbatch = 1;
+  uint64_t dataset_samples = 1;
   friend bool operator==(const JobConstants&, const JobConstants&) = default;
 };
 // Errors: kMisuse; the sentence names the constant and both values.

@@ -124,7 +124,7 @@ muster_status muster_join(const muster_join_options* options, muster_session** s
       return failed(MUSTER_MISUSE,
                     "muster_join_options.size is not set; set it to sizeof(muster_join_options)");
     }
-    auto joined = muster::Session::join({sink_of(known)});
+    auto joined = muster::Session::join({sink_of(known), known.keep_signals != 0});
     if (joined.ok()) *session = new muster_session{std::move(*joined)};
     return to_c(joined);
   });

@@ -89,8 +89,7 @@ void Teacher::note(control::Version version, std::span<const float> gradient) {
 
 Status Teacher::send(Lesson& lesson, uint64_t item, ByteSpan bytes) {
   MUSTER_ASSIGN(const PeerId peer, endpoint_.peer(lesson.teach.learner.contact));
-  auto work = endpoint_.send(peer, tag_of(lesson.teach.lesson, item), bytes);
-  return work.wait(now() + limits_.item_timeout);
+  return endpoint_.send(peer, tag_of(lesson.teach.lesson, item), bytes, now() + limits_.item_timeout).wait();
 }
 
 void Teacher::teach(Lesson& lesson) {
@@ -194,8 +193,8 @@ void Learner::learn() {
 
 Status Learner::receive(uint64_t item, MutableByteSpan bytes, Duration timeout) {
   MUSTER_ASSIGN(const PeerId peer, endpoint_.peer(learn_.source.contact));
-  auto work = endpoint_.recv(peer, tag_of(learn_.lesson, item), bytes);
   const Instant deadline = timeout == kNever ? kNever : now() + timeout;
+  const Work work = endpoint_.recv(peer, tag_of(learn_.lesson, item), bytes, deadline);
   while (true) {
     const Instant until = std::min(deadline, now() + kPoll);
     Status status = work.wait(until);

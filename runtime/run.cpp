@@ -34,10 +34,10 @@ Status check_options(const TrainOptions& options) {
 
 checkpoint::JobConstants constants_of(const TrainOptions& options) {
   checkpoint::JobConstants constants;
-  constants.microbatches = options.microbatches;
-  constants.lanes = options.lanes;
-  constants.samples_per_microbatch = options.samples_per_microbatch;
-  constants.dataset_samples = options.dataset_samples;
+  constants.microbatches = static_cast<uint64_t>(options.microbatches);
+  constants.lanes = static_cast<uint64_t>(options.lanes);
+  constants.samples_per_microbatch = static_cast<uint64_t>(options.samples_per_microbatch);
+  constants.dataset_samples = static_cast<uint64_t>(options.dataset_samples);
   constants.seed = options.seed;
   constants.permutation = kPermutationVersion;
   return constants;
@@ -87,6 +87,7 @@ Run::Run(Session& session, State& state, TrainOptions options)
       core_(self_.id, control::MemberLimits{}),
       saver_(
           state, options_.save, constants_of(options_),
+          options_.microbatches * options_.samples_per_microbatch,
           [this](control::Message message) { say(std::move(message)); },
           [this](Event event) { session_.emit(std::move(event)); }),
       teacher_(session.endpoint(), state),
@@ -230,7 +231,7 @@ bool Run::waits_for_end(Lock& lock) {
 void Run::prepare_step() {
   microbatches_.clear();
   if (!learner_) {
-    const LaneRange lanes = assignment_[group_->rank()];
+    const LaneRange lanes = assignment_[static_cast<size_t>(group_->rank())];
     const int32_t per_lane = options_.microbatches / options_.lanes;
     for (int32_t i = lanes.begin * per_lane; i < lanes.end * per_lane; ++i) microbatches_.push_back(i);
   }
@@ -287,8 +288,8 @@ Status Run::accumulate(int32_t microbatch, const Gradients& gradients) {
     }
     gradient_count_ = count;
     if (!accumulator_) {
-      AccumulationPlan plan =
-          plan_accumulation(options_.microbatches, options_.lanes, assignment_[group_->rank()]);
+      AccumulationPlan plan = plan_accumulation(options_.microbatches, options_.lanes,
+                                                assignment_[static_cast<size_t>(group_->rank())]);
       buffers_.resize(static_cast<size_t>(plan.buffers) * count);
       std::vector<float*> buffers;
       for (int i = 0; i < plan.buffers; ++i)
@@ -322,8 +323,8 @@ Status Run::reduce_in_view(const Gradients& gradients) {
   const Instant deadline = now() + options_.step_timeout;
   std::vector<const float*> partials;
   if (!microbatches_.empty()) partials = accumulator_->partials();
-  const float scale = 1.0F / static_cast<float>(options_.microbatches);
-  Work sum = group_->canonical_all_reduce({options_.lanes, assignment_}, partials, reduced_, scale, deadline);
+  Work sum = group_->canonical_all_reduce(partials, reduced_.data(), reduced_.size(),
+                                          {options_.microbatches, options_.lanes, assignment_}, deadline);
   auto newest_plan = static_cast<int64_t>(plan);
   int64_t combined_plan = 0;
   Work plans = group_->all_reduce(&newest_plan, &combined_plan, 1, DType::kInt64, ReduceOp::kMax, deadline);
@@ -352,15 +353,13 @@ void Run::note_reduced(uint64_t combined_plan) {
 
 // A failed operation is a hint to the leader, whose answer is a view change. Until then this group is not
 // used.
-Status Run::step_failed(Lock& lock, const Error& error, const std::vector<uint32_t>& suspect_ranks) {
+Status Run::step_failed(Lock& lock, const Error& error, const std::vector<int>& suspect_ranks) {
   (void)lock;
   if (error.code == ErrorCode::kMisuse) return error;
   if (core_.revoked() || core_.ended() || error.code == ErrorCode::kReconfigure) return revoked_error();
   group_failed_ = true;
   std::vector<control::MemberId> suspects;
-  for (const uint32_t rank : suspect_ranks) {
-    if (rank < view_.members.size()) suspects.push_back(view_.members[rank].id);
-  }
+  for (const int rank : suspect_ranks) suspects.push_back(view_.members[static_cast<size_t>(rank)].id);
   say(control::Suspect{view_.generation, std::move(suspects), error.message});
   return revoked_error();
 }

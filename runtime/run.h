@@ -127,7 +127,7 @@ class Run final : private Session::Listener {
 
   Status reduce_in_view(const Gradients& gradients);
   Status reduce_as_learner(const Gradients& gradients);
-  Status step_failed(Lock& lock, const Error& error, const std::vector<uint32_t>& suspect_ranks);
+  Status step_failed(Lock& lock, const Error& error, const std::vector<int>& suspect_ranks);
   void note_reduced(uint64_t combined_plan);
   Error revoked_error() const;
 

@@ -40,7 +40,6 @@ void Run::perform_one(control::MemberAction& action) {
   } else if (auto* revoke = std::get_if<control::RevokeGroup>(&action)) {
     if (revoked_at_ == 0) revoked_at_ = now();
     if (group_) group_->revoke(Error{ErrorCode::kReconfigure, revoke->why});
-    session_.endpoint().cancel_formation();
     emit(EventKind::kRevoked, core_.version(), revoke->why);
   } else if (auto* form_group = std::get_if<control::FormGroup>(&action)) {
     forming_.post([this, install = std::move(form_group->install)] { form(install); });

@@ -104,7 +104,7 @@ class Saver {
   mutable std::mutex mutex_;
   std::optional<control::Version> held_;  // a read lease is held for this version
   Instant expires_ = 0;
-  std::optional<Save> save_;              // the newest that this rank takes part in
+  std::optional<Save> save_;  // the newest that this rank takes part in
   control::Version durable_ = control::kNoVersion;
   control::Version failed_ = control::kNoVersion;
   checkpoint::VersionId parent_;

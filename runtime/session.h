@@ -9,11 +9,13 @@
 #include "collectives/endpoint.h"
 #include "runtime/agent/control_client.h"
 #include "runtime/base/events.h"
+#include "runtime/signal_intake.h"
 
 namespace muster {
 
 struct SessionOptions {
-  EventSink on_event;  // may be empty
+  EventSink on_event;         // may be empty
+  bool keep_signals = false;  // true: no signal becomes a notice
 };
 
 class Session {
@@ -46,13 +48,17 @@ class Session {
 
  private:
   Session() = default;
+  Result<EndpointOptions> open_transport();
+  void deliver(const control::Message& message);
+  void control_lost(const Error& error);
 
   SessionOptions options_;
   std::recursive_mutex listener_mutex_;
   Listener* listener_ = nullptr;
   std::string lost_;  // why the control connection ended; empty while it lives
   std::unique_ptr<Endpoint> endpoint_;
-  std::unique_ptr<ControlClient> control_;
+  std::unique_ptr<agent::ControlClient> control_;
+  std::unique_ptr<SignalIntake> signals_;
 };
 
 }  // namespace muster

@@ -19,9 +19,12 @@ uint64_t transfer_tag(const control::Generation& generation) {
 GroupSpec group_spec(const control::View& view, uint32_t rank, Instant deadline) {
   GroupSpec spec;
   spec.generation = {view.generation.incarnation, view.generation.counter};
-  spec.rank = rank;
+  spec.rank = static_cast<int>(rank);
   spec.deadline = deadline;
-  for (const control::Member& member : view.members) spec.members.push_back({member.contact, member.node});
+  for (const control::Member& member : view.members) {
+    spec.contacts.push_back(member.contact);
+    spec.nodes.push_back(member.node);
+  }
   return spec;
 }
 
@@ -36,13 +39,15 @@ void Run::form(const control::Install& install) {
   if (!rank) return fail({}, "the view does not hold this member");
 
   std::vector<control::MemberId> suspects;
-  std::vector<uint32_t> suspect_ranks;
+  std::vector<int> suspect_ranks;
   FormedView formed;
   formed.generation = install.view.generation;
   auto group =
       session_.endpoint().form_group(group_spec(install.view, *rank, now() + kFormTimeout), &suspect_ranks);
   if (!group.ok()) {
-    for (const uint32_t suspect : suspect_ranks) suspects.push_back(install.view.members[suspect].id);
+    for (const int suspect : suspect_ranks) {
+      suspects.push_back(install.view.members[static_cast<size_t>(suspect)].id);
+    }
     return fail(std::move(suspects), group.error().message);
   }
   formed.group = std::move(*group);
@@ -73,11 +78,11 @@ Status Run::transfer(const control::Install& install, FormedView& formed,
         state_.release_read();
       }
       MUSTER_ASSIGN(const PeerId peer, session_.endpoint().peer(contact_of(one.target)));
-      works.emplace_back(session_.endpoint().send(peer, tag, outgoing), one.target);
+      works.emplace_back(session_.endpoint().send(peer, tag, outgoing, deadline), one.target);
     } else if (one.target == self_.id) {
       formed.incoming.emplace(state_.bytes());
       MUSTER_ASSIGN(const PeerId peer, session_.endpoint().peer(contact_of(one.source)));
-      works.emplace_back(session_.endpoint().recv(peer, tag, *formed.incoming), one.source);
+      works.emplace_back(session_.endpoint().recv(peer, tag, *formed.incoming, deadline), one.source);
     }
   }
   for (auto& [work, peer] : works) {

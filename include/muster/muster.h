@@ -18,8 +18,9 @@
  *
  * What always holds
  *  - Functions return a muster_status; muster_last_error() gives the sentence for the calling thread's newest failure.
- *  - The library prints nothing, installs no signal handler of its own accord, and never exits the process (a broken
- *    invariant of its own, which aborts it, is the one exception).
+ *  - The library prints nothing and never exits the process (a broken invariant of its own, which aborts it, is the one
+ *    exception). During a run SIGTERM and SIGUSR1 become notices; the program's own handlers still run, what it ignores
+ *    stays ignored, and forked children see nothing of it. muster_join_options.keep_signals leaves all signals alone.
  *  - Every call that waits has a deadline; the deadlines are options.
  *  - One program thread drives a session. muster_session_notice may be called from any thread.
  *  - Handles are owned by the caller and ended by the function named in their comment; memory passed in stays the
@@ -102,6 +103,7 @@ typedef struct muster_join_options {
   size_t size; /* sizeof(muster_join_options) */
   muster_event_callback on_event; /* may be NULL */
   void *event_context;
+  int32_t keep_signals; /* 1: never touch signal handlers; the program calls muster_session_notice itself */
 } muster_join_options;
 
 /* Finds out how the process was launched (muster run, mpirun, srun, or alone) and joins that job. Alone is a world of

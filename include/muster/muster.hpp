@@ -33,6 +33,8 @@ class Failure : public std::runtime_error {
  public:
   Failure(muster_status status, const std::string& what) : std::runtime_error(what), status_(status) {}
   muster_status status() const { return status_; }
+  // For main(): 78 (do not requeue) where a person must change something, else 1.
+  int exit_code() const { return status_ == MUSTER_MISUSE || status_ == MUSTER_ENVIRONMENT ? 78 : 1; }
 
  private:
   muster_status status_;
@@ -88,7 +90,7 @@ using EventCallback = muster_event_callback;
 class Session {
  public:
   explicit Session(EventCallback on_event = nullptr, void* context = nullptr) {
-    muster_join_options options{sizeof(muster_join_options), on_event, context};
+    muster_join_options options{sizeof(muster_join_options), on_event, context, 0};
     muster_session* session = nullptr;
     detail::check(muster_join(&options, &session));
     handle_.reset(session);

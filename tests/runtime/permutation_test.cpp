@@ -42,7 +42,8 @@ TEST(SamplePermutation, DiffersByEpochAndSeedAndShuffles) {
   EXPECT_LT(neighbours, 15U);
 }
 
-// The order is part of the format: manifests name its version. These values change only with kPermutationVersion.
+// The order is part of the format: manifests name its version. These values change only with
+// kPermutationVersion.
 TEST(SamplePermutation, OrderIsFixedForEver) {
   const SamplePermutation permutation(100, 42);
   std::vector<uint64_t> first;

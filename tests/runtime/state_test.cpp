@@ -69,7 +69,8 @@ TEST(State, AnUpdateWaitsForReadersAndIsCounted) {
     writing = true;
     state.end_write();
   });
-  std::this_thread::sleep_for(std::chrono::milliseconds(20));  // the writer must have had time to get it wrong
+  std::this_thread::sleep_for(
+      std::chrono::milliseconds(20));  // the writer must have had time to get it wrong
   EXPECT_FALSE(writing);
   state.release_read();
   writer.join();

@@ -1,0 +1,155 @@
+// The GPT trainer with Muster: the loop of solo.cpp, made elastic. Lines that end in "// M" are Muster's.
+//
+// Alone it is a world of one. Under `muster run`, `mpirun` or `srun` the ranks share the microbatches of each
+// step; a killed, shrunk, grown, preempted and resumed run ends with the same weights, bit for bit, as an
+// untouched one.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <muster/muster.hpp>  // M
+#include <string>
+#include <vector>
+
+#include "examples/gpt/adamw.h"
+#include "examples/gpt/data.h"
+#include "examples/gpt/host.h"
+#include "examples/gpt/ledger.h"
+#include "examples/gpt/model.h"
+#include "examples/gpt/sampler.h"
+#include "examples/gpt/schedule.h"
+#include "examples/gpt/summary.h"
+
+namespace {
+
+struct Options {
+  std::vector<std::string> paths = {gpt::kDefaultCorpus};
+  gpt::Config model;
+  gpt::Schedule schedule;
+  gpt::AdamWOptions adamw;
+  gpt::SampleOptions sample;
+  size_t microbatches = 16, lanes = 8, sequences = 2, report_every = 10, checkpoint_every = 50;
+  uint64_t seed = 1;
+  std::string checkpoint_dir, ledger_dir, summary;
+};
+
+void declare(CLI::App& app, Options& o) {
+  app.add_option("paths", o.paths, "Text files, or folders of them")->capture_default_str();
+  app.add_option("--layers", o.model.layers, "Transformer blocks")->capture_default_str();
+  app.add_option("--width", o.model.width, "Width of the residual stream")->capture_default_str();
+  app.add_option("--heads", o.model.heads, "Attention heads")->capture_default_str();
+  app.add_option("--context", o.model.context, "Bytes that the model sees")->capture_default_str();
+  app.add_option("--steps", o.schedule.steps, "Optimizer steps")->capture_default_str();
+  app.add_option("--warmup", o.schedule.warmup_steps, "Steps of warm-up")->capture_default_str();
+  app.add_option("--lr", o.schedule.peak, "Highest learning rate")->capture_default_str();
+  app.add_option("--weight-decay", o.adamw.weight_decay, "Weight decay")->capture_default_str();
+  app.add_option("--microbatches", o.microbatches, "Microbatches in a step")->capture_default_str();
+  app.add_option("--lanes", o.lanes, "Lanes that they are grouped in; the largest world")
+      ->capture_default_str();
+  app.add_option("--sequences", o.sequences, "Sequences in a microbatch")->capture_default_str();
+  app.add_option("--checkpoint-dir", o.checkpoint_dir, "Where to save and resume; empty: nowhere");
+  app.add_option("--checkpoint-every", o.checkpoint_every, "Steps between saves")->capture_default_str();
+  app.add_option("--report-every", o.report_every, "Steps between lines")->capture_default_str();
+  app.add_option("--ledger", o.ledger_dir, "Folder for the list of samples that each process trained on");
+  app.add_option("--summary", o.summary, "File for the final loss and the weights' digest, as JSON");
+  app.add_option("--sample-bytes", o.sample.bytes, "Length of the text at the end")->capture_default_str();
+  app.add_option("--temperature", o.sample.temperature, "Of sampling")->capture_default_str();
+  app.add_option("--seed", o.seed, "Of weights and sample order")->capture_default_str();
+}
+
+double seconds_now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+int train(const Options& o) {
+  if (auto host = gpt::require_processor(); !host) throw std::runtime_error(host.error().message);
+  auto created = gpt::Model::create(o.model, o.sequences);
+  if (!created) throw std::runtime_error(created.error().message);
+  auto loaded = gpt::Corpus::load(o.paths, o.model.context);
+  if (!loaded) throw std::runtime_error(loaded.error().message);
+  gpt::Model& model = *created;
+  const gpt::Corpus& corpus = *loaded;
+  const size_t size = model.layout().size(), window = o.model.context + 1;
+  std::vector<float> weights(size), gradients(size), m(size), v(size);
+  float loss = 0;  // of a microbatch, then of the step: it is averaged with the gradients
+  gpt::initialise(o.model, model.layout(), o.seed, weights);
+  std::vector<uint8_t> windows(o.sequences * window);
+
+  muster::Session session;                                                                        // M
+  muster::State state(session);                                                                   // M
+  for (const gpt::Tensor& tensor : model.layout().tensors()) {                                    // M
+    const std::vector<int64_t> shape(tensor.shape.begin(), tensor.shape.end());                   // M
+    state.replicated(tensor.name, weights.data() + tensor.offset, MUSTER_FLOAT32, shape);         // M
+    state.replicated("adamw.m/" + tensor.name, m.data() + tensor.offset, MUSTER_FLOAT32, shape);  // M
+    state.replicated("adamw.v/" + tensor.name, v.data() + tensor.offset, MUSTER_FLOAT32, shape);  // M
+  }                                                                                               // M
+  muster::TrainOptions options;                                                                   // M
+  options.steps = static_cast<int64_t>(o.schedule.steps);                                         // M
+  options.microbatches = static_cast<int32_t>(o.microbatches);                                    // M
+  options.lanes = static_cast<int32_t>(o.lanes);                                                  // M
+  options.samples_per_microbatch = static_cast<int64_t>(o.sequences);                             // M
+  options.dataset_samples = static_cast<int64_t>(corpus.sample_count());                          // M
+  options.seed = o.seed;                                                                          // M
+  options.checkpoint_dir = o.checkpoint_dir.c_str();                                              // M
+  options.checkpoint_every = static_cast<int64_t>(o.checkpoint_every);                            // M
+  muster::Run run(session, state, options);                                                       // M
+  gpt::Ledger ledger(o.ledger_dir);
+
+  const double step_bytes = static_cast<double>(o.microbatches * o.sequences * o.model.context);
+  double since = seconds_now();
+  int64_t reported = -1;
+  while (auto step = run.next()) {                                 // M
+    for (const muster::Microbatch& micro : step.microbatches()) {  // M
+      for (size_t s = 0; s < o.sequences; ++s)
+        corpus.copy_sample(static_cast<size_t>(micro.samples[s]),
+                           std::span(windows).subspan(s * window, window));
+      loss = model.forward_backward(weights, windows, gradients);
+      ledger.note(run.info().generation, step.index(), micro);
+      step.accumulate(micro, {{gradients.data(), size}, {&loss, 1}});  // M
+    }
+    if (!step.reduce({{gradients.data(), size}, {&loss, 1}})) continue;  // M
+    if (auto update = step.update()) {                                   // M
+      const auto index = static_cast<size_t>(step.index());
+      gpt::adamw(o.adamw, model.layout(), index, gpt::learning_rate(o.schedule, index), weights, gradients, m,
+                 v);
+      ledger.commit();
+    }
+    const muster_run_info info = run.info();  // M
+    if (info.rank == 0 && info.learner == 0 && info.version % static_cast<int64_t>(o.report_every) == 0) {
+      const double now = seconds_now();
+      const double steps = static_cast<double>(reported >= 0 ? info.version - reported : 1);
+      std::printf("step %lld/%zu loss %.4f world %d nodes %d generation %llu saved %lld speed %.0f\n",
+                  static_cast<long long>(info.version), o.schedule.steps, static_cast<double>(loss),
+                  info.world_size, info.node_count, static_cast<unsigned long long>(info.generation),
+                  static_cast<long long>(info.durable), steps * step_bytes / (now - since));
+      std::fflush(stdout);
+      since = now;
+      reported = info.version;
+    }
+    std::fill(gradients.begin(), gradients.end(), 0.0f);
+  }
+  const muster_run_info info = run.info();       // M
+  if (run.exit_code() == 0 && info.rank == 0) {  // M
+    gpt::print_summary(model, weights, corpus, o.sample, loss, o.summary);
+  }
+  return run.exit_code();  // M
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app("Trains a byte-level GPT on text files, on as many processes as there are.");
+  declare(app, options);
+  CLI11_PARSE(app, argc, argv);
+  try {
+    return train(options);
+  } catch (const muster::Failure& failure) {  // M
+    std::fprintf(stderr, "gpt: %s\n", failure.what());
+    return failure.exit_code();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "gpt: %s\n", error.what());
+    return 1;
+  }
+}

@@ -1,0 +1,36 @@
+#include "examples/gpt/summary.h"
+
+#include <cstdio>
+#include <fstream>
+
+#include "examples/gpt/ngram.h"
+#include "runtime/base/bytes.h"
+
+namespace gpt {
+
+void print_summary(Model& model, std::span<const float> weights, const Corpus& corpus,
+                   const SampleOptions& sample, float training_loss, const std::string& file) {
+  const std::vector<uint8_t> validation = corpus.validation_windows();
+  const double loss = model.loss(weights, validation);
+  const double bigram = Ngram::fit(corpus.training_texts(), 2).loss(validation, corpus.context());
+  const double trigram = Ngram::fit(corpus.training_texts(), 3).loss(validation, corpus.context());
+  const std::string text = sample_text(model, weights, sample);
+  const WordCount words = count_known_words(text, corpus.training_texts());
+  const std::string digest = muster::to_string(muster::digest_of(std::as_bytes(weights)));
+  std::printf("validation %.4f nats/byte; interpolated bigram %.4f, trigram %.4f\n", loss, bigram, trigram);
+  std::printf("sampled words of four letters or more: %zu, of which %zu occur in the text\n%s\n", words.words,
+              words.known, text.c_str());
+  if (file.empty()) return;
+  char json[512];
+  std::snprintf(
+      json, sizeof json,
+      "{\"validation\": %.6f, \"bigram\": %.6f, \"trigram\": %.6f, \"training\": %.9g, \"words\": %zu, "
+      "\"known\": %zu, \"weights\": \"%s\"}\n",
+      loss, bigram, trigram, static_cast<double>(training_loss), words.words, words.known, digest.c_str());
+  std::ofstream(file) << json;
+  std::ofstream(file + ".weights", std::ios::binary)
+      .write(reinterpret_cast<const char*>(weights.data()),
+             static_cast<std::streamsize>(weights.size_bytes()));
+}
+
+}  // namespace gpt

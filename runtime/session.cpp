@@ -1,0 +1,86 @@
+#include "runtime/session.h"
+
+#include <signal.h>
+
+#include <algorithm>
+
+namespace muster {
+
+Result<std::unique_ptr<Session>> Session::join(SessionOptions options) {
+  std::unique_ptr<Session> session(new Session);
+  session->options_ = std::move(options);
+
+  MUSTER_ASSIGN(EndpointOptions data_plane, session->open_transport());
+  MUSTER_ASSIGN(session->endpoint_, Endpoint::create(std::move(data_plane)));
+
+  agent::ControlCallbacks callbacks;
+  callbacks.on_message = [raw = session.get()](const control::Message& message) { raw->deliver(message); };
+  callbacks.on_lost = [raw = session.get()](const Error& error) { raw->control_lost(error); };
+  callbacks.on_event = [raw = session.get()](const Event& event) {
+    if (raw->options_.on_event) raw->options_.on_event(event);
+  };
+  MUSTER_ASSIGN(session->control_, agent::ControlClient::connect({}, std::move(callbacks)));
+  if (!session->options_.keep_signals) {
+    MUSTER_ASSIGN(
+        session->signals_, SignalIntake::install({SIGTERM, SIGUSR1}, [raw = session.get()](int signal) {
+          // Lost with the connection: then the run ends by other means.
+          (void)raw->notice(-1, std::string(signal == SIGTERM ? "SIGTERM" : "SIGUSR1") + " to a worker");
+        }));
+  }
+  return session;
+}
+
+Session::~Session() {
+  signals_.reset();
+  control_.reset();  // no callback runs after this
+  endpoint_.reset();
+}
+
+Result<EndpointOptions> Session::open_transport() { return EndpointOptions{}; }
+
+void Session::attach(Listener* listener) {
+  const std::lock_guard lock(listener_mutex_);
+  listener_ = listener;
+  if (listener_ != nullptr && !lost_.empty()) listener_->on_control_lost(lost_);
+}
+
+void Session::deliver(const control::Message& message) {
+  const std::lock_guard lock(listener_mutex_);
+  if (listener_ != nullptr) listener_->on_message(message);
+}
+
+void Session::control_lost(const Error& error) {
+  const std::lock_guard lock(listener_mutex_);
+  lost_ = error.message.empty() ? "the control connection ended" : error.message;
+  if (listener_ != nullptr) listener_->on_control_lost(lost_);
+}
+
+Status Session::notice(Duration time_left, std::string source) {
+  control::NoticeRaised notice;
+  notice.scope = control::Scope::kRank;
+  notice.member = control_->member();
+  notice.time_left = time_left;
+  notice.source = std::move(source);
+  return send(std::move(notice));
+}
+
+void Session::emit(Event event) {
+  if (options_.on_event) options_.on_event(event);
+  // Events are told as far as they can be; a lost connection is told by other means.
+  if (control_ && control_->world() == agent::World::kElastic)
+    (void)control_->send(control::WorkerEvent{std::move(event)});
+}
+
+control::Member Session::self() const {
+  control::Member member;
+  member.id = control_->member();
+  member.node = control_->node();
+  member.node_name = control_->node_name();
+  member.local_rank = control_->slot();
+  member.contact = endpoint_->contact();
+  return member;
+}
+
+bool Session::elastic() const { return control_->world() == agent::World::kElastic; }
+
+}  // namespace muster
