@@ -1,8 +1,9 @@
 #include "examples/gpt/ledger.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
-#include <fstream>
+#include <stdexcept>
 
 namespace gpt {
 
@@ -15,18 +16,29 @@ void Ledger::note(uint64_t generation, int64_t step, const muster_microbatch& mi
   if (step != step_ || generation != generation_) lines_.clear();
   step_ = step;
   generation_ = generation;
-  std::string line =
-      std::to_string(step) + " " + std::to_string(generation) + " " + std::to_string(micro.index);
-  for (int64_t i = 0; i < micro.count; ++i) line += " " + std::to_string(micro.samples[i]);
-  lines_.push_back(line + "\n");
+  lines_ +=
+      "c " + std::to_string(step) + " " + std::to_string(generation) + " " + std::to_string(micro.index);
+  for (int64_t i = 0; i < micro.count; ++i) lines_ += " " + std::to_string(micro.samples[i]);
+  lines_ += "\n";
 }
 
-void Ledger::commit() {
-  if (path_.empty() || lines_.empty()) return;
-  std::string text;
-  for (const std::string& line : lines_) text += line;
-  std::ofstream(path_, std::ios::app) << text;  // one write: a kill leaves all lines of a step, or none
+void Ledger::contribute() {
+  append(lines_);
   lines_.clear();
+}
+
+void Ledger::apply() {
+  if (step_ >= 0) append("a " + std::to_string(step_) + " " + std::to_string(generation_) + "\n");
+}
+
+// In one write, so that a kill leaves all lines of a step, or none.
+void Ledger::append(const std::string& text) {
+  if (path_.empty() || text.empty()) return;
+  const int file = open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (file < 0 || write(file, text.data(), text.size()) != static_cast<ssize_t>(text.size())) {
+    throw std::runtime_error("cannot write the ledger " + path_ + "; free its disk, or leave --ledger out");
+  }
+  close(file);
 }
 
 }  // namespace gpt

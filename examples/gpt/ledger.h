@@ -15,16 +15,18 @@ class Ledger {
   // Empty folder: nothing is written.
   explicit Ledger(std::string folder);
 
+  // A microbatch was computed; what was noted for another try of a step is forgotten.
   void note(uint64_t generation, int64_t step, const muster_microbatch& micro);
-  // The step's update is being applied: what was noted for it counts. A step that is repeated was noted anew,
-  // under another generation.
-  void commit();
+  void contribute();  // all noted microbatches go into the reduction now
+  void apply();       // the update of that step is being applied
 
  private:
+  void append(const std::string& text);
+
   std::string path_;
   int64_t step_ = -1;
   uint64_t generation_ = 0;
-  std::vector<std::string> lines_;
+  std::string lines_;
 };
 
 }  // namespace gpt

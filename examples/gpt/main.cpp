@@ -108,12 +108,13 @@ int train(const Options& o) {
       ledger.note(run.info().generation, step.index(), micro);
       step.accumulate(micro, {{gradients.data(), size}, {&loss, 1}});  // M
     }
+    ledger.contribute();
     if (!step.reduce({{gradients.data(), size}, {&loss, 1}})) continue;  // M
     if (auto update = step.update()) {                                   // M
       const auto index = static_cast<size_t>(step.index());
       gpt::adamw(o.adamw, model.layout(), index, gpt::learning_rate(o.schedule, index), weights, gradients, m,
                  v);
-      ledger.commit();
+      ledger.apply();
     }
     const muster_run_info info = run.info();  // M
     if (info.rank == 0 && info.learner == 0 && info.version % static_cast<int64_t>(o.report_every) == 0) {
