@@ -12,7 +12,7 @@
 namespace muster::control {
 
 // Leader: to a node's agent, which hands it to `envelope.member` (0: itself). Node: to the leader when `node`
-// is 0.
+// is 0, else to its own worker `envelope.member`. Member: to the leader, through its agent.
 struct Send {
   NodeId node = 0;
   Envelope envelope;

@@ -14,6 +14,7 @@
 #include <memory>
 
 #include "runtime/control/actions.h"
+#include "runtime/control/rules.h"
 
 namespace muster::control {
 
@@ -23,7 +24,7 @@ struct Limits {
   uint32_t workers_per_node = 1;
   Duration form_wait = 2 * kSecond;        // after MIN nodes are complete, wait this long for more, up to MAX
   Duration form_timeout = 300 * kSecond;   // MIN nodes not complete by then: the job ends
-  Duration report_timeout = 10 * kSecond;  // Agree → Report
+  Duration report_timeout = 60 * kSecond;  // Agree → Report; longer than MemberLimits::update_timeout
   Duration ready_timeout = 60 * kSecond;   // Install → Ready
   Duration store_timeout = 5 * kSecond;
   Duration boundary_timeout = 30 * kSecond;  // first AtBoundary → last
@@ -34,6 +35,14 @@ struct Limits {
   Duration save_timeout = 600 * kSecond;
   Duration step_timeout = 600 * kSecond;  // a member that makes no progress for so long is a suspect
   bool fixed_world = false;               // mpirun, srun without agents: any loss ends the job as requeue
+  bool embedded_store = true;             // this leader holds the store itself (rule 11)
+  Duration suspect_wait =
+      500 * kMillisecond;        // a group failed, nobody is known dead: form it anew after this
+  uint32_t suspect_repeats = 3;  // so often without a step: the named members are excluded
+  Duration notice_settle = 500 * kMillisecond;  // rule 27: staggered notices of a job's nodes count as one
+  Duration learn_retry_wait = 30 * kSecond;     // a learner that failed twice waits so long
+  Duration end_timeout = 60 * kSecond;  // EndJob → all processes gone; longer than two NodeLimits::kill_grace
+  RuleSwitches rules;                   // test-only
 };
 
 // ---- decisions, each a pure function of values that returns its reason

@@ -10,9 +10,11 @@
 //  - Version changes only by update_closed(), state_installed() and started().
 #pragma once
 
+#include <memory>
 #include <optional>
 
 #include "runtime/control/actions.h"
+#include "runtime/control/rules.h"
 
 namespace muster::control {
 
@@ -52,6 +54,7 @@ using MemberActions = std::vector<MemberAction>;
 struct MemberLimits {
   Duration update_timeout = 30 * kSecond;   // an open scope is awaited so long, then the version is torn
   Duration frozen_timeout = 120 * kSecond;  // frozen so long: the loop ends as requeue (rule 11)
+  RuleSwitches rules;                       // test-only
 };
 
 class MemberCore {
@@ -70,17 +73,35 @@ class MemberCore {
   MemberActions digest_ready(Version version, const Digest& digest);
   MemberActions formed(Generation generation);  // group stands, state (if any) staged
   MemberActions failed(Generation generation, std::vector<MemberId> suspects, std::string why);
-  void state_installed(Version version);  // under the update lock, after the digest matched (rule 4)
+
+  // Rule 4: the staged state is copied over the program's only between these two, under the update lock. As
+  // an open update, an open installation delays a report. Refused: the view is over, drop the staged state.
+  Permit open_install(Generation generation);
+  MemberActions state_installed(Instant now, Version version);
+  // The entered view's base is not the state this member holds: the program's next call installs the staged
+  // one.
+  bool install_due() const;
 
   // Rule 1. `generation` is the one whose reduction produced the gradients of `version`.
   Permit open_update(Generation generation, Version version);
   MemberActions update_closed(Instant now);  // version + 1 is whole
   bool update_open() const;
 
+  // Rule 16. Every reduction combines (max) plan(); where boundary_due(combined) the program stops before the
+  // next step and the session says at_boundary, then waits for EnterView, Proceed, SaveOpen{stop} or
+  // LeaveLoop. A learner says it at LearnUntil's version, with LearnUntil's plan.
+  uint64_t plan() const;
+  bool boundary_due(uint64_t combined) const;
+  MemberActions at_boundary(uint64_t plan, Version version, const Digest& digest);
+  bool at_boundary() const;
+
   Version version() const;
   const View& view() const;  // the newest entered view; generation counter 0 before the first
   bool revoked() const;      // the entered view is over, the next not yet entered
-  bool may_run() const;      // in a live view: not revoked, not frozen, not ended
+  bool may_run() const;      // in a live view or lesson: not revoked, not frozen, not ended
+  bool learning() const;     // between Learn and Go, or LessonOver
+  // No permit for this version or a later one, from a stop-save (rule 26) or LearnUntil (rule 17).
+  std::optional<Version> version_limit() const;
   std::optional<LeaveLoop> ended() const;
 
  private:

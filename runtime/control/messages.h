@@ -34,6 +34,9 @@ struct MemberGone {
   bool proven = false;
   bool orderly = false;  // it had said Leaving, and exited 0 or 75
   std::string why;
+  uint32_t local_rank = 0;  // its slot; `member` is 0 where the process ended before it said MemberHello
+  int exit_code = 0;        // or -signal
+  bool given_up = false;    // the slot will not be started again: the program is broken, or misused (78)
 };
 
 // All excluded processes of this node that belonged to views before `generation` are reaped (rule 13).
@@ -78,7 +81,7 @@ struct Report {
   uint32_t attempt = 0;
   Version version = kNoVersion;  // newest whole version it holds
   bool torn = false;             // an open update scope did not close within its deadline: `version` is void
-  Generation installed;          // newest generation whose Go it has seen: the tail of its lineage
+  Generation installed;          // newest generation entered with this state: the tail of its lineage
   Digest digest;                 // of the state at `version`
 };
 
@@ -113,8 +116,9 @@ struct LearnFailed {
   std::string why;
 };
 
-// Progress of a member: version reached, sent at most every 100 ms and at every boundary. For display, for
-// the step deadline, and for "joins wait until one step has been committed" (rule 18).
+// Progress of a member: version reached, sent at most every 100 ms, at every boundary, and by the program's
+// thread when it enters a view (a member that never says it is hung). For display, for the step deadline, and
+// for "joins wait until one step has been committed" (rule 18).
 struct Progress {
   Generation generation;
   Version version = 0;

@@ -7,8 +7,10 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 
 #include "runtime/control/actions.h"
+#include "runtime/control/rules.h"
 
 namespace muster::control {
 
@@ -22,6 +24,9 @@ struct NodeLimits {
   Duration quick_death = 2 * kSecond;  // a program whose first run dies so soon, everywhere, is not restarted
   Duration kill_grace = 10 * kSecond;  // End, or the job's end → SIGTERM → SIGKILL
   Duration frozen_timeout = 120 * kSecond;  // without a leader for so long: kill the workers, end as requeue
+  uint32_t nodes_min = 1;                   // --nnodes, for the leader to compare
+  uint32_t nodes_max = 1;
+  RuleSwitches rules;  // test-only
 };
 
 class NodeCore {
@@ -29,7 +34,10 @@ class NodeCore {
   NodeCore(NodeId id, std::string name, std::string job, NodeLimits limits, Instant now);
   ~NodeCore();
 
-  Actions begin(Instant now);  // hello to the leader
+  // Once, at the start: hello to the leader. Workers are spawned when the leader welcomes the node.
+  Actions begin(Instant now);
+  // Each time the connection to the leader stands, the first time included: hello again, then whatever the
+  // leader may have missed. A repeated hello is harmless.
   Actions leader_connected(Instant now);
   Actions leader_lost(Instant now, const std::string& why);
   Actions from_leader(Instant now, const Envelope& envelope);
@@ -46,6 +54,10 @@ class NodeCore {
 
   Actions tick(Instant now);
   Instant next_deadline() const;
+
+  // Where a Send{node: this node, envelope.member: id} goes: the slot whose living process said MemberHello
+  // as `id`.
+  std::optional<uint32_t> slot_of(MemberId id) const;
 
  private:
   struct State;
