@@ -80,7 +80,11 @@ class SocketLink final : public Link {
  private:
   struct State : std::enable_shared_from_this<State> {
     State(Loop& l, UniqueFd s, std::string p, std::unique_ptr<TlsEngine> t, LinkLimits lim)
-        : loop(l), socket(std::move(s)), peer(std::move(p)), tls(std::move(t)), limits(lim),
+        : loop(l),
+          socket(std::move(s)),
+          peer(std::move(p)),
+          tls(std::move(t)),
+          limits(lim),
           handshake_timer(l, [this] {
             finish(closed_error("no handshake with " + peer + " within " +
                                 std::to_string(limits.handshake_timeout / kSecond) + " s"));
@@ -336,7 +340,8 @@ class LoopbackLink final : public Link {
 
   Status send(const control::Envelope& envelope) override {
     const auto other = end_->peer_end.lock();
-    if (end_->over || end_->other_gone || !other) return closed_error("the link within this process is closed");
+    if (end_->over || end_->other_gone || !other)
+      return closed_error("the link within this process is closed");
     MUSTER_ASSIGN(ByteBuffer frame, control::encode(envelope));
     if (other->incoming_bytes + frame.size() > end_->limits.unsent_bytes_max)
       return queue_full(peer_, other->incoming_bytes);
@@ -382,7 +387,9 @@ std::pair<std::unique_ptr<Link>, std::unique_ptr<Link>> make_loopback(Loop& loop
 
 struct Connector::State : std::enable_shared_from_this<Connector::State> {
   State(Loop& l, std::vector<SocketAddress> a, std::function<void(Result<UniqueFd>, std::string)> d)
-      : loop(l), addresses(std::move(a)), done(std::move(d)),
+      : loop(l),
+        addresses(std::move(a)),
+        done(std::move(d)),
         timer(l, [this] { give_up("no answer from " + to_string(addresses[next - 1])); }) {}
 
   void try_next() {

@@ -1,9 +1,11 @@
 // A link carries envelopes between two processes, or within one: framed, ordered, bounded.
 //
 // INVARIANTS
-//  - Handlers run on the loop's thread: on_open once at most, then on_message in order, then on_closed once, after
+//  - Handlers run on the loop's thread: on_open once at most, then on_message in order, then on_closed once,
+//  after
 //    which nothing. None runs within a call of the owner, and none after the link is destroyed.
-//  - An unauthenticated peer costs a bounded number of bytes and a bounded time, and no frame of it is decoded.
+//  - An unauthenticated peer costs a bounded number of bytes and a bounded time, and no frame of it is
+//  decoded.
 //  - The queue of unsent bytes is bounded: send() refuses rather than grow it.
 // All calls are made on the loop's thread.
 #pragma once

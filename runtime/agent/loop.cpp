@@ -152,15 +152,14 @@ std::string to_string(const SocketAddress& address) {
 void resolve(Loop& loop, std::weak_ptr<void> alive, const std::string& host, uint16_t port,
              std::function<void(Result<std::vector<SocketAddress>>)> done) {
   auto resolver = std::make_shared<asio::ip::tcp::resolver>(loop.impl().context);
-  resolver->async_resolve(
-      host, std::to_string(port), asio::ip::tcp::resolver::numeric_service,
-      [resolver, alive, host, done](const asio::error_code& error, const auto& found) {
-        if (alive.expired()) return;
-        if (error)
-          done(look_up_error(host, error));
-        else
-          done(addresses_of(found));
-      });
+  resolver->async_resolve(host, std::to_string(port), asio::ip::tcp::resolver::numeric_service,
+                          [resolver, alive, host, done](const asio::error_code& error, const auto& found) {
+                            if (alive.expired()) return;
+                            if (error)
+                              done(look_up_error(host, error));
+                            else
+                              done(addresses_of(found));
+                          });
 }
 
 Result<std::vector<SocketAddress>> resolve_now(const std::string& host, uint16_t port) {

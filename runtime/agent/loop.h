@@ -2,9 +2,11 @@
 // that knows the event library.
 //
 // INVARIANTS
-//  - Callbacks run on the thread that is inside run(), one at a time, and never after their Timer or FdWatch is
+//  - Callbacks run on the thread that is inside run(), one at a time, and never after their Timer or FdWatch
+//  is
 //    destroyed. Destroying either from within its own callback is allowed.
-//  - Only post() and stop() may be called from other threads; the objects live and die on the loop's thread, or
+//  - Only post() and stop() may be called from other threads; the objects live and die on the loop's thread,
+//  or
 //    while it does not run.
 #pragma once
 

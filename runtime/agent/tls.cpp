@@ -29,10 +29,12 @@ struct Deleter {
 using SslContext = std::unique_ptr<SSL_CTX, Deleter<SSL_CTX_free>>;
 using Ssl = std::unique_ptr<SSL, Deleter<SSL_free>>;
 
-// The library is a guest: it reads no openssl.cnf of the host and leaves nothing to run at the program's exit.
+// The library is a guest: it reads no openssl.cnf of the host and leaves nothing to run at the program's
+// exit.
 void initialise_openssl() {
   static std::once_flag once;
-  std::call_once(once, [] { OPENSSL_init_ssl(OPENSSL_INIT_NO_LOAD_CONFIG | OPENSSL_INIT_NO_ATEXIT, nullptr); });
+  std::call_once(once,
+                 [] { OPENSSL_init_ssl(OPENSSL_INIT_NO_LOAD_CONFIG | OPENSSL_INIT_NO_ATEXIT, nullptr); });
 }
 
 std::string openssl_reason() {
@@ -62,7 +64,8 @@ Result<std::array<unsigned char, kKeyBytes>> derive_key(const TlsSecret& secret)
       OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_KEY, bytes.data(), bytes.size()),
       OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_INFO, info.data(), info.size()),
       OSSL_PARAM_construct_end()};
-  if (EVP_KDF_derive(context.get(), key.data(), key.size(), parameters) != 1) return openssl_error("derive a key");
+  if (EVP_KDF_derive(context.get(), key.data(), key.size(), parameters) != 1)
+    return openssl_error("derive a key");
   OPENSSL_cleanse(bytes.data(), bytes.size());
   return key;
 }
@@ -89,8 +92,8 @@ struct TlsEngine::State {
   size_t handshake_bytes = 0;
   bool established = false;
   bool peer_closed = false;
-  bool key_offered = false;   // server: the client sent an identity
-  std::string foreign_job;    // server: it was another one
+  bool key_offered = false;  // server: the client sent an identity
+  std::string foreign_job;   // server: it was another one
   ByteBuffer plain;
   std::optional<Error> failed;
 
@@ -99,8 +102,10 @@ struct TlsEngine::State {
   SSL_SESSION* session_of_key() const {
     const SSL_CIPHER* cipher = SSL_CIPHER_find(ssl.get(), kAes128GcmSha256);
     SSL_SESSION* session = SSL_SESSION_new();
-    if (cipher == nullptr || session == nullptr || SSL_SESSION_set1_master_key(session, key.data(), key.size()) != 1 ||
-        SSL_SESSION_set_cipher(session, cipher) != 1 || SSL_SESSION_set_protocol_version(session, TLS1_3_VERSION) != 1) {
+    if (cipher == nullptr || session == nullptr ||
+        SSL_SESSION_set1_master_key(session, key.data(), key.size()) != 1 ||
+        SSL_SESSION_set_cipher(session, cipher) != 1 ||
+        SSL_SESSION_set_protocol_version(session, TLS1_3_VERSION) != 1) {
       SSL_SESSION_free(session);
       return nullptr;
     }
@@ -120,7 +125,8 @@ struct TlsEngine::State {
 
   static int find_key(SSL* ssl, const unsigned char* id, size_t id_length, SSL_SESSION** session) {
     auto* self = static_cast<State*>(SSL_get_app_data(ssl));
-    *session = nullptr;  // no session and 1: no such key, which ends the handshake since there is no certificate
+    *session =
+        nullptr;  // no session and 1: no such key, which ends the handshake since there is no certificate
     self->key_offered = true;
     const std::string name(reinterpret_cast<const char*>(id), std::min(id_length, kIdentityBytesMax));
     if (name == self->identity) {
@@ -166,7 +172,9 @@ struct TlsEngine::State {
   }
 
   // Only an authenticated key makes a session "reused" without a certificate.
-  bool by_key() const { return SSL_session_reused(ssl.get()) == 1 && SSL_get0_peer_certificate(ssl.get()) == nullptr; }
+  bool by_key() const {
+    return SSL_session_reused(ssl.get()) == 1 && SSL_get0_peer_certificate(ssl.get()) == nullptr;
+  }
 
   Error refusal() const {
     const int reason = ERR_GET_REASON(ERR_peek_last_error());
@@ -203,7 +211,8 @@ struct TlsEngine::State {
     ERR_clear_error();
     const int result = SSL_do_handshake(ssl.get());
     if (result == 1) {
-      if (!by_key()) return fail({ErrorCode::kMisuse, "the peer did not prove that it holds the job's secret"});
+      if (!by_key())
+        return fail({ErrorCode::kMisuse, "the peer did not prove that it holds the job's secret"});
       established = true;
       return ok();
     }
@@ -259,7 +268,8 @@ Status TlsEngine::received(ByteSpan from_socket) {
   if (!state_->established) {
     state_->handshake_bytes += from_socket.size();
     if (state_->handshake_bytes > kHandshakeBytesMax)
-      return state_->fail({ErrorCode::kMisuse, "the peer sent more than a handshake needs before it was authenticated"});
+      return state_->fail(
+          {ErrorCode::kMisuse, "the peer sent more than a handshake needs before it was authenticated"});
   }
   for (size_t at = 0; at < from_socket.size(); at += 64 << 10) {
     const auto part = from_socket.subspan(at, std::min<size_t>(64 << 10, from_socket.size() - at));
@@ -274,7 +284,8 @@ Status TlsEngine::send(ByteSpan plain) {
   for (size_t at = 0; at < plain.size(); at += 1 << 20) {
     const auto part = plain.subspan(at, std::min<size_t>(1 << 20, plain.size() - at));
     ERR_clear_error();
-    if (SSL_write(state_->ssl.get(), part.data(), static_cast<int>(part.size())) != static_cast<int>(part.size()))
+    if (SSL_write(state_->ssl.get(), part.data(), static_cast<int>(part.size())) !=
+        static_cast<int>(part.size()))
       return state_->fail({ErrorCode::kRetry, "cannot encrypt (" + openssl_reason() + ")"});
   }
   return ok();

@@ -1,6 +1,6 @@
 // TLS 1.3 with an external pre-shared key, as a filter between plain bytes and bytes on a socket. No
-// certificate is involved: either side proves that it holds the job's secret, or the handshake fails (RFC 8446,
-// 4.2.11), with a fresh Diffie-Hellman share for forward secrecy.
+// certificate is involved: either side proves that it holds the job's secret, or the handshake fails (RFC
+// 8446, 4.2.11), with a fresh Diffie-Hellman share for forward secrecy.
 //
 // The engine does no input or output of its own. Not thread-safe.
 #pragma once
@@ -28,8 +28,9 @@ class TlsEngine {
   static Result<std::unique_ptr<TlsEngine>> create(TlsRole role, const TlsSecret& secret);
   ~TlsEngine();
 
-  // Bytes from the socket. Errors: kMisuse, final, with the sentence for the log: a wrong secret, another job,
-  // something that is not TLS. Take outgoing bytes also after an error: they hold the alert for the peer.
+  // Bytes from the socket. Errors: kMisuse, final, with the sentence for the log: a wrong secret, another
+  // job, something that is not TLS. Take outgoing bytes also after an error: they hold the alert for the
+  // peer.
   Status received(ByteSpan from_socket);
   // Plain bytes to send. REQUIRES: established().
   Status send(ByteSpan plain);

@@ -84,8 +84,13 @@ Offset<fb::Event> write(FlatBufferBuilder& to, const Event& e) {
                          e.amount, write(to, e.text));
 }
 Event read(const fb::Event& e) {
-  return {static_cast<EventKind>(e.kind()), e.at(),     e.generation(), e.version(), e.subject(),
-          e.amount(),                       read(*e.text())};
+  return {static_cast<EventKind>(e.kind()),
+          e.at(),
+          e.generation(),
+          e.version(),
+          e.subject(),
+          e.amount(),
+          read(*e.text())};
 }
 
 // ---- messages, in the order of messages.h
@@ -96,14 +101,16 @@ Offset<fb::NodeHello> write(FlatBufferBuilder& to, const NodeHello& m) {
                              m.nodes_max);
 }
 NodeHello read(const fb::NodeHello& m) {
-  return {m.node(),    read(*m.name()), read(*m.job()), m.protocol(),
-          m.workers(), m.nodes_min(),   m.nodes_max()};
+  return {m.node(), read(*m.name()), read(*m.job()), m.protocol(), m.workers(), m.nodes_min(), m.nodes_max()};
 }
 
 Offset<fb::MemberGone> write(FlatBufferBuilder& to, const MemberGone& m) {
-  return fb::CreateMemberGone(to, m.member, m.proven, m.orderly, write(to, m.why));
+  return fb::CreateMemberGone(to, m.member, m.proven, m.orderly, write(to, m.why), m.local_rank, m.exit_code,
+                              m.given_up);
 }
-MemberGone read(const fb::MemberGone& m) { return {m.member(), m.proven(), m.orderly(), read(*m.why())}; }
+MemberGone read(const fb::MemberGone& m) {
+  return {m.member(), m.proven(), m.orderly(), read(*m.why()), m.local_rank(), m.exit_code(), m.given_up()};
+}
 
 Offset<fb::NodeReady> write(FlatBufferBuilder& to, const NodeReady& m) {
   const auto generation = write(m.generation);
