@@ -9,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#include "runtime/base/events.h"
 #include "runtime/control/types.h"
 
 namespace muster::control {
@@ -258,11 +259,20 @@ struct End {
   std::string why;
 };
 
+// ---- member → its node's agent
+// ----------------------------------------------------------------------------------
+
+// What a worker saw, for its agent's display and event file. The agent keeps it; the leader never gets one.
+struct WorkerEvent {
+  Event event;
+};
+
 using Message =
     std::variant<NodeHello, MemberGone, NodeReady, NoticeRaised, Heartbeat, MemberHello, Started, Report,
                  Ready, Suspect, AtBoundary, Level, LearnFailed, Progress, SaveDue, SaveVote, SavePublished,
                  Leaving, NodeWelcome, NodeRefused, Evict, EndJob, Agree, Install, Go, PlanNumber, Proceed,
-                 Teach, Learn, LessonOver, LearnUntil, SaveOpen, SavePublish, SaveClosed, End>;
+                 Teach, Learn, LessonOver, LearnUntil, SaveOpen, SavePublish, SaveClosed, End,
+                 WorkerEvent>;
 
 // What travels: a message and the member that sent it or shall get it; 0 is the node's agent itself.
 struct Envelope {

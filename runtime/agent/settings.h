@@ -1,0 +1,27 @@
+// From options to the machines' limits, and the job's secret. Shared by the launcher and by processes that
+// join without an agent.
+#pragma once
+
+#include "runtime/agent/tls.h"
+#include "runtime/base/options.h"
+#include "runtime/control/coordinator.h"
+#include "runtime/control/node.h"
+
+namespace muster::agent {
+
+control::Limits leader_limits(const OptionValues& values);
+control::NodeLimits node_limits(const OptionValues& values);
+
+struct HostPort {
+  std::string host;
+  uint16_t port = 0;
+};
+Result<HostPort> parse_host_port(const std::string& text);  // "host:7000", "[::1]:7000"
+
+// From --secret-file (or its variable) or MUSTER_SECRET_FD; empty where neither is given. Errors: kMisuse:
+// the file is readable by others, too short, missing. A descriptor is closed after reading.
+Result<ByteBuffer> read_secret(const OptionValues& values);
+
+std::string host_name();
+
+}  // namespace muster::agent

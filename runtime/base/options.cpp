@@ -1,0 +1,229 @@
+#include "runtime/base/options.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <optional>
+
+#include "runtime/base/check.h"
+
+extern char** environ;
+
+namespace muster {
+namespace {
+
+using enum OptionType;
+using enum OptionUse;
+
+constexpr double kDay = 86400;
+
+constexpr Option kOptions[] = {
+    {"nnodes", kRange, "1", 1, 65536, kRun,
+     "nodes: MIN:MAX, or one number; the job runs with any count between"},
+    {"nproc", kInteger, "1", 1, 4096, kRun, "workers on this node"},
+    {"rdzv", kText, "", 0, 0, kRun, "HOST:PORT of the first agent; needed where MAX > 1"},
+    {"rdzv-timeout", kSeconds, "300", 0.1, kDay, kRun,
+     "give up where the rendezvous does not answer within so long"},
+    {"job", kText, "muster", 0, 0, kRun, "the job's name; agents of different jobs refuse each other"},
+    {"secret-file", kText, "", 0, 0, kRun, "file with the job's secret, readable by its owner only (0600)"},
+    {"secret-fd", kInteger, "-1", -1, 1 << 20, kVariable,
+     "inherited descriptor to read the job's secret from"},
+    {"log-dir", kText, "", 0, 0, kRun, "folder for one output and one error file per worker"},
+    {"node-name", kText, "", 0, 0, kRun, "this node's name in messages (default: the host's)"},
+    {"grace", kSeconds, "30", 0, kDay, kRun, "from a signal to the agent until the workers are killed"},
+    {"quiet", kSwitch, "0", 0, 0, kRun, "print no events, only the workers' output and errors"},
+    {"events", kText, "", 0, 0, kRun, "file to append all events to, one JSON object a line"},
+    {"restarts", kInteger, "3", 0, 1000, kRun,
+     "deaths of one worker within the window before it is given up"},
+    {"restart-window", kSeconds, "600", 1, kDay, kRun, "the window of --restarts"},
+    {"restart-delay", kSeconds, "1", 0, kDay, kRun,
+     "wait before a restart; doubles with each death in the window"},
+    {"form-wait", kSeconds, "2", 0, kDay, kRun, "once MIN nodes are complete, wait so long for more"},
+    {"form-timeout", kSeconds, "300", 1, kDay, kRun, "end the job if MIN nodes are not complete by then"},
+    {"heartbeat", kSeconds, "0.5", 0.01, 60, kRun, "between heartbeats of an agent"},
+    {"node-silence", kSeconds, "5", 0.1, 3600, kRun,
+     "a node that says nothing for so long is suspected lost"},
+    {"worker-silence", kSeconds, "10", 0.1, 3600, kRun, "a worker that says nothing for so long is killed"},
+    {"partition-wait", kSeconds, "30", 0, kDay, kRun, "the store's side of a split goes on alone after this"},
+    {"frozen-timeout", kSeconds, "120", 0.1, kDay, kRun,
+     "without a leader for so long, a node ends as requeue"},
+    {"step-timeout", kSeconds, "600", 1, 7 * kDay, kRun,
+     "a worker without progress for so long is suspected hung"},
+    {"save-timeout", kSeconds, "600", 1, kDay, kRun, "a save that takes longer has failed"},
+    {"ready-timeout", kSeconds, "60", 1, kDay, kRun,
+     "a worker that does not enter a new view by then is lost"},
+    {"update-timeout", kSeconds, "30", 0.1, kDay, kVariable,
+     "an update scope that stays open so long is torn"},
+    {"module-path", kText, "", 0, 0, kVariable, "folder of libmuster_*.so"},
+    {"control-fd", kText, "", 0, 0, kInternal, "the worker's socket to its agent, FD:INODE"},
+    {"local-rank", kInteger, "0", 0, 65535, kInternal, "the worker's slot on its node"},
+    {"local-size", kInteger, "1", 1, 65536, kInternal, "slots on the node"},
+    {"node-id", kText, "", 0, 0, kInternal, "the agent's incarnation"},
+    {"incarnation", kText, "", 0, 0, kInternal, "marks all processes that one worker started"},
+};
+
+constexpr std::string_view kPrefix = "MUSTER_";
+
+template <typename T>
+std::optional<T> parsed(std::string_view text) {
+  T value{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  return value;
+}
+
+std::optional<bool> parsed_switch(std::string_view text) {
+  for (const std::string_view word : {"1", "true", "on", "yes"})
+    if (text == word) return true;
+  for (const std::string_view word : {"0", "false", "off", "no"})
+    if (text == word) return false;
+  return std::nullopt;
+}
+
+std::optional<std::pair<int64_t, int64_t>> parsed_range(std::string_view text) {
+  const size_t colon = text.find(':');
+  const auto low = parsed<int64_t>(text.substr(0, colon));
+  const auto high = colon == std::string_view::npos ? low : parsed<int64_t>(text.substr(colon + 1));
+  if (!low || !high) return std::nullopt;
+  return std::pair{*low, *high};
+}
+
+std::string shown(double number) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", number);
+  return text;
+}
+
+// Empty: fine. Else what the value must be.
+std::string complaint(const Option& option, const std::string& value) {
+  const auto inside = [&](double number) { return number >= option.low && number <= option.high; };
+  const std::string bounds = " from " + shown(option.low) + " to " + shown(option.high);
+  switch (option.type) {
+    case kText:
+      return "";
+    case kInteger: {
+      const auto number = parsed<int64_t>(value);
+      return number && inside(static_cast<double>(*number)) ? "" : "a whole number" + bounds;
+    }
+    case kSeconds: {
+      const auto number = parsed<double>(value);
+      return number && std::isfinite(*number) && inside(*number) ? "" : "seconds," + bounds;
+    }
+    case kSwitch:
+      return parsed_switch(value) ? "" : "1 or 0";
+    case kRange: {
+      const auto both = parsed_range(value);
+      if (!both) return "MIN:MAX or one number";
+      if (both->first > both->second)
+        return "MIN:MAX with MIN not above MAX (did you mean " + std::to_string(both->second) + ":" +
+               std::to_string(both->first) + "?)";
+      return inside(static_cast<double>(both->first)) && inside(static_cast<double>(both->second))
+                 ? ""
+                 : "MIN:MAX, both" + bounds;
+    }
+  }
+  return "";
+}
+
+// Optimal string alignment: insertions, deletions, substitutions, swaps of neighbours.
+size_t distance(std::string_view a, std::string_view b) {
+  std::vector<std::vector<size_t>> d(a.size() + 1, std::vector<size_t>(b.size() + 1));
+  for (size_t i = 0; i <= a.size(); ++i) d[i][0] = i;
+  for (size_t j = 0; j <= b.size(); ++j) d[0][j] = j;
+  for (size_t i = 1; i <= a.size(); ++i) {
+    for (size_t j = 1; j <= b.size(); ++j) {
+      d[i][j] =
+          std::min({d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + (a[i - 1] == b[j - 1] ? 0 : 1)});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
+        d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
+    }
+  }
+  return d[a.size()][b.size()];
+}
+
+}  // namespace
+
+std::span<const Option> options() { return kOptions; }
+
+const Option* find_option(std::string_view name) {
+  for (const Option& option : kOptions)
+    if (option.name == name) return &option;
+  return nullptr;
+}
+
+std::string flag_of(const Option& option) { return "--" + std::string(option.name); }
+
+std::string variable_of(const Option& option) {
+  std::string variable(kPrefix);
+  for (const char c : option.name) variable += c == '-' ? '_' : static_cast<char>(std::toupper(c));
+  return variable;
+}
+
+std::string suggestion(std::string_view word, std::span<const std::string> candidates) {
+  const std::string* nearest = nullptr;
+  size_t nearest_distance = word.size() / 3 + 2;  // farther is a different word
+  for (const std::string& candidate : candidates) {
+    const size_t far = distance(word.substr(0, 64), candidate);
+    if (far < nearest_distance) {
+      nearest = &candidate;
+      nearest_distance = far;
+    }
+  }
+  return nearest != nullptr ? ", did you mean '" + *nearest + "'?" : "";
+}
+
+Result<OptionValues> OptionValues::from_environment(const char* const* environment) {
+  OptionValues values;
+  for (; *environment != nullptr; ++environment) {
+    const std::string_view entry = *environment;
+    if (!entry.starts_with(kPrefix)) continue;
+    const size_t equals = entry.find('=');
+    const std::string variable(entry.substr(0, equals));
+    const Option* known = nullptr;
+    std::vector<std::string> variables;
+    for (const Option& option : kOptions) {
+      if (variable_of(option) == variable) known = &option;
+      if (option.use != kInternal) variables.push_back(variable_of(option));
+    }
+    if (known == nullptr) {
+      return Error{ErrorCode::kMisuse, "unknown environment variable '" + variable + "'" +
+                                           suggestion(variable, variables) +
+                                           " Unset it, or see `muster run --help` for all options"};
+    }
+    if (equals == std::string_view::npos || equals + 1 == entry.size()) continue;  // set to nothing: not set
+    MUSTER_TRY(values.set(known->name, std::string(entry.substr(equals + 1)), variable));
+  }
+  return values;
+}
+
+Result<OptionValues> OptionValues::from_environment() { return from_environment(environ); }
+
+Status OptionValues::set(std::string_view name, std::string value, const std::string& source) {
+  const Option* option = find_option(name);
+  MUSTER_CHECK(option != nullptr, "no option " + std::string(name));
+  const std::string wrong = complaint(*option, value);
+  if (!wrong.empty()) return Error{ErrorCode::kMisuse, source + " is '" + value + "'; it must be " + wrong};
+  values_[std::string(name)] = std::move(value);
+  return ok();
+}
+
+bool OptionValues::is_set(std::string_view name) const { return values_.find(name) != values_.end(); }
+
+std::string OptionValues::text(std::string_view name) const {
+  const auto found = values_.find(name);
+  if (found != values_.end()) return found->second;
+  const Option* option = find_option(name);
+  MUSTER_CHECK(option != nullptr, "no option " + std::string(name));
+  return std::string(option->default_value);
+}
+
+int64_t OptionValues::integer(std::string_view name) const { return parsed<int64_t>(text(name)).value_or(0); }
+Duration OptionValues::duration(std::string_view name) const {
+  return static_cast<Duration>(std::llround(parsed<double>(text(name)).value_or(0) * 1e9));
+}
+bool OptionValues::on(std::string_view name) const { return parsed_switch(text(name)).value_or(false); }
+std::pair<int64_t, int64_t> OptionValues::range(std::string_view name) const {
+  return parsed_range(text(name)).value_or(std::pair<int64_t, int64_t>{0, 0});
+}
+
+}  // namespace muster

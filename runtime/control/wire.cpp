@@ -1,0 +1,442 @@
+#include "runtime/control/wire.h"
+
+#include <type_traits>
+
+#include "messages_generated.h"
+
+namespace muster::control {
+namespace {
+
+using flatbuffers::FlatBufferBuilder;
+using flatbuffers::Offset;
+
+// A view nests frame → install → view → member, four levels; more is an attack.
+constexpr uint32_t kDepthMax = 8;
+constexpr uint32_t kTablesMax = 200'000;
+constexpr size_t kFrameBytesMin = 8;  // root offset and identifier
+
+// ---- values: structs, strings, vectors
+
+fb::Digest write(const Digest& value) { return {value.low, value.high}; }
+fb::Generation write(const Generation& value) { return {value.incarnation, value.counter}; }
+
+Digest read(const fb::Digest& value) { return {value.low(), value.high()}; }
+Generation read(const fb::Generation& value) { return {value.incarnation(), value.counter()}; }
+std::string read(const flatbuffers::String& value) { return value.str(); }
+
+ByteBuffer read(const flatbuffers::Vector<uint8_t>& value) {
+  const auto* first = reinterpret_cast<const std::byte*>(value.data());
+  return {first, first + value.size()};
+}
+
+std::vector<uint64_t> read(const flatbuffers::Vector<uint64_t>& value) {
+  return {value.begin(), value.end()};
+}
+
+Lineage read(const flatbuffers::Vector<const fb::LineageEntry*>& value) {
+  Lineage lineage;
+  lineage.reserve(value.size());
+  for (const fb::LineageEntry* entry : value) lineage.push_back({read(entry->generation()), entry->base()});
+  return lineage;
+}
+
+auto write(FlatBufferBuilder& to, const std::string& value) { return to.CreateString(value); }
+auto write(FlatBufferBuilder& to, const ByteBuffer& value) {
+  return to.CreateVector(reinterpret_cast<const uint8_t*>(value.data()), value.size());
+}
+auto write(FlatBufferBuilder& to, const std::vector<uint64_t>& value) {
+  return to.CreateVector(value.data(), value.size());
+}
+auto write(FlatBufferBuilder& to, const Lineage& value) {
+  std::vector<fb::LineageEntry> entries;
+  entries.reserve(value.size());
+  for (const LineageEntry& entry : value) entries.emplace_back(write(entry.generation), entry.base);
+  return to.CreateVectorOfStructs(entries);
+}
+
+// ---- nouns
+
+Offset<fb::Member> write(FlatBufferBuilder& to, const Member& m) {
+  const auto name = write(to, m.node_name);
+  return fb::CreateMember(to, m.id, m.node, m.local_rank, name, write(to, m.contact));
+}
+Member read(const fb::Member& m) {
+  return {m.id(), m.node(), m.local_rank(), read(*m.node_name()), read(*m.contact())};
+}
+
+Offset<fb::View> write(FlatBufferBuilder& to, const View& v) {
+  std::vector<Offset<fb::Member>> members;
+  members.reserve(v.members.size());
+  for (const Member& member : v.members) members.push_back(write(to, member));
+  const auto generation = write(v.generation);
+  const auto list = to.CreateVector(members);
+  return fb::CreateView(to, &generation, list, v.base, write(to, v.lineage));
+}
+View read(const fb::View& v) {
+  View view{read(*v.generation()), {}, v.base(), read(*v.lineage())};
+  view.members.reserve(v.members()->size());
+  for (const fb::Member* member : *v.members()) view.members.push_back(read(*member));
+  return view;
+}
+
+Offset<fb::Event> write(FlatBufferBuilder& to, const Event& e) {
+  return fb::CreateEvent(to, static_cast<uint16_t>(e.kind), e.at, e.generation, e.version, e.subject,
+                         e.amount, write(to, e.text));
+}
+Event read(const fb::Event& e) {
+  return {static_cast<EventKind>(e.kind()),
+          e.at(),
+          e.generation(),
+          e.version(),
+          e.subject(),
+          e.amount(),
+          read(*e.text())};
+}
+
+// ---- messages, in the order of messages.h
+
+Offset<fb::NodeHello> write(FlatBufferBuilder& to, const NodeHello& m) {
+  const auto name = write(to, m.name);
+  return fb::CreateNodeHello(to, m.node, name, write(to, m.job), m.protocol, m.workers, m.nodes_min,
+                             m.nodes_max);
+}
+NodeHello read(const fb::NodeHello& m) {
+  return {m.node(), read(*m.name()), read(*m.job()), m.protocol(), m.workers(), m.nodes_min(), m.nodes_max()};
+}
+
+Offset<fb::MemberGone> write(FlatBufferBuilder& to, const MemberGone& m) {
+  return fb::CreateMemberGone(to, m.member, m.proven, m.orderly, write(to, m.why), m.local_rank, m.exit_code,
+                              m.given_up);
+}
+MemberGone read(const fb::MemberGone& m) {
+  return {m.member(), m.proven(), m.orderly(), read(*m.why()), m.local_rank(), m.exit_code(), m.given_up()};
+}
+
+Offset<fb::NodeReady> write(FlatBufferBuilder& to, const NodeReady& m) {
+  const auto generation = write(m.generation);
+  return fb::CreateNodeReady(to, &generation);
+}
+NodeReady read(const fb::NodeReady& m) { return {read(*m.generation())}; }
+
+Offset<fb::NoticeRaised> write(FlatBufferBuilder& to, const NoticeRaised& m) {
+  return fb::CreateNoticeRaised(to, static_cast<uint8_t>(m.scope), m.member, m.time_left,
+                                write(to, m.source));
+}
+NoticeRaised read(const fb::NoticeRaised& m) {
+  return {static_cast<Scope>(m.scope()), m.member(), m.time_left(), read(*m.source())};
+}
+
+Offset<fb::Heartbeat> write(FlatBufferBuilder& to, const Heartbeat&) { return fb::CreateHeartbeat(to); }
+Heartbeat read(const fb::Heartbeat&) { return {}; }
+
+Offset<fb::MemberHello> write(FlatBufferBuilder& to, const MemberHello& m) {
+  const auto fingerprint = write(m.fingerprint);
+  const auto member = write(to, m.member);
+  return fb::CreateMemberHello(to, member, &fingerprint, write(to, m.description));
+}
+MemberHello read(const fb::MemberHello& m) {
+  return {read(*m.member()), read(*m.fingerprint()), read(*m.description())};
+}
+
+Offset<fb::Started> write(FlatBufferBuilder& to, const Started& m) {
+  const auto generation = write(m.generation);
+  const auto digest = write(m.digest);
+  return fb::CreateStarted(to, &generation, m.version, &digest, write(to, m.lineage));
+}
+Started read(const fb::Started& m) {
+  return {read(*m.generation()), m.version(), read(*m.digest()), read(*m.lineage())};
+}
+
+Offset<fb::Report> write(FlatBufferBuilder& to, const Report& m) {
+  const auto generation = write(m.generation);
+  const auto installed = write(m.installed);
+  const auto digest = write(m.digest);
+  return fb::CreateReport(to, &generation, m.attempt, m.version, m.torn, &installed, &digest);
+}
+Report read(const fb::Report& m) {
+  return {read(*m.generation()), m.attempt(), m.version(), m.torn(), read(*m.installed()), read(*m.digest())};
+}
+
+Offset<fb::Ready> write(FlatBufferBuilder& to, const Ready& m) {
+  const auto generation = write(m.generation);
+  return fb::CreateReady(to, &generation, m.attempt);
+}
+Ready read(const fb::Ready& m) { return {read(*m.generation()), m.attempt()}; }
+
+Offset<fb::Suspect> write(FlatBufferBuilder& to, const Suspect& m) {
+  const auto generation = write(m.generation);
+  const auto members = write(to, m.members);
+  return fb::CreateSuspect(to, &generation, members, write(to, m.why));
+}
+Suspect read(const fb::Suspect& m) { return {read(*m.generation()), read(*m.members()), read(*m.why())}; }
+
+Offset<fb::AtBoundary> write(FlatBufferBuilder& to, const AtBoundary& m) {
+  const auto generation = write(m.generation);
+  const auto digest = write(m.digest);
+  return fb::CreateAtBoundary(to, &generation, m.plan, m.version, &digest);
+}
+AtBoundary read(const fb::AtBoundary& m) {
+  return {read(*m.generation()), m.plan(), m.version(), read(*m.digest())};
+}
+
+Offset<fb::Level> write(FlatBufferBuilder& to, const Level& m) { return fb::CreateLevel(to, m.version); }
+Level read(const fb::Level& m) { return {m.version()}; }
+
+Offset<fb::LearnFailed> write(FlatBufferBuilder& to, const LearnFailed& m) {
+  return fb::CreateLearnFailed(to, m.lesson, write(to, m.why));
+}
+LearnFailed read(const fb::LearnFailed& m) { return {m.lesson(), read(*m.why())}; }
+
+Offset<fb::Progress> write(FlatBufferBuilder& to, const Progress& m) {
+  const auto generation = write(m.generation);
+  return fb::CreateProgress(to, &generation, m.version);
+}
+Progress read(const fb::Progress& m) { return {read(*m.generation()), m.version()}; }
+
+Offset<fb::SaveDue> write(FlatBufferBuilder& to, const SaveDue& m) {
+  const auto generation = write(m.generation);
+  return fb::CreateSaveDue(to, &generation, m.version);
+}
+SaveDue read(const fb::SaveDue& m) { return {read(*m.generation()), m.version()}; }
+
+Offset<fb::SaveVote> write(FlatBufferBuilder& to, const SaveVote& m) {
+  const auto record = write(to, m.record);
+  return fb::CreateSaveVote(to, m.save, m.written, record, write(to, m.why));
+}
+SaveVote read(const fb::SaveVote& m) { return {m.save(), m.written(), read(*m.record()), read(*m.why())}; }
+
+Offset<fb::SavePublished> write(FlatBufferBuilder& to, const SavePublished& m) {
+  return fb::CreateSavePublished(to, m.save, m.published, write(to, m.why));
+}
+SavePublished read(const fb::SavePublished& m) { return {m.save(), m.published(), read(*m.why())}; }
+
+Offset<fb::Leaving> write(FlatBufferBuilder& to, const Leaving& m) {
+  return fb::CreateLeaving(to, m.exit_code, m.version, write(to, m.why));
+}
+Leaving read(const fb::Leaving& m) { return {m.exit_code(), m.version(), read(*m.why())}; }
+
+Offset<fb::NodeWelcome> write(FlatBufferBuilder& to, const NodeWelcome& m) {
+  const auto newest = write(m.newest);
+  return fb::CreateNodeWelcome(to, &newest, m.heartbeat_every);
+}
+NodeWelcome read(const fb::NodeWelcome& m) { return {read(*m.newest()), m.heartbeat_every()}; }
+
+Offset<fb::NodeRefused> write(FlatBufferBuilder& to, const NodeRefused& m) {
+  return fb::CreateNodeRefused(to, write(to, m.why), m.exit_code);
+}
+NodeRefused read(const fb::NodeRefused& m) { return {read(*m.why()), m.exit_code()}; }
+
+Offset<fb::Evict> write(FlatBufferBuilder& to, const Evict& m) {
+  const auto generation = write(m.generation);
+  return fb::CreateEvict(to, &generation, write(to, m.members));
+}
+Evict read(const fb::Evict& m) { return {read(*m.generation()), read(*m.members())}; }
+
+Offset<fb::EndJob> write(FlatBufferBuilder& to, const EndJob& m) {
+  return fb::CreateEndJob(to, m.exit_code, write(to, m.why));
+}
+EndJob read(const fb::EndJob& m) { return {m.exit_code(), read(*m.why())}; }
+
+Offset<fb::Agree> write(FlatBufferBuilder& to, const Agree& m) {
+  const auto generation = write(m.generation);
+  return fb::CreateAgree(to, &generation, m.attempt, m.revoke, write(to, m.why));
+}
+Agree read(const fb::Agree& m) { return {read(*m.generation()), m.attempt(), m.revoke(), read(*m.why())}; }
+
+Offset<fb::Install> write(FlatBufferBuilder& to, const Install& m) {
+  const auto view = write(to, m.view);
+  std::vector<fb::Transfer> list;
+  list.reserve(m.transfers.size());
+  for (const Transfer& transfer : m.transfers) list.emplace_back(transfer.source, transfer.target);
+  const auto transfers = to.CreateVectorOfStructs(list);
+  const auto digest = write(m.digest);
+  return fb::CreateInstall(to, view, m.attempt, transfers, &digest, write(to, m.why));
+}
+Install read(const fb::Install& m) {
+  Install install{read(*m.view()), m.attempt(), {}, read(*m.digest()), read(*m.why())};
+  for (const fb::Transfer* transfer : *m.transfers())
+    install.transfers.push_back({transfer->source(), transfer->target()});
+  return install;
+}
+
+Offset<fb::Go> write(FlatBufferBuilder& to, const Go& m) {
+  const auto generation = write(m.generation);
+  return fb::CreateGo(to, &generation);
+}
+Go read(const fb::Go& m) { return {read(*m.generation())}; }
+
+Offset<fb::PlanNumber> write(FlatBufferBuilder& to, const PlanNumber& m) {
+  return fb::CreatePlanNumber(to, m.plan);
+}
+PlanNumber read(const fb::PlanNumber& m) { return {m.plan()}; }
+
+Offset<fb::Proceed> write(FlatBufferBuilder& to, const Proceed& m) { return fb::CreateProceed(to, m.plan); }
+Proceed read(const fb::Proceed& m) { return {m.plan()}; }
+
+Offset<fb::Teach> write(FlatBufferBuilder& to, const Teach& m) {
+  return fb::CreateTeach(to, m.lesson, write(to, m.learner));
+}
+Teach read(const fb::Teach& m) { return {m.lesson(), read(*m.learner())}; }
+
+Offset<fb::Learn> write(FlatBufferBuilder& to, const Learn& m) {
+  const auto source = write(to, m.source);
+  return fb::CreateLearn(to, m.lesson, source, write(to, m.view));
+}
+Learn read(const fb::Learn& m) { return {m.lesson(), read(*m.source()), read(*m.view())}; }
+
+Offset<fb::LessonOver> write(FlatBufferBuilder& to, const LessonOver& m) {
+  return fb::CreateLessonOver(to, m.lesson);
+}
+LessonOver read(const fb::LessonOver& m) { return {m.lesson()}; }
+
+Offset<fb::LearnUntil> write(FlatBufferBuilder& to, const LearnUntil& m) {
+  return fb::CreateLearnUntil(to, m.plan, m.version);
+}
+LearnUntil read(const fb::LearnUntil& m) { return {m.plan(), m.version()}; }
+
+Offset<fb::SaveOpen> write(FlatBufferBuilder& to, const SaveOpen& m) {
+  const auto lineage = write(to, m.lineage);
+  return fb::CreateSaveOpen(to, m.save, m.version, lineage, write(to, m.participants), m.stop);
+}
+SaveOpen read(const fb::SaveOpen& m) {
+  return {m.save(), m.version(), read(*m.lineage()), read(*m.participants()), m.stop()};
+}
+
+Offset<fb::SavePublish> write(FlatBufferBuilder& to, const SavePublish& m) {
+  std::vector<Offset<fb::Bytes>> records;
+  records.reserve(m.records.size());
+  for (const ByteBuffer& record : m.records) records.push_back(fb::CreateBytes(to, write(to, record)));
+  return fb::CreateSavePublish(to, m.save, to.CreateVector(records));
+}
+SavePublish read(const fb::SavePublish& m) {
+  SavePublish publish{m.save(), {}};
+  for (const fb::Bytes* record : *m.records()) publish.records.push_back(read(*record->bytes()));
+  return publish;
+}
+
+Offset<fb::SaveClosed> write(FlatBufferBuilder& to, const SaveClosed& m) {
+  return fb::CreateSaveClosed(to, m.save, m.durable, write(to, m.why));
+}
+SaveClosed read(const fb::SaveClosed& m) { return {m.save(), m.durable(), read(*m.why())}; }
+
+Offset<fb::End> write(FlatBufferBuilder& to, const End& m) {
+  return fb::CreateEnd(to, m.exit_code, write(to, m.why));
+}
+End read(const fb::End& m) { return {m.exit_code(), read(*m.why())}; }
+
+Offset<fb::WorkerEvent> write(FlatBufferBuilder& to, const WorkerEvent& m) {
+  return fb::CreateWorkerEvent(to, write(to, m.event));
+}
+WorkerEvent read(const fb::WorkerEvent& m) { return {read(*m.event())}; }
+
+// ---- frames
+
+template <typename T>
+struct OffsetTarget;
+template <typename T>
+struct OffsetTarget<Offset<T>> {
+  using type = T;
+};
+
+// fb::Body numbers the messages from 1 in the order of the variant.
+template <size_t index = 0>
+Result<Message> read_body(size_t wanted, const void* table) {
+  if constexpr (index == std::variant_size_v<Message>) {
+    return Error{ErrorCode::kMisuse, "a message of unknown kind " + std::to_string(wanted + 1) +
+                                         "; run the same version of muster on every node"};
+  } else {
+    using M = std::variant_alternative_t<index, Message>;
+    using Written = decltype(write(std::declval<FlatBufferBuilder&>(), std::declval<const M&>()));
+    if (wanted != index) return read_body<index + 1>(wanted, table);
+    return Message{read(*static_cast<const typename OffsetTarget<Written>::type*>(table))};
+  }
+}
+
+template <typename Root>
+Result<const Root*> verified_root(ByteSpan bytes, ByteBuffer& aligned) {
+  const auto bad = [](const std::string& what) { return Error{ErrorCode::kMisuse, what}; };
+  if (bytes.size() < kFrameBytesMin) return bad("a frame of " + std::to_string(bytes.size()) + " bytes");
+  if (bytes.size() > kFrameBytesMax) return bad("a frame above the limit of " + human_bytes(kFrameBytesMax));
+  if (reinterpret_cast<uintptr_t>(bytes.data()) % alignof(uint64_t) != 0) {
+    aligned.assign(bytes.begin(), bytes.end());
+    bytes = aligned;
+  }
+  const auto* data = reinterpret_cast<const uint8_t*>(bytes.data());
+  if (!flatbuffers::BufferHasIdentifier(data, fb::FrameIdentifier()))
+    return bad("a frame of another protocol or major version; run the same version of muster on every node");
+  flatbuffers::Verifier verifier(data, bytes.size(), kDepthMax, kTablesMax);
+  if (!verifier.VerifyBuffer<Root>(fb::FrameIdentifier())) return bad("a damaged frame");
+  return flatbuffers::GetRoot<Root>(data);
+}
+
+Result<ByteBuffer> finished(FlatBufferBuilder& from) {
+  if (from.GetSize() > kFrameBytesMax) {
+    return Error{ErrorCode::kMisuse, "a message of " + human_bytes(from.GetSize()) +
+                                         " is above the control plane's limit of " +
+                                         human_bytes(kFrameBytesMax) + "; send less in one message"};
+  }
+  const auto* first = reinterpret_cast<const std::byte*>(from.GetBufferPointer());
+  return ByteBuffer(first, first + from.GetSize());
+}
+
+template <typename T>
+Result<ByteBuffer> encode_root(const T& value) {
+  FlatBufferBuilder to;
+  to.Finish(write(to, value), fb::FrameIdentifier());
+  return finished(to);
+}
+
+// A builder asserts where it would pass 2 GiB; the large fields are summed first.
+size_t large_bytes(const Message& message) {
+  if (const auto* vote = std::get_if<SaveVote>(&message)) return vote->record.size();
+  size_t sum = 0;
+  if (const auto* publish = std::get_if<SavePublish>(&message))
+    for (const ByteBuffer& record : publish->records) sum += record.size();
+  return sum;
+}
+
+}  // namespace
+
+Result<ByteBuffer> encode(const Envelope& envelope) {
+  if (large_bytes(envelope.message) > kFrameBytesMax) {
+    return Error{ErrorCode::kMisuse, "a message of " + human_bytes(large_bytes(envelope.message)) +
+                                         " is above the control plane's limit of " +
+                                         human_bytes(kFrameBytesMax) + "; send less in one message"};
+  }
+  FlatBufferBuilder to;
+  const auto body =
+      std::visit([&](const auto& message) { return write(to, message).Union(); }, envelope.message);
+  const auto kind = static_cast<fb::Body>(envelope.message.index() + 1);
+  to.Finish(fb::CreateFrame(to, envelope.member, kind, body), fb::FrameIdentifier());
+  return finished(to);
+}
+
+Result<Envelope> decode_envelope(ByteSpan bytes) {
+  static_assert(static_cast<size_t>(fb::Body::MAX) == std::variant_size_v<Message>);
+  ByteBuffer aligned;
+  MUSTER_ASSIGN(const fb::Frame* frame, verified_root<fb::Frame>(bytes, aligned));
+  const auto kind = static_cast<size_t>(frame->body_type());
+  if (kind == 0 || frame->body() == nullptr) return Error{ErrorCode::kMisuse, "a frame without a message"};
+  if (frame->body_type() == fb::Body::NoticeRaised &&
+      frame->body_as_NoticeRaised()->scope() > static_cast<uint8_t>(Scope::kJob)) {
+    return Error{ErrorCode::kMisuse, "a notice of unknown scope"};
+  }
+  MUSTER_ASSIGN(Message message, read_body(kind - 1, frame->body()));
+  return Envelope{frame->member(), std::move(message)};
+}
+
+Result<ByteBuffer> encode(const View& view) { return encode_root(view); }
+Result<View> decode_view(ByteSpan bytes) {
+  ByteBuffer aligned;
+  MUSTER_ASSIGN(const fb::View* view, verified_root<fb::View>(bytes, aligned));
+  return read(*view);
+}
+
+Result<ByteBuffer> encode(const Event& event) { return encode_root(event); }
+Result<Event> decode_event(ByteSpan bytes) {
+  ByteBuffer aligned;
+  MUSTER_ASSIGN(const fb::Event* event, verified_root<fb::Event>(bytes, aligned));
+  return read(*event);
+}
+
+}  // namespace muster::control
