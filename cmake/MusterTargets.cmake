@@ -5,7 +5,7 @@
 add_library(muster_rules INTERFACE)
 target_compile_features(muster_rules INTERFACE cxx_std_20)
 target_compile_options(muster_rules INTERFACE
-  $<$<COMPILE_LANGUAGE:CXX,C>:-Wall -Wextra -Wshadow -Wno-missing-field-initializers -ffp-contract=off -fno-fast-math>)
+  $<$<COMPILE_LANGUAGE:CXX,C>:-Wall -Wextra -Wshadow -Wno-missing-field-initializers -Wno-maybe-uninitialized -ffp-contract=off -fno-fast-math>)
 target_include_directories(muster_rules INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include)
 if(MUSTER_WERROR)
   target_compile_options(muster_rules INTERFACE $<$<COMPILE_LANGUAGE:CXX,C>:-Werror>)
