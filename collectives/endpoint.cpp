@@ -173,7 +173,8 @@ Status Endpoint::try_shared_memory(const GroupSpec& spec, Forming& forming) {
   constexpr Duration kPatience = 2 * kSecond;
   const bool worth_it =
       std::ranges::all_of(spec.nodes, [&](uint64_t node) { return node == spec.nodes[0]; }) &&
-      std::ranges::none_of(forming.contacts, [](const Contact& contact) { return contact.local_socket.empty(); });
+      std::ranges::none_of(forming.contacts,
+                           [](const Contact& contact) { return contact.local_socket.empty(); });
   if (!worth_it && forming.formation != nullptr) return ok();
   if (!worth_it) {
     return Error{ErrorCode::kEnvironment,

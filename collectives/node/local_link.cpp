@@ -71,7 +71,8 @@ Received receive_hello(int fd, Hello& hello, UniqueFd& memory, UniqueFd& bell) {
       (i == 0 ? memory : bell).reset(passed);
     }
   }
-  const bool whole = got == static_cast<ssize_t>(sizeof hello) && hello.magic == Hello::kMagic && memory && bell;
+  const bool whole =
+      got == static_cast<ssize_t>(sizeof hello) && hello.magic == Hello::kMagic && memory && bell;
   return whole ? Received::kHello : Received::kBroken;
 }
 
@@ -182,8 +183,10 @@ void LocalExchange::try_reply(size_t rank) {
   const Received received = receive_hello(mate.connection.get(), hello, mate.memory, mate.bell);
   if (received == Received::kNothingYet) return;
   const bool right = received == Received::kHello && hello.generation == generation_ &&
-                     hello.rank == static_cast<int>(rank) && hello.nonce == contacts_[static_cast<size_t>(rank_)].nonce;
-  right ? map(rank) : static_cast<void>(fault_ = "rank " + std::to_string(rank) + " closed its local connection");
+                     hello.rank == static_cast<int>(rank) &&
+                     hello.nonce == contacts_[static_cast<size_t>(rank_)].nonce;
+  right ? map(rank)
+        : static_cast<void>(fault_ = "rank " + std::to_string(rank) + " closed its local connection");
 }
 
 void LocalExchange::map(size_t rank) {

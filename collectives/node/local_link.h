@@ -1,6 +1,6 @@
-// How ranks find that they share a node: by trying. Each endpoint listens on an abstract Unix socket; ranks of a
-// group connect in pairs and pass each other a memfd and the descriptor of a bell (an eventfd). The connection
-// stays open while the group lives: its end tells of the mate's death at once.
+// How ranks find that they share a node: by trying. Each endpoint listens on an abstract Unix socket; ranks
+// of a group connect in pairs and pass each other a memfd and the descriptor of a bell (an eventfd). The
+// connection stays open while the group lives: its end tells of the mate's death at once.
 #pragma once
 
 #include <map>

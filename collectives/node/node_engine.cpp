@@ -16,7 +16,7 @@ constexpr uint64_t kOneShotBytes = 8 * 1024;
 
 // How an operation is cut. A function of its arguments, so equal on all ranks.
 struct TilePlan {
-  uint64_t per_tile = 1;   // elements of the unit that the operation counts in
+  uint64_t per_tile = 1;  // elements of the unit that the operation counts in
   uint64_t tiles = 1;
   bool two_phase = false;  // slices are reduced by their owners, then gathered
 
@@ -119,13 +119,16 @@ class NodeEngine final : public Engine, public Watcher {
     }
     if (late.empty()) late = behind(&SegmentHeader::stored, tile);
     if (late.empty()) {
-      return {ErrorCode::kReconfigure, "the deadline passed while rank " + std::to_string(rank_) + " itself was held up",
+      return {ErrorCode::kReconfigure,
+              "the deadline passed while rank " + std::to_string(rank_) + " itself was held up",
               {group_.rank()}};
     }
     std::string names;
     for (int rank : late) names += (names.empty() ? "" : ", ") + std::to_string(rank);
-    return {ErrorCode::kReconfigure,
-            "the deadline passed; rank " + names + " " + what + ", as seen from rank " + std::to_string(rank_), late};
+    return {
+        ErrorCode::kReconfigure,
+        "the deadline passed; rank " + names + " " + what + ", as seen from rank " + std::to_string(rank_),
+        late};
   }
 
   void abandon(const Failure& failure, bool tell_peers) override {
@@ -133,7 +136,8 @@ class NodeEngine final : public Engine, public Watcher {
     if (!tell_peers) return;
     FailureNote& note = mine_.header().failure;
     note.code = static_cast<uint32_t>(failure.code);
-    note.suspect_count = static_cast<uint32_t>(std::min<size_t>(failure.suspects.size(), FailureNote::kMaxSuspects));
+    note.suspect_count =
+        static_cast<uint32_t>(std::min<size_t>(failure.suspects.size(), FailureNote::kMaxSuspects));
     std::copy_n(failure.suspects.begin(), note.suspect_count, note.suspects);
     note.text_size = static_cast<uint32_t>(std::min(failure.reason.size(), sizeof note.text));
     std::memcpy(note.text, failure.reason.data(), note.text_size);
@@ -170,7 +174,8 @@ class NodeEngine final : public Engine, public Watcher {
 
   const Running* running_at(uint64_t tile) const {
     for (const Running& running : running_) {
-      if (tile < running.first_tile + running.plan.tiles) return tile < running.first_tile ? nullptr : &running;
+      if (tile < running.first_tile + running.plan.tiles)
+        return tile < running.first_tile ? nullptr : &running;
     }
     return nullptr;
   }
@@ -213,7 +218,8 @@ class NodeEngine final : public Engine, public Watcher {
     if (signature.kind == Collective::kBroadcast && signature.root != group_.rank()) return;
     if (signature.kind == Collective::kReduceScatter) {
       for (size_t rank = 0; rank < ranks_; ++rank)
-        std::memcpy(slot + rank * bytes, operation.inputs[0] + (rank * signature.count + part.offset) * element, bytes);
+        std::memcpy(slot + rank * bytes,
+                    operation.inputs[0] + (rank * signature.count + part.offset) * element, bytes);
       return;
     }
     for (const std::byte* input : operation.inputs) {
@@ -257,7 +263,8 @@ class NodeEngine final : public Engine, public Watcher {
       const bool canonical = signature.kind == Collective::kCanonicalAllReduce;
       const int pieces = canonical ? operation.partials[rank] : 1;
       for (int piece = 0; piece < pieces; ++piece)
-        sources_.push_back(input_of(rank, tile) + (static_cast<uint64_t>(piece) * count + slice.offset) * element);
+        sources_.push_back(input_of(rank, tile) +
+                           (static_cast<uint64_t>(piece) * count + slice.offset) * element);
     }
     if (signature.kind == Collective::kCanonicalAllReduce) {
       fold_tree(operation.plan, operation.scale, target, sources_, slice.count);
@@ -292,7 +299,8 @@ class NodeEngine final : public Engine, public Watcher {
     switch (signature.kind) {
       case Collective::kAllReduce:
       case Collective::kCanonicalAllReduce:
-        if (!running.plan.two_phase) return reduce_part(operation, stored_, part.count, {0, part.count}, output);
+        if (!running.plan.two_phase)
+          return reduce_part(operation, stored_, part.count, {0, part.count}, output);
         for (int rank = 0; rank < group_.size(); ++rank) {
           const Slice slice = slice_of(part.count, group_.size(), rank);
           if (slice.count > 0)
@@ -304,7 +312,8 @@ class NodeEngine final : public Engine, public Watcher {
         return reduce_part(operation, stored_, part.count, {rank_ * part.count, part.count}, output);
       case Collective::kAllGather:
         for (size_t rank = 0; rank < ranks_; ++rank)
-          std::memcpy(operation.output + (rank * signature.count + part.offset) * element, input_of(rank, stored_), bytes);
+          std::memcpy(operation.output + (rank * signature.count + part.offset) * element,
+                      input_of(rank, stored_), bytes);
         return;
       case Collective::kBroadcast:
         std::memcpy(output, input_of(static_cast<size_t>(signature.root), stored_), bytes);
@@ -319,7 +328,8 @@ class NodeEngine final : public Engine, public Watcher {
     std::atomic_thread_fence(std::memory_order_seq_cst);
     const uint64_t one = 1;
     for (size_t rank = 0; rank < ranks_; ++rank) {
-      if (rank == rank_ || segments_[rank].header().sleeping.value.load(std::memory_order_relaxed) == 0) continue;
+      if (rank == rank_ || segments_[rank].header().sleeping.value.load(std::memory_order_relaxed) == 0)
+        continue;
       [[maybe_unused]] const ssize_t wrote = write(mates_[rank]->bell.get(), &one, sizeof one);
     }
   }
@@ -350,15 +360,17 @@ class NodeEngine final : public Engine, public Watcher {
     std::vector<int> blamed;
     std::string names;
     for (size_t rank = 0; rank < ranks_; ++rank) {
-      const bool needed = counter(rank, &SegmentHeader::arrived) <= stored_ ||
-                          (running_.front().plan.two_phase && counter(rank, &SegmentHeader::reduced) <= stored_) ||
-                          (loaded_ >= kSlots && counter(rank, &SegmentHeader::stored) <= loaded_ - kSlots);
+      const bool needed =
+          counter(rank, &SegmentHeader::arrived) <= stored_ ||
+          (running_.front().plan.two_phase && counter(rank, &SegmentHeader::reduced) <= stored_) ||
+          (loaded_ >= kSlots && counter(rank, &SegmentHeader::stored) <= loaded_ - kSlots);
       if (!gone_[rank] || !needed) continue;
       blamed.push_back(static_cast<int>(rank));
       names += (names.empty() ? "" : ", ") + std::to_string(rank);
     }
     if (blamed.empty()) return 0;
-    group_.fail({ErrorCode::kReconfigure, "rank " + names + " is gone: its process ended, or it left the group", blamed});
+    group_.fail({ErrorCode::kReconfigure,
+                 "rank " + names + " is gone: its process ended, or it left the group", blamed});
     return 1;
   }
 

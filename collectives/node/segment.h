@@ -1,7 +1,8 @@
 // The shared memory of one rank in one generation: a memfd that its owner alone writes and its node-mates map
-// read-only. What a mate reads decides only when it goes on and what it computes, never where it reads or writes:
-// all bounds come from its own arguments. Sealed against shrinking, so that reading cannot fault. Since segments
-// are fresh for each generation, a rank that was frozen in the middle of a store and wakes later harms nobody.
+// read-only. What a mate reads decides only when it goes on and what it computes, never where it reads or
+// writes: all bounds come from its own arguments. Sealed against shrinking, so that reading cannot fault.
+// Since segments are fresh for each generation, a rank that was frozen in the middle of a store and wakes
+// later harms nobody.
 #pragma once
 
 #include <atomic>
@@ -14,8 +15,8 @@
 
 namespace muster {
 
-constexpr int kSlots = 4;                    // tiles under way
-constexpr size_t kTileBytes = 128 * 1024;    // one rank's input of a tile
+constexpr int kSlots = 4;                               // tiles under way
+constexpr size_t kTileBytes = 128 * 1024;               // one rank's input of a tile
 constexpr size_t kResultBytes = kTileBytes / 2 + 4096;  // its slice of a tile's result; ranks ≥ 2
 
 struct alignas(64) SharedCounter {
@@ -46,10 +47,10 @@ struct SegmentHeader {
   Generation generation;
   uint64_t bytes;
   // Tiles so far, over all operations, each counted after its part is written or read.
-  SharedCounter arrived;  // my input of the tile is in its slot
-  SharedCounter reduced;  // my slice of its result is
-  SharedCounter stored;   // I need nothing of the tile any more
-  SharedCounter sleeping; // 1: ring my bell when you moved
+  SharedCounter arrived;   // my input of the tile is in its slot
+  SharedCounter reduced;   // my slice of its result is
+  SharedCounter stored;    // I need nothing of the tile any more
+  SharedCounter sleeping;  // 1: ring my bell when you moved
   FailureNote failure;
   SlotLabel labels[kSlots];
 };

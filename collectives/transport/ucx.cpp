@@ -37,10 +37,12 @@ class UcxTransport final : public Transport {
     char error[256] = {};
     worker_ = table_.open(&config, &events, error, sizeof error);
     if (worker_ == nullptr)
-      return Error{ErrorCode::kEnvironment, std::string(error) + "; see \"ucx_info -d\" for what this host has"};
+      return Error{ErrorCode::kEnvironment,
+                   std::string(error) + "; see \"ucx_info -d\" for what this host has"};
     event_fd_ = table_.event_fd(worker_);
     if (event_fd_ >= 0) return ok();
-    return Error{ErrorCode::kEnvironment, "UCX with transports \"" + options.transports + "\" cannot wake a sleeper"};
+    return Error{ErrorCode::kEnvironment,
+                 "UCX with transports \"" + options.transports + "\" cannot wake a sleeper"};
   }
 
   std::string_view name() const override { return "UCX"; }

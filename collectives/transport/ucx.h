@@ -10,8 +10,8 @@
 namespace muster {
 
 struct UcxOptions {
-  // As UCX_TLS. On a fabric with RDMA: "rc,ud,tcp,self" and the like. Shared memory is left out on purpose: ranks
-  // on one node have their own, and UCX's does not report the death of a peer.
+  // As UCX_TLS. On a fabric with RDMA: "rc,ud,tcp,self" and the like. Shared memory is left out on purpose:
+  // ranks on one node have their own, and UCX's does not report the death of a peer.
   std::string transports = "tcp,self";
   Duration keepalive = kSecond;  // a peer that vanished without a word is noticed after a few of these
 };

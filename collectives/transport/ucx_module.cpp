@@ -1,5 +1,6 @@
 // libmuster_ucx.so: the only place that knows UCX. Pitfalls that shape it (UCX 1.13):
-// - Peer death is reported only with UCP_ERR_HANDLING_MODE_PEER, on both sides, and only to endpoints that exist
+// - Peer death is reported only with UCP_ERR_HANDLING_MODE_PEER, on both sides, and only to endpoints that
+// exist
 //   and have exchanged something: so a new endpoint knocks at once.
 // - Receives belong to the worker and do not fail with an endpoint; a matched one may not be cancelable. The
 //   caller keeps memory until the end is reported or the worker is closed.
@@ -113,7 +114,8 @@ void on_knock(void* request, ucs_status_t status, const ucp_tag_recv_info_t*, vo
 
 void post_knock(muster_ucx_worker* worker) {
   ucp_request_param_t param{};
-  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
+  param.op_attr_mask =
+      UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
   param.cb.recv = on_knock;
   param.user_data = worker;
   ucs_status_ptr_t request = ucp_tag_recv_nbx(worker->worker, nullptr, 0, kKnockTag, ~uint64_t{0}, &param);
@@ -190,8 +192,8 @@ void close_endpoint(muster_ucx_worker* worker, ucp_ep_h endpoint) {
   if (UCS_PTR_IS_PTR(request)) worker->closing.push_back(request);
 }
 
-// A flushing close, bounded, so that what was sent last still leaves: a rank that ends after its last operation
-// must not take the tail of that operation with it.
+// A flushing close, bounded, so that what was sent last still leaves: a rank that ends after its last
+// operation must not take the tail of that operation with it.
 void flush_endpoints(muster_ucx_worker* worker) {
   std::vector<void*> flushes;
   for (const auto& [number, peer] : worker->peers) {
@@ -207,7 +209,8 @@ void flush_endpoints(muster_ucx_worker* worker) {
   while (std::any_of(flushes.begin(), flushes.end(), unfinished) && passed_s < 0.2) {
     ucp_worker_progress(worker->worker);
     clock_gettime(CLOCK_MONOTONIC, &time);
-    passed_s = static_cast<double>(time.tv_sec - start.tv_sec) + static_cast<double>(time.tv_nsec - start.tv_nsec) * 1e-9;
+    passed_s = static_cast<double>(time.tv_sec - start.tv_sec) +
+               static_cast<double>(time.tv_nsec - start.tv_nsec) * 1e-9;
   }
   for (void* request : flushes) ucp_request_free(request);
 }
@@ -240,7 +243,8 @@ size_t address_of(muster_ucx_worker* worker, void* buffer, size_t capacity) {
   return worker->address_size;
 }
 
-int connect_peer(muster_ucx_worker* worker, const void* address, uint32_t number, char* error, size_t error_size) {
+int connect_peer(muster_ucx_worker* worker, const void* address, uint32_t number, char* error,
+                 size_t error_size) {
   auto* peer = new Peer{worker, number, nullptr};
   ucp_ep_params_t params{};
   params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
@@ -287,7 +291,8 @@ int start_send(muster_ucx_worker* worker, uint32_t number, uint64_t tag, const v
   return MUSTER_UCX_PENDING;
 }
 
-int start_receive(muster_ucx_worker* worker, uint64_t tag, void* data, size_t size, uint64_t id, size_t* bytes) {
+int start_receive(muster_ucx_worker* worker, uint64_t tag, void* data, size_t size, uint64_t id,
+                  size_t* bytes) {
   auto* pending = new Pending{worker, id, nullptr};
   ucp_tag_recv_info_t info{};
   ucp_request_param_t param{};
@@ -321,10 +326,12 @@ void discard(muster_ucx_worker* worker, uint64_t value, uint64_t mask) {
   while (ucp_tag_message_h message = ucp_tag_probe_nb(worker->worker, value & mask, mask, 1, &info)) {
     auto* sink = new std::vector<char>(std::max<size_t>(info.length, 1));
     ucp_request_param_t param{};
-    param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
+    param.op_attr_mask =
+        UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
     param.cb.recv = on_discarded;
     param.user_data = sink;
-    ucs_status_ptr_t request = ucp_tag_msg_recv_nbx(worker->worker, sink->data(), info.length, message, &param);
+    ucs_status_ptr_t request =
+        ucp_tag_msg_recv_nbx(worker->worker, sink->data(), info.length, message, &param);
     if (!UCS_PTR_IS_PTR(request)) delete sink;
   }
 }
@@ -338,9 +345,19 @@ int event_fd(muster_ucx_worker* worker) {
 
 int arm(muster_ucx_worker* worker) { return ucp_worker_arm(worker->worker) == UCS_OK ? 1 : 0; }
 
-constexpr muster_ucx_table kTable = {
-    MUSTER_UCX_TABLE_VERSION, open_worker,     close_worker, address_of, connect_peer, disconnect_peer, start_send,
-    start_receive,            cancel_transfer, discard,      progress,   event_fd,     arm};
+constexpr muster_ucx_table kTable = {MUSTER_UCX_TABLE_VERSION,
+                                     open_worker,
+                                     close_worker,
+                                     address_of,
+                                     connect_peer,
+                                     disconnect_peer,
+                                     start_send,
+                                     start_receive,
+                                     cancel_transfer,
+                                     discard,
+                                     progress,
+                                     event_fd,
+                                     arm};
 
 }  // namespace
 

@@ -24,16 +24,16 @@ struct muster_ucx_events {
 };
 
 struct muster_ucx_config {
-  const char* transports;    /* as UCX_TLS */
-  double keepalive_s;        /* how often an idle connection is probed */
+  const char* transports; /* as UCX_TLS */
+  double keepalive_s;     /* how often an idle connection is probed */
 };
 
 struct muster_ucx_worker;
 
 struct muster_ucx_table {
   int version;
-  struct muster_ucx_worker* (*open)(const struct muster_ucx_config* config, const struct muster_ucx_events* events,
-                                    char* error, size_t error_size);
+  struct muster_ucx_worker* (*open)(const struct muster_ucx_config* config,
+                                    const struct muster_ucx_events* events, char* error, size_t error_size);
   void (*close)(struct muster_ucx_worker* worker);
   /* Returns the size of the address; writes it where it fits. */
   size_t (*address)(struct muster_ucx_worker* worker, void* buffer, size_t capacity);

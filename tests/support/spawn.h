@@ -1,11 +1,11 @@
 // spawn(ranks, fn): runs fn(Rank&) in that many child processes and waits for them, with a hard limit.
 //
-// Children are forked from the test program while it has one thread, so that what they do has nothing to do with
-// gtest: a child reports a failure with Rank::fail() or RANK_EXPECT, and leaves by returning. Ranks exchange
-// small things through board(), which lies in shared memory, and meet at barriers there, which have the limit as
-// deadline. A child that is still there at the limit is killed, and that is a failure, as is any child that dies
-// otherwise than the test said it should (expect_killed), and any descriptor or shared segment more in the
-// parent after than before.
+// Children are forked from the test program while it has one thread, so that what they do has nothing to do
+// with gtest: a child reports a failure with Rank::fail() or RANK_EXPECT, and leaves by returning. Ranks
+// exchange small things through board(), which lies in shared memory, and meet at barriers there, which have
+// the limit as deadline. A child that is still there at the limit is killed, and that is a failure, as is any
+// child that dies otherwise than the test said it should (expect_killed), and any descriptor or shared
+// segment more in the parent after than before.
 #pragma once
 
 #include <dirent.h>
@@ -64,7 +64,8 @@ class Rank {
 
   void fail(const std::string& what) {
     Board::Report& report = board_.reports[rank_];
-    if (report.failures.fetch_add(1) == 0) std::snprintf(report.first, sizeof report.first, "%s", what.c_str());
+    if (report.failures.fetch_add(1) == 0)
+      std::snprintf(report.first, sizeof report.first, "%s", what.c_str());
   }
 
   // Everybody's bytes, in rank order; a meeting of all. Once per spawn.
@@ -102,11 +103,11 @@ class Rank {
   const Instant deadline_;
 };
 
-#define RANK_EXPECT(rank, condition, detail)                                                          \
-  do {                                                                                                \
-    if (!(condition)) {                                                                               \
+#define RANK_EXPECT(rank, condition, detail)                                                                 \
+  do {                                                                                                       \
+    if (!(condition)) {                                                                                      \
       (rank).fail(std::string(__FILE__) + ":" + std::to_string(__LINE__) + ": " #condition ": " + (detail)); \
-    }                                                                                                 \
+    }                                                                                                        \
   } while (0)
 
 struct SpawnOptions {
@@ -135,7 +136,8 @@ inline int live_threads() {
   return count;
 }
 
-inline pid_t start_rank(Board& board, int rank, int ranks, Instant deadline, const std::function<void(Rank&)>& fn) {
+inline pid_t start_rank(Board& board, int rank, int ranks, Instant deadline,
+                        const std::function<void(Rank&)>& fn) {
   const pid_t parent = getpid();
   const pid_t pid = fork();
   if (pid != 0) return pid;
@@ -158,7 +160,8 @@ inline pid_t start_rank(Board& board, int rank, int ranks, Instant deadline, con
 
 inline void check_end(int rank, int status, bool expect_kill) {
   if (WIFSIGNALED(status)) {
-    EXPECT_TRUE(expect_kill && WTERMSIG(status) == SIGKILL) << "rank " << rank << " died of signal " << WTERMSIG(status);
+    EXPECT_TRUE(expect_kill && WTERMSIG(status) == SIGKILL)
+        << "rank " << rank << " died of signal " << WTERMSIG(status);
   } else {
     EXPECT_FALSE(expect_kill) << "rank " << rank << " was to be killed, and ended by itself";
     EXPECT_EQ(WEXITSTATUS(status), 0) << "rank " << rank;
@@ -198,7 +201,8 @@ inline void spawn(int ranks, const std::function<void(Rank&)>& fn, const SpawnOp
     usleep(500);
   }
   for (int rank = 0; rank < ranks; ++rank) {
-    EXPECT_EQ(board.reports[rank].failures.load(), 0u) << "rank " << rank << ": " << board.reports[rank].first;
+    EXPECT_EQ(board.reports[rank].failures.load(), 0u)
+        << "rank " << rank << ": " << board.reports[rank].first;
   }
   EXPECT_EQ(open_descriptors(), before) << "descriptors leaked";
   munmap(memory, sizeof(Board));
