@@ -102,7 +102,9 @@ Status Core::open_descriptors() {
   return ok();
 }
 
+// A message to a peer that is gone is lost: whoever depends on the peer hears of its death.
 TransferId Core::send(PeerId peer, uint64_t tag, MessagePtr message, TransferOwner* owner, uint64_t cookie) {
+  if (!connect(peer)) return 0;
   const TransferId id = transport_->send(peers_[peer].transport_peer, tag, std::move(message));
   if (owner != nullptr) targets_[id] = {owner, cookie};
   return id;
@@ -137,16 +139,28 @@ MessagePtr Core::take_message() {
           }};
 }
 
-Result<PeerId> Core::add_peer(ByteSpan address) {
+PeerId Core::add_peer(ByteSpan address) {
   for (PeerId peer = 0; peer < peers_.size(); ++peer) {
     if (std::ranges::equal(peers_[peer].address, address)) return peer;
   }
-  MUSTER_CHECK(transport_ != nullptr, "a peer without a transport");
-  MUSTER_ASSIGN(const TransportPeer transport_peer, transport_->connect(address));
-  const auto peer = static_cast<PeerId>(peers_.size());
-  peers_.push_back({ByteBuffer(address.begin(), address.end()), transport_peer, false, {}});
-  by_transport_peer_[transport_peer] = peer;
-  return peer;
+  Peer peer;
+  peer.address.assign(address.begin(), address.end());
+  peers_.push_back(std::move(peer));
+  return static_cast<PeerId>(peers_.size() - 1);
+}
+
+bool Core::connect(PeerId id) {
+  Peer& peer = peers_[id];
+  if (peer.connected || peer.gone) return !peer.gone;
+  peer.connected = true;
+  const auto connected = transport_->connect(peer.address);
+  if (!connected) {
+    unreachable_.emplace_back(id, connected.error().message);
+    return false;
+  }
+  peer.transport_peer = *connected;
+  by_transport_peer_[*connected] = id;
+  return true;
 }
 
 void Core::join(Driven* driven) { driven_.push_back(driven); }
@@ -180,11 +194,15 @@ void Core::transfer_ended(TransferId id, TransferStatus status, size_t bytes) {
 
 void Core::peer_failed(TransportPeer transport_peer, const std::string& reason) {
   const auto found = by_transport_peer_.find(transport_peer);
-  if (found == by_transport_peer_.end() || peers_[found->second].gone) return;
-  Peer& peer = peers_[found->second];
+  if (found != by_transport_peer_.end()) lose(found->second, reason);
+}
+
+void Core::lose(PeerId id, const std::string& reason) {
+  Peer& peer = peers_[id];
+  if (peer.gone) return;
   peer.gone = true;
   peer.reason = reason;
-  for (Driven* driven : std::vector(driven_)) driven->peer_gone(found->second, reason);
+  for (Driven* driven : std::vector(driven_)) driven->peer_gone(id, reason);
 }
 
 void Core::wake() {
@@ -210,6 +228,10 @@ size_t Core::progress() {
     moved += poll_descriptors(0);
   }
   if (transport_ != nullptr) moved += transport_->progress(*this);
+  for (const auto& [peer, reason] : std::exchange(unreachable_, {})) {
+    lose(peer, reason);
+    ++moved;
+  }
   for (size_t i = 0; i < driven_.size(); ++i) moved += driven_[i]->advance();
   return moved;
 }

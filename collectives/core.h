@@ -85,8 +85,10 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
   void forget(TransferId id);  // a send: it goes on, its end is not reported
   MessagePtr take_message();   // kMessageBytes, from the pool
 
-  // The peer at `address`; the same address gives the same peer.
-  Result<PeerId> add_peer(ByteSpan address);
+  // The peer at `address`; the same address gives the same peer. Connected when first used.
+  PeerId add_peer(ByteSpan address);
+  // Whoever waits for a message of `peer` calls this, so that its death is heard of.
+  void expect(PeerId peer) { connect(peer); }
   bool is_gone(PeerId peer) const { return peer != kSelf && peers_[peer].gone; }
   const std::string& why_gone(PeerId peer) const { return peers_[peer].reason; }
 
@@ -116,6 +118,7 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
   struct Peer {
     ByteBuffer address;
     TransportPeer transport_peer = 0;
+    bool connected = false;
     bool gone = false;
     std::string reason;
   };
@@ -127,6 +130,8 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
 
   explicit Core(std::unique_ptr<Transport> transport);
   Status open_descriptors();
+  bool connect(PeerId peer);
+  void lose(PeerId peer, const std::string& reason);
   void transfer_ended(TransferId id, TransferStatus status, size_t bytes) override;
   void peer_failed(TransportPeer peer, const std::string& reason) override;
 
@@ -155,6 +160,7 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
   std::unordered_map<TransferId, Target> targets_;
   std::vector<Peer> peers_;
   std::map<TransportPeer, PeerId> by_transport_peer_;
+  std::vector<std::pair<PeerId, std::string>> unreachable_;  // to be reported by the next progress()
   std::vector<Driven*> driven_;
   std::unordered_map<int, Watcher*> watchers_;
 

@@ -6,6 +6,8 @@
 #include "collectives/core.h"
 #include "collectives/formation.h"
 #include "collectives/group_state.h"
+#include "collectives/node/local_link.h"
+#include "collectives/node/node_engine.h"
 #include "collectives/point_to_point.h"
 #include "collectives/transport_engine.h"
 #include "runtime/base/random.h"
@@ -62,6 +64,12 @@ Result<std::unique_ptr<Endpoint>> Endpoint::create(EndpointOptions options) {
   }
   MUSTER_ASSIGN(endpoint->core_, Core::start(std::move(transport)));
   endpoint->transfers_ = std::make_unique<PointToPoint>(endpoint->core_);
+  if (endpoint->shared_memory_) {
+    if (auto listener = LocalListener::open(endpoint->core_, endpoint->nonce_); listener.ok()) {
+      endpoint->listener_ = std::move(*listener);
+      contact.local_socket = endpoint->listener_->name();
+    }
+  }
   endpoint->address_ = contact.encode();
   return endpoint;
 }
@@ -72,6 +80,7 @@ Endpoint::~Endpoint() {
     if (const auto group = weak.lock()) group->close({ErrorCode::kReconfigure, "the endpoint was closed"});
   }
   transfers_.reset();
+  listener_.reset();
   core_->stop();
 }
 
@@ -84,7 +93,7 @@ Result<PeerId> Endpoint::peer(ByteSpan bytes) {
     return Error{ErrorCode::kEnvironment, "the peer is reached by transport \"" + contact.transport +
                                               "\", which this process has not opened; open the same on all"};
   }
-  MUSTER_ASSIGN(const PeerId core_peer, core_->add_peer(contact.address));
+  const PeerId core_peer = core_->add_peer(contact.address);
   for (PeerId peer = 0; peer < peers_.size(); ++peer) {
     if (peers_[peer].nonce == contact.nonce) return peer;
   }
@@ -114,35 +123,107 @@ Work Endpoint::recv(PeerId peer, uint64_t tag, MutableByteSpan bytes, Instant de
                            bytes.size(), deadline);
 }
 
+// What is gathered on the way to a group.
+struct Endpoint::Forming {
+  std::vector<Contact> contacts;
+  std::vector<PeerId> peers;  // of the core; kSelf where there is no transport
+  std::unique_ptr<Formation> formation;
+  std::vector<int> absent;
+  Segment segment;
+  std::unique_ptr<LocalExchange> exchange;  // complete: all ranks are on this node, and share memory
+};
+
 Result<std::unique_ptr<Group>> Endpoint::form_group(const GroupSpec& spec, std::vector<int>* absent) {
   MUSTER_TRY(check_spec(spec));
-  std::vector<int> missing;
-  std::vector<PeerId> peers(spec.contacts.size(), kSelf);
-  const int size = static_cast<int>(spec.contacts.size());
-  for (int rank = 0; rank < size; ++rank) {
-    if (rank == spec.rank) continue;
-    MUSTER_ASSIGN(const PeerId id, peer(spec.contacts[static_cast<size_t>(rank)]));
+  Forming forming;
+  for (const ByteBuffer& bytes : spec.contacts) {
+    MUSTER_ASSIGN(Contact contact, Contact::parse(bytes));
+    forming.contacts.push_back(std::move(contact));
+  }
+  if (forming.contacts[static_cast<size_t>(spec.rank)].nonce != nonce_) {
+    return Error{ErrorCode::kMisuse, "form_group: the contact of rank " + std::to_string(spec.rank) +
+                                         " is not this endpoint's; pass each member's contact()"};
+  }
+  forming.peers.assign(spec.contacts.size(), kSelf);
+  Status status = ok();
+  if (spec.contacts.size() > 1) {
+    status = assemble(spec, forming);
+    if (status.ok()) status = try_shared_memory(spec, forming);
+  }
+  if (absent != nullptr) *absent = forming.absent;
+  MUSTER_TRY(std::move(status));
+  return finish(spec, forming);
+}
+
+// Without a transport, the exchange of shared memory is where members are missed.
+Status Endpoint::assemble(const GroupSpec& spec, Forming& forming) {
+  if (core_->transport() == nullptr) return ok();
+  for (size_t rank = 0; rank < spec.contacts.size(); ++rank) {
+    if (static_cast<int>(rank) == spec.rank) continue;
+    MUSTER_ASSIGN(const PeerId id, peer(spec.contacts[rank]));
     const std::lock_guard lock(core_->mutex());
-    peers[static_cast<size_t>(rank)] = peers_[id].core_peer;
+    forming.peers[rank] = peers_[id].core_peer;
   }
-  if (size > 1) {
-    Formation formation(*core_, spec, peers, digest_of_spec(spec));
-    const Status assembled = formation.assemble(missing);
-    if (absent != nullptr) *absent = missing;
-    MUSTER_TRY(assembled);
+  forming.formation = std::make_unique<Formation>(*core_, spec, forming.peers, digest_of_spec(spec));
+  return forming.formation->assemble(forming.absent);
+}
+
+Status Endpoint::try_shared_memory(const GroupSpec& spec, Forming& forming) {
+  // With everybody present the exchange takes milliseconds.
+  constexpr Duration kPatience = 2 * kSecond;
+  const bool worth_it =
+      std::ranges::all_of(spec.nodes, [&](uint64_t node) { return node == spec.nodes[0]; }) &&
+      std::ranges::none_of(forming.contacts,
+                           [](const Contact& contact) { return contact.local_socket.empty(); });
+  if (!worth_it && forming.formation != nullptr) return ok();
+  if (!worth_it) {
+    return Error{ErrorCode::kEnvironment,
+                 "the group spans nodes, or shared memory is off, and no transport is open; open one (UCX)"};
   }
+  auto segment = Segment::create(spec.generation, spec.rank);
+  Status status = segment.ok() ? ok() : Status(segment.error());
+  std::vector<int> missing;
+  if (segment.ok()) {
+    forming.segment = std::move(*segment);
+    forming.exchange =
+        std::make_unique<LocalExchange>(*core_, *listener_, spec.generation, spec.rank, forming.contacts);
+    const Instant deadline =
+        forming.formation != nullptr ? std::min(spec.deadline, now() + kPatience) : spec.deadline;
+    status = forming.exchange->run(forming.segment, deadline, missing);
+  }
+  {
+    const std::lock_guard lock(core_->mutex());
+    listener_->forget(spec.generation);
+  }
+  if (forming.formation == nullptr) {
+    if (status.ok()) return ok();
+    forming.absent = missing;
+    std::string names;
+    for (int rank : missing) names += (names.empty() ? "" : ", ") + std::to_string(rank);
+    return Error{ErrorCode::kReconfigure, "forming group " + to_string(spec.generation) + ": rank " + names +
+                                              " was not reached on this node: " + status.error().message};
+  }
+  MUSTER_ASSIGN(const bool all, forming.formation->agree(status.ok(), forming.absent));
+  if (!all) forming.exchange.reset();
+  return ok();
+}
+
+Result<std::unique_ptr<Group>> Endpoint::finish(const GroupSpec& spec, Forming& forming) {
+  const int size = static_cast<int>(spec.contacts.size());
   auto state = std::make_shared<GroupState>(core_, spec.generation, spec.rank, size);
   std::unique_ptr<Engine> engine;
   {
     const std::lock_guard lock(core_->mutex());
-    engine = make_transport_engine(*state, peers, algorithm_);
-  }
-  state->open(std::move(engine));
-  {
-    const std::lock_guard lock(core_->mutex());
+    if (forming.exchange != nullptr) {
+      engine = make_node_engine(*state, std::move(forming.segment), std::move(forming.exchange->mates()),
+                                std::move(forming.exchange->segments()));
+    } else {
+      engine = make_transport_engine(*state, forming.peers, algorithm_);
+    }
     std::erase_if(groups_, [](const auto& weak) { return weak.expired(); });
     groups_.push_back(state);
   }
+  state->open(std::move(engine));
   return std::make_unique<Group>(std::move(state));
 }
 

@@ -14,6 +14,7 @@
 namespace muster {
 
 class Core;
+class LocalListener;
 class PointToPoint;
 
 using PeerId = uint32_t;
@@ -64,12 +65,18 @@ class Endpoint {
     uint64_t nonce;
     uint32_t core_peer;
   };
+  struct Forming;
+
+  Status assemble(const GroupSpec& spec, Forming& forming);
+  Status try_shared_memory(const GroupSpec& spec, Forming& forming);
+  Result<std::unique_ptr<Group>> finish(const GroupSpec& spec, Forming& forming);
 
   const bool shared_memory_;
   const std::string algorithm_;
   uint64_t nonce_ = 0;  // names this process incarnation to its peers
   ByteBuffer address_;
   std::shared_ptr<Core> core_;
+  std::unique_ptr<LocalListener> listener_;  // null: shared memory is off, or cannot be had
   std::unique_ptr<PointToPoint> transfers_;
   std::vector<PeerInfo> peers_;                    // guarded by the core's mutex
   std::vector<std::weak_ptr<GroupState>> groups_;  // likewise

@@ -98,6 +98,7 @@ void PointToPoint::post_one(Transfer& transfer) {
   const uint64_t wire_tag = make_tag(TagKind::kPointToPoint, transfer.channel);
   if (!transfer.is_send) {
     entry.message = message;
+    core_->expect(transfer.peer);
     entry.id = core_->receive(wire_tag, message, this, cookie);
     return;
   }

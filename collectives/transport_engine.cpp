@@ -387,6 +387,7 @@ void ScheduleRun::post_receive(size_t stream, const Region& part) {
       group_tag(TagKind::kCollective, engine_.group().generation(), peer, operation_->signature.sequence);
   InFlight& entry = in_flight_[cookie];
   entry = {0, false, stream, round_, part, received_[peer]++, message};
+  engine_.core().expect(engine_.peer(peer));
   entry.id = engine_.core().receive(tag, message, this, cookie);
 }
 

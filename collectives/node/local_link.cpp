@@ -1,0 +1,236 @@
+#include "collectives/node/local_link.h"
+
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstddef>
+#include <cstring>
+
+#include "runtime/base/random.h"
+
+namespace muster {
+namespace {
+
+constexpr size_t kMaxStrangers = 1024;
+
+struct Hello {
+  static constexpr uint32_t kMagic = 0x314c554dU;  // "MUL1": version 1
+  uint32_t magic = kMagic;
+  int32_t rank = 0;
+  uint64_t nonce = 0;  // of the endpoint that is spoken to: from its contact
+  Generation generation;
+};
+
+sockaddr_un address_of(const std::string& name, socklen_t& size) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  const size_t length = std::min(name.size(), sizeof address.sun_path - 1);
+  std::memcpy(address.sun_path + 1, name.data(), length);
+  size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + length);
+  return address;
+}
+
+bool send_hello(int fd, const Hello& hello, int memory, int bell) {
+  iovec part{const_cast<Hello*>(&hello), sizeof hello};
+  alignas(cmsghdr) char control[CMSG_SPACE(2 * sizeof(int))] = {};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  cmsghdr* header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(2 * sizeof(int));
+  const int fds[2] = {memory, bell};
+  std::memcpy(CMSG_DATA(header), fds, sizeof fds);
+  return sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) == static_cast<ssize_t>(sizeof hello);
+}
+
+enum class Received { kNothingYet, kHello, kBroken };
+
+Received receive_hello(int fd, Hello& hello, UniqueFd& memory, UniqueFd& bell) {
+  iovec part{&hello, sizeof hello};
+  alignas(cmsghdr) char control[CMSG_SPACE(2 * sizeof(int))] = {};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  const ssize_t got = recvmsg(fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return Received::kNothingYet;
+  for (cmsghdr* header = CMSG_FIRSTHDR(&message); got > 0 && header != nullptr;
+       header = CMSG_NXTHDR(&message, header)) {
+    if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+    const size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (size_t i = 0; i < count; ++i) {
+      int passed = -1;
+      std::memcpy(&passed, CMSG_DATA(header) + i * sizeof(int), sizeof passed);
+      (i == 0 ? memory : bell).reset(passed);
+    }
+  }
+  const bool whole =
+      got == static_cast<ssize_t>(sizeof hello) && hello.magic == Hello::kMagic && memory && bell;
+  return whole ? Received::kHello : Received::kBroken;
+}
+
+bool same_user(int fd) {
+  ucred peer{};
+  socklen_t size = sizeof peer;
+  return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 && peer.uid == geteuid();
+}
+
+}  // namespace
+
+Result<std::unique_ptr<LocalListener>> LocalListener::open(std::shared_ptr<Core> core, uint64_t nonce) {
+  std::unique_ptr<LocalListener> listener(new LocalListener(std::move(core), nonce));
+  listener->name_ = "muster-" + to_hex(random_bytes(16));
+  socklen_t size = 0;
+  const sockaddr_un address = address_of(listener->name_, size);
+  listener->socket_.reset(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  const int fd = listener->socket_.get();
+  if (fd < 0 || bind(fd, reinterpret_cast<const sockaddr*>(&address), size) != 0 || listen(fd, 256) != 0)
+    return Error{ErrorCode::kEnvironment, std::string("cannot listen on a local socket: ") + strerror(errno)};
+  const std::lock_guard lock(listener->core_->mutex());
+  listener->core_->watch(fd, listener.get());
+  return listener;
+}
+
+LocalListener::~LocalListener() {
+  const std::lock_guard lock(core_->mutex());
+  for (const auto& [fd, owner] : strangers_) core_->unwatch(fd);
+  core_->unwatch(socket_.get());
+}
+
+void LocalListener::readable(int fd) { fd == socket_.get() ? accept_all() : read_hello(fd); }
+
+void LocalListener::accept_all() {
+  for (;;) {
+    UniqueFd accepted(accept4(socket_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    if (!accepted) return;
+    if (!same_user(accepted.get()) || strangers_.size() + arrivals_.size() >= kMaxStrangers) continue;
+    const int fd = accepted.get();
+    strangers_[fd] = std::move(accepted);
+    core_->watch(fd, this);
+  }
+}
+
+void LocalListener::read_hello(int fd) {
+  const auto found = strangers_.find(fd);
+  if (found == strangers_.end()) return;
+  Hello hello;
+  auto mate = std::make_unique<LocalMate>();
+  const Received received = receive_hello(fd, hello, mate->memory, mate->bell);
+  if (received == Received::kNothingYet) return;
+  core_->unwatch(fd);
+  mate->connection = std::move(found->second);
+  strangers_.erase(found);
+  if (received == Received::kHello && hello.nonce == nonce_)
+    arrivals_.push_back({hello.generation, hello.rank, std::move(mate)});
+}
+
+std::unique_ptr<LocalMate> LocalListener::claim(const Generation& generation, int rank) {
+  for (auto it = arrivals_.begin(); it != arrivals_.end(); ++it) {
+    if (it->rank != rank || !(it->generation == generation)) continue;
+    auto mate = std::move(it->mate);
+    arrivals_.erase(it);
+    return mate;
+  }
+  return nullptr;
+}
+
+void LocalListener::forget(const Generation& generation) {
+  std::erase_if(arrivals_, [&](const Arrival& arrival) { return arrival.generation == generation; });
+}
+
+LocalExchange::LocalExchange(Core& core, LocalListener& listener, const Generation& generation, int rank,
+                             std::vector<Contact> contacts)
+    : core_(core),
+      listener_(listener),
+      generation_(generation),
+      rank_(rank),
+      contacts_(std::move(contacts)),
+      mates_(contacts_.size()),
+      segments_(contacts_.size()),
+      mapped_(contacts_.size(), false) {
+  mapped_[static_cast<size_t>(rank)] = true;
+}
+
+// The lower rank connects and speaks first.
+void LocalExchange::try_connect(size_t rank, const Segment& mine) {
+  socklen_t size = 0;
+  const sockaddr_un address = address_of(contacts_[rank].local_socket, size);
+  UniqueFd fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (!fd || connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), size) != 0) {
+    if (fd && errno == EAGAIN) return;  // its queue is full: again
+    fault_ = "rank " + std::to_string(rank) + " is not reached on this node: " + strerror(errno);
+    return;
+  }
+  const Hello hello{Hello::kMagic, rank_, contacts_[rank].nonce, generation_};
+  if (!send_hello(fd.get(), hello, mine.fd(), core_.bell())) {
+    fault_ = "cannot pass memory to rank " + std::to_string(rank) + ": " + strerror(errno);
+    return;
+  }
+  mates_[rank] = std::make_unique<LocalMate>();
+  mates_[rank]->connection = std::move(fd);
+}
+
+void LocalExchange::try_reply(size_t rank) {
+  LocalMate& mate = *mates_[rank];
+  Hello hello;
+  const Received received = receive_hello(mate.connection.get(), hello, mate.memory, mate.bell);
+  if (received == Received::kNothingYet) return;
+  const bool right = received == Received::kHello && hello.generation == generation_ &&
+                     hello.rank == static_cast<int>(rank) &&
+                     hello.nonce == contacts_[static_cast<size_t>(rank_)].nonce;
+  right ? map(rank)
+        : static_cast<void>(fault_ = "rank " + std::to_string(rank) + " closed its local connection");
+}
+
+void LocalExchange::map(size_t rank) {
+  auto segment = Segment::map(mates_[rank]->memory.get(), generation_, static_cast<int>(rank));
+  if (!segment) {
+    fault_ = segment.error().message;
+    return;
+  }
+  segments_[rank] = std::move(*segment);
+  mates_[rank]->memory.reset();  // the mapping is enough
+  mapped_[rank] = true;
+}
+
+bool LocalExchange::step(const Segment& mine) {
+  for (size_t rank = 0; rank < contacts_.size() && fault_.empty(); ++rank) {
+    if (mapped_[rank]) continue;
+    if (static_cast<int>(rank) > rank_) {
+      mates_[rank] == nullptr ? try_connect(rank, mine) : try_reply(rank);
+      continue;
+    }
+    mates_[rank] = listener_.claim(generation_, static_cast<int>(rank));
+    if (mates_[rank] == nullptr) continue;
+    const Hello hello{Hello::kMagic, rank_, contacts_[rank].nonce, generation_};
+    if (!send_hello(mates_[rank]->connection.get(), hello, mine.fd(), core_.bell())) {
+      fault_ = "cannot pass memory to rank " + std::to_string(rank) + ": " + strerror(errno);
+      break;
+    }
+    map(rank);
+  }
+  return !fault_.empty() || std::ranges::find(mapped_, false) == mapped_.end();
+}
+
+Status LocalExchange::run(const Segment& mine, Instant deadline, std::vector<int>& missing) {
+  // Replies come on connections that nobody watches, so this looks every millisecond; it is the setting up.
+  bool complete = false;
+  while (!complete && now() < deadline)
+    complete = core_.drive_until([&] { return complete || (complete = step(mine)); },
+                                 std::min(deadline, now() + kMillisecond));
+  if (complete && fault_.empty()) return ok();
+  for (size_t rank = 0; rank < mapped_.size(); ++rank) {
+    if (!mapped_[rank]) missing.push_back(static_cast<int>(rank));
+  }
+  return Error{ErrorCode::kEnvironment,
+               fault_.empty() ? "not all ranks of the node came to exchange shared memory" : fault_};
+}
+
+}  // namespace muster

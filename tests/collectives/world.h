@@ -1,0 +1,142 @@
+// run_world(): the same body on every rank of a group, over each way that ranks can talk.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "collectives/endpoint.h"
+#include "collectives/transport/in_process.h"
+#include "collectives/transport/ucx.h"
+#include "runtime/base/random.h"
+#include "tests/support/spawn.h"
+
+namespace muster {
+
+enum class Medium {
+  kInProcess,      // threads, in-process transport
+  kNodeThreads,    // threads with an endpoint each, shared memory, no transport
+  kNodeProcesses,  // processes, shared memory, no transport
+  kUcxProcesses,   // processes, UCX over loopback TCP
+  kBothProcesses,  // processes, shared memory agreed upon over UCX
+};
+
+inline const char* name_of(Medium medium) {
+  static constexpr const char* kNames[] = {"InProcess", "NodeThreads", "NodeProcesses", "UcxProcesses",
+                                           "BothProcesses"};
+  return kNames[static_cast<int>(medium)];
+}
+
+inline bool by_processes(Medium medium) { return medium >= Medium::kNodeProcesses; }
+
+// One rank's view of the test.
+struct Member {
+  int rank;
+  int size;
+  Endpoint& endpoint;
+  Group& group;
+  GroupSpec spec;
+  std::function<void(const std::string&)> fail;
+  testing_support::Rank* process = nullptr;  // with processes
+  InProcessNetwork* network = nullptr;       // with the in-process transport
+
+  Instant soon() const { return now() + 20 * kSecond; }
+  void expect(bool condition, const std::string& what) const {
+    if (!condition) fail(what);
+  }
+  void expect_ok(const Status& status, const std::string& what) const {
+    if (!status.ok()) fail(what + ": " + status.error().message);
+  }
+};
+
+struct WorldOptions {
+  std::string algorithm;
+  testing_support::SpawnOptions spawn;
+};
+
+inline Result<std::unique_ptr<Endpoint>> open_endpoint(Medium medium, InProcessNetwork* network,
+                                                       const std::string& algorithm) {
+  EndpointOptions options;
+  options.algorithm = algorithm;
+  if (medium == Medium::kInProcess) options.transport = network->make_transport();
+  if (medium == Medium::kUcxProcesses || medium == Medium::kBothProcesses) {
+    MUSTER_ASSIGN(options.transport, open_ucx());
+  }
+  options.shared_memory = medium != Medium::kInProcess && medium != Medium::kUcxProcesses;
+  return Endpoint::create(std::move(options));
+}
+
+inline void run_member(Medium medium, Endpoint& endpoint, const GroupSpec& spec,
+                       const std::function<void(const std::string&)>& fail,
+                       const std::function<void(Member&)>& body, testing_support::Rank* process,
+                       InProcessNetwork* network) {
+  auto group = endpoint.form_group(spec);
+  if (!group.ok()) return fail("form_group: " + group.error().message);
+  const bool expects_memory = medium != Medium::kInProcess && medium != Medium::kUcxProcesses;
+  if (spec.contacts.size() > 1 && ((*group)->medium() == "shared memory") != expects_memory)
+    fail("the group talks over " + std::string((*group)->medium()));
+  Member member{spec.rank, static_cast<int>(spec.contacts.size()), endpoint, **group, spec, fail, process,
+                network};
+  body(member);
+}
+
+inline void run_threads(Medium medium, int ranks, const std::function<void(Member&)>& body,
+                        const WorldOptions& options) {
+  const auto network = InProcessNetwork::create();
+  std::vector<std::unique_ptr<Endpoint>> endpoints;
+  GroupSpec spec;
+  spec.generation = {random_nonce(), 1};
+  spec.deadline = now() + 30 * kSecond;
+  spec.nodes.assign(static_cast<size_t>(ranks), 7);
+  for (int rank = 0; rank < ranks; ++rank) {
+    auto endpoint = open_endpoint(medium, network.get(), options.algorithm);
+    ASSERT_TRUE(endpoint.ok()) << endpoint.error().message;
+    endpoints.push_back(std::move(*endpoint));
+    spec.contacts.push_back(endpoints.back()->contact());
+  }
+  std::mutex mutex;
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < ranks; ++rank) {
+    threads.emplace_back([&, rank] {
+      GroupSpec mine = spec;
+      mine.rank = rank;
+      const auto fail = [&, rank](const std::string& what) {
+        const std::lock_guard lock(mutex);
+        ADD_FAILURE() << "rank " << rank << ": " << what;
+      };
+      run_member(medium, *endpoints[static_cast<size_t>(rank)], mine, fail, body, nullptr, network.get());
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+inline void run_processes(Medium medium, int ranks, const std::function<void(Member&)>& body,
+                          const WorldOptions& options) {
+  const uint64_t nonce = random_nonce();
+  testing_support::spawn(
+      ranks,
+      [&](testing_support::Rank& rank) {
+        const auto fail = [&rank](const std::string& what) { rank.fail(what); };
+        auto endpoint = open_endpoint(medium, nullptr, options.algorithm);
+        if (!endpoint.ok()) return fail("endpoint: " + endpoint.error().message);
+        GroupSpec spec;
+        spec.generation = {nonce, 1};
+        spec.deadline = now() + 30 * kSecond;
+        spec.nodes.assign(static_cast<size_t>(ranks), 7);
+        spec.rank = rank.rank();
+        spec.contacts = rank.exchange((*endpoint)->contact());
+        run_member(medium, **endpoint, spec, fail, body, &rank, nullptr);
+      },
+      options.spawn);
+}
+
+inline void run_world(Medium medium, int ranks, const std::function<void(Member&)>& body,
+                      const WorldOptions& options = {}) {
+  by_processes(medium) ? run_processes(medium, ranks, body, options)
+                       : run_threads(medium, ranks, body, options);
+}
+
+}  // namespace muster
