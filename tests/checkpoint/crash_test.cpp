@@ -1,0 +1,172 @@
+// Power is cut after every single operation of a save, with what was not synced kept, dropped or torn. What
+// is found is the last published version or the one being published, whole; never an error, never something
+// else.
+#include <gtest/gtest.h>
+
+#include "tests/checkpoint/saves.h"
+
+namespace muster::testing {
+namespace {
+
+WholeState state_of(uint64_t version) {
+  return WholeState::random(
+      {{"w", DType::kFloat32, {33, 9}, 0}, {"b", DType::kBFloat16, {5000}}, {"n", DType::kInt64, {}}},
+      version);
+}
+
+// The version that a resume would take, after checking that it is whole; 0: none. Empty text: all is well.
+std::string resume(MemoryFiles& files, uint64_t& version) {
+  version = 0;
+  auto folder = Folder::own(files, "ckpt", "the next job");
+  if (!folder.ok()) return folder.error().message;
+  const auto candidates = folder->versions();
+  if (!candidates.ok()) return candidates.error().message;
+  const auto best = newest_good(std::vector<std::vector<VersionId>>{usable(*candidates)}, {});
+  if (!best) return "";
+  for (const Candidate& candidate : *candidates) {
+    if (candidate.id != *best) continue;
+    const Status verified = verify_shards(files, candidate.folder, *candidate.manifest);
+    if (!verified.ok()) return verified.error().message;
+    const WholeState expected = state_of(best->version);
+    const auto differs = compare_restored(files, *folder, *candidate.manifest, expected, expected.specs, 2);
+    if (!differs.empty()) return differs;
+  }
+  version = best->version;
+  return "";
+}
+
+struct Crash {
+  CrashKind kind;
+  uint64_t seed;
+};
+std::vector<Crash> crashes(size_t at) {
+  std::vector<Crash> list{{CrashKind::kKeepAll, 0}, {CrashKind::kDropUnsynced, 0}};
+  for (uint64_t i = 0; i < 6; ++i) list.push_back({CrashKind::kRandom, at * 100 + i});
+  return list;
+}
+
+// For each operation from `begin` on, the versions that a resume may find.
+template <typename Allowed>
+void cut_power_everywhere(const std::vector<Op>& log, size_t begin, Allowed allowed) {
+  for (size_t at = begin; at <= log.size(); ++at) {
+    for (const Crash& crash : crashes(at)) {
+      const auto disk = MemoryFiles::after_crash(log, at, crash.kind, crash.seed);
+      uint64_t found = 0;
+      const std::string problem = resume(*disk, found);
+      ASSERT_EQ(problem, "") << "after operation " << at << " (" << (at > 0 ? log[at - 1].path : "")
+                             << "), kind " << static_cast<int>(crash.kind) << ", seed " << crash.seed;
+      const std::set<uint64_t> fine = allowed(at);
+      ASSERT_TRUE(fine.count(found) == 1) << "found version " << found << " after operation " << at << " ("
+                                          << (at > 0 ? log[at - 1].path : "") << "), kind "
+                                          << static_cast<int>(crash.kind) << ", seed " << crash.seed;
+    }
+  }
+}
+
+TEST(Crash, SaveIsAllOrNothing) {
+  MemoryFiles files;
+  auto folder = Folder::own(files, "ckpt", "a job");
+  ASSERT_OK(folder);
+  const size_t owned = files.log().size();
+  ASSERT_OK(save(files, *folder, state_of(1), {1, 11}));
+  const size_t first_done = files.log().size();
+  ASSERT_OK(save(files, *folder, state_of(2), {2, 12}, {.participants = 3, .parent = {1, 11}}));
+  const size_t second_done = files.log().size();
+  ASSERT_OK(folder->mark_verified({2, 12}));
+  const auto pruned = folder->prune({.keep_last = 1}, 0);
+  ASSERT_OK(pruned);
+  ASSERT_EQ(pruned->removed.size(), 1U);
+  EXPECT_THAT(pruned->problems, ::testing::IsEmpty());
+  ASSERT_GT(second_done, first_done + 30);
+  cut_power_everywhere(files.log(), 0, [&](size_t at) -> std::set<uint64_t> {
+    if (at <= owned) return {0};
+    if (at < first_done) return {0, 1};
+    if (at == first_done) return {1};
+    if (at < second_done) return {1, 2};
+    return {2};
+  });
+}
+
+// Falling back is durable: once abandoned, version 3 is never found again, whoever resumes.
+TEST(Crash, AbandonedVersionsStayAbandoned) {
+  MemoryFiles files;
+  auto folder = Folder::own(files, "ckpt", "a job");
+  ASSERT_OK(folder);
+  ASSERT_OK(save(files, *folder, state_of(1), {1, 11}, {.lineage = {{7, 1, 0}}}));
+  ASSERT_OK(save(files, *folder, state_of(3), {3, 13}, {.lineage = {{7, 1, 0}, {7, 2, 1}}}));
+  const size_t saved = files.log().size();
+  const Lineage branch = {{7, 1, 0}, {7, 3, 1}};
+  const auto abandoned = folder->abandon_for(branch, "version 3 could not be read");
+  ASSERT_OK(abandoned);
+  EXPECT_EQ(*abandoned, (std::vector<VersionId>{{3, 13}}));
+  const size_t done = files.log().size();
+  ASSERT_OK(save(files, *folder, state_of(2), {2, 12}, {.lineage = branch}));
+  cut_power_everywhere(files.log(), saved, [&](size_t at) -> std::set<uint64_t> {
+    if (at == saved) return {3};
+    if (at < done) return {1, 3};
+    return at < files.log().size() ? std::set<uint64_t>{1, 2} : std::set<uint64_t>{2};
+  });
+}
+
+// Every operation of a save refused in turn, and power cut afterwards. What was said to be saved is there;
+// where the save was said to have failed, an older version or (the last sync) this one is.
+TEST(Crash, AnyOperationMayFail) {
+  size_t operations = 0;
+  for (size_t failing = 0; failing == 0 || failing <= operations; ++failing) {
+    MemoryFiles files;
+    auto folder = Folder::own(files, "ckpt", "a job");
+    ASSERT_OK(folder);
+    ASSERT_OK(save(files, *folder, state_of(1), {1, 11}));
+    size_t count = 0;
+    files.refuse = [&](const Op& op) -> std::optional<Error> {
+      if (op.kind == OpKind::kRead || ++count != failing) return std::nullopt;
+      return Error{ErrorCode::kEnvironment, op.path + ": Input/output error"};
+    };
+    const auto saved = save(files, *folder, state_of(2), {2, 12});
+    if (failing == 0) operations = count;
+    ASSERT_EQ(saved.ok(), failing == 0) << failing;
+    if (!saved.ok()) {
+      EXPECT_EQ(saved.error().code, ErrorCode::kDropCheckpoint);
+      EXPECT_THAT(saved.error().message, ::testing::HasSubstr("version 2 (save 000000000000000c)"));
+      EXPECT_THAT(saved.error().message, ::testing::HasSubstr("Input/output error"));
+    }
+    for (const Crash& crash : crashes(failing)) {
+      const auto disk = MemoryFiles::after_crash(files.log(), files.log().size(), crash.kind, crash.seed);
+      uint64_t found = 0;
+      ASSERT_EQ(resume(*disk, found), "") << "operation " << failing;
+      ASSERT_TRUE(saved.ok() ? found == 2 : (found == 1 || found == 2)) << found << ", operation " << failing;
+    }
+  }
+  EXPECT_GT(operations, 25U);
+}
+
+TEST(Crash, FullDiskHarmsOnlyTheSave) {
+  MemoryFiles measured;
+  uint64_t needed = 0;
+  {
+    auto folder = Folder::own(measured, "ckpt", "a job");
+    ASSERT_OK(save(measured, *folder, state_of(1), {1, 11}));
+    for (const auto& path : measured.all_files()) needed += measured.contents(path).size();
+  }
+  int failed = 0;
+  for (uint64_t free = 0; free < needed + 8192; free += 1500) {
+    MemoryFiles files;
+    auto folder = Folder::own(files, "ckpt", "a job");
+    ASSERT_OK(save(files, *folder, state_of(1), {1, 11}));
+    files.bytes_max = needed + free;
+    const auto saved = save(files, *folder, state_of(2), {2, 12});
+    failed += saved.ok() ? 0 : 1;
+    if (!saved.ok()) {
+      EXPECT_THAT(saved.error().message, ::testing::HasSubstr("No space left"));
+    }
+    files.bytes_max = UINT64_MAX;
+    files.drop_locks();
+    uint64_t found = 0;
+    ASSERT_EQ(resume(files, found), "");
+    ASSERT_EQ(found, saved.ok() ? 2U : 1U);
+  }
+  EXPECT_GT(failed, 3);
+}
+
+}  // namespace
+}  // namespace muster::testing
