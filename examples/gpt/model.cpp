@@ -45,7 +45,16 @@ float normal(uint64_t key, uint64_t counter) {
   return static_cast<float>(sum - 6 * 0xffff) * (1.0f / 65536);
 }
 
-bool ends_with(const std::string& text, std::string_view end) { return text.ends_with(end); }
+// Large embeddings leave the plateau of byte frequencies sooner: 400 steps of 1,024 bytes end at 2.30 nats
+// with 0.3, at 2.42 with 0.1 and at 2.55 with 0.02. A small head starts at the uniform distribution.
+float initial_deviation(const Config& config, const Tensor& tensor) {
+  if (tensor.name.starts_with("embedding")) return 0.3f;
+  if (tensor.name.starts_with("head")) return 0.02f;
+  const float preserving = 1.0f / std::sqrt(static_cast<float>(tensor.shape[0]));
+  // Both outputs of a block are added to the stream: smaller by the number of additions.
+  const bool added = tensor.name.ends_with("out.weight") || tensor.name.ends_with("down.weight");
+  return added ? preserving / std::sqrt(2.0f * static_cast<float>(config.layers)) : preserving;
+}
 
 // out = in * weight + bias
 void linear(const float* in, const float* weight, const float* bias, float* out, size_t rows, size_t from,
@@ -113,20 +122,14 @@ size_t Layout::size() const { return tensors_.empty() ? 0 : tensors_.back().offs
 
 void initialise(const Config& config, const Layout& layout, uint64_t seed, std::span<float> parameters) {
   MUSTER_CHECK(parameters.size() == layout.size(), "the buffer does not have the size of the layout");
-  // Both outputs of a block are added to the stream: smaller by the number of additions.
-  const float added = 1.0f / std::sqrt(2.0f * static_cast<float>(config.layers));
   for (size_t t = 0; t < layout.tensors().size(); ++t) {
     const Tensor& tensor = layout.tensors()[t];
     float* out = parameters.data() + tensor.offset;
     if (!tensor.decays) {
-      std::fill_n(out, tensor.size, ends_with(tensor.name, "gain") ? 1.0f : 0.0f);
+      std::fill_n(out, tensor.size, tensor.name.ends_with("gain") ? 1.0f : 0.0f);
       continue;
     }
-    float deviation = 0.02f;
-    if (tensor.name.starts_with("block")) {
-      deviation = 1.0f / std::sqrt(static_cast<float>(tensor.shape[0]));
-      if (ends_with(tensor.name, "out.weight") || ends_with(tensor.name, "down.weight")) deviation *= added;
-    }
+    const float deviation = initial_deviation(config, tensor);
     const uint64_t key = muster::mix64(muster::mix64(seed) + t);
     for (size_t i = 0; i < tensor.size; ++i) out[i] = normal(key, i) * deviation;
   }

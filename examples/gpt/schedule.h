@@ -8,9 +8,9 @@
 namespace gpt {
 
 struct Schedule {
-  size_t steps = 1000;       // of the whole run; a resumed run must give the same
-  size_t warmup_steps = 50;  // the peak is reached with the last of them
-  double peak = 4e-3;
+  size_t steps = 400;        // of the whole run; a resumed run must give the same
+  size_t warmup_steps = 30;  // the peak is reached with the last of them
+  double peak = 3e-3;
   double floor_share = 0.05;  // of the peak, at the end
 };
 

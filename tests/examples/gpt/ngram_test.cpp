@@ -73,6 +73,14 @@ TEST(Ngram, WeightsAreTheBestOnTheHeldOutTenth) {
   EXPECT_GT(Ngram::fit({text_of(regular)}, 2).weight(1), 0.95);
 }
 
+// In noise a history of two tells nothing; on the text that was counted it would seem to tell nearly all.
+TEST(Ngram, FindsItsWeightsOnTextThatItDidNotCount) {
+  muster::SeededRandom random(7);
+  std::string noise(2000, 0);
+  for (char& letter : noise) letter = static_cast<char>('a' + random.below(16));
+  EXPECT_LT(Ngram::fit({text_of(noise)}, 3).weight(2), 0.3);
+}
+
 TEST(Ngram, SeesNothingBeforeTheWindow) {
   const std::string training = babble(5000, 6);
   const Ngram model = Ngram::fit({text_of(training)}, 3);
