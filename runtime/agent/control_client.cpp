@@ -525,13 +525,15 @@ Status ControlClient::send(Message message) {
   return ok();
 }
 
+Member ControlClient::as_member(ByteBuffer contact) const {
+  const uint32_t slot = state_->place.world == World::kElastic ? state_->place.local_rank : 0;
+  return {state_->member, state_->node, slot, state_->node_name, std::move(contact)};
+}
+
 MemberId ControlClient::member() const { return state_->member; }
 NodeId ControlClient::node() const { return state_->node; }
 const std::string& ControlClient::node_name() const { return state_->node_name; }
 uint32_t ControlClient::local_rank() const { return state_->place.local_rank; }
-uint32_t ControlClient::slot() const {
-  return state_->place.world == World::kElastic ? state_->place.local_rank : 0;
-}
 uint32_t ControlClient::world_size() const { return state_->place.size; }
 World ControlClient::world() const { return state_->place.world; }
 const std::string& ControlClient::description() const { return state_->description; }

@@ -49,11 +49,13 @@ class ControlClient {
   // Any thread; queued. Errors: kRetry: lost, or the queue is full.
   Status send(control::Message message);
 
+  // What to say in MemberHello; its local_rank is the slot on its node, which is not always local_rank().
+  control::Member as_member(ByteBuffer contact) const;
+
   control::MemberId member() const;
   control::NodeId node() const;
   const std::string& node_name() const;
   uint32_t local_rank() const;  // among the processes on this host
-  uint32_t slot() const;        // among the members of its node: what Member::local_rank holds
   uint32_t world_size() const;  // kFixed and kAlone; 0 where it changes
   World world() const;
   // "worker 1 of node a, by its agent", for messages.
