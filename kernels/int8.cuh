@@ -19,8 +19,14 @@ constexpr unsigned kPerLane = 16;   // elements
 constexpr unsigned kThreads = 256;  // of a CUDA block
 constexpr unsigned kGroups = kThreads / kLanes;
 
+// How many of a lane's sixteen elements exist.
+MUSTER_DEVICE unsigned live_of(uint64_t first, uint64_t count) {
+  if (first >= count) return 0;
+  return count - first < kPerLane ? static_cast<unsigned>(count - first) : kPerLane;
+}
+
 template <bool kVector>
-MUSTER_DEVICE void load_lane(const float* from, uint64_t first, uint64_t count, float (&to)[kPerLane]) {
+MUSTER_DEVICE void load_lane(const float* from, uint64_t first, unsigned live, float (&to)[kPerLane]) {
   if constexpr (kVector) {
     MUSTER_UNROLL
     for (unsigned j = 0; j < kPerLane; j += 4) {
@@ -29,12 +35,12 @@ MUSTER_DEVICE void load_lane(const float* from, uint64_t first, uint64_t count, 
     }
   } else {
     MUSTER_UNROLL
-    for (unsigned j = 0; j < kPerLane; ++j) to[j] = first + j < count ? from[first + j] : 0.0f;
+    for (unsigned j = 0; j < kPerLane; ++j) to[j] = j < live ? from[first + j] : 0.0f;
   }
 }
 
 template <bool kVector>
-MUSTER_DEVICE void store_lane(float* to, uint64_t first, uint64_t count, const float (&from)[kPerLane]) {
+MUSTER_DEVICE void store_lane(float* to, uint64_t first, unsigned live, const float (&from)[kPerLane]) {
   if constexpr (kVector) {
     MUSTER_UNROLL
     for (unsigned j = 0; j < kPerLane; j += 4) {
@@ -43,32 +49,32 @@ MUSTER_DEVICE void store_lane(float* to, uint64_t first, uint64_t count, const f
   } else {
     MUSTER_UNROLL
     for (unsigned j = 0; j < kPerLane; ++j) {
-      if (first + j < count) to[first + j] = from[j];
+      if (j < live) to[first + j] = from[j];
     }
   }
 }
 
 template <bool kVector>
-MUSTER_DEVICE void store_codes(uint8_t* to, uint64_t first, uint64_t count, const uint32_t (&words)[4]) {
+MUSTER_DEVICE void store_codes(uint8_t* to, uint64_t first, unsigned live, const uint32_t (&words)[4]) {
   if constexpr (kVector) {
     store128(to + first, uint4{words[0], words[1], words[2], words[3]});
   } else {
     MUSTER_UNROLL
     for (unsigned j = 0; j < kPerLane; ++j) {
-      if (first + j < count) to[first + j] = static_cast<uint8_t>(words[j / 4] >> (8 * (j % 4)));
+      if (j < live) to[first + j] = static_cast<uint8_t>(words[j / 4] >> (8 * (j % 4)));
     }
   }
 }
 
 template <bool kVector>
-MUSTER_DEVICE void load_codes(const uint8_t* from, uint64_t first, uint64_t count, uint32_t (&words)[4]) {
+MUSTER_DEVICE void load_codes(const uint8_t* from, uint64_t first, unsigned live, uint32_t (&words)[4]) {
   if constexpr (kVector) {
     const uint4 four = load128<uint4>(from + first);
     words[0] = four.x, words[1] = four.y, words[2] = four.z, words[3] = four.w;
   } else {
     MUSTER_UNROLL
     for (unsigned j = 0; j < kPerLane; ++j) {
-      const uint32_t code = first + j < count ? from[first + j] : 0u;
+      const uint32_t code = j < live ? from[first + j] : 0u;
       words[j / 4] = (j % 4 == 0 ? 0u : words[j / 4]) | code << (8 * (j % 4));
     }
   }
@@ -133,11 +139,12 @@ void encode_kernel(Encode task) {
   for (uint64_t block = uint64_t{blockIdx.x} * kGroups + threadIdx.x / kLanes; block < blocks;
        block += uint64_t{gridDim.x} * kGroups) {
     const uint64_t first = block * kBlock + member * kPerLane;
+    const unsigned live = live_of(first, task.count);
     float c[kPerLane];
-    load_lane<kVector>(task.values, first, task.count, c);
+    load_lane<kVector>(task.values, first, live, c);
     if constexpr (kFeedback) {
       float residual[kPerLane];
-      load_lane<kVector>(task.residual, first, task.count, residual);
+      load_lane<kVector>(task.residual, first, live, residual);
       MUSTER_UNROLL
       for (unsigned j = 0; j < kPerLane; ++j) c[j] = c[j] + residual[j];
     }
@@ -161,12 +168,12 @@ void encode_kernel(Encode task) {
     for (unsigned j = 0; j < kPerLane; ++j) {
       words[j / 4] |= (static_cast<uint32_t>(codes[j]) & 0xFFu) << (8 * (j % 4));
     }
-    store_codes<kVector>(task.payload, first, task.count, words);
+    store_codes<kVector>(task.payload, first, live, words);
     if constexpr (kFeedback) {
       if (scale.finite) {
         MUSTER_UNROLL
         for (unsigned j = 0; j < kPerLane; ++j) c[j] = c[j] - decoded(codes[j], scale.decode);
-        store_lane<kVector>(task.residual, first, task.count, c);
+        store_lane<kVector>(task.residual, first, live, c);
       }
     }
   }
@@ -180,18 +187,19 @@ void decode_kernel(Decode task) {
   for (uint64_t block = uint64_t{blockIdx.x} * kGroups + threadIdx.x / kLanes; block < blocks;
        block += uint64_t{gridDim.x} * kGroups) {
     const uint64_t first = block * kBlock + member * kPerLane;
+    const unsigned live = live_of(first, task.count);
     const float scale = load_scale<kVector>(task.scales, block);
     uint32_t words[4];
-    load_codes<kVector>(task.payload, first, task.count, words);
+    load_codes<kVector>(task.payload, first, live, words);
     float values[kPerLane];
-    if constexpr (kAccumulate) load_lane<kVector>(task.values, first, task.count, values);
+    if constexpr (kAccumulate) load_lane<kVector>(task.values, first, live, values);
     MUSTER_UNROLL
     for (unsigned j = 0; j < kPerLane; ++j) {
       const int32_t code = static_cast<int8_t>(words[j / 4] >> (8 * (j % 4)));
       const float value = decoded(code, scale);
       values[j] = kAccumulate ? canonical(values[j] + value) : value;
     }
-    store_lane<kVector>(task.values, first, task.count, values);
+    store_lane<kVector>(task.values, first, live, values);
   }
 }
 

@@ -25,16 +25,28 @@
 
 namespace muster {
 
+// In PTX, because nvcc splits some of these accesses into four when left to choose (the ratchet showed it).
 template <typename Vector, typename T>
 MUSTER_DEVICE Vector load128(const T* from) {
   static_assert(sizeof(Vector) == 16);
-  return *reinterpret_cast<const Vector*>(from);
+  uint4 words;
+  asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "l"(__cvta_generic_to_global(from))
+               : "memory");
+  Vector value;
+  memcpy(&value, &words, 16);
+  return value;
 }
 
 template <typename Vector, typename T>
 MUSTER_DEVICE void store128(T* to, Vector value) {
   static_assert(sizeof(Vector) == 16);
-  *reinterpret_cast<Vector*>(to) = value;
+  uint4 words;
+  memcpy(&words, &value, 16);
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(words.x),
+               "r"(words.y), "r"(words.z), "r"(words.w)
+               : "memory");
 }
 
 MUSTER_DEVICE uint32_t load32(const uint8_t* from) { return *reinterpret_cast<const uint32_t*>(from); }
