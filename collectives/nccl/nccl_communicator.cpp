@@ -1,0 +1,374 @@
+#include "collectives/nccl/nccl_communicator.h"
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <optional>
+#include <thread>
+
+namespace muster {
+namespace {
+
+constexpr Duration kPollMin = 20 * kMicrosecond;
+constexpr Duration kPollMax = 2 * kMillisecond;       // while somebody waits for the answer
+constexpr Duration kWatchPeriod = 20 * kMillisecond;  // between looks for asynchronous errors
+constexpr Duration kDestructorGrace = 5 * kSecond;
+
+std::chrono::nanoseconds span_of(Duration duration) { return std::chrono::nanoseconds(duration); }
+
+// Doubling sleeps within a deadline.
+class Backoff {
+ public:
+  Duration next(Instant deadline) {
+    const Duration left = std::max<Duration>(deadline - now(), 0);
+    const Duration sleep = std::min(period_, left);
+    period_ = std::min(2 * period_, kPollMax);
+    return sleep;
+  }
+
+ private:
+  Duration period_ = kPollMin;
+};
+
+enum class Phase : uint8_t { kInitializing, kReady, kFailed, kAborted };
+
+}  // namespace
+
+// Shared with the watcher, which may outlive the communicator's owner.
+struct NcclCommunicator::State {
+  State(const CudaTable& the_table, const NcclOptions& the_options)
+      : table(the_table), options(the_options) {}
+
+  const CudaTable& table;
+  const NcclOptions options;
+
+  mutable std::mutex mutex;
+  std::condition_variable changed;
+  Phase phase = Phase::kInitializing;
+  std::optional<Error> failure;  // set with kFailed
+  void* communicator = nullptr;
+  bool inside_nccl = false;  // the gate: whether a thread is in a call on this communicator
+  bool issuing = false;      // whether a thread is issuing an operation
+  uint64_t operations = 0;
+  std::string doing = "the initialisation";  // what was last begun, for messages
+
+  std::string name() const {
+    return "rank " + std::to_string(options.rank) + " of " + std::to_string(options.world) + ", generation " +
+           std::to_string(options.generation);
+  }
+  std::string text_of(int code) const {
+    return std::string(table.nccl_error_text(code)) + " (NCCL code " + std::to_string(code) + ")";
+  }
+
+  void fail(Error error);
+  Status failure_status() const;
+  template <typename Call>
+  std::optional<int> call_nccl(Instant deadline, Call call);
+  std::optional<int> poll_until_settled(Instant deadline);
+  void watch();
+  void initialize();
+  void look_for_errors();
+  void abort();
+};
+
+// REQUIRES: mutex is not held. Only the first failure counts.
+void NcclCommunicator::State::fail(Error error) {
+  const std::lock_guard lock(mutex);
+  if (phase == Phase::kFailed || phase == Phase::kAborted) return;
+  phase = Phase::kFailed;
+  failure = std::move(error);
+  changed.notify_all();
+}
+
+// REQUIRES: mutex is held.
+Status NcclCommunicator::State::failure_status() const { return failure ? Status(*failure) : ok(); }
+
+// Runs `call` as the one thread inside NCCL. Nothing: the communicator failed, or the deadline passed,
+// before.
+template <typename Call>
+std::optional<int> NcclCommunicator::State::call_nccl(Instant deadline, Call call) {
+  {
+    std::unique_lock lock(mutex);
+    while (inside_nccl && !failure) {
+      if (now() >= deadline) return std::nullopt;
+      changed.wait_for(lock, span_of(std::min(kPollMax, deadline - now())));
+    }
+    if (failure) return std::nullopt;
+    inside_nccl = true;
+  }
+  const int code = call();
+  const std::lock_guard lock(mutex);
+  inside_nccl = false;
+  changed.notify_all();
+  return code;
+}
+
+// Polls until NCCL is no longer in progress. Nothing: as call_nccl.
+std::optional<int> NcclCommunicator::State::poll_until_settled(Instant deadline) {
+  Backoff backoff;
+  while (true) {
+    int settled = kNcclInProgress;
+    const auto code = call_nccl(deadline, [&] { return table.nccl_state(communicator, &settled); });
+    if (!code) return std::nullopt;
+    if (*code != kNcclSuccess) return code;
+    if (settled != kNcclInProgress) return settled;
+    if (now() >= deadline) return std::nullopt;
+    std::unique_lock lock(mutex);
+    changed.wait_for(lock, span_of(backoff.next(deadline)), [&] { return failure.has_value(); });
+    if (failure) return std::nullopt;
+  }
+}
+
+void NcclCommunicator::State::initialize() {
+  if (const int code = table.set_device(options.device); code != 0) {
+    return fail({ErrorCode::kReconfigure, "CUDA device " + std::to_string(options.device) + " of " + name() +
+                                              " cannot be used: " + table.cuda_error_text(code) +
+                                              "; take this rank out of the view"});
+  }
+  void* made = nullptr;
+  auto code = call_nccl(kNever, [&] {
+    const int status = table.nccl_initialize(&made, options.world, options.id.data(), options.rank);
+    const std::lock_guard lock(mutex);
+    communicator = made;
+    return status;
+  });
+  if (code == kNcclInProgress)
+    code = poll_until_settled(kNever);  // ended by wait_ready's deadline or a revoke
+  if (!code) return;
+  if (*code != kNcclSuccess) {
+    return fail({ErrorCode::kReconfigure, "NCCL could not be initialised on " + name() + ": " +
+                                              text_of(*code) + "; make another communicator, with a new id"});
+  }
+  const std::lock_guard lock(mutex);
+  if (phase == Phase::kInitializing) phase = Phase::kReady;
+  changed.notify_all();
+}
+
+void NcclCommunicator::State::look_for_errors() {
+  {
+    const std::lock_guard lock(mutex);
+    if (issuing || inside_nccl) return;  // whoever issues looks by itself
+  }
+  int settled = kNcclSuccess;
+  const auto code = call_nccl(now() + kPollMax, [&] { return table.nccl_state(communicator, &settled); });
+  if (!code) return;
+  const int wrong = *code != kNcclSuccess ? *code : settled;
+  if (wrong == kNcclSuccess || wrong == kNcclInProgress) return;
+  std::string during;
+  {
+    const std::lock_guard lock(mutex);
+    during = doing;
+  }
+  fail({ErrorCode::kReconfigure, "NCCL failed on " + name() + " during or after " + during + ": " +
+                                     text_of(wrong) + "; wait for the next view"});
+}
+
+// Waits, as long as it takes, until nobody is inside NCCL, and lets go of the communicator.
+void NcclCommunicator::State::abort() {
+  void* old = nullptr;
+  {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return !inside_nccl; });
+    inside_nccl = true;
+    old = std::exchange(communicator, nullptr);
+  }
+  if (old != nullptr) (void)table.nccl_abort(old);
+  const std::lock_guard lock(mutex);
+  inside_nccl = false;
+  phase = Phase::kAborted;
+  changed.notify_all();
+}
+
+void NcclCommunicator::State::watch() {
+  initialize();
+  while (true) {
+    {
+      std::unique_lock lock(mutex);
+      if (changed.wait_for(lock, span_of(kWatchPeriod), [&] { return failure.has_value(); })) break;
+    }
+    look_for_errors();
+  }
+  abort();
+}
+
+struct NcclCommunicator::Operation::State {
+  std::shared_ptr<NcclCommunicator::State> owner;
+  void* event = nullptr;
+  std::string text;
+  ~State() {
+    if (event != nullptr) (void)owner->table.event_destroy(event);
+  }
+};
+
+NcclCommunicator::Operation::Operation(std::unique_ptr<State> state) : state_(std::move(state)) {}
+NcclCommunicator::Operation::Operation(Operation&&) noexcept = default;
+NcclCommunicator::Operation& NcclCommunicator::Operation::operator=(Operation&&) noexcept = default;
+NcclCommunicator::Operation::~Operation() = default;
+
+Status NcclCommunicator::Operation::wait(Instant deadline) {
+  NcclCommunicator::State& owner = *state_->owner;
+  Backoff backoff;
+  while (true) {
+    const int code = owner.table.event_query(state_->event);
+    std::unique_lock lock(owner.mutex);
+    // First the failure: an abort lets the stream pass the operation, with nothing reduced.
+    if (owner.failure) return owner.failure_status();
+    if (code == 0) return ok();
+    lock.unlock();
+    if (code != kCudaNotReady) {
+      owner.fail({ErrorCode::kReconfigure, "CUDA failed on " + owner.name() + " during " + state_->text +
+                                               ": " + owner.table.cuda_error_text(code) +
+                                               "; wait for the next view"});
+    } else if (now() >= deadline) {
+      owner.fail(
+          {ErrorCode::kReconfigure, state_->text + " on " + owner.name() +
+                                        " did not end by its deadline; the communicator is given up, wait "
+                                        "for the next view"});
+    }
+    lock.lock();
+    owner.changed.wait_for(lock, span_of(backoff.next(deadline)), [&] { return owner.failure.has_value(); });
+  }
+}
+
+NcclCommunicator::NcclCommunicator(std::shared_ptr<State> state) : state_(std::move(state)) {}
+
+NcclCommunicator::~NcclCommunicator() {
+  revoke("its owner let go of it");
+  (void)wait_aborted(now() + kDestructorGrace);
+}
+
+Result<NcclId> NcclCommunicator::make_id() {
+  MUSTER_ASSIGN(const CudaTable* table, cuda_table());
+  NcclId id{};
+  if (const int code = table->nccl_make_id(id.data()); code != kNcclSuccess) {
+    return Error{ErrorCode::kEnvironment, std::string("NCCL gave no unique id: ") +
+                                              table->nccl_error_text(code) +
+                                              "; install libnccl2 and check NCCL_SOCKET_IFNAME"};
+  }
+  return id;
+}
+
+Result<std::unique_ptr<NcclCommunicator>> NcclCommunicator::start(const NcclOptions& options) {
+  if (options.world < 1 || options.rank < 0 || options.rank >= options.world) {
+    return Error{ErrorCode::kMisuse, "rank " + std::to_string(options.rank) + " is not in a world of " +
+                                         std::to_string(options.world)};
+  }
+  MUSTER_ASSIGN(const CudaTable* table, cuda_table());
+  CudaProbe found{};
+  table->probe(&found);
+  if (found.device_count <= options.device || options.device < 0) {
+    return Error{ErrorCode::kEnvironment,
+                 "CUDA device " + std::to_string(options.device) +
+                     " is not there: " + std::to_string(found.device_count) + " found" +
+                     (found.device_reason[0] != '\0' ? std::string(": ") : "") + found.device_reason};
+  }
+  if (found.nccl_version == 0) {
+    return Error{ErrorCode::kEnvironment, std::string("NCCL is not usable: ") + found.nccl_reason +
+                                              "; install libnccl2, 2.18 or newer"};
+  }
+  auto state = std::make_shared<State>(*table, options);
+  std::thread([state] { state->watch(); }).detach();
+  return std::unique_ptr<NcclCommunicator>(new NcclCommunicator(std::move(state)));
+}
+
+Status NcclCommunicator::wait_ready(Instant deadline) {
+  {
+    std::unique_lock lock(state_->mutex);
+    while (state_->phase == Phase::kInitializing && now() < deadline) {
+      state_->changed.wait_for(lock, span_of(std::min(deadline - now(), kSecond)));
+    }
+    if (state_->failure) return state_->failure_status();
+    if (state_->phase == Phase::kReady) return ok();
+  }
+  const Error late{ErrorCode::kRetry,
+                   "not all ranks came to the NCCL initialisation of " + state_->name() +
+                       " by its deadline; the communicator is given up, make another with a "
+                       "new id when all are there"};
+  state_->fail(late);
+  return late;
+}
+
+Result<NcclCommunicator::Operation> NcclCommunicator::all_reduce(const void* in, void* out, size_t count,
+                                                                 DType dtype, DeviceReduction reduction,
+                                                                 void* stream, Instant deadline) {
+  MUSTER_TRY(wait_ready(deadline));
+  State& state = *state_;
+  auto operation = std::make_unique<Operation::State>();
+  operation->owner = state_;
+  {
+    std::unique_lock lock(state.mutex);
+    while (state.issuing && !state.failure && now() < deadline) {
+      state.changed.wait_for(lock, span_of(std::min(deadline - now(), kSecond)));
+    }
+    if (state.failure) return *state.failure;
+    if (state.issuing) {
+      return Error{ErrorCode::kRetry,
+                   "another thread is still issuing " + state.doing + " on " + state.name()};
+    }
+    state.issuing = true;
+    operation->text = "all_reduce " + std::to_string(++state.operations) + " of " + std::to_string(count) +
+                      " " + std::string(to_string(dtype));
+    state.doing = operation->text;
+  }
+  struct EndIssuing {
+    State& state;
+    ~EndIssuing() {
+      const std::lock_guard lock(state.mutex);
+      state.issuing = false;
+      state.changed.notify_all();
+    }
+  } const end_issuing{state};
+
+  if (const int code = state.table.event_create(&operation->event); code != 0) {
+    operation->event = nullptr;
+    state.fail({ErrorCode::kReconfigure, std::string("CUDA made no event for ") + operation->text + ": " +
+                                             state.table.cuda_error_text(code) + "; wait for the next view"});
+    MUSTER_TRY(health());
+  }
+  auto code = state.call_nccl(deadline, [&] {
+    return state.table.nccl_all_reduce(in, out, count, static_cast<int>(dtype), static_cast<int>(reduction),
+                                       state.communicator, stream);
+  });
+  if (code == kNcclUnsupported) {
+    return Error{ErrorCode::kMisuse,
+                 "NCCL cannot reduce " + std::string(to_string(dtype)) + "; convert to another element type"};
+  }
+  if (code == kNcclInProgress) code = state.poll_until_settled(deadline);
+  if (!code) {
+    state.fail({ErrorCode::kReconfigure, operation->text + " on " + state.name() +
+                                             " was not accepted by its deadline; wait for the next view"});
+  } else if (*code != kNcclSuccess) {
+    state.fail({ErrorCode::kReconfigure, "NCCL refused " + operation->text + " on " + state.name() + ": " +
+                                             state.text_of(*code) + "; wait for the next view"});
+  } else if (const int recorded = state.table.event_record(operation->event, stream); recorded != 0) {
+    state.fail({ErrorCode::kReconfigure, "CUDA failed on " + state.name() + " after " + operation->text +
+                                             ": " + state.table.cuda_error_text(recorded) +
+                                             "; wait for the next view"});
+  }
+  MUSTER_TRY(health());
+  return Operation(std::move(operation));
+}
+
+void NcclCommunicator::revoke(const std::string& reason) {
+  state_->fail({ErrorCode::kReconfigure, "the NCCL communicator of " + state_->name() +
+                                             " was revoked: " + reason + "; wait for the next view"});
+}
+
+Status NcclCommunicator::health() const {
+  const std::lock_guard lock(state_->mutex);
+  return state_->failure_status();
+}
+
+Status NcclCommunicator::wait_aborted(Instant deadline) {
+  std::unique_lock lock(state_->mutex);
+  while (state_->phase != Phase::kAborted && now() < deadline) {
+    state_->changed.wait_for(lock, span_of(std::min(deadline - now(), kSecond)));
+  }
+  if (state_->phase == Phase::kAborted) return ok();
+  return Error{ErrorCode::kRetry, "NCCL has not let go of the communicator of " + state_->name() +
+                                      (state_->inside_nccl ? ": a call into it does not return" : "") +
+                                      "; its device memory stays in use until it does"};
+}
+
+}  // namespace muster

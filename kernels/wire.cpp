@@ -1,0 +1,201 @@
+#include "kernels/wire.h"
+
+#include <algorithm>
+#include <bit>
+#include <string>
+
+#include "kernels/crc32c.h"
+#include "kernels/int8_math.h"
+
+namespace muster::wire {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "the wire is little-endian, as every CUDA host is");
+
+// The bytes as they travel.
+struct Header {
+  uint32_t magic;
+  uint16_t version;
+  uint16_t header_bytes;
+  uint8_t codec;
+  uint8_t flags;
+  uint16_t lane;
+  uint32_t block;
+  uint64_t count;
+  uint64_t step;
+  uint32_t tensor;
+  uint8_t stage;
+  uint8_t reserved0[3];
+  uint64_t first_index;
+  uint64_t reserved1;
+  uint32_t reserved2;
+  uint32_t crc;
+};
+static_assert(sizeof(Header) == kHeaderBytes && offsetof(Header, crc) == 60);
+
+constexpr uint8_t kStochasticFlag = 1;
+constexpr uint32_t kTensorLimit = uint32_t{1} << 30;
+constexpr uint8_t kStageLimit = 4;
+
+Error damaged(const std::string& what) {
+  return Error{ErrorCode::kRetry, "a codec message " + what + "; discard it and ask its sender again"};
+}
+
+uint32_t checksum(const Header& header, ByteSpan message) {
+  const ByteSpan head = bytes_of(header).first(offsetof(Header, crc));
+  return crc32c(message.subspan(kHeaderBytes), crc32c(head));
+}
+
+Description description_of(const Header& header) {
+  return {.codec = static_cast<Codec>(header.codec),
+          .stochastic = (header.flags & kStochasticFlag) != 0,
+          .lane = header.lane,
+          .stage = header.stage,
+          .tensor = header.tensor,
+          .step = header.step,
+          .first_index = header.first_index,
+          .count = header.count};
+}
+
+// What is wrong with the fields, or empty.
+std::string objection(const Header& header) {
+  if (header.magic != kMagic) return "does not begin with its mark";
+  if (header.version != kVersion) {
+    return "has version " + std::to_string(header.version) + ", and this library reads version " +
+           std::to_string(kVersion);
+  }
+  if (header.header_bytes != kHeaderBytes) return "states another header length";
+  if (header.codec != static_cast<uint8_t>(Codec::kInt8)) {
+    return "has the unknown codec " + std::to_string(header.codec);
+  }
+  if (header.block != int8::kBlock) return "states block " + std::to_string(header.block);
+  if ((header.flags & ~kStochasticFlag) != 0) return "has unknown flags";
+  if (header.tensor >= kTensorLimit || header.stage >= kStageLimit)
+    return "has a tensor or stage out of range";
+  if (header.first_index % int8::kBlock != 0) return "does not begin at a block";
+  if (header.count > kIndexMax || header.first_index > kIndexMax - header.count)
+    return "counts too many elements";
+  const bool reserved = header.reserved0[0] == 0 && header.reserved0[1] == 0 && header.reserved0[2] == 0 &&
+                        header.reserved1 == 0 && header.reserved2 == 0;
+  return reserved ? "" : "uses reserved fields";
+}
+
+Result<Header> read_header(ByteSpan bytes) {
+  if (bytes.size() < kHeaderBytes) {
+    return damaged("of " + std::to_string(bytes.size()) + " bytes is shorter than a header");
+  }
+  Header header;
+  std::memcpy(&header, bytes.data(), sizeof header);
+  if (const std::string wrong = objection(header); !wrong.empty()) return damaged(wrong);
+  return header;
+}
+
+bool all_zero(ByteSpan bytes) {
+  return std::all_of(bytes.begin(), bytes.end(), [](std::byte b) { return b == std::byte{0}; });
+}
+
+// Padding after each plane.
+struct Gaps {
+  uint64_t first_offset, first_bytes, second_offset, second_bytes;
+};
+Gaps gaps_of(const Layout& layout) {
+  const uint64_t scales_end = layout.scales_offset + layout.scales_bytes;
+  const uint64_t payload_end = layout.payload_offset + layout.payload_bytes;
+  return {scales_end, layout.payload_offset - scales_end, payload_end, layout.message_bytes - payload_end};
+}
+
+// A scale that an encoder writes: 0, a finite number from 2^-100/127 to the largest, or the one NaN.
+bool is_scale(uint32_t bits) {
+  if (bits == 0 || bits == int8::kNanBits) return true;
+  return bits >= bits_of(float_of(int8::kSmallestMaxBits) / 127.0f) && bits <= bits_of(int8::kScaleMax);
+}
+
+std::string scale_objection(ByteSpan scales) {
+  for (size_t i = 0; i < scales.size() / 4; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, scales.data() + 4 * i, 4);
+    if (!is_scale(bits)) return "has a scale in block " + std::to_string(i) + " that no encoder writes";
+  }
+  return "";
+}
+
+}  // namespace
+
+Result<Layout> lay_out(Codec codec, uint64_t count) {
+  if (codec != Codec::kInt8 || count > kIndexMax) {
+    return Error{ErrorCode::kMisuse, "a codec message of " + std::to_string(count) +
+                                         " elements was asked for; the limit is 2^51, for codec int8"};
+  }
+  Layout layout{};
+  layout.scales_offset = kHeaderBytes;
+  layout.scales_bytes = (count + int8::kBlock - 1) / int8::kBlock * 4;
+  layout.payload_offset = round_up(layout.scales_offset + layout.scales_bytes, kAlignment);
+  layout.payload_bytes = count;
+  layout.message_bytes = round_up(layout.payload_offset + layout.payload_bytes, kAlignment);
+  return layout;
+}
+
+Status seal(const Description& description, MutableByteSpan message) {
+  MUSTER_ASSIGN(const Layout layout, lay_out(description.codec, description.count));
+  if (message.size() != layout.message_bytes) {
+    return Error{ErrorCode::kMisuse, "a codec message of " + std::to_string(description.count) +
+                                         " elements takes " + std::to_string(layout.message_bytes) +
+                                         " bytes, not " + std::to_string(message.size())};
+  }
+  Header header{.magic = kMagic,
+                .version = kVersion,
+                .header_bytes = kHeaderBytes,
+                .codec = static_cast<uint8_t>(description.codec),
+                .flags = description.stochastic ? kStochasticFlag : uint8_t{0},
+                .lane = description.lane,
+                .block = int8::kBlock,
+                .count = description.count,
+                .step = description.step,
+                .tensor = description.tensor,
+                .stage = description.stage,
+                .reserved0 = {},
+                .first_index = description.first_index,
+                .reserved1 = 0,
+                .reserved2 = 0,
+                .crc = 0};
+  if (const std::string wrong = objection(header); !wrong.empty()) {
+    return Error{ErrorCode::kMisuse, "a codec message would be invalid: it " + wrong};
+  }
+  const Gaps gaps = gaps_of(layout);
+  std::fill_n(message.begin() + static_cast<ptrdiff_t>(gaps.first_offset), gaps.first_bytes, std::byte{0});
+  std::fill_n(message.begin() + static_cast<ptrdiff_t>(gaps.second_offset), gaps.second_bytes, std::byte{0});
+  header.crc = checksum(header, message);
+  std::memcpy(message.data(), &header, sizeof header);
+  return ok();
+}
+
+Result<uint64_t> message_bytes_of(ByteSpan bytes, uint64_t limit_bytes) {
+  MUSTER_ASSIGN(const Header header, read_header(bytes));
+  MUSTER_ASSIGN(const Layout layout, lay_out(static_cast<Codec>(header.codec), header.count));
+  if (layout.message_bytes > limit_bytes) {
+    return damaged("claims " + std::to_string(layout.message_bytes) + " bytes, above the limit of " +
+                   std::to_string(limit_bytes));
+  }
+  return layout.message_bytes;
+}
+
+Result<Message> parse(ByteSpan bytes) {
+  MUSTER_ASSIGN(const Header header, read_header(bytes));
+  MUSTER_ASSIGN(const Layout layout, lay_out(static_cast<Codec>(header.codec), header.count));
+  if (bytes.size() != layout.message_bytes) {
+    return damaged("of " + std::to_string(bytes.size()) + " bytes should have " +
+                   std::to_string(layout.message_bytes));
+  }
+  if (checksum(header, bytes) != header.crc) return damaged("fails its checksum");
+  const Gaps gaps = gaps_of(layout);
+  if (!all_zero(bytes.subspan(gaps.first_offset, gaps.first_bytes)) ||
+      !all_zero(bytes.subspan(gaps.second_offset, gaps.second_bytes))) {
+    return damaged("has padding that is not zero");
+  }
+  const Message message{description_of(header), bytes.subspan(layout.scales_offset, layout.scales_bytes),
+                        bytes.subspan(layout.payload_offset, layout.payload_bytes)};
+  if (const std::string wrong = scale_objection(message.scales); !wrong.empty()) return damaged(wrong);
+  return message;
+}
+
+}  // namespace muster::wire

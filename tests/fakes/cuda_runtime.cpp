@@ -1,0 +1,404 @@
+// libcudart for tests: the used part of the CUDA run time, on host memory and threads. Compiled against the
+// real header, which refuses a wrong signature.
+#include <cuda_runtime_api.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "tests/fakes/fakes.h"
+
+// cudaStream_t and cudaEvent_t point to these.
+struct CUstream_st {
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::deque<std::function<int()>> queue;
+  bool closed = false;
+};
+struct CUevent_st {
+  std::mutex mutex;
+  std::shared_ptr<std::atomic<bool>> passed;  // null: never recorded
+};
+
+namespace muster::fakes {
+namespace {
+
+struct Kernel {
+  void (*body)() = nullptr;
+  Prepare prepare = nullptr;
+};
+
+struct LaunchConfiguration {
+  dim3 grid, block;
+  size_t shared_bytes;
+  cudaStream_t stream;
+};
+
+// One for the process, like the library that it stands for.
+struct Runtime {
+  std::mutex mutex;
+  Injection injection;
+  int calls = 0;
+  int violations = 0;
+  int devices = 8;
+  int probe_error = 0;
+  std::atomic<int> sticky{0};
+  std::atomic<int> threads{0};
+  std::map<cudaStream_t, std::shared_ptr<CUstream_st>> streams;
+  std::map<cudaEvent_t, std::shared_ptr<CUevent_st>> events;
+  std::map<const char*, size_t> memory;  // device and pinned: begin, bytes
+  std::map<std::string, Kernel> kernels;
+  std::map<const void*, std::string> names;  // of registered host stubs
+};
+// Never destroyed: stream threads may outlast static objects.
+Runtime& runtime() {
+  static Runtime* const one = new Runtime;
+  return *one;
+}
+
+thread_local cudaError_t last_error = cudaSuccess;
+thread_local LaunchConfiguration pushed;
+
+cudaError_t result(int code) {
+  if (code != 0) last_error = static_cast<cudaError_t>(code);
+  return static_cast<cudaError_t>(code);
+}
+
+// Counts this call; the code that it was chosen to return, or 0.
+int injected() {
+  Runtime& self = runtime();
+  const std::lock_guard lock(self.mutex);
+  return ++self.calls == self.injection.call ? self.injection.code : 0;
+}
+
+void violation() {
+  const std::lock_guard lock(runtime().mutex);
+  ++runtime().violations;
+}
+
+void run_stream(std::shared_ptr<CUstream_st> stream) {
+  while (true) {
+    std::function<int()> work;
+    {
+      std::unique_lock lock(stream->mutex);
+      stream->changed.wait(lock, [&] { return stream->closed || !stream->queue.empty(); });
+      if (stream->queue.empty()) break;
+      work = std::move(stream->queue.front());
+      stream->queue.pop_front();
+    }
+    if (const int code = work(); code != 0) runtime().sticky = code;
+  }
+  --runtime().threads;
+}
+
+std::shared_ptr<CUstream_st> find_stream(cudaStream_t handle) {
+  const std::lock_guard lock(runtime().mutex);
+  const auto found = runtime().streams.find(handle);
+  return found == runtime().streams.end() ? nullptr : found->second;
+}
+
+cudaError_t enqueue(cudaStream_t handle, std::function<int()> work) {
+  const auto stream = find_stream(handle);
+  if (stream == nullptr) {
+    violation();
+    return cudaErrorInvalidResourceHandle;
+  }
+  const std::lock_guard lock(stream->mutex);
+  stream->queue.push_back(std::move(work));
+  stream->changed.notify_one();
+  return cudaSuccess;
+}
+
+std::shared_ptr<CUevent_st> find_event(cudaEvent_t handle) {
+  const std::lock_guard lock(runtime().mutex);
+  const auto found = runtime().events.find(handle);
+  return found == runtime().events.end() ? nullptr : found->second;
+}
+
+// Whether the range lies in memory that an asynchronous copy may touch.
+bool is_known(const void* begin, size_t bytes) {
+  const std::lock_guard lock(runtime().mutex);
+  const char* first = static_cast<const char*>(begin);
+  auto after = runtime().memory.upper_bound(first);
+  if (after == runtime().memory.begin()) return false;
+  --after;
+  return first + bytes <= after->first + after->second;
+}
+
+cudaError_t allocate(void** memory, size_t bytes) {
+  if (const int code = injected()) return result(code);
+  *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256 + (bytes == 0 ? 256 : 0));
+  std::memset(*memory, 0xFF, bytes);
+  const std::lock_guard lock(runtime().mutex);
+  runtime().memory[static_cast<char*>(*memory)] = bytes;
+  return cudaSuccess;
+}
+
+cudaError_t release(void* memory) {
+  const int code = injected();
+  if (memory != nullptr) {
+    {
+      const std::lock_guard lock(runtime().mutex);
+      if (runtime().memory.erase(static_cast<char*>(memory)) == 0) {
+        ++runtime().violations;
+        return cudaErrorInvalidValue;
+      }
+    }
+    std::free(memory);
+  }
+  return result(code);
+}
+
+}  // namespace
+
+void cuda_reset() {
+  const std::lock_guard lock(runtime().mutex);
+  runtime().injection = {};
+  runtime().calls = 0;
+  runtime().violations = 0;
+  runtime().sticky = 0;
+  runtime().devices = 8;
+  runtime().probe_error = 0;
+}
+
+void cuda_inject(const Injection& injection) {
+  const std::lock_guard lock(runtime().mutex);
+  runtime().injection = injection;
+}
+
+int cuda_calls() {
+  const std::lock_guard lock(runtime().mutex);
+  return runtime().calls;
+}
+
+void cuda_set_devices(int count, int probe_error) {
+  const std::lock_guard lock(runtime().mutex);
+  runtime().devices = count;
+  runtime().probe_error = probe_error;
+}
+
+int cuda_live() {
+  const std::lock_guard lock(runtime().mutex);
+  return static_cast<int>(runtime().streams.size() + runtime().events.size() + runtime().memory.size()) +
+         runtime().threads;
+}
+
+int cuda_violations() {
+  const std::lock_guard lock(runtime().mutex);
+  return runtime().violations;
+}
+
+void cuda_enqueue(void* stream, std::function<int()> work) {
+  (void)enqueue(static_cast<cudaStream_t>(stream), std::move(work));
+}
+
+void cuda_register_kernel(const char* mangled_name, void (*kernel)(), Prepare prepare) {
+  const std::lock_guard lock(runtime().mutex);
+  runtime().kernels[mangled_name] = {kernel, prepare};
+}
+
+}  // namespace muster::fakes
+
+using namespace muster::fakes;
+
+extern "C" {
+
+cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
+
+const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorNoDevice:
+      return "no CUDA-capable device is detected";
+    case cudaErrorInsufficientDriver:
+      return "CUDA driver version is insufficient for CUDA runtime version";
+    case cudaErrorMemoryAllocation:
+      return "out of memory";
+    default:
+      return "an error of the fake CUDA run time";
+  }
+}
+
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = runtime().probe_error != 0 ? 0 : CUDART_VERSION;
+  return result(injected());
+}
+
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = CUDART_VERSION;
+  return result(injected());
+}
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  if (const int code = injected()) return result(code);
+  const std::lock_guard lock(runtime().mutex);
+  *count = runtime().probe_error != 0 ? 0 : runtime().devices;
+  return result(runtime().probe_error);
+}
+
+cudaError_t cudaSetDevice(int device) {
+  if (const int code = injected()) return result(code);
+  const std::lock_guard lock(runtime().mutex);
+  return result(device >= 0 && device < runtime().devices ? cudaSuccess : cudaErrorInvalidDevice);
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int) {
+  if (const int code = injected()) return result(code);
+  auto made = std::make_shared<CUstream_st>();
+  *stream = made.get();
+  ++runtime().threads;
+  std::thread(run_stream, made).detach();
+  const std::lock_guard lock(runtime().mutex);
+  runtime().streams[made.get()] = made;
+  return cudaSuccess;
+}
+
+// Returns at once, as the real one does; the stream's thread ends when the queue is empty.
+cudaError_t cudaStreamDestroy(cudaStream_t handle) {
+  const int code = injected();
+  const auto stream = find_stream(handle);
+  if (stream == nullptr) {
+    violation();
+    return cudaErrorInvalidResourceHandle;
+  }
+  {
+    const std::lock_guard lock(runtime().mutex);
+    runtime().streams.erase(handle);
+  }
+  const std::lock_guard lock(stream->mutex);
+  stream->closed = true;
+  stream->changed.notify_one();
+  return result(code);
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int) {
+  if (const int code = injected()) return result(code);
+  auto made = std::make_shared<CUevent_st>();
+  *event = made.get();
+  const std::lock_guard lock(runtime().mutex);
+  runtime().events[made.get()] = made;
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  const int code = injected();
+  const std::lock_guard lock(runtime().mutex);
+  if (runtime().events.erase(event) == 0) {
+    ++runtime().violations;
+    return cudaErrorInvalidResourceHandle;
+  }
+  return result(code);
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t handle, cudaStream_t stream) {
+  if (const int code = injected()) return result(code);
+  const auto event = find_event(handle);
+  if (event == nullptr) {
+    violation();
+    return cudaErrorInvalidResourceHandle;
+  }
+  auto passed = std::make_shared<std::atomic<bool>>(false);
+  {
+    const std::lock_guard lock(event->mutex);
+    event->passed = passed;
+  }
+  return result(enqueue(stream, [passed] {
+    *passed = true;
+    return 0;
+  }));
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t handle) {
+  if (const int code = injected()) return result(code);
+  if (const int code = runtime().sticky) return result(code);
+  const auto event = find_event(handle);
+  if (event == nullptr) {
+    violation();
+    return cudaErrorInvalidResourceHandle;
+  }
+  const std::lock_guard lock(event->mutex);
+  return event->passed == nullptr || *event->passed ? cudaSuccess : cudaErrorNotReady;
+}
+
+cudaError_t cudaMalloc(void** memory, size_t bytes) { return allocate(memory, bytes); }
+cudaError_t cudaFree(void* memory) { return release(memory); }
+cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned int) { return allocate(memory, bytes); }
+cudaError_t cudaFreeHost(void* memory) { return release(memory); }
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+  if (const int code = injected()) return result(code);
+  if (!is_known(to, bytes) || !is_known(from, bytes)) {
+    violation();  // pageable memory: the copy would not be asynchronous
+    return result(cudaErrorInvalidValue);
+  }
+  return result(enqueue(stream, [=] {
+    std::memcpy(to, from, bytes);
+    return 0;
+  }));
+}
+
+cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
+  if (const int code = injected()) return result(code);
+  return result(enqueue(stream, [=] {
+    function(data);
+    return 0;
+  }));
+}
+
+// What nvcc's host code calls.
+
+void** __cudaRegisterFatBinary(void*) {
+  static void* handle;
+  return &handle;
+}
+void __cudaRegisterFatBinaryEnd(void**) {}
+void __cudaUnregisterFatBinary(void**) {}
+char __cudaInitModule(void**) { return 1; }
+
+void __cudaRegisterFunction(void**, const char* host, char*, const char* name, int, uint3*, uint3*, dim3*,
+                            dim3*, int*) {
+  const std::lock_guard lock(runtime().mutex);
+  runtime().names[host] = name;
+}
+
+unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream) {
+  pushed = {grid, block, shared_bytes, stream};
+  return 0;
+}
+
+cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shared_bytes, void* stream) {
+  *grid = pushed.grid;
+  *block = pushed.block;
+  *shared_bytes = pushed.shared_bytes;
+  *static_cast<cudaStream_t*>(stream) = pushed.stream;
+  return cudaSuccess;
+}
+
+cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* host) {
+  *kernel = static_cast<cudaKernel_t>(const_cast<void*>(host));
+  return cudaSuccess;
+}
+
+cudaError_t __cudaLaunchKernel(cudaKernel_t handle, dim3 grid, dim3 block, void** arguments, size_t,
+                               cudaStream_t stream) {
+  if (const int code = injected()) return result(code);
+  Kernel kernel;
+  {
+    const std::lock_guard lock(runtime().mutex);
+    const auto name = runtime().names.find(handle);
+    if (name != runtime().names.end()) kernel = runtime().kernels[name->second];
+  }
+  if (kernel.prepare == nullptr) return result(cudaErrorInvalidDeviceFunction);
+  return result(enqueue(
+      stream, kernel.prepare({grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, arguments, kernel.body)));
+}
+
+}  // extern "C"
