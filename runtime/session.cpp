@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "collectives/transport/ucx.h"
+
 namespace muster {
 
 Result<std::unique_ptr<Session>> Session::join(SessionOptions options) {
@@ -36,7 +38,21 @@ Session::~Session() {
   endpoint_.reset();
 }
 
-Result<EndpointOptions> Session::open_transport() { return EndpointOptions{}; }
+// Without UCX the job is limited to one node, on which ranks share memory. That is enough for a process alone, and an
+// error only where a view spans nodes, which form_group() then names.
+Result<EndpointOptions> Session::open_transport() {
+  EndpointOptions options;
+  auto ucx = open_ucx();
+  if (ucx.ok()) {
+    options.transport = std::move(*ucx);
+  } else {
+    Event event;
+    event.at = now();
+    event.text = ucx.error().message + "; without it this process can only work with ranks of its own node";
+    if (options_.on_event) options_.on_event(event);
+  }
+  return options;
+}
 
 void Session::attach(Listener* listener) {
   const std::lock_guard lock(listener_mutex_);

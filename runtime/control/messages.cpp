@@ -8,7 +8,8 @@ const char* name_of(const Message& message) {
       "Report",    "Ready",      "Suspect",       "AtBoundary",   "Level",       "LearnFailed", "Progress",
       "SaveDue",   "SaveVote",   "SavePublished", "Leaving",      "NodeWelcome", "NodeRefused", "Evict",
       "EndJob",    "Agree",      "Install",       "Go",           "PlanNumber",  "Proceed",     "Teach",
-      "Learn",     "LessonOver", "LearnUntil",    "SaveOpen",     "SavePublish", "SaveClosed",  "End"};
+      "Learn",     "LessonOver", "LearnUntil",    "SaveOpen",     "SavePublish", "SaveClosed",  "End",
+      "WorkerEvent"};
   static_assert(std::size(kNames) == std::variant_size_v<Message>);
   return kNames[message.index()];
 }
