@@ -148,7 +148,7 @@ struct TlsEngine::State {
     SSL_CTX_set_num_tickets(c, 0);
     SSL_CTX_set_session_cache_mode(c, SSL_SESS_CACHE_OFF);
     // A server that answered with a certificate instead of the key must fail: no authority is trusted.
-    SSL_CTX_set_verify(c, SSL_VERIFY_PEER, nullptr);
+    if (role == TlsRole::kClient) SSL_CTX_set_verify(c, SSL_VERIFY_PEER, nullptr);
     if (role == TlsRole::kServer)
       SSL_CTX_set_psk_find_session_callback(c, &State::find_key);
     else
