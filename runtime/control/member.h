@@ -93,7 +93,7 @@ class MemberCore {
   uint64_t plan() const;
   bool boundary_due(uint64_t combined) const;
   MemberActions at_boundary(uint64_t plan, Version version, const Digest& digest);
-  bool at_boundary() const;
+  bool waiting_at_boundary() const;
 
   Version version() const;
   const View& view() const;  // the newest entered view; generation counter 0 before the first

@@ -35,7 +35,7 @@ struct MemberGone {
   bool orderly = false;  // it had said Leaving, and exited 0 or 75
   std::string why;
   uint32_t local_rank = 0;  // its slot; `member` is 0 where the process ended before it said MemberHello
-  int exit_code = 0;        // or -signal
+  int exit_code = 0;        // the process's, or 128 + signal
   bool given_up = false;    // the slot will not be started again: the program is broken, or misused (78)
 };
 

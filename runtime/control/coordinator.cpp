@@ -1,0 +1,254 @@
+// The leader's public face: dispatch, time, and what the other files share.
+#include "runtime/control/coordinator.h"
+
+#include <algorithm>
+
+#include "runtime/base/random.h"
+#include "runtime/control/coordinator_state.h"
+
+namespace muster::control {
+
+// ---- speaking
+// ------------------------------------------------------------------------------------------------
+
+void Coordinator::State::to_node(NodeId node, Message message) {
+  out.push_back(Send{node, Envelope{0, std::move(message)}});
+}
+
+void Coordinator::State::to_member(MemberId id, Message message) {
+  const auto record = members.find(id);
+  if (record == members.end()) return;
+  out.push_back(Send{record->second.member.node, Envelope{id, std::move(message)}});
+}
+
+void Coordinator::State::to_view(const Message& message) {
+  for (MemberId id : living_of(view)) to_member(id, message);
+}
+
+Event& Coordinator::State::say(EventKind kind, std::string text) {
+  Event event;
+  event.kind = kind;
+  event.at = now;
+  event.generation = view.generation.counter;
+  event.version = view.base;
+  event.text = std::move(text);
+  out.push_back(std::move(event));
+  return std::get<Event>(out.back());
+}
+
+std::string Coordinator::State::named(MemberId id) const {
+  const auto rank = view.rank_of(id);
+  if (rank) return "rank " + std::to_string(*rank) + " on node " + view.members[*rank].node_name;
+  const auto record = members.find(id);
+  if (record == members.end()) return "a former member";
+  const Member& member = record->second.member;
+  return "worker " + std::to_string(member.local_rank) + " on node " + member.node_name;
+}
+
+uint64_t Coordinator::State::nonce() {
+  const uint64_t value = mix64(incarnation ^ mix64(++nonces));
+  return value == 0 ? 1 : value;
+}
+
+// ---- asking
+// --------------------------------------------------------------------------------------------------
+
+std::vector<MemberId> Coordinator::State::living_of(const View& of) const {
+  std::vector<MemberId> ids;
+  for (const Member& member : of.members) {
+    if (lives(member.id)) ids.push_back(member.id);
+  }
+  return ids;
+}
+
+bool Coordinator::State::node_silent(NodeId id) const {
+  const auto node = nodes.find(id);
+  return node == nodes.end() || node->second.silent_since != kNever;
+}
+
+std::set<NodeId> Coordinator::State::view_nodes() const {
+  std::set<NodeId> ids;
+  for (const Member& member : view.members) ids.insert(member.node);
+  return ids;
+}
+
+uint32_t Coordinator::State::living_on(NodeId node) const {
+  return static_cast<uint32_t>(std::count_if(
+      members.begin(), members.end(), [&](const auto& entry) { return entry.second.member.node == node; }));
+}
+
+bool Coordinator::State::node_complete(const NodeRecord& node) const {
+  return node.connected && !node.draining && living_on(node.id) >= node.workers;
+}
+
+uint32_t Coordinator::State::nodes_able() const {
+  uint32_t count = 0;
+  for (const auto& [id, node] : nodes) {
+    const bool hopeless = node.given_up.size() + node.ended.size() >= node.workers;
+    if (!node.connected || node.draining || hopeless) continue;
+    if (node.was_in_view || node_complete(node)) ++count;
+  }
+  return count;
+}
+
+// ---- consequences
+// --------------------------------------------------------------------------------------------
+
+void Coordinator::State::settle() {
+  if (phase == Phase::kEnded) return settle_end();
+  check_leaving();
+  if (losses_pending) settle_losses();
+  if (phase == Phase::kForming) settle_forming();
+  if (phase == Phase::kAgreeing) check_agreement();
+  if (phase == Phase::kInstalling) check_installed();
+  if (phase == Phase::kRunning) {
+    settle_drains();
+    settle_stop();
+  }
+  if (phase == Phase::kRunning && !stop) {
+    settle_lessons();
+    check_boundary();
+  }
+  if (phase == Phase::kEnded) settle_end();
+}
+
+// ---- time
+// ----------------------------------------------------------------------------------------------------
+
+void Coordinator::State::tick() {
+  for (auto& [id, node] : nodes) {
+    if (node.connected && node.silent_since == kNever && now - node.heard_at >= limits.node_silence) {
+      node_fell_silent(node,
+                       "no heartbeat for " + std::to_string(limits.node_silence / kMillisecond) + " ms");
+    }
+  }
+  if (now >= heartbeat_at) {
+    for (const auto& [id, node] : nodes) {
+      if (node.connected) to_node(id, Heartbeat{});
+    }
+    heartbeat_at = now + limits.heartbeat_every;
+  }
+  if (phase == Phase::kEnded) return;
+  if (now >= phase_deadline) {
+    if (phase == Phase::kAgreeing) agreement_overdue();
+    if (phase == Phase::kInstalling) installation_overdue();
+    if (phase == Phase::kStoring) store_next();
+  }
+  if (phase == Phase::kInstalling && now >= suspect_at) check_suspects();
+  if (phase == Phase::kRunning) {
+    if (now >= suspect_at) check_suspects();
+    if (now - progress_at >= limits.step_timeout) check_progress();
+    if (stop && stop->step == Stop::kAsking && now >= phase_deadline) stop_answers_overdue();
+    if (boundary && now >= boundary->deadline) boundary_overdue();
+    if (now >= leave_deadline) leavers_overdue();
+  }
+  saves_overdue();
+  check_notice_deadline();
+}
+
+Instant Coordinator::State::next_deadline() const {
+  if (finished) return kNever;
+  Instant next = std::min({heartbeat_at, phase_deadline, form_at});
+  // What merely becomes possible at a moment was looked at by the newest call if that moment is past.
+  const auto possible_at = [&](Instant at) {
+    if (at > now) next = std::min(next, at);
+  };
+  for (const auto& [id, node] : nodes) {
+    if (node.connected && node.silent_since == kNever)
+      next = std::min(next, node.heard_at + limits.node_silence);
+    if (node.silent_since != kNever) possible_at(node.silent_since + limits.partition_wait);
+    possible_at(node.hello_at + limits.form_wait);
+  }
+  if (phase == Phase::kEnded) return next;
+  if (phase == Phase::kRunning) {
+    next = std::min({next, suspect_at, leave_deadline, progress_at + limits.step_timeout});
+    if (boundary) next = std::min(next, boundary->deadline);
+    for (const auto& [id, lesson] : lessons) next = std::min(next, lesson.deadline);
+    for (const auto& [id, at] : learn_not_before) possible_at(at);
+    if (settle_notices_at != kNever) possible_at(settle_notices_at);
+  }
+  if (phase == Phase::kInstalling) next = std::min(next, suspect_at);
+  for (const auto& [id, save] : saves) next = std::min(next, save.deadline);
+  if (stop && !stop->deadline_missed) next = std::min(next, stop->notice_deadline);
+  return next;
+}
+
+// ---- the public face
+// -----------------------------------------------------------------------------------------
+
+Coordinator::Coordinator(Limits limits, std::string job, uint64_t incarnation, Instant now)
+    : state_(std::make_unique<State>()) {
+  state_->limits = limits;
+  state_->job = std::move(job);
+  state_->incarnation = incarnation;
+  state_->now = now;
+  state_->phase_deadline = now + limits.form_timeout;
+  state_->heartbeat_at = now + limits.heartbeat_every;
+  state_->stored = Generation{incarnation, 0};
+}
+
+Coordinator::~Coordinator() = default;
+
+Actions Coordinator::receive(Instant now, NodeId from, const Envelope& envelope) {
+  State& state = *state_;
+  state.now = now;
+  if (const auto node = state.nodes.find(from); node != state.nodes.end()) {
+    if (!node->second.connected && !std::holds_alternative<NodeHello>(envelope.message)) return {};
+    state.node_heard(node->second);
+  } else if (!std::holds_alternative<NodeHello>(envelope.message)) {
+    return {};  // nobody speaks before its hello
+  }
+  if (envelope.member != 0 && state.excluded.contains(envelope.member)) return {};
+  std::visit([&](const auto& message) { state.on(from, envelope.member, message); }, envelope.message);
+  state.settle();
+  return state.take();
+}
+
+Actions Coordinator::disconnected(Instant now, NodeId node, const std::string& why) {
+  State& state = *state_;
+  state.now = now;
+  const auto record = state.nodes.find(node);
+  if (record == state.nodes.end()) return {};
+  record->second.connected = false;
+  state.node_fell_silent(record->second, why);
+  state.settle();
+  return state.take();
+}
+
+Actions Coordinator::stored(Instant now, uint32_t attempt, bool stored, const View& current) {
+  State& state = *state_;
+  state.now = now;
+  if (state.phase != Phase::kStoring) return {};
+  const bool ours = current == state.change.next;  // an earlier attempt whose answer was lost (rule 14)
+  if (stored && attempt != state.change.attempt && !ours) return {};
+  if (stored || ours || !state.limits.rules.store_guarded) {
+    state.next_is_stored();
+  } else if (attempt == state.change.attempt) {
+    state.end_job(kExitRequeue, "another leader has written generation " + to_string(current.generation));
+    state.out.push_back(Finish{kExitRequeue, state.end_why});
+    state.finished = true;
+  }
+  state.settle();
+  return state.take();
+}
+
+Actions Coordinator::tick(Instant now) {
+  State& state = *state_;
+  state.now = now;
+  if (state.finished) return {};
+  state.tick();
+  state.settle();
+  return state.take();
+}
+
+Instant Coordinator::next_deadline() const { return state_->next_deadline(); }
+
+const View& Coordinator::view() const { return state_->view; }
+
+std::string Coordinator::phase() const {
+  static constexpr const char* kNames[] = {"forming",    "agreeing", "storing",
+                                           "installing", "running",  "ended"};
+  return kNames[static_cast<int>(state_->phase)];
+}
+
+}  // namespace muster::control

@@ -1,0 +1,70 @@
+// The end (rule 19): nobody leaves for good before all hold the last version, or the final save is committed.
+#include <algorithm>
+
+#include "runtime/control/coordinator_state.h"
+
+namespace muster::control {
+
+void Coordinator::State::on(NodeId, MemberId id, const Leaving& leaving) {
+  if (!lives(id) || phase == Phase::kEnded) return;
+  MemberRecord& record = members.at(id);
+  record.leaving = leaving.exit_code;
+  if (!in_view(id)) return;
+  if (leaving.version != kNoVersion) record.version = std::max(record.version, leaving.version);
+  if (leaving.exit_code != 0 && leaving.exit_code != kExitRequeue) {
+    program_failures.emplace_back(id, leaving.exit_code);
+    return lose_member(
+        id, "the program left with code " + std::to_string(leaving.exit_code) + ": " + leaving.why, false);
+  }
+  progress_at = now;
+  const Duration patience = leaving.exit_code == 0 ? limits.step_timeout : limits.boundary_timeout;
+  leave_deadline = std::min(leave_deadline, now + patience);
+}
+
+void Coordinator::State::check_leaving() {
+  if (view.members.empty() || phase == Phase::kEnded) return;
+  const std::vector<MemberId> ids = living_of(view);
+  const auto leaves = [&](MemberId id) { return members.at(id).leaving.has_value(); };
+  const bool enough = limits.rules.end_awaits_all ? std::all_of(ids.begin(), ids.end(), leaves)
+                                                  : std::any_of(ids.begin(), ids.end(), leaves);
+  if (ids.empty() || !enough) return;
+  int code = 0;
+  for (MemberId id : ids) code = std::max(code, members.at(id).leaving.value_or(0));
+  end_job(code, code == 0 ? "every member holds the last version"
+                          : "every member left with code " + std::to_string(code));
+}
+
+// The others do not follow, and cannot go on without those who left.
+void Coordinator::State::leavers_overdue() {
+  leave_deadline = kNever;
+  std::vector<MemberId> leavers;
+  for (MemberId id : living_of(view)) {
+    if (members.at(id).leaving) leavers.push_back(id);
+  }
+  evict_members(leavers, "it left the loop, and the others go on");
+}
+
+void Coordinator::State::end_job(int code, const std::string& why) {
+  if (phase == Phase::kEnded) return;
+  phase = Phase::kEnded;
+  phase_deadline = now + limits.end_timeout;
+  exit_code = code;
+  end_why = why;
+  losses_pending = false;
+  say(EventKind::kJobEnded, why).amount = code;
+  std::vector<uint64_t> open;
+  for (const auto& [id, save] : saves) open.push_back(id);
+  for (uint64_t id : open) close_save(id, false, "the job ends");
+  for (const auto& [id, record] : members) to_member(id, End{code, why});
+  for (const auto& [id, node] : nodes) {
+    if (node.connected) to_node(id, EndJob{code, why});
+  }
+}
+
+void Coordinator::State::settle_end() {
+  if (finished || (!members.empty() && now < phase_deadline)) return;
+  finished = true;
+  out.push_back(Finish{exit_code, end_why});
+}
+
+}  // namespace muster::control

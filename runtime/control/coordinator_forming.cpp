@@ -1,0 +1,132 @@
+// Nodes and members come. The first view of a run, and the one after every member was lost.
+#include <algorithm>
+
+#include "runtime/control/coordinator_state.h"
+
+namespace muster::control {
+
+std::string Coordinator::State::refusal(const NodeHello& hello) const {
+  if (hello.protocol != NodeHello{}.protocol) {
+    return "protocol version " + std::to_string(hello.protocol) +
+           " is not the leader's; use the same Muster everywhere";
+  }
+  if (hello.job != job) return "this is job \"" + job + "\", not \"" + hello.job + "\"";
+  if (hello.nodes_min != limits.nodes_min || hello.nodes_max != limits.nodes_max) {
+    return "--nnodes " + std::to_string(hello.nodes_min) + ":" + std::to_string(hello.nodes_max) +
+           " differs from the leader's " + std::to_string(limits.nodes_min) + ":" +
+           std::to_string(limits.nodes_max);
+  }
+  if (hello.workers == 0) return "a node needs at least one worker (--nproc)";
+  return "";
+}
+
+void Coordinator::State::on(NodeId from, MemberId, const NodeHello& hello) {
+  if (std::string why = refusal(hello); !why.empty()) {
+    say(EventKind::kLog, "node " + hello.name + " is refused: " + why);
+    return to_node(from, NodeRefused{std::move(why), kExitMisuse});
+  }
+  const bool known = nodes.contains(from);
+  NodeRecord& node = nodes[from];
+  if (!known) {
+    node.id = from;
+    node.name = hello.name;
+    node.workers = hello.workers;
+    node.order = ++nodes_ever;
+    say(EventKind::kNodeJoined, hello.name);
+  }
+  node.connected = true;
+  node_heard(node);
+  if (phase == Phase::kEnded) return to_node(from, EndJob{exit_code, end_why});
+  to_node(from, NodeWelcome{stored, limits.heartbeat_every});
+  send_eviction(from);
+}
+
+// A process whose fingerprint differs can never be a member. While nothing runs, that is the job's misuse.
+bool Coordinator::State::admit(NodeId, MemberId id, const MemberHello& hello) {
+  if (!fingerprint) {
+    fingerprint = hello.fingerprint;
+    fingerprint_words = hello.description;
+  }
+  if (hello.fingerprint == *fingerprint) return true;
+  const std::string why = "worker " + std::to_string(hello.member.local_rank) + " on node " +
+                          hello.member.node_name + " declares another state: \"" + hello.description +
+                          "\", the others \"" + fingerprint_words + "\"";
+  if (phase == Phase::kForming) {
+    end_job(kExitMisuse, why);
+    return false;
+  }
+  say(EventKind::kLog, why);
+  to_member(id, End{kExitMisuse, why});
+  return false;
+}
+
+void Coordinator::State::on(NodeId from, MemberId id, const MemberHello& hello) {
+  if (id == 0 || hello.member.id != id || hello.member.node != from || lives(id)) return;
+  MemberRecord& record = members[id];
+  record.member = hello.member;
+  if (phase == Phase::kEnded) return to_member(id, End{exit_code, end_why});
+  if (!admit(from, id, hello)) {
+    members.erase(id);
+    excluded.insert(id);
+    return;
+  }
+  NodeRecord& node = nodes.at(from);
+  node.hello_at = now;
+  node.ended.erase(hello.member.local_rank);
+  if (node.draining) to_member(id, End{kExitRequeue, "its node is being drained"});
+}
+
+void Coordinator::State::settle_forming() {
+  if (stop) return end_job(stop->exit_code, stop->why + "; nothing to save before the first view");
+  uint32_t complete = 0;
+  for (const auto& [id, node] : nodes) complete += node_complete(node) ? 1 : 0;
+  if (complete >= limits.nodes_min) {
+    if (form_at == kNever) form_at = now + limits.form_wait;
+    if (complete >= limits.nodes_max || now >= form_at) return form_first_view();
+  } else {
+    form_at = kNever;
+  }
+  if (now < phase_deadline) return;
+  int code = kExitRequeue;
+  for (const auto& [id, node] : nodes) {
+    if (!node.given_up.empty()) code = node.given_up.begin()->second;  // the program is why
+  }
+  end_job(code, std::to_string(complete) + " of at least " + std::to_string(limits.nodes_min) +
+                    " nodes were complete within " + std::to_string(limits.form_timeout / kSecond) +
+                    " s: start the missing agents, or lower MIN of --nnodes");
+}
+
+void Coordinator::State::form_first_view() {
+  std::vector<const NodeRecord*> chosen;
+  for (const auto& [id, node] : nodes) {
+    if (node_complete(node)) chosen.push_back(&node);
+  }
+  std::sort(chosen.begin(), chosen.end(), [](auto* a, auto* b) { return a->order < b->order; });
+  if (chosen.size() > limits.nodes_max) chosen.resize(limits.nodes_max);
+  std::vector<Member> next;
+  for (const NodeRecord* node : chosen) {
+    for (const auto& [id, record] : members) {
+      if (record.member.node == node->id && !record.leaving) next.push_back(record.member);
+    }
+  }
+  form_at = kNever;
+  change = Change{};
+  change.planned = true;
+  change.began = now;
+  change.why = std::to_string(chosen.size()) + " nodes are complete";
+  plan_next(std::move(next), kNoVersion);
+  store_next();
+}
+
+// Every member of the view is lost and the agents live: start as at the beginning, from the newest save.
+void Coordinator::State::reform() {
+  say(EventKind::kLog, "no member is left; the next view starts from the newest save");
+  view.members.clear();
+  phase = Phase::kForming;
+  phase_deadline = now + limits.form_timeout;
+  form_at = kNever;
+  plan_pending = false;
+  boundary.reset();
+}
+
+}  // namespace muster::control

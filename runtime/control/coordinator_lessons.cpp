@@ -1,0 +1,141 @@
+// Learners (rule 17): they catch up while the others train, and join at a planned boundary, all of a batch at
+// once.
+#include <algorithm>
+
+#include "runtime/control/coordinator_state.h"
+
+namespace muster::control {
+
+namespace {
+constexpr uint32_t kLessonTriesMax = 2;
+}
+
+void Coordinator::State::settle_lessons() {
+  std::vector<MemberId> overdue;
+  for (const auto& [id, lesson] : lessons) {
+    if (now >= lesson.deadline) overdue.push_back(id);
+  }
+  for (MemberId id : overdue) fail_lesson(id, "not level in time");
+  if (lessons.empty()) start_lessons();
+  const bool all_level =
+      std::all_of(lessons.begin(), lessons.end(), [](const auto& entry) { return entry.second.level; });
+  if (!lessons.empty() && all_level) want_plan(std::to_string(lessons.size()) + " learners are level");
+}
+
+// Joins wait until a step was committed in the view (rule 18). A new node's workers are waited for, so that
+// they join together; a node beyond MAX is a spare.
+std::vector<MemberId> Coordinator::State::learners_due() const {
+  std::vector<MemberId> due;
+  if (!committed && limits.rules.joins_wait_for_step) return due;
+  const std::set<NodeId> present = view_nodes();
+  size_t room = limits.nodes_max > present.size() ? limits.nodes_max - present.size() : 0;
+  std::vector<const NodeRecord*> by_order;
+  for (const auto& [id, node] : nodes) by_order.push_back(&node);
+  std::sort(by_order.begin(), by_order.end(), [](auto* a, auto* b) { return a->order < b->order; });
+  for (const NodeRecord* node : by_order) {
+    if (!node->connected || node->draining || living_on(node->id) == 0) continue;
+    const bool fresh = !present.contains(node->id);
+    const bool gathered = node_complete(*node) || now - node->hello_at >= limits.form_wait;
+    if (fresh && (room == 0 || !gathered)) continue;
+    if (fresh) --room;
+    for (const auto& [id, record] : members) {
+      if (record.member.node != node->id || in_view(id) || record.leaving || record.draining) continue;
+      const auto wait = learn_not_before.find(id);
+      if (wait == learn_not_before.end() || now >= wait->second) due.push_back(id);
+    }
+  }
+  return due;
+}
+
+void Coordinator::State::start_lessons() {
+  const bool ending = std::any_of(view.members.begin(), view.members.end(), [&](const Member& member) {
+    return lives(member.id) && members.at(member.id).leaving;
+  });
+  if (ending || boundary) return;
+  for (MemberId learner : learners_due()) {
+    learn_not_before.erase(learner);
+    teach(learner, 1);
+  }
+}
+
+// Near first, then the one with the fewest pupils.
+MemberId Coordinator::State::source_for(MemberId learner) const {
+  const NodeId home = members.at(learner).member.node;
+  MemberId best = 0;
+  std::pair<int, int> best_cost{INT32_MAX, INT32_MAX};
+  for (MemberId id : living_of(view)) {
+    const int pupils = static_cast<int>(std::count_if(
+        lessons.begin(), lessons.end(), [&](const auto& entry) { return entry.second.source == id; }));
+    const int far = members.at(id).member.node == home ? 0 : 1;
+    if (std::pair(pupils, far) < best_cost) {
+      best_cost = {pupils, far};
+      best = id;
+    }
+  }
+  return best;
+}
+
+void Coordinator::State::teach(MemberId learner, uint32_t tries) {
+  Lesson lesson;
+  lesson.id = nonce();
+  lesson.learner = learner;
+  lesson.source = source_for(learner);
+  lesson.tries = tries;
+  lesson.deadline = now + limits.learn_timeout;
+  lessons[learner] = lesson;
+  const auto rank = view.rank_of(lesson.source);
+  Event& event = say(EventKind::kLearnerStarted, named(learner) + " learns from " + named(lesson.source));
+  event.subject = rank ? static_cast<int64_t>(*rank) : -1;
+  to_member(learner, Learn{lesson.id, members.at(lesson.source).member, view});
+  to_member(lesson.source, Teach{lesson.id, members.at(learner).member});
+}
+
+void Coordinator::State::on(NodeId, MemberId id, const Level& level) {
+  const auto lesson = lessons.find(id);
+  if (lesson == lessons.end() || lesson->second.level) return;
+  lesson->second.level = true;
+  say(EventKind::kLearnerLevel, named(id)).version = level.version;
+}
+
+// Said by the learner or by its source.
+void Coordinator::State::on(NodeId, MemberId, const LearnFailed& failed) {
+  for (const auto& [learner, lesson] : lessons) {
+    if (lesson.id == failed.lesson) return fail_lesson(MemberId{learner}, failed.why);
+  }
+}
+
+void Coordinator::State::fail_lesson(MemberId learner, const std::string& why) {
+  const Lesson lesson = lessons.at(learner);
+  lessons.erase(learner);
+  say(EventKind::kLog, named(learner) + " could not learn: " + why);
+  to_member(lesson.source, LessonOver{lesson.id});
+  to_member(learner, LessonOver{lesson.id});
+  if (lesson.tries < kLessonTriesMax && !lesson.held) return teach(learner, lesson.tries + 1);
+  learn_not_before[learner] = now + limits.learn_retry_wait;
+}
+
+void Coordinator::State::cancel_lessons(const std::string& why) {
+  if (!lessons.empty()) say(EventKind::kLog, "lessons end: " + why);
+  for (const auto& [learner, lesson] : std::exchange(lessons, {})) {
+    to_member(lesson.source, LessonOver{lesson.id});
+    to_member(learner, LessonOver{lesson.id});
+  }
+}
+
+// A learner's death changes no view.
+void Coordinator::State::lesson_member_lost(MemberId id) {
+  const auto lesson = lessons.find(id);
+  if (lesson == lessons.end()) return;
+  to_member(lesson->second.source, LessonOver{lesson->second.id});
+  lessons.erase(lesson);
+}
+
+void Coordinator::State::hold_learners() {
+  for (auto& [id, lesson] : lessons) {
+    if (!lesson.level) continue;
+    lesson.held = true;
+    to_member(id, LearnUntil{boundary->plan, boundary->version});
+  }
+}
+
+}  // namespace muster::control

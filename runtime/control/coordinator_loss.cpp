@@ -1,0 +1,192 @@
+// Who is lost, and why; what happens to what is left of them.
+#include <algorithm>
+
+#include "runtime/control/coordinator_state.h"
+
+namespace muster::control {
+
+// ---- proven deaths
+// -------------------------------------------------------------------------------------------
+
+void Coordinator::State::on(NodeId from, MemberId, const MemberGone& gone) {
+  NodeRecord& node = nodes.at(from);
+  if (gone.proven) doomed.erase(gone.member);
+  if (gone.orderly) node.ended[gone.local_rank] = gone.exit_code;
+  const bool of_view = in_view(gone.member) && lives(gone.member);
+  if (of_view && phase != Phase::kEnded) program_failures.emplace_back(gone.member, gone.exit_code);
+  if (lives(gone.member)) {
+    lose_member(gone.member, gone.why, gone.proven);
+  } else if (gone.member != 0) {
+    excluded.insert(gone.member);
+  }
+  if (phase == Phase::kEnded) return;
+  if (gone.given_up) slot_given_up(node, gone);
+  if (phase != Phase::kForming) return;
+  if (limits.fixed_world && !gone.orderly) return end_job(kExitRequeue, gone.why);
+  const bool all_ended = std::all_of(nodes.begin(), nodes.end(), [](const auto& entry) {
+    return !entry.second.connected || entry.second.ended.size() >= entry.second.workers;
+  });
+  if (all_ended) end_job(gone.exit_code, "the program ended in every slot without joining");
+}
+
+// A broken program must not be requeued for ever: the job then ends with the program's own code.
+void Coordinator::State::slot_given_up(NodeRecord& node, const MemberGone& gone) {
+  node.given_up[gone.local_rank] = gone.exit_code;
+  const std::string where = "worker " + std::to_string(gone.local_rank) + " on node " + node.name;
+  say(EventKind::kLog, where + " is given up: " + gone.why).subject = gone.local_rank;
+  const bool joins = phase != Phase::kForming && !in_view(gone.member);
+  if (gone.exit_code == kExitMisuse && !joins) return end_job(kExitMisuse, where + ": " + gone.why);
+  if (phase == Phase::kForming) {
+    size_t able = 0;
+    size_t broken = 0;
+    for (const auto& [id, other] : nodes) ++(other.given_up.empty() ? able : broken);
+    if (able == 0 && broken >= limits.nodes_min)
+      end_job(gone.exit_code, "the program ends early on every node: " + gone.why);
+    return;
+  }
+  if (nodes_able() < limits.nodes_min) {
+    want_stop(gone.exit_code, "fewer than MIN nodes can run the program: " + gone.why, kNever);
+  }
+}
+
+// The node has reaped what an Evict named. Each process was already told by its own MemberGone, which alone
+// counts: two Evicts of one generation could otherwise be confused.
+void Coordinator::State::on(NodeId from, MemberId, const NodeReady& ready) {
+  say(EventKind::kLog, "node " + nodes.at(from).name + " has no process left from before generation " +
+                           to_string(ready.generation));
+}
+
+void Coordinator::State::lose_member(MemberId id, const std::string& why, bool reaped) {
+  const auto record = members.find(id);
+  if (record == members.end()) return;
+  const NodeId node = record->second.member.node;
+  const bool of_view = in_view(id);
+  if (of_view) say(EventKind::kMemberLost, named(id) + ": " + why).subject = *view.rank_of(id);
+  members.erase(record);
+  excluded.insert(id);
+  learn_not_before.erase(id);
+  lesson_member_lost(id);
+  save_member_lost(id);
+  if (!reaped) {
+    doomed[id] = node;
+    send_eviction(node);
+  }
+  if (!of_view) return;
+  losses_pending = true;
+  if (loss_why.empty()) loss_why = why;
+}
+
+void Coordinator::State::send_eviction(NodeId node) {
+  const auto record = nodes.find(node);
+  if (record == nodes.end() || !record->second.connected || phase == Phase::kEnded) return;
+  Evict evict;
+  evict.generation = Generation{incarnation, stored.counter + 1};
+  for (const auto& [id, home] : doomed) {
+    if (home == node) evict.members.push_back(id);
+  }
+  if (!evict.members.empty()) to_node(node, evict);
+}
+
+void Coordinator::State::settle_losses() {
+  losses_pending = false;
+  const std::string why = std::exchange(loss_why, {});
+  if (limits.fixed_world) return end_job(kExitRequeue, why + "; a world without agents cannot shrink");
+  if (phase == Phase::kRunning || phase == Phase::kInstalling) begin_view_change(why);
+}
+
+// ---- silence
+// -------------------------------------------------------------------------------------------------
+
+void Coordinator::State::node_fell_silent(NodeRecord& node, const std::string& why) {
+  const NodeId id = node.id;
+  if (node.silent_since == kNever) {
+    node.silent_since = now;
+    say(EventKind::kNodeLost, node.name + ": " + why);
+  }
+  const bool of_view = std::any_of(view.members.begin(), view.members.end(), [&](const Member& member) {
+    return member.node == id && lives(member.id);
+  });
+  if (!of_view || phase == Phase::kEnded || phase == Phase::kForming) return lose_node(id, why);
+  losses_pending = true;
+  if (loss_why.empty()) loss_why = "node " + node.name + ": " + why;
+}
+
+void Coordinator::State::lose_node(NodeId id, const std::string& why) {
+  std::vector<MemberId> its;
+  for (const auto& [member, record] : members) {
+    if (record.member.node == id) its.push_back(member);
+  }
+  for (MemberId member : its) lose_member(member, why, false);
+  const auto node = nodes.find(id);
+  if (node == nodes.end()) return;
+  node->second.was_in_view = false;
+  if (!node->second.connected) nodes.erase(node);
+}
+
+// A silent node speaks again. Is it still in the view, its members are asked like the others; was it
+// excluded, its processes of that time have to go.
+void Coordinator::State::node_heard(NodeRecord& node) {
+  node.heard_at = now;
+  if (std::exchange(node.silent_since, kNever) == kNever) return;
+  say(EventKind::kLog, "node " + node.name + " is heard again");
+  send_eviction(node.id);
+  if (phase != Phase::kAgreeing) return;
+  phase_deadline = now + limits.report_timeout;
+  for (MemberId id : living_of(view)) {
+    if (members.at(id).member.node != node.id) continue;
+    to_member(id, Agree{view.generation, change.asked, true, change.why});
+  }
+}
+
+void Coordinator::State::evict_members(const std::vector<MemberId>& ids, const std::string& why) {
+  for (MemberId id : ids) lose_member(id, why, false);
+}
+
+// ---- groups that fail, programs that hang
+// --------------------------------------------------------------------
+
+void Coordinator::State::on(NodeId, MemberId id, const Suspect& suspect) {
+  if (suspect.generation != view.generation || !in_view(id)) return;
+  if (phase != Phase::kRunning && phase != Phase::kInstalling) return;
+  for (MemberId suspected : suspect.members) suspects[suspected].insert(id);
+  suspect_why = named(id) + ": " + suspect.why;
+  if (suspect_at == kNever) suspect_at = now + limits.suspect_wait;
+}
+
+// Nobody was found dead meanwhile: the group is formed anew with the same members; again and again without a
+// step, the member that most others complain of is excluded.
+void Coordinator::State::check_suspects() {
+  suspect_at = kNever;
+  if (++group_failures > 3 * limits.suspect_repeats) {
+    return end_job(kExitRequeue, "the members cannot form a group: " + suspect_why);
+  }
+  if (group_failures > limits.suspect_repeats && !suspects.empty()) {
+    const auto worst = std::max_element(suspects.begin(), suspects.end(), [](const auto& a, const auto& b) {
+      return a.second.size() < b.second.size();
+    });
+    evict_members({worst->first},
+                  "suspected by " + std::to_string(worst->second.size()) + ": " + suspect_why);
+    if (losses_pending) return;
+  }
+  begin_view_change("the group failed: " + suspect_why);
+}
+
+// Nobody can tell from outside who hangs in a reduction that one member does not feed. After a view change
+// the program's threads say that they entered; who does not, hangs.
+void Coordinator::State::check_progress() {
+  if (stop && stop->step == Stop::kSaving) {
+    progress_at = now;  // the save has its own deadline
+    return;
+  }
+  progress_at = now;
+  const std::string text = "no step for " + std::to_string(limits.step_timeout / kSecond) + " s";
+  if (++hangs == 1) return begin_view_change(text);
+  std::vector<MemberId> hung;
+  for (MemberId id : living_of(view)) {
+    if (members.at(id).progressed_in != view.generation) hung.push_back(id);
+  }
+  if (hung.empty() || hangs > 3) return end_job(kExitRequeue, text + ", and every member answers");
+  evict_members(hung, text + ", and the program does not enter the view");
+}
+
+}  // namespace muster::control

@@ -1,0 +1,167 @@
+// Planned changes (rule 16): one number, one boundary, nothing revoked and no step repeated.
+#include <algorithm>
+
+#include "runtime/control/coordinator_state.h"
+
+namespace muster::control {
+
+void Coordinator::State::on(NodeId, MemberId id, const Progress& progress) {
+  if (progress.generation != view.generation || !in_view(id)) return;
+  MemberRecord& record = members.at(id);
+  record.progressed_in = progress.generation;
+  if (progress.version > record.version) {
+    record.version = progress.version;
+    progress_at = now;
+  }
+  if (committed || view.base == kNoVersion) return;
+  // A version two steps on at one member needs the first step at all of them.
+  const std::vector<MemberId> ids = living_of(view);
+  committed = record.version >= view.base + 2 || std::all_of(ids.begin(), ids.end(), [&](MemberId other) {
+                return members.at(other).version > view.base;
+              });
+  if (committed) {
+    hangs = 0;
+    group_failures = 0;
+  }
+}
+
+// Cumulative: one number stands for all that is wanted when its boundary is reached.
+void Coordinator::State::want_plan(const std::string& why) {
+  if (phase != Phase::kRunning || stop || plan_pending || boundary) return;
+  ++plan_number;
+  plan_pending = true;
+  say(EventKind::kLog, "plan " + std::to_string(plan_number) + ": " + why);
+  to_view(PlanNumber{plan_number});
+}
+
+void Coordinator::State::on(NodeId, MemberId id, const AtBoundary& at) {
+  if (phase != Phase::kRunning || stop) return;
+  if (const auto lesson = lessons.find(id); lesson != lessons.end()) {
+    if (!boundary || !lesson->second.held || at.version != boundary->version) return;
+    if (at.digest != boundary->digest && limits.rules.digest_checked) {
+      return lose_member(id, "it learnt another state of version " + std::to_string(at.version), false);
+    }
+    lesson->second.arrived = true;
+    return;
+  }
+  if (at.generation != view.generation || !in_view(id) || at.plan > plan_number) return;
+  progress_at = now;
+  if (!boundary) {
+    boundary = Boundary{.plan = at.plan, .version = at.version, .digest = at.digest, .first = id};
+    boundary->deadline = now + limits.boundary_timeout;
+    if (at.plan == plan_number) plan_pending = false;
+    hold_learners();
+  }
+  if (at.version != boundary->version) {
+    return begin_view_change(named(id) + " stopped at version " + std::to_string(at.version) + ", " +
+                             named(boundary->first) + " at " + std::to_string(boundary->version));
+  }
+  if (at.digest != boundary->digest && limits.rules.digest_checked) {
+    return end_job(kExitFailed, named(id) + " and " + named(boundary->first) +
+                                    " hold different states of version " + std::to_string(at.version));
+  }
+  boundary->arrived.insert(id);
+}
+
+void Coordinator::State::check_boundary() {
+  if (!boundary) return;
+  for (MemberId id : living_of(view)) {
+    if (!boundary->arrived.contains(id) && limits.rules.boundary_awaits_all) return;
+  }
+  for (const auto& [id, lesson] : lessons) {
+    if (lesson.held && !lesson.arrived) return;
+  }
+  finish_boundary();
+}
+
+void Coordinator::State::finish_boundary() {
+  std::vector<Member> next;
+  size_t drained = 0;
+  size_t joined = 0;
+  for (MemberId id : living_of(view)) {
+    const MemberRecord& record = members.at(id);
+    const bool drains = record.draining || nodes.at(record.member.node).draining;
+    if (drains && now >= settle_notices_at) {
+      ++drained;
+    } else {
+      next.push_back(record.member);
+    }
+  }
+  for (const auto& [id, lesson] : lessons) {
+    if (!lesson.arrived) continue;
+    ++joined;
+    next.push_back(members.at(id).member);
+  }
+  if (drained + joined == 0 || next.empty()) {
+    to_view(Proceed{boundary->plan});
+    boundary.reset();
+    return;
+  }
+  change = Change{};
+  change.planned = true;
+  change.began = now;
+  change.why = std::to_string(joined) + " join, " + std::to_string(drained) + " leave, at version " +
+               std::to_string(boundary->version);
+  change.digest = boundary->digest;
+  plan_next(std::move(next), boundary->version);
+  store_next();
+}
+
+// Learners are cut off first; a member of the view that does not come is as slow as a step may be.
+void Coordinator::State::boundary_overdue() {
+  if (!boundary->learners_cut) {
+    boundary->learners_cut = true;
+    boundary->deadline = now + limits.step_timeout;
+    std::vector<MemberId> late;
+    for (const auto& [id, lesson] : lessons) {
+      if (lesson.held && !lesson.arrived) late.push_back(id);
+    }
+    for (MemberId id : late) fail_lesson(id, "not at the boundary in time");
+    return;
+  }
+  std::vector<MemberId> late;
+  for (MemberId id : living_of(view)) {
+    if (!boundary->arrived.contains(id)) late.push_back(id);
+  }
+  boundary->deadline = now + limits.step_timeout;
+  evict_members(late, "it did not reach the planned boundary");
+}
+
+// ---- drains
+// --------------------------------------------------------------------------------------------------
+
+bool Coordinator::State::drains_wanted() const {
+  return std::any_of(view.members.begin(), view.members.end(), [&](const Member& member) {
+    return lives(member.id) && (members.at(member.id).draining || nodes.at(member.node).draining);
+  });
+}
+
+bool Coordinator::State::drain_leaves_enough() const {
+  return nodes_able() >= limits.nodes_min &&
+         std::any_of(view.members.begin(), view.members.end(), [&](const Member& member) {
+           return lives(member.id) && !members.at(member.id).draining && !nodes.at(member.node).draining;
+         });
+}
+
+void Coordinator::State::settle_drains() {
+  if (stop || !drains_wanted() || now < settle_notices_at) return;
+  if (drain_leaves_enough()) return want_plan("members are being drained");
+  want_stop(kExitRequeue, "too few would be left after the drain", kNever);
+}
+
+void Coordinator::State::end_drained() {
+  std::vector<MemberId> drained;
+  for (const auto& [id, record] : members) {
+    const bool drains = record.draining || nodes.at(record.member.node).draining;
+    if (drains && !in_view(id)) drained.push_back(id);
+  }
+  for (MemberId id : drained) {
+    to_member(id, End{kExitRequeue, "drained"});
+    lesson_member_lost(id);
+  }
+  for (const auto& [id, node] : nodes) {
+    if (node.draining && !view_nodes().contains(id)) to_node(id, EndJob{kExitRequeue, "the node is drained"});
+  }
+}
+
+}  // namespace muster::control

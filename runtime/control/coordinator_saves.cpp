@@ -1,0 +1,105 @@
+// Saves (rule 24): opened by the first member that reaches the version, voted, published by one, closed. A
+// view change does not abort a save; the death of a participant that has not voted does.
+#include <algorithm>
+
+#include "runtime/control/coordinator_state.h"
+
+namespace muster::control {
+
+void Coordinator::State::on(NodeId, MemberId id, const SaveDue& due) {
+  if (due.generation != view.generation || !in_view(id) || due.version <= newest_save) return;
+  newest_save = due.version;
+  if (stop) return;
+  const char* why_not = nullptr;
+  if (phase != Phase::kRunning) why_not = "the view is changing";
+  if (!saves.empty()) why_not = "the save before it is still being written; save less often";
+  if (why_not == nullptr) return open_save(due.version, false);
+  say(EventKind::kSaveFailed, std::string("skipped: ") + why_not).version = due.version;
+}
+
+void Coordinator::State::open_save(Version version, bool for_stop) {
+  Save save;
+  save.id = nonce();
+  save.version = version;
+  save.participants = living_of(view);
+  save.stop = for_stop;
+  save.opened_at = now;
+  save.deadline = now + limits.save_timeout;
+  if (for_stop) {
+    stop->step = Stop::kSaving;
+    ++stop->tries;
+  }
+  say(EventKind::kSaveStarted, for_stop ? "stop-save: " + stop->why : "periodic").version = version;
+  to_view(SaveOpen{save.id, version, view.lineage, save.participants, for_stop});
+  saves[save.id] = std::move(save);
+}
+
+void Coordinator::State::on(NodeId, MemberId id, const SaveVote& vote) {
+  const auto found = saves.find(vote.save);
+  if (found == saves.end()) return;
+  Save& save = found->second;
+  if (std::find(save.participants.begin(), save.participants.end(), id) == save.participants.end()) return;
+  if (!vote.written) return close_save(save.id, false, named(id) + ": " + vote.why);
+  save.records[id] = vote.record;
+  check_votes(save);
+}
+
+void Coordinator::State::check_votes(Save& save) {
+  const size_t needed = limits.rules.save_needs_all_votes ? save.participants.size() : 1;
+  if (save.all_voted || save.records.size() < needed) return;
+  save.all_voted = true;
+  publish(save);
+}
+
+void Coordinator::State::publish(Save& save) {
+  const auto publisher = std::find_if(save.participants.begin(), save.participants.end(),
+                                      [&](MemberId id) { return lives(id); });
+  if (publisher == save.participants.end()) return close_save(save.id, false, "nobody is left to publish it");
+  save.publisher = *publisher;
+  SavePublish message{save.id, {}};
+  for (MemberId id : save.participants) message.records.push_back(save.records[id]);
+  to_member(save.publisher, std::move(message));
+}
+
+void Coordinator::State::on(NodeId, MemberId, const SavePublished& published) {
+  const auto save = saves.find(published.save);
+  if (save == saves.end() || !save->second.all_voted) return;
+  close_save(published.save, published.published, published.why);
+}
+
+void Coordinator::State::close_save(uint64_t id, bool durable, const std::string& why) {
+  const auto found = saves.find(id);
+  if (found == saves.end()) return;
+  const Save save = std::move(found->second);
+  saves.erase(found);
+  for (MemberId participant : save.participants) to_member(participant, SaveClosed{id, durable, why});
+  Event& event = say(durable ? EventKind::kSaveDurable : EventKind::kSaveFailed, why);
+  event.version = save.version;
+  if (durable) save_took = now - save.opened_at;
+  if (save.stop && phase != Phase::kEnded) stop_save_closed(durable, why);
+}
+
+// A participant that has voted has written and closed its part: its death takes nothing away. One that has
+// not fails the save. A publisher's death hands publishing on, which never overwrites.
+void Coordinator::State::save_member_lost(MemberId id) {
+  std::vector<uint64_t> failed;
+  std::vector<uint64_t> orphaned;
+  for (const auto& [save_id, save] : saves) {
+    const auto& all = save.participants;
+    if (std::find(all.begin(), all.end(), id) == all.end()) continue;
+    if (!save.all_voted && !save.records.contains(id)) failed.push_back(save_id);
+    if (save.all_voted && save.publisher == id) orphaned.push_back(save_id);
+  }
+  for (uint64_t save_id : failed) close_save(save_id, false, "a participant was lost before it voted");
+  for (uint64_t save_id : orphaned) publish(saves.at(save_id));
+}
+
+void Coordinator::State::saves_overdue() {
+  std::vector<uint64_t> overdue;
+  for (const auto& [id, save] : saves) {
+    if (now >= save.deadline) overdue.push_back(id);
+  }
+  for (uint64_t id : overdue) close_save(id, false, "not written within the deadline");
+}
+
+}  // namespace muster::control

@@ -1,0 +1,294 @@
+// The leader's state, shared by the files that implement Coordinator; nobody else includes it.
+//
+// The flow: receive() and tick() record what is new, then settle() draws the consequences once, so that
+// losses that arrive together make one view. What each file does:
+//   forming      nodes and members come; the first view
+//   loss         who is lost, and why; evictions
+//   view_change  agree → store → install → go
+//   plans        boundaries: joins and drains without a revocation
+//   lessons      learners
+//   saves        periodic saves, votes, publishing
+//   stop         notices, the stop-save
+//   end          leaving, the job's end
+#pragma once
+
+#include <set>
+#include <utility>
+
+#include "runtime/control/coordinator.h"
+
+namespace muster::control {
+
+constexpr int kExitRequeue = 75;
+constexpr int kExitMisuse = 78;
+constexpr int kExitFailed = 1;
+
+enum class Phase { kForming, kAgreeing, kStoring, kInstalling, kRunning, kEnded };
+
+struct NodeRecord {
+  NodeId id = 0;
+  std::string name;
+  uint32_t workers = 0;
+  uint64_t order = 0;  // of joining: the topology order of ranks
+  bool connected = false;
+  bool draining = false;
+  bool was_in_view = false;
+  Instant heard_at = 0;
+  Instant silent_since = kNever;
+  Instant hello_at = 0;              // of its newest member: the others of its batch are waited for
+  std::map<uint32_t, int> given_up;  // slot → the program's exit code
+  std::map<uint32_t, int> ended;     // slot → exit code of an orderly end
+};
+
+struct MemberRecord {
+  Member member;
+  Version version = kNoVersion;  // newest reported progress
+  Generation progressed_in;      // view in which the program's thread was last heard of
+  std::optional<int> leaving;
+  bool draining = false;
+};
+
+struct Change {
+  bool planned = false;  // from a boundary: nothing was revoked
+  std::string why;
+  uint32_t asked = 0;    // attempt of Agree
+  uint32_t attempt = 0;  // of StoreView, then of Install
+  uint32_t store_tries = 0;
+  Instant began = 0;
+  std::map<MemberId, Report> reports;
+  View next;
+  std::vector<Transfer> transfers;
+  Digest digest;
+  std::set<MemberId> ready;
+};
+
+struct Boundary {
+  uint64_t plan = 0;
+  Version version = 0;
+  Digest digest;
+  MemberId first = 0;
+  std::set<MemberId> arrived;
+  bool learners_cut = false;  // the deadline passed for learners
+  Instant deadline = 0;
+};
+
+struct Lesson {
+  uint64_t id = 0;
+  MemberId learner = 0;
+  MemberId source = 0;
+  uint32_t tries = 1;
+  bool level = false;
+  bool held = false;     // LearnUntil was sent
+  bool arrived = false;  // it stands at the boundary
+  Instant deadline = 0;
+};
+
+struct Save {
+  uint64_t id = 0;
+  Version version = 0;
+  std::vector<MemberId> participants;
+  std::map<MemberId, ByteBuffer> records;
+  std::set<MemberId> lost;
+  bool stop = false;
+  bool all_voted = false;
+  MemberId publisher = 0;
+  Instant opened_at = 0;
+  Instant deadline = 0;
+};
+
+struct Stop {
+  enum Step { kWanted, kAsking, kSaving } step = kWanted;
+  int exit_code = kExitRequeue;
+  std::string why;
+  Instant notice_deadline = kNever;
+  bool deadline_missed = false;
+  uint32_t attempt = 0;
+  std::map<MemberId, Report> reports;
+  uint32_t tries = 0;
+};
+
+struct Coordinator::State {
+  Limits limits;
+  std::string job;
+  uint64_t incarnation = 0;
+
+  Instant now = 0;
+  Actions out;
+
+  Phase phase = Phase::kForming;
+  Instant phase_deadline = kNever;
+  Instant form_at = kNever;  // MIN nodes are complete: the first view is installed then
+  Instant heartbeat_at = 0;
+  uint32_t attempts = 0;  // of anything, never reused
+  uint64_t nonces = 0;
+  uint64_t nodes_ever = 0;
+
+  std::map<NodeId, NodeRecord> nodes;
+  std::map<MemberId, MemberRecord> members;  // processes that said hello and are not lost
+  std::set<MemberId> excluded;               // processes that may never speak again
+  std::map<MemberId, NodeId> doomed;         // excluded, not yet known to be reaped
+  std::optional<Digest> fingerprint;
+  std::string fingerprint_words;
+
+  View view;          // newest view that members were told to install
+  Generation stored;  // generation in the store
+  Change change;
+  std::set<MemberId> started;
+  bool losses_pending = false;
+  std::string loss_why;
+  std::vector<std::pair<MemberId, int>> program_failures;  // of members of this view
+  bool committed = false;                                  // a step, in this view (rule 18)
+  Instant progress_at = 0;
+  uint32_t hangs = 0;
+  uint32_t group_failures = 0;  // in a row, without a step
+  Instant suspect_at = kNever;
+  std::map<MemberId, std::set<MemberId>> suspects;  // suspected member → who said so
+  std::string suspect_why;
+  Instant leave_deadline = kNever;
+
+  uint64_t plan_number = 0;
+  bool plan_pending = false;  // plan_number is out, its boundary not yet reached
+  std::optional<Boundary> boundary;
+  Instant settle_notices_at = kNever;
+
+  std::map<MemberId, Lesson> lessons;  // by learner
+  std::map<MemberId, Instant> learn_not_before;
+
+  std::map<uint64_t, Save> saves;
+  Version newest_save = kNoVersion;
+  Duration save_took = -1;
+
+  std::optional<Stop> stop;
+  int exit_code = 0;
+  std::string end_why;
+  bool finished = false;
+
+  // ---- speaking
+  Actions take() { return std::exchange(out, {}); }
+  void to_node(NodeId node, Message message);
+  void to_member(MemberId id, Message message);
+  void to_view(const Message& message);  // all living members of `view`
+  Event& say(EventKind kind, std::string text);
+  std::string named(MemberId id) const;  // "rank 3 on node b"
+  uint64_t nonce();
+
+  // ---- asking
+  bool in_view(MemberId id) const { return view.rank_of(id).has_value(); }
+  bool lives(MemberId id) const { return members.contains(id); }
+  std::vector<MemberId> living_of(const View& of) const;
+  bool node_silent(NodeId id) const;
+  std::set<NodeId> view_nodes() const;
+  uint32_t nodes_able() const;  // nodes that count toward MIN
+  bool node_complete(const NodeRecord& node) const;
+  uint32_t living_on(NodeId node) const;
+
+  // ---- forming
+  void on(NodeId from, MemberId, const NodeHello& hello);
+  void on(NodeId from, MemberId id, const MemberHello& hello);
+  std::string refusal(const NodeHello& hello) const;
+  bool admit(NodeId from, MemberId id, const MemberHello& hello);
+  void settle_forming();
+  void form_first_view();
+  void reform();
+
+  // ---- loss
+  void on(NodeId from, MemberId, const MemberGone& gone);
+  void on(NodeId from, MemberId, const NodeReady& ready);
+  void on(NodeId from, MemberId id, const Suspect& suspect);
+  void lose_member(MemberId id, const std::string& why, bool reaped);
+  void lose_node(NodeId id, const std::string& why);
+  void node_fell_silent(NodeRecord& node, const std::string& why);
+  void node_heard(NodeRecord& node);
+  void slot_given_up(NodeRecord& node, const MemberGone& gone);
+  void send_eviction(NodeId node);
+  void settle_losses();
+  void check_suspects();
+  void check_progress();
+  void evict_members(const std::vector<MemberId>& ids, const std::string& why);
+
+  // ---- view change
+  void begin_view_change(const std::string& why);
+  void on(NodeId from, MemberId id, const Report& report);
+  void on(NodeId from, MemberId id, const Ready& ready);
+  void on(NodeId from, MemberId id, const Started& started);
+  std::vector<MemberId> awaited_reports() const;
+  bool next_is_intact() const;
+  void check_agreement();
+  bool exclude_silent_nodes();
+  void no_member_left();
+  void conclude_agreement();
+  void plan_next(std::vector<Member> next_members, Version base);
+  void add_transfers(const BaseDecision& decision);
+  void store_next();
+  void next_is_stored();
+  void install();
+  bool reaped_where_needed() const;
+  void check_installed();
+  void go();
+  void agreement_overdue();
+  void installation_overdue();
+
+  // ---- plans
+  void on(NodeId from, MemberId id, const AtBoundary& at);
+  void on(NodeId from, MemberId id, const Progress& progress);
+  void want_plan(const std::string& why);
+  void check_boundary();
+  void finish_boundary();
+  void boundary_overdue();
+  bool drains_wanted() const;
+  void settle_drains();
+  bool drain_leaves_enough() const;
+  void end_drained();
+
+  // ---- lessons
+  void on(NodeId from, MemberId id, const Level& level);
+  void on(NodeId from, MemberId id, const LearnFailed& failed);
+  void start_lessons();
+  std::vector<MemberId> learners_due() const;
+  void teach(MemberId learner, uint32_t tries);
+  MemberId source_for(MemberId learner) const;
+  void fail_lesson(MemberId learner, const std::string& why);
+  void cancel_lessons(const std::string& why);
+  void lesson_member_lost(MemberId id);
+  void settle_lessons();
+  void hold_learners();
+
+  // ---- saves
+  void on(NodeId from, MemberId id, const SaveDue& due);
+  void on(NodeId from, MemberId id, const SaveVote& vote);
+  void on(NodeId from, MemberId id, const SavePublished& published);
+  void open_save(Version version, bool for_stop);
+  void save_member_lost(MemberId id);
+  void check_votes(Save& save);
+  void publish(Save& save);
+  void close_save(uint64_t id, bool durable, const std::string& why);
+  void saves_overdue();
+
+  // ---- stop
+  void on(NodeId from, MemberId, const NoticeRaised& notice);
+  void want_stop(int code, const std::string& why, Instant notice_deadline);
+  void settle_stop();
+  void ask_for_stop_version();
+  void check_stop_reports();
+  void stop_answers_overdue();
+  void stop_save_closed(bool durable, const std::string& why);
+  void abandon_stop_save();
+  void check_notice_deadline();
+
+  // ---- end
+  void on(NodeId from, MemberId id, const Leaving& leaving);
+  void check_leaving();
+  void leavers_overdue();
+  void end_job(int code, const std::string& why);
+  void settle_end();
+
+  void on(NodeId, MemberId, const Heartbeat&) {}
+  template <typename Other>
+  void on(NodeId, MemberId, const Other&) {}  // a message for another role
+
+  void settle();
+  void tick();
+  Instant next_deadline() const;
+};
+
+}  // namespace muster::control

@@ -1,0 +1,295 @@
+// agree → store → install → go. A loss before the store is written changes only who is awaited; after it, the
+// next generation begins.
+#include <algorithm>
+
+#include "runtime/control/coordinator_state.h"
+
+namespace muster::control {
+namespace {
+
+constexpr uint32_t kStoreTriesMax = 3;
+
+}  // namespace
+
+// ---- agree
+// ---------------------------------------------------------------------------------------------------
+
+void Coordinator::State::begin_view_change(const std::string& why) {
+  change = Change{};
+  change.why = why;
+  change.began = now;
+  change.asked = ++attempts;
+  phase = Phase::kAgreeing;
+  phase_deadline = now + limits.report_timeout;
+  boundary.reset();
+  plan_pending = false;
+  suspects.clear();
+  suspect_at = kNever;
+  leave_deadline = kNever;
+  say(EventKind::kRevoked, why);
+  cancel_lessons("the view is revoked");
+  if (stop) abandon_stop_save();
+  to_view(Agree{view.generation, change.asked, true, why});
+}
+
+void Coordinator::State::on(NodeId, MemberId id, const Report& report) {
+  if (report.generation != view.generation || !in_view(id)) return;
+  if (phase == Phase::kAgreeing && report.attempt == change.asked) change.reports[id] = report;
+  if (phase == Phase::kRunning && stop && stop->step == Stop::kAsking && report.attempt == stop->attempt) {
+    stop->reports[id] = report;
+  }
+}
+
+std::vector<MemberId> Coordinator::State::awaited_reports() const {
+  std::vector<MemberId> awaited;
+  for (MemberId id : living_of(view)) {
+    if (!change.reports.contains(id) && !node_silent(members.at(id).member.node)) awaited.push_back(id);
+  }
+  return awaited;
+}
+
+void Coordinator::State::agreement_overdue() {
+  phase_deadline = kNever;
+  evict_members(awaited_reports(),
+                "no report within " + std::to_string(limits.report_timeout / kSecond) + " s");
+}
+
+void Coordinator::State::check_agreement() {
+  if (!awaited_reports().empty()) return;
+  phase_deadline = kNever;
+  if (exclude_silent_nodes()) conclude_agreement();
+}
+
+// Rule 11. False: not now.
+bool Coordinator::State::exclude_silent_nodes() {
+  std::set<NodeId> silent;
+  Duration silent_for = INT64_MAX;
+  for (MemberId id : living_of(view)) {
+    const NodeId node = members.at(id).member.node;
+    if (!node_silent(node)) continue;
+    silent.insert(node);
+    silent_for = std::min(silent_for, now - nodes.at(node).silent_since);
+  }
+  if (silent.empty()) return true;
+  LossDecision decision =
+      decide_loss(static_cast<uint32_t>(view_nodes().size()), static_cast<uint32_t>(silent.size()),
+                  limits.embedded_store, silent_for, limits);
+  if (!limits.rules.silence_is_bounded) decision.kind = LossDecision::kShrink;
+  if (decision.kind == LossDecision::kWait) return false;
+  if (decision.kind != LossDecision::kShrink) {
+    end_job(kExitRequeue, decision.why);
+    return false;
+  }
+  say(EventKind::kLog, decision.why);
+  for (NodeId node : silent) lose_node(node, "silent");
+  return true;
+}
+
+// ---- decide
+// --------------------------------------------------------------------------------------------------
+
+void Coordinator::State::no_member_left() {
+  const bool all_by_program = !program_failures.empty() && program_failures.size() >= view.members.size();
+  const int code = program_failures.empty() ? 0 : program_failures.front().second;
+  const bool same = std::all_of(program_failures.begin(), program_failures.end(),
+                                [&](const auto& failure) { return failure.second == code; });
+  const bool killed = code > 128;  // by a signal: the machine's doing as likely as the program's
+  if (all_by_program && same && !killed) {
+    return end_job(code, "every member ended with code " + std::to_string(code));
+  }
+  if (stop) return end_job(stop->exit_code, stop->why + "; no member is left to save");
+  if (nodes_able() < limits.nodes_min)
+    return end_job(kExitRequeue, "no member is left, and fewer than MIN nodes");
+  reform();
+}
+
+void Coordinator::State::conclude_agreement() {
+  losses_pending = false;
+  loss_why.clear();
+  std::vector<std::pair<MemberId, Report>> reports;
+  std::vector<Member> next;
+  for (MemberId id : living_of(view)) {
+    reports.emplace_back(id, change.reports.at(id));
+    next.push_back(members.at(id).member);
+    if (!limits.rules.branch_checked) reports.back().second.installed = view.generation;
+  }
+  if (next.empty()) return no_member_left();
+  BaseDecision decision = decide_base(reports, view.lineage);
+  if (!limits.rules.digest_checked && decision.base != kNoVersion) decision.error.clear();
+  if (decision.base != kNoVersion && !decision.error.empty()) return end_job(kExitFailed, decision.error);
+  if (decision.base == kNoVersion && !started.empty()) {
+    say(EventKind::kLog, decision.error + ": the members start again from the newest save");
+  }
+  if (nodes_able() < limits.nodes_min) {
+    want_stop(kExitRequeue, "fewer than MIN nodes are left: " + change.why, kNever);
+  }
+  plan_next(std::move(next), decision.base);
+  if (decision.base != kNoVersion) {
+    add_transfers(decision);
+    change.why += "; " + decision.why;
+  }
+  store_next();
+}
+
+void Coordinator::State::plan_next(std::vector<Member> next_members, Version base) {
+  const auto order = [&](const Member& member) {
+    const auto node = nodes.find(member.node);
+    return std::make_pair(node == nodes.end() ? UINT64_MAX : node->second.order, member.local_rank);
+  };
+  std::sort(next_members.begin(), next_members.end(),
+            [&](const Member& a, const Member& b) { return order(a) < order(b); });
+  change.next = View{};
+  change.next.generation = Generation{incarnation, stored.counter + 1};
+  change.next.members = std::move(next_members);
+  change.next.base = base;
+  if (base != kNoVersion) change.next.lineage = view.lineage;
+  change.next.lineage.push_back({change.next.generation, base});
+  change.transfers.clear();
+}
+
+// Each laggard from a holder on its own node where there is one; else the holders take turns.
+void Coordinator::State::add_transfers(const BaseDecision& decision) {
+  change.digest = decision.digest;
+  size_t turn = 0;
+  for (MemberId target : decision.behind) {
+    const NodeId home = members.at(target).member.node;
+    const auto near = std::find_if(decision.holders.begin(), decision.holders.end(),
+                                   [&](MemberId id) { return members.at(id).member.node == home; });
+    const MemberId source =
+        near != decision.holders.end() ? *near : decision.holders[turn++ % decision.holders.size()];
+    change.transfers.push_back({source, target});
+  }
+}
+
+// ---- store
+// ---------------------------------------------------------------------------------------------------
+
+void Coordinator::State::store_next() {
+  if (++change.store_tries > kStoreTriesMax) {
+    end_job(kExitRequeue, "the store does not answer");
+    return;
+  }
+  phase = Phase::kStoring;
+  phase_deadline = now + limits.store_timeout;
+  change.attempt = ++attempts;
+  out.push_back(StoreView{change.next, stored, change.attempt});
+}
+
+bool Coordinator::State::next_is_intact() const {
+  return std::all_of(change.next.members.begin(), change.next.members.end(),
+                     [&](const Member& member) { return lives(member.id) && !node_silent(member.node); });
+}
+
+void Coordinator::State::next_is_stored() {
+  stored = change.next.generation;
+  if (next_is_intact()) return install();
+  const std::string why = loss_why.empty() ? "a member was lost while the view was stored" : loss_why;
+  losses_pending = false;
+  loss_why.clear();
+  change.store_tries = 0;
+  if (!change.planned) {
+    phase = Phase::kAgreeing;  // the reports stand: those who gave them still wait
+    phase_deadline = now + limits.report_timeout;
+  } else if (view.members.empty()) {
+    phase = Phase::kForming;
+    phase_deadline = now + limits.form_timeout;
+  } else {
+    begin_view_change(why);
+  }
+}
+
+// ---- install
+// -------------------------------------------------------------------------------------------------
+
+void Coordinator::State::install() {
+  const View old = std::exchange(view, change.next);
+  phase = Phase::kInstalling;
+  phase_deadline = now + limits.ready_timeout;
+  change.attempt = ++attempts;
+  committed = false;
+  boundary.reset();
+  program_failures.clear();
+  if (view.base == kNoVersion) started.clear();
+  Event& event = say(EventKind::kViewInstalled, change.why);
+  event.amount = static_cast<int64_t>(view.members.size());
+  for (const Member& member : view.members) {
+    nodes.at(member.node).was_in_view = true;
+    MemberRecord& record = members.at(member.id);
+    record.version = view.base;
+    record.leaving.reset();
+    to_member(member.id, Install{view, change.attempt, change.transfers, change.digest, change.why});
+  }
+  cancel_lessons("the view changed");
+  end_drained();
+}
+
+void Coordinator::State::on(NodeId, MemberId id, const Ready& ready) {
+  if (phase != Phase::kInstalling || ready.generation != view.generation) return;
+  if (ready.attempt == change.attempt && in_view(id)) change.ready.insert(id);
+}
+
+// Rule 13: on every node that has members in the view, no excluded process is left that could still write.
+bool Coordinator::State::reaped_where_needed() const {
+  if (!limits.rules.evict_before_ready) return true;
+  const std::set<NodeId> ours = view_nodes();
+  return std::none_of(doomed.begin(), doomed.end(),
+                      [&](const auto& entry) { return ours.contains(entry.second); });
+}
+
+void Coordinator::State::check_installed() {
+  if (losses_pending || change.ready.size() < view.members.size() || !reaped_where_needed()) return;
+  go();
+}
+
+void Coordinator::State::installation_overdue() {
+  phase_deadline = kNever;
+  const std::string within = " within " + std::to_string(limits.ready_timeout / kSecond) + " s";
+  std::set<NodeId> stuck;
+  for (const auto& [id, node] : doomed) {
+    if (view_nodes().contains(node)) stuck.insert(node);
+  }
+  for (NodeId node : stuck) lose_node(node, "an excluded process was not reaped" + within);
+  for (MemberId id : living_of(view)) {
+    if (!change.ready.contains(id)) lose_member(id, "not ready" + within, false);
+  }
+}
+
+// The plan number before Go is the baseline of the view: every member starts having served it (rule 16). A
+// stop-save's bound before Go: no step goes beyond the base (rule 26).
+void Coordinator::State::go() {
+  if (stop && view.base == kNoVersion) {
+    return end_job(stop->exit_code, stop->why + "; no step was made since the newest save");
+  }
+  phase = Phase::kRunning;
+  phase_deadline = kNever;
+  progress_at = now;
+  say(EventKind::kViewReady, change.why).amount = now - change.began;
+  if (plan_number > 0) to_view(PlanNumber{plan_number});
+  if (stop) open_save(view.base, true);
+  to_view(Go{view.generation});
+}
+
+// ---- the run's first version
+// ---------------------------------------------------------------------------------
+
+void Coordinator::State::on(NodeId, MemberId id, const Started& message) {
+  if (message.generation != view.generation || !in_view(id) || phase == Phase::kEnded) return;
+  if (started.empty()) {
+    view.base = message.version;
+    view.lineage = message.lineage;
+    view.lineage.push_back({view.generation, message.version});
+    change.digest = message.digest;
+    newest_save = message.lineage.empty() ? kNoVersion : message.version;
+    say(EventKind::kLog, "the run starts at version " + std::to_string(message.version));
+  } else if (message.version != view.base || message.digest != change.digest) {
+    return end_job(kExitMisuse, named(id) + " starts at version " + std::to_string(message.version) +
+                                    ", state " + to_string(message.digest) + "; the others at version " +
+                                    std::to_string(view.base) + ", state " + to_string(change.digest) +
+                                    ": initialise every rank alike");
+  }
+  started.insert(id);
+  members.at(id).version = std::max(members.at(id).version, message.version);
+  progress_at = now;
+}
+
+}  // namespace muster::control

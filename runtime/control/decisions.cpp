@@ -1,0 +1,74 @@
+// The leader's decisions that are functions of values alone.
+#include <algorithm>
+
+#include "runtime/control/coordinator.h"
+
+namespace muster::control {
+namespace {
+
+// The lineage of a report's state: `lineage` up to the generation it was last entered with. Empty: none of
+// it.
+Lineage lineage_of(const Report& report, const Lineage& lineage) {
+  const auto entry = std::find_if(lineage.begin(), lineage.end(), [&](const LineageEntry& candidate) {
+    return candidate.generation == report.installed;
+  });
+  return entry == lineage.end() ? Lineage{} : Lineage(lineage.begin(), entry + 1);
+}
+
+bool usable(const Report& report, const Lineage& lineage) {
+  if (report.torn || report.version == kNoVersion) return false;
+  const Lineage own = lineage_of(report, lineage);
+  return !own.empty() && on_branch(own, report.version, lineage);
+}
+
+std::string named(MemberId id) { return "member " + std::to_string(id); }
+
+}  // namespace
+
+BaseDecision decide_base(const std::vector<std::pair<MemberId, Report>>& reports, const Lineage& lineage) {
+  BaseDecision decision;
+  for (const auto& [id, report] : reports) {
+    if (usable(report, lineage)) decision.base = std::max(decision.base, report.version);
+  }
+  if (decision.base == kNoVersion) {
+    decision.error = "none of " + std::to_string(reports.size()) + " members holds a complete version";
+    for (const auto& [id, report] : reports) decision.behind.push_back(id);
+    return decision;
+  }
+  for (const auto& [id, report] : reports) {
+    const bool holds = usable(report, lineage) && report.version == decision.base;
+    (holds ? decision.holders : decision.behind).push_back(id);
+    if (!holds) continue;
+    if (decision.holders.size() == 1) decision.digest = report.digest;
+    if (report.digest != decision.digest && decision.error.empty()) {
+      decision.error = named(decision.holders.front()) + " and " + named(id) +
+                       " hold different states of version " + std::to_string(decision.base) + ": " +
+                       to_string(decision.digest) + ", " + to_string(report.digest);
+    }
+  }
+  decision.why = "version " + std::to_string(decision.base) + " is the newest complete one, held by " +
+                 std::to_string(decision.holders.size()) + " of " + std::to_string(reports.size());
+  return decision;
+}
+
+LossDecision decide_loss(uint32_t nodes_in_view, uint32_t nodes_silent, bool holds_embedded_store,
+                         Duration silent_for, const Limits& limits) {
+  const std::string counts =
+      std::to_string(nodes_silent) + " of " + std::to_string(nodes_in_view) + " nodes silent";
+  if (limits.fixed_world && nodes_silent > 0) {
+    return {LossDecision::kEndRequeue, counts + ": a world without agents cannot shrink"};
+  }
+  if (nodes_silent == 0) return {LossDecision::kShrink, "every death is proven"};
+  if (2 * nodes_silent < nodes_in_view) return {LossDecision::kShrink, counts + ": fewer than half"};
+  if (2 * nodes_silent == nodes_in_view)
+    return {LossDecision::kShrink, counts + ": half, if the store is written"};
+  if (!holds_embedded_store)
+    return {LossDecision::kFreeze, counts + ": more than half, and the store is elsewhere"};
+  if (silent_for < limits.partition_wait) {
+    return {LossDecision::kWait, counts + ": more than half; this side holds the store and waits " +
+                                     std::to_string(limits.partition_wait / kSecond) + " s for them"};
+  }
+  return {LossDecision::kShrink, counts + ": more than half, for longer than the partition wait"};
+}
+
+}  // namespace muster::control

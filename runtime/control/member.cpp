@@ -1,0 +1,438 @@
+#include "runtime/control/member.h"
+
+#include <algorithm>
+
+namespace muster::control {
+
+// What is true at any moment, from which every permit is decided:
+//  - `entered` is the view of the newest Go; `pending` the one being formed, whose Go has not come.
+//  - `version` and `state_in` (the generation it was last entered with) describe the program's memory.
+//  - `reported`: a report was promised or given and no leave to go on has come since.
+struct MemberCore::State {
+  MemberId id = 0;
+  MemberLimits limits;
+  Instant now = 0;
+
+  View entered;
+  std::optional<Install> pending;
+  bool formed = false;
+  bool revoked = false;
+  bool install_due = false;
+
+  Version version = kNoVersion;
+  Generation state_in;
+  std::optional<Digest> digest;  // of `version`, once computed
+
+  std::optional<Agree> asked;  // newest Agree of the newest generation
+  bool reported = false;
+  bool answered = false;  // `asked` has got its Report
+  bool torn = false;
+  Instant tear_at = kNever;
+  bool update_open = false;
+  bool install_open = false;
+
+  std::optional<Version> stop_at;
+  uint64_t plan_known = 0;
+  uint64_t plan_served = 0;
+  uint64_t plan_waiting = 0;  // at its boundary; 0: at none
+
+  std::optional<Learn> lesson;
+  std::optional<Version> learn_until;
+
+  Instant frozen_since = kNever;
+  std::optional<LeaveLoop> ended;
+
+  Send to_leader(Message message) const { return Send{0, Envelope{id, std::move(message)}}; }
+  Generation newest() const { return pending ? pending->view.generation : entered.generation; }
+  bool frozen() const { return frozen_since != kNever; }
+
+  Event event(EventKind kind, std::string text) const {
+    return Event{
+        .kind = kind, .at = now, .generation = newest().counter, .version = version, .text = std::move(text)};
+  }
+
+  void hold(Version newer, Generation in) {
+    version = newer;
+    state_in = in;
+    digest.reset();
+  }
+  void hold_none() { hold(kNoVersion, Generation{}); }
+
+  void on(const Agree& agree, MemberActions& out);
+  void on(const Install& install, MemberActions& out);
+  void on(const Go& go, MemberActions& out);
+  void on(const PlanNumber& plan, MemberActions& out);
+  void on(const Proceed& proceed, MemberActions& out);
+  void on(const Learn& learn, MemberActions& out);
+  void on(const LearnUntil& until, MemberActions& out);
+  void on(const LessonOver& over, MemberActions& out);
+  void on(const SaveOpen& save, MemberActions& out);
+  void on(const End& end, MemberActions& out);
+  template <typename Other>
+  void on(const Other& message, MemberActions& out) {
+    out.push_back(Forward{message});
+  }
+
+  void revoke(const std::string& why, MemberActions& out);
+  void answer(MemberActions& out);
+  void send_report(MemberActions& out);
+  void end(int exit_code, std::string why, MemberActions& out);
+  std::string refusal(const Generation& generation, Version of) const;
+  std::string refusal_of_view(const Generation& generation) const;
+};
+
+// ---- agreement
+// -----------------------------------------------------------------------------------------------
+
+// A question older than the newest view, or older than the newest question, is a straggler.
+void MemberCore::State::on(const Agree& agree, MemberActions& out) {
+  if (agree.generation < newest()) return;
+  if (asked && agree.attempt < asked->attempt) return;
+  if (asked && agree.attempt == asked->attempt) {
+    if (answered) send_report(out);
+    return;
+  }
+  asked = agree;
+  reported = true;
+  answered = false;
+  if (agree.revoke) revoke(agree.why, out);
+  answer(out);
+}
+
+void MemberCore::State::revoke(const std::string& why, MemberActions& out) {
+  if (!revoked || pending) {
+    out.push_back(RevokeGroup{newest(), why});
+    out.push_back(event(EventKind::kRevoked, why));
+  }
+  revoked = true;
+  pending.reset();
+  formed = false;
+  stop_at.reset();
+  plan_waiting = 0;
+}
+
+// The report waits for an open scope, then for the digest; both have an end.
+void MemberCore::State::answer(MemberActions& out) {
+  if (!asked || answered) return;
+  const bool scope_open = update_open || install_open;
+  if (scope_open && !torn && limits.rules.await_open_update) {
+    if (limits.rules.tear_open_update) tear_at = std::min(tear_at, now + limits.update_timeout);
+    return;
+  }
+  tear_at = kNever;
+  if (version != kNoVersion && !torn && !digest) {
+    out.push_back(ComputeDigest{version});
+    return;
+  }
+  send_report(out);
+}
+
+void MemberCore::State::send_report(MemberActions& out) {
+  answered = true;
+  Report report;
+  report.generation = asked->generation;
+  report.attempt = asked->attempt;
+  report.version = torn ? kNoVersion : version;
+  report.torn = torn;
+  report.installed = state_in;
+  if (digest && !torn) report.digest = *digest;
+  out.push_back(to_leader(report));
+}
+
+// ---- views
+// ---------------------------------------------------------------------------------------------------
+
+void MemberCore::State::on(const Install& install, MemberActions& out) {
+  if (ended || !install.view.rank_of(id)) return;
+  if (install.view.generation <= newest()) {
+    if (pending && formed && install.view.generation == newest()) {
+      out.push_back(to_leader(Ready{newest(), pending->attempt}));
+    }
+    return;
+  }
+  pending = install;
+  formed = false;
+  out.push_back(FormGroup{install});
+}
+
+void MemberCore::State::on(const Go& go, MemberActions& out) {
+  if (!pending || !formed || pending->view.generation != go.generation || ended) return;
+  const bool is_target = std::any_of(pending->transfers.begin(), pending->transfers.end(),
+                                     [&](const Transfer& transfer) { return transfer.target == id; });
+  entered = pending->view;
+  pending.reset();
+  formed = false;
+  revoked = false;
+  reported = false;
+  asked.reset();
+  lesson.reset();
+  learn_until.reset();
+  plan_waiting = 0;
+  if (limits.rules.plan_baseline) plan_served = plan_known;
+  if (entered.base == kNoVersion) {
+    hold_none();  // members restore together; what one held is not on the new branch
+    torn = false;
+  }
+  install_due = entered.base != kNoVersion && (is_target || torn || version != entered.base);
+  if (!install_due && version == entered.base && version != kNoVersion) state_in = entered.generation;
+  out.push_back(EnterView{entered, entered.base});
+}
+
+void MemberCore::State::end(int exit_code, std::string why, MemberActions& out) {
+  if (ended) return;
+  ended = LeaveLoop{exit_code, std::move(why)};
+  if (!revoked) out.push_back(RevokeGroup{newest(), ended->why});
+  out.push_back(*ended);
+}
+
+void MemberCore::State::on(const End& message, MemberActions& out) {
+  end(message.exit_code, message.why, out);
+}
+
+// ---- plans, lessons, saves
+// -----------------------------------------------------------------------------------
+
+void MemberCore::State::on(const PlanNumber& plan, MemberActions& out) {
+  plan_known = std::max(plan_known, plan.plan);
+  out.push_back(Forward{plan});
+}
+
+void MemberCore::State::on(const Proceed& proceed, MemberActions& out) {
+  plan_served = std::max(plan_served, proceed.plan);
+  if (plan_waiting != 0 && plan_waiting <= proceed.plan) plan_waiting = 0;
+  learn_until.reset();
+  out.push_back(Forward{proceed});
+}
+
+void MemberCore::State::on(const Learn& learn, MemberActions& out) {
+  if (entered.rank_of(id) && !revoked) return;
+  hold_none();
+  lesson = learn;
+  learn_until.reset();
+  plan_waiting = 0;
+  out.push_back(Forward{learn});
+}
+
+void MemberCore::State::on(const LearnUntil& until, MemberActions& out) {
+  if (!lesson) return;
+  learn_until = until.version;
+  out.push_back(Forward{until});
+}
+
+// For a learner the lesson failed or was cancelled: what it copied is not kept up to date any more. A learner
+// that is already installing its first view has learnt enough.
+void MemberCore::State::on(const LessonOver& over, MemberActions& out) {
+  if (lesson && lesson->lesson == over.lesson && !pending) {
+    lesson.reset();
+    learn_until.reset();
+    plan_waiting = 0;
+    hold_none();
+  }
+  out.push_back(Forward{over});
+}
+
+void MemberCore::State::on(const SaveOpen& save, MemberActions& out) {
+  if (save.stop) stop_at = save.version;
+  out.push_back(Forward{save});
+}
+
+// ---- permits
+// -------------------------------------------------------------------------------------------------
+
+std::string MemberCore::State::refusal_of_view(const Generation& generation) const {
+  if (ended) return "the run is over: " + ended->why;
+  if (frozen()) return "frozen: the control connection is lost";
+  const bool by_lesson = lesson && generation == lesson->view.generation && !pending;
+  if (by_lesson) return "";
+  if (generation != entered.generation) return "the gradients belong to another view";
+  if (revoked && limits.rules.refuse_after_report) return "the view is revoked";
+  if (pending && limits.rules.refuse_after_report) return "the next view is being formed";
+  return "";
+}
+
+std::string MemberCore::State::refusal(const Generation& generation, Version of) const {
+  if (std::string why = refusal_of_view(generation); !why.empty()) return why;
+  if (update_open || install_open) return "a scope is already open";
+  if (install_due || version == kNoVersion) return "the view's base is not installed yet";
+  if (of != version) return "the gradients are of version " + std::to_string(of);
+  if (plan_waiting != 0) return "waiting at a planned boundary";
+  if (learn_until && version >= *learn_until) return "the lesson ends at this version";
+  if (stop_at && version >= *stop_at && limits.rules.stop_bounds_permits)
+    return "a stop-save holds this version";
+  const bool stop_ahead = stop_at && version < *stop_at;
+  if (reported && !stop_ahead && limits.rules.refuse_after_report) return "this version was reported";
+  return "";
+}
+
+// ---- the public face
+// -----------------------------------------------------------------------------------------
+
+MemberCore::MemberCore(MemberId id, MemberLimits limits) : state_(std::make_shared<State>()) {
+  state_->id = id;
+  state_->limits = limits;
+}
+
+MemberActions MemberCore::receive(Instant now, const Message& message) {
+  MemberActions out;
+  state_->now = now;
+  state_->frozen_since = kNever;  // the leader is heard again; what was decided meanwhile, its messages say
+  if (state_->ended) return out;
+  std::visit([&](const auto& content) { state_->on(content, out); }, message);
+  return out;
+}
+
+MemberActions MemberCore::control_lost(Instant now, const std::string& why) {
+  MemberActions out;
+  state_->now = now;
+  if (state_->frozen() || state_->ended) return out;
+  state_->frozen_since = now;
+  out.push_back(state_->event(EventKind::kFrozen, why));
+  return out;
+}
+
+MemberActions MemberCore::tick(Instant now) {
+  MemberActions out;
+  state_->now = now;
+  if (now >= state_->tear_at && !state_->torn) {
+    state_->torn = true;
+    state_->digest.reset();
+    out.push_back(state_->event(EventKind::kLog, "the update scope stayed open: the version is torn"));
+    state_->answer(out);
+  }
+  if (state_->frozen() && now - state_->frozen_since >= state_->limits.frozen_timeout) {
+    state_->end(75, "frozen without a leader for longer than the deadline", out);
+  }
+  return out;
+}
+
+Instant MemberCore::next_deadline() const {
+  Instant next = state_->tear_at;
+  if (state_->frozen() && !state_->ended) {
+    next = std::min(next, state_->frozen_since + state_->limits.frozen_timeout);
+  }
+  return next;
+}
+
+MemberActions MemberCore::started(Version version, const Digest& digest, Lineage lineage) {
+  MemberActions out;
+  State& state = *state_;
+  if (state.revoked || state.pending || state.ended || state.version != kNoVersion) return out;
+  const Generation generation = state.entered.generation;
+  state.hold(version, generation);
+  state.digest = digest;
+  state.entered.base = version;
+  state.entered.lineage = lineage;
+  state.entered.lineage.push_back({generation, version});
+  out.push_back(state.to_leader(Started{generation, version, digest, std::move(lineage)}));
+  return out;
+}
+
+MemberActions MemberCore::digest_ready(Version version, const Digest& digest) {
+  MemberActions out;
+  if (version != state_->version || state_->update_open || state_->install_open) return out;
+  state_->digest = digest;
+  state_->answer(out);
+  return out;
+}
+
+MemberActions MemberCore::formed(Generation generation) {
+  MemberActions out;
+  if (!state_->pending || state_->pending->view.generation != generation || state_->formed) return out;
+  state_->formed = true;
+  out.push_back(state_->to_leader(Ready{generation, state_->pending->attempt}));
+  return out;
+}
+
+MemberActions MemberCore::failed(Generation generation, std::vector<MemberId> suspects, std::string why) {
+  MemberActions out;
+  if (generation != state_->newest() || state_->ended) return out;
+  if (!state_->pending && state_->revoked) return out;  // the failure is the revocation's own doing
+  out.push_back(state_->to_leader(Suspect{generation, std::move(suspects), std::move(why)}));
+  return out;
+}
+
+Permit MemberCore::open_install(Generation generation) {
+  State& state = *state_;
+  std::string why = state.refusal_of_view(generation);
+  if (why.empty() && state.reported && state.limits.rules.refuse_after_report && !state.stop_at) {
+    why = "this version was reported";
+  }
+  if (why.empty() && (state.update_open || state.install_open)) why = "a scope is still open";
+  if (why.empty() && !state.install_due && !state.lesson) why = "nothing is to be installed";
+  if (!why.empty()) return {false, why};
+  state.install_open = true;
+  return {true, ""};
+}
+
+MemberActions MemberCore::state_installed(Instant now, Version version) {
+  MemberActions out;
+  State& state = *state_;
+  state.now = now;
+  if (!state.install_open) return out;
+  state.install_open = false;
+  const bool reported_torn = state.torn && state.asked && state.answered;  // the leader has counted it out
+  if (!reported_torn) {
+    state.torn = false;
+    state.hold(version, state.lesson ? state.lesson->view.generation : state.entered.generation);
+    state.install_due = false;
+  }
+  state.answer(out);
+  return out;
+}
+
+bool MemberCore::install_due() const { return state_->install_due; }
+
+Permit MemberCore::open_update(Generation generation, Version version) {
+  std::string why = state_->refusal(generation, version);
+  if (!why.empty()) return {false, std::move(why)};
+  state_->update_open = true;
+  return {true, ""};
+}
+
+MemberActions MemberCore::update_closed(Instant now) {
+  MemberActions out;
+  State& state = *state_;
+  state.now = now;
+  if (!state.update_open) return out;
+  state.update_open = false;
+  if (!state.torn) state.hold(state.version + 1, state.state_in);
+  state.answer(out);
+  return out;
+}
+
+bool MemberCore::update_open() const { return state_->update_open; }
+uint64_t MemberCore::plan() const { return state_->plan_known; }
+bool MemberCore::boundary_due(uint64_t combined) const { return combined > state_->plan_served; }
+
+MemberActions MemberCore::at_boundary(uint64_t plan, Version version, const Digest& digest) {
+  MemberActions out;
+  State& state = *state_;
+  if (state.revoked || state.pending || state.ended) return out;
+  state.plan_known = std::max(state.plan_known, plan);
+  state.plan_served = std::max(state.plan_served, plan);
+  state.plan_waiting = plan;
+  const Generation generation = state.lesson ? state.lesson->view.generation : state.entered.generation;
+  out.push_back(state.to_leader(AtBoundary{generation, plan, version, digest}));
+  return out;
+}
+
+bool MemberCore::waiting_at_boundary() const { return state_->plan_waiting != 0; }
+Version MemberCore::version() const { return state_->torn ? kNoVersion : state_->version; }
+const View& MemberCore::view() const { return state_->entered; }
+bool MemberCore::revoked() const { return state_->revoked; }
+
+bool MemberCore::may_run() const {
+  if (state_->frozen() || state_->ended || state_->pending) return false;
+  if (state_->lesson) return true;
+  return state_->entered.generation.counter != 0 && !state_->revoked;
+}
+
+bool MemberCore::learning() const { return state_->lesson.has_value(); }
+
+std::optional<Version> MemberCore::version_limit() const {
+  return state_->stop_at ? state_->stop_at : state_->learn_until;
+}
+
+std::optional<LeaveLoop> MemberCore::ended() const { return state_->ended; }
+
+}  // namespace muster::control

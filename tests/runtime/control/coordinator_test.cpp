@@ -1,0 +1,437 @@
+#include "runtime/control/coordinator.h"
+
+#include "tests/runtime/control/support.h"
+
+namespace muster::control {
+namespace {
+
+using Forming = LeaderTest;
+using Loss = LeaderTest;
+using Ending = LeaderTest;
+
+// ---- forming
+// -------------------------------------------------------------------------------------------------
+
+TEST_F(Forming, WaitsForMoreThanMinButNotForLong) {
+  begin(1, 3, 1);
+  node_comes(1, 1);
+  member_comes(1, 0);
+  EXPECT_EQ(leader->phase(), "forming");
+  node_comes(2, 1);
+  member_comes(2, 0);
+  tick_at(now + limits.form_wait);
+  EXPECT_EQ(leader->phase(), "running");
+  EXPECT_EQ(world(), (std::vector<MemberId>{100, 200}));
+  EXPECT_EQ(leader->view().base, 0) << "all members said Started";
+  EXPECT_EQ(leader->view().lineage, (Lineage{{leader->view().generation, 0}}));
+}
+
+TEST_F(Forming, MaxNodesNeedNoWait) {
+  form(2, 2);
+  EXPECT_EQ(world(), (std::vector<MemberId>{100, 101, 200, 201}));
+}
+
+TEST_F(Forming, MinNodesThatNeverComeEndTheJobInBoundedTime) {
+  begin(2, 2, 1);
+  node_comes(1, 1);
+  member_comes(1, 0);
+  tick_at(now + limits.form_timeout);
+  const auto ends = sent<EndJob>(last);
+  ASSERT_EQ(ends.size(), 1u);
+  EXPECT_EQ(ends[0].second.exit_code, 75);
+  EXPECT_NE(ends[0].second.why.find("--nnodes"), std::string::npos);
+}
+
+TEST_F(Forming, AgentOfAnotherJobOrShapeIsRefused) {
+  begin(1, 2, 1);
+  NodeHello hello;
+  hello.node = 5;
+  hello.job = "other";
+  hello.workers = 1;
+  hello.nodes_max = 2;
+  say(5, 0, hello);
+  ASSERT_EQ(sent<NodeRefused>(last).size(), 1u);
+  EXPECT_EQ(sent<NodeRefused>(last)[0].second.exit_code, 78);
+  hello.job = "job";
+  hello.nodes_max = 3;
+  say(5, 0, hello);
+  EXPECT_EQ(sent<NodeRefused>(last).size(), 1u);
+}
+
+TEST_F(Forming, DifferentStatesAreMisuse) {
+  begin(2, 2, 1);
+  node_comes(1, 1);
+  member_comes(1, 0);
+  node_comes(2, 1);
+  MemberHello hello;
+  hello.member = Member{200, 2, 0, "n2", {}};
+  hello.fingerprint = Digest{1, 2};
+  hello.description = "another state";
+  say(2, 200, hello);
+  ASSERT_FALSE(sent<EndJob>(last).empty());
+  EXPECT_EQ(sent<EndJob>(last)[0].second.exit_code, 78);
+}
+
+TEST_F(Forming, ProgramThatDiesEverywhereEndsTheJobWithItsOwnCode) {
+  begin(2, 2, 1);
+  for (NodeId node : {1, 2}) {
+    EXPECT_EQ(leader->phase(), "forming");
+    node_comes(node, 1);
+    MemberGone message;
+    message.proven = true;
+    message.exit_code = 3;
+    message.given_up = true;
+    say(node, 0, message);
+  }
+  ASSERT_FALSE(sent<EndJob>(last).empty());
+  EXPECT_EQ(sent<EndJob>(last)[0].second.exit_code, 3) << "75 would requeue a broken program for ever";
+}
+
+TEST_F(Forming, DeathWhileTheFirstViewIsStoredFormsAgain) {
+  answer_store = false;
+  begin(1, 2, 1);
+  for (NodeId node : {1, 2}) {
+    node_comes(node, 1);
+    member_comes(node, 0);
+  }
+  ASSERT_EQ(leader->phase(), "storing");
+  const StoreView store = all_of_kind<StoreView>(all).back();
+  gone(2, 200);
+  answer_store = true;
+  carry(leader->stored(now, store.attempt, true, store.view));
+  EXPECT_EQ(leader->phase(), "forming");
+  member_comes(2, 0, 222);
+  EXPECT_EQ(leader->phase(), "running");
+  EXPECT_EQ(leader->view().generation.counter, 2u) << "generation 1 was written and is never used again";
+}
+
+// ---- loss
+// ----------------------------------------------------------------------------------------------------
+
+TEST_F(Loss, OfAWorkerShrinksTheWorldFromTheNewestVersion) {
+  form(2, 2);
+  progress_all(5);
+  gone(2, 201);
+  EXPECT_EQ(leader->phase(), "agreeing");
+  EXPECT_EQ(sent<Agree>(last).size(), 3u);
+  EXPECT_TRUE(has_event(last, EventKind::kMemberLost));
+  report(1, 100, 7);
+  report(1, 101, 8);
+  report(2, 200, 7);
+  EXPECT_EQ(leader->phase(), "running");
+  EXPECT_EQ(world(), (std::vector<MemberId>{100, 101, 200}));
+  EXPECT_EQ(leader->view().base, 8);
+  EXPECT_EQ(leader->view().lineage.size(), 2u);
+  const auto installs = sent<Install>(last);
+  ASSERT_EQ(installs.size(), 3u);
+  EXPECT_EQ(installs[0].second.transfers.size(), 2u) << "two members are behind";
+  EXPECT_EQ(installs[0].second.digest, digest_at(8));
+  EXPECT_TRUE(sent<Evict>(all).empty()) << "a proven death needs no eviction";
+}
+
+TEST_F(Loss, SeveralAtOnceMakeOneView) {
+  form(3, 2);
+  gone(2, 200);
+  gone(2, 201);
+  gone(3, 301);
+  EXPECT_EQ(leader->phase(), "agreeing");
+  report(1, 100, 4);
+  report(1, 101, 4);
+  report(3, 300, 4);
+  EXPECT_EQ(leader->view().generation.counter, 2u);
+  EXPECT_EQ(world(), (std::vector<MemberId>{100, 101, 300}));
+}
+
+TEST_F(Loss, DuringInstallStartsTheNextGeneration) {
+  form(2, 2);
+  gone(2, 201);
+  mute = {200};
+  report(1, 100, 4);
+  report(1, 101, 4);
+  report(2, 200, 3);
+  ASSERT_EQ(leader->phase(), "installing");
+  gone(2, 200);
+  EXPECT_EQ(leader->phase(), "agreeing");
+  EXPECT_EQ(sent<Agree>(last)[0].second.generation.counter, 2u)
+      << "the generation that members are installing";
+  report(1, 100, 4);
+  report(1, 101, 4);
+  EXPECT_EQ(leader->phase(), "running");
+  EXPECT_EQ(leader->view().generation.counter, 3u);
+  EXPECT_EQ(world(), (std::vector<MemberId>{100, 101}));
+}
+
+TEST_F(Loss, WhileTheViewIsStoredLeavesItUninstalled) {
+  form(2, 2);
+  answer_store = false;
+  gone(2, 201);
+  report(1, 100, 4);
+  report(1, 101, 4);
+  report(2, 200, 4);
+  ASSERT_EQ(leader->phase(), "storing");
+  const StoreView store = all_of_kind<StoreView>(all).back();
+  gone(2, 200);
+  answer_store = true;
+  last.clear();
+  carry(leader->stored(now, store.attempt, true, store.view));
+  EXPECT_EQ(leader->phase(), "running");
+  EXPECT_EQ(leader->view().generation.counter, 3u);
+  EXPECT_EQ(world(), (std::vector<MemberId>{100, 101}));
+  for (const auto& [member, install] : sent<Install>(last)) EXPECT_EQ(install.view.generation.counter, 3u);
+}
+
+TEST_F(Loss, StaleAndRepeatedMessagesChangeNothing) {
+  form(2, 1);
+  gone(2, 200);
+  Report stale;
+  stale.generation = Generation{77, 9};
+  stale.attempt = asked();
+  say(1, 100, stale);
+  stale.generation = leader->view().generation;
+  stale.attempt = asked() + 1;
+  say(1, 100, stale);
+  EXPECT_EQ(leader->phase(), "agreeing");
+  gone(2, 200);
+  EXPECT_EQ(leader->phase(), "agreeing");
+  report(1, 100, 1);
+  const Generation generation = leader->view().generation;
+  report(1, 100, 1);
+  gone(2, 200);
+  EXPECT_EQ(leader->view().generation, generation);
+  EXPECT_EQ(leader->phase(), "running");
+}
+
+TEST_F(Loss, MemberWithoutReportIsEvictedAndTheViewWaitsUntilItIsReaped) {
+  form(2, 2);
+  gone(2, 201);
+  report(1, 100, 4);
+  report(1, 101, 4);
+  tick_at(now + limits.report_timeout);
+  ASSERT_EQ(sent<Evict>(last).size(), 1u);
+  EXPECT_EQ(sent<Evict>(last)[0].second.members, (std::vector<MemberId>{200}));
+  EXPECT_EQ(leader->phase(), "running") << "node 2 has no member left in the view: it need not be waited for";
+}
+
+TEST_F(Loss, ExcludedProcessIsReapedBeforeTheViewIsReadyOnItsNode) {
+  form(2, 2);
+  gone(1, 101);
+  report(1, 100, 4);
+  report(2, 201, 4);
+  tick_at(now + limits.report_timeout);
+  EXPECT_EQ(leader->phase(), "installing") << "200 may still write into node 2's segments";
+  gone(2, 200);
+  EXPECT_EQ(leader->phase(), "running");
+  EXPECT_EQ(world(), (std::vector<MemberId>{100, 201}));
+}
+
+TEST_F(Loss, OfANodeByItsLinkIsSilence) {
+  form(2, 2);
+  last.clear();
+  alive.erase(2);
+  carry(leader->disconnected(now, 2, "connection reset"));
+  EXPECT_EQ(leader->phase(), "agreeing");
+  report(1, 100, 4);
+  report(1, 101, 4);
+  EXPECT_EQ(leader->phase(), "running") << "half the nodes, and the store was written";
+  EXPECT_EQ(world(), (std::vector<MemberId>{100, 101}));
+  node_comes(2, 2);
+  ASSERT_EQ(sent<Evict>(last).size(), 1u) << "its processes of that time have to go";
+  EXPECT_EQ(sent<Evict>(last)[0].second.members, (std::vector<MemberId>{200, 201}));
+  member_comes(2, 0);
+  EXPECT_TRUE(sent<Install>(last).empty()) << "an excluded process never speaks again";
+}
+
+TEST_F(Loss, MoreThanHalfSilentIsWaitedForAndMayComeBack) {
+  form(3, 1);
+  for (NodeId node : {2, 3}) {
+    alive.erase(node);
+    carry(leader->disconnected(now, node, "connection reset"));
+  }
+  report(1, 100, 4);
+  EXPECT_EQ(leader->phase(), "agreeing");
+  node_comes(3, 1);
+  ASSERT_EQ(sent<Agree>(last).size(), 1u) << "asked like the others";
+  report(3, 300, 4);
+  EXPECT_EQ(leader->phase(), "running") << "now fewer than half are silent";
+  EXPECT_EQ(world(), (std::vector<MemberId>{100, 300}));
+}
+
+TEST_F(Loss, MoreThanHalfSilentForLongIsExcludedBySideWithTheStore) {
+  form(3, 1);
+  for (NodeId node : {2, 3}) {
+    alive.erase(node);
+    carry(leader->disconnected(now, node, "connection reset"));
+  }
+  report(1, 100, 4);
+  tick_at(now + limits.partition_wait - 1);
+  EXPECT_EQ(leader->phase(), "agreeing");
+  tick_at(now + 1);
+  EXPECT_EQ(leader->phase(), "running");
+  EXPECT_EQ(world(), (std::vector<MemberId>{100}));
+}
+
+TEST_F(Loss, HeartbeatsThatStopAreSilence) {
+  form(3, 1);
+  alive.erase(3);
+  tick_at(now + limits.node_silence);
+  EXPECT_EQ(leader->phase(), "agreeing");
+  report(1, 100, 4);
+  report(2, 200, 4);
+  EXPECT_EQ(world(), (std::vector<MemberId>{100, 200}));
+}
+
+TEST_F(Loss, HoldersThatDifferEndTheJobAndAreNamed) {
+  form(3, 1);
+  gone(3, 300);
+  report(1, 100, 4);
+  Report other;
+  other.generation = leader->view().generation;
+  other.attempt = asked();
+  other.version = 4;
+  other.installed = leader->view().generation;
+  other.digest = Digest{6, 6};
+  say(2, 200, other);
+  ASSERT_FALSE(sent<EndJob>(last).empty());
+  EXPECT_EQ(sent<EndJob>(last)[0].second.exit_code, 1);
+}
+
+TEST_F(Loss, BeforeTheRunStartedRestoresAgain) {
+  start = 30;
+  begin(1, 2, 1);
+  mute = {100, 200};
+  for (NodeId node : {1, 2}) {
+    node_comes(node, 1);
+    member_comes(node, 0);
+  }
+  ASSERT_EQ(leader->phase(), "installing");
+  mute = {};
+  gone(2, 200);
+  report(1, 100, kNoVersion);
+  EXPECT_EQ(leader->phase(), "running");
+  EXPECT_EQ(leader->view().base, 30) << "the second view has no base either, and was started";
+  EXPECT_EQ(leader->view().lineage.size(), 1u);
+}
+
+TEST_F(Loss, OfEveryMemberFormsAgainWhileTheAgentsLive) {
+  form(2, 1);
+  progress_all(5);
+  gone(1, 100);
+  gone(2, 200);
+  EXPECT_EQ(leader->phase(), "forming");
+  start = 3;
+  member_comes(1, 0, 111);
+  member_comes(2, 0, 222);
+  EXPECT_EQ(leader->phase(), "running");
+  EXPECT_EQ(world(), (std::vector<MemberId>{111, 222}));
+  EXPECT_EQ(leader->view().base, 3) << "from the newest save";
+}
+
+TEST_F(Loss, BelowMinSavesTheBaseAndEndsAsRequeue) {
+  begin(2, 2, 1);
+  for (NodeId node : {1, 2}) {
+    node_comes(node, 1);
+    member_comes(node, 0);
+  }
+  alive.erase(2);
+  carry(leader->disconnected(now, 2, "connection reset"));
+  report(1, 100, 9);
+  const auto opens = sent<SaveOpen>(last);
+  ASSERT_EQ(opens.size(), 1u);
+  EXPECT_TRUE(opens[0].second.stop);
+  EXPECT_EQ(opens[0].second.version, 9);
+  say(1, 100, SaveVote{opens[0].second.save, true, {}, ""});
+  ASSERT_EQ(sent<SavePublish>(last).size(), 1u);
+  say(1, 100, SavePublished{opens[0].second.save, true, ""});
+  ASSERT_FALSE(sent<EndJob>(last).empty());
+  EXPECT_EQ(sent<EndJob>(last)[0].second.exit_code, 75);
+}
+
+TEST_F(Loss, InAFixedWorldEndsAsRequeue) {
+  limits.fixed_world = true;
+  form(2, 1);
+  gone(2, 200);
+  ASSERT_FALSE(sent<EndJob>(last).empty());
+  EXPECT_EQ(sent<EndJob>(last)[0].second.exit_code, 75);
+}
+
+TEST_F(Loss, StoreHeldByAnotherLeaderMeansResigning) {
+  form(2, 1);
+  answer_store = false;
+  gone(2, 200);
+  report(1, 100, 1);
+  const StoreView store = all_of_kind<StoreView>(last).back();
+  View foreign = store.view;
+  foreign.members.clear();
+  last.clear();
+  carry(leader->stored(now, store.attempt, false, foreign));
+  ASSERT_EQ(all_of_kind<Finish>(last).size(), 1u);
+  EXPECT_EQ(all_of_kind<Finish>(last)[0].exit_code, 75);
+}
+
+TEST_F(Loss, OwnEarlierWriteWithALostAnswerIsRecognised) {
+  form(2, 1);
+  answer_store = false;
+  gone(2, 200);
+  report(1, 100, 1);
+  const StoreView store = all_of_kind<StoreView>(last).back();
+  tick_at(now + limits.store_timeout);
+  const StoreView again = all_of_kind<StoreView>(last).back();
+  EXPECT_EQ(again.view, store.view);
+  carry(leader->stored(now, again.attempt, false, store.view));
+  EXPECT_EQ(leader->phase(), "running");
+}
+
+TEST_F(Loss, GroupThatFailsWithoutADeathIsFormedAnew) {
+  form(2, 1);
+  const Generation before = leader->view().generation;
+  say(1, 100, Suspect{before, {200}, "endpoint error"});
+  tick_at(now + limits.suspect_wait);
+  EXPECT_EQ(leader->phase(), "agreeing");
+  report(1, 100, 3);
+  report(2, 200, 3);
+  EXPECT_EQ(world(), (std::vector<MemberId>{100, 200}));
+  EXPECT_GT(leader->view().generation, before);
+}
+
+// ---- the end
+// -------------------------------------------------------------------------------------------------
+
+TEST_F(Ending, WaitsUntilAllHoldTheLastVersion) {
+  form(2, 1);
+  say(1, 100, Leaving{0, 10, "done"});
+  EXPECT_TRUE(sent<EndJob>(last).empty());
+  say(2, 200, Leaving{0, 10, "done"});
+  ASSERT_EQ(sent<EndJob>(last).size(), 2u);
+  EXPECT_EQ(sent<EndJob>(last)[0].second.exit_code, 0);
+  gone(1, 100, 0, true);
+  EXPECT_TRUE(all_of_kind<Finish>(last).empty());
+  gone(2, 200, 0, true);
+  ASSERT_EQ(all_of_kind<Finish>(last).size(), 1u);
+  EXPECT_EQ(all_of_kind<Finish>(last)[0].exit_code, 0);
+}
+
+TEST_F(Ending, ProgramFailureOfOneIsALoss) {
+  form(2, 1);
+  say(2, 200, Leaving{4, 3, "bad batch"});
+  EXPECT_EQ(leader->phase(), "agreeing");
+}
+
+TEST_F(Ending, ProgramFailureOfAllEndsTheJobWithItsCode) {
+  form(2, 1);
+  say(1, 100, Leaving{4, 3, "bad batch"});
+  say(2, 200, Leaving{4, 3, "bad batch"});
+  ASSERT_FALSE(sent<EndJob>(last).empty());
+  EXPECT_EQ(sent<EndJob>(last)[0].second.exit_code, 4);
+}
+
+TEST_F(Ending, LastReplicaDoesNotVanishEarly) {
+  form(3, 1);
+  say(1, 100, Leaving{0, 10, "done"});
+  gone(2, 200);
+  report(1, 100, 10);
+  report(3, 300, 9);
+  EXPECT_EQ(leader->view().base, 10) << "the one that left still holds it";
+}
+
+}  // namespace
+}  // namespace muster::control

@@ -1,0 +1,255 @@
+#include "runtime/control/member.h"
+
+#include "tests/runtime/control/support.h"
+
+namespace muster::control {
+namespace {
+
+constexpr Generation gen(uint64_t counter) { return Generation{77, counter}; }
+
+// Member 100 of a world of 100 and 200, in generation 1 at version 0.
+class MemberTest : public ::testing::Test {
+ protected:
+  MemberLimits limits;
+  Instant now = kSecond;
+  std::unique_ptr<MemberCore> core;
+
+  View view_of(uint64_t generation, Version base) const {
+    View view;
+    view.generation = gen(generation);
+    view.members = {Member{100, 1, 0, "a", {}}, Member{200, 2, 0, "b", {}}};
+    view.base = base;
+    view.lineage = {{gen(1), 0}};
+    if (generation > 1) view.lineage.push_back({gen(generation), base});
+    return view;
+  }
+  void enter(uint64_t generation, Version base, std::vector<Transfer> transfers = {}) {
+    Install install;
+    install.view = view_of(generation, base);
+    install.attempt = static_cast<uint32_t>(generation);
+    install.transfers = std::move(transfers);
+    EXPECT_EQ(all_of_kind<FormGroup>(core->receive(now, install)).size(), 1u);
+    EXPECT_EQ(sent<Ready>(core->formed(gen(generation))).size(), 1u);
+    EXPECT_EQ(all_of_kind<EnterView>(core->receive(now, Go{gen(generation)})).size(), 1u);
+  }
+  void SetUp() override { restart(); }
+  void restart() {
+    core = std::make_unique<MemberCore>(100, limits);
+    enter(1, kNoVersion);
+    EXPECT_EQ(sent<Started>(core->started(0, digest_at(0), {})).size(), 1u);
+  }
+  void step() {
+    ASSERT_TRUE(core->open_update(core->view().generation, core->version()).granted);
+    core->update_closed(now);
+  }
+  MemberActions agree(uint32_t attempt, bool revoke = true) {
+    return core->receive(now, Agree{core->view().generation, attempt, revoke, "a loss"});
+  }
+};
+
+// PROTOCOL 1: "C dies; A's reduction returned; A's progress thread reports s; A's program then updates to
+// s+1".
+TEST_F(MemberTest, ReportedVersionIsNotLeft) {
+  step();
+  step();
+  // A's reduction of step 2 has returned: its program stands before update(). C dies, the leader asks.
+  const MemberActions asked = agree(1);
+  ASSERT_EQ(all_of_kind<ComputeDigest>(asked).size(), 1u);
+  EXPECT_FALSE(core->open_update(gen(1), 2).granted)
+      << "asked: the digest may already be running over the state";
+  const auto reports = sent<Report>(core->digest_ready(2, digest_at(2)));
+  ASSERT_EQ(reports.size(), 1u);
+  EXPECT_EQ(reports[0].second.version, 2);
+  const Permit permit = core->open_update(gen(1), 2);
+  EXPECT_FALSE(permit.granted) << "A would contribute gradients of version 3 to the repeated step 2";
+  EXPECT_FALSE(permit.why.empty());
+  EXPECT_EQ(core->version(), 2);
+}
+
+TEST_F(MemberTest, WithRule1OffTheReportedVersionIsLeft) {
+  limits.rules.refuse_after_report = false;
+  restart();
+  agree(1);
+  core->digest_ready(0, digest_at(0));
+  EXPECT_TRUE(core->open_update(gen(1), 0).granted);
+}
+
+TEST_F(MemberTest, OpenUpdateIsAwaitedAndThenReportedWhole) {
+  ASSERT_TRUE(core->open_update(gen(1), 0).granted);
+  EXPECT_TRUE(sent<Report>(agree(1)).empty());
+  EXPECT_EQ(all_of_kind<ComputeDigest>(core->update_closed(now)).size(), 1u);
+  const auto reports = sent<Report>(core->digest_ready(1, digest_at(1)));
+  ASSERT_EQ(reports.size(), 1u);
+  EXPECT_EQ(reports[0].second.version, 1);
+  EXPECT_FALSE(reports[0].second.torn);
+}
+
+TEST_F(MemberTest, UpdateThatStaysOpenIsTornAndStaysVoidUntilInstalled) {
+  ASSERT_TRUE(core->open_update(gen(1), 0).granted);
+  agree(1);
+  now += limits.update_timeout;
+  EXPECT_LE(core->next_deadline(), now);
+  const auto reports = sent<Report>(core->tick(now));
+  ASSERT_EQ(reports.size(), 1u);
+  EXPECT_TRUE(reports[0].second.torn);
+  core->update_closed(now);
+  EXPECT_EQ(core->version(), kNoVersion) << "the leader has counted it out";
+  enter(2, 1, {{200, 100}});
+  EXPECT_TRUE(core->install_due());
+  EXPECT_FALSE(core->open_update(gen(2), 1).granted);
+  ASSERT_TRUE(core->open_install(gen(2)).granted);
+  core->state_installed(now, 1);
+  EXPECT_EQ(core->version(), 1);
+  EXPECT_TRUE(core->open_update(gen(2), 1).granted);
+}
+
+TEST_F(MemberTest, RepeatedQuestionsGetTheSameAnswerAndOlderOnesNone) {
+  step();
+  agree(3);
+  EXPECT_EQ(sent<Report>(core->digest_ready(1, digest_at(1))).size(), 1u);
+  EXPECT_EQ(sent<Report>(agree(3)).size(), 1u);
+  EXPECT_TRUE(agree(2).empty());
+  const auto later = sent<Report>(agree(4));
+  ASSERT_EQ(later.size(), 1u) << "the digest is known by now";
+  EXPECT_EQ(later[0].second.attempt, 4u);
+}
+
+TEST_F(MemberTest, StagedStateOfARevokedViewIsDropped) {
+  agree(1);
+  core->digest_ready(0, digest_at(0));
+  enter(2, 1, {{200, 100}});  // it is behind: to install version 1
+  ASSERT_TRUE(core->install_due());
+  const auto asked = core->receive(now, Agree{gen(2), 5, true, "another loss"});
+  EXPECT_EQ(all_of_kind<RevokeGroup>(asked).size(), 1u);
+  const auto reports = sent<Report>(asked);
+  ASSERT_EQ(reports.size(), 1u) << "the digest of version 0 is still known";
+  EXPECT_EQ(reports[0].second.version, 0);
+  EXPECT_EQ(reports[0].second.installed, gen(1)) << "this state never reached generation 2";
+  EXPECT_FALSE(core->open_install(gen(2)).granted);
+}
+
+TEST_F(MemberTest, OpenInstallationDelaysTheReport) {
+  agree(1);
+  core->digest_ready(0, digest_at(0));
+  enter(2, 1, {{200, 100}});
+  ASSERT_TRUE(core->open_install(gen(2)).granted);
+  EXPECT_TRUE(sent<Report>(core->receive(now, Agree{gen(2), 5, true, "another loss"})).empty());
+  EXPECT_EQ(all_of_kind<ComputeDigest>(core->state_installed(now, 1)).size(), 1u);
+  const auto reports = sent<Report>(core->digest_ready(1, digest_at(1)));
+  ASSERT_EQ(reports.size(), 1u);
+  EXPECT_EQ(reports[0].second.version, 1);
+  EXPECT_EQ(reports[0].second.installed, gen(2));
+}
+
+TEST_F(MemberTest, StopSaveGrantsExactlyThePermitsUpToItsVersion) {
+  const auto asked = agree(1, false);
+  EXPECT_TRUE(all_of_kind<RevokeGroup>(asked).empty()) << "the view lives";
+  core->digest_ready(0, digest_at(0));
+  EXPECT_FALSE(core->open_update(gen(1), 0).granted);
+  SaveOpen save;
+  save.version = 1;
+  save.stop = true;
+  EXPECT_EQ(all_of_kind<Forward>(core->receive(now, save)).size(), 1u);
+  step();
+  EXPECT_EQ(core->version(), 1);
+  EXPECT_FALSE(core->open_update(gen(1), 1).granted);
+}
+
+TEST_F(MemberTest, BoundBeforeGoHoldsInTheNewView) {
+  agree(1);
+  core->digest_ready(0, digest_at(0));
+  Install install;
+  install.view = view_of(2, 0);
+  core->receive(now, install);
+  core->formed(gen(2));
+  SaveOpen save;
+  save.version = 0;
+  save.stop = true;
+  core->receive(now, save);
+  core->receive(now, Go{gen(2)});
+  EXPECT_FALSE(core->open_update(gen(2), 0).granted);
+}
+
+TEST_F(MemberTest, GradientsOfAnotherViewOrVersionAreRefused) {
+  EXPECT_FALSE(core->open_update(gen(2), 0).granted);
+  EXPECT_FALSE(core->open_update(gen(1), 1).granted);
+  ASSERT_TRUE(core->open_update(gen(1), 0).granted);
+  EXPECT_FALSE(core->open_update(gen(1), 0).granted) << "one scope at a time";
+}
+
+TEST_F(MemberTest, FencingIsAFreezeThatEndsAtADeadline) {
+  core->control_lost(now, "the agent is gone");
+  EXPECT_FALSE(core->open_update(gen(1), 0).granted);
+  EXPECT_FALSE(core->may_run());
+  EXPECT_EQ(core->version(), 0) << "the state is kept";
+  now += limits.frozen_timeout;
+  EXPECT_LE(core->next_deadline(), now);
+  const auto leaves = all_of_kind<LeaveLoop>(core->tick(now));
+  ASSERT_EQ(leaves.size(), 1u);
+  EXPECT_EQ(leaves[0].exit_code, 75);
+}
+
+TEST_F(MemberTest, PlanNumberKnownBeforeGoIsTheViewsBaseline) {
+  agree(1);
+  core->digest_ready(0, digest_at(0));
+  Install install;
+  install.view = view_of(2, 0);
+  core->receive(now, install);
+  core->formed(gen(2));
+  core->receive(now, PlanNumber{4});
+  core->receive(now, Go{gen(2)});
+  EXPECT_FALSE(core->boundary_due(4));
+  core->receive(now, PlanNumber{5});
+  EXPECT_EQ(core->plan(), 5u);
+  EXPECT_TRUE(core->boundary_due(5));
+  EXPECT_EQ(sent<AtBoundary>(core->at_boundary(5, 0, digest_at(0))).size(), 1u);
+  EXPECT_FALSE(core->open_update(gen(2), 0).granted) << "it waits at the boundary";
+  core->receive(now, Proceed{5});
+  EXPECT_FALSE(core->boundary_due(5));
+  EXPECT_TRUE(core->open_update(gen(2), 0).granted);
+}
+
+TEST(Learner, RunsBehindTheViewUntilTheBoundaryAndJoins) {
+  MemberCore core(300, {});
+  Learn learn;
+  learn.lesson = 9;
+  learn.view.generation = gen(4);
+  core.receive(0, learn);
+  EXPECT_TRUE(core.learning());
+  EXPECT_FALSE(core.open_update(gen(4), 7).granted) << "nothing copied yet";
+  ASSERT_TRUE(core.open_install(gen(4)).granted);
+  core.state_installed(0, 7);
+  ASSERT_TRUE(core.open_update(gen(4), 7).granted);
+  core.update_closed(0);
+  core.receive(0, LearnUntil{2, 8});
+  EXPECT_FALSE(core.open_update(gen(4), 8).granted);
+  core.at_boundary(2, 8, digest_at(8));
+  Install install;
+  install.view.generation = gen(5);
+  install.view.members = {Member{300, 3, 0, "c", {}}};
+  install.view.base = 8;
+  core.receive(0, install);
+  core.formed(gen(5));
+  core.receive(0, LessonOver{9});
+  EXPECT_EQ(core.version(), 8) << "it has learnt enough";
+  core.receive(0, Go{gen(5)});
+  EXPECT_TRUE(core.open_update(gen(5), 8).granted);
+}
+
+TEST(Learner, CancelledLessonVoidsWhatWasCopied) {
+  MemberCore core(300, {});
+  Learn learn;
+  learn.lesson = 9;
+  learn.view.generation = gen(4);
+  core.receive(0, learn);
+  ASSERT_TRUE(core.open_install(gen(4)).granted);
+  core.state_installed(0, 7);
+  core.receive(0, LessonOver{8});
+  EXPECT_EQ(core.version(), 7) << "another lesson's end";
+  core.receive(0, LessonOver{9});
+  EXPECT_EQ(core.version(), kNoVersion);
+  EXPECT_FALSE(core.may_run());
+}
+
+}  // namespace
+}  // namespace muster::control

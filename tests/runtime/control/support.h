@@ -1,0 +1,169 @@
+// Helpers of the control tests: look into actions, and drive a Coordinator with hand-made messages.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <optional>
+#include <set>
+
+#include "runtime/control/coordinator.h"
+
+namespace muster::control {
+
+template <typename T, typename ActionVector>
+std::vector<T> all_of_kind(const ActionVector& actions) {
+  std::vector<T> found;
+  for (const auto& action : actions) {
+    if (const T* value = std::get_if<T>(&action)) found.push_back(*value);
+  }
+  return found;
+}
+
+// Messages of type T among the Sends, with their addressee.
+template <typename T, typename ActionVector>
+std::vector<std::pair<MemberId, T>> sent(const ActionVector& actions) {
+  std::vector<std::pair<MemberId, T>> found;
+  for (const Send& send : all_of_kind<Send>(actions)) {
+    if (const T* message = std::get_if<T>(&send.envelope.message)) {
+      found.emplace_back(send.envelope.member, *message);
+    }
+  }
+  return found;
+}
+
+inline bool has_event(const Actions& actions, EventKind kind) {
+  for (const Event& event : all_of_kind<Event>(actions)) {
+    if (event.kind == kind) return true;
+  }
+  return false;
+}
+
+inline Digest digest_at(Version version) { return Digest{static_cast<uint64_t>(version) + 1000, 7}; }
+
+// A leader with nodes 1…n of w workers; member ids are node * 100 + local rank. Members obey: they answer
+// Install with Ready and, in a view without a base, Go with Started; what else they say is each test's.
+class LeaderTest : public ::testing::Test {
+ protected:
+  Limits limits;
+  Instant now = kSecond;
+  std::unique_ptr<Coordinator> leader;
+  Actions last;              // of the newest call
+  Actions all;               // of all calls
+  bool answer_store = true;  // the store writes at once
+  std::set<MemberId> mute;   // members that do not answer
+  Version start = 0;
+
+  static MemberId id(NodeId node, uint32_t local_rank) { return node * 100 + local_rank; }
+
+  void begin(uint32_t nodes_min, uint32_t nodes_max, uint32_t workers) {
+    limits.nodes_min = nodes_min;
+    limits.nodes_max = nodes_max;
+    limits.workers_per_node = workers;
+    leader = std::make_unique<Coordinator>(limits, "job", 77, now);
+  }
+
+  // Carries out the actions and obeys for the members, until nothing is left to answer.
+  void carry(Actions actions) {
+    last.insert(last.end(), actions.begin(), actions.end());
+    all.insert(all.end(), actions.begin(), actions.end());
+    for (const Action& action : actions) {
+      if (const auto* store = std::get_if<StoreView>(&action); store != nullptr && answer_store) {
+        carry(leader->stored(now, store->attempt, true, store->view));
+      }
+      if (const auto* send = std::get_if<Send>(&action)) obey(*send);
+    }
+  }
+  void obey(const Send& send) {
+    const MemberId member = send.envelope.member;
+    if (member == 0 || mute.contains(member)) return;
+    if (const auto* install = std::get_if<Install>(&send.envelope.message)) {
+      bases[member] = install->view.base;
+      inbox(send.node, member, Ready{install->view.generation, install->attempt});
+    }
+    if (const auto* go = std::get_if<Go>(&send.envelope.message);
+        go != nullptr && bases[member] == kNoVersion) {
+      inbox(send.node, member, Started{go->generation, start, digest_at(start), {}});
+    }
+  }
+  std::map<MemberId, Version> bases;
+
+  void inbox(NodeId node, MemberId member, Message message) {
+    carry(leader->receive(now, node, Envelope{member, std::move(message)}));
+  }
+  void say(NodeId node, MemberId member, Message message) {
+    last.clear();
+    inbox(node, member, std::move(message));
+  }
+  void tick_at(Instant at) {
+    last.clear();
+    now = at;
+    for (NodeId node : alive) inbox(node, 0, Heartbeat{});
+    carry(leader->tick(now));
+  }
+  std::set<NodeId> alive;
+
+  void node_comes(NodeId node, uint32_t workers) {
+    alive.insert(node);
+    NodeHello hello;
+    hello.node = node;
+    hello.name = "n" + std::to_string(node);
+    hello.job = "job";
+    hello.workers = workers;
+    hello.nodes_min = limits.nodes_min;
+    hello.nodes_max = limits.nodes_max;
+    say(node, 0, hello);
+  }
+  void member_comes(NodeId node, uint32_t local_rank, MemberId as = 0) {
+    const MemberId who = as == 0 ? id(node, local_rank) : as;
+    MemberHello hello;
+    hello.member = Member{who, node, local_rank, "n" + std::to_string(node), {}};
+    hello.description = "a state";
+    say(node, who, hello);
+  }
+  // MAX nodes come with all their workers: the first view runs.
+  void form(uint32_t nodes, uint32_t workers) {
+    begin(1, nodes, workers);
+    for (NodeId node = 1; node <= nodes; ++node) {
+      node_comes(node, workers);
+      for (uint32_t local_rank = 0; local_rank < workers; ++local_rank) member_comes(node, local_rank);
+    }
+    ASSERT_EQ(leader->phase(), "running");
+  }
+  void gone(NodeId node, MemberId member, int code = 137, bool orderly = false) {
+    MemberGone message;
+    message.member = member;
+    message.proven = true;
+    message.orderly = orderly;
+    message.exit_code = code;
+    message.local_rank = static_cast<uint32_t>(member % 100);
+    message.why = "killed by signal 9";
+    say(node, 0, message);
+  }
+  void report(NodeId node, MemberId member, Version version, bool torn = false) {
+    Report message;
+    message.generation = leader->view().generation;
+    message.attempt = asked();
+    message.version = torn ? kNoVersion : version;
+    message.torn = torn;
+    message.installed = leader->view().generation;
+    message.digest = digest_at(version);
+    say(node, member, message);
+  }
+  uint32_t asked() const {
+    const auto agrees = sent<Agree>(all);
+    return agrees.empty() ? 0 : agrees.back().second.attempt;
+  }
+  void progress_all(Version version) {
+    for (const Member& member : leader->view().members) {
+      say(member.node, member.id, Progress{leader->view().generation, version});
+    }
+  }
+  std::vector<MemberId> world() const {
+    std::vector<MemberId> ids;
+    for (const Member& member : leader->view().members) ids.push_back(member.id);
+    return ids;
+  }
+};
+
+}  // namespace muster::control
