@@ -100,6 +100,21 @@ const char* name_of_signal(uint32_t number) {
   }
 }
 
+sigset_t own_signals() {
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int number : {SIGINT, SIGTERM, SIGUSR1, SIGHUP}) sigaddset(&set, number);
+  return set;
+}
+
+// Before any thread: each inherits the mask, and an unblocked one would take the signal with its default
+// action.
+void block_own_signals() {
+  const sigset_t set = own_signals();
+  sigprocmask(SIG_BLOCK, &set, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+}
+
 class Agent {
  public:
   Agent(const OptionValues& values, Plan plan)
@@ -144,11 +159,7 @@ class Agent {
   // ---- signals
 
   Status take_signals() {
-    sigset_t set;
-    sigemptyset(&set);
-    for (const int number : {SIGINT, SIGTERM, SIGUSR1, SIGHUP}) sigaddset(&set, number);
-    sigprocmask(SIG_BLOCK, &set, nullptr);
-    signal(SIGPIPE, SIG_IGN);
+    const sigset_t set = own_signals();
     signal_fd_.reset(signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
     if (!signal_fd_) return Error{ErrorCode::kEnvironment, "cannot watch signals (signalfd)"};
     signal_watch_ = std::make_unique<FdWatch>(loop_, signal_fd_.get());
@@ -327,6 +338,7 @@ class Agent {
 
 int run(const OptionValues& values, std::vector<std::string> command) {
   open_standard_streams();
+  block_own_signals();
   auto plan = make_plan(values, std::move(command));
   if (!plan.ok()) {
     std::fprintf(stderr, "muster: %s\n", plan.error().message.c_str());

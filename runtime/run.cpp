@@ -198,7 +198,7 @@ bool Run::waits_at_boundary(Lock& lock) {
   if (const uint64_t plan = std::exchange(boundary_plan_, 0); plan != 0) {
     perform(core_.at_boundary(plan, core_.version(), state_.digest()));
   }
-  if (!core_.at_boundary()) return false;
+  if (!core_.waiting_at_boundary()) return false;
   wait(lock);
   return true;
 }

@@ -164,7 +164,8 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
 
   void carry_out(const StoreView& wanted) {
     read_view([this, wanted](const View& current, uint64_t revision) {
-      if (current.generation != wanted.expected) return answer(wanted.attempt, false, current);
+      const bool empty = revision == 0 && wanted.expected.counter == 0;
+      if (!empty && current.generation != wanted.expected) return answer(wanted.attempt, false, current);
       swap(wanted, revision);
     });
   }

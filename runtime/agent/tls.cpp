@@ -15,6 +15,7 @@ namespace {
 
 constexpr size_t kKeyBytes = 32;
 constexpr size_t kHandshakeBytesMax = 32 << 10;  // an unauthenticated peer may send so much
+constexpr size_t kFeedBytes = 16 << 10;
 constexpr unsigned char kAes128GcmSha256[2] = {0x13, 0x01};
 constexpr char kIdentityPrefix[] = "muster/1 job ";
 constexpr size_t kIdentityBytesMax = 256;
@@ -148,7 +149,7 @@ struct TlsEngine::State {
     SSL_CTX_set_num_tickets(c, 0);
     SSL_CTX_set_session_cache_mode(c, SSL_SESS_CACHE_OFF);
     // A server that answered with a certificate instead of the key must fail: no authority is trusted.
-    SSL_CTX_set_verify(c, SSL_VERIFY_PEER, nullptr);
+    if (role == TlsRole::kClient) SSL_CTX_set_verify(c, SSL_VERIFY_PEER, nullptr);
     if (role == TlsRole::kServer)
       SSL_CTX_set_psk_find_session_callback(c, &State::find_key);
     else
@@ -205,6 +206,17 @@ struct TlsEngine::State {
     ERR_clear_error();
     failed = error;
     return error;
+  }
+
+  // In small parts: the last bytes of a handshake and the first messages may come together.
+  Status feed(ByteSpan part) {
+    if (!established) handshake_bytes += part.size();
+    if (handshake_bytes > kHandshakeBytesMax)
+      return fail(
+          {ErrorCode::kMisuse, "the peer sent more than a handshake needs before it was authenticated"});
+    BIO_write(from_socket, part.data(), static_cast<int>(part.size()));
+    if (!established) MUSTER_TRY(handshake());
+    return established ? read_all() : ok();
   }
 
   Status handshake() {
@@ -265,18 +277,9 @@ Result<std::unique_ptr<TlsEngine>> TlsEngine::create(TlsRole role, const TlsSecr
 
 Status TlsEngine::received(ByteSpan from_socket) {
   if (state_->failed) return *state_->failed;
-  if (!state_->established) {
-    state_->handshake_bytes += from_socket.size();
-    if (state_->handshake_bytes > kHandshakeBytesMax)
-      return state_->fail(
-          {ErrorCode::kMisuse, "the peer sent more than a handshake needs before it was authenticated"});
-  }
-  for (size_t at = 0; at < from_socket.size(); at += 64 << 10) {
-    const auto part = from_socket.subspan(at, std::min<size_t>(64 << 10, from_socket.size() - at));
-    BIO_write(state_->from_socket, part.data(), static_cast<int>(part.size()));
-  }
-  if (!state_->established) MUSTER_TRY(state_->handshake());
-  return state_->established ? state_->read_all() : ok();
+  for (size_t at = 0; at < from_socket.size(); at += kFeedBytes)
+    MUSTER_TRY(state_->feed(from_socket.subspan(at, std::min(kFeedBytes, from_socket.size() - at))));
+  return ok();
 }
 
 Status TlsEngine::send(ByteSpan plain) {

@@ -161,7 +161,7 @@ std::string variable_of(const Option& option) {
 
 std::string suggestion(std::string_view word, std::span<const std::string> candidates) {
   const std::string* nearest = nullptr;
-  size_t nearest_distance = word.size() / 3 + 2;  // farther is a different word
+  size_t nearest_distance = word.size() / 4 + 1;  // farther is a different word
   for (const std::string& candidate : candidates) {
     const size_t far = distance(word.substr(0, 64), candidate);
     if (far < nearest_distance) {
