@@ -88,13 +88,7 @@ void Session::emit(Event event) {
 }
 
 control::Member Session::self() const {
-  control::Member member;
-  member.id = control_->member();
-  member.node = control_->node();
-  member.node_name = control_->node_name();
-  member.local_rank = control_->slot();
-  member.contact = endpoint_->contact();
-  return member;
+  return control_->as_member(endpoint_->contact());
 }
 
 bool Session::elastic() const { return control_->world() == agent::World::kElastic; }

@@ -6,6 +6,7 @@
 #include <pmix.h>
 
 #include <cstdlib>
+#include <algorithm>
 #include <cstring>
 
 namespace muster::agent {
@@ -46,9 +47,12 @@ Result<Functions> open_library() {
   return f;
 }
 
-void copy_name(char (&to)[PMIX_MAX_NSLEN + 1], const char* from) {
-  std::strncpy(to, from, PMIX_MAX_NSLEN);
-  to[PMIX_MAX_NSLEN] = 0;
+// What does not fit is cut off: names and keys of PMIx have a fixed length.
+template <size_t size>
+void copy_name(char (&to)[size], const char* from) {
+  const size_t length = std::min(std::strlen(from), size - 1);
+  std::memcpy(to, from, length);
+  to[length] = 0;
 }
 
 }  // namespace
@@ -77,10 +81,10 @@ struct Pmix::State {
     copy_name(everyone.nspace, self.nspace);
     everyone.rank = PMIX_RANK_WILDCARD;
     pmix_info_t info[2] = {};
-    std::strncpy(info[0].key, PMIX_COLLECT_DATA, PMIX_MAX_KEYLEN);
+    copy_name(info[0].key, PMIX_COLLECT_DATA);
     info[0].value.type = PMIX_BOOL;
     info[0].value.data.flag = true;
-    std::strncpy(info[1].key, PMIX_TIMEOUT, PMIX_MAX_KEYLEN);
+    copy_name(info[1].key, PMIX_TIMEOUT);
     info[1].value.type = PMIX_INT;
     info[1].value.data.integer = kFenceSeconds;
     const pmix_status_t status = f.fence(&everyone, 1, info, 2);
