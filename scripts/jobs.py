@@ -69,9 +69,9 @@ class Agent:
         """Process ids of this agent's living workers, by local rank."""
         pids = {}
         for event in self.events():
-            if event["kind"] == "worker started":
+            if event["event"] == "worker started":
                 pids[event["subject"]] = event["amount"]
-            elif event["kind"] == "worker ended":
+            elif event["event"] == "worker ended":
                 pids.pop(event["subject"], None)
         return pids
 
@@ -139,7 +139,7 @@ class Job:
         return agent
 
     def events(self):
-        return sorted((event for agent in self.agents for event in agent.events()), key=lambda event: event["at"])
+        return sorted((event for agent in self.agents for event in agent.events()), key=lambda event: event["at_ns"])
 
     def close(self, keep=False):
         for agent in self.agents:
