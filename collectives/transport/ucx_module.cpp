@@ -291,24 +291,26 @@ int start_send(muster_ucx_worker* worker, uint32_t number, uint64_t tag, const v
   return MUSTER_UCX_PENDING;
 }
 
-int start_receive(muster_ucx_worker* worker, uint64_t tag, void* data, size_t size, uint64_t id,
-                  size_t* bytes) {
+// Immediate completion is refused, since UCX 1.13 then does not tell the length. The callback may come before
+// ucp_tag_recv_nbx() returns.
+int start_receive(muster_ucx_worker* worker, uint64_t tag, void* data, size_t size, uint64_t id) {
   auto* pending = new Pending{worker, id, nullptr};
-  ucp_tag_recv_info_t info{};
+  worker->pending[id] = pending;
   ucp_request_param_t param{};
-  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_RECV_INFO;
+  param.op_attr_mask =
+      UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
   param.cb.recv = on_received;
   param.user_data = pending;
-  param.recv_info.tag_info = &info;
   ucs_status_ptr_t request = ucp_tag_recv_nbx(worker->worker, data, size, tag, ~uint64_t{0}, &param);
-  if (!UCS_PTR_IS_PTR(request)) {
-    delete pending;
-    *bytes = info.length;
-    return status_of(UCS_PTR_STATUS(request));
+  const auto found = worker->pending.find(id);
+  if (found == worker->pending.end()) return MUSTER_UCX_PENDING;  // ended() was called already
+  if (UCS_PTR_IS_PTR(request)) {
+    pending->request = request;
+    return MUSTER_UCX_PENDING;
   }
-  pending->request = request;
-  worker->pending[id] = pending;
-  return MUSTER_UCX_PENDING;
+  worker->pending.erase(found);
+  delete pending;
+  return MUSTER_UCX_FAILED;
 }
 
 void cancel_transfer(muster_ucx_worker* worker, uint64_t id) {

@@ -41,11 +41,11 @@ struct muster_ucx_table {
   int (*connect)(struct muster_ucx_worker* worker, const void* address, uint32_t peer, char* error,
                  size_t error_size);
   void (*disconnect)(struct muster_ucx_worker* worker, uint32_t peer);
-  /* A muster_ucx_status; ended() is called later where it is MUSTER_UCX_PENDING, and not otherwise. */
+  /* A muster_ucx_status; ended() is called where it is MUSTER_UCX_PENDING, perhaps before the
+   * return, and not otherwise. */
   int (*send)(struct muster_ucx_worker* worker, uint32_t peer, uint64_t tag, const void* data, size_t size,
               uint64_t id);
-  int (*receive)(struct muster_ucx_worker* worker, uint64_t tag, void* data, size_t size, uint64_t id,
-                 size_t* bytes);
+  int (*receive)(struct muster_ucx_worker* worker, uint64_t tag, void* data, size_t size, uint64_t id);
   void (*cancel)(struct muster_ucx_worker* worker, uint64_t id);
   void (*discard)(struct muster_ucx_worker* worker, uint64_t value, uint64_t mask);
   unsigned (*progress)(struct muster_ucx_worker* worker);

@@ -1,0 +1,480 @@
+// What happens when ranks differ, die, freeze, are revoked or do not come.
+#include <gtest/gtest.h>
+
+#include <sys/resource.h>
+
+#include <algorithm>
+
+#include "tests/collectives/world.h"
+
+namespace muster {
+namespace {
+
+// One of each operation, so that each can be interrupted.
+Work any_operation(const Member& member, int which, std::vector<float>& in, std::vector<float>& out,
+                   Instant deadline) {
+  const size_t count = in.size() / static_cast<size_t>(member.size);
+  Group& group = member.group;
+  switch (which) {
+    case 0:
+      return group.all_reduce(in.data(), out.data(), in.size(), DType::kFloat32, ReduceOp::kSum, deadline);
+    case 1:
+      return group.reduce_scatter(in.data(), out.data(), count, DType::kFloat32, ReduceOp::kAvg, deadline);
+    case 2:
+      return group.all_gather(in.data(), out.data(), count, DType::kFloat32, deadline);
+    case 3:
+      return group.broadcast(in.data(), out.data(), in.size(), DType::kFloat32, 0, deadline);
+    case 4:
+      return group.barrier(deadline);
+    default: {
+      const CanonicalLayout layout{16, 16, assign_lanes(16, member.size)};
+      const LaneRange mine = layout.assignment[static_cast<size_t>(member.rank)];
+      const std::vector<const float*> partials(aligned_nodes(mine, 16).size(), in.data());
+      return group.canonical_all_reduce(partials, out.data(), in.size(), layout, deadline);
+    }
+  }
+}
+constexpr int kKinds = 6;
+constexpr const char* kKindNames[kKinds] = {"all_reduce", "reduce_scatter", "all_gather",
+                                            "broadcast",  "barrier",        "canonical_all_reduce"};
+
+// Repeats the operation, with a barrier so that every rank needs every other, until it fails.
+Status repeat_until_failure(const Member& member, int kind, Duration each, Instant limit,
+                            std::vector<int>& suspects) {
+  std::vector<float> in(120'000, 1.0F), out(120'000);
+  while (now() < limit) {
+    for (const int which : {kind, 4}) {
+      const Work work = any_operation(member, which, in, out, now() + each);
+      const Status status = work.wait();
+      if (status.ok()) continue;
+      suspects = work.suspects();
+      return status;
+    }
+  }
+  return ok();
+}
+
+struct Interrupted {
+  Medium medium;
+  int kind;
+};
+std::string interrupted_name(const testing::TestParamInfo<Interrupted>& info) {
+  return std::string(name_of(info.param.medium)) + "_" + kKindNames[info.param.kind];
+}
+std::vector<Interrupted> every(std::vector<Medium> media) {
+  std::vector<Interrupted> cases;
+  for (Medium medium : media) {
+    for (int kind = 0; kind < kKinds; ++kind) cases.push_back({medium, kind});
+  }
+  return cases;
+}
+
+class Killed : public testing::TestWithParam<Interrupted> {};
+
+TEST_P(Killed, OthersEndSoonAndNameIt) {
+  constexpr int kRanks = 4;
+  const int victim = GetParam().kind % kRanks;
+  WorldOptions options;
+  options.spawn.expect_killed = {victim};
+  run_world(
+      GetParam().medium, kRanks,
+      [&](Member& member) {
+        std::thread killer;
+        if (member.rank == victim) {
+          killer = std::thread([&] {
+            usleep(30'000 + static_cast<useconds_t>(random_nonce() % 10'000));
+            kill(getpid(), SIGKILL);
+          });
+        }
+        std::vector<int> suspects;
+        const Status status =
+            repeat_until_failure(member, GetParam().kind, 15 * kSecond, now() + 30 * kSecond, suspects);
+        if (killer.joinable()) killer.join();
+        const Instant noticed = now();
+        member.expect(!status.ok(), "did not notice");
+        if (status.ok()) return;
+        member.expect(status.error().code == ErrorCode::kReconfigure, "code: " + status.error().message);
+        member.expect(suspects == std::vector<int>{victim}, "suspects: " + status.error().message);
+        member.expect(status.error().message.find("rank " + std::to_string(victim)) != std::string::npos,
+                      "name: " + status.error().message);
+        member.expect(status.error().message.find("deadline") == std::string::npos,
+                      "found by deadline only: " + status.error().message);
+        // Later operations end at once with the same reason.
+        member.expect(!member.group.barrier(member.soon()).wait().ok() && now() - noticed < 5 * kSecond,
+                      "later ones");
+        // Nobody leaves before all noticed: leaving looks like dying.
+        member.process->mark(member.rank) = 1;
+        member.process->wait_until([&] {
+          for (int rank = 0; rank < kRanks; ++rank)
+            if (rank != victim && member.process->mark(rank) == 0) return false;
+          return true;
+        });
+      },
+      options);
+}
+INSTANTIATE_TEST_SUITE_P(All, Killed,
+                         testing::ValuesIn(every({Medium::kNodeProcesses, Medium::kUcxProcesses})),
+                         interrupted_name);
+
+class Frozen : public testing::TestWithParam<Interrupted> {};
+
+TEST_P(Frozen, DeadlineNamesIt) {
+  constexpr int kRanks = 4;
+  const int victim = (GetParam().kind + 1) % kRanks;
+  run_world(GetParam().medium, kRanks, [&](Member& member) {
+    std::thread freezer;
+    if (member.rank == victim) {
+      freezer = std::thread([&] {
+        usleep(30'000 + static_cast<useconds_t>(random_nonce() % 10'000));
+        kill(getpid(), SIGSTOP);
+      });
+    }
+    std::vector<int> suspects;
+    const Status status =
+        repeat_until_failure(member, GetParam().kind, 1500 * kMillisecond, now() + 30 * kSecond, suspects);
+    if (freezer.joinable()) freezer.join();
+    member.process->mark(member.rank) = 1;
+    member.expect(!status.ok(), "did not notice");
+    if (member.rank != victim && !status.ok()) {
+      member.expect(status.error().code == ErrorCode::kReconfigure, "code: " + status.error().message);
+      member.expect(suspects == std::vector<int>{victim}, "suspects: " + status.error().message);
+    }
+    // The frozen one is thawed when all others have failed; it must find out too, and harm nobody.
+    const auto all_failed = [&](bool with_victim) {
+      for (int rank = 0; rank < kRanks; ++rank)
+        if ((rank != victim || with_victim) && member.process->mark(rank) == 0) return false;
+      return true;
+    };
+    if (member.rank == (victim + 1) % kRanks) {
+      member.process->wait_until([&] { return all_failed(false); });
+      kill(member.process->pid_of(victim), SIGCONT);
+    }
+    member.process->wait_until([&] { return all_failed(true); });
+  });
+}
+INSTANTIATE_TEST_SUITE_P(All, Frozen,
+                         testing::ValuesIn(every({Medium::kNodeProcesses, Medium::kUcxProcesses})),
+                         interrupted_name);
+
+TEST(FrozenInProcess, DeadlineNamesItAndTheSlowCallerIsToldApart) {
+  run_world(Medium::kInProcess, 4, [](Member& member) {
+    float value = 1;
+    member.expect_ok(member.group.barrier(member.soon()).wait(), "first");
+    if (member.rank == 2) {  // alive, but never calls the second
+      usleep(1'200'000);
+      const auto failure = member.group.failure();
+      member.expect(failure && failure->suspects == std::vector<int>{2}, "the slow one was not told");
+      return;
+    }
+    const Work work = member.group.all_reduce(&value, &value, 1, DType::kFloat32, ReduceOp::kSum,
+                                              now() + 600 * kMillisecond);
+    const Status status = work.wait();
+    member.expect(!status.ok() && status.error().message.find("had not called it") != std::string::npos,
+                  status.ok() ? "no error" : status.error().message);
+    member.expect(work.suspects() == std::vector<int>{2}, "suspects");
+    usleep(400'000);
+  });
+}
+
+class Revoked : public testing::TestWithParam<Interrupted> {};
+
+// At many moments; afterwards the output is freed and the input must be as it was.
+TEST_P(Revoked, EndsAtOnceAndTouchesNothingAfterwards) {
+  for (int attempt = 0; attempt < 6; ++attempt) {
+    run_world(GetParam().medium, 3, [&](Member& member) {
+      std::vector<float> in(300'000, 1.5F);
+      auto out = std::make_unique<std::vector<float>>(300'000);
+      std::thread revoker([&] {
+        usleep(static_cast<useconds_t>(random_nonce() % 3000) * static_cast<useconds_t>(attempt));
+        member.group.revoke({ErrorCode::kReconfigure, "view 2 was installed"});
+      });
+      Status status = ok();
+      Instant slowest = 0;
+      for (int i = 0; i < 200 && status.ok(); ++i) {
+        const Work work = any_operation(member, GetParam().kind, in, *out, member.soon());
+        const Instant begin = now();
+        status = work.wait();
+        slowest = std::max(slowest, now() - begin);
+      }
+      revoker.join();
+      if (status.ok()) status = member.group.barrier(member.soon()).wait();
+      member.expect(!status.ok() && status.error().code == ErrorCode::kReconfigure &&
+                        status.error().message.find("view 2 was installed") != std::string::npos,
+                    "reason: " + (status.ok() ? "none" : status.error().message));
+      std::fill(out->begin(), out->end(), -7.0F);
+      usleep(20'000);
+      member.expect(std::ranges::all_of(*out, [](float value) { return value == -7.0F; }),
+                    "written after the end");
+      out.reset();
+      member.expect(std::ranges::all_of(in, [](float value) { return value == 1.5F; }), "input changed");
+    });
+  }
+}
+INSTANTIATE_TEST_SUITE_P(All, Revoked, testing::ValuesIn(every({Medium::kInProcess, Medium::kNodeThreads})),
+                         interrupted_name);
+INSTANTIATE_TEST_SUITE_P(Ucx, Revoked, testing::Values(Interrupted{Medium::kUcxProcesses, 0}),
+                         interrupted_name);
+
+// ---- mismatch
+
+class Mismatch : public testing::TestWithParam<Medium> {
+ protected:
+  // Rank 1 calls `odd`, the others `usual`; all must hear of it, with both sides named.
+  void expect_mismatch(const std::function<Work(Member&)>& usual, const std::function<Work(Member&)>& odd,
+                       const std::string& needle) {
+    run_world(GetParam(), 3, [&](Member& member) {
+      Work work = member.rank == 1 ? odd(member) : usual(member);
+      Status status = work.wait();
+      // Who is through with its part hears of it at the next operation.
+      if (status.ok()) {
+        work = member.group.barrier(member.soon());
+        status = work.wait();
+      }
+      member.expect(!status.ok(), "no error");
+      if (status.ok()) return;
+      const std::string& message = status.error().message;
+      member.expect(status.error().code == ErrorCode::kMisuse, "code: " + message);
+      member.expect(message.find("rank 1") != std::string::npos || message.find("and 1") != std::string::npos,
+                    "rank: " + message);
+      member.expect(message.find(needle) != std::string::npos, "arguments: " + message);
+      member.expect(std::ranges::count(work.suspects(), 1) == 1, "suspects: " + message);
+      usleep(100'000);
+    });
+  }
+  std::vector<float> a_ = std::vector<float>(4096, 1.0F);
+};
+
+Work reduce(Member& member, size_t count, DType dtype, ReduceOp op) {
+  static thread_local std::vector<double> in(200'000), out(200'000);
+  return member.group.all_reduce(in.data(), out.data(), count, dtype, op, member.soon());
+}
+
+TEST_P(Mismatch, Count) {
+  expect_mismatch([](Member& m) { return reduce(m, 100, DType::kFloat32, ReduceOp::kSum); },
+                  [](Member& m) { return reduce(m, 101, DType::kFloat32, ReduceOp::kSum); }, "float32 × 101");
+}
+TEST_P(Mismatch, LargeCount) {
+  expect_mismatch([](Member& m) { return reduce(m, 2, DType::kFloat32, ReduceOp::kSum); },
+                  [](Member& m) { return reduce(m, 190'000, DType::kFloat32, ReduceOp::kSum); },
+                  "float32 × 190000");
+}
+TEST_P(Mismatch, Type) {
+  expect_mismatch([](Member& m) { return reduce(m, 100, DType::kFloat32, ReduceOp::kSum); },
+                  [](Member& m) { return reduce(m, 100, DType::kInt32, ReduceOp::kSum); }, "int32 × 100");
+}
+TEST_P(Mismatch, Operator) {
+  expect_mismatch([](Member& m) { return reduce(m, 100, DType::kFloat32, ReduceOp::kSum); },
+                  [](Member& m) { return reduce(m, 100, DType::kFloat32, ReduceOp::kMax); }, "max");
+}
+TEST_P(Mismatch, Operation) {
+  expect_mismatch([](Member& m) { return reduce(m, 100, DType::kFloat32, ReduceOp::kSum); },
+                  [](Member& m) { return m.group.barrier(m.soon()); }, "barrier");
+}
+TEST_P(Mismatch, RootWhereNobodyReceivesFromTheOther) {
+  const auto broadcast = [](Member& m, int root) {
+    static thread_local float value = 1;
+    return m.group.broadcast(&value, &value, 1, DType::kFloat32, root, m.soon());
+  };
+  expect_mismatch([=](Member& m) { return broadcast(m, 0); }, [=](Member& m) { return broadcast(m, 1); }, "");
+}
+INSTANTIATE_TEST_SUITE_P(All, Mismatch,
+                         testing::Values(Medium::kInProcess, Medium::kNodeThreads, Medium::kUcxProcesses),
+                         [](const auto& parameter) { return std::string(name_of(parameter.param)); });
+
+// ---- formation
+
+TEST(Formation, NamesWhoDidNotCome) {
+  const auto network = InProcessNetwork::create();
+  for (const Medium medium : {Medium::kInProcess, Medium::kNodeThreads}) {
+    std::vector<std::unique_ptr<Endpoint>> endpoints;
+    GroupSpec spec;
+    spec.generation = {random_nonce(), 1};
+    spec.nodes.assign(4, 1);
+    for (int rank = 0; rank < 4; ++rank) {
+      endpoints.push_back(open_endpoint(medium, network.get(), "").value());
+      spec.contacts.push_back(endpoints.back()->contact());
+    }
+    spec.deadline = now() + 600 * kMillisecond;
+    std::vector<std::thread> threads;
+    for (int rank : {0, 1, 3}) {
+      threads.emplace_back([&, rank] {
+        GroupSpec mine = spec;
+        mine.rank = rank;
+        std::vector<int> absent;
+        const auto group = endpoints[static_cast<size_t>(rank)]->form_group(mine, &absent);
+        EXPECT_FALSE(group.ok());
+        EXPECT_EQ(absent, std::vector<int>{2});
+        EXPECT_NE(group.error().message.find("rank 2"), std::string::npos) << group.error().message;
+        EXPECT_EQ(group.error().code, ErrorCode::kReconfigure);
+      });
+    }
+    for (auto& thread : threads) thread.join();
+    // The next generation, without it, works.
+    spec.generation.counter = 2;
+    spec.contacts.erase(spec.contacts.begin() + 2);
+    spec.nodes.pop_back();
+    spec.deadline = now() + 20 * kSecond;
+    threads.clear();
+    for (int rank : {0, 1, 2}) {
+      threads.emplace_back([&, rank] {
+        GroupSpec mine = spec;
+        mine.rank = rank;
+        auto group = endpoints[static_cast<size_t>(rank == 2 ? 3 : rank)]->form_group(mine);
+        ASSERT_TRUE(group.ok()) << group.error().message;
+        float value = 1;
+        EXPECT_TRUE((*group)
+                        ->all_reduce(&value, &value, 1, DType::kFloat32, ReduceOp::kSum, now() + 20 * kSecond)
+                        .wait()
+                        .ok());
+        EXPECT_EQ(value, 3.0F);
+      });
+    }
+    for (auto& thread : threads) thread.join();
+  }
+}
+
+TEST(Formation, DifferentSpecsAreRefused) {
+  const auto network = InProcessNetwork::create();
+  std::vector<std::unique_ptr<Endpoint>> endpoints;
+  GroupSpec spec;
+  spec.generation = {random_nonce(), 1};
+  spec.nodes = {1, 2};
+  spec.deadline = now() + 5 * kSecond;
+  for (int rank = 0; rank < 2; ++rank) {
+    endpoints.push_back(open_endpoint(Medium::kInProcess, network.get(), "").value());
+    spec.contacts.push_back(endpoints.back()->contact());
+  }
+  std::vector<std::thread> threads;
+  for (int rank : {0, 1}) {
+    threads.emplace_back([&, rank] {
+      GroupSpec mine = spec;
+      mine.rank = rank;
+      if (rank == 1) mine.nodes = {1, 1};
+      const auto group = endpoints[static_cast<size_t>(rank)]->form_group(mine);
+      EXPECT_FALSE(group.ok());
+      EXPECT_EQ(group.error().code, ErrorCode::kMisuse) << group.error().message;
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  GroupSpec wrong = spec;
+  wrong.rank = 1;  // not this endpoint's contact
+  EXPECT_EQ(endpoints[0]->form_group(wrong).error().code, ErrorCode::kMisuse);
+  wrong.rank = 5;
+  EXPECT_EQ(endpoints[0]->form_group(wrong).error().code, ErrorCode::kMisuse);
+  wrong = spec;
+  wrong.contacts[1].resize(7);
+  EXPECT_EQ(endpoints[0]->form_group(wrong).error().code, ErrorCode::kMisuse);
+}
+
+TEST(Formation, FallsBackWhereMemoryCannotBeShared) {
+  const uint64_t nonce = random_nonce();
+  testing_support::spawn(3, [&](testing_support::Rank& rank) {
+    auto endpoint = open_endpoint(Medium::kBothProcesses, nullptr, "");
+    if (!endpoint.ok()) return rank.fail(endpoint.error().message);
+    GroupSpec spec;
+    spec.generation = {nonce, 1};
+    spec.deadline = now() + 30 * kSecond;
+    spec.nodes.assign(3, 7);
+    spec.rank = rank.rank();
+    spec.contacts = rank.exchange((*endpoint)->contact());
+    rlimit limit{};
+    getrlimit(RLIMIT_FSIZE, &limit);
+    signal(SIGXFSZ, SIG_IGN);
+    if (rank.rank() == 1) {
+      const rlimit none{0, limit.rlim_max};
+      setrlimit(RLIMIT_FSIZE, &none);  // its segment cannot be sized
+    }
+    auto group = (*endpoint)->form_group(spec);
+    setrlimit(RLIMIT_FSIZE, &limit);
+    RANK_EXPECT(rank, group.ok(), group.ok() ? "" : group.error().message);
+    if (!group.ok()) return;
+    RANK_EXPECT(rank, (*group)->medium() == "UCX", std::string((*group)->medium()));
+    float value = 1;
+    const Status status =
+        (*group)->all_reduce(&value, &value, 1, DType::kFloat32, ReduceOp::kSum, now() + 20 * kSecond).wait();
+    RANK_EXPECT(rank, status.ok() && value == 3.0F, status.ok() ? "value" : status.error().message);
+  });
+}
+
+// ---- point to point
+
+class PointToPointTest : public testing::TestWithParam<Medium> {};
+
+TEST_P(PointToPointTest, LargeSeveralAndBothWays) {
+  run_world(GetParam(), 2, [](Member& member) {
+    const PeerId peer = *member.endpoint.peer(member.spec.contacts[static_cast<size_t>(1 - member.rank)]);
+    std::vector<ByteBuffer> out, in;
+    std::vector<Work> works;
+    for (const size_t size : {0, 1, 5'000'000, 262'144, 70'000}) {
+      out.emplace_back(size, static_cast<std::byte>(member.rank * 100 + static_cast<int>(out.size())));
+      in.emplace_back(size);
+    }
+    for (size_t i = 0; i < out.size(); ++i) {
+      works.push_back(member.endpoint.recv(peer, i / 2, in[i], member.soon()));  // pairs share a tag
+      works.push_back(member.endpoint.send(peer, i / 2, out[i], member.soon()));
+    }
+    for (const Work& work : works) member.expect_ok(work.wait(), "transfer");
+    for (size_t i = 0; i < in.size(); ++i) {
+      for (std::byte value : in[i])
+        if (value != static_cast<std::byte>((1 - member.rank) * 100 + static_cast<int>(i)))
+          return member.fail("bytes");
+    }
+    member.expect_ok(member.group.barrier(member.soon()).wait(), "end");
+  });
+}
+
+TEST_P(PointToPointTest, SizesMustAgreeAndDeadlinesHold) {
+  run_world(GetParam(), 2, [](Member& member) {
+    const PeerId peer = *member.endpoint.peer(member.spec.contacts[static_cast<size_t>(1 - member.rank)]);
+    ByteBuffer bytes(1000);
+    if (member.rank == 0) {
+      member.expect_ok(member.endpoint.send(peer, 1, bytes, member.soon()).wait(), "send");
+    } else {
+      const Status status =
+          member.endpoint.recv(peer, 1, MutableByteSpan(bytes).first(999), member.soon()).wait();
+      member.expect(!status.ok() && status.error().code == ErrorCode::kMisuse, "size");
+      const Status late = member.endpoint.recv(peer, 2, bytes, now() + 100 * kMillisecond).wait();
+      member.expect(!late.ok() && late.error().message.find("deadline") != std::string::npos, "deadline");
+    }
+    member.expect_ok(member.group.barrier(member.soon()).wait(), "end");
+  });
+}
+INSTANTIATE_TEST_SUITE_P(All, PointToPointTest, testing::Values(Medium::kInProcess, Medium::kUcxProcesses),
+                         [](const auto& parameter) { return std::string(name_of(parameter.param)); });
+
+TEST(PointToPointDeath, EndsTheTransferAndNamesTheReason) {
+  WorldOptions options;
+  options.spawn.expect_killed = {1};
+  run_world(
+      Medium::kUcxProcesses, 2,
+      [](Member& member) {
+        const PeerId peer = *member.endpoint.peer(member.spec.contacts[static_cast<size_t>(1 - member.rank)]);
+        ByteBuffer bytes(1 << 20);
+        if (member.rank == 1) {
+          usleep(100'000);
+          kill(getpid(), SIGKILL);
+        }
+        const Work receive = member.endpoint.recv(peer, 5, bytes, member.soon());
+        const Status status = receive.wait();
+        member.expect(!status.ok() && status.error().message.find("died") != std::string::npos,
+                      status.ok() ? "ok" : status.error().message);
+        const Status send = member.endpoint.send(peer, 6, bytes, member.soon()).wait();
+        member.expect(!send.ok() && send.error().code == ErrorCode::kReconfigure, "send");
+      },
+      options);
+}
+
+TEST(EndpointClose, EndsWhatIsUnderWay) {
+  const auto network = InProcessNetwork::create();
+  auto a = open_endpoint(Medium::kInProcess, network.get(), "").value();
+  auto b = open_endpoint(Medium::kInProcess, network.get(), "").value();
+  ByteBuffer bytes(100);
+  const Work work = a->recv(*a->peer(b->contact()), 1, bytes, kNever);
+  EXPECT_FALSE(work.test());
+  EXPECT_EQ(work.wait(now() + 20 * kMillisecond).error().code, ErrorCode::kRetry);
+  a.reset();
+  EXPECT_FALSE(work.wait().ok());
+}
+
+}  // namespace
+}  // namespace muster
