@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "runtime/base/check.h"
 
@@ -52,6 +53,10 @@ muster_simt_switch:
 .size muster_simt_switch, .-muster_simt_switch
 )");
 #endif
+
+// The functions around a switch enter on one stack and leave on the other; ThreadSanitizer keeps a call stack
+// for each fiber and would lose count.
+#define MUSTER_AROUND_SWITCH __attribute__((no_sanitize("thread")))
 
 namespace muster::simt {
 namespace {
@@ -104,7 +109,7 @@ namespace {
 // How the first frame of a fiber learns who it is: no argument can be passed through a return address.
 thread_local Fiber::Implementation* starting = nullptr;
 
-void first_frame() {
+MUSTER_AROUND_SWITCH void first_frame() {
   Fiber::Implementation* self = starting;
   self->after_suspend();
   self->entry(self->argument);
@@ -125,8 +130,8 @@ void Fiber::Implementation::lay_first_frame() {
   fiber.uc_link = nullptr;
   makecontext(&fiber, &first_frame, 0);
 }
-void Fiber::Implementation::switch_to_fiber() { swapcontext(&scheduler, &fiber); }
-void Fiber::Implementation::switch_to_scheduler() { swapcontext(&fiber, &scheduler); }
+MUSTER_AROUND_SWITCH void Fiber::Implementation::switch_to_fiber() { swapcontext(&scheduler, &fiber); }
+MUSTER_AROUND_SWITCH void Fiber::Implementation::switch_to_scheduler() { swapcontext(&fiber, &scheduler); }
 
 #else
 
@@ -140,12 +145,14 @@ void Fiber::Implementation::lay_first_frame() {
   std::memset(top - 2 - kSavedRegisters, 0, kSavedRegisters * sizeof(uint64_t));
   fiber = top - 2 - kSavedRegisters;
 }
-void Fiber::Implementation::switch_to_fiber() { muster_simt_switch(&scheduler, fiber); }
-void Fiber::Implementation::switch_to_scheduler() { muster_simt_switch(&fiber, scheduler); }
+MUSTER_AROUND_SWITCH void Fiber::Implementation::switch_to_fiber() { muster_simt_switch(&scheduler, fiber); }
+MUSTER_AROUND_SWITCH void Fiber::Implementation::switch_to_scheduler() {
+  muster_simt_switch(&fiber, scheduler);
+}
 
 #endif
 
-void Fiber::Implementation::before_resume() {
+MUSTER_AROUND_SWITCH void Fiber::Implementation::before_resume() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&scheduler_fake_stack, stack(), kStackBytes);
 #endif
@@ -155,13 +162,13 @@ void Fiber::Implementation::before_resume() {
 #endif
 }
 
-void Fiber::Implementation::after_resume() {
+MUSTER_AROUND_SWITCH void Fiber::Implementation::after_resume() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
 #endif
 }
 
-void Fiber::Implementation::before_suspend([[maybe_unused]] bool last) {
+MUSTER_AROUND_SWITCH void Fiber::Implementation::before_suspend([[maybe_unused]] bool last) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(last ? nullptr : &fiber_fake_stack, scheduler_bottom, scheduler_bytes);
 #endif
@@ -170,7 +177,7 @@ void Fiber::Implementation::before_suspend([[maybe_unused]] bool last) {
 #endif
 }
 
-void Fiber::Implementation::after_suspend() {
+MUSTER_AROUND_SWITCH void Fiber::Implementation::after_suspend() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(fiber_fake_stack, &scheduler_bottom, &scheduler_bytes);
 #endif
@@ -200,6 +207,7 @@ Fiber::~Fiber() {
 
 void Fiber::start(void (*entry)(void*), void* argument) {
   Implementation& self = *implementation_;
+  [[maybe_unused]] const bool abandoned = !self.finished;
   self.entry = entry;
   self.argument = argument;
   self.finished = false;
@@ -209,13 +217,14 @@ void Fiber::start(void (*entry)(void*), void* argument) {
   self.fiber_fake_stack = nullptr;
 #endif
 #if defined(__SANITIZE_THREAD__)
-  if (self.fiber_tsan != nullptr) __tsan_destroy_fiber(self.fiber_tsan);
-  self.fiber_tsan = __tsan_create_fiber(0);
+  // Making one is slow; one that has finished can begin again.
+  if (abandoned && self.fiber_tsan != nullptr) __tsan_destroy_fiber(std::exchange(self.fiber_tsan, nullptr));
+  if (self.fiber_tsan == nullptr) self.fiber_tsan = __tsan_create_fiber(0);
 #endif
   self.lay_first_frame();
 }
 
-void Fiber::resume() {
+MUSTER_AROUND_SWITCH void Fiber::resume() {
   Implementation& self = *implementation_;
   starting = &self;
   self.before_resume();
@@ -223,7 +232,7 @@ void Fiber::resume() {
   self.after_resume();
 }
 
-void Fiber::suspend() {
+MUSTER_AROUND_SWITCH void Fiber::suspend() {
   Implementation& self = *implementation_;
   self.before_suspend(false);
   self.switch_to_scheduler();

@@ -60,7 +60,9 @@ class Block {
   uint64_t exchange(const WarpRequest& request);
   void* shared(const void* key, const char* name, size_t bytes);
   Lane& lane() { return *current_; }
-  [[noreturn]] void fail_lane(const std::string& text);
+  bool refuses(const WarpRequest& request);
+  bool refuses_address(const void* address, size_t bytes, Where where);
+  [[noreturn]] void stop_lane();
 
  private:
   void run_round();
@@ -164,9 +166,9 @@ void Block::fail(const std::string& text) {
   }
 }
 
-void Block::fail_lane(const std::string& text) {
-  fail(name_of(*current_) + " " + text);
-  current_->fiber->suspend();  // never resumed: the block ends here
+// REQUIRES: failure_ is set. The lane's stack is abandoned, not unwound: its callers own nothing on it.
+void Block::stop_lane() {
+  current_->fiber->suspend();
   MUSTER_CHECK(false, "a lane of a failed block was resumed");
   __builtin_unreachable();
 }
@@ -207,18 +209,32 @@ void Block::barrier(Where where) {
   current_->fiber->suspend();
 }
 
+bool Block::refuses(const WarpRequest& request) {
+  const unsigned missing = request.mask & ~warp_mask(current_->index / kWarp);
+  std::string text;
+  if ((request.mask >> (current_->index % kWarp) & 1u) == 0) {
+    text = " is not named by its own mask";
+  } else if (missing != 0) {
+    text = " names lane " + std::to_string(__builtin_ctz(missing)) + ", which does not exist,";
+  } else if (request.operation == WarpOperation::kShuffle && (request.mask >> request.source & 1u) == 0) {
+    text = " reads lane " + std::to_string(request.source) + ", which its mask does not name,";
+  } else {
+    return false;
+  }
+  fail(name_of(*current_) + text + " at " + text_of(request.where));
+  return true;
+}
+
+bool Block::refuses_address(const void* address, size_t bytes, Where where) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes == 0) return false;
+  fail(name_of(*current_) + " makes a misaligned access of " + std::to_string(bytes) + " bytes at " +
+       text_of(where));
+  return true;
+}
+
 uint64_t Block::exchange(const WarpRequest& request) {
+  if (refuses(request)) stop_lane();
   Lane& self = *current_;
-  const unsigned position = self.index % kWarp;
-  const std::string at = " at " + text_of(request.where);
-  if ((request.mask >> position & 1u) == 0) fail_lane("is not named by its own mask" + at);
-  const unsigned missing = request.mask & ~warp_mask(self.index / kWarp);
-  if (missing != 0) {
-    fail_lane("names lane " + std::to_string(__builtin_ctz(missing)) + ", which does not exist," + at);
-  }
-  if (request.operation == WarpOperation::kShuffle && (request.mask >> request.source & 1u) == 0) {
-    fail_lane("reads lane " + std::to_string(request.source) + ", which its mask does not name," + at);
-  }
   self.wait = Wait::kWarp;
   self.where = request.where;
   self.request = request;
@@ -392,10 +408,7 @@ void* shared_array(const void* key, const char* name, size_t bytes) {
 uint64_t warp_exchange(const WarpRequest& request) { return running->exchange(request); }
 
 void require_aligned(const void* address, size_t bytes, Where where) {
-  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
-    running->fail_lane("makes a misaligned access of " + std::to_string(bytes) + " bytes at " +
-                       text_of(where));
-  }
+  if (running->refuses_address(address, bytes, where)) running->stop_lane();
 }
 
 int source_of(ShuffleKind kind, int operand, int width) {

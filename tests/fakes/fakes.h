@@ -19,10 +19,10 @@ namespace muster::fakes {
 // Calls are counted from 1 since the last reset; every function of the library that can fail counts.
 // Functions that release something do so even where they are made to fail.
 struct Injection {
-  int call = 0;            // which call; 0: none
-  int code = 0;            // what it returns, without effect
-  bool stuck = false;      // NCCL: instead, the communicator is in progress from then on, for ever
-  int64_t blocked_ns = 0;  // NCCL: instead, it blocks so long inside, and then works
+  int call = 0;          // which call; 0: none
+  int code = 0;          // what it returns, without effect
+  bool stuck = false;    // NCCL: instead, the communicator is in progress from then on, for ever
+  bool blocked = false;  // NCCL: instead, it stays inside until nccl_release(), and then works
 };
 
 MUSTER_FAKE void cuda_reset();  // counters and sticky errors
@@ -36,6 +36,7 @@ MUSTER_FAKE void cuda_enqueue(void* stream,
 
 MUSTER_FAKE void nccl_reset();
 MUSTER_FAKE void nccl_inject(const Injection& injection);
+MUSTER_FAKE void nccl_release();
 MUSTER_FAKE int nccl_calls();
 MUSTER_FAKE int nccl_live();  // communicators and collectives in flight
 MUSTER_FAKE int nccl_violations();

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <condition_variable>
 #include <cstring>
 #include <map>
@@ -64,6 +63,8 @@ namespace {
 
 struct Library {
   std::mutex mutex;
+  std::condition_variable changed;
+  bool released = false;
   Injection injection;
   int calls = 0;
   std::atomic<int> violations{0};
@@ -85,7 +86,10 @@ Injection injected() {
     const std::lock_guard lock(self.mutex);
     if (++self.calls == self.injection.call) mine = self.injection;
   }
-  if (mine.blocked_ns > 0) std::this_thread::sleep_for(std::chrono::nanoseconds(mine.blocked_ns));
+  if (mine.blocked) {
+    std::unique_lock lock(self.mutex);
+    self.changed.wait(lock, [&] { return self.released; });
+  }
   return mine;
 }
 
@@ -197,6 +201,7 @@ bool is_valid(const ncclConfig_t* config) {
 void nccl_reset() {
   const std::lock_guard lock(library().mutex);
   library().injection = {};
+  library().released = false;
   library().calls = 0;
   library().violations = 0;
   library().cliques.clear();
@@ -205,6 +210,12 @@ void nccl_reset() {
 void nccl_inject(const Injection& injection) {
   const std::lock_guard lock(library().mutex);
   library().injection = injection;
+}
+
+void nccl_release() {
+  const std::lock_guard lock(library().mutex);
+  library().released = true;
+  library().changed.notify_all();
 }
 
 int nccl_calls() {

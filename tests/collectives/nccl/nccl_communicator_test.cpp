@@ -325,19 +325,18 @@ TEST_F(NcclCommunicatorTest, AFailureOfAnyCudaCallHangsAndLeaksNothing) {
   EXPECT_GT(seen, 4);
 }
 
-// A call into NCCL does not come back for a while. The wait ends by its deadline all the same, and the
+// A call into NCCL does not come back. The wait ends by its deadline all the same, and the
 // communicator is aborted only when the call has returned.
 TEST_F(NcclCommunicatorTest, ACallThatBlocksDelaysTheAbortAndNoWait) {
   for (const int call : {2, 3}) {  // the initialisation and the first look at its state
     fakes::nccl_reset();
     const NcclId id = NcclCommunicator::make_id().value();
     fakes::nccl_reset();
-    fakes::nccl_inject({.call = call, .blocked_ns = 400 * kMillisecond});
+    fakes::nccl_inject({.call = call, .blocked = true});
     auto communicator = NcclCommunicator::start(options_of(0, 2, id)).value();
-    const Instant began = now();
-    EXPECT_FALSE(communicator->wait_ready(began + 50 * kMillisecond).ok());
-    EXPECT_LT(now() - began, 300 * kMillisecond);
+    EXPECT_FALSE(communicator->wait_ready(now() + 50 * kMillisecond).ok());
     EXPECT_EQ(communicator->wait_aborted(now() + 50 * kMillisecond).error().code, ErrorCode::kRetry);
+    fakes::nccl_release();
     EXPECT_TRUE(communicator->wait_aborted(now() + kLong).ok());
   }
 }
