@@ -19,10 +19,6 @@
 
 namespace muster::control {
 
-constexpr int kExitRequeue = 75;
-constexpr int kExitMisuse = 78;
-constexpr int kExitFailed = 1;
-
 enum class Phase { kForming, kAgreeing, kStoring, kInstalling, kRunning, kEnded };
 
 struct NodeRecord {

@@ -216,7 +216,6 @@ void Coordinator::State::install() {
     nodes.at(member.node).was_in_view = true;
     MemberRecord& record = members.at(member.id);
     record.version = view.base;
-    record.leaving.reset();
     to_member(member.id, Install{view, change.attempt, change.transfers, change.digest, change.why});
   }
   cancel_lessons("the view changed");

@@ -10,8 +10,6 @@
 namespace muster::control {
 namespace {
 
-constexpr int kExitRequeue = 75;
-constexpr int kExitMisuse = 78;
 constexpr Duration kLinkGrace = 500 * kMillisecond;  // a process that ends closes its link just before
 constexpr size_t kGoneKept = 256;                    // what is said again to a leader that was away
 
