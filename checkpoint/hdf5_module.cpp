@@ -11,8 +11,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
-#include <functional>
 #include <mutex>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -31,6 +31,7 @@ using H5File = UniqueHandle<hid_t, H5Fclose, H5I_INVALID_HID>;
 using H5Space = UniqueHandle<hid_t, H5Sclose, H5I_INVALID_HID>;
 using H5Type = UniqueHandle<hid_t, H5Tclose, H5I_INVALID_HID>;
 using H5Set = UniqueHandle<hid_t, H5Dclose, H5I_INVALID_HID>;
+using H5Group = UniqueHandle<hid_t, H5Gclose, H5I_INVALID_HID>;
 using H5List = UniqueHandle<hid_t, H5Pclose, H5I_INVALID_HID>;
 using H5Attribute = UniqueHandle<hid_t, H5Aclose, H5I_INVALID_HID>;
 
@@ -219,13 +220,26 @@ H5List dataset_properties() {
   return list;
 }
 
-void create_dataset(hid_t file, const MusterHdf5Dataset& dataset, hid_t links, hid_t properties) {
+// Not left to libhdf5's own making of intermediate groups, which would put the time of day into them.
+void create_groups(hid_t file, const std::string& path, std::set<std::string>& created) {
+  const H5List properties(checked(H5Pcreate(H5P_GROUP_CREATE), "cannot make a property list"));
+  H5Pset_obj_track_times(properties.get(), false);
+  for (size_t slash = path.find('/'); slash != std::string::npos; slash = path.find('/', slash + 1)) {
+    const std::string group = path.substr(0, slash);
+    if (!created.insert(group).second) continue;
+    const H5Group id(checked(H5Gcreate2(file, group.c_str(), H5P_DEFAULT, properties.get(), H5P_DEFAULT),
+                             "cannot make a group"));
+  }
+}
+
+void create_dataset(hid_t file, const MusterHdf5Dataset& dataset, hid_t properties) {
   const H5Type type = type_of(static_cast<DType>(dataset.dtype));
   const std::vector<hsize_t> shape(dataset.shape, dataset.shape + dataset.rank);
   const H5Space space(shape.empty() ? H5Screate(H5S_SCALAR)
                                     : H5Screate_simple(dataset.rank, shape.data(), nullptr));
-  const H5Set id(checked(
-      H5Dcreate2(file, dataset.path, type.get(), space.get(), links, properties, H5P_DEFAULT), dataset.path));
+  const H5Set id(
+      checked(H5Dcreate2(file, dataset.path, type.get(), space.get(), H5P_DEFAULT, properties, H5P_DEFAULT),
+              dataset.path));
   for (int i = 0; i < dataset.attribute_count; ++i) write_attribute(id.get(), dataset.attributes[i]);
   if (H5Dget_offset(id.get()) != current->base + dataset.offset) throw Failure(dataset.path);
 }
@@ -247,11 +261,12 @@ struct Metadata {
 Metadata describe_once(Description& description) {
   current = &description;
   H5File file = create_file();
-  const H5List links(checked(H5Pcreate(H5P_LINK_CREATE), "cannot make a property list"));
-  H5Pset_create_intermediate_group(links.get(), 1);
+  std::set<std::string> groups;
   const H5List properties = dataset_properties();
-  for (uint64_t i = 0; i < description.dataset_count; ++i)
-    create_dataset(file.get(), description.datasets[i], links.get(), properties.get());
+  for (uint64_t i = 0; i < description.dataset_count; ++i) {
+    create_groups(file.get(), description.datasets[i].path, groups);
+    create_dataset(file.get(), description.datasets[i], properties.get());
+  }
   if (H5Fflush(file.get(), H5F_SCOPE_GLOBAL) < 0) throw Failure("cannot flush");
   Metadata metadata{description.metadata, {}};
   if (H5Fclose(file.release()) < 0) throw Failure("cannot close");

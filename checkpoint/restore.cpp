@@ -12,7 +12,8 @@ constexpr uint64_t kReadSlabs = 16;  // read at once where they are needed one b
 // A window of verified slabs that moves forward over one shard.
 class SlabWindow {
  public:
-  explicit SlabWindow(ShardReader& reader) : reader_(reader), buffer_(kReadSlabs * kSlabBytes) {}
+  explicit SlabWindow(ShardReader& reader)
+      : reader_(reader), buffer_(std::min(kReadSlabs * kSlabBytes, reader.geometry().payload_bytes)) {}
 
   // The verified bytes from `at` on: at least one, at most up to the end of the window. `end` is as far as
   // the caller will go on without a gap of a slab.

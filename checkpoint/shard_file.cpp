@@ -176,7 +176,8 @@ Status ShardReader::read(uint64_t first, uint64_t count, MutableByteSpan target)
 }
 
 Status ShardReader::verify() {
-  ByteBuffer bytes(std::max(geometry().metadata_bytes, kVerifySlabs * kSlabBytes));
+  const uint64_t window_bytes = std::min(kVerifySlabs * kSlabBytes, geometry().payload_bytes);
+  ByteBuffer bytes(std::max(geometry().metadata_bytes, window_bytes));
   const MutableByteSpan metadata = MutableByteSpan(bytes).first(geometry().metadata_bytes);
   MUSTER_TRY(read_exactly(metadata, 0));
   if (digest_of(metadata) != table_[0])

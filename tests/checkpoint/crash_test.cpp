@@ -41,7 +41,7 @@ struct Crash {
 };
 std::vector<Crash> crashes(size_t at) {
   std::vector<Crash> list{{CrashKind::kKeepAll, 0}, {CrashKind::kDropUnsynced, 0}};
-  for (uint64_t i = 0; i < 6; ++i) list.push_back({CrashKind::kRandom, at * 100 + i});
+  for (uint64_t i = 0; i < 4; ++i) list.push_back({CrashKind::kRandom, at * 100 + i});
   return list;
 }
 

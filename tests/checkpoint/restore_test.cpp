@@ -20,7 +20,7 @@ struct Disk {
 
 // Any layout to any other, by the model that goes element by element.
 TEST(Restore, AnyLayoutToAnyOther) {
-  for (uint64_t seed = 0; seed < 60; ++seed) {
+  for (uint64_t seed = 0; seed < 40; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     SeededRandom random(seed);
     Disk disk;

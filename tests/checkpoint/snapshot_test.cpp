@@ -100,6 +100,13 @@ TEST(Snapshot, TemplatesFromSeveralThreads) {
   for (const ByteBuffer& bytes : metadata) EXPECT_EQ(bytes, metadata[0]);
 }
 
+// No time of day in the metadata: participants that write the same bytes at other times write the same file.
+TEST(Snapshot, TemplatesDoNotDependOnTheTime) {
+  const ByteBuffer before = shape_of({{"w", DType::kBFloat16, {8, 8}}})->metadata;
+  std::this_thread::sleep_for(std::chrono::milliseconds(1100));
+  EXPECT_EQ(shape_of({{"w", DType::kBFloat16, {8, 8}}})->metadata, before);
+}
+
 TEST(Snapshot, ReaderErrorsComeOut) {
   const auto shape = shape_of({{"w", DType::kUInt8, {5000}}});
   StageProgress progress;
