@@ -162,11 +162,11 @@ bool Run::entered_new_view(Lock& lock) {
   if (formed.incoming && core_.open_install(formed.generation).granted) {
     state_.copy_from(*formed.incoming);
     perform(core_.state_installed(now(), entered.base));
+    open_stop_save();
   }
   view_ = entered.view;
   group_failed_ = false;
   leaving_said_ = false;
-  stop_staged_ = false;
   std::unique_ptr<Learner> graduated = std::move(learner_);
   assignment_ = assign_lanes(options_.lanes, static_cast<int>(view_.members.size()));
   accumulator_.reset();
@@ -400,10 +400,7 @@ Status Run::close_update() {
   control::MemberActions actions = core_.update_closed(now());
   state_.end_write();
   for (const control::Teach& teach : std::exchange(lessons_waiting_, {})) begin_lesson(teach);
-  if (stop_save_ && !stop_staged_ && core_.version() == stop_save_->version) {
-    stop_staged_ = true;
-    saver_.open(*stop_save_, self_.id);
-  }
+  open_stop_save();
   perform(std::move(actions));
   if (!learner_) report_progress(false);
   return ok();

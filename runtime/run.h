@@ -106,6 +106,7 @@ class Run final : private Session::Listener {
   void perform(control::MemberActions actions);
   void perform_one(control::MemberAction& action);
   void forward(const control::Message& message);
+  void open_stop_save();
   void begin_lesson(const control::Teach& teach);
   void tick_until_stopped();
   void say(control::Message message);
@@ -187,8 +188,7 @@ class Run final : private Session::Listener {
 
   // saving, stopping, teaching, learning
   Saver saver_;
-  std::optional<control::SaveOpen> stop_save_;  // an urgent save: no version beyond its own
-  bool stop_staged_ = false;
+  std::optional<control::SaveOpen> stop_save_;  // an urgent save of a version that is still to be reached
   control::Version save_said_ = control::kNoVersion;
   uint64_t save_said_in_ = 0;  // generation counter
   Teacher teacher_;

@@ -40,7 +40,6 @@ void Run::perform_one(control::MemberAction& action) {
   } else if (auto* revoke = std::get_if<control::RevokeGroup>(&action)) {
     if (revoked_at_ == 0) revoked_at_ = now();
     if (group_) group_->revoke(Error{ErrorCode::kReconfigure, revoke->why});
-    emit(EventKind::kRevoked, core_.version(), revoke->why);
   } else if (auto* form_group = std::get_if<control::FormGroup>(&action)) {
     forming_.post([this, install = std::move(form_group->install)] { form(install); });
   } else if (auto* enter = std::get_if<control::EnterView>(&action)) {
@@ -70,8 +69,7 @@ void Run::forward(const control::Message& message) {
   } else if (const auto* save = std::get_if<control::SaveOpen>(&message)) {
     if (save->stop) {
       stop_save_ = *save;
-      stop_staged_ = core_.version() == save->version && !update_open_;
-      if (stop_staged_) saver_.open(*save, self_.id);
+      open_stop_save();
     } else {
       saver_.open(*save, self_.id);
     }
@@ -80,6 +78,12 @@ void Run::forward(const control::Message& message) {
   } else if (const auto* closed = std::get_if<control::SaveClosed>(&message)) {
     saver_.closed(*closed);
   }
+}
+
+// An urgent save begins as soon as this rank holds its version, be it now, after an update or after a transfer.
+void Run::open_stop_save() {
+  if (!stop_save_ || stop_save_->version != core_.version() || update_open_) return;
+  saver_.open(*std::exchange(stop_save_, std::nullopt), self_.id);
 }
 
 // A lesson begins with the state as it stands while the step's reduction is still to come, or else after the

@@ -94,6 +94,11 @@ void Saver::hold(control::Version version) {
   release();
   if (!state_.acquire_read(now()).ok()) return;  // an update is open: not the program's thread in next()
   const std::lock_guard lock(mutex_);
+  last_hold_ = version;
+  if (early_ && early_->open.version == version) {  // opened by a member that reached the version sooner
+    worker_.post([this, save = *std::exchange(early_, std::nullopt)] { run(save, true); });
+    return;
+  }
   held_ = version;
   expires_ = now() + kHoldTimeout;
 }
@@ -120,19 +125,20 @@ void Saver::open(const control::SaveOpen& open, control::MemberId self) {
   save.id = {static_cast<uint64_t>(open.version), open.save};
   const std::lock_guard lock(mutex_);
   save_ = save;
-  // The lease goes over to the save. A stop-save needs none before its turn: no permit leads beyond its
-  // version.
+  early_.reset();
+  // The lease goes over to the save. A stop-save needs none before its turn: no permit leads beyond its version.
   const bool held = held_ == open.version;
   if (held) held_.reset();
-  if (!held && !open.stop) {
+  if (held || open.stop) {
+    worker_.post([this, save, held] { run(save, held); });
+  } else if (open.version > last_hold_) {
+    early_ = save;
+  } else {
     say_(control::SaveVote{open.save, false, {}, "the state had moved on before the save was opened"});
-    return;
   }
-  worker_.post([this, save, held] { run(save, held); });
 }
 
 void Saver::run(const Save& save, bool held) {
-  if (save.index == 0) tell(EventKind::kSaveStarted, save.open.version, options_.folder);
   auto record = stage_and_write(save, held);
   if (held) state_.release_read();
   if (record.ok()) {
@@ -233,13 +239,11 @@ void Saver::closed(const control::SaveClosed& closed) {
   const control::Version version = save_->open.version;
   if (!closed.durable) {
     failed_ = version;
-    if (save_->index == 0) tell(EventKind::kSaveFailed, version, closed.why);
     return;
   }
   durable_ = std::max(durable_, version);
   parent_ = save_->id;
   if (save_->index != 0) return;
-  tell(EventKind::kSaveDurable, version, "", static_cast<int64_t>(state_.bytes()));
   worker_.post([this, save = *save_] { verify_and_prune(save); });
 }
 

@@ -52,7 +52,8 @@ class Saver {
   void hold(control::Version version);
   void release();
   void expire(Instant now);  // called now and then
-  void open(const control::SaveOpen& save, control::MemberId self);
+  // A save of a version that this rank has not held yet begins with hold().
+  void open(const control::SaveOpen& open, control::MemberId self);
   void publish(const control::SavePublish& publish);
   void closed(const control::SaveClosed& closed);
 
@@ -104,6 +105,8 @@ class Saver {
   mutable std::mutex mutex_;
   std::optional<control::Version> held_;  // a read lease is held for this version
   Instant expires_ = 0;
+  control::Version last_hold_ = control::kNoVersion;
+  std::optional<Save> early_;            // opened before this rank reached the version
   std::optional<Save> save_;  // the newest that this rank takes part in
   control::Version durable_ = control::kNoVersion;
   control::Version failed_ = control::kNoVersion;

@@ -116,9 +116,9 @@ class Demo:
         display = self.display
         display.begin()
         self.job.new_launch()
-        a = self.agent("a", 2, summary, "2:4")
+        a = self.agent("a", 2, summary)
         time.sleep(0.3)  # so that agent a is the one with the store
-        b = self.agent("b", 2, summary, "2:4")
+        b = self.agent("b", 2, summary)
         self.reach(0.10, [a, b])
         victim = b.worker_pids()[1]
         display.say(f"killing worker 1 of node b (process {victim}) with SIGKILL")
@@ -134,7 +134,7 @@ class Demo:
         self.reach(0.33, [a])
         display.say("starting node c, which joins while the others train")
         began = time.monotonic()
-        c = self.agent("c", 2, summary, "2:4")
+        c = self.agent("c", 2, summary)
         self.recovery("a node joins", began, lambda: display.world == 4)
         self.reach(0.50, [a, c])
         self.preempt([a, c], "preemption")
