@@ -262,7 +262,6 @@ Instant Core::next_deadline() const {
 // Order matters: first tell the peers to ring, then look once more.
 bool Core::prepare_sleep() {
   for (Driven* driven : driven_) driven->set_sleeping(true);
-  std::atomic_thread_fence(std::memory_order_seq_cst);
   if (progress() == 0 && (transport_ == nullptr || transport_->arm())) return true;
   if (sleepers_ == 0) {
     for (Driven* driven : driven_) driven->set_sleeping(false);

@@ -86,7 +86,7 @@ class NodeEngine final : public Engine, public Watcher {
   }
 
   void set_sleeping(bool sleeping) override {
-    mine_.header().sleeping.value.store(sleeping ? 1 : 0, std::memory_order_relaxed);
+    mine_.header().sleeping.value.store(sleeping ? 1 : 0, std::memory_order_seq_cst);
   }
 
   void peer_gone(PeerId, const std::string&) override {}  // the local connection tells sooner
@@ -141,7 +141,7 @@ class NodeEngine final : public Engine, public Watcher {
     std::copy_n(failure.suspects.begin(), note.suspect_count, note.suspects);
     note.text_size = static_cast<uint32_t>(std::min(failure.reason.size(), sizeof note.text));
     std::memcpy(note.text, failure.reason.data(), note.text_size);
-    note.written.store(1, std::memory_order_release);
+    note.written.store(1, std::memory_order_seq_cst);
     ring();
   }
 
@@ -150,10 +150,10 @@ class NodeEngine final : public Engine, public Watcher {
 
   uint64_t counter(size_t rank, Counter which) const {
     const SegmentHeader& header = rank == rank_ ? mine_.header() : segments_[rank].header();
-    return (header.*which).value.load(std::memory_order_acquire);
+    return (header.*which).value.load(std::memory_order_seq_cst);
   }
   void publish(Counter which, uint64_t value) {
-    (mine_.header().*which).value.store(value, std::memory_order_release);
+    (mine_.header().*which).value.store(value, std::memory_order_seq_cst);
   }
 
   // Whether all mates have counted beyond `tile`.
@@ -323,12 +323,12 @@ class NodeEngine final : public Engine, public Watcher {
     }
   }
 
-  // Wakes mates that sleep. The fence orders what was published before the look at their flags.
+  // Wakes mates that sleep. Sleeper: flag, then counters; ringer: counters, then flag. All of it sequentially
+  // consistent, so that one of the two sees the other.
   void ring() {
-    std::atomic_thread_fence(std::memory_order_seq_cst);
     const uint64_t one = 1;
     for (size_t rank = 0; rank < ranks_; ++rank) {
-      if (rank == rank_ || segments_[rank].header().sleeping.value.load(std::memory_order_relaxed) == 0)
+      if (rank == rank_ || segments_[rank].header().sleeping.value.load(std::memory_order_seq_cst) == 0)
         continue;
       [[maybe_unused]] const ssize_t wrote = write(mates_[rank]->bell.get(), &one, sizeof one);
     }
@@ -339,7 +339,7 @@ class NodeEngine final : public Engine, public Watcher {
     for (size_t rank = 0; rank < ranks_; ++rank) {
       if (rank == rank_) continue;
       const FailureNote& note = segments_[rank].header().failure;
-      if (note.written.load(std::memory_order_acquire) == 0) continue;
+      if (note.written.load(std::memory_order_seq_cst) == 0) continue;
       Failure failure;
       if (note.code == static_cast<uint32_t>(ErrorCode::kMisuse)) failure.code = ErrorCode::kMisuse;
       failure.reason.assign(note.text, std::min<size_t>(note.text_size, sizeof note.text));
