@@ -46,9 +46,10 @@ Result<Functions> open_library() {
   return f;
 }
 
-void copy_name(char (&to)[PMIX_MAX_NSLEN + 1], const char* from) {
-  std::strncpy(to, from, PMIX_MAX_NSLEN);
-  to[PMIX_MAX_NSLEN] = 0;
+// `to` is zero before; PMIx's fields are fixed and end with a zero.
+template <size_t size>
+void copy_name(char (&to)[size], const char* from) {
+  std::memcpy(to, from, strnlen(from, size - 1));
 }
 
 }  // namespace
@@ -77,10 +78,10 @@ struct Pmix::State {
     copy_name(everyone.nspace, self.nspace);
     everyone.rank = PMIX_RANK_WILDCARD;
     pmix_info_t info[2] = {};
-    std::strncpy(info[0].key, PMIX_COLLECT_DATA, PMIX_MAX_KEYLEN);
+    copy_name(info[0].key, PMIX_COLLECT_DATA);
     info[0].value.type = PMIX_BOOL;
     info[0].value.data.flag = true;
-    std::strncpy(info[1].key, PMIX_TIMEOUT, PMIX_MAX_KEYLEN);
+    copy_name(info[1].key, PMIX_TIMEOUT);
     info[1].value.type = PMIX_INT;
     info[1].value.data.integer = kFenceSeconds;
     const pmix_status_t status = f.fence(&everyone, 1, info, 2);
