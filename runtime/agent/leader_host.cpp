@@ -31,13 +31,21 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
         options(std::move(o)),
         callbacks(std::move(c)),
         core(options.limits, options.secret.job, store->incarnation(), now()),
-        timer(loop, [this] { apply(core.tick(now())); }) {}
+        timer(loop, [this] { tick_soon(); }) {}
 
   void start() {
     store->lead([this](Result<uint64_t> answer) {
       if (answer.ok()) token = *answer;
     });
     timer.at(core.next_deadline());
+  }
+
+  // After what has already arrived: a leader that was starved of the processor must not take the heartbeats
+  // that wait in its sockets for silence.
+  void tick_soon() {
+    loop.post([weak = weak_from_this()] {
+      if (const auto self = weak.lock(); self && !self->over) self->apply(self->core.tick(now()));
+    });
   }
 
   // ---- peers
@@ -216,6 +224,7 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
   std::map<NodeId, PeerPtr> nodes;
   std::deque<Action> queue;
   bool applying = false;
+  bool over = false;
 };
 
 LeaderHost::LeaderHost(Loop& loop, std::unique_ptr<Store> store, LeaderOptions options,
@@ -225,6 +234,7 @@ LeaderHost::LeaderHost(Loop& loop, std::unique_ptr<Store> store, LeaderOptions o
 }
 
 LeaderHost::~LeaderHost() {
+  state_->over = true;
   state_->listeners.clear();
   state_->callbacks = {};
   state_->timer.cancel();

@@ -25,7 +25,7 @@ struct NodeAgent::State : std::enable_shared_from_this<NodeAgent::State> {
         workers(std::move(w)),
         callbacks(std::move(c)),
         core(options.id, options.name, options.job, options.limits, now()),
-        timer(loop, [this] { apply(core.tick(now())); }),
+        timer(loop, [this] { tick_soon(); }),
         retry(loop, [this] { connect(); }) {}
 
   void start() {
@@ -41,6 +41,13 @@ struct NodeAgent::State : std::enable_shared_from_this<NodeAgent::State> {
       if (!state || state->over) return;
       state->apply(state->core.begin(now()));
       state->connect();
+    });
+  }
+
+  // After what has already arrived: an agent that was starved must not take waiting heartbeats for silence.
+  void tick_soon() {
+    loop.post([weak = weak_from_this()] {
+      if (const auto self = weak.lock(); self && !self->over) self->apply(self->core.tick(now()));
     });
   }
 

@@ -6,7 +6,6 @@
 #include <pmix.h>
 
 #include <cstdlib>
-#include <algorithm>
 #include <cstring>
 
 namespace muster::agent {
@@ -47,12 +46,10 @@ Result<Functions> open_library() {
   return f;
 }
 
-// What does not fit is cut off: names and keys of PMIx have a fixed length.
+// `to` is zero before; PMIx's fields are fixed and end with a zero.
 template <size_t size>
 void copy_name(char (&to)[size], const char* from) {
-  const size_t length = std::min(std::strlen(from), size - 1);
-  std::memcpy(to, from, length);
-  to[length] = 0;
+  std::memcpy(to, from, strnlen(from, size - 1));
 }
 
 }  // namespace

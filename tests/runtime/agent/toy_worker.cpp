@@ -42,7 +42,7 @@ class Board {
   template <typename Stop>
   std::optional<uint64_t> reduce(uint64_t generation, Version version, size_t world, uint64_t plan,
                                  Stop stop) {
-    Entry& entry = entries_[(generation * 1009 + static_cast<uint64_t>(version)) % kEntries];
+    Entry& entry = entries_[(generation * 20011 + static_cast<uint64_t>(version)) % kEntries];
     uint64_t seen = entry.plan.load();
     while (seen < plan && !entry.plan.compare_exchange_weak(seen, plan)) {
     }
@@ -59,7 +59,7 @@ class Board {
     std::atomic<uint64_t> arrived;
     std::atomic<uint64_t> plan;
   };
-  static constexpr size_t kEntries = 1 << 16;
+  static constexpr size_t kEntries = 1 << 18;
   Entry* entries_ = nullptr;
 };
 
@@ -116,6 +116,7 @@ class Toy {
   void carry_out(const EnterView& enter) {
     print("view " + std::to_string(enter.view.generation.counter) + " world " +
           std::to_string(enter.view.members.size()) + " base " + std::to_string(enter.base));
+    say(WorkerEvent{{EventKind::kLog, now(), enter.view.generation.counter, enter.base, -1, 0, "entered"}});
     if (enter.base == kNoVersion) act(core_->started(0, digest_at(0), {}));
     if (core_->install_due()) install(enter.view.generation, enter.base);
     say(Progress{enter.view.generation, core_->version()});
@@ -172,7 +173,7 @@ class Toy {
     const uint64_t plan = core_->plan();
     lock.unlock();
     const auto combined =
-        board_.reduce(generation.counter, version, world, plan, [this] { return cannot_go_on(); });
+        board_.reduce(generation.counter, version, world, plan, [&] { return cannot_go_on(generation); });
     lock.lock();
     if (!combined || !core_->open_update(generation, version).granted) return true;
     act(core_->update_closed(now()));
@@ -182,9 +183,9 @@ class Toy {
     return true;
   }
 
-  bool cannot_go_on() {
+  bool cannot_go_on(const Generation& generation) {
     const std::lock_guard lock(mutex_);
-    return lost_ || core_->ended() || !core_->may_run() ||
+    return lost_ || core_->view().generation != generation || core_->ended() || !core_->may_run() ||
            core_->version_limit().value_or(INT64_MAX) <= core_->version();
   }
 
