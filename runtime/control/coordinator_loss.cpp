@@ -61,7 +61,8 @@ void Coordinator::State::lose_member(MemberId id, const std::string& why, bool r
   if (record == members.end()) return;
   const NodeId node = record->second.member.node;
   const bool of_view = in_view(id);
-  if (of_view) say(EventKind::kMemberLost, named(id) + ": " + why).subject = *view.rank_of(id);
+  if (of_view && phase != Phase::kEnded)
+    say(EventKind::kMemberLost, named(id) + ": " + why).subject = *view.rank_of(id);
   members.erase(record);
   excluded.insert(id);
   learn_not_before.erase(id);

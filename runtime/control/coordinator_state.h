@@ -130,6 +130,7 @@ struct Coordinator::State {
   Generation stored;  // generation in the store
   Change change;
   std::set<MemberId> started;
+  Digest start_state;  // what the first of them started with
   bool losses_pending = false;
   std::string loss_why;
   std::vector<std::pair<MemberId, int>> program_failures;  // of members of this view

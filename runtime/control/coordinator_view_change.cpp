@@ -277,13 +277,13 @@ void Coordinator::State::on(NodeId, MemberId id, const Started& message) {
     view.base = message.version;
     view.lineage = message.lineage;
     view.lineage.push_back({view.generation, message.version});
-    change.digest = message.digest;
+    start_state = message.digest;
     newest_save = message.lineage.empty() ? kNoVersion : message.version;
     say(EventKind::kLog, "the run starts at version " + std::to_string(message.version));
-  } else if (message.version != view.base || message.digest != change.digest) {
+  } else if (message.version != view.base || message.digest != start_state) {
     return end_job(kExitMisuse, named(id) + " starts at version " + std::to_string(message.version) +
                                     ", state " + to_string(message.digest) + "; the others at version " +
-                                    std::to_string(view.base) + ", state " + to_string(change.digest) +
+                                    std::to_string(view.base) + ", state " + to_string(start_state) +
                                     ": initialise every rank alike");
   }
   started.insert(id);
