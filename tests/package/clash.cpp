@@ -1,24 +1,31 @@
 // A program that links its own HDF5 and OpenSSL beside libmuster, and uses all three: nothing may clash.
 #include <hdf5.h>
-#include <muster/muster.hpp>
 #include <openssl/evp.h>
 #include <openssl/ssl.h>
+#include <muster/muster.hpp>
 
 #include <cstdio>
 #include <string>
 #include <vector>
+
+// A failed save must be explained, not only counted.
+void print_failure(void*, const muster_event* event) {
+  if (std::string(event->kind_name).find("failed") != std::string::npos)
+    std::fprintf(stderr, "%s: %s\n", event->kind_name, event->text);
+}
 
 int main(int argc, char** argv) try {
   if (argc != 2) return 2;
   const std::string folder = argv[1];
   const hid_t file = H5Fcreate((folder + "/own.h5").c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT);
   SSL_CTX* context = SSL_CTX_new(TLS_client_method());
-  if (file < 0 || context == nullptr) return std::fprintf(stderr, "own HDF5 or OpenSSL failed before the run\n"), 1;
+  if (file < 0 || context == nullptr)
+    return std::fprintf(stderr, "own HDF5 or OpenSSL failed before the run\n"), 1;
 
   float weight = 1.0F;
   std::vector<float> gradient(1, 0.0F);
   {
-    muster::Session session;
+    muster::Session session(print_failure);
     muster::State state(session);
     state.replicated("weight", &weight, {1});
     muster::TrainOptions options;
@@ -39,14 +46,16 @@ int main(int argc, char** argv) try {
     }
     if (run.exit_code() != 0 || run.info().durable != 4) {
       return std::fprintf(stderr, "the run ended with %d, durable version %lld\n", run.exit_code(),
-                          static_cast<long long>(run.info().durable)), 1;
+                          static_cast<long long>(run.info().durable)),
+             1;
     }
   }
   unsigned char digest[32];
   unsigned length = 0;
   const bool digested = EVP_Digest("muster", 6, digest, &length, EVP_sha256(), nullptr) == 1 && length == 32;
   SSL_CTX_free(context);
-  if (!digested || H5Fclose(file) < 0) return std::fprintf(stderr, "own HDF5 or OpenSSL failed after the run\n"), 1;
+  if (!digested || H5Fclose(file) < 0)
+    return std::fprintf(stderr, "own HDF5 or OpenSSL failed after the run\n"), 1;
   return 0;
 } catch (const muster::Failure& failure) {
   std::fprintf(stderr, "%s\n", failure.what());
