@@ -17,6 +17,7 @@ namespace {
 // (measured: 2,000 pauses make a 4 µs exchange take 60 µs); 20 pauses and 50 yields do not.
 constexpr int kSpins = 20;
 constexpr int kYields = 50;
+constexpr int kPollEvery = 64;  // calls of progress()
 // The progress thread rests this long after a wait, since another usually follows.
 constexpr Duration kRest = 2 * kMillisecond;
 
@@ -223,8 +224,10 @@ void Core::stir(bool urgent) {
 
 size_t Core::progress() {
   size_t moved = 0;
-  if (descriptors_ready_) {
+  // Also while nobody ever sleeps: a busy or an overloaded process must hear its connections too.
+  if (descriptors_ready_ || ++since_poll_ >= kPollEvery) {
     descriptors_ready_ = false;
+    since_poll_ = 0;
     moved += poll_descriptors(0);
   }
   if (transport_ != nullptr) moved += transport_->progress(*this);
@@ -244,7 +247,8 @@ size_t Core::poll_descriptors(int timeout) {
   for (int i = 0; i < count; ++i) {
     const int fd = events[i].data.fd;
     if (fd == wake_.get() || fd == bell_.get()) {
-      drain(fd);
+      // While it is readable every sleeper wakes; drained under a sleeper, that one might miss it.
+      if (sleepers_ == 0) drain(fd);
     } else if (const auto found = watchers_.find(fd); found != watchers_.end()) {
       found->second->readable(fd);
       ++handled;

@@ -154,6 +154,7 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
   bool kicked_ = false;
   int sleepers_ = 0;  // threads in epoll_wait
   bool descriptors_ready_ = false;
+  int since_poll_ = 0;
 
   std::shared_ptr<Pool> pool_;
   std::unique_ptr<Transport> transport_;

@@ -22,6 +22,7 @@ void GroupState::close(Error reason) {
   const std::lock_guard lock(core_->mutex());
   if (!open_) return;
   fail({ErrorCode::kReconfigure, std::move(reason.message), {}}, false);
+  engine_->leave();
   open_ = false;
   core_->leave(this);
   engine_.reset();

@@ -29,6 +29,9 @@ class Engine {
 
   // The group failed here: stop touching user memory; tell the peers, unless it was revoked.
   virtual void abandon(const Failure& failure, bool tell_peers) = 0;
+
+  // This rank leaves in good order: peers that still need it must not suspect it.
+  virtual void leave() = 0;
 };
 
 class GroupState final : public Driven, public std::enable_shared_from_this<GroupState> {

@@ -20,7 +20,7 @@ constexpr uint64_t kFoldElements = 128 * 1024;
 // Operations of a group that move at once; later ones wait for their turn.
 constexpr size_t kConcurrent = 8;
 
-enum class ControlKind : uint32_t { kFailure = 1, kInquire = 2, kState = 3 };
+enum class ControlKind : uint32_t { kFailure = 1, kInquire = 2, kState = 3, kLeave = 4 };
 
 struct ControlMessage {
   static constexpr uint32_t kMagic = 0x3143554dU;
@@ -144,7 +144,7 @@ class TransportEngine final : public Engine, public TransferOwner {
       runs_.erase(runs_.begin() + static_cast<std::ptrdiff_t>(i));
       ++moved;
     }
-    if (moved == 0 && !gone_.empty()) moved += check_gone();
+    if (moved == 0 && (!gone_.empty() || !left_.empty())) moved += check_gone();
     return moved;
   }
 
@@ -201,6 +201,8 @@ class TransportEngine final : public Engine, public TransferOwner {
     tell_all(message);
   }
 
+  void leave() override { tell_all({.kind = ControlKind::kLeave}); }
+
   void transfer_ended(uint64_t, TransferStatus status, size_t bytes) override {
     const MessagePtr arrived = std::exchange(control_message_, nullptr);
     ControlMessage message;
@@ -220,20 +222,21 @@ class TransportEngine final : public Engine, public TransferOwner {
             ranks};
   }
 
-  // Some operation waits for a rank that is gone, and nothing arrived in this pass.
+  // Some operation waits for a rank that is gone, or left, and nothing arrived in this pass.
   size_t check_gone() {
-    std::vector<int> blamed;
-    std::string reason;
     for (const auto& run : runs_) {
       for (int rank : run->waits_for()) {
-        if (!gone_.contains(rank) || std::ranges::find(blamed, rank) != blamed.end()) continue;
-        blamed.push_back(rank);
-        reason = "rank " + std::to_string(rank) + " died: " + gone_.at(rank);
+        const std::string name = "rank " + std::to_string(rank);
+        if (left_.contains(rank)) {
+          group_.fail({ErrorCode::kReconfigure, name + " left the group", {}}, false);
+          return 1;
+        }
+        if (!gone_.contains(rank)) continue;
+        group_.fail({ErrorCode::kReconfigure, name + " died: " + gone_.at(rank), {rank}});
+        return 1;
       }
     }
-    if (blamed.empty()) return 0;
-    group_.fail({ErrorCode::kReconfigure, reason, blamed});
-    return 1;
+    return 0;
   }
 
   void post_control() {
@@ -270,6 +273,7 @@ class TransportEngine final : public Engine, public TransferOwner {
   void handle(const ControlMessage& message) {
     heard_[message.source] = message.issued + 1;
     if (message.kind == ControlKind::kInquire) tell(message.source, {.kind = ControlKind::kState});
+    if (message.kind == ControlKind::kLeave) left_.insert(message.source);
     if (message.kind != ControlKind::kFailure || group_.failed()) return;
     Failure failure{message.code == static_cast<uint32_t>(ErrorCode::kMisuse) ? ErrorCode::kMisuse
                                                                               : ErrorCode::kReconfigure,
@@ -289,7 +293,8 @@ class TransportEngine final : public Engine, public TransferOwner {
   std::vector<std::unique_ptr<ScheduleRun>> runs_;
   std::vector<std::unique_ptr<ScheduleRun>> retired_;
   std::map<int, std::string> gone_;  // rank → reason
-  std::vector<uint64_t> heard_;      // since the last inquiry: issued + 1, or 0
+  std::set<int> left_;
+  std::vector<uint64_t> heard_;  // since the last inquiry: issued + 1, or 0
   TransferId control_ = 0;
   MessagePtr control_message_;
 };

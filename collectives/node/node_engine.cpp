@@ -145,6 +145,8 @@ class NodeEngine final : public Engine, public Watcher {
     ring();
   }
 
+  void leave() override { publish(&SegmentHeader::left, 1); }
+
  private:
   using Counter = SharedCounter SegmentHeader::*;
 
@@ -357,21 +359,24 @@ class NodeEngine final : public Engine, public Watcher {
   // Nothing moved: is it for want of somebody who is gone? What it published before it went still counts.
   size_t check_gone() {
     if (running_.empty()) return 0;
-    std::vector<int> blamed;
-    std::string names;
     for (size_t rank = 0; rank < ranks_; ++rank) {
-      const bool needed =
-          counter(rank, &SegmentHeader::arrived) <= stored_ ||
-          (running_.front().plan.two_phase && counter(rank, &SegmentHeader::reduced) <= stored_) ||
-          (loaded_ >= kSlots && counter(rank, &SegmentHeader::stored) <= loaded_ - kSlots);
-      if (!gone_[rank] || !needed) continue;
-      blamed.push_back(static_cast<int>(rank));
-      names += (names.empty() ? "" : ", ") + std::to_string(rank);
+      if (!gone_[rank] || !needs(rank)) continue;
+      const int number = static_cast<int>(rank);
+      const bool left = counter(rank, &SegmentHeader::left) != 0;
+      group_.fail(
+          {ErrorCode::kReconfigure,
+           "rank " + std::to_string(rank) + (left ? " left the group" : " is gone: its process ended"),
+           left ? std::vector<int>{} : std::vector<int>{number}},
+          !left);
+      return 1;
     }
-    if (blamed.empty()) return 0;
-    group_.fail({ErrorCode::kReconfigure,
-                 "rank " + names + " is gone: its process ended, or it left the group", blamed});
-    return 1;
+    return 0;
+  }
+
+  bool needs(size_t rank) const {
+    return counter(rank, &SegmentHeader::arrived) <= stored_ ||
+           (running_.front().plan.two_phase && counter(rank, &SegmentHeader::reduced) <= stored_) ||
+           (loaded_ >= kSlots && counter(rank, &SegmentHeader::stored) <= loaded_ - kSlots);
   }
 
   GroupState& group_;

@@ -51,6 +51,7 @@ struct SegmentHeader {
   SharedCounter reduced;   // my slice of its result is
   SharedCounter stored;    // I need nothing of the tile any more
   SharedCounter sleeping;  // 1: ring my bell when you moved
+  SharedCounter left;      // 1: I left in good order
   FailureNote failure;
   SlotLabel labels[kSlots];
 };
