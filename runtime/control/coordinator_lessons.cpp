@@ -110,7 +110,8 @@ void Coordinator::State::fail_lesson(MemberId learner, const std::string& why) {
   say(EventKind::kLog, named(learner) + " could not learn: " + why);
   to_member(lesson.source, LessonOver{lesson.id});
   to_member(learner, LessonOver{lesson.id});
-  if (lesson.tries < kLessonTriesMax && !lesson.held) return teach(learner, lesson.tries + 1);
+  const bool again = phase == Phase::kRunning && !losses_pending && !stop && !lesson.held && lives(learner);
+  if (again && lesson.tries < kLessonTriesMax) return teach(learner, lesson.tries + 1);
   learn_not_before[learner] = now + limits.learn_retry_wait;
 }
 

@@ -48,7 +48,7 @@ void World::fault() {
   const size_t index = random.below(agents.size());
   Agent& agent = *agents[index];
   const MemberId victim = some_process(random.chance(0.8));
-  const uint64_t kind = random.below(13);
+  const uint64_t kind = random.below(14);
   if (kind <= 3 && victim != 0) {
     processes.at(victim)->evictable = true;
     kill_process(victim, -SIGKILL);
@@ -82,6 +82,9 @@ void World::fault() {
     process_does(victim, process.core->failed(process.entered, {other}, "endpoint error"));
   } else if (kind == 11) {
     add_agent();
+  } else if (kind == 13 && random.chance(0.3)) {
+    trace("another leader has taken over the store");
+    foreign_leader = true;
   } else if (kind == 12) {
     for (int i = 0; i < 2; ++i) {  // two at once
       const MemberId id = some_process(true);

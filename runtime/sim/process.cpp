@@ -144,7 +144,7 @@ void World::enter_view(Process& process, const EnterView& enter) {
         std::to_string(enter.base) + " holding " + std::to_string(process.version));
   if (!views_entered.contains(enter.view.generation)) {
     ++outcome.views;
-    if (planned) ++outcome.joins;
+    if (planned && enter.base != kNoVersion) ++outcome.planned;
   }
   views_entered.emplace(enter.view.generation, enter.view);
   process.entered = enter.view.generation;
@@ -349,6 +349,7 @@ void World::leave(Process& process, int code, const std::string& why) {
     return;
   }
   const MemberId id = process.id;
+  check_leave(process, code);
   if (process.doing != Process::kLeft) {
     process.doing = Process::kLeft;
     ++process.activity;
