@@ -47,7 +47,8 @@ void World::check_enter(const Process& process, const View& view, bool planned) 
         other->doing == Process::kLeft || other->core->ended() || agents[other->agent]->noticed;
     if (stranger && !orderly) violate(who + ": excluded " + named(id) + " still runs on its node");
   }
-  if (view.base == kNoVersion || view.base >= committed) return;
+  const bool fenced = view.generation < store.generation;  // a late Go: this view is over
+  if (fenced || view.base == kNoVersion || view.base >= committed) return;
   for (const Member& member : view.members) {
     const Process& holder = *processes.at(member.id);
     if (holder.alive && holder.version >= committed) violate(who + ": a committed version is given up");
@@ -120,12 +121,11 @@ void World::check_publish(const SaveRecord& save) {
   expect(!save.bad, "a manifest of a wrong state is published");
 }
 
-// Nobody is killed whom no fault touched.
+// Nobody is killed whom no fault touched: slow user code expels nobody.
 void World::check_signal(const Process& process, int signal) {
-  if (signal != SIGKILL || process.evictable || process.core->ended() || process.doing == Process::kLeft)
-    return;
+  if (signal != SIGKILL || process.evictable || process.core->ended() || process.doing == Process::kLeft) return;
   const Agent& agent = *agents[process.agent];
-  if (agent.reset_ever || agent.noticed || !options.slow_code_only) return;
+  if (agent.reset_ever || agent.noticed || group_faults) return;
   violate(named(process.id) + " is expelled, and nothing was wrong with it");
 }
 

@@ -218,8 +218,6 @@ void World::drive(MemberId id) {
     const uint64_t plan = std::exchange(process.boundary, 0);
     return process_does(id, process.core->at_boundary(plan, process.version, process.state));
   }
-  const auto limit = process.core->version_limit();
-  if (limit && process.version >= *limit) return;
   compute(process);
 }
 

@@ -162,6 +162,7 @@ struct World {
   Version committed = kNoVersion;  // complete on every member of a view
   Version newest_reached = kNoVersion;
   bool notices_given = false;
+  bool group_faults = false;  // data-plane errors, or the store's end: whoever is named may be excluded
   bool nodes_lost = false;
   bool processes_lost = false;
   std::map<Generation, std::map<std::pair<Version, uint64_t>, bool>> boundary_answers;
