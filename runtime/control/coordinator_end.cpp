@@ -48,6 +48,7 @@ void Coordinator::State::end_job(int code, const std::string& why) {
   if (phase == Phase::kEnded) return;
   phase = Phase::kEnded;
   phase_deadline = now + limits.end_timeout;
+  form_at = kNever;
   exit_code = code;
   end_why = why;
   losses_pending = false;

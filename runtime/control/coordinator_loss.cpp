@@ -61,7 +61,8 @@ void Coordinator::State::lose_member(MemberId id, const std::string& why, bool r
   if (record == members.end()) return;
   const NodeId node = record->second.member.node;
   const bool of_view = in_view(id);
-  if (of_view) say(EventKind::kMemberLost, named(id) + ": " + why).subject = *view.rank_of(id);
+  if (of_view && phase != Phase::kEnded)
+    say(EventKind::kMemberLost, named(id) + ": " + why).subject = *view.rank_of(id);
   members.erase(record);
   excluded.insert(id);
   learn_not_before.erase(id);
@@ -130,10 +131,13 @@ void Coordinator::State::node_heard(NodeRecord& node) {
   if (std::exchange(node.silent_since, kNever) == kNever) return;
   say(EventKind::kLog, "node " + node.name + " is heard again");
   send_eviction(node.id);
-  if (phase != Phase::kAgreeing) return;
+  if (phase == Phase::kAgreeing) ask_again(node.id);
+}
+
+void Coordinator::State::ask_again(NodeId node) {
   phase_deadline = now + limits.report_timeout;
   for (MemberId id : living_of(view)) {
-    if (members.at(id).member.node != node.id) continue;
+    if (members.at(id).member.node != node) continue;
     to_member(id, Agree{view.generation, change.asked, true, change.why});
   }
 }

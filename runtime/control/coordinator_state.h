@@ -19,10 +19,6 @@
 
 namespace muster::control {
 
-constexpr int kExitRequeue = 75;
-constexpr int kExitMisuse = 78;
-constexpr int kExitFailed = 1;
-
 enum class Phase { kForming, kAgreeing, kStoring, kInstalling, kRunning, kEnded };
 
 struct NodeRecord {
@@ -134,6 +130,7 @@ struct Coordinator::State {
   Generation stored;  // generation in the store
   Change change;
   std::set<MemberId> started;
+  Digest start_state;  // what the first of them started with
   bool losses_pending = false;
   std::string loss_why;
   std::vector<std::pair<MemberId, int>> program_failures;  // of members of this view
@@ -199,6 +196,8 @@ struct Coordinator::State {
   void lose_node(NodeId id, const std::string& why);
   void node_fell_silent(NodeRecord& node, const std::string& why);
   void node_heard(NodeRecord& node);
+  void ask_again(NodeId node);
+  void resume_node(const NodeRecord& node);
   void slot_given_up(NodeRecord& node, const MemberGone& gone);
   void send_eviction(NodeId node);
   void settle_losses();

@@ -216,7 +216,6 @@ void Coordinator::State::install() {
     nodes.at(member.node).was_in_view = true;
     MemberRecord& record = members.at(member.id);
     record.version = view.base;
-    record.leaving.reset();
     to_member(member.id, Install{view, change.attempt, change.transfers, change.digest, change.why});
   }
   cancel_lessons("the view changed");
@@ -249,6 +248,11 @@ void Coordinator::State::installation_overdue() {
     if (view_nodes().contains(node)) stuck.insert(node);
   }
   for (NodeId node : stuck) lose_node(node, "an excluded process was not reaped" + within);
+  if (!stuck.empty()) return;
+  if (change.ready.empty()) {  // one that blocks and those it blocks look alike: form the group anew
+    suspect_why = "nobody was ready" + within;
+    return check_suspects();
+  }
   for (MemberId id : living_of(view)) {
     if (!change.ready.contains(id)) lose_member(id, "not ready" + within, false);
   }
@@ -278,13 +282,13 @@ void Coordinator::State::on(NodeId, MemberId id, const Started& message) {
     view.base = message.version;
     view.lineage = message.lineage;
     view.lineage.push_back({view.generation, message.version});
-    change.digest = message.digest;
+    start_state = message.digest;
     newest_save = message.lineage.empty() ? kNoVersion : message.version;
     say(EventKind::kLog, "the run starts at version " + std::to_string(message.version));
-  } else if (message.version != view.base || message.digest != change.digest) {
+  } else if (message.version != view.base || message.digest != start_state) {
     return end_job(kExitMisuse, named(id) + " starts at version " + std::to_string(message.version) +
                                     ", state " + to_string(message.digest) + "; the others at version " +
-                                    std::to_string(view.base) + ", state " + to_string(change.digest) +
+                                    std::to_string(view.base) + ", state " + to_string(start_state) +
                                     ": initialise every rank alike");
   }
   started.insert(id);

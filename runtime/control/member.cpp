@@ -1,6 +1,7 @@
 #include "runtime/control/member.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace muster::control {
 
@@ -30,6 +31,7 @@ struct MemberCore::State {
   Instant tear_at = kNever;
   bool update_open = false;
   bool install_open = false;
+  bool scope_void = false;  // what the open scope writes is not to be kept
 
   std::optional<Version> stop_at;
   uint64_t plan_known = 0;
@@ -56,7 +58,10 @@ struct MemberCore::State {
     state_in = in;
     digest.reset();
   }
-  void hold_none() { hold(kNoVersion, Generation{}); }
+  void hold_none() {
+    hold(kNoVersion, Generation{});
+    scope_void = update_open || install_open;
+  }
 
   void on(const Agree& agree, MemberActions& out);
   void on(const Install& install, MemberActions& out);
@@ -105,6 +110,10 @@ void MemberCore::State::revoke(const std::string& why, MemberActions& out) {
     out.push_back(event(EventKind::kRevoked, why));
   }
   revoked = true;
+  if (pending) {
+    lesson.reset();  // a learner that was to enter this view is its member now
+    learn_until.reset();
+  }
   pending.reset();
   formed = false;
   stop_at.reset();
@@ -316,7 +325,8 @@ Instant MemberCore::next_deadline() const {
 MemberActions MemberCore::started(Version version, const Digest& digest, Lineage lineage) {
   MemberActions out;
   State& state = *state_;
-  if (state.revoked || state.pending || state.ended || state.version != kNoVersion) return out;
+  if (state.revoked || state.pending || state.ended || state.update_open || state.version != kNoVersion)
+    return out;
   const Generation generation = state.entered.generation;
   state.hold(version, generation);
   state.digest = digest;
@@ -371,7 +381,7 @@ MemberActions MemberCore::state_installed(Instant now, Version version) {
   if (!state.install_open) return out;
   state.install_open = false;
   const bool reported_torn = state.torn && state.asked && state.answered;  // the leader has counted it out
-  if (!reported_torn) {
+  if (!std::exchange(state.scope_void, false) && !reported_torn) {
     state.torn = false;
     state.hold(version, state.lesson ? state.lesson->view.generation : state.entered.generation);
     state.install_due = false;
@@ -395,7 +405,7 @@ MemberActions MemberCore::update_closed(Instant now) {
   state.now = now;
   if (!state.update_open) return out;
   state.update_open = false;
-  if (!state.torn) state.hold(state.version + 1, state.state_in);
+  if (!std::exchange(state.scope_void, false) && !state.torn) state.hold(state.version + 1, state.state_in);
   state.answer(out);
   return out;
 }

@@ -12,6 +12,11 @@
 
 namespace muster::control {
 
+// Exit codes of a run, of agents and workers alike. Any other but 0 is the program's own failure.
+constexpr int kExitFailed = 1;    // states differ that must be equal
+constexpr int kExitRequeue = 75;  // start the same job again: it resumes
+constexpr int kExitMisuse = 78;   // starting again would fail again
+
 // Incarnations, not places: a restarted process or agent has a new one. Random, never 0.
 using NodeId = uint64_t;
 using MemberId = uint64_t;

@@ -5,8 +5,6 @@
 namespace muster::control {
 namespace {
 
-constexpr Generation gen(uint64_t counter) { return Generation{77, counter}; }
-
 Report holding(Version version, uint64_t generation, uint64_t state = 0) {
   Report report;
   report.version = version;

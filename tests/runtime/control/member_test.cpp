@@ -5,8 +5,6 @@
 namespace muster::control {
 namespace {
 
-constexpr Generation gen(uint64_t counter) { return Generation{77, counter}; }
-
 // Member 100 of a world of 100 and 200, in generation 1 at version 0.
 class MemberTest : public ::testing::Test {
  protected:

@@ -39,6 +39,8 @@ inline bool has_event(const Actions& actions, EventKind kind) {
   return false;
 }
 
+constexpr Generation gen(uint64_t counter) { return Generation{77, counter}; }
+
 inline Digest digest_at(Version version) { return Digest{static_cast<uint64_t>(version) + 1000, 7}; }
 
 // A leader with nodes 1…n of w workers; member ids are node * 100 + local rank. Members obey: they answer

@@ -1,0 +1,506 @@
+// A worker process: the production MemberCore, and a model of the session and of the program around it.
+#include <algorithm>
+
+#include "runtime/sim/world.h"
+
+namespace muster::sim {
+namespace {
+
+constexpr Version kSaveEvery = 7;
+constexpr Digest kGarbage{0xbad, 0xbad};
+
+}  // namespace
+
+// ---- plumbing
+// ------------------------------------------------------------------------------------------------
+
+void World::event_for(MemberId id, Action action) {
+  Process& process = *processes.at(id);
+  if (!process.alive) return;
+  if (process.frozen) {
+    process.held.push_back(std::move(action));
+  } else {
+    action();
+  }
+}
+
+void World::say(MemberId id, Message message) {
+  Process& process = *processes.at(id);
+  const size_t index = process.agent;
+  const uint32_t local_rank = process.local_rank;
+  // One socket, FIFO: delivered before the exit of the process is seen.
+  if (const auto* report = std::get_if<Report>(&message)) check_report(process, *report);
+  Agent& agent = *agents[index];
+  if (!agent.alive || agent.slots[local_rank] != id) return;
+  agent_does(index, agent.core->from_worker(now, local_rank, message));
+}
+
+void World::heartbeat(MemberId id) {
+  say(id, Heartbeat{});
+  after_for(id, 1500 * kMillisecond, [this, id] { heartbeat(id); });
+}
+
+void World::schedule_process(MemberId id) {
+  Process& process = *processes.at(id);
+  const Instant due = process.core->next_deadline();
+  if (!process.alive || due == kNever) return;
+  const Instant next = std::max(now + 1, due);
+  if (process.tick_at > now && process.tick_at <= next) return;
+  process.tick_at = next;
+  at(next, [this, id, next] {
+    if (processes.at(id)->tick_at != next) return;
+    event_for(id, [this, id] {
+      processes.at(id)->tick_at = kNever;
+      process_does(id, processes.at(id)->core->tick(now));
+    });
+  });
+}
+
+void World::process_does(MemberId id, const MemberActions& actions) {
+  Process& process = *processes.at(id);
+  for (const MemberAction& action : actions) {
+    if (!process.alive) return;
+    if (const auto* send = std::get_if<Send>(&action)) say(id, send->envelope.message);
+    if (const auto* revoked = std::get_if<RevokeGroup>(&action)) revoke(process, *revoked);
+    if (const auto* form = std::get_if<FormGroup>(&action)) form_group(process, form->install);
+    if (const auto* enter = std::get_if<EnterView>(&action)) enter_view(process, *enter);
+    if (const auto* digest = std::get_if<ComputeDigest>(&action)) compute_digest(process, digest->version);
+    if (const auto* end = std::get_if<LeaveLoop>(&action)) leave(process, end->exit_code, end->why);
+    if (const auto* message = std::get_if<Forward>(&action)) forward(process, message->message);
+  }
+  schedule_process(id);
+  check_version(process);
+  drive(id);
+}
+
+// The background thread reads the state for a while; what was written meanwhile spoils the digest.
+void World::compute_digest(Process& process, Version version) {
+  const MemberId id = process.id;
+  const uint64_t writes = process.writes;
+  const bool spoiled = process.writing;
+  after_for(id, between(100 * kMicrosecond, 15 * kMillisecond), [this, id, version, writes, spoiled] {
+    Process& self = *processes.at(id);
+    const bool clean = !spoiled && !self.writing && self.writes == writes;
+    if (self.version != version && clean) return;  // another question was asked since
+    process_does(id, self.core->digest_ready(version, clean ? self.state : kGarbage));
+  });
+}
+
+// ---- views
+// ---------------------------------------------------------------------------------------------------
+
+bool World::group_alive(const Group& group) const {
+  return group.revoked.empty() &&
+         std::all_of(group.view.members.begin(), group.view.members.end(),
+                     [&](const Member& member) { return processes.at(member.id)->alive; });
+}
+
+// A group forms when every member of the view takes part; each learns of it at its own time.
+void World::form_group(Process& process, const Install& install) {
+  Group& group = groups[install.view.generation];
+  group.view = install.view;
+  group.install = install;
+  group.forming.insert(process.id);
+  if (group.forming.size() < install.view.members.size() || !group_alive(group)) return;
+  for (const Member& member : group.view.members) {
+    after_for(member.id, between(kMillisecond, 40 * kMillisecond),
+              [this, id = member.id, generation = group.view.generation] {
+                member_formed(*processes.at(id), generation);
+              });
+  }
+}
+
+// A target reads its source for a while; what it got is checked against the digest of the decision.
+void World::member_formed(Process& process, Generation generation) {
+  const Group& group = groups.at(generation);
+  if (group.revoked.contains(process.id)) return;
+  const auto& transfers = group.install.transfers;
+  const auto transfer = std::find_if(transfers.begin(), transfers.end(), [&](const Transfer& candidate) {
+    return candidate.target == process.id;
+  });
+  const MemberId id = process.id;
+  if (transfer == transfers.end()) return process_does(id, process.core->formed(generation));
+  const MemberId source = transfer->source;
+  const uint64_t writes = processes.at(source)->writes;
+  after_for(id, between(kMillisecond, 60 * kMillisecond), [this, id, source, generation, writes] {
+    Process& self = *processes.at(id);
+    const Process& from = *processes.at(source);
+    const Group& its = groups.at(generation);
+    if (its.revoked.contains(id)) return;
+    const bool whole = from.alive && !from.writing && from.writes == writes;
+    if (!whole || from.state != its.install.digest || from.version != its.view.base) {
+      return process_does(id,
+                          self.core->failed(generation, {source}, "the transfer's digest does not match"));
+    }
+    self.staged = {from.version, from.state};
+    process_does(id, self.core->formed(generation));
+  });
+}
+
+void World::enter_view(Process& process, const EnterView& enter) {
+  const bool planned = !process.revoked_since;
+  check_enter(process, enter.view, planned);
+  trace(named(process.id) + " enters g" + std::to_string(enter.view.generation.counter) + " base " +
+        std::to_string(enter.base) + " holding " + std::to_string(process.version));
+  if (!views_entered.contains(enter.view.generation)) {
+    ++outcome.views;
+    if (planned && enter.base != kNoVersion) ++outcome.planned;
+  }
+  views_entered.emplace(enter.view.generation, enter.view);
+  process.entered = enter.view.generation;
+  process.revoked_since = false;
+  process.was_in_view = true;
+  process.reported = false;
+  process.lesson.reset();
+  process.learn_until.reset();
+  process.reduced.reset();
+  process.boundary = 0;
+  ++process.activity;
+  if (process.doing != Process::kLeft && process.doing != Process::kWriting) process.doing = Process::kIdle;
+  say(process.id, Progress{enter.view.generation, enter.base});
+  process.must_restore = enter.base == kNoVersion;
+}
+
+// The members read the newest save together and agree on it by a collective, which ends rank by rank.
+void World::restore(Process& process, Generation generation) {
+  process.must_restore = false;
+  process.version = kNoVersion;
+  ++process.writes;
+  Group& group = groups.at(generation);
+  group.restoring.insert(process.id);
+  if (group.restoring.size() < group.view.members.size() || !group_alive(group)) return;
+  const Version version = std::max<Version>(0, durable.first);
+  const Lineage lineage = durable.second;
+  for (const Member& member : group.view.members) {
+    after_for(member.id, between(5 * kMillisecond, 200 * kMillisecond),
+              [this, id = member.id, generation, version, lineage] {
+                Process& self = *processes.at(id);
+                if (groups.at(generation).revoked.contains(id) || self.core->revoked()) return;
+                self.version = version;
+                self.state = truth_of(version);
+                ++self.writes;
+                process_does(id, self.core->started(version, self.state, lineage));
+              });
+  }
+}
+
+void World::revoke(Process& process, const RevokeGroup& revoked) {
+  process.revoked_since = true;
+  process.stop_at.reset();
+  process.reduced.reset();
+  process.boundary = 0;
+  process.saves_waiting.clear();
+  if (const auto group = groups.find(revoked.generation); group != groups.end())
+    group->second.revoked.insert(process.id);
+  if (process.doing == Process::kComputing || process.doing == Process::kReducing) {
+    process.doing = Process::kIdle;  // the microbatch loop ends early, the wait ends
+    ++process.activity;
+  }
+  process.staged.reset();
+  if (!process.core->learning()) process.lesson.reset();
+}
+
+// ---- the program
+// ---------------------------------------------------------------------------------------------
+
+void World::drive(MemberId id) {
+  Process& process = *processes.at(id);
+  if (!process.alive || process.frozen || process.doing != Process::kIdle) return;
+  if (process.core->learning() && process.lesson) return drive_learner(process);
+  if (process.reduced) return try_update(process);
+  if (!process.core->may_run()) return;
+  if (process.must_restore) return restore(process, process.entered);
+  if (process.core->install_due()) return begin_install(process);
+  if (process.version == kNoVersion) return;
+  if (process.version >= options.steps) return leave(process, 0, "done");
+  if (process.core->waiting_at_boundary()) return;
+  if (process.boundary != 0) {
+    const uint64_t plan = std::exchange(process.boundary, 0);
+    return process_does(id, process.core->at_boundary(plan, process.version, process.state));
+  }
+  compute(process);
+}
+
+void World::compute(Process& process) {
+  process.doing = Process::kComputing;
+  const MemberId id = process.id;
+  const uint64_t activity = ++process.activity;
+  const Generation generation = process.core->view().generation;
+  Duration time = between(20 * kMillisecond, 120 * kMillisecond);
+  if (options.slow_code_only && random.chance(0.02)) time = between(kSecond, limits.step_timeout / 2);
+  after_for(id, time, [this, id, activity, generation] {
+    Process& self = *processes.at(id);
+    if (self.activity != activity || self.doing != Process::kComputing) return;
+    contribute(self, generation, self.version);
+    drive(id);
+  });
+}
+
+// A reduction completes for a rank once every member of its group has contributed, at each rank's own time,
+// unless the rank revoked the group meanwhile.
+void World::contribute(Process& process, Generation generation, Version version) {
+  process.doing = Process::kReducing;
+  Group& group = groups.at(generation);
+  Group::Reduction& reduction = group.reductions[version];
+  expect(!reduction.states.contains(process.id),
+         named(process.id) + " contributes twice to step " + std::to_string(version));
+  reduction.states[process.id] = process.writing ? kGarbage : process.state;
+  reduction.plan = std::max(reduction.plan, process.core->plan());
+  if (reduction.states.size() < group.view.members.size()) return;
+  reduction.complete = true;
+  check_reduction(group, version);
+  uint64_t gradient = gradient_of(reduction.states.begin()->second, version);
+  for (const auto& [id, state] : reduction.states) {
+    if (state != reduction.states.begin()->second) gradient = mix64(gradient ^ state.low);
+  }
+  const Process::Ready ready{generation, version, gradient, reduction.plan};
+  for (const Member& member : group.view.members) {
+    const uint64_t activity = processes.at(member.id)->activity;
+    after_for(member.id, between(100 * kMicrosecond, 40 * kMillisecond),
+              [this, id = member.id, ready, activity] {
+                Process& self = *processes.at(id);
+                if (self.activity != activity || self.doing != Process::kReducing) return;
+                self.doing = Process::kIdle;
+                self.reduced = ready;
+                drive(id);
+              });
+  }
+}
+
+void World::try_update(Process& process) {
+  const Process::Ready ready = *process.reduced;
+  const Permit permit = process.core->open_update(ready.generation, ready.version);
+  if (!permit.granted) return;  // asked again when something changes; a revocation forgets it
+  process.reduced.reset();
+  check_permit(process, ready.generation, ready.version, false);
+  process.doing = Process::kWriting;
+  process.writing = true;
+  ++process.writes;
+  const MemberId id = process.id;
+  Duration time = between(kMillisecond, 25 * kMillisecond);
+  if (options.faults && random.chance(0.004))
+    time = between(kSecond, member_limits.update_timeout - 100 * kMillisecond);
+  if (options.faults && !options.slow_code_only && random.chance(0.001))
+    time = between(kSecond, 2 * member_limits.update_timeout);
+  after_for(id, time, [this, id, ready] { finish_update(*processes.at(id), ready); });
+}
+
+void World::finish_update(Process& process, const Process::Ready& ready) {
+  const MemberId id = process.id;
+  process.state = applied(process.state, ready.gradient);
+  ++process.version;
+  process.writing = false;
+  ++process.writes;
+  process.doing = Process::kIdle;
+  for (auto& [lesson, log] : lessons) {
+    if (log.source == id && !log.over) log.gradients[ready.version] = ready.gradient;
+  }
+  const MemberActions actions = process.core->update_closed(now);
+  if (process.core->version() == kNoVersion) process.version = kNoVersion;  // torn meanwhile
+  const bool due = process.core->boundary_due(ready.plan) && ready.plan > 0;
+  check_boundary(process, ready.generation, ready.version, ready.plan, due);
+  if (due && !process.revoked_since) process.boundary = ready.plan;
+  if (process.version != kNoVersion) reached(process);
+  process_does(id, actions);
+  for (auto& [lesson, log] : lessons) {
+    if (log.source == id && !log.over)
+      after_for(log.learner, kMillisecond, [this, learner = log.learner] { drive(learner); });
+  }
+}
+
+void World::reached(Process& process) {
+  if (process.version % kSaveEvery == 0) process.save_copies[process.version] = process.state;
+  note_commit(process);
+  if (!process.lesson) {
+    say(process.id, Progress{process.entered, process.version});
+    if (process.version % kSaveEvery == 0) say(process.id, SaveDue{process.entered, process.version});
+  }
+  const auto waiting = std::exchange(process.saves_waiting, {});
+  for (const SaveOpen& save : waiting) write_part(process, save);
+}
+
+void World::begin_install(Process& process) {
+  const Permit permit = process.core->open_install(process.core->view().generation);
+  if (!permit.granted || !process.staged) return;
+  const MemberId id = process.id;
+  process.doing = Process::kWriting;
+  process.writing = true;
+  ++process.writes;
+  after_for(id, between(kMillisecond, 30 * kMillisecond), [this, id, staged = *process.staged] {
+    Process& self = *processes.at(id);
+    self.version = staged.first;
+    self.state = staged.second;
+    self.writing = false;
+    ++self.writes;
+    self.doing = Process::kIdle;
+    self.staged.reset();
+    const MemberActions actions = self.core->state_installed(now, staged.first);
+    reached(self);
+    process_does(id, actions);
+  });
+}
+
+void World::leave(Process& process, int code, const std::string& why) {
+  if (process.doing == Process::kWriting) {  // the loop is left between steps
+    after_for(process.id, 5 * kMillisecond,
+              [this, id = process.id, code, why] { leave(*processes.at(id), code, why); });
+    return;
+  }
+  const MemberId id = process.id;
+  check_leave(process, code);
+  if (process.doing != Process::kLeft) {
+    process.doing = Process::kLeft;
+    ++process.activity;
+    trace(named(id) + " leaves with " + std::to_string(code) + " at " + std::to_string(process.version) +
+          ": " + why);
+    say(id, Leaving{code, process.version, why});
+  }
+  if (!process.core->ended()) return;
+  after_for(id, between(kMillisecond, 100 * kMillisecond), [this, id, code] { kill_process(id, code); });
+}
+
+// ---- lessons
+// --------------------------------------------------------------------------------------------------
+
+void World::copy_for_learner(uint64_t lesson) {
+  LessonLog& log = lessons.at(lesson);
+  const Process& source = *processes.at(log.source);
+  Process& learner = *processes.at(log.learner);
+  if (log.over || !learner.alive || learner.lesson != lesson) return;
+  if (!source.alive) return say(log.learner, LearnFailed{lesson, "the source is gone"});
+  if (source.writing || source.version == kNoVersion || source.frozen) {
+    after(5 * kMillisecond, [this, lesson] { copy_for_learner(lesson); });
+    return;
+  }
+  log.gradients.clear();
+  learner.staged = {source.version, source.state};
+  after_for(log.learner, between(20 * kMillisecond, 300 * kMillisecond), [this, lesson] {
+    Process& self = *processes.at(lessons.at(lesson).learner);
+    if (self.lesson == lesson) drive(self.id);
+  });
+}
+
+void World::drive_learner(Process& process) {
+  const MemberId id = process.id;
+  const LessonLog& log = lessons.at(*process.lesson);
+  if (!process.core->may_run()) return;
+  if (process.staged && process.version == kNoVersion) {
+    if (!process.core->open_install(log.generation).granted) return;
+    process.doing = Process::kWriting;
+    process.writing = true;
+    after_for(id, between(kMillisecond, 30 * kMillisecond),
+              [this, id, lesson = *process.lesson, staged = *process.staged] {
+                Process& self = *processes.at(id);
+                self.writing = false;
+                ++self.writes;
+                self.doing = Process::kIdle;
+                const MemberActions actions = self.core->state_installed(now, staged.first);
+                self.version = self.core->version();
+                self.state = staged.second;
+                if (self.lesson == lesson) self.staged.reset();
+                process_does(id, actions);
+              });
+    return;
+  }
+  if (process.version == kNoVersion) return;
+  if (process.learn_until && process.version == process.learn_until->version) {
+    if (process.core->waiting_at_boundary()) return;
+    return process_does(id,
+                        process.core->at_boundary(process.learn_until->plan, process.version, process.state));
+  }
+  const auto gradient = log.gradients.find(process.version);
+  if (gradient == log.gradients.end()) {
+    if (!std::exchange(process.level_said, true)) say(id, Level{process.version});
+    return;
+  }
+  if (!process.core->open_update(log.generation, process.version).granted) return;
+  check_permit(process, log.generation, process.version, true);
+  process.doing = Process::kWriting;
+  process.writing = true;
+  after_for(id, between(kMillisecond, 10 * kMillisecond), [this, id, learnt = gradient->second] {
+    Process& self = *processes.at(id);
+    self.writing = false;
+    ++self.writes;
+    self.doing = Process::kIdle;
+    const MemberActions actions = self.core->update_closed(now);
+    self.version = self.core->version();
+    self.state = applied(self.state, learnt);
+    process_does(id, actions);
+  });
+}
+
+// ---- what the leader says to the session
+// -------------------------------------------------------------------------
+
+void World::forward(Process& process, const Message& message) {
+  const MemberId id = process.id;
+  if (const auto* learn = std::get_if<Learn>(&message)) {
+    process.lesson = learn->lesson;
+    process.version = kNoVersion;
+    process.staged.reset();
+    process.level_said = false;
+    process.learn_until.reset();
+    LessonLog& log = lessons[learn->lesson];
+    log.learner = id;
+    log.source = learn->source.id;
+    log.generation = learn->view.generation;
+    const bool fails = options.faults && random.chance(0.05);
+    after_for(id, between(5 * kMillisecond, 50 * kMillisecond), [this, id, fails, lesson = learn->lesson] {
+      if (fails) return say(id, LearnFailed{lesson, "the log overflowed"});
+      copy_for_learner(lesson);
+    });
+  }
+  if (const auto* over = std::get_if<LessonOver>(&message)) {
+    if (const auto log = lessons.find(over->lesson); log != lessons.end()) log->second.over = true;
+    if (process.lesson == over->lesson) {
+      process.version = process.core->version();
+      if (!process.core->learning()) process.lesson.reset();
+    }
+  }
+  if (const auto* until = std::get_if<LearnUntil>(&message)) process.learn_until = *until;
+  if (std::holds_alternative<Proceed>(message)) process.learn_until.reset();
+  if (const auto* save = std::get_if<SaveOpen>(&message)) {
+    SaveRecord& record = saves[save->save];
+    record.version = save->version;
+    record.lineage = save->lineage;
+    record.participants = {save->participants.begin(), save->participants.end()};
+    if (save->stop) {
+      process.stop_at = save->version;
+      process.boundary = 0;
+    }
+    write_part(process, *save);
+  }
+  if (const auto* publish_message = std::get_if<SavePublish>(&message)) {
+    after_for(id, between(5 * kMillisecond, 80 * kMillisecond),
+              [this, id, save = publish_message->save] { publish(*processes.at(id), save); });
+  }
+}
+
+void World::write_part(Process& process, const SaveOpen& save) {
+  const auto copy = process.save_copies.find(save.version);
+  std::optional<Digest> state;
+  if (copy != process.save_copies.end()) state = copy->second;
+  if (process.version == save.version && !process.writing) state = process.state;
+  if (!state) {
+    process.saves_waiting.push_back(save);
+    return;
+  }
+  const bool fails = options.faults && random.chance(0.01);
+  after_for(process.id, between(10 * kMillisecond, 300 * kMillisecond),
+            [this, id = process.id, save, state = *state, fails] {
+              SaveRecord& record = saves.at(save.save);
+              if (fails) return say(id, SaveVote{save.save, false, {}, "the disk is full"});
+              record.written.insert(id);
+              record.bad = record.bad || state != truth_of(save.version);
+              say(id, SaveVote{save.save, true, {}, ""});
+            });
+}
+
+void World::publish(Process& process, uint64_t save) {
+  const SaveRecord& record = saves.at(save);
+  check_publish(record);
+  if (record.version >= durable.first) durable = {record.version, record.lineage};
+  say(process.id, SavePublished{save, true, ""});
+}
+
+}  // namespace muster::sim

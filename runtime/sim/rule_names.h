@@ -1,0 +1,48 @@
+// The switches of RuleSwitches by name, for command line and tests.
+#pragma once
+
+#include <iterator>
+#include <string>
+
+#include "runtime/control/rules.h"
+
+namespace muster::sim {
+
+struct NamedRule {
+  const char* name;
+  bool control::RuleSwitches::*flag;
+};
+
+inline constexpr NamedRule kRules[] = {
+    {"refuse_after_report", &control::RuleSwitches::refuse_after_report},
+    {"await_open_update", &control::RuleSwitches::await_open_update},
+    {"tear_open_update", &control::RuleSwitches::tear_open_update},
+    {"digest_checked", &control::RuleSwitches::digest_checked},
+    {"branch_checked", &control::RuleSwitches::branch_checked},
+    {"evict_before_ready", &control::RuleSwitches::evict_before_ready},
+    {"store_guarded", &control::RuleSwitches::store_guarded},
+    {"plan_baseline", &control::RuleSwitches::plan_baseline},
+    {"boundary_awaits_all", &control::RuleSwitches::boundary_awaits_all},
+    {"joins_wait_for_step", &control::RuleSwitches::joins_wait_for_step},
+    {"end_awaits_all", &control::RuleSwitches::end_awaits_all},
+    {"save_needs_all_votes", &control::RuleSwitches::save_needs_all_votes},
+    {"stop_bounds_permits", &control::RuleSwitches::stop_bounds_permits},
+    {"silence_is_bounded", &control::RuleSwitches::silence_is_bounded},
+};
+
+inline bool switch_off(control::RuleSwitches& rules, const std::string& name) {
+  for (const NamedRule& rule : kRules) {
+    if (name != rule.name) continue;
+    rules.*rule.flag = false;
+    return true;
+  }
+  return false;
+}
+
+inline std::string rule_list() {
+  std::string list;
+  for (const NamedRule& rule : kRules) list += std::string(" ") + rule.name;
+  return list;
+}
+
+}  // namespace muster::sim

@@ -1,0 +1,123 @@
+// The event loop.
+#include "runtime/sim/simulation.h"
+
+#include <cstdio>
+
+#include "runtime/sim/world.h"
+
+namespace muster::sim {
+namespace {
+
+constexpr Instant kLongest = 4000 * kSecond;  // no run may need more: every wait ends
+constexpr uint64_t kEventsMax = 3'000'000;
+
+}  // namespace
+
+Digest applied(const Digest& state, uint64_t gradient) {
+  return Digest{mix64(state.low ^ gradient), mix64(state.high + gradient)};
+}
+
+uint64_t gradient_of(const Digest& state, Version version) {
+  return mix64(state.low ^ mix64(static_cast<uint64_t>(version)));
+}
+
+Digest truth_of(Version version) {
+  static thread_local std::vector<Digest> chain = {Digest{11, 12}};
+  while (static_cast<Version>(chain.size()) <= version) {
+    const Version newest = static_cast<Version>(chain.size()) - 1;
+    chain.push_back(applied(chain.back(), gradient_of(chain.back(), newest)));
+  }
+  return chain[static_cast<size_t>(version)];
+}
+
+// Times are a tenth and less of the defaults, so that many faults fit a short run; their order is kept.
+World::World(const Options& given) : options(given), random(given.seed) {
+  limits.nodes_max = 2 + static_cast<uint32_t>(random.below(3));
+  limits.nodes_min = 1 + static_cast<uint32_t>(random.below(limits.nodes_max - 1));
+  limits.workers_per_node = 1 + static_cast<uint32_t>(random.below(3));
+  limits.form_wait = 300 * kMillisecond;
+  limits.form_timeout = 60 * kSecond;
+  limits.report_timeout = 5 * kSecond;
+  limits.ready_timeout = 10 * kSecond;
+  limits.store_timeout = kSecond;
+  limits.boundary_timeout = 8 * kSecond;
+  limits.learn_timeout = 10 * kSecond;
+  limits.node_silence = 3 * kSecond;
+  limits.heartbeat_every = kSecond;
+  limits.partition_wait = 6 * kSecond;
+  limits.save_timeout = 20 * kSecond;
+  limits.step_timeout = 30 * kSecond;
+  limits.suspect_wait = 100 * kMillisecond;
+  limits.notice_settle = 100 * kMillisecond;
+  limits.learn_retry_wait = 2 * kSecond;
+  limits.end_timeout = 15 * kSecond;
+  limits.rules = options.rules;
+  node_limits.workers = limits.workers_per_node;
+  node_limits.nodes_min = limits.nodes_min;
+  node_limits.nodes_max = limits.nodes_max;
+  node_limits.restarts_max = 8;
+  node_limits.restart_delay = 100 * kMillisecond;
+  node_limits.restart_window = 20 * kSecond;
+  node_limits.worker_silence = random.chance(0.5) ? 4 * kSecond : 20 * kSecond;  // by agent, or by the leader
+  node_limits.quick_death = 20 * kMillisecond;
+  node_limits.kill_grace = 2 * kSecond;
+  node_limits.frozen_timeout = 40 * kSecond;
+  node_limits.rules = options.rules;
+  member_limits.update_timeout = 4 * kSecond;
+  member_limits.frozen_timeout = 40 * kSecond;
+  member_limits.rules = options.rules;
+}
+
+void World::trace(const std::string& line) {
+  if (!options.trace) return;
+  char stamp[32];
+  std::snprintf(stamp, sizeof stamp, "%10.4f  ", seconds(now));
+  outcome.trace.push_back(stamp + line);
+}
+
+void World::violate(const std::string& what) {
+  if (!outcome.violation.empty()) return;
+  outcome.violation = what;
+  trace("VIOLATION: " + what);
+}
+
+std::string World::named(MemberId id) const {
+  const auto process = processes.find(id);
+  if (process == processes.end()) return "m?";
+  return agents[process->second->agent]->name + "." + std::to_string(process->second->local_rank) + "#" +
+         std::to_string(id % 1000);
+}
+
+bool World::done() const {
+  if (!leader_finished) return false;
+  for (const auto& agent : agents) {
+    if (agent->alive && !agent->finished) return false;
+  }
+  return true;
+}
+
+void World::run() {
+  start();
+  if (options.faults) plan_faults();
+  while (outcome.violation.empty() && !done()) {
+    if (queue.empty() || queue.top().at > kLongest || outcome.events > kEventsMax) {
+      violate("the job did not end; the leader is " + leader->phase());
+      break;
+    }
+    Event event = queue.top();
+    queue.pop();
+    now = event.at;
+    ++outcome.events;
+    event.action();
+  }
+  outcome.ended_at = now;
+  if (outcome.violation.empty()) check_end();
+}
+
+Outcome simulate(const Options& options) {
+  World world(options);
+  world.run();
+  return std::move(world.outcome);
+}
+
+}  // namespace muster::sim
