@@ -26,6 +26,7 @@ void Coordinator::State::on(NodeId from, MemberId, const NodeHello& hello) {
     return to_node(from, NodeRefused{std::move(why), kExitMisuse});
   }
   const bool known = nodes.contains(from);
+  const bool came_back = known && nodes.at(from).connected && nodes.at(from).silent_since == kNever;
   NodeRecord& node = nodes[from];
   if (!known) {
     node.id = from;
@@ -39,6 +40,18 @@ void Coordinator::State::on(NodeId from, MemberId, const NodeHello& hello) {
   if (phase == Phase::kEnded) return to_node(from, EndJob{exit_code, end_why});
   to_node(from, NodeWelcome{stored, limits.heartbeat_every});
   send_eviction(from);
+  if (came_back) resume_node(node);
+}
+
+// A second connection before the end of the first was seen: what was under way to its members is lost.
+void Coordinator::State::resume_node(const NodeRecord& node) {
+  const bool of_view = std::any_of(view.members.begin(), view.members.end(), [&](const Member& member) {
+    return member.node == node.id && lives(member.id);
+  });
+  if (!of_view) return;
+  if (phase == Phase::kAgreeing) return ask_again(node.id);
+  if (phase != Phase::kRunning && phase != Phase::kInstalling) return;
+  begin_view_change("node " + node.name + " connected anew, and may have missed messages");
 }
 
 // A process whose fingerprint differs can never be a member. While nothing runs, that is the job's misuse.

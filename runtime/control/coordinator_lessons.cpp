@@ -97,8 +97,10 @@ void Coordinator::State::on(NodeId, MemberId id, const Level& level) {
   say(EventKind::kLearnerLevel, named(id)).version = level.version;
 }
 
-// Said by the learner or by its source.
+// Said by the learner or by its source. While a view that has the learner is being stored, it has learnt enough:
+// a lesson's end would void what the view counts on.
 void Coordinator::State::on(NodeId, MemberId, const LearnFailed& failed) {
+  if (phase != Phase::kRunning) return;
   for (const auto& [learner, lesson] : lessons) {
     if (lesson.id == failed.lesson) return fail_lesson(MemberId{learner}, failed.why);
   }
@@ -110,7 +112,8 @@ void Coordinator::State::fail_lesson(MemberId learner, const std::string& why) {
   say(EventKind::kLog, named(learner) + " could not learn: " + why);
   to_member(lesson.source, LessonOver{lesson.id});
   to_member(learner, LessonOver{lesson.id});
-  if (lesson.tries < kLessonTriesMax && !lesson.held) return teach(learner, lesson.tries + 1);
+  const bool again = phase == Phase::kRunning && !losses_pending && !stop && !lesson.held && lives(learner);
+  if (again && lesson.tries < kLessonTriesMax) return teach(learner, lesson.tries + 1);
   learn_not_before[learner] = now + limits.learn_retry_wait;
 }
 

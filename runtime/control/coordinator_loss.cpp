@@ -131,10 +131,13 @@ void Coordinator::State::node_heard(NodeRecord& node) {
   if (std::exchange(node.silent_since, kNever) == kNever) return;
   say(EventKind::kLog, "node " + node.name + " is heard again");
   send_eviction(node.id);
-  if (phase != Phase::kAgreeing) return;
+  if (phase == Phase::kAgreeing) ask_again(node.id);
+}
+
+void Coordinator::State::ask_again(NodeId node) {
   phase_deadline = now + limits.report_timeout;
   for (MemberId id : living_of(view)) {
-    if (members.at(id).member.node != node.id) continue;
+    if (members.at(id).member.node != node) continue;
     to_member(id, Agree{view.generation, change.asked, true, change.why});
   }
 }

@@ -196,6 +196,8 @@ struct Coordinator::State {
   void lose_node(NodeId id, const std::string& why);
   void node_fell_silent(NodeRecord& node, const std::string& why);
   void node_heard(NodeRecord& node);
+  void ask_again(NodeId node);
+  void resume_node(const NodeRecord& node);
   void slot_given_up(NodeRecord& node, const MemberGone& gone);
   void send_eviction(NodeId node);
   void settle_losses();

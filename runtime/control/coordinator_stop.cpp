@@ -49,7 +49,7 @@ void Coordinator::State::want_stop(int code, const std::string& why, Instant not
                              " ms, the newest save took " + std::to_string(save_took / kMillisecond) +
                              " ms: the steps since it may be lost");
   }
-  cancel_lessons("the job is being stopped");
+  if (phase == Phase::kRunning) cancel_lessons("the job is being stopped");
   boundary.reset();
   plan_pending = false;
 }

@@ -248,6 +248,11 @@ void Coordinator::State::installation_overdue() {
     if (view_nodes().contains(node)) stuck.insert(node);
   }
   for (NodeId node : stuck) lose_node(node, "an excluded process was not reaped" + within);
+  if (!stuck.empty()) return;
+  if (change.ready.empty()) {  // one that blocks and those it blocks look alike: form the group anew
+    suspect_why = "nobody was ready" + within;
+    return check_suspects();
+  }
   for (MemberId id : living_of(view)) {
     if (!change.ready.contains(id)) lose_member(id, "not ready" + within, false);
   }

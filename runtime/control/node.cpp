@@ -241,7 +241,8 @@ void NodeCore::State::decide_restart(uint32_t local_rank, int code, MemberGone& 
     slot.phase = Slot::kEnded;
     return;
   }
-  const bool quick = now - slot.spawned_at <= limits.quick_death;
+  const bool killed = code == 128 + SIGKILL;  // from outside: says nothing about the program
+  const bool quick = now - slot.spawned_at <= limits.quick_death && !killed;
   slot.lived = slot.lived || !quick;
   slot.dies_young = quick && !slot.lived;
   slot.deaths.push_back(now);

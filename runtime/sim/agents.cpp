@@ -194,8 +194,9 @@ void World::agent_does(size_t index, const control::Actions& actions) {
       if (id == 0) continue;
       check_signal(*processes.at(id), kill->signal);
       const bool deaf = processes.at(id)->frozen && kill->signal != SIGKILL;
+      const bool stuck = random.chance(0.2);  // in the kernel, for a while
       if (!deaf)
-        after(between(kMillisecond, 30 * kMillisecond),
+        after(stuck ? between(50 * kMillisecond, kSecond) : between(kMillisecond, 30 * kMillisecond),
               [this, id, kill = *kill] { kill_process(id, -kill.signal); });
     } else if (const auto* finish = std::get_if<Finish>(&action)) {
       trace("agent " + agent.name + " finishes with " + std::to_string(finish->exit_code) + ": " +

@@ -48,14 +48,14 @@ void World::fault() {
   const size_t index = random.below(agents.size());
   Agent& agent = *agents[index];
   const MemberId victim = some_process(random.chance(0.8));
-  const uint64_t kind = random.below(13);
+  const uint64_t kind = random.below(14);
   if (kind <= 3 && victim != 0) {
     processes.at(victim)->evictable = true;
     kill_process(victim, -SIGKILL);
   } else if (kind == 4 && index != 0) {  // agent 0 holds the store
     kill_agent(index, random.chance(0.3));
   } else if (kind == 5 && victim != 0) {
-    freeze(victim, random.chance(0.5) ? between(kMillisecond, kSecond) : between(kSecond, 12 * kSecond));
+    freeze(victim, random.chance(0.5) ? between(kMillisecond, kSecond) : between(kSecond, 16 * kSecond));
   } else if (kind == 6) {
     for (MemberId id : agent.slots) {
       if (id != 0) freeze(id, between(50 * kMillisecond, 6 * kSecond));
@@ -78,10 +78,15 @@ void World::fault() {
     Process& process = *processes.at(victim);
     const MemberId other = some_process(true);
     if (other == 0 || process.frozen || process.entered.counter == 0) return;
+    group_faults = true;
     trace(named(victim) + " suspects " + named(other));
     process_does(victim, process.core->failed(process.entered, {other}, "endpoint error"));
   } else if (kind == 11) {
     add_agent();
+  } else if (kind == 13 && random.chance(0.3)) {
+    trace("another leader has taken over the store");
+    foreign_leader = true;
+    group_faults = true;
   } else if (kind == 12) {
     for (int i = 0; i < 2; ++i) {  // two at once
       const MemberId id = some_process(true);

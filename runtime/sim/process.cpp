@@ -144,7 +144,7 @@ void World::enter_view(Process& process, const EnterView& enter) {
         std::to_string(enter.base) + " holding " + std::to_string(process.version));
   if (!views_entered.contains(enter.view.generation)) {
     ++outcome.views;
-    if (planned) ++outcome.joins;
+    if (planned && enter.base != kNoVersion) ++outcome.planned;
   }
   views_entered.emplace(enter.view.generation, enter.view);
   process.entered = enter.view.generation;
@@ -218,8 +218,6 @@ void World::drive(MemberId id) {
     const uint64_t plan = std::exchange(process.boundary, 0);
     return process_does(id, process.core->at_boundary(plan, process.version, process.state));
   }
-  const auto limit = process.core->version_limit();
-  if (limit && process.version >= *limit) return;
   compute(process);
 }
 
@@ -349,6 +347,7 @@ void World::leave(Process& process, int code, const std::string& why) {
     return;
   }
   const MemberId id = process.id;
+  check_leave(process, code);
   if (process.doing != Process::kLeft) {
     process.doing = Process::kLeft;
     ++process.activity;

@@ -41,7 +41,7 @@ int main(int argc, char** argv) {
     }
   }
   const uint64_t first = options.seed;
-  uint64_t events = 0, views = 0, joins = 0, saves = 0, faults = 0;
+  uint64_t events = 0, views = 0, planned = 0, saves = 0, faults = 0;
   std::map<int, uint64_t> codes;
   for (uint64_t seed = first; seed < first + seeds; ++seed) {
     options.seed = seed;
@@ -58,14 +58,14 @@ int main(int argc, char** argv) {
     }
     events += outcome.events;
     views += outcome.views;
-    joins += outcome.joins;
+    planned += outcome.planned;
     saves += outcome.saves;
     faults += outcome.faults;
     ++codes[outcome.exit_code];
   }
   std::printf("%llu seeds, %llu events, %llu views (%llu planned), %llu saves, %llu faults;",
               static_cast<unsigned long long>(seeds), static_cast<unsigned long long>(events),
-              static_cast<unsigned long long>(views), static_cast<unsigned long long>(joins),
+              static_cast<unsigned long long>(views), static_cast<unsigned long long>(planned),
               static_cast<unsigned long long>(saves), static_cast<unsigned long long>(faults));
   for (const auto& [code, count] : codes)
     std::printf(" exit %d: %llu", code, static_cast<unsigned long long>(count));

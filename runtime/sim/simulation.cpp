@@ -37,7 +37,7 @@ World::World(const Options& given) : options(given), random(given.seed) {
   limits.workers_per_node = 1 + static_cast<uint32_t>(random.below(3));
   limits.form_wait = 300 * kMillisecond;
   limits.form_timeout = 60 * kSecond;
-  limits.report_timeout = 8 * kSecond;
+  limits.report_timeout = 5 * kSecond;
   limits.ready_timeout = 10 * kSecond;
   limits.store_timeout = kSecond;
   limits.boundary_timeout = 8 * kSecond;
@@ -58,7 +58,7 @@ World::World(const Options& given) : options(given), random(given.seed) {
   node_limits.restarts_max = 8;
   node_limits.restart_delay = 100 * kMillisecond;
   node_limits.restart_window = 20 * kSecond;
-  node_limits.worker_silence = 4 * kSecond;
+  node_limits.worker_silence = random.chance(0.5) ? 4 * kSecond : 20 * kSecond;  // by agent, or by the leader
   node_limits.quick_death = 20 * kMillisecond;
   node_limits.kill_grace = 2 * kSecond;
   node_limits.frozen_timeout = 40 * kSecond;

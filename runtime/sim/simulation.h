@@ -30,7 +30,7 @@ struct Outcome {
   Instant ended_at = 0;
   uint64_t events = 0;
   uint64_t views = 0;
-  uint64_t joins = 0;
+  uint64_t planned = 0;  // of the views: joins and drains
   uint64_t saves = 0;
   uint64_t faults = 0;
   std::vector<std::string> trace;

@@ -160,11 +160,11 @@ struct World {
   std::map<Generation, View> views_entered;
   std::set<MemberId> proven_dead;  // the leader was told
   Version committed = kNoVersion;  // complete on every member of a view
+  Version newest_reached = kNoVersion;
   bool notices_given = false;
+  bool group_faults = false;  // data-plane errors, or the store's end: whoever is named may be excluded
   bool nodes_lost = false;
   bool processes_lost = false;
-  bool slow_beyond_deadline = false;
-  std::map<std::pair<Generation, Version>, uint64_t> combined_plans;
   std::map<Generation, std::map<std::pair<Version, uint64_t>, bool>> boundary_answers;
 
   explicit World(const Options& options);
@@ -252,6 +252,7 @@ struct World {
   void check_version(const Process& process);
   void check_publish(const SaveRecord& save);
   void check_signal(const Process& process, int signal);
+  void check_leave(const Process& process, int code);
   void check_end();
   void note_commit(const Process& process);
 };

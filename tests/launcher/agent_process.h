@@ -22,7 +22,7 @@ extern char** environ;
 
 namespace muster::testing_agents {
 
-constexpr Duration kPatience = 40 * kSecond;  // only reached where something hangs
+constexpr Duration kPatience = 100 * kSecond;  // only reached where something hangs
 
 class AgentProcess {
  public:
