@@ -212,8 +212,8 @@ void Run::save_if_due() {
   if (save_said_ == version && save_said_in_ == view_.generation.counter) return;
   save_said_ = version;
   save_said_in_ = view_.generation.counter;
-  saver_.hold(version);
-  say(control::SaveDue{view_.generation, version});
+  saver_.hold(version, last);
+  say(control::SaveDue{view_.generation, version, last});
 }
 
 bool Run::waits_for_end(Lock& lock) {

@@ -80,7 +80,8 @@ void Run::forward(const control::Message& message) {
   }
 }
 
-// An urgent save begins as soon as this rank holds its version, be it now, after an update or after a transfer.
+// An urgent save begins as soon as this rank holds its version, be it now, after an update or after a
+// transfer.
 void Run::open_stop_save() {
   if (!stop_save_ || stop_save_->version != core_.version() || update_open_) return;
   saver_.open(*std::exchange(stop_save_, std::nullopt), self_.id);

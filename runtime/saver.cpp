@@ -90,7 +90,7 @@ void Saver::tell(EventKind kind, control::Version version, std::string text, int
 // ---- saving
 // -------------------------------------------------------------------------------------------------
 
-void Saver::hold(control::Version version) {
+void Saver::hold(control::Version version, bool last) {
   release();
   if (!state_.acquire_read(now()).ok()) return;  // an update is open: not the program's thread in next()
   const std::lock_guard lock(mutex_);
@@ -100,7 +100,7 @@ void Saver::hold(control::Version version) {
     return;
   }
   held_ = version;
-  expires_ = now() + kHoldTimeout;
+  expires_ = last ? kNever : now() + kHoldTimeout;
 }
 
 void Saver::expire(Instant instant) {
@@ -126,7 +126,8 @@ void Saver::open(const control::SaveOpen& open, control::MemberId self) {
   const std::lock_guard lock(mutex_);
   save_ = save;
   early_.reset();
-  // The lease goes over to the save. A stop-save needs none before its turn: no permit leads beyond its version.
+  // The lease goes over to the save. A stop-save needs none before its turn: no permit leads beyond its
+  // version.
   const bool held = held_ == open.version;
   if (held) held_.reset();
   if (held || open.stop) {
@@ -211,7 +212,8 @@ void Saver::publish(const control::SavePublish& publish) {
 }
 
 Status Saver::publish_now(const Save& save, const control::SavePublish& publish) {
-  MUSTER_ASSIGN(checkpoint::Folder * folder, this->folder());
+  MUSTER_TRY(own());  // as a rule already so; else the owner died, and its lock with it
+  checkpoint::Folder* const folder = &*folder_;
   checkpoint::Manifest manifest;
   manifest.id = save.id;
   manifest.lineage = to_checkpoint(save.open.lineage);
@@ -235,6 +237,10 @@ Status Saver::publish_now(const Save& save, const control::SavePublish& publish)
 
 void Saver::closed(const control::SaveClosed& closed) {
   const std::lock_guard lock(mutex_);
+  if (closed.save == 0 && held_ == closed.version) {
+    held_.reset();
+    state_.release_read();
+  }
   if (!save_ || save_->open.save != closed.save) return;
   const control::Version version = save_->open.version;
   if (!closed.durable) {

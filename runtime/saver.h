@@ -48,8 +48,9 @@ class Saver {
   // ---- saving; any thread, none of these blocks
 
   // A save of `version`, which the state holds now, is about to be opened: keeps the state as it is until
-  // then, or until release(), or for a bounded time.
-  void hold(control::Version version);
+  // then, or until release(), or for a bounded time unless it is the run's `last` version, which no update
+  // will change.
+  void hold(control::Version version, bool last);
   void release();
   void expire(Instant now);  // called now and then
   // A save of a version that this rank has not held yet begins with hold().
@@ -106,8 +107,8 @@ class Saver {
   std::optional<control::Version> held_;  // a read lease is held for this version
   Instant expires_ = 0;
   control::Version last_hold_ = control::kNoVersion;
-  std::optional<Save> early_;            // opened before this rank reached the version
-  std::optional<Save> save_;  // the newest that this rank takes part in
+  std::optional<Save> early_;  // opened before this rank reached the version
+  std::optional<Save> save_;   // the newest that this rank takes part in
   control::Version durable_ = control::kNoVersion;
   control::Version failed_ = control::kNoVersion;
   checkpoint::VersionId parent_;

@@ -38,8 +38,8 @@ Session::~Session() {
   endpoint_.reset();
 }
 
-// Without UCX the job is limited to one node, on which ranks share memory. That is enough for a process alone, and an
-// error only where a view spans nodes, which form_group() then names.
+// Without UCX the job is limited to one node, on which ranks share memory. That is enough for a process
+// alone, and an error only where a view spans nodes, which form_group() then names.
 Result<EndpointOptions> Session::open_transport() {
   EndpointOptions options;
   auto ucx = open_ucx();
@@ -87,9 +87,7 @@ void Session::emit(Event event) {
     (void)control_->send(control::WorkerEvent{std::move(event)});
 }
 
-control::Member Session::self() const {
-  return control_->as_member(endpoint_->contact());
-}
+control::Member Session::self() const { return control_->as_member(endpoint_->contact()); }
 
 bool Session::elastic() const { return control_->world() == agent::World::kElastic; }
 

@@ -7,13 +7,25 @@
 namespace muster::control {
 
 void Coordinator::State::on(NodeId, MemberId id, const SaveDue& due) {
-  if (due.generation != view.generation || !in_view(id) || due.version <= newest_save) return;
+  if (due.generation != view.generation || !in_view(id)) return;
+  if (due.version <= newest_save) {
+    // Opened already, which the member has heard before this; or saved in an earlier view, which a joiner
+    // cannot know.
+    if (last_save_waits != due.version) to_member(id, SaveClosed{0, false, "already opened", due.version});
+    return;
+  }
   newest_save = due.version;
+  last_save_waits.reset();
   if (stop) return;
+  if (due.last && !saves.empty()) {
+    last_save_waits = due.version;
+    return;
+  }
   const char* why_not = nullptr;
   if (phase != Phase::kRunning) why_not = "the view is changing";
   if (!saves.empty()) why_not = "the save before it is still being written; save less often";
   if (why_not == nullptr) return open_save(due.version, false);
+  to_view(SaveClosed{0, false, why_not, due.version});  // so that nobody keeps its state still for it
   say(EventKind::kSaveFailed, std::string("skipped: ") + why_not).version = due.version;
 }
 
@@ -72,11 +84,18 @@ void Coordinator::State::close_save(uint64_t id, bool durable, const std::string
   if (found == saves.end()) return;
   const Save save = std::move(found->second);
   saves.erase(found);
-  for (MemberId participant : save.participants) to_member(participant, SaveClosed{id, durable, why});
+  for (MemberId participant : save.participants)
+    to_member(participant, SaveClosed{id, durable, why, save.version});
   Event& event = say(durable ? EventKind::kSaveDurable : EventKind::kSaveFailed, why);
   event.version = save.version;
-  if (durable) save_took = now - save.opened_at;
+  if (durable) {
+    save_took = now - save.opened_at;
+    newest_durable = std::max(newest_durable, save.version);
+  }
   if (save.stop && phase != Phase::kEnded) stop_save_closed(durable, why);
+  if (saves.empty() && last_save_waits && !stop && phase == Phase::kRunning) {
+    open_save(*std::exchange(last_save_waits, std::nullopt), false);
+  }
 }
 
 // A participant that has voted has written and closed its part: its death takes nothing away. One that has

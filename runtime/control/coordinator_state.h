@@ -152,7 +152,9 @@ struct Coordinator::State {
   std::map<MemberId, Instant> learn_not_before;
 
   std::map<uint64_t, Save> saves;
-  Version newest_save = kNoVersion;
+  Version newest_durable = kNoVersion;
+  Version newest_save = kNoVersion;        // in this view: those who share a version anew may save it anew
+  std::optional<Version> last_save_waits;  // the run's last save, until the one before it is closed
   Duration save_took = -1;
 
   std::optional<Stop> stop;

@@ -269,6 +269,8 @@ void Coordinator::State::go() {
   progress_at = now;
   say(EventKind::kViewReady, change.why).amount = now - change.began;
   if (plan_number > 0) to_view(PlanNumber{plan_number});
+  newest_save = newest_durable == view.base ? view.base : kNoVersion;
+  last_save_waits.reset();
   if (stop) open_save(view.base, true);
   to_view(Go{view.generation});
 }
@@ -284,6 +286,7 @@ void Coordinator::State::on(NodeId, MemberId id, const Started& message) {
     view.lineage.push_back({view.generation, message.version});
     start_state = message.digest;
     newest_save = message.lineage.empty() ? kNoVersion : message.version;
+    newest_durable = newest_save;
     say(EventKind::kLog, "the run starts at version " + std::to_string(message.version));
   } else if (message.version != view.base || message.digest != start_state) {
     return end_job(kExitMisuse, named(id) + " starts at version " + std::to_string(message.version) +

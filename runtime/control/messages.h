@@ -128,6 +128,8 @@ struct Progress {
 struct SaveDue {
   Generation generation;
   Version version = 0;
+  bool last =
+      false;  // of the run: it must be saved, so it waits for the save before it, while others are skipped
 };
 
 // After the last write and close of the member's shard, or its failure.
@@ -248,9 +250,10 @@ struct SavePublish {
 };
 // The save's fate, to all participants: durable, or failed with a reason.
 struct SaveClosed {
-  uint64_t save = 0;
+  uint64_t save = 0;  // 0: the save that was due at `version` is skipped
   bool durable = false;
   std::string why;
+  Version version = 0;
 };
 
 // The run is over for this member: leave the loop with this exit code.
@@ -271,8 +274,7 @@ using Message =
     std::variant<NodeHello, MemberGone, NodeReady, NoticeRaised, Heartbeat, MemberHello, Started, Report,
                  Ready, Suspect, AtBoundary, Level, LearnFailed, Progress, SaveDue, SaveVote, SavePublished,
                  Leaving, NodeWelcome, NodeRefused, Evict, EndJob, Agree, Install, Go, PlanNumber, Proceed,
-                 Teach, Learn, LessonOver, LearnUntil, SaveOpen, SavePublish, SaveClosed, End,
-                 WorkerEvent>;
+                 Teach, Learn, LessonOver, LearnUntil, SaveOpen, SavePublish, SaveClosed, End, WorkerEvent>;
 
 // What travels: a message and the member that sent it or shall get it; 0 is the node's agent itself.
 struct Envelope {

@@ -195,9 +195,9 @@ Progress read(const fb::Progress& m) { return {read(*m.generation()), m.version(
 
 Offset<fb::SaveDue> write(FlatBufferBuilder& to, const SaveDue& m) {
   const auto generation = write(m.generation);
-  return fb::CreateSaveDue(to, &generation, m.version);
+  return fb::CreateSaveDue(to, &generation, m.version, m.last);
 }
-SaveDue read(const fb::SaveDue& m) { return {read(*m.generation()), m.version()}; }
+SaveDue read(const fb::SaveDue& m) { return {read(*m.generation()), m.version(), m.last()}; }
 
 Offset<fb::SaveVote> write(FlatBufferBuilder& to, const SaveVote& m) {
   const auto record = write(to, m.record);
@@ -315,9 +315,9 @@ SavePublish read(const fb::SavePublish& m) {
 }
 
 Offset<fb::SaveClosed> write(FlatBufferBuilder& to, const SaveClosed& m) {
-  return fb::CreateSaveClosed(to, m.save, m.durable, write(to, m.why));
+  return fb::CreateSaveClosed(to, m.save, m.durable, write(to, m.why), m.version);
 }
-SaveClosed read(const fb::SaveClosed& m) { return {m.save(), m.durable(), read(*m.why())}; }
+SaveClosed read(const fb::SaveClosed& m) { return {m.save(), m.durable(), read(*m.why()), m.version()}; }
 
 Offset<fb::End> write(FlatBufferBuilder& to, const End& m) {
   return fb::CreateEnd(to, m.exit_code, write(to, m.why));

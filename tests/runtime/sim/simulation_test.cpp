@@ -78,7 +78,7 @@ TEST_P(RuleOff, IsFound) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Rules, RuleOff, ::testing::ValuesIn(kRules),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         [](const auto& rule) { return std::string(rule.param.name); });
 
 }  // namespace
 }  // namespace muster::sim
