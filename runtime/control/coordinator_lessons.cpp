@@ -97,8 +97,8 @@ void Coordinator::State::on(NodeId, MemberId id, const Level& level) {
   say(EventKind::kLearnerLevel, named(id)).version = level.version;
 }
 
-// Said by the learner or by its source. While a view that has the learner is being stored, it has learnt enough:
-// a lesson's end would void what the view counts on.
+// Said by the learner or by its source. While a view that has the learner is being stored, it has learnt
+// enough: a lesson's end would void what the view counts on.
 void Coordinator::State::on(NodeId, MemberId, const LearnFailed& failed) {
   if (phase != Phase::kRunning) return;
   for (const auto& [learner, lesson] : lessons) {
