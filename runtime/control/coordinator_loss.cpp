@@ -66,15 +66,14 @@ void Coordinator::State::lose_member(MemberId id, const std::string& why, bool r
   members.erase(record);
   excluded.insert(id);
   learn_not_before.erase(id);
+  losses_pending = losses_pending || of_view;  // first: a stop-save that fails by it is repeated, not given up
+  if (of_view && loss_why.empty()) loss_why = why;
   lesson_member_lost(id);
   save_member_lost(id);
   if (!reaped) {
     doomed[id] = node;
     send_eviction(node);
   }
-  if (!of_view) return;
-  losses_pending = true;
-  if (loss_why.empty()) loss_why = why;
 }
 
 void Coordinator::State::send_eviction(NodeId node) {

@@ -110,7 +110,9 @@ void Coordinator::State::save_member_lost(MemberId id) {
     if (save.all_voted && save.publisher == id) orphaned.push_back(save_id);
   }
   for (uint64_t save_id : failed) close_save(save_id, false, "a participant was lost before it voted");
-  for (uint64_t save_id : orphaned) publish(saves.at(save_id));
+  for (uint64_t save_id : orphaned) {
+    if (saves.contains(save_id)) publish(saves.at(save_id));  // unless the job ended over the failed one
+  }
 }
 
 void Coordinator::State::saves_overdue() {

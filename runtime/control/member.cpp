@@ -110,10 +110,8 @@ void MemberCore::State::revoke(const std::string& why, MemberActions& out) {
     out.push_back(event(EventKind::kRevoked, why));
   }
   revoked = true;
-  if (pending) {
-    lesson.reset();  // a learner that was to enter this view is its member now
-    learn_until.reset();
-  }
+  lesson.reset();  // a learner that is asked is a member by now, even if its Install was lost with a connection
+  learn_until.reset();
   pending.reset();
   formed = false;
   stop_at.reset();

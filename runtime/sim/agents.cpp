@@ -83,6 +83,7 @@ void World::up(size_t index, Envelope envelope) {
       });
       return;
     }
+    from.heard_at = now;
     if (const auto* gone = std::get_if<MemberGone>(&envelope.message)) proven_dead.insert(gone->member);
     leader_does(leader->receive(now, from.id, envelope));
   });

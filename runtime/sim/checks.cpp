@@ -58,7 +58,7 @@ void World::check_enter(const Process& process, const View& view, bool planned) 
 // 11: silence excludes more than half of the nodes only after the partition wait.
 void World::check_store(const View& next) {
   const auto self = views_stored.find(next.generation);
-  if (self == views_stored.begin()) return;
+  if (self == views_stored.begin() || next.base == kNoVersion) return;  // without a base nothing is at stake
   const auto previous = std::prev(self);
   std::set<NodeId> nodes;
   std::set<NodeId> silent;
@@ -72,7 +72,7 @@ void World::check_store(const View& next) {
   }
   if (2 * silent.size() <= nodes.size()) return;
   Instant heard = 0;
-  for (NodeId node : silent) heard = std::max(heard, agent_of(node)->up_free_at);
+  for (NodeId node : silent) heard = std::max(heard, agent_of(node)->heard_at);
   expect(now - heard >= limits.partition_wait / 2, "silence excluded more than half of the nodes at once");
 }
 
@@ -123,7 +123,8 @@ void World::check_publish(const SaveRecord& save) {
 
 // Nobody is killed whom no fault touched: slow user code expels nobody.
 void World::check_signal(const Process& process, int signal) {
-  if (signal != SIGKILL || process.evictable || process.core->ended() || process.doing == Process::kLeft) return;
+  if (signal != SIGKILL || process.evictable || process.core->ended() || process.doing == Process::kLeft)
+    return;
   const Agent& agent = *agents[process.agent];
   if (agent.reset_ever || agent.noticed || group_faults) return;
   violate(named(process.id) + " is expelled, and nothing was wrong with it");

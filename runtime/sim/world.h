@@ -85,6 +85,7 @@ struct Agent {
   uint64_t link = 0;       // counts connections; what was sent on an older one is lost
   Instant up_free_at = 0;  // FIFO each way
   Instant down_free_at = 0;
+  Instant heard_at = 0;       // by the leader
   Instant blocked_until = 0;  // a cut: nothing arrives before
   bool reset_ever = false;
   Instant tick_at = kNever;
