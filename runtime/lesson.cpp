@@ -15,7 +15,6 @@ constexpr Duration kPoll = 200 * kMillisecond;  // how soon an ended lesson is n
 }  // namespace
 
 // ---- teaching
-// -----------------------------------------------------------------------------------------------
 
 struct Teacher::Lesson {
   control::Teach teach;
@@ -134,7 +133,6 @@ void Teacher::reap(bool all) {
 }
 
 // ---- learning
-// -----------------------------------------------------------------------------------------------
 
 Learner::Learner(Endpoint& endpoint, const control::Learn& learn, uint64_t state_bytes, Notify notify,
                  LessonLimits limits)

@@ -109,7 +109,6 @@ Run::~Run() {
 }
 
 // ---- next
-// ---------------------------------------------------------------------------------------------------
 
 Result<bool> Run::next() {
   Lock lock(mutex_);
@@ -248,7 +247,6 @@ void Run::report_progress(bool always) {
 }
 
 // ---- a step
-// -------------------------------------------------------------------------------------------------
 
 std::optional<Microbatch> Run::next_microbatch() {
   const std::lock_guard lock(mutex_);
@@ -407,7 +405,6 @@ Status Run::close_update() {
 }
 
 // ---- a learner's step
-// ---------------------------------------------------------------------------------------
 
 // A lesson that is asked for anew replaces the one before.
 void Run::begin_learning(Lock& lock) {
@@ -486,7 +483,6 @@ Status Run::reduce_as_learner(const Gradients& gradients) {
 }
 
 // ---- for display
-// --------------------------------------------------------------------------------------------
 
 int Run::exit_code() const {
   const std::lock_guard lock(mutex_);

@@ -88,7 +88,6 @@ void Saver::tell(EventKind kind, control::Version version, std::string text, int
 }
 
 // ---- saving
-// -------------------------------------------------------------------------------------------------
 
 void Saver::hold(control::Version version, bool last) {
   release();
@@ -287,7 +286,6 @@ bool Saver::settled(control::Version version) const {
 }
 
 // ---- restoring
-// ----------------------------------------------------------------------------------------------
 
 // The owner's handle where this rank owns the folder, else one for a rank of the owner's job.
 Result<checkpoint::Folder*> Saver::folder() {

@@ -1,12 +1,13 @@
-// The smallest Muster program: fits y = 3 x + 1 by gradient descent. Alone it is a world of one; under `muster run` or
-// `mpirun` the same binary shares the microbatches, survives losses, and ends with the same bits.
+// The smallest Muster program: fits y = 3 x + 1 by gradient descent. Alone it is a world of one; under
+// `muster run` or `mpirun` the same binary shares the microbatches, survives losses, and ends with the same
+// bits.
 #include <muster/muster.hpp>
 
 #include <cstdio>
 #include <vector>
 
 int main() try {
-  std::vector<float> line = {0.0F, 0.0F};       // slope, offset
+  std::vector<float> line = {0.0F, 0.0F};            // slope, offset
   std::vector<float> gradient = {0.0F, 0.0F, 0.0F};  // of both, and the loss, which is averaged along
 
   muster::Session session;

@@ -1,7 +1,8 @@
-/* Muster: the binary interface, in C11. Start here in C; in C++ start at muster.hpp, a header-only wrapper over this.
+/* Muster: the binary interface, in C11. Start here in C; in C++ start at muster.hpp, a header-only wrapper
+ * over this.
  *
- * Muster is linked into a training program and keeps it training through preemptions, lost nodes and joining nodes.
- * A program calls muster_join, registers its state, starts a run with muster_train, and loops:
+ * Muster is linked into a training program and keeps it training through preemptions, lost nodes and joining
+ * nodes. A program calls muster_join, registers its state, starts a run with muster_train, and loops:
  *
  *     while (muster_run_next(run, &step) == MUSTER_OK && step != NULL) {
  *       muster_microbatch micro;
@@ -17,15 +18,18 @@
  *     return muster_run_exit_code(run);
  *
  * What always holds
- *  - Functions return a muster_status; muster_last_error() gives the sentence for the calling thread's newest failure.
- *  - The library prints nothing and never exits the process (a broken invariant of its own, which aborts it, is the one
- *    exception). During a run SIGTERM and SIGUSR1 become notices; the program's own handlers still run, what it ignores
- *    stays ignored, and forked children see nothing of it. muster_join_options.keep_signals leaves all signals alone.
+ *  - Functions return a muster_status; muster_last_error() gives the sentence for the calling thread's newest
+ * failure.
+ *  - The library prints nothing and never exits the process (a broken invariant of its own, which aborts it,
+ * is the one exception). During a run SIGTERM and SIGUSR1 become notices; the program's own handlers still
+ * run, what it ignores stays ignored, and forked children see nothing of it. muster_join_options.keep_signals
+ * leaves all signals alone.
  *  - Every call that waits has a deadline; the deadlines are options.
  *  - One program thread drives a session. muster_session_notice may be called from any thread.
- *  - Handles are owned by the caller and ended by the function named in their comment; memory passed in stays the
- *    caller's and must outlive the handle it was given to.
- *  - Versions: functions are added, never changed. An options structure begins with its size, so it can grow. */
+ *  - Handles are owned by the caller and ended by the function named in their comment; memory passed in stays
+ * the caller's and must outlive the handle it was given to.
+ *  - Versions: functions are added, never changed. An options structure begins with its size, so it can grow.
+ */
 #ifndef MUSTER_MUSTER_H
 #define MUSTER_MUSTER_H
 
@@ -43,7 +47,7 @@ extern "C" {
 #define MUSTER_API __attribute__((visibility("default")))
 
 /* "0.1.0" of the library that is loaded, which may be newer than this header. */
-MUSTER_API const char *muster_version(void);
+MUSTER_API const char* muster_version(void);
 
 /* What the caller can do next. */
 typedef enum muster_status {
@@ -51,15 +55,17 @@ typedef enum muster_status {
   MUSTER_RETRY = 1,           /* the same call may succeed later */
   MUSTER_AGAIN = 2,           /* the view changed: go on with muster_run_next, which repeats the step */
   MUSTER_DROP_CHECKPOINT = 3, /* this save or version is unusable; training is unharmed */
-  MUSTER_MISUSE = 4,          /* the program asked for something wrong: muster_last_error says what to change */
-  MUSTER_ENVIRONMENT = 5,     /* the machine lacks or refuses something: muster_last_error names it */
-  MUSTER_ENDED = 6            /* the run is over for this process: leave with muster_run_exit_code */
+  MUSTER_MISUSE = 4,      /* the program asked for something wrong: muster_last_error says what to change */
+  MUSTER_ENVIRONMENT = 5, /* the machine lacks or refuses something: muster_last_error names it */
+  MUSTER_ENDED = 6        /* the run is over for this process: leave with muster_run_exit_code */
 } muster_status;
 
-/* The newest failure of the calling thread, in one sentence; "" if none. Valid until the thread's next call. */
-MUSTER_API const char *muster_last_error(void);
+/* The newest failure of the calling thread, in one sentence; "" if none. Valid until the thread's next call.
+ */
+MUSTER_API const char* muster_last_error(void);
 
-/* ---- element types ---------------------------------------------------------------------------------------- */
+/* ---- element types ----------------------------------------------------------------------------------------
+ */
 
 typedef enum muster_dtype {
   MUSTER_FLOAT32 = 0,
@@ -78,146 +84,159 @@ typedef enum muster_dtype {
   MUSTER_FLOAT8_E5M2 = 13
 } muster_dtype;
 
-/* ---- events ------------------------------------------------------------------------------------------------ */
+/* ---- events
+ * ------------------------------------------------------------------------------------------------ */
 
-/* One entry of the event stream. `kind` is a stable number with the stable name `kind_name`; `text` is one line. */
+/* One entry of the event stream. `kind` is a stable number with the stable name `kind_name`; `text` is one
+ * line. */
 typedef struct muster_event {
   uint32_t kind;
-  const char *kind_name;
+  const char* kind_name;
   int64_t at_ns;       /* CLOCK_BOOTTIME */
   uint64_t generation; /* 0 outside a view */
   int64_t version;     /* -1 where it has no meaning */
   int64_t subject;
   int64_t amount;
-  const char *text;
+  const char* text;
 } muster_event;
 
-/* Called on whichever thread knows first, also on the library's own. Return soon; do not call Muster from it. */
-typedef void (*muster_event_callback)(void *context, const muster_event *event);
+/* Called on whichever thread knows first, also on the library's own. Return soon; do not call Muster from it.
+ */
+typedef void (*muster_event_callback)(void* context, const muster_event* event);
 
-/* ---- session ----------------------------------------------------------------------------------------------- */
+/* ---- session
+ * ----------------------------------------------------------------------------------------------- */
 
 typedef struct muster_session muster_session;
 
 typedef struct muster_join_options {
-  size_t size; /* sizeof(muster_join_options) */
+  size_t size;                    /* sizeof(muster_join_options) */
   muster_event_callback on_event; /* may be NULL */
-  void *event_context;
+  void* event_context;
   int32_t keep_signals; /* 1: never touch signal handlers; the program calls muster_session_notice itself */
 } muster_join_options;
 
-/* Finds out how the process was launched (muster run, mpirun, srun, or alone) and joins that job. Alone is a world of
- * one, which works the same. `options` may be NULL. Fails with MUSTER_ENVIRONMENT or MUSTER_MISUSE.
+/* Finds out how the process was launched (muster run, mpirun, srun, or alone) and joins that job. Alone is a
+ * world of one, which works the same. `options` may be NULL. Fails with MUSTER_ENVIRONMENT or MUSTER_MISUSE.
  * End with muster_leave, after the runs of the session. */
-MUSTER_API muster_status muster_join(const muster_join_options *options, muster_session **session);
-MUSTER_API void muster_leave(muster_session *session);
+MUSTER_API muster_status muster_join(const muster_join_options* options, muster_session** session);
+MUSTER_API void muster_leave(muster_session* session);
 
-/* Raises a notice by hand: this process will be taken away in `seconds_left` (negative: not known). The job saves and
- * ends, or goes on without this process, as its limits allow. Any thread. */
-MUSTER_API muster_status muster_session_notice(muster_session *session, double seconds_left, const char *source);
+/* Raises a notice by hand: this process will be taken away in `seconds_left` (negative: not known). The job
+ * saves and ends, or goes on without this process, as its limits allow. Any thread. */
+MUSTER_API muster_status muster_session_notice(muster_session* session, double seconds_left,
+                                               const char* source);
 
-/* ---- state ------------------------------------------------------------------------------------------------- */
+/* ---- state
+ * ------------------------------------------------------------------------------------------------- */
 
 typedef struct muster_state muster_state;
 
-/* Everything that must survive: weights, optimizer state, counters. Immutable outside an open update, so that it can be
- * copied in the background at any other moment. End with muster_state_destroy, after the run that uses it. */
-MUSTER_API muster_status muster_state_create(muster_session *session, muster_state **state);
-MUSTER_API void muster_state_destroy(muster_state *state);
+/* Everything that must survive: weights, optimizer state, counters. Immutable outside an open update, so that
+ * it can be copied in the background at any other moment. End with muster_state_destroy, after the run that
+ * uses it. */
+MUSTER_API muster_status muster_state_create(muster_session* session, muster_state** state);
+MUSTER_API void muster_state_destroy(muster_state* state);
 
-/* Registers the program's memory under a unique name: the same bits on every rank. `data` holds the product of
- * `shape[0 … rank-1]` elements (rank 0: one), aligned to its element, valid until muster_state_destroy.
+/* Registers the program's memory under a unique name: the same bits on every rank. `data` holds the product
+ * of `shape[0 … rank-1]` elements (rank 0: one), aligned to its element, valid until muster_state_destroy.
  * Every process registers the same tensors in the same order before muster_train. */
-MUSTER_API muster_status muster_state_replicated(muster_state *state, const char *name, void *data, muster_dtype dtype,
-                                                 const int64_t *shape, size_t rank);
+MUSTER_API muster_status muster_state_replicated(muster_state* state, const char* name, void* data,
+                                                 muster_dtype dtype, const int64_t* shape, size_t rank);
 
-/* ---- run --------------------------------------------------------------------------------------------------- */
+/* ---- run
+ * --------------------------------------------------------------------------------------------------- */
 
 typedef struct muster_run muster_run;
 typedef struct muster_step muster_step;
 
 typedef struct muster_train_options {
-  size_t size; /* sizeof(muster_train_options) */
+  size_t size;                    /* sizeof(muster_train_options) */
   int64_t steps;                  /* the run is over when this version is reached */
   int32_t microbatches;           /* M: a step is the mean over M microbatches, whoever computes them */
   int32_t lanes;                  /* L: divides M; no world may be larger than L */
   int64_t samples_per_microbatch; /* B */
-  int64_t dataset_samples;        /* N: samples are numbered 0 … N-1; each epoch visits each once, in its own order */
-  uint64_t seed;                  /* of the sample order and of the lanes' random streams */
-  const char *checkpoint_dir;     /* NULL or "": no checkpoints */
-  int64_t checkpoint_every;       /* steps between saves; 0: only on notice and at the end */
-  int32_t checkpoint_keep;        /* newest verified versions to keep, ≥ 2 */
-  double step_timeout_seconds;    /* a wait for peers inside one step; 0: 600 */
+  int64_t
+      dataset_samples; /* N: samples are numbered 0 … N-1; each epoch visits each once, in its own order */
+  uint64_t seed;       /* of the sample order and of the lanes' random streams */
+  const char* checkpoint_dir;  /* NULL or "": no checkpoints */
+  int64_t checkpoint_every;    /* steps between saves; 0: only on notice and at the end */
+  int32_t checkpoint_keep;     /* newest verified versions to keep, ≥ 2 */
+  double step_timeout_seconds; /* a wait for peers inside one step; 0: 600 */
 } muster_train_options;
 
 /* Fills in the defaults, so that a program sets only what it means. */
-MUSTER_API void muster_train_options_init(muster_train_options *options);
+MUSTER_API void muster_train_options_init(muster_train_options* options);
 
-/* Starts or resumes the run that `options` and `checkpoint_dir` describe. M, L, B, N and the seed are fixed for the
- * life of a job: a checkpoint with others is refused by name. End with muster_run_destroy. */
-MUSTER_API muster_status muster_train(muster_session *session, muster_state *state, const muster_train_options *options,
-                                      muster_run **run);
-MUSTER_API void muster_run_destroy(muster_run *run);
+/* Starts or resumes the run that `options` and `checkpoint_dir` describe. M, L, B, N and the seed are fixed
+ * for the life of a job: a checkpoint with others is refused by name. End with muster_run_destroy. */
+MUSTER_API muster_status muster_train(muster_session* session, muster_state* state,
+                                      const muster_train_options* options, muster_run** run);
+MUSTER_API void muster_run_destroy(muster_run* run);
 
-/* The next step to compute, or NULL in `*step` with MUSTER_OK when the loop is over for this process. The same step is
- * handed out again after the view changed. Before it returns the first, the state holds the version to start from.
- * The step stays valid until the next call. */
-MUSTER_API muster_status muster_run_next(muster_run *run, muster_step **step);
+/* The next step to compute, or NULL in `*step` with MUSTER_OK when the loop is over for this process. The
+ * same step is handed out again after the view changed. Before it returns the first, the state holds the
+ * version to start from. The step stays valid until the next call. */
+MUSTER_API muster_status muster_run_next(muster_run* run, muster_step** step);
 
 /* 0: all steps done. 75: saved, requeue. 78: do not requeue. Others: failed. Valid once the loop is over. */
-MUSTER_API int muster_run_exit_code(const muster_run *run);
+MUSTER_API int muster_run_exit_code(const muster_run* run);
 
 /* Where the run stands; for display. */
 typedef struct muster_run_info {
-  size_t size;          /* sizeof(muster_run_info) */
-  int64_t version;      /* newest whole version held here */
-  int64_t committed;    /* steps known to be complete on every member */
-  int64_t durable;      /* newest version known to be saved; -1: none */
-  uint64_t generation;  /* of the view; 0 before the first */
+  size_t size;         /* sizeof(muster_run_info) */
+  int64_t version;     /* newest whole version held here */
+  int64_t committed;   /* steps known to be complete on every member */
+  int64_t durable;     /* newest version known to be saved; -1: none */
+  uint64_t generation; /* of the view; 0 before the first */
   int32_t rank;
   int32_t world_size;
   int32_t node_count;
-  int32_t learner;      /* 1 while this process catches up and computes no microbatch */
+  int32_t learner;           /* 1 while this process catches up and computes no microbatch */
   double save_stall_seconds; /* time that updates were made to wait for staging, in total */
 } muster_run_info;
-MUSTER_API muster_status muster_run_get_info(const muster_run *run, muster_run_info *info);
+MUSTER_API muster_status muster_run_get_info(const muster_run* run, muster_run_info* info);
 
-/* ---- step -------------------------------------------------------------------------------------------------- */
+/* ---- step
+ * -------------------------------------------------------------------------------------------------- */
 
 /* The version that the step starts from: 0, 1, … */
-MUSTER_API int64_t muster_step_index(const muster_step *step);
+MUSTER_API int64_t muster_step_index(const muster_step* step);
 
 typedef struct muster_microbatch {
-  int32_t index;         /* 0 … M-1 within the step */
+  int32_t index; /* 0 … M-1 within the step */
   int32_t lane;
-  int64_t position;      /* of its first sample in the run's sequence: (step * M + index) * B */
-  int64_t count;         /* B */
-  const int64_t *samples; /* B sample numbers; valid until the next microbatch is asked for */
-  uint64_t random_key;   /* for counter-based random numbers: the same for this microbatch on any rank, in any try */
+  int64_t position;       /* of its first sample in the run's sequence: (step * M + index) * B */
+  int64_t count;          /* B */
+  const int64_t* samples; /* B sample numbers; valid until the next microbatch is asked for */
+  uint64_t
+      random_key; /* for counter-based random numbers: the same for this microbatch on any rank, in any try */
 } muster_microbatch;
 
-/* The next of this process's microbatches of the step: 1 with *microbatch filled in, or 0 when there are no more (also
- * when the view was revoked, or while this process is a learner). */
-MUSTER_API int muster_step_next_microbatch(muster_step *step, muster_microbatch *microbatch);
+/* The next of this process's microbatches of the step: 1 with *microbatch filled in, or 0 when there are no
+ * more (also when the view was revoked, or while this process is a learner). */
+MUSTER_API int muster_step_next_microbatch(muster_step* step, muster_microbatch* microbatch);
 
-/* Float32 gradients, in as many pieces as the program keeps them; together one vector, the same length in all calls. */
+/* Float32 gradients, in as many pieces as the program keeps them; together one vector, the same length in all
+ * calls. */
 typedef struct muster_span {
-  float *data;
+  float* data;
   size_t count;
 } muster_span;
 
-/* Adds the microbatch's gradients along the fixed tree and sets them to zero. Microbatches come in the order in which
- * they were handed out. */
-MUSTER_API muster_status muster_step_accumulate(muster_step *step, const muster_microbatch *microbatch,
-                                                const muster_span *gradients, size_t spans);
+/* Adds the microbatch's gradients along the fixed tree and sets them to zero. Microbatches come in the order
+ * in which they were handed out. */
+MUSTER_API muster_status muster_step_accumulate(muster_step* step, const muster_microbatch* microbatch,
+                                                const muster_span* gradients, size_t spans);
 
-/* The mean over all M microbatches into `gradients`: the same bits at any world size. MUSTER_AGAIN: the view changed. */
-MUSTER_API muster_status muster_step_reduce(muster_step *step, const muster_span *gradients, size_t spans);
+/* The mean over all M microbatches into `gradients`: the same bits at any world size. MUSTER_AGAIN: the view
+ * changed. */
+MUSTER_API muster_status muster_step_reduce(muster_step* step, const muster_span* gradients, size_t spans);
 
-/* Between these two calls, and only then, the program may write its state. Opening waits for background copies of the
- * state, and can be refused with MUSTER_AGAIN. No collective may be called inside. */
-MUSTER_API muster_status muster_step_open_update(muster_step *step);
-MUSTER_API muster_status muster_step_close_update(muster_step *step);
+/* Between these two calls, and only then, the program may write its state. Opening waits for background
+ * copies of the state, and can be refused with MUSTER_AGAIN. No collective may be called inside. */
+MUSTER_API muster_status muster_step_open_update(muster_step* step);
+MUSTER_API muster_status muster_step_close_update(muster_step* step);
 
 #ifdef __cplusplus
 }

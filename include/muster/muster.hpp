@@ -14,8 +14,8 @@
 //     }
 //     return run.exit_code();
 //
-// Failures that the program can do nothing about in place are thrown as muster::Failure; "the view changed" is a false
-// return, never an exception. Everything here is inline and owns nothing but C handles.
+// Failures that the program can do nothing about in place are thrown as muster::Failure; "the view changed"
+// is a false return, never an exception. Everything here is inline and owns nothing but C handles.
 #pragma once
 
 #include <muster/muster.h>
@@ -116,8 +116,10 @@ class State {
   void replicated(const std::string& name, T* data, std::initializer_list<int64_t> shape) {
     replicated(name, data, DTypeOf<T>::value, std::vector<int64_t>(shape));
   }
-  void replicated(const std::string& name, void* data, muster_dtype dtype, const std::vector<int64_t>& shape) {
-    detail::check(muster_state_replicated(handle_.get(), name.c_str(), data, dtype, shape.data(), shape.size()));
+  void replicated(const std::string& name, void* data, muster_dtype dtype,
+                  const std::vector<int64_t>& shape) {
+    detail::check(
+        muster_state_replicated(handle_.get(), name.c_str(), data, dtype, shape.data(), shape.size()));
   }
   muster_state* handle() const { return handle_.get(); }
 
@@ -132,7 +134,8 @@ struct TrainOptions : muster_train_options {
 // The scope in which the state is mutable. False where it was refused: go on with the next step.
 class Update {
  public:
-  explicit Update(muster_step* step) : step_(detail::check_or_again(muster_step_open_update(step)) ? step : nullptr) {}
+  explicit Update(muster_step* step)
+      : step_(detail::check_or_again(muster_step_open_update(step)) ? step : nullptr) {}
   Update(Update&& other) noexcept : step_(other.step_) { other.step_ = nullptr; }
   Update(const Update&) = delete;
   Update& operator=(const Update&) = delete;

@@ -9,7 +9,6 @@
 namespace muster::control {
 
 // ---- speaking
-// ------------------------------------------------------------------------------------------------
 
 void Coordinator::State::to_node(NodeId node, Message message) {
   out.push_back(Send{node, Envelope{0, std::move(message)}});
@@ -51,7 +50,6 @@ uint64_t Coordinator::State::nonce() {
 }
 
 // ---- asking
-// --------------------------------------------------------------------------------------------------
 
 std::vector<MemberId> Coordinator::State::living_of(const View& of) const {
   std::vector<MemberId> ids;
@@ -92,7 +90,6 @@ uint32_t Coordinator::State::nodes_able() const {
 }
 
 // ---- consequences
-// --------------------------------------------------------------------------------------------
 
 void Coordinator::State::settle() {
   if (phase == Phase::kEnded) return settle_end();
@@ -113,7 +110,6 @@ void Coordinator::State::settle() {
 }
 
 // ---- time
-// ----------------------------------------------------------------------------------------------------
 
 void Coordinator::State::tick() {
   for (auto& [id, node] : nodes) {
@@ -174,7 +170,6 @@ Instant Coordinator::State::next_deadline() const {
 }
 
 // ---- the public face
-// -----------------------------------------------------------------------------------------
 
 Coordinator::Coordinator(Limits limits, std::string job, uint64_t incarnation, Instant now)
     : state_(std::make_unique<State>()) {

@@ -46,7 +46,6 @@ struct Limits {
 };
 
 // ---- decisions, each a pure function of values that returns its reason
-// --------------------------------------
 
 struct BaseDecision {
   Version base = kNoVersion;  // kNoVersion with `error` set: nothing complete
@@ -70,7 +69,6 @@ LossDecision decide_loss(uint32_t nodes_in_view, uint32_t nodes_silent, bool hol
                          Duration silent_for, const Limits& limits);
 
 // ---- the machine
-// --------------------------------------------------------------------------------------------
 
 class Coordinator {
  public:

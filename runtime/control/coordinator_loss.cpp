@@ -6,7 +6,6 @@
 namespace muster::control {
 
 // ---- proven deaths
-// -------------------------------------------------------------------------------------------
 
 void Coordinator::State::on(NodeId from, MemberId, const MemberGone& gone) {
   NodeRecord& node = nodes.at(from);
@@ -66,7 +65,8 @@ void Coordinator::State::lose_member(MemberId id, const std::string& why, bool r
   members.erase(record);
   excluded.insert(id);
   learn_not_before.erase(id);
-  losses_pending = losses_pending || of_view;  // first: a stop-save that fails by it is repeated, not given up
+  losses_pending =
+      losses_pending || of_view;  // first: a stop-save that fails by it is repeated, not given up
   if (of_view && loss_why.empty()) loss_why = why;
   lesson_member_lost(id);
   save_member_lost(id);
@@ -95,7 +95,6 @@ void Coordinator::State::settle_losses() {
 }
 
 // ---- silence
-// -------------------------------------------------------------------------------------------------
 
 void Coordinator::State::node_fell_silent(NodeRecord& node, const std::string& why) {
   const NodeId id = node.id;
@@ -146,7 +145,6 @@ void Coordinator::State::evict_members(const std::vector<MemberId>& ids, const s
 }
 
 // ---- groups that fail, programs that hang
-// --------------------------------------------------------------------
 
 void Coordinator::State::on(NodeId, MemberId id, const Suspect& suspect) {
   if (suspect.generation != view.generation || !in_view(id)) return;

@@ -128,7 +128,6 @@ void Coordinator::State::boundary_overdue() {
 }
 
 // ---- drains
-// --------------------------------------------------------------------------------------------------
 
 bool Coordinator::State::drains_wanted() const {
   return std::any_of(view.members.begin(), view.members.end(), [&](const Member& member) {

@@ -12,7 +12,6 @@ constexpr uint32_t kStoreTriesMax = 3;
 }  // namespace
 
 // ---- agree
-// ---------------------------------------------------------------------------------------------------
 
 void Coordinator::State::begin_view_change(const std::string& why) {
   change = Change{};
@@ -86,7 +85,6 @@ bool Coordinator::State::exclude_silent_nodes() {
 }
 
 // ---- decide
-// --------------------------------------------------------------------------------------------------
 
 void Coordinator::State::no_member_left() {
   const bool all_by_program = !program_failures.empty() && program_failures.size() >= view.members.size();
@@ -162,7 +160,6 @@ void Coordinator::State::add_transfers(const BaseDecision& decision) {
 }
 
 // ---- store
-// ---------------------------------------------------------------------------------------------------
 
 void Coordinator::State::store_next() {
   if (++change.store_tries > kStoreTriesMax) {
@@ -199,7 +196,6 @@ void Coordinator::State::next_is_stored() {
 }
 
 // ---- install
-// -------------------------------------------------------------------------------------------------
 
 void Coordinator::State::install() {
   const View old = std::exchange(view, change.next);
@@ -276,7 +272,6 @@ void Coordinator::State::go() {
 }
 
 // ---- the run's first version
-// ---------------------------------------------------------------------------------
 
 void Coordinator::State::on(NodeId, MemberId id, const Started& message) {
   if (message.generation != view.generation || !in_view(id) || phase == Phase::kEnded) return;

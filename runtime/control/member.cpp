@@ -87,7 +87,6 @@ struct MemberCore::State {
 };
 
 // ---- agreement
-// -----------------------------------------------------------------------------------------------
 
 // A question older than the newest view, or older than the newest question, is a straggler.
 void MemberCore::State::on(const Agree& agree, MemberActions& out) {
@@ -110,7 +109,8 @@ void MemberCore::State::revoke(const std::string& why, MemberActions& out) {
     out.push_back(event(EventKind::kRevoked, why));
   }
   revoked = true;
-  lesson.reset();  // a learner that is asked is a member by now, even if its Install was lost with a connection
+  lesson
+      .reset();  // a learner that is asked is a member by now, even if its Install was lost with a connection
   learn_until.reset();
   pending.reset();
   formed = false;
@@ -147,7 +147,6 @@ void MemberCore::State::send_report(MemberActions& out) {
 }
 
 // ---- views
-// ---------------------------------------------------------------------------------------------------
 
 void MemberCore::State::on(const Install& install, MemberActions& out) {
   if (ended || !install.view.rank_of(id)) return;
@@ -197,7 +196,6 @@ void MemberCore::State::on(const End& message, MemberActions& out) {
 }
 
 // ---- plans, lessons, saves
-// -----------------------------------------------------------------------------------
 
 void MemberCore::State::on(const PlanNumber& plan, MemberActions& out) {
   plan_known = std::max(plan_known, plan.plan);
@@ -244,7 +242,6 @@ void MemberCore::State::on(const SaveOpen& save, MemberActions& out) {
 }
 
 // ---- permits
-// -------------------------------------------------------------------------------------------------
 
 std::string MemberCore::State::refusal_of_view(const Generation& generation) const {
   if (ended) return "the run is over: " + ended->why;
@@ -272,7 +269,6 @@ std::string MemberCore::State::refusal(const Generation& generation, Version of)
 }
 
 // ---- the public face
-// -----------------------------------------------------------------------------------------
 
 MemberCore::MemberCore(MemberId id, MemberLimits limits) : state_(std::make_shared<State>()) {
   state_->id = id;

@@ -15,7 +15,6 @@
 namespace muster::control {
 
 // ---- node → leader
-// ------------------------------------------------------------------------------------------
 
 struct NodeHello {
   NodeId node = 0;
@@ -56,7 +55,6 @@ struct NoticeRaised {
 struct Heartbeat {};  // both ways, also between agent and worker
 
 // ---- member → leader
-// ----------------------------------------------------------------------------------------
 
 // First message of a process. `fingerprint` covers names, types, shapes and the job's constants: members of
 // one job must agree on it.
@@ -155,7 +153,6 @@ struct Leaving {
 };
 
 // ---- leader → node
-// ------------------------------------------------------------------------------------------
 
 struct NodeWelcome {
   Generation newest;  // newest generation of the store, counter 0 if none yet
@@ -176,7 +173,6 @@ struct EndJob {
 };
 
 // ---- leader → member
-// ----------------------------------------------------------------------------------------
 
 // Report, and grant no permit until told on. With `revoke`, the view is over: its group is revoked, the step
 // in flight will be repeated. Without, the view lives: an urgent save is looking for its version (rule 26).
@@ -263,7 +259,6 @@ struct End {
 };
 
 // ---- member → its node's agent
-// ----------------------------------------------------------------------------------
 
 // What a worker saw, for its agent's display and event file. The agent keeps it; the leader never gets one.
 struct WorkerEvent {

@@ -98,7 +98,6 @@ struct NodeCore::State {
 };
 
 // ---- the leader's link
-// ---------------------------------------------------------------------------------------
 
 void NodeCore::State::hello() {
   NodeHello message;
@@ -175,7 +174,6 @@ void NodeCore::State::settle_evictions() {
 }
 
 // ---- processes
-// -----------------------------------------------------------------------------------------------
 
 void NodeCore::State::spawn(uint32_t local_rank) {
   Slot& slot = slots[local_rank];
@@ -299,7 +297,6 @@ void NodeCore::State::from_worker(uint32_t local_rank, const Message& message) {
 }
 
 // ---- time
-// ----------------------------------------------------------------------------------------------------
 
 void NodeCore::State::tick_slots() {
   for (uint32_t local_rank = 0; local_rank < slots.size(); ++local_rank) {
@@ -335,7 +332,6 @@ void NodeCore::State::tick_leader() {
 }
 
 // ---- the public face
-// -----------------------------------------------------------------------------------------
 
 NodeCore::NodeCore(NodeId id, std::string name, std::string job, NodeLimits limits, Instant now)
     : state_(std::make_unique<State>()) {

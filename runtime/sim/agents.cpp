@@ -40,7 +40,6 @@ Agent* World::agent_of(NodeId node) {
 }
 
 // ---- links
-// ---------------------------------------------------------------------------------------------------
 
 void World::connect(size_t index) {
   Agent& agent = *agents[index];
@@ -111,7 +110,6 @@ void World::down(NodeId node, Envelope envelope) {
 }
 
 // ---- the leader
-// ----------------------------------------------------------------------------------------------
 
 void World::leader_does(const control::Actions& actions) {
   for (const control::Action& action : actions) {
@@ -177,7 +175,6 @@ void World::store_view(const StoreView& request) {
 }
 
 // ---- agents
-// --------------------------------------------------------------------------------------------------
 
 void World::agent_does(size_t index, const control::Actions& actions) {
   Agent& agent = *agents[index];

@@ -12,7 +12,6 @@ constexpr Digest kGarbage{0xbad, 0xbad};
 }  // namespace
 
 // ---- plumbing
-// ------------------------------------------------------------------------------------------------
 
 void World::event_for(MemberId id, Action action) {
   Process& process = *processes.at(id);
@@ -87,7 +86,6 @@ void World::compute_digest(Process& process, Version version) {
 }
 
 // ---- views
-// ---------------------------------------------------------------------------------------------------
 
 bool World::group_alive(const Group& group) const {
   return group.revoked.empty() &&
@@ -201,7 +199,6 @@ void World::revoke(Process& process, const RevokeGroup& revoked) {
 }
 
 // ---- the program
-// ---------------------------------------------------------------------------------------------
 
 void World::drive(MemberId id) {
   Process& process = *processes.at(id);
@@ -360,7 +357,6 @@ void World::leave(Process& process, int code, const std::string& why) {
 }
 
 // ---- lessons
-// --------------------------------------------------------------------------------------------------
 
 void World::copy_for_learner(uint64_t lesson) {
   LessonLog& log = lessons.at(lesson);
@@ -430,7 +426,6 @@ void World::drive_learner(Process& process) {
 }
 
 // ---- what the leader says to the session
-// -------------------------------------------------------------------------
 
 void World::forward(Process& process, const Message& message) {
   const MemberId id = process.id;

@@ -66,8 +66,8 @@ void expect_refused(const ByteBuffer& bytes, const std::string& why) {
   EXPECT_NE(parsed.error().message.find(why), std::string::npos) << parsed.error().message;
 }
 
-// Computed apart from this code, with exact fractions in another language from docs/formats/codec.md. A change of
-// these bytes is a new version of the format.
+// Computed apart from this code, with exact fractions in another language from docs/formats/codec.md. A
+// change of these bytes is a new version of the format.
 constexpr const char* kGoldenNearest =
     "4d555343010040000100030000010000150000000000000015cd5b07000000004d000000010000000002000000000000"
     "000000000000000000000000771cca9e2693493d00000000000000000000000081df3d9af856b41270cd2b89e745a200"

@@ -28,7 +28,8 @@ int main() try {
     }
   }
   for (const float weight : weights) {
-    if (weight != 0.375F) return std::fprintf(stderr, "a weight is %g, expected 0.375\n", static_cast<double>(weight)), 1;
+    if (weight != 0.375F)
+      return std::fprintf(stderr, "a weight is %g, expected 0.375\n", static_cast<double>(weight)), 1;
   }
   return run.exit_code();
 } catch (const muster::Failure& failure) {

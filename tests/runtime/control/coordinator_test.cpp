@@ -10,7 +10,6 @@ using Loss = LeaderTest;
 using Ending = LeaderTest;
 
 // ---- forming
-// -------------------------------------------------------------------------------------------------
 
 TEST_F(Forming, WaitsForMoreThanMinButNotForLong) {
   begin(1, 3, 1);
@@ -106,7 +105,6 @@ TEST_F(Forming, DeathWhileTheFirstViewIsStoredFormsAgain) {
 }
 
 // ---- loss
-// ----------------------------------------------------------------------------------------------------
 
 TEST_F(Loss, OfAWorkerShrinksTheWorldFromTheNewestVersion) {
   form(2, 2);
@@ -394,7 +392,6 @@ TEST_F(Loss, GroupThatFailsWithoutADeathIsFormedAnew) {
 }
 
 // ---- the end
-// -------------------------------------------------------------------------------------------------
 
 TEST_F(Ending, WaitsUntilAllHoldTheLastVersion) {
   form(2, 1);
