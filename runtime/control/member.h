@@ -87,9 +87,10 @@ class MemberCore {
   MemberActions update_closed(Instant now);  // version + 1 is whole
   bool update_open() const;
 
-  // Rule 16. Every reduction combines (max) plan(); where boundary_due(combined) the program stops before the
-  // next step and the session says at_boundary, then waits for EnterView, Proceed, SaveOpen{stop} or
-  // LeaveLoop. A learner says it at LearnUntil's version, with LearnUntil's plan.
+  // Rule 16. Every reduction combines (max) plan(); where boundary_due(combined), and the reduction was of
+  // the entered view, the program stops before the next step and the session says at_boundary, then waits for
+  // EnterView, Proceed, SaveOpen{stop} or LeaveLoop. A learner says it at LearnUntil's version, with
+  // LearnUntil's plan.
   uint64_t plan() const;
   bool boundary_due(uint64_t combined) const;
   MemberActions at_boundary(uint64_t plan, Version version, const Digest& digest);

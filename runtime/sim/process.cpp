@@ -295,8 +295,10 @@ void World::finish_update(Process& process, const Process::Ready& ready) {
   const MemberActions actions = process.core->update_closed(now);
   if (process.core->version() == kNoVersion) process.version = kNoVersion;  // torn meanwhile
   const bool due = process.core->boundary_due(ready.plan) && ready.plan > 0;
-  check_boundary(process, ready.generation, ready.version, ready.plan, due);
-  if (due && !process.revoked_since) process.boundary = ready.plan;
+  const bool current =
+      ready.generation == process.entered && !process.revoked_since;  // no torn scope's late end
+  if (current) check_boundary(process, ready.generation, ready.version, ready.plan, due);
+  if (due && current) process.boundary = ready.plan;
   if (process.version != kNoVersion) reached(process);
   process_does(id, actions);
   for (auto& [lesson, log] : lessons) {

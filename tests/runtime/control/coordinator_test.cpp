@@ -8,6 +8,9 @@ namespace {
 using Forming = LeaderTest;
 using Loss = LeaderTest;
 using Ending = LeaderTest;
+using Joining = LeaderTest;
+using Saving = LeaderTest;
+using Notices = LeaderTest;
 
 // ---- forming
 
@@ -389,6 +392,223 @@ TEST_F(Loss, GroupThatFailsWithoutADeathIsFormedAnew) {
   report(2, 200, 3);
   EXPECT_EQ(world(), (std::vector<MemberId>{100, 200}));
   EXPECT_GT(leader->view().generation, before);
+}
+
+// ---- joining
+// -------------------------------------------------------------------------------------------------
+
+// Both workers of a new node come; `learn` gives the lessons that were opened for them.
+#define NEW_NODE_LEARNS(learn)                        \
+  begin(1, 2, 2);                                     \
+  node_comes(1, 2);                                   \
+  member_comes(1, 0);                                 \
+  member_comes(1, 1);                                 \
+  tick_at(now + limits.form_wait);                    \
+  ASSERT_EQ(leader->phase(), "running");              \
+  node_comes(2, 2);                                   \
+  member_comes(2, 0);                                 \
+  member_comes(2, 1);                                 \
+  EXPECT_TRUE(sent<Learn>(all).empty()) << "rule 18"; \
+  progress_all(1);                                    \
+  const auto learn = sent<Learn>(all);                \
+  ASSERT_EQ(learn.size(), 2u)
+
+TEST_F(Joining, AllWorkersOfANewNodeJoinAtOneBoundaryAndNoStepIsRepeated) {
+  NEW_NODE_LEARNS(learn);
+  EXPECT_NE(learn[0].second.source.id, learn[1].second.source.id) << "the sources share the work";
+  say(2, 200, Level{3});
+  EXPECT_TRUE(sent<PlanNumber>(last).empty()) << "the other is not level yet";
+  say(2, 201, Level{3});
+  ASSERT_EQ(sent<PlanNumber>(last).size(), 2u);
+  const Generation old = leader->view().generation;
+  say(1, 100, AtBoundary{old, 1, 5, digest_at(5)});
+  ASSERT_EQ(sent<LearnUntil>(last).size(), 2u);
+  EXPECT_EQ(sent<LearnUntil>(last)[0].second.version, 5);
+  say(1, 101, AtBoundary{old, 1, 5, digest_at(5)});
+  say(2, 200, AtBoundary{old, 1, 5, digest_at(5)});
+  EXPECT_EQ(leader->phase(), "running");
+  say(2, 201, AtBoundary{old, 1, 5, digest_at(5)});
+  EXPECT_EQ(world(), (std::vector<MemberId>{100, 101, 200, 201}));
+  EXPECT_EQ(leader->view().generation.counter, old.counter + 1);
+  EXPECT_EQ(leader->view().base, 5);
+  EXPECT_TRUE(sent<Agree>(all).empty()) << "nothing was revoked";
+  const auto numbers = sent<PlanNumber>(last);
+  EXPECT_EQ(numbers.size(), 4u) << "the new view's baseline (rule 16)";
+}
+
+TEST_F(Joining, LearnersDeathChangesNoView) {
+  NEW_NODE_LEARNS(learn);
+  const Generation old = leader->view().generation;
+  say(2, 200, Level{3});
+  say(2, 201, Level{3});
+  gone(2, 201);
+  EXPECT_EQ(leader->view().generation, old);
+  EXPECT_EQ(sent<LessonOver>(last).size(), 1u) << "its source is told";
+  say(1, 100, AtBoundary{old, 1, 5, digest_at(5)});
+  gone(2, 200);
+  say(1, 101, AtBoundary{old, 1, 5, digest_at(5)});
+  EXPECT_EQ(sent<Proceed>(last).size(), 2u) << "the reason is gone";
+  EXPECT_EQ(leader->view().generation, old);
+}
+
+TEST_F(Joining, FailedLessonIsRepeatedOnceAndThenRests) {
+  NEW_NODE_LEARNS(learn);
+  say(2, 200, LearnFailed{learn[0].second.lesson, "the log overflowed"});
+  const auto again = sent<Learn>(last);
+  ASSERT_EQ(again.size(), 1u);
+  say(2, 200, LearnFailed{again[0].second.lesson, "the log overflowed"});
+  EXPECT_TRUE(sent<Learn>(last).empty());
+}
+
+TEST_F(Joining, LossDuringLessonsEndsThem) {
+  NEW_NODE_LEARNS(learn);
+  gone(1, 101);
+  EXPECT_EQ(sent<LessonOver>(last).size(), 3u) << "both learners, and the source that lives";
+  report(1, 100, 4);
+  EXPECT_EQ(world(), (std::vector<MemberId>{100}));
+}
+
+TEST_F(Joining, NodeBeyondMaxIsASpare) {
+  form(2, 1);
+  node_comes(3, 1);
+  member_comes(3, 0);
+  progress_all(1);
+  EXPECT_TRUE(sent<Learn>(all).empty());
+  alive.erase(2);
+  carry(leader->disconnected(now, 2, "connection reset"));
+  report(1, 100, 4);
+  progress_all(5);
+  EXPECT_EQ(sent<Learn>(all).size(), 1u) << "it replaces the lost one";
+}
+
+// ---- saves
+// ---------------------------------------------------------------------------------------------------
+
+TEST_F(Saving, IsVotedPublishedByOneAndClosed) {
+  form(2, 1);
+  say(1, 100, SaveDue{leader->view().generation, 10});
+  const auto opens = sent<SaveOpen>(last);
+  ASSERT_EQ(opens.size(), 2u);
+  say(2, 200, SaveDue{leader->view().generation, 10});
+  EXPECT_TRUE(sent<SaveOpen>(last).empty()) << "opened once";
+  const uint64_t save = opens[0].second.save;
+  say(2, 200, SaveVote{save, true, ByteBuffer(2), ""});
+  EXPECT_TRUE(sent<SavePublish>(last).empty());
+  say(1, 100, SaveVote{save, true, ByteBuffer(1), ""});
+  ASSERT_EQ(sent<SavePublish>(last).size(), 1u);
+  EXPECT_EQ(sent<SavePublish>(last)[0].second.records[1].size(), 2u) << "by participant";
+  say(1, 100, SavePublished{save, true, ""});
+  EXPECT_EQ(sent<SaveClosed>(last).size(), 2u);
+  EXPECT_TRUE(has_event(last, EventKind::kSaveDurable));
+}
+
+TEST_F(Saving, SurvivesAViewChangeUnlessAParticipantIsLostBeforeItVoted) {
+  form(3, 1);
+  say(1, 100, SaveDue{leader->view().generation, 10});
+  const uint64_t save = sent<SaveOpen>(last)[0].second.save;
+  say(3, 300, SaveVote{save, true, {}, ""});
+  gone(3, 300);  // its part is written and closed
+  report(1, 100, 10);
+  report(2, 200, 10);
+  say(1, 100, SaveVote{save, true, {}, ""});
+  say(2, 200, SaveVote{save, true, {}, ""});
+  EXPECT_EQ(sent<SavePublish>(last).size(), 1u);
+  gone(1, 100);
+  ASSERT_EQ(sent<SavePublish>(last).size(), 1u) << "publishing is handed on";
+  EXPECT_EQ(sent<SavePublish>(last)[0].first, 200u);
+}
+
+TEST_F(Saving, DeathBeforeTheVoteFailsThatSaveAlone) {
+  form(2, 1);
+  say(1, 100, SaveDue{leader->view().generation, 10});
+  gone(2, 200);
+  EXPECT_TRUE(has_event(last, EventKind::kSaveFailed));
+  ASSERT_EQ(sent<SaveClosed>(last).size(), 1u);
+  EXPECT_FALSE(sent<SaveClosed>(last)[0].second.durable);
+}
+
+// ---- notices
+// -------------------------------------------------------------------------------------------------
+
+NoticeRaised notice_of(Scope scope, MemberId member = 0) {
+  NoticeRaised notice;
+  notice.scope = scope;
+  notice.member = member;
+  notice.source = "SIGTERM";
+  return notice;
+}
+
+TEST_F(Notices, ToTheJobSaveTheNewestVersionThatAnyMemberHas) {
+  form(2, 1);
+  say(1, 0, notice_of(Scope::kJob));
+  ASSERT_EQ(sent<Agree>(last).size(), 2u);
+  EXPECT_FALSE(sent<Agree>(last)[0].second.revoke);
+  report(1, 100, 8);
+  report(2, 200, 7);
+  const auto opens = sent<SaveOpen>(last);
+  ASSERT_EQ(opens.size(), 2u);
+  EXPECT_TRUE(opens[0].second.stop);
+  EXPECT_EQ(opens[0].second.version, 8);
+  say(1, 0, notice_of(Scope::kJob));
+  EXPECT_TRUE(sent<SaveOpen>(last).empty()) << "one stop-save for any number of notices";
+}
+
+TEST_F(Notices, LossDuringTheStopSaveSavesTheNextBaseBeforeAnyStep) {
+  form(2, 1);
+  say(1, 0, notice_of(Scope::kJob));
+  report(1, 100, 8);
+  report(2, 200, 7);
+  gone(2, 200);
+  report(1, 100, 8);
+  bool bound_first = false;
+  for (const Send& send : all_of_kind<Send>(last)) {
+    if (std::holds_alternative<SaveOpen>(send.envelope.message)) bound_first = true;
+    if (std::holds_alternative<Go>(send.envelope.message)) {
+      EXPECT_TRUE(bound_first) << "a step could slip in";
+    }
+  }
+  EXPECT_TRUE(bound_first);
+}
+
+TEST_F(Notices, BeforeTheFirstViewEndTheJobAtOnce) {
+  begin(2, 2, 1);
+  node_comes(1, 1);
+  member_comes(1, 0);
+  say(1, 0, notice_of(Scope::kJob));
+  ASSERT_FALSE(sent<EndJob>(last).empty());
+  EXPECT_EQ(sent<EndJob>(last)[0].second.exit_code, 75);
+}
+
+TEST_F(Notices, ToANodeDrainIt) {
+  form(2, 1);
+  say(2, 0, notice_of(Scope::kNode));
+  EXPECT_TRUE(sent<PlanNumber>(last).empty()) << "the scope settles first";
+  tick_at(now + limits.notice_settle);
+  EXPECT_EQ(sent<PlanNumber>(last).size(), 2u);
+  const Generation old = leader->view().generation;
+  say(1, 100, AtBoundary{old, 1, 6, digest_at(6)});
+  say(2, 200, AtBoundary{old, 1, 6, digest_at(6)});
+  EXPECT_EQ(world(), (std::vector<MemberId>{100}));
+  EXPECT_EQ(leader->view().base, 6);
+  ASSERT_EQ(sent<End>(last).size(), 1u);
+  EXPECT_EQ(sent<End>(last)[0].first, 200u);
+  EXPECT_EQ(sent<End>(last)[0].second.exit_code, 75);
+  EXPECT_EQ(sent<EndJob>(last).size(), 1u) << "its agent ends too";
+}
+
+TEST_F(Notices, StaggeredToAllNodesAreOneStopSave) {
+  form(3, 1);
+  for (NodeId node : {1, 2, 3}) say(node, 0, notice_of(Scope::kNode));
+  tick_at(now + limits.notice_settle);
+  EXPECT_TRUE(sent<PlanNumber>(all).empty());
+  EXPECT_EQ(sent<Agree>(last).size(), 3u);
+}
+
+TEST_F(Notices, DrainOfAWorkerThatLeavesTooFewIsNone) {
+  form(1, 1);
+  say(1, 0, notice_of(Scope::kRank, 100));
+  tick_at(now + limits.notice_settle);
+  EXPECT_EQ(sent<Agree>(last).size(), 1u) << "save and requeue";
 }
 
 // ---- the end
