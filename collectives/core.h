@@ -97,6 +97,15 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
   void watch(int fd, Watcher* watcher);
   void unwatch(int fd);
 
+  // No group of this or an earlier generation will be formed any more.
+  void cancel_formation(const Generation& generation) {
+    cancelled_formation_ = generation;
+    stir(true);
+  }
+  bool formation_cancelled(const Generation& generation) const {
+    return generation.nonce == cancelled_formation_.nonce && generation.counter <= cancelled_formation_.counter;
+  }
+
   void complete(Operation& operation, Status result, std::vector<int> suspects);
 
   // After an operation was issued or revoked. `urgent`: the progress thread must not wait for its next tick.
@@ -144,6 +153,7 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
   Instant next_deadline() const;
 
   std::mutex mutex_;
+  Generation cancelled_formation_;
   std::condition_variable followers_;  // waiters that do not drive
   std::condition_variable thread_rest_;
   std::thread thread_;

@@ -155,6 +155,11 @@ Result<std::unique_ptr<Group>> Endpoint::form_group(const GroupSpec& spec, std::
   return finish(spec, forming);
 }
 
+void Endpoint::cancel_formation(const Generation& generation) {
+  const std::lock_guard lock(core_->mutex());
+  core_->cancel_formation(generation);
+}
+
 // Without a transport, the exchange of shared memory is where members are missed.
 Status Endpoint::assemble(const GroupSpec& spec, Forming& forming) {
   if (core_->transport() == nullptr) return ok();

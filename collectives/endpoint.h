@@ -50,6 +50,9 @@ class Endpoint {
   // given, gets their ranks. kMisuse where specs differ or make no sense.
   Result<std::unique_ptr<Group>> form_group(const GroupSpec& spec, std::vector<int>* absent = nullptr);
 
+  // From any thread: ends form_group for this or an earlier generation, now or later, with kReconfigure.
+  void cancel_formation(const Generation& generation);
+
   // Point to point, outside any group: state transfer, learners. Any size; several in flight; those of one
   // tag and direction between two peers match in the order of their calls. A transfer ends with kReconfigure
   // when the peer dies or the deadline passes, and with kMisuse at the receiver where sizes differ. From any

@@ -96,6 +96,13 @@ void Formation::tell_all(const Note& note) {
   }
 }
 
+bool Formation::cancelled() const { return core_.formation_cancelled(spec_.generation); }
+
+Error Formation::given_up() const {
+  return Error{ErrorCode::kReconfigure, "forming group " + to_string(spec_.generation) +
+                                            " was given up: the view is over before it began; form the next"};
+}
+
 bool Formation::any_gone() const {
   return std::ranges::any_of(peers_, [&](PeerId peer) { return core_.is_gone(peer); });
 }
@@ -124,9 +131,10 @@ Status Formation::refuse(const std::vector<int>& absent) {
 Status Formation::gather(Kind kind, Instant deadline, std::vector<int>& absent) {
   std::vector<bool>& seen = kind == Kind::kHello ? hello_ : status_;
   const auto all_seen = [&] { return std::ranges::find(seen, false) == seen.end(); };
-  core_.drive_until([&] { return all_seen() || any_gone() || differing_ >= 0; }, deadline);
+  core_.drive_until([&] { return all_seen() || any_gone() || differing_ >= 0 || cancelled(); }, deadline);
   const std::unique_lock lock(core_.mutex());
   if (all_seen() && differing_ < 0) return ok();
+  if (cancelled()) return given_up();
   for (size_t rank = 0; rank < seen.size(); ++rank) {
     const bool gone = static_cast<int>(rank) != spec_.rank && core_.is_gone(peers_[rank]);
     if ((!seen[rank] || gone) && differing_ < 0) absent.push_back(static_cast<int>(rank));
@@ -137,10 +145,11 @@ Status Formation::gather(Kind kind, Instant deadline, std::vector<int>& absent) 
 // The others wait for the root's word.
 Status Formation::await(Kind kind, std::vector<int>& absent) {
   const bool& came = kind == Kind::kGo ? go_ : decided_;
-  core_.drive_until([&] { return came || refused_ || core_.is_gone(peers_[0]); }, spec_.deadline);
+  core_.drive_until([&] { return came || refused_ || core_.is_gone(peers_[0]) || cancelled(); }, spec_.deadline);
   {
     const std::unique_lock lock(core_.mutex());
     if (came && !refused_) return ok();
+    if (cancelled()) return given_up();
     absent = refused_ ? told_absent_ : std::vector<int>{0};
   }
   if (differing_ < 0) return absence(absent);

@@ -45,6 +45,8 @@ class Formation final : public TransferOwner {
   void tell_all(const Note& note);
   void handle(const Note& note);
   bool any_gone() const;
+  bool cancelled() const;
+  Error given_up() const;
   Status gather(Kind kind, Instant deadline, std::vector<int>& absent);
   Status await(Kind kind, std::vector<int>& absent);
   Status refuse(const std::vector<int>& absent);

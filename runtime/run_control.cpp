@@ -40,6 +40,7 @@ void Run::perform_one(control::MemberAction& action) {
   } else if (auto* revoke = std::get_if<control::RevokeGroup>(&action)) {
     if (revoked_at_ == 0) revoked_at_ = now();
     if (group_) group_->revoke(Error{ErrorCode::kReconfigure, revoke->why});
+    session_.endpoint().cancel_formation({revoke->generation.incarnation, revoke->generation.counter});
   } else if (auto* form_group = std::get_if<control::FormGroup>(&action)) {
     forming_.post([this, install = std::move(form_group->install)] { form(install); });
   } else if (auto* enter = std::get_if<control::EnterView>(&action)) {
