@@ -103,7 +103,8 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
     stir(true);
   }
   bool formation_cancelled(const Generation& generation) const {
-    return generation.nonce == cancelled_formation_.nonce && generation.counter <= cancelled_formation_.counter;
+    return generation.nonce == cancelled_formation_.nonce &&
+           generation.counter <= cancelled_formation_.counter;
   }
 
   void complete(Operation& operation, Status result, std::vector<int> suspects);

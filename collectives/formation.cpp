@@ -145,7 +145,8 @@ Status Formation::gather(Kind kind, Instant deadline, std::vector<int>& absent) 
 // The others wait for the root's word.
 Status Formation::await(Kind kind, std::vector<int>& absent) {
   const bool& came = kind == Kind::kGo ? go_ : decided_;
-  core_.drive_until([&] { return came || refused_ || core_.is_gone(peers_[0]) || cancelled(); }, spec_.deadline);
+  core_.drive_until([&] { return came || refused_ || core_.is_gone(peers_[0]) || cancelled(); },
+                    spec_.deadline);
   {
     const std::unique_lock lock(core_.mutex());
     if (came && !refused_) return ok();

@@ -1,20 +1,10 @@
 #include "runtime/executor.h"
 
-#include <pthread.h>
-#include <signal.h>
+#include "runtime/threads.h"
 
 namespace muster {
 
-Executor::Executor(const char* name) {
-  // The program's signals are for the program's threads.
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  thread_ = std::thread([this] { run(); });
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  pthread_setname_np(thread_.native_handle(), name);
-}
+Executor::Executor(const char* name) : thread_(start_thread(name, [this] { run(); })) {}
 
 Executor::~Executor() { stop(); }
 

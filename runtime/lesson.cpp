@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "runtime/base/random.h"
+#include "runtime/threads.h"
 
 namespace muster {
 namespace {
@@ -44,7 +45,7 @@ bool Teacher::begin(const control::Teach& teach, control::Version version) {
   lesson->state_version = version;
   const std::lock_guard lock(mutex_);
   lessons_.push_back(lesson);
-  lesson->thread = std::thread([this, lesson] { this->teach(*lesson); });
+  lesson->thread = start_thread("muster-teach", [this, lesson] { this->teach(*lesson); });
   return true;
 }
 
@@ -141,7 +142,7 @@ Learner::Learner(Endpoint& endpoint, const control::Learn& learn, uint64_t state
       state_bytes_(state_bytes),
       notify_(std::move(notify)),
       limits_(limits),
-      thread_([this] { this->learn(); }) {}
+      thread_(start_thread("muster-learn", [this] { this->learn(); })) {}
 
 Learner::~Learner() {
   {

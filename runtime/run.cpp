@@ -7,6 +7,7 @@
 
 #include "runtime/base/check.h"
 #include "runtime/base/random.h"
+#include "runtime/threads.h"
 
 namespace muster {
 namespace {
@@ -93,7 +94,7 @@ Run::Run(Session& session, State& state, TrainOptions options)
       teacher_(session.endpoint(), state),
       forming_("muster-view"),
       digesting_("muster-digest"),
-      ticker_([this] { tick_until_stopped(); }) {}
+      ticker_(start_thread("muster-tick", [this] { tick_until_stopped(); })) {}
 
 Run::~Run() {
   session_.attach(nullptr);

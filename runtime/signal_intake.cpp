@@ -9,6 +9,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include "runtime/threads.h"
+
 namespace muster {
 namespace {
 
@@ -68,12 +70,7 @@ Result<std::unique_ptr<SignalIntake>> SignalIntake::install(std::vector<int> sig
   pipe_fd = ends[1];
   owner = getpid();
 
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  intake->thread_ = std::thread([raw = intake.get()] { raw->read_bytes(); });
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  intake->thread_ = start_thread("muster-signal", [raw = intake.get()] { raw->read_bytes(); });
 
   for (const int signal : intake->signals_) {
     struct sigaction& old = earlier[static_cast<size_t>(signal)];
@@ -103,7 +100,6 @@ SignalIntake::~SignalIntake() {
 }
 
 void SignalIntake::read_bytes() {
-  pthread_setname_np(pthread_self(), "muster-signal");
   unsigned char byte = 0;
   while (true) {
     const ssize_t got = read(reading_end_.get(), &byte, 1);

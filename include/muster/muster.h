@@ -154,7 +154,7 @@ typedef struct muster_train_options {
   size_t size;                    /* sizeof(muster_train_options) */
   int64_t steps;                  /* the run is over when this version is reached */
   int32_t microbatches;           /* M: a step is the mean over M microbatches, whoever computes them */
-  int32_t lanes;                  /* L: divides M; no world may be larger than L */
+  int32_t lanes;                  /* L: divides M; a worker beyond the L-th computes nothing */
   int64_t samples_per_microbatch; /* B */
   int64_t
       dataset_samples; /* N: samples are numbered 0 … N-1; each epoch visits each once, in its own order */
