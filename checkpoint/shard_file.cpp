@@ -133,8 +133,8 @@ Result<ShardReader> ShardReader::open(FileSystem& files, const std::string& fold
                                       const ShardRecord& record) {
   const std::string path = folder + "/" + shard_file_name(record.identity.participant, record.writer_nonce);
   auto file = files.open(path, OpenMode::kRead);
-  ShardReader reader(file.ok() ? std::move(file).value() : nullptr, path, record);
-  if (!file.ok()) return reader.damaged(file.error().message);
+  if (!file.ok()) return ShardReader(nullptr, path, record).damaged(file.error().message);
+  ShardReader reader(std::move(file).value(), path, record);
   MUSTER_TRY(reader.load_table());
   return reader;
 }

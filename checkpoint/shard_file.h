@@ -63,7 +63,7 @@ class ShardReader {
 
  private:
   ShardReader(std::unique_ptr<File> file, std::string path, ShardRecord record)
-      : file_(std::move(file)), path_(std::move(path)), record_(std::move(record)) {}
+      : file_(std::move(file)), path_(std::move(path)), record_(record) {}
   Status load_table();
   Status read_exactly(MutableByteSpan target, uint64_t offset);
   Error damaged(const std::string& what) const;

@@ -182,8 +182,8 @@ void Learner::learn() {
   bool more = status.ok();
   for (uint64_t item = 2; more; item += 2) {
     auto received = receive_gradient(item);
-    if (!received.ok()) status = std::move(received).error();
     more = received.ok() && *received;
+    if (!received.ok()) status = received.error();
     notify_();
   }
   const std::lock_guard lock(mutex_);
