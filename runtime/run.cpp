@@ -171,7 +171,8 @@ bool Run::entered_new_view(Lock& lock) {
   assignment_ = assign_lanes(options_.lanes, static_cast<int>(view_.members.size()));
   accumulator_.reset();
   boundary_plan_ = 0;
-  if (entered.base != control::kNoVersion) started_ = true;
+  // Without a base nobody's start has counted yet: all agree on it anew, together.
+  started_ = entered.base != control::kNoVersion;
   if (step_version_ != control::kNoVersion && started_ && revoked_at_ != 0 &&
       core_.version() == step_version_) {
     emit(EventKind::kStepRepeated, step_version_,
@@ -251,8 +252,7 @@ void Run::report_progress(bool always) {
 
 std::optional<Microbatch> Run::next_microbatch() {
   const std::lock_guard lock(mutex_);
-  if (learner_ || core_.revoked() || core_.ended() || next_microbatch_ >= microbatches_.size())
-    return std::nullopt;
+  if (learner_ || view_is_over() || next_microbatch_ >= microbatches_.size()) return std::nullopt;
   Microbatch micro;
   micro.index = microbatches_[next_microbatch_++];
   micro.lane = micro.index / (options_.microbatches / options_.lanes);
@@ -275,7 +275,7 @@ Error Run::revoked_error() const {
 Status Run::accumulate(int32_t microbatch, const Gradients& gradients) {
   {
     const std::lock_guard lock(mutex_);
-    if (core_.revoked() || core_.ended()) {
+    if (view_is_over()) {
       for (const auto& piece : gradients) std::fill(piece.begin(), piece.end(), 0.0F);
       return revoked_error();
     }
@@ -310,7 +310,7 @@ Status Run::reduce_in_view(const Gradients& gradients) {
   uint64_t plan = 0;
   {
     const std::lock_guard lock(mutex_);
-    if (core_.revoked() || core_.ended() || group_failed_ || group_ == nullptr) return revoked_error();
+    if (view_is_over() || group_failed_ || group_ == nullptr) return revoked_error();
     if (!microbatches_.empty() && (!accumulator_ || !accumulator_->complete())) {
       return Error{ErrorCode::kMisuse,
                    "reduce was called before all microbatches of the step were accumulated; take "
@@ -355,7 +355,7 @@ void Run::note_reduced(uint64_t combined_plan) {
 Status Run::step_failed(Lock& lock, const Error& error, const std::vector<int>& suspect_ranks) {
   (void)lock;
   if (error.code == ErrorCode::kMisuse) return error;
-  if (core_.revoked() || core_.ended() || error.code == ErrorCode::kReconfigure) return revoked_error();
+  if (view_is_over()) return revoked_error();
   group_failed_ = true;
   std::vector<control::MemberId> suspects;
   for (const int rank : suspect_ranks) suspects.push_back(view_.members[static_cast<size_t>(rank)].id);
@@ -379,7 +379,7 @@ Status Run::open_update() {
       return ok();
     }
     state_.end_write();
-    if (core_.revoked() || core_.ended() || waits_at_limit()) {
+    if (view_is_over() || waits_at_limit()) {
       emit(EventKind::kPermitRefused, step_version_, permit.why);
       return revoked_error();
     }

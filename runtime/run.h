@@ -106,6 +106,7 @@ class Run final : private Session::Listener {
   void perform(control::MemberActions actions);
   void perform_one(control::MemberAction& action);
   void forward(const control::Message& message);
+  void drop_view_not_entered();
   void open_stop_save();
   void begin_lesson(const control::Teach& teach);
   void tick_until_stopped();
@@ -125,6 +126,9 @@ class Run final : private Session::Listener {
   void prepare_step();
   void wait(Lock& lock);
   void report_progress(bool always);
+  // The step at hand will be repeated, or never finished: its view is over, even if the next one stands
+  // already.
+  bool view_is_over() const { return core_.revoked() || entered_ || core_.ended(); }
 
   Status reduce_in_view(const Gradients& gradients);
   Status reduce_as_learner(const Gradients& gradients);

@@ -40,6 +40,7 @@ void Run::perform_one(control::MemberAction& action) {
   } else if (auto* revoke = std::get_if<control::RevokeGroup>(&action)) {
     if (revoked_at_ == 0) revoked_at_ = now();
     if (group_) group_->revoke(Error{ErrorCode::kReconfigure, revoke->why});
+    drop_view_not_entered();
     session_.endpoint().cancel_formation({revoke->generation.incarnation, revoke->generation.counter});
   } else if (auto* form_group = std::get_if<control::FormGroup>(&action)) {
     forming_.post([this, install = std::move(form_group->install)] { form(install); });
@@ -79,6 +80,17 @@ void Run::forward(const control::Message& message) {
   } else if (const auto* closed = std::get_if<control::SaveClosed>(&message)) {
     saver_.closed(*closed);
   }
+}
+
+// A view that is over before the program's thread came by is never entered.
+void Run::drop_view_not_entered() {
+  entered_.reset();
+  if (!formed_) return;
+  // Its end may wait for peers' writes, which the control connection must not.
+  auto dropped = std::make_shared<FormedView>(std::move(*formed_));
+  formed_.reset();
+  dropped->group->revoke(revoked_error());
+  forming_.post([dropped] {});
 }
 
 // An urgent save begins as soon as this rank holds its version, be it now, after an update or after a
