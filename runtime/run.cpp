@@ -356,7 +356,7 @@ void Run::note_reduced(uint64_t combined_plan) {
 Status Run::step_failed(Lock& lock, const Error& error, const std::vector<int>& suspect_ranks) {
   (void)lock;
   if (error.code == ErrorCode::kMisuse) return error;
-  if (core_.revoked() || core_.ended() || error.code == ErrorCode::kReconfigure) return revoked_error();
+  if (core_.revoked() || core_.ended()) return revoked_error();
   group_failed_ = true;
   std::vector<control::MemberId> suspects;
   for (const int rank : suspect_ranks) suspects.push_back(view_.members[static_cast<size_t>(rank)].id);
