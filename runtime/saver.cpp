@@ -254,15 +254,15 @@ void Saver::closed(const control::SaveClosed& closed) {
 
 // Older versions go only when enough newer ones have been read back and found right.
 void Saver::verify_and_prune(const Save& save) {
-  auto folder = this->folder();
-  if (!folder.ok()) return tell(EventKind::kSaveFailed, save.open.version, folder.error().message);
-  auto versions = (*folder)->versions();
+  if (!folder_ || !folder_->owner()) return;  // the new owner prunes, after its next save
+  checkpoint::Folder* const folder = &*folder_;
+  auto versions = folder->versions();
   if (!versions.ok()) return tell(EventKind::kSaveFailed, save.open.version, versions.error().message);
   const auto mine = std::find_if(versions->begin(), versions->end(),
                                  [&](const auto& candidate) { return candidate.id == save.id; });
   if (mine == versions->end() || !mine->manifest) return;
-  Status verified = verify_shards(real_files(), (*folder)->save_folder(save.id), *mine->manifest);
-  if (verified.ok()) verified = (*folder)->mark_verified(save.id);
+  Status verified = verify_shards(real_files(), folder->save_folder(save.id), *mine->manifest);
+  if (verified.ok()) verified = folder->mark_verified(save.id);
   if (!verified.ok()) return tell(EventKind::kVersionRejected, save.open.version, verified.error().message);
   tell(EventKind::kSaveVerified, save.open.version, "");
   checkpoint::RetentionPolicy policy;
@@ -271,7 +271,7 @@ void Saver::verify_and_prune(const Save& save) {
     const std::lock_guard lock(mutex_);
     if (save_) policy.live_nonces.insert(save_->id.nonce);
   }
-  auto pruned = (*folder)->prune(policy, wall_time_ms());
+  auto pruned = folder->prune(policy, wall_time_ms());
   if (!pruned.ok()) tell(EventKind::kLog, save.open.version, pruned.error().message);
 }
 
@@ -287,13 +287,15 @@ bool Saver::settled(control::Version version) const {
 
 // ---- restoring
 
-// The owner's handle where this rank owns the folder, else one for a rank of the owner's job.
+// The owner's handle where this rank is the first participant, else one for a rank of the owner's job. A rank
+// that was the first, until a joiner came before it, leaves the folder to the new first one, which waits for
+// that.
 Result<checkpoint::Folder*> Saver::folder() {
   const bool first = [&] {
     const std::lock_guard lock(mutex_);
     return save_ && save_->index == 0;
   }();
-  if (folder_ && (!first || folder_->owner())) return &*folder_;
+  if (folder_ && folder_->owner() == first) return &*folder_;
   if (first) {
     MUSTER_TRY(own());
   } else {

@@ -50,5 +50,5 @@ int main() try {
   return run.exit_code();
 } catch (const muster::Failure& failure) {
   std::fprintf(stderr, "hello: %s\n", failure.what());
-  return 1;
+  return failure.exit_code();
 }

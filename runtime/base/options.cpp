@@ -188,7 +188,7 @@ Result<OptionValues> OptionValues::from_environment(const char* const* environme
     if (known == nullptr) {
       return Error{ErrorCode::kMisuse, "unknown environment variable '" + variable + "'" +
                                            suggestion(variable, variables) +
-                                           " Unset it, or see `muster run --help` for all options"};
+                                           "; unset it, or see `muster run --help` for all options"};
     }
     if (equals == std::string_view::npos || equals + 1 == entry.size()) continue;  // set to nothing: not set
     MUSTER_TRY(values.set(known->name, std::string(entry.substr(equals + 1)), variable));

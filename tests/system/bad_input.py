@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+"""What a user gets wrong: each mistake must end with one sentence that names the thing and with the right exit code,
+and must leave what was saved as it was. What `muster run` itself refuses is covered by tests/launcher.
+"""
+import argparse
+import ctypes
+import ctypes.util
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from rig import MISUSE, Failure, Job, newest_version, require_no_processes, run_tests
+
+STEPS, MORE_STEPS = 10, 12
+NOBODY = 65534
+
+
+
+class Hash128(ctypes.Structure):
+    _fields_ = [("low", ctypes.c_uint64), ("high", ctypes.c_uint64)]
+
+
+def xxh3_128(data):
+    """Hex digest, high half first; None where libxxhash is missing."""
+    name = ctypes.util.find_library("xxhash")
+    if not name:
+        return None
+    function = ctypes.CDLL(name).XXH3_128bits
+    function.argtypes, function.restype = [ctypes.c_char_p, ctypes.c_size_t], Hash128
+    value = function(data, len(data))
+    return f"{value.high:016x}{value.low:016x}"
+
+
+def content_of(folder):
+    """Every published save in the folder: name → digest of its files."""
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for manifest in folder.glob("v*/manifest.json") for path in sorted(manifest.parent.iterdir())}
+
+
+class Mistakes:
+    def __init__(self, build):
+        self.job = Job(build, "bad-input")
+        self.job.folder.chmod(0o755)  # another user's process has to get at the checkpoints
+        self.good = self.job.folder / "good"
+        code, text = self.run(self.program(self.good, STEPS))
+        if code != 0:
+            raise Failure(f"the good run ended with {code}: {text}")
+        if newest_version(self.good) != STEPS:
+            raise Failure(f"the good run's newest save is version {newest_version(self.good)}")
+
+    def program(self, checkpoints, steps, width=32, microbatches=8):
+        return [self.job.build / "bin" / "gpt", "--layers", 1, "--width", width, "--heads", 2, "--context", 16, "--sequences", 1,
+                "--steps", steps, "--warmup", 5, "--microbatches", microbatches, "--lanes", 8, "--report-every", 100,
+                "--sample-bytes", 10, "--checkpoint-dir", checkpoints, "--checkpoint-every", 5]
+
+    def run(self, command, env=None, before=()):
+        """Exit code and all that was said."""
+        done = subprocess.run([str(part) for part in (*before, *command)], capture_output=True, text=True,
+                              errors="replace", timeout=100, env=dict(os.environ, **(env or {})))
+        return done.returncode, (done.stdout + done.stderr).strip()
+
+    def refused(self, said, command, code=MISUSE, env=None, before=()):
+        """`command` must end with `code` and one line that has all of `said`; the good saves stay as they are."""
+        saved = content_of(self.good)
+        ended, text = self.run(command, env, before)
+        lines = [line for line in text.splitlines() if line.strip()]
+        if ended != code:
+            raise Failure(f"ended with {ended}, not {code}: {text}")
+        if len(lines) != 1:
+            raise Failure(f"said {len(lines)} lines instead of one: {text}")
+        if missing := [word for word in said if word not in lines[0]]:
+            raise Failure(f"does not say {missing}: {text}")
+        if content_of(self.good) != saved:
+            raise Failure("what was saved has changed")
+
+    def copy(self, name):
+        return Path(shutil.copytree(self.good, self.job.folder / name))
+
+    # ---- one mistake each
+
+    def twins(self):
+        self.refused(["weights", "twice"], [self.job.build / "bin" / "system_twins"])
+
+    def other_shapes(self):
+        self.refused(["embedding.byte", "[256, 32]", "[256, 64]"], self.program(self.good, MORE_STEPS, width=64))
+
+    def other_constants(self):
+        self.refused(["microbatches", "8", "16"], self.program(self.good, MORE_STEPS, microbatches=16))
+
+    def unknown_variable(self):
+        self.refused(["MUSTER_NPORC", "MUSTER_NPROC", "; unset it"], self.program(self.good, MORE_STEPS),
+                     env={"MUSTER_NPORC": "2"})
+        self.refused(["MUSTER_NPORC"], [self.job.build / "bin" / "hello"], env={"MUSTER_NPORC": "2"})
+
+    def read_only_folder(self):
+        before = []
+        folder = self.copy("read-only")
+        if os.geteuid() == 0:
+            if not shutil.which("setpriv"):
+                return "setpriv is missing, and root may write everywhere"
+            before = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        for path in (*folder.rglob("*"), folder):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        try:
+            self.refused([str(folder), "Permission denied"], self.program(folder, MORE_STEPS), before=before)
+        finally:
+            for path in (folder, *folder.rglob("*")):
+                path.chmod(0o755)
+        return None
+
+    def later_format(self):
+        if xxh3_128(b"") is None:
+            return "libxxhash is missing"
+        folder = self.copy("later-format")
+        manifest = max(folder.glob("v*/manifest.json"))
+        body, trailer = manifest.read_bytes().split(b"\nxxh3-128 ")
+        if trailer.strip().decode() != xxh3_128(body + b"\n"):
+            raise Failure("this test computes another digest than the manifest has; compare with docs/formats")
+        changed = json.loads(body)
+        changed["format_major"] += 1
+        body = json.dumps(changed, separators=(",", ":")).encode() + b"\n"
+        manifest.write_bytes(body + b"xxh3-128 " + xxh3_128(body).encode() + b"\n")
+        saved = content_of(folder)
+        self.refused(["manifest.json", "format version 2"], self.program(folder, MORE_STEPS))
+        if content_of(folder) != saved:
+            raise Failure("a save of a later format was changed")
+        return None
+
+    def full_disk(self):
+        """Training goes on without the save, says so, and the older save stays."""
+        if os.geteuid() != 0:
+            return "only root can mount a small disk"
+        disk = self.job.folder / "disk"
+        disk.mkdir()
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", disk], capture_output=True).returncode != 0:
+            return "mount is not permitted here"
+        try:
+            folder = Path(shutil.copytree(self.good, disk / "checkpoints"))
+            with open(disk / "filler", "wb") as filler:
+                try:
+                    while True:
+                        filler.write(bytes(4096))
+                        filler.flush()
+                except OSError:
+                    pass
+            saved = content_of(folder)
+            code, text = self.run([self.job.muster, "run", "--nproc", 1, "--", *self.program(folder, MORE_STEPS)])
+            if "save failed" not in text or "No space left" not in text or str(folder) not in text:
+                raise Failure(f"does not say that {folder} is full: {text}")
+            if f"save durable: version {MORE_STEPS}" in text:
+                raise Failure(f"a save on a full disk was reported as done: {text}")
+            if content_of(folder) != saved:
+                raise Failure("the saves that were there have changed")
+            print(f"bad_input: (training on a full disk ends with exit code {code})")
+        finally:
+            subprocess.run(["umount", "-l", disk], check=False)
+        return None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--build", help="the build folder; default: build/dev")
+    parser.add_argument("--only", help="only the test of this name")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
+    job = None
+    try:
+        mistakes = Mistakes(options.build)
+        job = mistakes.job
+        names = ["twins", "other_shapes", "other_constants", "unknown_variable", "read_only_folder", "later_format", "full_disk"]
+        tests = [(name, getattr(mistakes, name)) for name in names if options.only in (None, name)]
+        code = run_tests([*tests, ("nothing left behind", lambda: require_no_processes(job))], "bad_input")
+    finally:
+        if job:
+            job.close()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
