@@ -84,7 +84,7 @@ class Mistakes:
     # ---- one mistake each
 
     def twins(self):
-        self.refused(["weights", "twice"], [self.job.build / "bin" / "system_twins"])
+        self.refused(["two tensors", "'weights'"], [self.job.build / "bin" / "system_twins"])
 
     def other_shapes(self):
         self.refused(["embedding.byte", "[256, 32]", "[256, 64]"], self.program(self.good, MORE_STEPS, width=64))
