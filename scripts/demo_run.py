@@ -120,7 +120,7 @@ class Demo:
         time.sleep(0.3)  # so that agent a is the one with the store
         b = self.agent("b", 2, summary)
         self.reach(0.10, [a, b])
-        victim = b.worker_pids()[1]
+        victim = wait_until(lambda: b.worker_pids().get(1), 30, "worker 1 of node b")
         display.say(f"killing worker 1 of node b (process {victim}) with SIGKILL")
         began, generation = time.monotonic(), display.generation
         os.kill(victim, signal.SIGKILL)

@@ -41,6 +41,8 @@ struct Limits {
   uint32_t suspect_repeats = 3;  // so often without a step: the named members are excluded
   Duration notice_settle = 500 * kMillisecond;  // rule 27: staggered notices of a job's nodes count as one
   Duration learn_retry_wait = 30 * kSecond;     // a learner that failed twice waits so long
+  Duration finish_timeout =
+      2 * 3600 * kSecond;               // the same after the last step; longer than NodeLimits::finish_grace
   Duration end_timeout = 60 * kSecond;  // EndJob → all processes gone; longer than two NodeLimits::kill_grace
   RuleSwitches rules;                   // test-only
 };

@@ -47,7 +47,7 @@ void Coordinator::State::leavers_overdue() {
 void Coordinator::State::end_job(int code, const std::string& why) {
   if (phase == Phase::kEnded) return;
   phase = Phase::kEnded;
-  phase_deadline = now + limits.end_timeout;
+  phase_deadline = now + (code == 0 ? limits.finish_timeout : limits.end_timeout);
   form_at = kNever;
   exit_code = code;
   end_why = why;

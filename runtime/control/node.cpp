@@ -126,8 +126,8 @@ void NodeCore::State::begin_ending(int exit_code, std::string why) {
   if (ending) return;
   ending = EndJob{exit_code, std::move(why)};
   say(EventKind::kJobEnded, ending->why, -1, exit_code);
-  term_at = now + limits.kill_grace;
-  kill_all_at = now + 2 * limits.kill_grace;
+  term_at = now + (exit_code == 0 ? limits.finish_grace : limits.kill_grace);
+  kill_all_at = term_at + limits.kill_grace;
   for (Slot& slot : slots) slot.respawn_at = kNever;
   finish_if_empty();
 }
@@ -323,6 +323,10 @@ void NodeCore::State::tick_leader() {
   }
   if (now >= term_at) {
     term_at = kNever;
+    if (ending && ending->exit_code == 0) {
+      ending->exit_code = 1;  // what a program is killed in is no success
+      ending->why = "a worker had not ended long after the last step";
+    }
     signal_all(SIGTERM);
   }
   if (now >= kill_all_at) {

@@ -22,7 +22,9 @@ struct NodeLimits {
   Duration worker_silence =
       10 * kSecond;  // no heartbeat from a worker's progress thread: kill it (a proven death)
   Duration quick_death = 2 * kSecond;  // a program whose first run dies so soon, everywhere, is not restarted
-  Duration kill_grace = 10 * kSecond;  // End, or the job's end → SIGTERM → SIGKILL
+  // After the last step programs evaluate, sample and export; only the end of a finished job waits so long.
+  Duration finish_grace = 3600 * kSecond;
+  Duration kill_grace = 10 * kSecond;       // End, or the job's end → SIGTERM → SIGKILL
   Duration frozen_timeout = 120 * kSecond;  // without a leader for so long: kill the workers, end as requeue
   uint32_t nodes_min = 1;                   // --nnodes, for the leader to compare
   uint32_t nodes_max = 1;

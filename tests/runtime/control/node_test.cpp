@@ -142,6 +142,19 @@ TEST_F(NodeTest, WhatTheLeaderMissedIsSaidAgain) {
   EXPECT_EQ(sent<NoticeRaised>(again).size(), 1u);
 }
 
+// The loop's end is not the program's: final evaluation and export take their time.
+TEST_F(NodeTest, AProgramMayTakeLongAfterTheLastStep) {
+  limits.worker_silence = 24 * 3600 * kSecond;
+  start(1);
+  hello(0, 50);
+  core->from_leader(now, {0, EndJob{0, "done"}});
+  EXPECT_TRUE(all_of_kind<SignalWorker>(core->tick(now + limits.finish_grace - kSecond)).empty());
+  EXPECT_EQ(all_of_kind<SignalWorker>(core->tick(now + limits.finish_grace))[0].signal, SIGTERM);
+  const auto finish = all_of_kind<Finish>(core->worker_exited(now, 0, -15));
+  ASSERT_EQ(finish.size(), 1u);
+  EXPECT_EQ(finish[0].exit_code, 1);
+}
+
 TEST_F(NodeTest, EndOfTheJobIsPolitelyThenFirmlyEnforced) {
   limits.worker_silence = 60 * kSecond;
   start(1);
