@@ -47,7 +47,8 @@ void Coordinator::State::leavers_overdue() {
 void Coordinator::State::end_job(int code, const std::string& why) {
   if (phase == Phase::kEnded) return;
   phase = Phase::kEnded;
-  phase_deadline = now + (code == 0 ? limits.finish_timeout : limits.end_timeout);
+  phase_deadline = now + limits.end_timeout;
+  finish_deadline = code == 0 ? now + limits.finish_timeout : phase_deadline;
   form_at = kNever;
   exit_code = code;
   end_why = why;
@@ -62,8 +63,17 @@ void Coordinator::State::end_job(int code, const std::string& why) {
   }
 }
 
+// Programs of a finished job take their time; those of a node that is out of reach are not waited for.
 void Coordinator::State::settle_end() {
   if (finished || (!members.empty() && now < phase_deadline)) return;
+  const bool in_reach = std::any_of(members.begin(), members.end(), [&](const auto& entry) {
+    const auto node = nodes.find(entry.second.member.node);
+    return node != nodes.end() && node->second.connected;
+  });
+  if (in_reach && now < finish_deadline) {
+    phase_deadline = now + kSecond;
+    return;
+  }
   finished = true;
   out.push_back(Finish{exit_code, end_why});
 }

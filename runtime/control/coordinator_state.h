@@ -112,6 +112,7 @@ struct Coordinator::State {
   Actions out;
 
   Phase phase = Phase::kForming;
+  Instant finish_deadline = kNever;
   Instant phase_deadline = kNever;
   Instant form_at = kNever;  // MIN nodes are complete: the first view is installed then
   Instant heartbeat_at = 0;

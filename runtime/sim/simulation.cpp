@@ -61,7 +61,6 @@ World::World(const Options& given) : options(given), random(given.seed) {
   node_limits.worker_silence = random.chance(0.5) ? 4 * kSecond : 20 * kSecond;  // by agent, or by the leader
   node_limits.quick_death = 20 * kMillisecond;
   node_limits.kill_grace = 2 * kSecond;
-  node_limits.finish_grace = 2 * kSecond;
   node_limits.frozen_timeout = 40 * kSecond;
   node_limits.rules = options.rules;
   member_limits.update_timeout = 4 * kSecond;

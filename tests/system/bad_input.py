@@ -141,13 +141,12 @@ class Mistakes:
             return "mount is not permitted here"
         try:
             folder = Path(shutil.copytree(self.good, disk / "checkpoints"))
-            with open(disk / "filler", "wb") as filler:
-                try:
+            try:
+                with open(disk / "filler", "wb", buffering=0) as filler:
                     while True:
                         filler.write(bytes(4096))
-                        filler.flush()
-                except OSError:
-                    pass
+            except OSError:
+                pass  # full
             saved = content_of(folder)
             code, text = self.run([self.job.muster, "run", "--nproc", 1, "--", *self.program(folder, MORE_STEPS)])
             if "save failed" not in text or "No space left" not in text or str(folder) not in text:

@@ -23,7 +23,7 @@ NODES = 3
 HANG_S = 90  # without any step; many times what any recovery takes on a busy machine
 AGENT_OPTIONS = ["--worker-silence", WORKER_SILENCE_S, "--node-silence", NODE_SILENCE_S,
                  "--partition-wait", PARTITION_WAIT_S, "--restart-delay", 0.1, "--restarts", 1000, "--form-wait", 0.5, 
-                 "--rdzv-timeout", 30, "--grace", 60]
+                 "--rdzv-timeout", 30, "--grace", 60, "--frozen-timeout", 10]
 
 
 def draw(seed):
