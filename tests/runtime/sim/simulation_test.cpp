@@ -90,7 +90,7 @@ std::vector<NamedRule> rules_at_work() {
 }
 
 INSTANTIATE_TEST_SUITE_P(Rules, RuleOff, ::testing::ValuesIn(rules_at_work()),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         [](const auto& rule) { return std::string(rule.param.name); });
 
 }  // namespace
 }  // namespace muster::sim
