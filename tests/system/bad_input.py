@@ -137,7 +137,7 @@ class Mistakes:
             return "only root can mount a small disk"
         disk = self.job.folder / "disk"
         disk.mkdir()
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", disk], capture_output=True).returncode != 0:
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1400k", "tmpfs", disk], capture_output=True).returncode != 0:
             return "mount is not permitted here"
         try:
             folder = Path(shutil.copytree(self.good, disk / "checkpoints"))
@@ -146,7 +146,8 @@ class Mistakes:
                     while True:
                         filler.write(bytes(4096))
             except OSError:
-                pass  # full
+                pass  # full; a little goes back, so that the folder can be owned but no save fits
+            os.truncate(disk / "filler", max((disk / "filler").stat().st_size - 24 * 1024, 0))
             saved = content_of(folder)
             code, text = self.run([self.job.muster, "run", "--nproc", 1, "--", *self.program(folder, MORE_STEPS)])
             if "save failed" not in text or "No space left" not in text or str(folder) not in text:
