@@ -74,6 +74,10 @@ TEST(SignalIntake, LeavesIgnoredSignalsIgnored) {
 }
 
 TEST(SignalIntake, AForkedChildIsUntouched) {
+#ifdef __SANITIZE_THREAD__
+  GTEST_SKIP()
+      << "the thread sanitizer holds back signals raised inside its own handler; run it in another build";
+#endif
   Told told;
   auto intake = SignalIntake::install({SIGTERM}, told.function());
   ASSERT_TRUE(intake.ok());
