@@ -150,6 +150,7 @@ void World::store_view(const StoreView& request) {
   const Duration there = between(kMillisecond, 10 * kMillisecond);
   const bool answer_lost = options.faults && random.chance(0.03);
   const bool request_lost = options.faults && random.chance(0.02);
+  if (answer_lost || request_lost) ++outcome.faults;
   after(there, [this, request, answer_lost, request_lost] {
     if (request_lost) return;
     const Generation held = store_empty ? Generation{} : store.generation;
