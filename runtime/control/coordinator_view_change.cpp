@@ -245,13 +245,14 @@ void Coordinator::State::installation_overdue() {
   }
   for (NodeId node : stuck) lose_node(node, "an excluded process was not reaped" + within);
   if (!stuck.empty()) return;
-  if (change.ready.empty()) {  // one that blocks and those it blocks look alike: form the group anew
-    suspect_why = "nobody was ready" + within;
-    return check_suspects();
-  }
+  // One that blocks the group and those whom it blocks look alike. Asked again, a frozen one does not report;
+  // who reports and still is not ready, again and again, is excluded as a suspect.
   for (MemberId id : living_of(view)) {
-    if (!change.ready.contains(id)) lose_member(id, "not ready" + within, false);
+    if (!change.ready.contains(id)) suspects[id].insert(0);
   }
+  suspect_why = std::to_string(change.ready.size()) + " of " + std::to_string(view.members.size()) +
+                " were ready" + within;
+  check_suspects();
 }
 
 // The plan number before Go is the baseline of the view: every member starts having served it (rule 16). A
