@@ -89,6 +89,9 @@ void World::up(size_t index, Envelope envelope) {
 }
 
 void World::down(NodeId node, Envelope envelope) {
+  if (const auto* install = std::get_if<Install>(&envelope.message)) {
+    views_installed.emplace(install->view.generation, install->view);
+  }
   Agent* agent = agent_of(node);
   if (agent == nullptr || !agent->connected || !agent->alive) return;
   if (const auto* learn = std::get_if<Learn>(&envelope.message)) check_learn(*learn);

@@ -57,9 +57,8 @@ void World::check_enter(const Process& process, const View& view, bool planned) 
 
 // 11: silence excludes more than half of the nodes only after the partition wait.
 void World::check_store(const View& next) {
-  const auto self = views_stored.find(next.generation);
-  if (self == views_stored.begin() || next.base == kNoVersion) return;  // without a base nothing is at stake
-  const auto previous = std::prev(self);
+  if (views_installed.empty() || next.base == kNoVersion) return;  // without a base nothing is at stake
+  const auto previous = std::prev(views_installed.end());  // one that was stored only never had members
   std::set<NodeId> nodes;
   std::set<NodeId> silent;
   for (const Member& member : previous->second.members) {

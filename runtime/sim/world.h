@@ -158,6 +158,7 @@ struct World {
 
   // What happened, for the checks.
   std::map<Generation, View> views_stored;
+  std::map<Generation, View> views_installed;  // members were told to
   std::map<Generation, View> views_entered;
   std::set<MemberId> proven_dead;  // the leader was told
   Version committed = kNoVersion;  // complete on every member of a view
