@@ -52,6 +52,7 @@ struct Change {
   uint32_t store_tries = 0;
   Instant began = 0;
   std::map<MemberId, Report> reports;
+  std::set<NodeId> silent_excluded;  // rule 11 bounds their sum over the rounds of one change
   View next;
   std::vector<Transfer> transfers;
   Digest digest;

@@ -70,9 +70,9 @@ bool Coordinator::State::exclude_silent_nodes() {
     silent_for = std::min(silent_for, now - nodes.at(node).silent_since);
   }
   if (silent.empty()) return true;
-  LossDecision decision =
-      decide_loss(static_cast<uint32_t>(view_nodes().size()), static_cast<uint32_t>(silent.size()),
-                  limits.embedded_store, silent_for, limits);
+  LossDecision decision = decide_loss(static_cast<uint32_t>(view_nodes().size()),
+                                      static_cast<uint32_t>(silent.size() + change.silent_excluded.size()),
+                                      limits.embedded_store, silent_for, limits);
   if (!limits.rules.silence_is_bounded) decision.kind = LossDecision::kShrink;
   if (decision.kind == LossDecision::kWait) return false;
   if (decision.kind != LossDecision::kShrink) {
@@ -81,6 +81,7 @@ bool Coordinator::State::exclude_silent_nodes() {
   }
   say(EventKind::kLog, decision.why);
   for (NodeId node : silent) lose_node(node, "silent");
+  change.silent_excluded.merge(silent);
   return true;
 }
 

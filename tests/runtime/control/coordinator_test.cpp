@@ -271,6 +271,24 @@ TEST_F(Loss, MoreThanHalfSilentForLongIsExcludedBySideWithTheStore) {
   EXPECT_EQ(world(), (std::vector<MemberId>{100}));
 }
 
+TEST_F(Loss, SilenceThatComesInTwoRoundsOfOneChangeIsSummed) {
+  form(3, 1);
+  answer_store = false;
+  alive.erase(2);
+  carry(leader->disconnected(now, 2, "connection reset"));
+  report(1, 100, 4);
+  report(3, 300, 4);
+  ASSERT_EQ(leader->phase(), "storing") << "one of three";
+  const StoreView store = all_of_kind<StoreView>(all).back();
+  alive.erase(3);
+  carry(leader->disconnected(now, 3, "connection reset"));
+  answer_store = true;
+  carry(leader->stored(now, store.attempt, true, store.view));
+  EXPECT_EQ(leader->phase(), "agreeing") << "two of three: more than half of the view that members are in";
+  tick_at(now + limits.partition_wait);
+  EXPECT_EQ(leader->phase(), "running");
+}
+
 TEST_F(Loss, HeartbeatsThatStopAreSilence) {
   form(3, 1);
   alive.erase(3);
