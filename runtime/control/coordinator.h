@@ -85,6 +85,8 @@ class Coordinator {
   Actions disconnected(Instant now, NodeId node, const std::string& why);
 
   // Answer to StoreView. `stored` false: the guard failed; the host passes what the store holds instead.
+  // `current` equal to the view asked for counts as stored: an earlier attempt whose answer was lost (rule
+  // 14).
   Actions stored(Instant now, uint32_t attempt, bool stored, const View& current);
 
   Actions tick(Instant now);
