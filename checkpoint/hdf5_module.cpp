@@ -6,11 +6,13 @@
 // described twice: first with the data far away, to measure.
 #include "checkpoint/hdf5_module.h"
 
+#include <dlfcn.h>
 #include <hdf5.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 #include <mutex>
 #include <set>
 #include <stdexcept>
@@ -44,6 +46,18 @@ hid_t checked(hid_t id, const char* what) {
   return id;
 }
 
+// An id that libhdf5 keeps in a variable. A program that refers to the same variable may hold a copy of it (a
+// copy relocation); libhdf5 then fills the program's, while this module, which looks in its own scope first,
+// sees the original, empty. With a libhdf5 of another version in the program the original is filled.
+hid_t id_in(const hid_t& original, const char* variable) {
+  H5open();
+  if (original > 0) return original;
+  static void* const program = dlopen(nullptr, RTLD_LAZY);
+  const void* const copy = program == nullptr ? nullptr : dlsym(program, variable);
+  return copy == nullptr ? original : *static_cast<const hid_t*>(copy);
+}
+#define MUSTER_HDF5_ID(variable) id_in(variable, #variable)
+
 // What one description is told and leaves behind. One at a time, under the mutex of `describe`.
 struct Description {
   const MusterHdf5Dataset* datasets = nullptr;
@@ -52,6 +66,7 @@ struct Description {
   uint64_t next_dataset = 0;  // the next data allocation is this one's
   uint64_t metadata_end = 0;  // next free address for metadata
   uint64_t data_end = 0;
+  bool only_virtual = false;  // what libhdf5 calls data (global heaps) is the mappings then, so metadata
   bool data_written = false;  // a fill value or a misplaced object: the bytes would not be the caller's
   std::vector<unsigned char> metadata = {};
 };
@@ -80,7 +95,7 @@ herr_t driver_unlock(H5FD_t*) { return 0; }
 
 haddr_t driver_alloc(H5FD_t*, H5FD_mem_t type, hid_t, hsize_t bytes) {
   Description& now = *current;
-  if (type != H5FD_MEM_DRAW) {
+  if (type != H5FD_MEM_DRAW || now.only_virtual) {
     const haddr_t address = now.metadata_end;
     now.metadata_end += (bytes + 7) / 8 * 8;
     return address;
@@ -156,7 +171,7 @@ hid_t driver_id() {
 
 H5Type custom_float(size_t bytes, size_t exponent_at, size_t exponent_bits, size_t mantissa_bits,
                     size_t bias) {
-  H5Type type(checked(H5Tcopy(H5T_IEEE_F32LE), "cannot copy a type"));
+  H5Type type(checked(H5Tcopy(MUSTER_HDF5_ID(H5T_IEEE_F32LE_g)), "cannot copy a type"));
   const size_t sign_at = bytes * 8 - 1;
   if (H5Tset_fields(type.get(), sign_at, exponent_at, exponent_bits, 0, mantissa_bits) < 0 ||
       H5Tset_size(type.get(), bytes) < 0 || H5Tset_ebias(type.get(), bias) < 0)
@@ -167,40 +182,40 @@ H5Type custom_float(size_t bytes, size_t exponent_at, size_t exponent_bits, size
 H5Type type_of(DType dtype) {
   switch (dtype) {
     case DType::kFloat32:
-      return H5Type(H5Tcopy(H5T_IEEE_F32LE));
+      return H5Type(H5Tcopy(MUSTER_HDF5_ID(H5T_IEEE_F32LE_g)));
     case DType::kFloat64:
-      return H5Type(H5Tcopy(H5T_IEEE_F64LE));
+      return H5Type(H5Tcopy(MUSTER_HDF5_ID(H5T_IEEE_F64LE_g)));
     case DType::kBFloat16:
       return custom_float(2, 7, 8, 7, 127);
     case DType::kFloat16:
       return custom_float(2, 10, 5, 10, 15);
     case DType::kInt8:
-      return H5Type(H5Tcopy(H5T_STD_I8LE));
+      return H5Type(H5Tcopy(MUSTER_HDF5_ID(H5T_STD_I8LE_g)));
     case DType::kInt16:
-      return H5Type(H5Tcopy(H5T_STD_I16LE));
+      return H5Type(H5Tcopy(MUSTER_HDF5_ID(H5T_STD_I16LE_g)));
     case DType::kUInt16:
-      return H5Type(H5Tcopy(H5T_STD_U16LE));
+      return H5Type(H5Tcopy(MUSTER_HDF5_ID(H5T_STD_U16LE_g)));
     case DType::kInt32:
-      return H5Type(H5Tcopy(H5T_STD_I32LE));
+      return H5Type(H5Tcopy(MUSTER_HDF5_ID(H5T_STD_I32LE_g)));
     case DType::kUInt32:
-      return H5Type(H5Tcopy(H5T_STD_U32LE));
+      return H5Type(H5Tcopy(MUSTER_HDF5_ID(H5T_STD_U32LE_g)));
     case DType::kInt64:
-      return H5Type(H5Tcopy(H5T_STD_I64LE));
+      return H5Type(H5Tcopy(MUSTER_HDF5_ID(H5T_STD_I64LE_g)));
     case DType::kUInt64:
-      return H5Type(H5Tcopy(H5T_STD_U64LE));
+      return H5Type(H5Tcopy(MUSTER_HDF5_ID(H5T_STD_U64LE_g)));
     case DType::kFloat8E5M2:
       return custom_float(1, 2, 5, 2, 15);
     // As a custom float, 448 would be read as NaN and 256 as infinity, because E4M3 has no infinities.
     case DType::kFloat8E4M3:
     case DType::kUInt8:
-      return H5Type(H5Tcopy(H5T_STD_U8LE));
+      return H5Type(H5Tcopy(MUSTER_HDF5_ID(H5T_STD_U8LE_g)));
   }
   throw Failure("unknown element type");
 }
 
 void write_attribute(hid_t owner, const MusterHdf5Attribute& attribute) {
   const bool is_text = attribute.text != nullptr;
-  H5Type type(H5Tcopy(is_text ? H5T_C_S1 : H5T_STD_U64LE));
+  H5Type type(H5Tcopy(is_text ? MUSTER_HDF5_ID(H5T_C_S1_g) : MUSTER_HDF5_ID(H5T_STD_U64LE_g)));
   const hsize_t count = attribute.value_count;
   if (is_text) H5Tset_size(type.get(), std::max<size_t>(std::strlen(attribute.text), 1));
   if (is_text) H5Tset_cset(type.get(), H5T_CSET_UTF8);
@@ -212,7 +227,7 @@ void write_attribute(hid_t owner, const MusterHdf5Attribute& attribute) {
 }
 
 H5List dataset_properties() {
-  H5List list(checked(H5Pcreate(H5P_DATASET_CREATE), "cannot make a property list"));
+  H5List list(checked(H5Pcreate(MUSTER_HDF5_ID(H5P_CLS_DATASET_CREATE_ID_g)), "cannot make a property list"));
   H5Pset_layout(list.get(), H5D_CONTIGUOUS);
   H5Pset_alloc_time(list.get(), H5D_ALLOC_TIME_EARLY);
   H5Pset_fill_time(list.get(), H5D_FILL_TIME_NEVER);
@@ -222,7 +237,8 @@ H5List dataset_properties() {
 
 // Not left to libhdf5's own making of intermediate groups, which would put the time of day into them.
 void create_groups(hid_t file, const std::string& path, std::set<std::string>& created) {
-  const H5List properties(checked(H5Pcreate(H5P_GROUP_CREATE), "cannot make a property list"));
+  const H5List properties(
+      checked(H5Pcreate(MUSTER_HDF5_ID(H5P_CLS_GROUP_CREATE_ID_g)), "cannot make a property list"));
   H5Pset_obj_track_times(properties.get(), false);
   for (size_t slash = path.find('/'); slash != std::string::npos; slash = path.find('/', slash + 1)) {
     const std::string group = path.substr(0, slash);
@@ -244,12 +260,72 @@ void create_dataset(hid_t file, const MusterHdf5Dataset& dataset, hid_t properti
   if (H5Dget_offset(id.get()) != current->base + dataset.offset) throw Failure(dataset.path);
 }
 
+// What a reader sees where a shard is missing: no number.
+void set_fill_value(hid_t properties, DType dtype) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const unsigned char e4m3_nan = 0x7f;
+  switch (dtype) {
+    case DType::kFloat8E4M3:
+      H5Pset_fill_value(properties, MUSTER_HDF5_ID(H5T_NATIVE_UCHAR_g), &e4m3_nan);
+      return;
+    case DType::kFloat32:
+    case DType::kFloat64:
+    case DType::kBFloat16:
+    case DType::kFloat16:
+    case DType::kFloat8E5M2:
+      H5Pset_fill_value(properties, MUSTER_HDF5_ID(H5T_NATIVE_DOUBLE_g), &nan);
+      return;
+    default:
+      return;
+  }
+}
+
+H5Space block_of(int rank, const uint64_t* shape, const uint64_t* begin, const uint64_t* count) {
+  const std::vector<hsize_t> extents(shape, shape + rank);
+  const std::vector<hsize_t> first(begin, begin + rank);
+  const std::vector<hsize_t> size(count, count + rank);
+  H5Space space(checked(H5Screate_simple(rank, extents.data(), nullptr), "cannot make a data space"));
+  if (H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, first.data(), nullptr, size.data(), nullptr) < 0)
+    throw Failure("cannot select a block");
+  return space;
+}
+
+void create_virtual_dataset(hid_t file, const MusterHdf5Dataset& dataset) {
+  if (dataset.rank == 0) {  // HDF5 has no virtual scalars
+    if (dataset.source_count != 1 || H5Lcreate_external(dataset.sources[0].file, dataset.sources[0].path,
+                                                        file, dataset.path, H5P_DEFAULT, H5P_DEFAULT) < 0)
+      throw Failure(dataset.path);
+    return;
+  }
+  const H5List properties(
+      checked(H5Pcreate(MUSTER_HDF5_ID(H5P_CLS_DATASET_CREATE_ID_g)), "cannot make a property list"));
+  H5Pset_obj_track_times(properties.get(), false);
+  set_fill_value(properties.get(), static_cast<DType>(dataset.dtype));
+  for (uint64_t i = 0; i < dataset.source_count; ++i) {
+    const MusterHdf5Source& source = dataset.sources[i];
+    const H5Space there =
+        block_of(source.source_rank, source.source_shape, source.source_begin, source.source_count);
+    const H5Space here = block_of(dataset.rank, dataset.shape, source.begin, source.count);
+    if (H5Pset_virtual(properties.get(), here.get(), source.file, source.virtual_path, there.get()) < 0)
+      throw Failure(dataset.path);
+  }
+  const H5Type type = type_of(static_cast<DType>(dataset.dtype));
+  const std::vector<hsize_t> shape(dataset.shape, dataset.shape + dataset.rank);
+  const H5Space space(checked(H5Screate_simple(dataset.rank, shape.data(), nullptr), dataset.path));
+  const H5Set id(checked(
+      H5Dcreate2(file, dataset.path, type.get(), space.get(), H5P_DEFAULT, properties.get(), H5P_DEFAULT),
+      dataset.path));
+  for (int i = 0; i < dataset.attribute_count; ++i) write_attribute(id.get(), dataset.attributes[i]);
+}
+
 H5File create_file() {
-  const H5List access(checked(H5Pcreate(H5P_FILE_ACCESS), "cannot make a property list"));
+  const H5List access(
+      checked(H5Pcreate(MUSTER_HDF5_ID(H5P_CLS_FILE_ACCESS_ID_g)), "cannot make a property list"));
   H5Pset_driver(access.get(), driver_id(), nullptr);
   H5Pset_libver_bounds(access.get(), H5F_LIBVER_V110, H5F_LIBVER_LATEST);
   H5Pset_fclose_degree(access.get(), H5F_CLOSE_STRONG);
-  const H5List creation(checked(H5Pcreate(H5P_FILE_CREATE), "cannot make a property list"));
+  const H5List creation(
+      checked(H5Pcreate(MUSTER_HDF5_ID(H5P_CLS_FILE_CREATE_ID_g)), "cannot make a property list"));
   H5Pset_obj_track_times(creation.get(), false);
   return H5File(checked(H5Fcreate("muster", H5F_ACC_TRUNC, creation.get(), access.get()), "cannot create"));
 }
@@ -260,12 +336,18 @@ struct Metadata {
 
 Metadata describe_once(Description& description) {
   current = &description;
+  const auto is_virtual = [](const MusterHdf5Dataset& dataset) { return dataset.is_virtual != 0; };
+  description.only_virtual =
+      std::all_of(description.datasets, description.datasets + description.dataset_count, is_virtual);
   H5File file = create_file();
   std::set<std::string> groups;
   const H5List properties = dataset_properties();
   for (uint64_t i = 0; i < description.dataset_count; ++i) {
     create_groups(file.get(), description.datasets[i].path, groups);
-    create_dataset(file.get(), description.datasets[i], properties.get());
+    if (is_virtual(description.datasets[i]))
+      create_virtual_dataset(file.get(), description.datasets[i]);
+    else
+      create_dataset(file.get(), description.datasets[i], properties.get());
   }
   if (H5Fflush(file.get(), H5F_SCOPE_GLOBAL) < 0) throw Failure("cannot flush");
   Metadata metadata{description.metadata, {}};

@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define MUSTER_HDF5_TABLE_VERSION 1
+#define MUSTER_HDF5_TABLE_VERSION 2
 
 extern "C" {
 
@@ -20,15 +20,33 @@ struct MusterHdf5Attribute {
   uint64_t value_count;
 };
 
+// A block of a virtual dataset, and the elements of another file's dataset that fill it. For a scalar, which
+// becomes a link, only the names count.
+struct MusterHdf5Source {
+  const char* file;          // as seen from the folder of the file that is described
+  const char* path;          // of the dataset in it
+  const char* virtual_path;  // the same with '%' doubled
+  const uint64_t* begin;     // of the virtual dataset, along each dimension
+  const uint64_t* count;
+  int source_rank;
+  const uint64_t* source_shape;
+  const uint64_t* source_begin;
+  const uint64_t* source_count;
+};
+
 struct MusterHdf5Dataset {
   const char* path;  // groups on the way are created
   int dtype;         // muster::DType; bfloat16 and float8_e5m2 as custom floats, float8_e4m3 as uint8
   const uint64_t* shape;
   int rank;
-  uint64_t bytes;   // must be what shape and dtype give, and not 0
+  uint64_t bytes;   // must be what shape and dtype give, and not 0, unless it is virtual
   uint64_t offset;  // increasing, and the ranges disjoint
   const MusterHdf5Attribute* attributes;
   int attribute_count;
+  // Virtual datasets have no bytes and no offset of their own. A file has either only them or none.
+  int is_virtual;
+  const MusterHdf5Source* sources;
+  uint64_t source_count;
 };
 
 struct MusterHdf5Image {

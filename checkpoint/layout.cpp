@@ -512,4 +512,13 @@ Result<std::vector<Copy>> plan_restore(const SavePlan& saved, std::span<const Te
   return copies;
 }
 
+std::vector<Copy> plan_read(const SavePlan& saved, uint32_t tensor, Range bytes) {
+  TensorSpec whole = saved.specs()[tensor];
+  whole.split = kReplicated;
+  std::vector<Copy> copies;
+  TensorMove{saved, tensor, whole, tensor, 0, 1, bytes, copies}.plan();
+  for (Copy& copy : copies) copy.target -= bytes.begin;
+  return copies;
+}
+
 }  // namespace muster::checkpoint

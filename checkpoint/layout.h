@@ -126,4 +126,8 @@ enum class ReadShare : uint8_t {
 Result<std::vector<Copy>> plan_restore(const SavePlan& saved, std::span<const TensorSpec> wanted,
                                        uint32_t part, uint32_t parts, ReadShare share = ReadShare::kAll);
 
+// What gives bytes [bytes.begin, bytes.end) of a saved tensor as a whole, in row-major order, in memory that
+// begins with them. Sources are counted from the beginning of the participant's piece of the tensor.
+std::vector<Copy> plan_read(const SavePlan& saved, uint32_t tensor, Range bytes);
+
 }  // namespace muster::checkpoint

@@ -5,6 +5,7 @@
 
 #include "checkpoint/json.h"
 #include "checkpoint/lineage_json.h"
+#include "checkpoint/manifest_json.h"
 
 namespace muster::checkpoint {
 namespace {
@@ -126,15 +127,12 @@ std::map<std::string, ByteBuffer> read_step_values(JsonReader& reader) {
 
 Manifest read_manifest(JsonReader& reader) {
   Manifest manifest;
-  manifest.id = {reader.number("version"), reader.hex64("nonce")};
-  manifest.lineage = read_lineage(reader, "lineage");
+  read_context(reader, manifest);
+  manifest.id.nonce = reader.hex64("nonce");
   manifest.parent = read_id(reader, "parent");
-  manifest.job = read_job(reader);
-  manifest.sample_position = reader.number("sample_position");
   manifest.saved_at_ms = reader.signed_number("saved_at_ms");
   manifest.saved_by = reader.text("saved_by");
   manifest.fence = reader.number("fence");
-  manifest.step_values = read_step_values(reader);
   manifest.tensors = read_list<TensorSpec>(reader, "tensors", kTensorsMax, as_tensor);
   manifest.shards = read_list<ShardEntry>(reader, "shards", kParticipantsMax, as_shard);
   return manifest;
@@ -168,6 +166,24 @@ Status check_shards(const Manifest& manifest, const std::string& where) {
 }
 
 }  // namespace
+
+Json context_json(const Manifest& manifest) {
+  Json step_values = Json::object();
+  for (const auto& [name, bytes] : manifest.step_values) step_values[name] = to_hex(bytes);
+  return {{"version", manifest.id.version},
+          {"lineage", to_json(manifest.lineage)},
+          {"job", to_json(manifest.job)},
+          {"sample_position", manifest.sample_position},
+          {"step_values", step_values}};
+}
+
+void read_context(JsonReader& reader, Manifest& manifest) {
+  manifest.id.version = reader.number("version");
+  manifest.lineage = read_lineage(reader, "lineage");
+  manifest.job = read_job(reader);
+  manifest.sample_position = reader.number("sample_position");
+  manifest.step_values = read_step_values(reader);
+}
 
 Json to_json(const Lineage& lineage) {
   Json list = Json::array();
@@ -271,24 +287,18 @@ Result<std::string> without_digest_line(ByteSpan bytes, const std::string& where
 }
 
 std::string encode(const Manifest& manifest) {
-  Json step_values = Json::object();
-  for (const auto& [name, bytes] : manifest.step_values) step_values[name] = to_hex(bytes);
-  const Json json = {{"kind", "muster checkpoint"},
-                     {"format_major", kFormatMajor},
-                     {"format_minor", kFormatMinor},
-                     {"version", manifest.id.version},
-                     {"nonce", hex64(manifest.id.nonce)},
-                     {"lineage", to_json(manifest.lineage)},
-                     {"parent", to_json(manifest.parent)},
-                     {"job", to_json(manifest.job)},
-                     {"sample_position", manifest.sample_position},
-                     {"saved_at_ms", manifest.saved_at_ms},
-                     {"saved_by", manifest.saved_by},
-                     {"fence", manifest.fence},
-                     {"slab_bytes", kSlabBytes},
-                     {"step_values", step_values},
-                     {"tensors", list_of(manifest.tensors)},
-                     {"shards", list_of(manifest.shards)}};
+  Json json = context_json(manifest);
+  json.update({{"kind", "muster checkpoint"},
+               {"format_major", kFormatMajor},
+               {"format_minor", kFormatMinor},
+               {"nonce", hex64(manifest.id.nonce)},
+               {"parent", to_json(manifest.parent)},
+               {"saved_at_ms", manifest.saved_at_ms},
+               {"saved_by", manifest.saved_by},
+               {"fence", manifest.fence},
+               {"slab_bytes", kSlabBytes},
+               {"tensors", list_of(manifest.tensors)},
+               {"shards", list_of(manifest.shards)}});
   // Text that is not UTF-8 is replaced, never thrown about: names of tensors have been checked, the rest is
   // for display.
   return with_digest_line(json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");

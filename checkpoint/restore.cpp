@@ -1,77 +1,20 @@
 #include "checkpoint/restore.h"
 
 #include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <thread>
 
+#include "checkpoint/read_plan.h"
 #include "runtime/base/check.h"
+#include "runtime/base/digest.h"
+#include "runtime/base/threads.h"
 
 namespace muster::checkpoint {
 namespace {
 
-constexpr uint64_t kReadSlabs = 16;  // read at once where they are needed one behind the other
-
-// A window of verified slabs that moves forward over one shard.
-class SlabWindow {
- public:
-  explicit SlabWindow(ShardReader& reader)
-      : reader_(reader), buffer_(std::min(kReadSlabs * kSlabBytes, reader.geometry().payload_bytes)) {}
-
-  // The verified bytes from `at` on: at least one, at most up to the end of the window. `end` is as far as
-  // the caller will go on without a gap of a slab.
-  Result<ByteSpan> from(uint64_t at, uint64_t end) {
-    if (at < window_.begin || at >= window_.end) MUSTER_TRY(load(at / kSlabBytes, end));
-    return ByteSpan(buffer_).subspan(at - window_.begin, window_.end - at);
-  }
-
- private:
-  Status load(uint64_t slab, uint64_t end) {
-    const ShardGeometry& geometry = reader_.geometry();
-    const uint64_t last = std::min((end - 1) / kSlabBytes, geometry.slab_count() - 1);
-    const uint64_t count = std::min(kReadSlabs, last - slab + 1);
-    window_ = {0, 0};
-    const Range bytes{geometry.slab(slab).begin, geometry.slab(slab + count - 1).end};
-    MUSTER_TRY(reader_.read(slab, count, MutableByteSpan(buffer_).first(bytes.size())));
-    window_ = bytes;
-    return ok();
-  }
-
-  ShardReader& reader_;
-  ByteBuffer buffer_;
-  Range window_;
-};
-
-Status copy_run(SlabWindow& window, uint64_t source, uint64_t reach, MutableByteSpan target) {
-  while (!target.empty()) {
-    MUSTER_ASSIGN(const ByteSpan bytes, window.from(source, std::max(reach, source + target.size())));
-    const size_t count = std::min(bytes.size(), target.size());
-    std::copy_n(bytes.begin(), count, target.begin());
-    target = target.subspan(count);
-    source += count;
-  }
-  return ok();
-}
-
-// Where the last run of this copy ends, or of this run if there are gaps of whole slabs between runs.
-uint64_t reach_of(const Copy& copy, uint64_t outer) {
-  const bool has_gaps = std::max(copy.source_strides[0], copy.source_strides[1]) > kSlabBytes;
-  const uint64_t inner_end = copy.source + outer * copy.source_strides[0] +
-                             (copy.counts[1] - 1) * copy.source_strides[1] + copy.run_bytes;
-  if (has_gaps) return copy.source_strides[1] > kSlabBytes ? 0 : inner_end;
-  return inner_end + (copy.counts[0] - 1 - outer) * copy.source_strides[0];
-}
-
-Status copy_all(SlabWindow& window, const Copy& copy, MutableByteSpan memory) {
-  for (uint64_t i = 0; i < copy.counts[0]; ++i) {
-    const uint64_t reach = reach_of(copy, i);
-    for (uint64_t j = 0; j < copy.counts[1]; ++j) {
-      const uint64_t source = copy.source + i * copy.source_strides[0] + j * copy.source_strides[1];
-      const uint64_t target = copy.target + i * copy.target_strides[0] + j * copy.target_strides[1];
-      MUSTER_TRY(copy_run(window, source, reach, memory.subspan(target, copy.run_bytes)));
-    }
-  }
-  return ok();
-}
-
-uint64_t bytes_of_copy(const Copy& copy) { return copy.run_bytes * copy.counts[0] * copy.counts[1]; }
+constexpr size_t kOpenShardsMax = 64;  // each holds a descriptor and its slab table
+constexpr uint32_t kLanesMax = 4;
 
 void check_memory(const RestoreRequest& request, std::span<const MutableByteSpan> memory) {
   MUSTER_CHECK(memory.size() == request.tensors.size(), "restore needs one span for each tensor");
@@ -81,38 +24,248 @@ void check_memory(const RestoreRequest& request, std::span<const MutableByteSpan
   }
 }
 
+// The error of the earliest step that failed. Steps are taken in order, and who has taken one before that
+// goes on with it: so the same damage gives the same words, whichever lane is quicker.
+class FirstError {
+ public:
+  bool any() const { return step_.load(std::memory_order_relaxed) != kNone; }
+  bool before(size_t step) const { return step_.load(std::memory_order_relaxed) < step; }
+  void note(size_t step, const Error& error) {
+    const std::lock_guard lock(mutex_);
+    if (error_ && before(step)) return;
+    error_ = error;
+    step_.store(step, std::memory_order_relaxed);
+  }
+  Status status() const {
+    const std::lock_guard lock(mutex_);
+    return error_ ? Status(*error_) : ok();
+  }
+
+ private:
+  static constexpr size_t kNone = SIZE_MAX;
+  mutable std::mutex mutex_;
+  std::atomic<size_t> step_{kNone};
+  std::optional<Error> error_;
+};
+
+// Runs `lane(i)` for i below `count`, the first on this thread; fewer where the system grants no thread.
+template <typename Lane>
+void run_lanes(size_t count, Lane lane) {
+  std::vector<std::thread> threads;
+  for (size_t i = 1; i < count; ++i) {
+    auto thread = try_start_thread("muster-restore", [&lane, i] { lane(i); });
+    if (!thread) break;
+    threads.push_back(*std::move(thread));
+  }
+  lane(0);
+  for (std::thread& thread : threads) thread.join();
+}
+
+Error lost(const Error& error) {
+  return {ErrorCode::kDropCheckpoint, "a shard cannot be read: " + error.message + "; use an older version"};
+}
+
+// Says nothing about the version.
+Status or_later(Status reserved) {
+  return reserved.ok() ? ok() : Status(Error{ErrorCode::kRetry, reserved.error().message});
+}
+
+struct OpenShard {
+  ShardReader reader;
+  std::span<const Copy> copies;
+  CopyIndex index;
+};
+
+struct Read {
+  const OpenShard* shard = nullptr;
+  SlabRun slabs;
+};
+
+// Some shards, all of whose needed slabs are read once.
+class Batch {
+ public:
+  Batch(FileSystem& files, const ReadOptions& options, std::span<const MutableByteSpan> memory)
+      : files_(files), options_(options), memory_(memory) {}
+
+  // The copies from each shard.
+  Status run(const std::string& folder, const Manifest& manifest,
+             std::span<const std::span<const Copy>> sources, RestoreReport& report) {
+    MUSTER_TRY(open(folder, manifest, sources));
+    plan(report);
+    MUSTER_TRY(reserve());
+    run_lanes(buffers_.size(), [this](size_t lane) { read(buffers_[lane].bytes()); });
+    report.method = static_cast<IoMethod>(method_.load());
+    uint64_t buffer_bytes = 0;
+    for (const StagingBuffer& buffer : buffers_) buffer_bytes += buffer.bytes().size();
+    report.buffer_bytes = std::max(report.buffer_bytes, buffer_bytes);
+    return failure_.status();
+  }
+
+ private:
+  size_t lanes_for(size_t steps) const {
+    const uint32_t wanted =
+        options_.lanes != 0 ? options_.lanes : std::min(kLanesMax, std::thread::hardware_concurrency());
+    return std::max<size_t>(1, std::min<size_t>(wanted, steps));
+  }
+
+  Status open(const std::string& folder, const Manifest& manifest,
+              std::span<const std::span<const Copy>> sources) {
+    shards_.resize(sources.size());
+    std::atomic<size_t> next{0};
+    run_lanes(lanes_for(sources.size()), [&](size_t) {
+      for (size_t i = next++; i < sources.size() && !failure_.before(i); i = next++) {
+        const ShardRecord record = manifest.shard(sources[i].front().participant);
+        auto reader = ShardReader::open(files_, folder, record, options_.direct_bytes_min);
+        if (reader.ok())
+          shards_[i] = std::make_unique<OpenShard>(
+              OpenShard{std::move(reader).value(), sources[i], CopyIndex(sources[i])});
+        else
+          failure_.note(i, reader.error());
+      }
+    });
+    return failure_.status();
+  }
+
+  void plan(RestoreReport& report) {
+    for (const auto& shard : shards_) {
+      const ShardGeometry& geometry = shard->reader.geometry();
+      for (const SlabRun& run : slabs_needed(shard->copies, geometry.payload_bytes, kReadSlabs)) {
+        reads_.push_back({shard.get(), run});
+        report.bytes_read += geometry.range_of(run.first, run.count).size();
+      }
+      report.bytes_read += shard->reader.bytes_read();
+      report.direct |= shard->reader.direct();
+      ++report.shards;
+    }
+  }
+
+  // A lane for at least two reads, since one read is no pipeline.
+  Status reserve() {
+    buffers_.resize(lanes_for((reads_.size() + 1) / 2));
+    const uint64_t each = (reads_.size() + buffers_.size() - 1) / buffers_.size();
+    for (StagingBuffer& buffer : buffers_)
+      MUSTER_TRY(or_later(buffer.reserve(std::clamp<uint64_t>(each, 1, options_.depth) * kReadBytes)));
+    return ok();
+  }
+
+  // One lane: as many reads in flight as it has buffers, taken from the common list in its order. After an
+  // error none is begun, but those in flight are used as far as they came before it.
+  void read(MutableByteSpan memory) {
+    const auto depth = static_cast<uint32_t>(memory.size() / kReadBytes);
+    const auto queue = files_.read_queue({depth, {memory}, options_.method});
+    method_ = static_cast<int>(queue->method());
+    std::vector<size_t> read_in(depth);  // by buffer
+    std::vector<uint32_t> free(depth);
+    for (uint32_t i = 0; i < depth; ++i) free[i] = i;
+    const auto buffer = [memory](uint64_t i) { return memory.subspan(i * kReadBytes, kReadBytes); };
+    while (true) {
+      while (!free.empty() && !failure_.any()) {
+        const size_t next = next_read_++;
+        if (next >= reads_.size()) break;
+        const Status begun = begin(*queue, reads_[next], buffer(free.back()), free.back());
+        if (!begun.ok()) {
+          failure_.note(next, begun.error());
+        } else {
+          read_in[free.back()] = next;
+          free.pop_back();
+        }
+      }
+      if (free.size() == depth) return;
+      const auto moved = queue->wait();
+      // Which read it was the queue does not tell, but the error names the file. What a read found damaged
+      // goes first.
+      if (!moved.ok()) return failure_.note(reads_.size(), lost(moved.error()));
+      const size_t read = read_in[moved->tag];
+      const Status used = failure_.before(read) ? ok() : use(reads_[read], buffer(moved->tag), *moved);
+      if (!used.ok()) failure_.note(read, used.error());
+      free.push_back(static_cast<uint32_t>(moved->tag));
+    }
+  }
+
+  static Status begin(ReadQueue& queue, const Read& read, MutableByteSpan buffer, uint32_t slot) {
+    return read.shard->reader.begin(queue, read.slabs.first, read.slabs.count, buffer, slot);
+  }
+
+  // The memory into which all of a slab goes. It is copied while it is digested: nobody uses the memory
+  // before all is right.
+  std::optional<MutableByteSpan> only_target(const OpenShard& shard, Range slab) const {
+    std::optional<MutableByteSpan> target;
+    shard.index.each(slab, [&](const Copy& copy) {
+      if (!target) target = whole_window(copy, slab, memory_[copy.tensor]);
+    });
+    return target;
+  }
+
+  // Slab by slab, so that what was just digested is copied from the cache.
+  Status use(const Read& read, ByteSpan buffer, const Moved& moved) const {
+    const ShardReader& reader = read.shard->reader;
+    const Range all = reader.geometry().range_of(read.slabs.first, read.slabs.count);
+    MUSTER_TRY(reader.check_length(all, moved.bytes));
+    for (uint64_t i = read.slabs.first; i < read.slabs.first + read.slabs.count; ++i) {
+      const Range slab = reader.geometry().slab(i);
+      const ByteSpan bytes = buffer.subspan(slab.begin - all.begin, slab.size());
+      if (const auto target = only_target(*read.shard, slab)) {
+        MUSTER_TRY(reader.check(i, copy_and_digest(*target, bytes)));
+        continue;
+      }
+      MUSTER_TRY(reader.check(i, bytes));
+      read.shard->index.each(slab,
+                             [&](const Copy& copy) { copy_within(copy, slab, bytes, memory_[copy.tensor]); });
+    }
+    return ok();
+  }
+
+  FileSystem& files_;
+  const ReadOptions& options_;
+  const std::span<const MutableByteSpan> memory_;
+  std::vector<std::unique_ptr<OpenShard>> shards_;
+  std::vector<Read> reads_;
+  std::atomic<size_t> next_read_{0};
+  std::atomic<int> method_{0};
+  FirstError failure_;
+  std::vector<StagingBuffer> buffers_;
+};
+
+// By shard.
+std::vector<std::span<const Copy>> by_shard(std::span<const Copy> copies) {
+  std::vector<std::span<const Copy>> sources;
+  for (size_t begin = 0, end = 0; begin < copies.size(); begin = end) {
+    while (end < copies.size() && copies[end].participant == copies[begin].participant) ++end;
+    sources.push_back(copies.subspan(begin, end - begin));
+  }
+  return sources;
+}
+
 }  // namespace
 
 Result<RestoreReport> restore(FileSystem& files, const std::string& folder, const Manifest& manifest,
-                              const RestoreRequest& request, std::span<const MutableByteSpan> memory) {
+                              const RestoreRequest& request, std::span<const MutableByteSpan> memory,
+                              const ReadOptions& options) {
   MUSTER_ASSIGN(const SavePlan saved,
                 plan_save(manifest.tensors, static_cast<uint32_t>(manifest.shards.size())));
   MUSTER_ASSIGN(const std::vector<Copy> copies,
                 plan_restore(saved, request.tensors, request.part, request.parts, request.share));
   check_memory(request, memory);
+  const auto sources = by_shard(copies);
   RestoreReport report;
-  for (size_t i = 0; i < copies.size();) {
-    const uint32_t participant = copies[i].participant;
-    MUSTER_ASSIGN(ShardReader reader, ShardReader::open(files, folder, manifest.shard(participant)));
-    SlabWindow window(reader);
-    for (; i < copies.size() && copies[i].participant == participant; ++i) {
-      MUSTER_TRY(copy_all(window, copies[i], memory[copies[i].tensor]));
-      report.bytes_needed += bytes_of_copy(copies[i]);
-    }
-    report.bytes_read += reader.bytes_read();
-    ++report.shards;
+  for (const Copy& copy : copies) report.bytes_needed += bytes_of_copy(copy);
+  for (size_t at = 0; at < sources.size(); at += kOpenShardsMax) {
+    const auto some = std::span(sources).subspan(at, std::min(kOpenShardsMax, sources.size() - at));
+    MUSTER_TRY(Batch(files, options, memory).run(folder, manifest, some, report));
   }
   return report;
 }
 
 Status verify_shard(FileSystem& files, const std::string& folder, const Manifest& manifest,
-                    uint32_t participant) {
+                    uint32_t participant, const Progress& progress, const Stop& stop) {
   MUSTER_ASSIGN(ShardReader reader, ShardReader::open(files, folder, manifest.shard(participant)));
-  return reader.verify();
+  return reader.verify(progress, stop);
 }
 
-Status verify_shards(FileSystem& files, const std::string& folder, const Manifest& manifest) {
-  for (uint32_t p = 0; p < manifest.shards.size(); ++p) MUSTER_TRY(verify_shard(files, folder, manifest, p));
+Status verify_shards(FileSystem& files, const std::string& folder, const Manifest& manifest,
+                     const Stop& stop) {
+  for (uint32_t p = 0; p < manifest.shards.size(); ++p)
+    MUSTER_TRY(verify_shard(files, folder, manifest, p, {}, stop));
   return ok();
 }
 

@@ -6,71 +6,93 @@ namespace muster::checkpoint {
 namespace {
 
 static_assert(kBlockBytes == kDirectAlignment);
-constexpr uint64_t kWriteBytes = 8 * 1024 * 1024;
-constexpr uint64_t kVerifySlabs = 16;
+constexpr uint64_t kWriteBytes = 4 * 1024 * 1024;
+constexpr uint64_t kVerifySlabs = 2;  // so that what was read is digested in the second-level cache
 constexpr uint64_t kVoteMagic = 0x3130'6574'6f76'756dULL;  // "muvote01"
 
-class SequentialWriter final : public PayloadWriter {
- public:
-  Status write(File& file, ByteSpan bytes, uint64_t offset, const StageProgress& progress) override {
-    for (uint64_t at = 0; at < bytes.size(); at += kWriteBytes) {
-      if (progress.cancelled()) return Error{ErrorCode::kDropCheckpoint, "cancelled while writing"};
-      MUSTER_TRY(
-          file.pwrite(bytes.subspan(at, std::min<uint64_t>(kWriteBytes, bytes.size() - at)), offset + at));
-    }
-    return ok();
-  }
-};
-
-Status write_and_sync(File& file, const StagedShard& staged, PayloadWriter& writer,
-                      const StageProgress& progress) {
-  const ShardGeometry& geometry = staged.shape->geometry;
-  const ByteSpan bytes = staged.file_bytes();
-  StagingBuffer open_page;  // aligned, as direct I/O wants it
-  MUSTER_TRY(open_page.reserve(kBlockBytes));
-  std::copy(staged.shape->open_page.begin(), staged.shape->open_page.end(), open_page.bytes().begin());
-
-  MUSTER_TRY(file.allocate(geometry.file_bytes()));
-  MUSTER_TRY(file.pwrite(open_page.bytes(), 0));
-  const uint64_t after_page = geometry.table_offset() - kBlockBytes;
-  MUSTER_TRY(writer.write(file, bytes.subspan(kBlockBytes, after_page), kBlockBytes, progress));
-  MUSTER_TRY(file.sync_data());
-  MUSTER_TRY(file.pwrite(bytes.subspan(geometry.table_offset()), geometry.table_offset()));
-  MUSTER_TRY(file.pwrite(bytes.first(kBlockBytes), 0));
-  MUSTER_TRY(file.sync());
-  return file.close();
-}
-
-Status write_file(FileSystem& files, const std::string& folder, const std::string& path,
-                  const StagedShard& staged, const WriteOptions& options, const StageProgress& progress) {
-  const bool direct = staged.shape->geometry.file_bytes() >= options.direct_bytes_min;
-  MUSTER_ASSIGN(auto file, files.open(path, OpenMode::kCreate, direct));
-  PayloadWriter& writer = options.writer != nullptr ? *options.writer : sequential_writer();
-  const Status written = write_and_sync(*file, staged, writer, progress);
-  if (!written.ok()) {
-    file.reset();
-    (void)files.unlink(path);
-    return written.error();
-  }
-  return files.sync_directory(folder);
+Error as_save_error(const ShardIdentity& identity, const Error& cause) {
+  return {ErrorCode::kDropCheckpoint, "the save of " + to_string(identity.id) + " failed for participant " +
+                                          std::to_string(identity.participant) + ": " + cause.message};
 }
 
 }  // namespace
 
-PayloadWriter& sequential_writer() {
-  static SequentialWriter writer;
+Result<ShardWriter> ShardWriter::create(FileSystem& files, const std::string& folder,
+                                        const std::shared_ptr<const ShardTemplate>& shape,
+                                        const ShardIdentity& identity, const WriteOptions& options) {
+  const std::string path = folder + "/" + shard_file_name(identity.participant, options.writer_nonce);
+  ShardWriter writer(files, folder, path, shape, identity);
+  writer.writer_nonce_ = options.writer_nonce;
+  const Status begun = writer.begin(options);
+  if (!begun.ok()) return as_save_error(identity, begun.error());
   return writer;
+}
+
+ShardWriter::~ShardWriter() {
+  if (file_ == nullptr) return;
+  queue_.reset();
+  file_.reset();
+  (void)files_->unlink(path_);
+}
+
+Status ShardWriter::begin(const WriteOptions& options) {
+  const ShardGeometry& geometry = shape_->geometry;
+  const bool direct = geometry.file_bytes() >= options.direct_bytes_min;
+  MUSTER_ASSIGN(file_, files_->open(path_, OpenMode::kCreate, direct));
+  MUSTER_TRY(file_->allocate(geometry.file_bytes()));
+  MUSTER_TRY(file_->pwrite(shape_->open_metadata.bytes().first(geometry.metadata_bytes), 0));
+  queue_ = file_->write_queue({options.depth, options.registered, options.method});
+  return ok();
+}
+
+Status ShardWriter::submit(ByteSpan bytes, uint64_t offset, uint64_t tag) {
+  const Status submitted = queue_->submit(bytes, shape_->geometry.metadata_bytes + offset, tag);
+  return submitted.ok() ? ok() : Status(as_save_error(identity_, submitted.error()));
+}
+
+Result<uint64_t> ShardWriter::wait() {
+  Result<uint64_t> tag = queue_->wait();
+  return tag.ok() ? std::move(tag) : Result<uint64_t>(as_save_error(identity_, tag.error()));
+}
+
+Status ShardWriter::sync_and_close(ByteSpan table) {
+  MUSTER_TRY(file_->sync_data());
+  MUSTER_TRY(file_->pwrite(table, shape_->geometry.table_offset()));
+  MUSTER_TRY(file_->pwrite(shape_->closed_metadata.bytes().first(kBlockBytes), 0));
+  MUSTER_TRY(file_->sync());
+  MUSTER_TRY(file_->close());
+  MUSTER_TRY(files_->sync_directory(folder_));
+  file_.reset();
+  return ok();
+}
+
+Result<ShardRecord> ShardWriter::finish(ByteSpan table) {
+  queue_.reset();
+  const Status done = sync_and_close(table);
+  if (!done.ok()) return as_save_error(identity_, done.error());
+  return ShardRecord{identity_, writer_nonce_, shape_->geometry, digest_of(table)};
 }
 
 Result<ShardRecord> write_shard(FileSystem& files, const std::string& folder, const StagedShard& staged,
                                 const WriteOptions& options, const StageProgress& progress) {
-  const std::string path = folder + "/" + shard_file_name(staged.identity.participant, options.writer_nonce);
-  const Status written = write_file(files, folder, path, staged, options, progress);
-  if (!written.ok())
-    return Error{ErrorCode::kDropCheckpoint,
-                 "the save of " + to_string(staged.identity.id) + " failed for participant " +
-                     std::to_string(staged.identity.participant) + ": " + written.error().message};
-  return ShardRecord{staged.identity, options.writer_nonce, staged.shape->geometry, staged.root};
+  const ShardGeometry& geometry = staged.shape->geometry;
+  const ByteSpan payload = staged.file_bytes().subspan(geometry.metadata_bytes, geometry.payload_bytes);
+  MUSTER_ASSIGN(ShardWriter writer,
+                ShardWriter::create(files, folder, staged.shape, staged.identity, options));
+  uint64_t in_flight = 0;
+  for (uint64_t at = 0; at < payload.size(); at += kWriteBytes) {
+    if (progress.cancelled())
+      return as_save_error(staged.identity, {ErrorCode::kDropCheckpoint, "cancelled while writing"});
+    if (in_flight == options.depth) {
+      MUSTER_TRY(writer.wait());
+      --in_flight;
+    }
+    MUSTER_TRY(
+        writer.submit(payload.subspan(at, std::min<uint64_t>(kWriteBytes, payload.size() - at)), at, 0));
+    ++in_flight;
+  }
+  for (; in_flight > 0; --in_flight) MUSTER_TRY(writer.wait());
+  return writer.finish(staged.file_bytes().subspan(geometry.table_offset()));
 }
 
 namespace {
@@ -129,10 +151,17 @@ Error ShardReader::damaged(const std::string& what) const {
                                           " is damaged: " + what + "; use an older version"};
 }
 
-Result<ShardReader> ShardReader::open(FileSystem& files, const std::string& folder,
-                                      const ShardRecord& record) {
+Error ShardReader::too_short(uint64_t length) const {
+  return damaged("it ends at byte " + std::to_string(length) + " of " +
+                 std::to_string(geometry().file_bytes()));
+}
+
+Result<ShardReader> ShardReader::open(FileSystem& files, const std::string& folder, const ShardRecord& record,
+                                      uint64_t direct_bytes_min) {
   const std::string path = folder + "/" + shard_file_name(record.identity.participant, record.writer_nonce);
-  auto file = files.open(path, OpenMode::kRead);
+  const bool direct = record.geometry.file_bytes() >= direct_bytes_min;
+  auto file = files.open(path, OpenMode::kRead, direct);
+  if (!file.ok() && file.error().code == ErrorCode::kRetry) return std::move(file).error();
   if (!file.ok()) return ShardReader(nullptr, path, record).damaged(file.error().message);
   ShardReader reader(std::move(file).value(), path, record);
   MUSTER_TRY(reader.load_table());
@@ -141,10 +170,9 @@ Result<ShardReader> ShardReader::open(FileSystem& files, const std::string& fold
 
 Status ShardReader::read_exactly(MutableByteSpan target, uint64_t offset) {
   const Result<size_t> got = file_->pread(target, offset);
+  if (!got.ok() && got.error().code == ErrorCode::kRetry) return got.error();
   if (!got.ok()) return damaged(got.error().message);
-  if (*got != target.size())
-    return damaged("it ends at byte " + std::to_string(offset + *got) + " of " +
-                   std::to_string(geometry().file_bytes()));
+  if (*got != target.size()) return too_short(offset + *got);
   bytes_read_ += target.size();
   return ok();
 }
@@ -155,11 +183,39 @@ Status ShardReader::load_table() {
   if (*length != geometry().file_bytes())
     return damaged("it has " + std::to_string(*length) + " bytes instead of " +
                    std::to_string(geometry().file_bytes()));
-  table_.resize(geometry().table_entries());
-  MUSTER_TRY(read_exactly(std::as_writable_bytes(std::span(table_)), geometry().table_offset()));
-  if (digest_of(std::span<const Digest>(table_)) != record_.root)
-    return damaged("its table of digests does not match the manifest");
+  const uint64_t table_bytes = geometry().table_entries() * sizeof(Digest);
+  const Status reserved = table_.reserve(table_bytes);
+  if (!reserved.ok()) return Error{ErrorCode::kRetry, reserved.error().message};
+  const MutableByteSpan table = table_.bytes().first(table_bytes);
+  MUSTER_TRY(read_exactly(table, geometry().table_offset()));
+  if (digest_of(table) != record_.root) return damaged("its table of digests does not match the manifest");
   return ok();
+}
+
+Digest ShardReader::entry(uint64_t index) const {
+  Digest digest;
+  std::memcpy(&digest, table_.bytes().data() + index * sizeof(Digest), sizeof digest);
+  return digest;
+}
+
+Status ShardReader::begin(ReadQueue& queue, uint64_t first, uint64_t count, MutableByteSpan buffer,
+                          uint64_t tag) const {
+  const Range bytes = geometry().range_of(first, count);
+  const Status begun =
+      queue.submit(*file_, buffer.first(bytes.size()), geometry().metadata_bytes + bytes.begin, tag);
+  return begun.ok() ? ok() : Status(damaged(begun.error().message));
+}
+
+Status ShardReader::check_length(Range range, size_t got) const {
+  return got == range.size() ? ok() : Status(too_short(geometry().metadata_bytes + range.begin + got));
+}
+
+Status ShardReader::check(uint64_t slab, const Digest& digest) const {
+  if (digest == entry(1 + slab)) return ok();
+  const Range range = geometry().slab(slab);
+  return damaged("slab " + std::to_string(slab) + " (bytes " +
+                 std::to_string(geometry().metadata_bytes + range.begin) + " to " +
+                 std::to_string(geometry().metadata_bytes + range.end) + ") does not match its digest");
 }
 
 Status ShardReader::read(uint64_t first, uint64_t count, MutableByteSpan target) {
@@ -167,20 +223,17 @@ Status ShardReader::read(uint64_t first, uint64_t count, MutableByteSpan target)
   MUSTER_TRY(read_exactly(target, geometry().metadata_bytes + begin));
   for (uint64_t i = first; i < first + count; ++i) {
     const Range slab = geometry().slab(i);
-    if (digest_of(target.subspan(slab.begin - begin, slab.size())) != table_[1 + i])
-      return damaged("slab " + std::to_string(i) + " (bytes " +
-                     std::to_string(geometry().metadata_bytes + slab.begin) + " to " +
-                     std::to_string(geometry().metadata_bytes + slab.end) + ") does not match its digest");
+    MUSTER_TRY(check(i, target.subspan(slab.begin - begin, slab.size())));
   }
   return ok();
 }
 
-Status ShardReader::verify() {
+Status ShardReader::verify(const Progress& progress, const Stop& stop) {
   const uint64_t window_bytes = std::min(kVerifySlabs * kSlabBytes, geometry().payload_bytes);
   ByteBuffer bytes(std::max(geometry().metadata_bytes, window_bytes));
   const MutableByteSpan metadata = MutableByteSpan(bytes).first(geometry().metadata_bytes);
   MUSTER_TRY(read_exactly(metadata, 0));
-  if (digest_of(metadata) != table_[0])
+  if (digest_of(metadata) != entry(0))
     return damaged("its HDF5 metadata (bytes 0 to " + std::to_string(metadata.size()) +
                    ") does not match its digest");
   const auto identity = identity_record(record_.identity, geometry());
@@ -190,6 +243,8 @@ Status ShardReader::verify() {
     MUSTER_TRY(read(i, count, MutableByteSpan(bytes).first(size)));
     if (i == 0 && std::memcmp(bytes.data(), identity.data(), sizeof identity) != 0)
       return damaged("it belongs to another save or participant");
+    if (progress) progress(bytes_read_);
+    if (stop && stop()) return Error{ErrorCode::kRetry, "the verification was stopped"};
   }
   return ok();
 }

@@ -10,6 +10,10 @@
 
 namespace muster::checkpoint {
 
+// Called now and then with the bytes that are done.
+using Progress = std::function<void(uint64_t bytes_done)>;
+using Stop = std::function<bool()>;  // asked now and then; true ends the work with kRetry
+
 // What a participant votes with: enough to find its shard and to know it.
 struct ShardRecord {
   ShardIdentity identity;
@@ -23,55 +27,104 @@ ByteBuffer encode(const ShardRecord& record);
 // Errors: kMisuse; the sentence says what is wrong with the bytes.
 Result<ShardRecord> decode_shard_record(ByteSpan bytes);
 
-// How bytes get to the device. Called with pieces whose address, offset and length are multiples of
-// kBlockBytes. All bytes are in the file, though not synced, when it returns.
-class PayloadWriter {
- public:
-  virtual ~PayloadWriter() = default;
-  virtual Status write(File& file, ByteSpan bytes, uint64_t offset, const StageProgress& progress) = 0;
-};
-PayloadWriter& sequential_writer();  // one pwrite of some MiB after the other
-
 struct WriteOptions {
   uint64_t writer_nonce = 0;
-  PayloadWriter* writer = nullptr;          // null: sequential_writer()
   uint64_t direct_bytes_min = 1024 * 1024;  // shorter files go through the page cache
+  uint32_t depth = 8;                       // writes in flight
+  IoMethod method = IoMethod::kUring;       // or the next one that is granted
+  std::vector<MutableByteSpan> registered;  // memory from which the payload will come
 };
 
-// Writes the shard into `folder` as a new file. When it returns a record, file and name are durable. Until
-// the payload is synced the file carries HDF5's open-for-write flag, so that no HDF5 reader takes a torn one.
-// Errors: kDropCheckpoint: this save is lost for this participant; what was written is removed where
-// possible.
+// One shard file while it is being written: its payload in any order, several writes at once. Until the
+// payload is synced the file carries HDF5's open-for-write flag, so that no HDF5 reader takes a torn one.
+class ShardWriter {
+ public:
+  // A new file with its space reserved and its metadata written. REQUIRES: what is given outlives it.
+  static Result<ShardWriter> create(FileSystem& files, const std::string& folder,
+                                    const std::shared_ptr<const ShardTemplate>& shape,
+                                    const ShardIdentity& identity, const WriteOptions& options);
+  ShardWriter(ShardWriter&&) noexcept = default;
+  ShardWriter& operator=(ShardWriter&&) = delete;
+  ~ShardWriter();  // an unfinished file is removed where possible
+
+  // As WriteQueue; `offset` counts from the beginning of the payload. REQUIRES: address, offset and length
+  // are multiples of kBlockBytes.
+  Status submit(ByteSpan bytes, uint64_t offset, uint64_t tag);
+  Result<uint64_t> wait();
+  // All tags have been returned. `table` is the slab table, aligned. When it returns a record, file and name
+  // are durable.
+  Result<ShardRecord> finish(ByteSpan table);
+  IoMethod method() const { return queue_->method(); }
+
+ private:
+  ShardWriter(FileSystem& files, std::string folder, std::string path,
+              std::shared_ptr<const ShardTemplate> shape, const ShardIdentity& identity)
+      : files_(&files),
+        folder_(std::move(folder)),
+        path_(std::move(path)),
+        shape_(std::move(shape)),
+        identity_(identity) {}
+  Status begin(const WriteOptions& options);
+  Status sync_and_close(ByteSpan table);
+
+  FileSystem* files_;
+  std::string folder_;
+  std::string path_;
+  std::shared_ptr<const ShardTemplate> shape_;
+  ShardIdentity identity_;
+  uint64_t writer_nonce_ = 0;
+  std::unique_ptr<File> file_;  // null when finished or moved from
+  std::unique_ptr<WriteQueue> queue_;
+};
+
+// Writes a shard that was staged whole into `folder` as a new file. When it returns a record, file and name
+// are durable. Errors: kDropCheckpoint: this save is lost for this participant; what was written is removed
+// where possible.
 Result<ShardRecord> write_shard(FileSystem& files, const std::string& folder, const StagedShard& staged,
                                 const WriteOptions& options, const StageProgress& progress);
 
 // A shard that a manifest vouches for.
 class ShardReader {
  public:
-  // Checks the length and the slab table against the record.
+  // Checks the length and the slab table against the record. A file of at least `direct_bytes_min` bytes is
+  // read past the page cache, where that is granted: then begin() is the way to read it.
   // Errors: kDropCheckpoint, in a sentence that names the file and what is wrong with it.
-  static Result<ShardReader> open(FileSystem& files, const std::string& folder, const ShardRecord& record);
+  static Result<ShardReader> open(FileSystem& files, const std::string& folder, const ShardRecord& record,
+                                  uint64_t direct_bytes_min = UINT64_MAX);
 
   // Reads slabs [first, first + count) of the payload into `target`, and verifies each.
-  // REQUIRES: target has exactly their bytes.
+  // REQUIRES: target has exactly their bytes; the file is not direct().
   Status read(uint64_t first, uint64_t count, MutableByteSpan target);
-  // Reads and verifies the whole file: metadata, all slabs, identity.
-  Status verify();
+  // Reads and verifies the whole file: metadata, all slabs, identity. REQUIRES: as read().
+  Status verify(const Progress& progress = {}, const Stop& stop = {});
+
+  // The parts of a read that overlaps others; from any thread.
+  // Begins to read slabs [first, first + count) into the beginning of `buffer`, which is aligned to
+  // kDirectAlignment.
+  Status begin(ReadQueue& queue, uint64_t first, uint64_t count, MutableByteSpan buffer, uint64_t tag) const;
+  // That `got` bytes are what `range` of the payload has. Errors: kDropCheckpoint.
+  Status check_length(Range range, size_t got) const;
+  // That these are the bytes of the slab. Errors: kDropCheckpoint.
+  Status check(uint64_t slab, ByteSpan bytes) const { return check(slab, digest_of(bytes)); }
+  Status check(uint64_t slab, const Digest& digest) const;
+  Error damaged(const std::string& what) const;
 
   const ShardGeometry& geometry() const { return record_.geometry; }
-  uint64_t bytes_read() const { return bytes_read_; }
+  bool direct() const { return file_->direct(); }
+  uint64_t bytes_read() const { return bytes_read_; }  // by open(), read() and verify()
 
  private:
   ShardReader(std::unique_ptr<File> file, std::string path, ShardRecord record)
       : file_(std::move(file)), path_(std::move(path)), record_(record) {}
   Status load_table();
   Status read_exactly(MutableByteSpan target, uint64_t offset);
-  Error damaged(const std::string& what) const;
+  Error too_short(uint64_t length) const;
+  Digest entry(uint64_t index) const;
 
   std::unique_ptr<File> file_;
   std::string path_;
   ShardRecord record_;
-  std::vector<Digest> table_;
+  StagingBuffer table_;  // aligned, for direct reads
   uint64_t bytes_read_ = 0;
 };
 

@@ -2,10 +2,8 @@
 
 #include <bit>
 #include <cstdio>
-#include <deque>
 
-#include "checkpoint/hdf5_module.h"
-#include "runtime/base/module.h"
+#include "checkpoint/hdf5_datasets.h"
 
 namespace muster::checkpoint {
 namespace {
@@ -53,27 +51,6 @@ PieceView view_of(const SavePlan& plan, uint32_t participant, const Piece& piece
   return {"[flat " + range_text(elements) + "]", {elements.size()}, "replicated", elements.begin};
 }
 
-// Owns what the C table only points to.
-struct Datasets {
-  std::deque<std::string> texts;
-  std::deque<std::vector<uint64_t>> numbers;
-  std::deque<std::vector<MusterHdf5Attribute>> attributes;
-  std::vector<MusterHdf5Dataset> list;
-
-  const char* keep(std::string text) { return texts.emplace_back(std::move(text)).c_str(); }
-  const std::vector<uint64_t>& keep(std::vector<uint64_t> values) {
-    return numbers.emplace_back(std::move(values));
-  }
-  void add(std::string path, DType dtype, std::vector<uint64_t> shape, uint64_t bytes, uint64_t offset,
-           std::vector<MusterHdf5Attribute> own_attributes = {}) {
-    const auto& kept_shape = keep(std::move(shape));
-    const auto& kept = attributes.emplace_back(std::move(own_attributes));
-    list.push_back({keep(std::move(path)), static_cast<int>(dtype), kept_shape.data(),
-                    static_cast<int>(kept_shape.size()), bytes, offset, kept.data(),
-                    static_cast<int>(kept.size())});
-  }
-};
-
 void add_piece(Datasets& datasets, const SavePlan& plan, uint32_t participant, const Piece& piece,
                uint64_t offset) {
   const TensorSpec& spec = plan.specs()[piece.tensor];
@@ -103,15 +80,6 @@ Datasets datasets_of(const SavePlan& plan, uint32_t participant, const ShardLayo
   return datasets;
 }
 
-Result<MusterHdf5Image> describe(const MusterHdf5Table& table, const Datasets& datasets) {
-  MusterHdf5Image image{};
-  char error[512] = "";
-  if (table.describe(datasets.list.data(), datasets.list.size(), kBlockBytes, &image, error, sizeof error) !=
-      0)
-    return Error{ErrorCode::kMisuse, std::string("libhdf5 cannot describe the shard: ") + error};
-  return image;
-}
-
 }  // namespace
 
 std::array<uint64_t, kShardIdentityBytes / 8> identity_record(const ShardIdentity& identity,
@@ -127,30 +95,32 @@ std::array<uint64_t, kShardIdentityBytes / 8> identity_record(const ShardIdentit
 }
 
 Result<std::shared_ptr<const ShardTemplate>> make_shard_template(const SavePlan& plan, uint32_t participant) {
-  MUSTER_ASSIGN(const void* raw_table, load_module("hdf5", MUSTER_HDF5_TABLE_VERSION));
-  const auto& table = *static_cast<const MusterHdf5Table*>(raw_table);
   auto shard = std::make_shared<ShardTemplate>();
   shard->participant = participant;
   shard->participants = plan.participants();
   shard->layout = shard_layout(plan, participant);
   const Datasets datasets = datasets_of(plan, participant, shard->layout);
-  MUSTER_ASSIGN(MusterHdf5Image image, describe(table, datasets));
-  const auto* open_bytes = reinterpret_cast<const std::byte*>(image.open_bytes);
-  const auto* closed_bytes = reinterpret_cast<const std::byte*>(image.closed_bytes);
-  shard->geometry = ShardGeometry::of(image.metadata_bytes, shard->layout);
-  shard->metadata.assign(closed_bytes, closed_bytes + image.metadata_bytes);
-  shard->open_page.assign(open_bytes, open_bytes + kBlockBytes);
-  const bool rest_is_equal = std::memcmp(open_bytes + kBlockBytes, closed_bytes + kBlockBytes,
-                                         image.metadata_bytes - kBlockBytes) == 0;
-  table.release(&image);
+  MUSTER_ASSIGN(Hdf5Image image, describe(datasets));
+  const uint64_t metadata_bytes = image.closed_bytes.size();
+  shard->geometry = ShardGeometry::of(metadata_bytes, shard->layout);
+  const bool rest_is_equal =
+      std::memcmp(image.open_bytes.data() + kBlockBytes, image.closed_bytes.data() + kBlockBytes,
+                  metadata_bytes - kBlockBytes) == 0;
+  MUSTER_TRY(shard->open_metadata.reserve(metadata_bytes));
+  MUSTER_TRY(shard->closed_metadata.reserve(metadata_bytes));
+  std::ranges::copy(image.open_bytes, shard->open_metadata.bytes().begin());
+  std::ranges::copy(image.closed_bytes, shard->closed_metadata.bytes().begin());
+  shard->metadata_digest = digest_of(image.closed_bytes);
   if (!rest_is_equal)
     return Error{ErrorCode::kEnvironment,
                  "this libhdf5 changes more than the superblock when it closes a file; install HDF5 1.10"};
   return std::shared_ptr<const ShardTemplate>(std::move(shard));
 }
 
+std::string tensor_path(const std::string& name) { return "tensors/" + escaped(name); }
+
 std::string dataset_path(const SavePlan& plan, uint32_t participant, const Piece& piece) {
-  return "tensors/" + escaped(plan.specs()[piece.tensor].name) + view_of(plan, participant, piece).suffix;
+  return tensor_path(plan.specs()[piece.tensor].name) + view_of(plan, participant, piece).suffix;
 }
 
 std::string shard_file_name(uint32_t participant, uint64_t writer_nonce) {

@@ -12,6 +12,7 @@
 
 #include "checkpoint/identity.h"
 #include "checkpoint/layout.h"
+#include "checkpoint/staging_buffer.h"
 
 namespace muster::checkpoint {
 
@@ -30,6 +31,9 @@ struct ShardGeometry {
   // Bytes of the payload, counted from its beginning; the last slab may be short.
   Range slab(uint64_t index) const {
     return {index * kSlabBytes, std::min((index + 1) * kSlabBytes, payload_bytes)};
+  }
+  Range range_of(uint64_t first, uint64_t count) const {
+    return {slab(first).begin, slab(first + count - 1).end};
   }
   uint64_t table_offset() const { return metadata_bytes + payload_bytes; }
   // Entry 0 is the digest of the metadata, entry 1 + i that of slab i; the rest is zero.
@@ -54,8 +58,11 @@ struct ShardTemplate {
   ShardGeometry geometry;
   uint32_t participant = 0;
   uint32_t participants = 1;
-  ByteBuffer metadata;   // of the closed file
-  ByteBuffer open_page;  // the first kBlockBytes bytes while the file is being written: refused by libhdf5
+  // All of metadata_bytes, while the file is being written, when libhdf5 refuses it, and closed. They differ
+  // in the first kBlockBytes only.
+  StagingBuffer open_metadata;
+  StagingBuffer closed_metadata;
+  Digest metadata_digest;  // of the closed one
 };
 
 // Needs libmuster_hdf5.so. Errors: kEnvironment where it is missing, kMisuse where libhdf5 refuses a tensor.
@@ -64,6 +71,8 @@ Result<std::shared_ptr<const ShardTemplate>> make_shard_template(const SavePlan&
 // The name under which people find a piece in the shard file: "tensors/wte", "tensors/wte[flat 0:65536]",
 // "tensors/adam.m[0:128]", "tensors/w[:,3:5]".
 std::string dataset_path(const SavePlan& plan, uint32_t participant, const Piece& piece);
+
+std::string tensor_path(const std::string& name);  // of a whole tensor
 
 std::string shard_file_name(uint32_t participant, uint64_t writer_nonce);  // "shard-000003-<16 digits>.h5"
 

@@ -1,35 +1,21 @@
 // Staging: the copy of one participant's pieces, taken while the program computes, in the form that goes to
 // disk.
 //
-// The staging buffer is the shard file: metadata, payload, slab table. Copying fills it front to back, and
-// each slab is digested while it is in the cache.
+// The staging buffer is the shard file: metadata, payload, slab table. Copying fills it front to back. A slab
+// that lies in one tensor is digested as it is read and written past the cache; the others are digested while
+// they are in it.
 #pragma once
 
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
+#include <type_traits>
 
 #include "checkpoint/shard_format.h"
 
 namespace muster::checkpoint {
-
-// Page-aligned memory that is kept from save to save, so that a save does not fault its pages in again.
-class StagingBuffer {
- public:
-  StagingBuffer() = default;
-  StagingBuffer(StagingBuffer&& other) noexcept;
-  StagingBuffer& operator=(StagingBuffer&& other) noexcept;
-  ~StagingBuffer();
-
-  // At least this many bytes; the old contents may be lost. Errors: kEnvironment, out of memory.
-  Status reserve(uint64_t bytes);
-  MutableByteSpan bytes() const { return {data_, size_}; }
-
- private:
-  std::byte* data_ = nullptr;
-  size_t size_ = 0;
-};
 
 // Shared between the thread that stages and those who watch it.
 class StageProgress {
@@ -45,10 +31,26 @@ class StageProgress {
   std::atomic<uint64_t> staged_bytes_{0};
 };
 
-// Copies `target.size()` bytes of the local memory of a tensor, from `offset` on, to `target`.
-using TensorReader = std::function<Status(uint32_t tensor, uint64_t offset, MutableByteSpan target)>;
-// Reads host memory: one span per tensor, the whole local memory. REQUIRES: the memory outlives the reader.
-TensorReader read_from(std::vector<ByteSpan> tensors);
+// Where the tensors are read from: host memory, or a function that fetches their bytes.
+class TensorReader {
+ public:
+  // Copies `target.size()` bytes of the local memory of a tensor, from `offset` on, to `target`.
+  using Fetch = std::function<Status(uint32_t tensor, uint64_t offset, MutableByteSpan target)>;
+  template <typename F>
+  requires std::is_invocable_r_v<Status, F&, uint32_t, uint64_t, MutableByteSpan> TensorReader(F fetch)
+      : fetch_(std::move(fetch)) {}  // implicit, so that a lambda is a reader
+  // One span for each tensor, the whole local memory. REQUIRES: the memory outlives the reader.
+  explicit TensorReader(std::vector<ByteSpan> host) : host_(std::move(host)) {}
+
+  Status operator()(uint32_t tensor, uint64_t offset, MutableByteSpan target) const;
+  // The bytes where they are; nothing where they have to be fetched.
+  std::optional<ByteSpan> view(uint32_t tensor, uint64_t offset, uint64_t size) const;
+
+ private:
+  Fetch fetch_;  // or
+  std::vector<ByteSpan> host_;
+};
+inline TensorReader read_from(std::vector<ByteSpan> tensors) { return TensorReader(std::move(tensors)); }
 
 struct StagedShard {
   std::shared_ptr<const ShardTemplate> shape;

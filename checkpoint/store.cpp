@@ -1,11 +1,11 @@
 #include "checkpoint/store.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cstdio>
 
 #include "checkpoint/json.h"
 #include "checkpoint/lineage_json.h"
+#include "checkpoint/numbers.h"
 #include "runtime/base/clock.h"
 
 namespace muster::checkpoint {
@@ -15,29 +15,6 @@ constexpr uint64_t kSmallFileBytesMax = 16 * 1024 * 1024;
 constexpr const char* kManifestName = "manifest.json";
 constexpr const char* kVerifiedName = "verified.json";
 constexpr const char* kOwnerName = "owner.json";
-
-std::string save_name(const VersionId& id) {
-  char version[24];
-  std::snprintf(version, sizeof version, "v%012llu-", static_cast<unsigned long long>(id.version));
-  return version + hex64(id.nonce);
-}
-
-template <typename T>
-std::optional<T> parse_number(std::string_view text, int base) {
-  T value{};
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, base);
-  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
-  return value;
-}
-
-std::optional<VersionId> parse_save_name(const std::string& name) {
-  const size_t dash = name.find('-');
-  if (name.empty() || name[0] != 'v' || dash == std::string::npos) return std::nullopt;
-  const auto version = parse_number<uint64_t>(std::string_view(name).substr(1, dash - 1), 10);
-  const auto nonce = parse_number<uint64_t>(std::string_view(name).substr(dash + 1), 16);
-  if (!version || !nonce || save_name({*version, *nonce}) != name) return std::nullopt;
-  return VersionId{*version, *nonce};
-}
 
 // --- Small files of JSON with a digest line.
 
@@ -154,6 +131,21 @@ Json verified_text(ByteSpan manifest_bytes) {
 
 }  // namespace
 
+std::string save_name(const VersionId& id) {
+  char version[24];
+  std::snprintf(version, sizeof version, "v%012llu-", static_cast<unsigned long long>(id.version));
+  return version + hex64(id.nonce);
+}
+
+std::optional<VersionId> parse_save_name(const std::string& name) {
+  const size_t dash = name.find('-');
+  if (name.empty() || name[0] != 'v' || dash == std::string::npos) return std::nullopt;
+  const auto version = parse_number<uint64_t>(std::string_view(name).substr(1, dash - 1), 10);
+  const auto nonce = parse_number<uint64_t>(std::string_view(name).substr(dash + 1), 16);
+  if (!version || !nonce || save_name({*version, *nonce}) != name) return std::nullopt;
+  return VersionId{*version, *nonce};
+}
+
 Result<Folder> Folder::own(FileSystem& files, const std::string& raw_path, const std::string& who) {
   Folder folder(files, without_trailing_slash(raw_path));
   MUSTER_TRY(create_folders(files, folder.path_));
@@ -178,6 +170,13 @@ Result<Folder> Folder::join(FileSystem& files, const std::string& raw_path, uint
   Folder folder(files, without_trailing_slash(raw_path));
   folder.fence_ = fence;
   MUSTER_TRY(folder.check_fence());
+  return folder;
+}
+
+Result<Folder> Folder::guest(FileSystem& files, const std::string& raw_path) {
+  MUSTER_ASSIGN(Folder folder, look(files, raw_path));
+  MUSTER_ASSIGN(const OwnerInfo owner, read_owner(files, folder.path_));
+  folder.fence_ = owner.fence;
   return folder;
 }
 
@@ -340,16 +339,20 @@ Status Folder::remove_save(const std::string& name) {
 namespace {
 
 // What a policy no longer keeps. Saves that only a person can judge (a later format) stay.
-std::vector<const Candidate*> to_remove(std::span<const Candidate> candidates,
-                                        const RetentionPolicy& policy) {
+std::vector<const Candidate*> to_remove(std::span<const Candidate> candidates, const RetentionPolicy& policy,
+                                        int64_t now_ms) {
   const size_t keep = std::max<size_t>(policy.keep_last, 1);
   size_t verified = 0;
   std::vector<const Candidate*> removed;
   for (const Candidate& candidate : candidates) {
     if (candidate.unusable) continue;
-    if (verified >= keep)
+    const bool held = policy.keep_every != 0 && candidate.id.version % policy.keep_every == 0;
+    // Written so that no time in a manifest, however wrong, overflows.
+    const bool young =
+        policy.keep_younger_ms > 0 && candidate.manifest->saved_at_ms > now_ms - policy.keep_younger_ms;
+    if (verified >= keep && !held && !young)
       removed.push_back(&candidate);
-    else if (candidate.state == SaveState::kVerified)
+    else if (candidate.state == SaveState::kVerified || policy.verified_nonces.contains(candidate.id.nonce))
       ++verified;
   }
   if (verified < keep) return removed;
@@ -362,28 +365,42 @@ std::vector<const Candidate*> to_remove(std::span<const Candidate> candidates,
 
 }  // namespace
 
+Result<std::vector<std::string>> Folder::doomed(const RetentionPolicy& policy, int64_t now_ms) {
+  MUSTER_ASSIGN(const auto candidates, versions());
+  std::vector<std::string> names;
+  for (const Candidate* candidate : to_remove(candidates, policy, now_ms))
+    names.push_back(save_name(candidate->id));
+  for (const Candidate& candidate : candidates) {
+    if (candidate.finished || policy.live_nonces.count(candidate.id.nonce) != 0) continue;
+    const auto status = files_->stat(candidate.folder);
+    const bool failed = policy.failed_nonces.contains(candidate.id.nonce);
+    if (status.ok() && *status && (failed || now_ms - (*status)->modified_ms >= policy.unfinished_age_ms_min))
+      names.push_back(save_name(candidate.id));
+  }
+  return names;
+}
+
+Result<PruneReport> Folder::would_prune(const RetentionPolicy& policy, int64_t now_ms) {
+  MUSTER_ASSIGN(const auto names, doomed(policy, now_ms));
+  PruneReport report;
+  for (const std::string& name : names) report.removed.push_back(path_ + "/" + name);
+  return report;
+}
+
 Result<PruneReport> Folder::prune(const RetentionPolicy& policy, int64_t now_ms) {
   MUSTER_TRY(check_fence());
   if (lock_ == nullptr)
     return Error{ErrorCode::kMisuse, "only the owner of " + path_ + " may remove versions from it"};
-  MUSTER_ASSIGN(const auto candidates, versions());
-  std::vector<std::string> doomed;
-  for (const Candidate* candidate : to_remove(candidates, policy)) doomed.push_back(save_name(candidate->id));
-  for (const Candidate& candidate : candidates) {
-    if (candidate.finished || policy.live_nonces.count(candidate.id.nonce) != 0) continue;
-    const auto status = files_->stat(candidate.folder);
-    if (status.ok() && *status && now_ms - (*status)->modified_ms >= policy.unfinished_age_ms_min)
-      doomed.push_back(save_name(candidate.id));
-  }
+  MUSTER_ASSIGN(const auto names, doomed(policy, now_ms));
   PruneReport report;
-  for (const std::string& name : doomed) {
+  for (const std::string& name : names) {
     const Status removed = remove_save(name);
     if (removed.ok())
       report.removed.push_back(path_ + "/" + name);
     else
       report.problems.push_back(removed.error().message);
   }
-  if (!doomed.empty()) MUSTER_TRY(files_->sync_directory(path_));
+  if (!names.empty()) MUSTER_TRY(files_->sync_directory(path_));
   return report;
 }
 

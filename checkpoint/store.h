@@ -34,6 +34,10 @@ struct Candidate {
   std::optional<Error> unusable;
 };
 
+// The name of a save's own folder, and back; empty where it is none.
+std::string save_name(const VersionId& id);
+std::optional<VersionId> parse_save_name(const std::string& name);
+
 struct OwnerInfo {
   uint64_t fence = 0;  // counts the owners that this folder has had
   std::string who;     // host, process, job, for people
@@ -42,7 +46,13 @@ struct OwnerInfo {
 
 struct RetentionPolicy {
   size_t keep_last = 2;            // verified versions; at least 1
+  uint64_t keep_every = 0;         // versions that are multiples of it stay; 0: none for that reason
+  int64_t keep_younger_ms = 0;     // and versions that were saved less than so long ago
   std::set<uint64_t> live_nonces;  // saves that are being written
+  // Saves that have failed for good, which nobody will publish: their unfinished folders go at once.
+  std::set<uint64_t> failed_nonces;
+  // Saves that the caller has verified, though the record of it could not be written, as on a full disk.
+  std::set<uint64_t> verified_nonces;
   // Other unfinished saves are removed when they are this old: participants of an ended job may still be
   // writing.
   int64_t unfinished_age_ms_min = 3'600'000;
@@ -60,6 +70,10 @@ class Folder {
   static Result<Folder> own(FileSystem& files, const std::string& path, const std::string& who);
   // For the owner's other processes, which write shards and may publish, with the fence that it tells them.
   static Result<Folder> join(FileSystem& files, const std::string& path, uint64_t fence);
+  // Beside an owner that lives but cannot be reached, for one save (PROTOCOL 12): with its fence, without its
+  // lock. May begin and publish a save, which overwrites nothing. Errors: kDropCheckpoint: the folder has had
+  // no owner.
+  static Result<Folder> guest(FileSystem& files, const std::string& path);
   // To read only.
   static Result<Folder> look(FileSystem& files, const std::string& path);
 
@@ -91,8 +105,10 @@ class Folder {
   Result<std::vector<VersionId>> abandon_for(const Lineage& branch, const std::string& why);
 
   // Removes what the policy no longer keeps: a version only when keep_last newer ones on the branch are
-  // verified. Owner only.
+  // verified, and none of the policy's other reasons holds it. Owner only.
   Result<PruneReport> prune(const RetentionPolicy& policy, int64_t now_ms);
+  // What prune() would remove. Not only for the owner.
+  Result<PruneReport> would_prune(const RetentionPolicy& policy, int64_t now_ms);
 
  private:
   Folder(FileSystem& files, std::string path) : files_(&files), path_(std::move(path)) {}
@@ -100,6 +116,7 @@ class Folder {
   Result<Candidate> examine(const std::string& name);
   Result<uint64_t> last_fence();
   Status remove_save(const std::string& name);
+  Result<std::vector<std::string>> doomed(const RetentionPolicy& policy, int64_t now_ms);
 
   FileSystem* files_;
   std::string path_;

@@ -13,13 +13,17 @@
 namespace muster {
 namespace {
 
-// How long a thread looks before it sleeps. With more ranks than cores, long spinning multiplies latency
-// (measured: 2,000 pauses make a 4 µs exchange take 60 µs); 20 pauses and 50 yields do not.
-constexpr int kSpins = 20;
-constexpr int kYields = 50;
-constexpr int kPollEvery = 64;  // calls of progress()
+// How long a waiter looks before it sleeps. With more ranks than cores, long spinning multiplies latency
+// (measured: 2,000 pauses make a 4 µs exchange take 60 µs); 20 pauses and some yields do not. With a core for
+// each rank a switch of threads costs more than it gives.
+constexpr int kSpinsCrowded = 20;
+constexpr int kSpins = 2000;
+constexpr int kYields = 300;
+constexpr int kSpinsUnderLock = 32;  // then others may have the mutex
+constexpr int kLooksPerClock = 32;   // reading the clock costs as much as looking
+constexpr int kPollEvery = 64;       // calls of progress()
 // The progress thread rests this long after a wait, since another usually follows.
-constexpr Duration kRest = 2 * kMillisecond;
+constexpr Duration kRest = 500 * kMicrosecond;
 
 inline void pause_cpu() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -59,6 +63,16 @@ struct Core::Pool {
 
 Core::Core(std::unique_ptr<Transport> transport)
     : pool_(std::make_shared<Pool>()), transport_(std::move(transport)) {}
+
+void Core::expect_crowd(int ranks) {
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  const bool known = sched_getaffinity(0, sizeof allowed, &allowed) == 0;
+  // A rank bound to one core knows that there are others only from the number of those online.
+  const int bound = known ? CPU_COUNT(&allowed) : 1;
+  const int cores = bound > 1 ? bound : static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
+  crowded_ = ranks > cores;
+}
 
 Result<std::shared_ptr<Core>> Core::start(std::unique_ptr<Transport> transport) {
   std::shared_ptr<Core> core(new Core(std::move(transport)));
@@ -181,7 +195,7 @@ void Core::complete(Operation& operation, Status result, std::vector<int> suspec
   operation.result = std::move(result);
   operation.suspects = std::move(suspects);
   operation.done.store(true, std::memory_order_release);
-  if (sleepers_ > 0) wake();
+  if (sleeping_waiters_ > 0) wake();
   if (waiters_ > 1) followers_.notify_all();
 }
 
@@ -211,6 +225,19 @@ void Core::wake() {
   [[maybe_unused]] const ssize_t wrote = write(wake_.get(), &one, sizeof one);
 }
 
+void Core::attend() {
+  constexpr int kProgressEvery = 8;
+  constexpr size_t kDrivenAlone = 2;  // one group, and the point-to-point transfers
+  waited_ = true;
+  if (sleepers_ > sleeping_waiters_) wake();
+  const bool others = driven_.size() > kDrivenAlone || !targets_.empty();
+  if (!others && ++since_attended_ < kProgressEvery) return;
+  since_attended_ = 0;
+  if (progress() == 0) return;
+  kicked_ = true;
+  thread_rest_.notify_one();
+}
+
 void Core::stir(bool urgent) {
   if (waiters_ > 0) followers_.notify_all();
   if (urgent) {
@@ -222,15 +249,16 @@ void Core::stir(bool urgent) {
   }
 }
 
-size_t Core::progress() {
+size_t Core::progress(bool look) {
   size_t moved = 0;
   // Also while nobody ever sleeps: a busy or an overloaded process must hear its connections too.
   if (descriptors_ready_ || ++since_poll_ >= kPollEvery) {
     descriptors_ready_ = false;
     since_poll_ = 0;
+    look = true;
     moved += poll_descriptors(0);
   }
-  if (transport_ != nullptr) moved += transport_->progress(*this);
+  if (transport_ != nullptr && (look || !targets_.empty())) moved += transport_->progress(*this);
   for (const auto& [peer, reason] : std::exchange(unreachable_, {})) {
     lose(peer, reason);
     ++moved;
@@ -266,7 +294,7 @@ Instant Core::next_deadline() const {
 // Order matters: first tell the peers to ring, then look once more.
 bool Core::prepare_sleep() {
   for (Driven* driven : driven_) driven->set_sleeping(true);
-  if (progress() == 0 && (transport_ == nullptr || transport_->arm())) return true;
+  if (progress(true) == 0 && (transport_ == nullptr || transport_->arm())) return true;
   if (sleepers_ == 0) {
     for (Driven* driven : driven_) driven->set_sleeping(false);
   }
@@ -297,7 +325,7 @@ void Core::run() {
   int idle = 0;
   while (!stopping_) {
     if (waiters_ > 0) kicked_ = false;
-    if (waiters_ > 0 || (!kicked_ && now() - last_wait_end_ < kRest)) {
+    if (waiters_ > 0 || (!kicked_ && std::exchange(waited_, false))) {
       thread_rest_.wait_for(lock, std::chrono::nanoseconds(kRest));
       continue;
     }
@@ -315,7 +343,7 @@ void Core::run() {
       lock.lock();
     } else if (prepare_sleep()) {
       sleep(lock, kNever);
-      kicked_ = true;
+      kicked_ = kicked_ || !waited_;
       idle = 0;
     }
   }
@@ -324,11 +352,15 @@ void Core::run() {
 bool Core::drive_until(const std::function<bool()>& done, Instant deadline) {
   std::unique_lock lock(mutex_);
   if (done()) return true;
+  const int spins = crowded_ ? kSpinsCrowded : kSpins;
   ++waiters_;
   if (sleepers_ > 0) wake();
   int idle = 0;
-  while (!done() && !stopping_ && now() < deadline) {
+  int looks = 0;
+  while (!done() && !stopping_) {
+    if (++looks % kLooksPerClock == 0 && now() >= deadline) break;
     if (driven_by_waiter_) {
+      if (now() >= deadline) break;
       const Instant until = std::min(deadline, now() + 100 * kMillisecond);
       followers_.wait_for(lock, std::chrono::nanoseconds(std::max<Duration>(until - now(), 0)));
       continue;
@@ -338,19 +370,24 @@ bool Core::drive_until(const std::function<bool()>& done, Instant deadline) {
       idle = 0;
     } else if (!done()) {
       ++idle;
-      if (idle > kSpins + kYields && prepare_sleep()) {
+      if (idle > spins + kYields && prepare_sleep()) {
+        ++sleeping_waiters_;
         sleep(lock, deadline);
-        idle = 0;
+        --sleeping_waiters_;
+        idle = spins;
+        looks = -1;  // the clock, next
+      } else if (idle <= spins && idle % kSpinsUnderLock != 0) {
+        if (idle > kEagerLooks) pause_cpu();
       } else {
         lock.unlock();
-        idle <= kSpins ? pause_cpu() : static_cast<void>(sched_yield());
+        if (idle > spins) sched_yield();
         lock.lock();
       }
     }
     driven_by_waiter_ = false;
   }
   --waiters_;
-  last_wait_end_ = now();
+  waited_ = true;
   if (waiters_ > 0) followers_.notify_one();
   return done();
 }

@@ -102,6 +102,16 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
     cancelled_formation_ = generation;
     stir(true);
   }
+  // So many ranks of a group share this node: with more than cores, waiters yield soon.
+  void expect_crowd(int ranks);
+  // How often to look for the end of a small operation before it is left to a waiter, and that without a
+  // pause in between: one takes 65 ns on Skylake and later, as much as a cache line needs to the next core.
+  static constexpr int kEagerLooks = 32;
+  int eager_looks() const { return crowded_ ? 0 : kEagerLooks; }
+  // Who looks like that does what a waiter does: the progress thread stays away, and mates need not ring.
+  // What else is under way gets its turn, and the progress thread where it moves. Call it before beginning
+  // anything.
+  void attend();
   bool formation_cancelled(const Generation& generation) const {
     return generation.nonce == cancelled_formation_.nonce &&
            generation.counter <= cancelled_formation_.counter;
@@ -112,7 +122,9 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
   // After an operation was issued or revoked. `urgent`: the progress thread must not wait for its next tick.
   void stir(bool urgent);
 
-  size_t progress();
+  // `look`: also at the descriptors, and at a transport that nobody waits for, which cost system calls;
+  // otherwise they get their turn now and then.
+  size_t progress(bool look = false);
 
   // progress(), by a thread that neither waits nor sleeps.
   void poke() {
@@ -161,11 +173,14 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
   bool stopping_ = false;
   int waiters_ = 0;
   bool driven_by_waiter_ = false;
-  Instant last_wait_end_ = 0;
+  bool waited_ = false;  // somebody did, since the progress thread looked
   bool kicked_ = false;
-  int sleepers_ = 0;  // threads in epoll_wait
+  int sleepers_ = 0;          // threads in epoll_wait
+  int sleeping_waiters_ = 0;  // those of them that are not the progress thread
   bool descriptors_ready_ = false;
   int since_poll_ = 0;
+  int since_attended_ = 0;
+  bool crowded_ = true;  // more ranks than cores
 
   std::shared_ptr<Pool> pool_;
   std::unique_ptr<Transport> transport_;

@@ -130,6 +130,7 @@ struct Endpoint::Forming {
   std::unique_ptr<Formation> formation;
   std::vector<int> absent;
   Segment segment;
+  std::shared_ptr<Arena> arena;
   std::unique_ptr<LocalExchange> exchange;  // complete: all ranks are on this node, and share memory
 };
 
@@ -186,15 +187,18 @@ Status Endpoint::try_shared_memory(const GroupSpec& spec, Forming& forming) {
                  "the group spans nodes, or shared memory is off, and no transport is open; open one (UCX)"};
   }
   auto segment = Segment::create(spec.generation, spec.rank);
+  auto arena = Arena::create(static_cast<int>(spec.contacts.size()));
   Status status = segment.ok() ? ok() : Status(segment.error());
+  if (!arena.ok()) status = arena.error();
   std::vector<int> missing;
-  if (segment.ok()) {
+  if (status.ok()) {
     forming.segment = std::move(*segment);
+    forming.arena = std::move(*arena);
     forming.exchange =
         std::make_unique<LocalExchange>(*core_, *listener_, spec.generation, spec.rank, forming.contacts);
     const Instant deadline =
         forming.formation != nullptr ? std::min(spec.deadline, now() + kPatience) : spec.deadline;
-    status = forming.exchange->run(forming.segment, deadline, missing);
+    status = forming.exchange->run(forming.segment, *forming.arena, deadline, missing);
   }
   {
     const std::lock_guard lock(core_->mutex());
@@ -220,8 +224,9 @@ Result<std::unique_ptr<Group>> Endpoint::finish(const GroupSpec& spec, Forming& 
   {
     const std::lock_guard lock(core_->mutex());
     if (forming.exchange != nullptr) {
-      engine = make_node_engine(*state, std::move(forming.segment), std::move(forming.exchange->mates()),
-                                std::move(forming.exchange->segments()));
+      engine = make_node_engine(
+          *state, {std::move(forming.segment), std::move(forming.arena), std::move(forming.exchange->mates()),
+                   std::move(forming.exchange->segments()), std::move(forming.exchange->arenas())});
     } else {
       engine = make_transport_engine(*state, forming.peers, algorithm_);
     }

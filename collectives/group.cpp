@@ -1,5 +1,7 @@
 #include "collectives/group.h"
 
+#include <algorithm>
+
 #include "collectives/group_state.h"
 
 namespace muster {
@@ -12,30 +14,15 @@ Work refused(std::string message) {
   return Work(std::move(operation));
 }
 
-CollectivePtr make(Collective kind, size_t count, DType dtype, ReduceOp op, int root, Instant deadline) {
-  auto operation = std::make_shared<CollectiveOperation>();
-  operation->signature.count = count;
-  operation->signature.root = root;
-  operation->signature.kind = kind;
-  operation->signature.dtype = dtype;
-  operation->signature.op = op;
-  operation->deadline = deadline;
-  return operation;
-}
-
 // Whether this rank's own arguments make sense; what differs between ranks is found by the engine.
-std::optional<std::string> fault_of(Collective kind, const void* in, const void* out, size_t count,
-                                    DType dtype, ReduceOp op, bool reduces) {
-  const std::string name(to_string(kind));
-  if (static_cast<int>(dtype) >= kDTypeCount) return name + ": unknown element type";
-  if (reduces && !can_reduce(dtype)) {
-    return name + " of " + std::string(to_string(dtype)) +
-           " is not supported; use float32, float64, bfloat16, int32 or int64";
-  }
-  if (reduces && static_cast<int>(op) > 3) return name + ": unknown operator; use sum, min, max or avg";
-  if (count > 0 && (in == nullptr || out == nullptr))
-    return name + ": a buffer is null; give one, or count 0";
-  if (count > (uint64_t{1} << 56) / size_of(dtype)) return name + ": count is larger than any memory";
+std::optional<std::string> fault_of(Collective kind, bool lacks_buffer, size_t count, DType dtype,
+                                    ReduceOp op) {
+  const auto fault = [kind](const char* text) { return std::string(to_string(kind)) + ": " + text; };
+  if (static_cast<int>(dtype) >= kDTypeCount) return fault("unknown element type");
+  if (static_cast<int>(op) >= kReduceOpCount)
+    return fault("unknown operator; use sum, prod, min, max, avg or premul_sum");
+  if (lacks_buffer) return fault("a buffer is null; give one, or count 0");
+  if (count > (uint64_t{1} << 56) / size_of(dtype)) return fault("count is larger than any memory");
   return std::nullopt;
 }
 
@@ -61,48 +48,107 @@ std::string_view Group::medium() const { return state_->engine()->medium(); }
 void Group::revoke(Error reason) { state_->revoke(std::move(reason)); }
 std::optional<Failure> Group::failure() const { return state_->failure(); }
 
-Work Group::all_reduce(const void* in, void* out, size_t count, DType dtype, ReduceOp op, Instant deadline) {
-  if (auto fault = fault_of(Collective::kAllReduce, in, out, count, dtype, op, true)) return refused(*fault);
-  auto operation = make(Collective::kAllReduce, count, dtype, op, 0, deadline);
-  operation->inputs = {static_cast<const std::byte*>(in)};
-  operation->output = static_cast<std::byte*>(out);
-  return state_->issue(std::move(operation));
-}
+// Arguments of an operation, as the caller gave them.
+struct CollectiveCall {
+  Collective kind;
+  const void* in;
+  void* out;
+  size_t count;
+  DType dtype;
+  ReduceOp op = ReduceOp::kSum;
+  int root = 0;
+  Instant deadline = kNever;
+  double factor = 1;
+  std::span<const size_t> counts = {};
+};
 
-Work Group::reduce_scatter(const void* in, void* out, size_t count, DType dtype, ReduceOp op,
-                           Instant deadline) {
-  if (auto fault = fault_of(Collective::kReduceScatter, in, out, count, dtype, op, true))
-    return refused(*fault);
-  auto operation = make(Collective::kReduceScatter, count, dtype, op, 0, deadline);
-  operation->inputs = {static_cast<const std::byte*>(in)};
-  operation->output = static_cast<std::byte*>(out);
-  return state_->issue(std::move(operation));
-}
-
-Work Group::all_gather(const void* in, void* out, size_t count, DType dtype, Instant deadline) {
-  if (auto fault = fault_of(Collective::kAllGather, in, out, count, dtype, ReduceOp::kSum, false))
-    return refused(*fault);
-  auto operation = make(Collective::kAllGather, count, dtype, ReduceOp::kSum, 0, deadline);
-  operation->inputs = {static_cast<const std::byte*>(in)};
-  operation->output = static_cast<std::byte*>(out);
-  return state_->issue(std::move(operation));
-}
-
-Work Group::broadcast(const void* in, void* out, size_t count, DType dtype, int root, Instant deadline) {
-  if (root < 0 || root >= size()) {
-    return refused("broadcast: root " + std::to_string(root) + " is not a rank of " + std::to_string(size()));
+Work Group::issue(const CollectiveCall& call) {
+  if (call.root < 0 || call.root >= size()) {
+    return refused(std::string(to_string(call.kind)) + ": root " + std::to_string(call.root) +
+                   " is not a rank of " + std::to_string(size()));
   }
-  const void* read = rank() == root ? in : out;
-  if (auto fault = fault_of(Collective::kBroadcast, read, out, count, dtype, ReduceOp::kSum, false))
+  if (!call.counts.empty() && call.counts.size() != static_cast<size_t>(size())) {
+    return refused(std::string(to_string(call.kind)) + ": " + std::to_string(call.counts.size()) +
+                   " counts for " + std::to_string(size()) + " ranks; give one for each");
+  }
+  const size_t most = call.counts.empty() ? call.count : *std::ranges::max_element(call.counts);
+  const size_t mine = call.counts.empty() ? call.count : call.counts[static_cast<size_t>(rank())];
+  const size_t at_root = rank() == call.root ? most : 0;
+  const bool one_reads = call.kind == Collective::kBroadcast || call.kind == Collective::kScatter;
+  const bool one_writes = call.kind == Collective::kReduce || call.kind == Collective::kGather;
+  const bool gathers = call.kind == Collective::kAllGather || call.kind == Collective::kGather;
+  const bool scatters = call.kind == Collective::kReduceScatter || call.kind == Collective::kScatter;
+  const bool lacks_in = call.in == nullptr && (one_reads ? at_root : gathers ? mine : most) > 0;
+  const bool lacks_out = call.out == nullptr && (one_writes ? at_root : scatters ? mine : most) > 0;
+  if (auto fault = fault_of(call.kind, lacks_in || lacks_out, most, call.dtype, call.op))
     return refused(*fault);
-  auto operation = make(Collective::kBroadcast, count, dtype, ReduceOp::kSum, root, deadline);
-  operation->inputs = {static_cast<const std::byte*>(in)};
-  operation->output = static_cast<std::byte*>(out);
-  return state_->issue(std::move(operation));
+  return state_->issue([&](CollectiveOperation& operation) {
+    Signature& signature = operation.signature;
+    signature.count = most;
+    signature.root = call.root;
+    signature.kind = call.kind;
+    signature.dtype = call.dtype;
+    signature.op = call.op;
+    operation.deadline = call.deadline;
+    operation.inputs.assign(1, static_cast<const std::byte*>(call.in));
+    operation.output = static_cast<std::byte*>(call.out);
+    if (call.counts.empty() && call.op != ReduceOp::kPremulSum) return;
+    operation.counts.assign(call.counts.begin(), call.counts.end());
+    if (call.op == ReduceOp::kPremulSum) operation.factor = call.factor;
+    std::vector<uint64_t> words = operation.counts;
+    words.push_back(std::bit_cast<uint64_t>(operation.factor));
+    signature.extra = digest_of(std::as_bytes(std::span(words))).low;
+  });
+}
+
+Result<SharedBuffer> Group::allocate(size_t bytes) { return state_->allocate(bytes); }
+
+Work Group::all_reduce(const void* in, void* out, size_t count, DType dtype, ReduceOp op, Instant deadline,
+                       double factor) {
+  return issue({Collective::kAllReduce, in, out, count, dtype, op, 0, deadline, factor, {}});
+}
+Work Group::reduce(const void* in, void* out, size_t count, DType dtype, ReduceOp op, int root,
+                   Instant deadline, double factor) {
+  return issue({Collective::kReduce, in, out, count, dtype, op, root, deadline, factor, {}});
+}
+Work Group::reduce_scatter(const void* in, void* out, size_t count, DType dtype, ReduceOp op,
+                           Instant deadline, double factor) {
+  return issue({Collective::kReduceScatter, in, out, count, dtype, op, 0, deadline, factor, {}});
+}
+Work Group::all_gather(const void* in, void* out, size_t count, DType dtype, Instant deadline) {
+  return issue({Collective::kAllGather, in, out, count, dtype, ReduceOp::kSum, 0, deadline, 1, {}});
+}
+Work Group::gather(const void* in, void* out, size_t count, DType dtype, int root, Instant deadline) {
+  return issue({Collective::kGather, in, out, count, dtype, ReduceOp::kSum, root, deadline, 1, {}});
+}
+Work Group::scatter(const void* in, void* out, size_t count, DType dtype, int root, Instant deadline) {
+  return issue({Collective::kScatter, in, out, count, dtype, ReduceOp::kSum, root, deadline, 1, {}});
+}
+Work Group::all_to_all(const void* in, void* out, size_t count, DType dtype, Instant deadline) {
+  return issue({Collective::kAllToAll, in, out, count, dtype, ReduceOp::kSum, 0, deadline, 1, {}});
+}
+Work Group::broadcast(const void* in, void* out, size_t count, DType dtype, int root, Instant deadline) {
+  return issue({Collective::kBroadcast, in, out, count, dtype, ReduceOp::kSum, root, deadline, 1, {}});
+}
+Work Group::reduce_scatter_v(const void* in, void* out, std::span<const size_t> counts, DType dtype,
+                             ReduceOp op, Instant deadline, double factor) {
+  return issue({Collective::kReduceScatter, in, out, 0, dtype, op, 0, deadline, factor, counts});
+}
+Work Group::all_gather_v(const void* in, void* out, std::span<const size_t> counts, DType dtype,
+                         Instant deadline) {
+  return issue({Collective::kAllGather, in, out, 0, dtype, ReduceOp::kSum, 0, deadline, 1, counts});
+}
+Work Group::gather_v(const void* in, void* out, std::span<const size_t> counts, DType dtype, int root,
+                     Instant deadline) {
+  return issue({Collective::kGather, in, out, 0, dtype, ReduceOp::kSum, root, deadline, 1, counts});
+}
+Work Group::scatter_v(const void* in, void* out, std::span<const size_t> counts, DType dtype, int root,
+                      Instant deadline) {
+  return issue({Collective::kScatter, in, out, 0, dtype, ReduceOp::kSum, root, deadline, 1, counts});
 }
 
 Work Group::barrier(Instant deadline) {
-  return state_->issue(make(Collective::kBarrier, 0, DType::kFloat32, ReduceOp::kSum, 0, deadline));
+  return state_->issue([&](CollectiveOperation& operation) { operation.deadline = deadline; });
 }
 
 Work Group::canonical_all_reduce(std::span<const float* const> partials, float* out, size_t count,
@@ -116,27 +162,31 @@ Work Group::canonical_all_reduce(std::span<const float* const> partials, float* 
   auto plan = plan_combine(layout.assignment, layout.lanes);
   if (!plan) return refused("canonical_all_reduce: " + plan.error().message);
 
-  auto operation = make(Collective::kCanonicalAllReduce, count, DType::kFloat32, ReduceOp::kSum, 0, deadline);
+  std::vector<int> pieces;  // of each rank
   for (const LaneRange& range : layout.assignment)
-    operation->partials.push_back(static_cast<int>(aligned_nodes(range, layout.lanes).size()));
-  const auto expected = static_cast<size_t>(operation->partials[rank()]);
+    pieces.push_back(static_cast<int>(aligned_nodes(range, layout.lanes).size()));
+  const auto expected = static_cast<size_t>(pieces[static_cast<size_t>(rank())]);
   if (partials.size() != expected) {
     return refused("canonical_all_reduce: rank " + std::to_string(rank()) + " gave " +
                    std::to_string(partials.size()) + " partial sums, its lanes have " +
                    std::to_string(expected) + " aligned nodes");
   }
-  for (const float* partial : partials) {
-    if (auto fault = fault_of(Collective::kCanonicalAllReduce, partial, out, count, DType::kFloat32,
-                              ReduceOp::kSum, true))
-      return refused(*fault);
-    operation->inputs.push_back(reinterpret_cast<const std::byte*>(partial));
-  }
-  if (count > 0 && out == nullptr) return refused("canonical_all_reduce: the output is null");
-  operation->output = reinterpret_cast<std::byte*>(out);
-  operation->plan = std::move(*plan);
-  operation->scale = scale != 0 ? scale : 1.0F / static_cast<float>(layout.microbatches);
-  operation->signature.extra = hash_layout(layout, operation->scale);
-  return state_->issue(std::move(operation));
+  const bool lacks_buffer = out == nullptr || std::ranges::count(partials, nullptr) > 0;
+  if (auto fault = fault_of(Collective::kCanonicalAllReduce, count > 0 && lacks_buffer, count,
+                            DType::kFloat32, ReduceOp::kSum))
+    return refused(*fault);
+  return state_->issue([&](CollectiveOperation& operation) {
+    operation.signature.count = count;
+    operation.signature.kind = Collective::kCanonicalAllReduce;
+    operation.deadline = deadline;
+    for (const float* partial : partials)
+      operation.inputs.push_back(reinterpret_cast<const std::byte*>(partial));
+    operation.output = reinterpret_cast<std::byte*>(out);
+    operation.plan = std::move(*plan);
+    operation.partials = std::move(pieces);
+    operation.scale = scale != 0 ? scale : 1.0F / static_cast<float>(layout.microbatches);
+    operation.signature.extra = hash_layout(layout, operation.scale);
+  });
 }
 
 bool Work::test() const {

@@ -7,7 +7,8 @@
 //
 // A group does not outlive its view. After revoke(), a mismatch, a dead peer or a passed deadline it is
 // unusable: all pending and later operations end with that reason. Out-of-place inputs are intact then;
-// outputs, and in-place buffers, are undefined, and nothing writes into them any more.
+// outputs, and in-place buffers, are undefined, and nothing writes into them any more, but for those in
+// memory from allocate(), into which mates may.
 #pragma once
 
 #include <memory>
@@ -18,6 +19,7 @@
 #include "collectives/lane_tree.h"
 #include "collectives/operation.h"
 #include "collectives/reduce.h"
+#include "collectives/shared_buffer.h"
 #include "collectives/work.h"
 #include "runtime/base/dtype.h"
 
@@ -31,6 +33,7 @@ struct CanonicalLayout {
 };
 
 class GroupState;
+struct CollectiveCall;
 
 class Group {
  public:
@@ -45,15 +48,38 @@ class Group {
   // How ranks talk: "shared memory", or the transport's name; for logs and tests.
   std::string_view medium() const;
 
-  // Types: float32, float64, bfloat16, int32, int64. `count` in elements; `deadline` is an Instant.
-  Work all_reduce(const void* in, void* out, size_t count, DType dtype, ReduceOp op, Instant deadline);
+  // Memory that operations need not copy, see shared_buffer.h. From any thread.
+  Result<SharedBuffer> allocate(size_t bytes);
+
+  // Any type of DType. `count` in elements; `deadline` is an Instant. `factor` is premul_sum's, the same on
+  // all ranks. What only the root has may be null elsewhere: `in` of broadcast and scatter, `out` of reduce
+  // and gather.
+  Work all_reduce(const void* in, void* out, size_t count, DType dtype, ReduceOp op, Instant deadline,
+                  double factor = 1);
+  Work reduce(const void* in, void* out, size_t count, DType dtype, ReduceOp op, int root, Instant deadline,
+              double factor = 1);
   // in: size() × count; out: count.
-  Work reduce_scatter(const void* in, void* out, size_t count, DType dtype, ReduceOp op, Instant deadline);
-  // in: count; out: size() × count. Any type of DType, as for broadcast.
+  Work reduce_scatter(const void* in, void* out, size_t count, DType dtype, ReduceOp op, Instant deadline,
+                      double factor = 1);
+  // in: count; out: size() × count.
   Work all_gather(const void* in, void* out, size_t count, DType dtype, Instant deadline);
-  // `in` is read on the root only, and may be null elsewhere.
+  Work gather(const void* in, void* out, size_t count, DType dtype, int root, Instant deadline);
+  // in: size() × count; out: count.
+  Work scatter(const void* in, void* out, size_t count, DType dtype, int root, Instant deadline);
+  // in, out: size() × count. Block r goes to rank r.
+  Work all_to_all(const void* in, void* out, size_t count, DType dtype, Instant deadline);
   Work broadcast(const void* in, void* out, size_t count, DType dtype, int root, Instant deadline);
   Work barrier(Instant deadline);
+
+  // The same with blocks of different sizes, one after the other in rank order: counts[r] is rank r's, and
+  // all ranks pass all of them.
+  Work reduce_scatter_v(const void* in, void* out, std::span<const size_t> counts, DType dtype, ReduceOp op,
+                        Instant deadline, double factor = 1);
+  Work all_gather_v(const void* in, void* out, std::span<const size_t> counts, DType dtype, Instant deadline);
+  Work gather_v(const void* in, void* out, std::span<const size_t> counts, DType dtype, int root,
+                Instant deadline);
+  Work scatter_v(const void* in, void* out, std::span<const size_t> counts, DType dtype, int root,
+                 Instant deadline);
 
   // out = scale · (sum of all microbatches' gradients along the fixed tree), in float32, scale 0 meaning
   // 1 / microbatches. `partials` are this rank's sums, one for each of its aligned nodes (Accumulator). The
@@ -68,6 +94,7 @@ class Group {
   std::optional<Failure> failure() const;
 
  private:
+  Work issue(const CollectiveCall& call);
   std::shared_ptr<GroupState> state_;
 };
 

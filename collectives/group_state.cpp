@@ -40,28 +40,64 @@ std::optional<Failure> GroupState::failure() {
   return failure_;
 }
 
-Work GroupState::issue(CollectivePtr operation) {
-  constexpr uint64_t kUrgentBytes = 8 * 1024;
-  const std::lock_guard lock(core_->mutex());
-  operation->core = core_;
-  operation->issued = now();
-  operation->signature.sequence = next_sequence_++;
-  operation->signature.history = history_;
-  history_ = digest_of(bytes_of(operation->signature)).low;
-  if (failure_.has_value()) {
-    core_->complete(*operation, end_of(*operation), failure_->suspects);
-    return Work(operation);
+Result<SharedBuffer> GroupState::allocate(size_t bytes) {
+  std::shared_ptr<Arena> arena;
+  {
+    const std::lock_guard lock(core_->mutex());
+    if (engine_ != nullptr) arena = engine_->arena();
   }
-  pending_.push_back(operation);
-  engine_->start(operation);
-  core_->progress();
-  if (!operation->done) core_->stir(operation->signature.count * operation->element() > kUrgentBytes);
-  return Work(operation);
+  if (arena == nullptr) return SharedBuffer(bytes);
+  MUSTER_ASSIGN(const MutableByteSpan memory, arena->allocate(bytes));
+  return SharedBuffer(std::move(arena), memory);
+}
+
+// Counts of references cost more than the rest of a small operation, so they are few here.
+Work GroupState::submit(CollectivePtr issued) {
+  constexpr uint64_t kSmallBytes = 8 * 1024;
+  CollectiveOperation& operation = *issued;
+  const bool local = engine_ && engine_->is_local();
+  const bool small = operation.signature.count * operation.element() <= kSmallBytes;
+  if (small && local) core_->attend();
+  if (!local) operation.issued = now();  // only an engine that inquires needs it
+  operation.signature.sequence = next_sequence_++;
+  operation.signature.history = history_;
+  history_ = operation.digest = digest_of(bytes_of(operation.signature)).low;
+  if (failure_.has_value()) {
+    core_->complete(operation, end_of(operation), failure_->suspects);
+    return Work(std::move(issued));
+  }
+  submitting_ = &operation;
+  pending_.push_back(std::move(issued));
+  engine_->start(pending_.back());
+  if (small && local) {
+    engine_->advance();
+  } else {
+    core_->progress();
+  }
+  submitting_ = nullptr;
+  if (CollectivePtr ended = std::move(ended_at_once_)) {
+    if (!ended->result.ok() || ended.use_count() > 1) return Work(std::move(ended));
+    ended->clear();
+    spare_ = std::move(ended);
+    return Work();
+  }
+  operation.core = core_;
+  Work work(pending_.back());
+  core_->stir(!small && !local);  // it may end here
+  return work;
+}
+
+void GroupState::end(CollectivePtr operation, Status result, std::vector<int> suspects) {
+  core_->complete(*operation, std::move(result), std::move(suspects));
+  if (operation.get() == submitting_) ended_at_once_ = std::move(operation);
 }
 
 void GroupState::finish(CollectiveOperation& operation) {
-  std::erase_if(pending_, [&](const CollectivePtr& one) { return one.get() == &operation; });
-  core_->complete(operation, ok(), {});
+  const auto found =
+      std::ranges::find(pending_, &operation, [](const CollectivePtr& one) { return one.get(); });
+  CollectivePtr ended = std::move(*found);
+  pending_.erase(found);
+  end(std::move(ended), ok(), {});
 }
 
 Status GroupState::end_of(const CollectiveOperation& operation) const {
@@ -74,13 +110,19 @@ void GroupState::fail(Failure failure, bool tell_peers) {
   if (failure_.has_value()) return;
   failure_ = std::move(failure);
   if (engine_ != nullptr) engine_->abandon(*failure_, tell_peers);
-  for (const CollectivePtr& operation : std::exchange(pending_, {}))
-    core_->complete(*operation, end_of(*operation), failure_->suspects);
+  for (CollectivePtr& operation : std::exchange(pending_, {})) {
+    Status result = end_of(*operation);
+    end(std::move(operation), std::move(result), failure_->suspects);
+  }
 }
 
 size_t GroupState::advance() {
   size_t moved = engine_->advance();
-  if (moved == 0 && !failure_.has_value()) moved = check_deadline();
+  constexpr int kIdlePerClock = 16;  // reading the clock costs as much as the rest
+  if (moved == 0 && !failure_.has_value() && ++idle_ >= kIdlePerClock) {
+    idle_ = 0;
+    moved = check_deadline();
+  }
   return moved;
 }
 

@@ -7,9 +7,11 @@
 
 #include "collectives/core.h"
 #include "collectives/group.h"
+#include "collectives/shared_buffer.h"
 
 namespace muster {
 
+class Arena;
 class GroupState;
 
 // Executes a group's operations. All calls under the core's mutex.
@@ -17,6 +19,8 @@ class Engine {
  public:
   virtual ~Engine() = default;
   virtual std::string_view medium() const = 0;
+  virtual bool is_local() const { return false; }  // mates on this node ring when there is something to do
+  virtual std::shared_ptr<Arena> arena() const { return nullptr; }
   virtual void start(const CollectivePtr& operation) = 0;
   virtual size_t advance() = 0;
   virtual void set_sleeping(bool sleeping) = 0;
@@ -45,7 +49,15 @@ class GroupState final : public Driven, public std::enable_shared_from_this<Grou
   void close(Error reason);
   void revoke(Error reason);
 
-  Work issue(CollectivePtr operation);
+  // `fill(operation)` is called under the mutex, and sets what the caller asked for. An operation that has
+  // ended well by then leaves no handle: an empty Work says the same, and its memory serves the next one.
+  template <typename Fill>
+  Work issue(Fill fill) {
+    const std::lock_guard lock(core_->mutex());
+    CollectivePtr operation = spare_ != nullptr ? std::move(spare_) : std::make_shared<CollectiveOperation>();
+    fill(*operation);
+    return submit(std::move(operation));
+  }
 
   int rank() const { return rank_; }
   int size() const { return size_; }
@@ -53,8 +65,9 @@ class GroupState final : public Driven, public std::enable_shared_from_this<Grou
   Core& core() { return *core_; }
   Engine* engine() { return engine_.get(); }
   std::optional<Failure> failure();
+  Result<SharedBuffer> allocate(size_t bytes);
 
-  // For the engine, under the mutex.
+  // For the engine, under the mutex. The operation may be gone afterwards.
   void finish(CollectiveOperation& operation);
   void fail(Failure failure, bool tell_peers = true);
   bool failed() const { return failure_.has_value(); }
@@ -67,6 +80,8 @@ class GroupState final : public Driven, public std::enable_shared_from_this<Grou
   void peer_gone(PeerId peer, const std::string& reason) override;
 
  private:
+  Work submit(CollectivePtr operation);
+  void end(CollectivePtr operation, Status result, std::vector<int> suspects);
   size_t check_deadline();
   Instant inquiry_at(const CollectiveOperation& operation) const;
   Status end_of(const CollectiveOperation& operation) const;
@@ -77,9 +92,13 @@ class GroupState final : public Driven, public std::enable_shared_from_this<Grou
   const int size_;
   std::unique_ptr<Engine> engine_;
   std::deque<CollectivePtr> pending_;  // in issue order
+  const CollectiveOperation* submitting_ = nullptr;
+  CollectivePtr ended_at_once_;  // what is being submitted, once it has ended
+  CollectivePtr spare_;          // ended, and held by nobody else
   std::optional<Failure> failure_;
   uint64_t next_sequence_ = 0;
   uint64_t history_ = 0;
+  int idle_ = 0;                    // calls of advance() since the clock was read
   uint64_t inquired_ = UINT64_MAX;  // sequence of the operation that was inquired about
   bool open_ = false;
 };

@@ -8,16 +8,27 @@ constexpr uint64_t kSmallBytes = 8 * 1024;
 // Up to here everybody talks to everybody; above, the number of messages is kept down.
 constexpr int kDirectRanks = 16;
 
+// Small types are rounded, or wrapped, at each fold, and a factor is for inputs only.
+bool is_folded_once(const CollectiveOperation& operation) {
+  return operation.element() <= 2 || operation.signature.op == ReduceOp::kPremulSum;
+}
+
+std::vector<Slice> blocks_of(const CollectiveOperation& operation, int ranks) {
+  std::vector<Slice> blocks;
+  for (int rank = 0; rank < ranks; ++rank) blocks.push_back(operation.block(rank));
+  return blocks;
+}
+
 Schedule choose_all_reduce(const CollectiveOperation& operation, int ranks, int rank,
                            std::string_view forced) {
   const uint64_t count = operation.signature.count;
   const bool small = count * operation.element() <= kSmallBytes;
-  // bfloat16 is rounded at each fold, so it is folded only once.
-  const bool rounds_often = operation.signature.dtype == DType::kBFloat16;
+  const bool rounds_often = is_folded_once(operation);
   if (forced == "one-shot") return all_reduce_one_shot(ranks, rank, count);
-  if (forced == "recursive doubling") return all_reduce_recursive_doubling(ranks, rank, count);
   if (forced == "direct") return all_reduce_direct(ranks, rank, count);
-  if (forced == "ring") return all_reduce_ring(ranks, rank, count);
+  if (forced == "recursive doubling" && !rounds_often)
+    return all_reduce_recursive_doubling(ranks, rank, count);
+  if (forced == "ring" && !rounds_often) return all_reduce_ring(ranks, rank, count);
   if (small && ranks <= 8) return all_reduce_one_shot(ranks, rank, count);
   if (small && !rounds_often) return all_reduce_recursive_doubling(ranks, rank, count);
   if (ranks <= kDirectRanks || rounds_often) return all_reduce_direct(ranks, rank, count);
@@ -36,8 +47,8 @@ Schedule choose_all_gather(uint64_t count, size_t element, int ranks, int rank, 
 Schedule choose_reduce_scatter(const CollectiveOperation& operation, int ranks, int rank,
                                std::string_view forced) {
   const uint64_t count = operation.signature.count;
-  const bool ring = forced == "ring" || (forced != "direct" && ranks > kDirectRanks &&
-                                         operation.signature.dtype != DType::kBFloat16);
+  const bool ring =
+      (forced == "ring" || (forced != "direct" && ranks > kDirectRanks)) && !is_folded_once(operation);
   return ring ? reduce_scatter_ring(ranks, rank, count) : reduce_scatter_direct(ranks, rank, count);
 }
 
@@ -48,8 +59,9 @@ std::string to_string(const Generation& generation) {
 }
 
 std::string_view to_string(Collective kind) {
-  static constexpr std::string_view kNames[] = {"all_reduce", "reduce_scatter", "all_gather",
-                                                "broadcast",  "barrier",        "canonical_all_reduce"};
+  static constexpr std::string_view kNames[] = {
+      "all_reduce",           "reduce_scatter", "all_gather", "broadcast", "barrier",
+      "canonical_all_reduce", "reduce",         "gather",     "scatter",   "all_to_all"};
   const auto index = static_cast<size_t>(kind);
   return index < std::size(kNames) ? kNames[index] : "unknown operation";
 }
@@ -60,12 +72,16 @@ std::string describe(const Signature& signature) {
   const bool known = static_cast<int>(signature.dtype) < kDTypeCount;
   text += " (" + std::string(known ? to_string(signature.dtype) : "unknown type") + " × " +
           std::to_string(signature.count);
-  const bool reduces =
-      signature.kind == Collective::kAllReduce || signature.kind == Collective::kReduceScatter;
+  const bool reduces = signature.kind == Collective::kAllReduce ||
+                       signature.kind == Collective::kReduceScatter || signature.kind == Collective::kReduce;
+  const bool rooted = signature.kind == Collective::kBroadcast || signature.kind == Collective::kReduce ||
+                      signature.kind == Collective::kGather || signature.kind == Collective::kScatter;
   if (reduces) text += ", " + std::string(to_string(signature.op));
-  if (signature.kind == Collective::kBroadcast) text += ", root " + std::to_string(signature.root);
+  if (rooted) text += ", root " + std::to_string(signature.root);
   if (signature.kind == Collective::kCanonicalAllReduce)
     text += ", layout " + to_hex(bytes_of(signature.extra)).substr(0, 8);
+  else if (signature.extra != 0)
+    text += ", counts and factor " + to_hex(bytes_of(signature.extra)).substr(0, 8);
   return text + ")";
 }
 
@@ -83,16 +99,46 @@ Failure mismatch(int my_rank, const Signature& mine, int peer, const Signature& 
   return {ErrorCode::kMisuse, std::move(reason), {low, high}};
 }
 
+void CollectiveOperation::clear() {
+  core.reset();
+  done.store(false, std::memory_order_relaxed);
+  result = ok();
+  suspects.clear();
+  signature = {};
+  digest = 0;
+  issued = 0;
+  deadline = kNever;
+  inputs.clear();
+  output = nullptr;
+  factor = 1;
+  counts.clear();
+  plan = {};
+  partials.clear();
+  scale = 1;
+}
+
 Schedule choose_schedule(const CollectiveOperation& operation, int ranks, int rank, std::string_view forced) {
   const Signature& signature = operation.signature;
   // Nothing to move, but still the same operation on all ranks: checked by messages without payload.
   if (signature.count == 0) return barrier_dissemination(ranks, rank);
+  constexpr uint64_t kToRootBytes = 8 * 1024;
   switch (signature.kind) {
     case Collective::kAllReduce:
       return choose_all_reduce(operation, ranks, rank, forced);
+    case Collective::kReduce:
+      return reduce_direct(ranks, rank, signature.count, signature.root,
+                           signature.count * operation.element() > kToRootBytes);
+    case Collective::kGather:
+      return gather_direct(rank, blocks_of(operation, ranks), signature.root);
+    case Collective::kScatter:
+      return scatter_direct(rank, blocks_of(operation, ranks), signature.root);
+    case Collective::kAllToAll:
+      return all_to_all_direct(ranks, rank, signature.count);
     case Collective::kReduceScatter:
+      if (!operation.counts.empty()) return reduce_scatter_blocks(rank, blocks_of(operation, ranks));
       return choose_reduce_scatter(operation, ranks, rank, forced);
     case Collective::kAllGather:
+      if (!operation.counts.empty()) return all_gather_blocks(rank, blocks_of(operation, ranks));
       return choose_all_gather(signature.count, operation.element(), ranks, rank, forced);
     case Collective::kBroadcast:
       return broadcast_binomial(ranks, rank, signature.count, signature.root);

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -48,6 +49,10 @@ enum class Collective : uint8_t {
   kBroadcast = 3,
   kBarrier = 4,
   kCanonicalAllReduce = 5,
+  kReduce = 6,
+  kGather = 7,
+  kScatter = 8,
+  kAllToAll = 9,
 };
 std::string_view to_string(Collective kind);
 
@@ -56,7 +61,7 @@ struct Signature {
   uint64_t sequence = 0;  // position in the issue order of the group
   uint64_t history = 0;   // hash of all signatures before, so that an unnoticed difference is noticed later
   uint64_t count = 0;
-  uint64_t extra = 0;  // canonical: hash of microbatches, lanes, assignment, scale
+  uint64_t extra = 0;  // hash of: counts; factor; or canonical microbatches, lanes, assignment, scale
   int32_t root = 0;
   Collective kind = Collective::kBarrier;
   DType dtype = DType::kFloat32;
@@ -74,16 +79,33 @@ Failure mismatch(int my_rank, const Signature& mine, int peer, const Signature& 
 
 struct CollectiveOperation : Operation {
   Signature signature;
+  uint64_t digest = 0;  // of the signature
   Instant issued = 0;
   Instant deadline = kNever;
   std::vector<const std::byte*> inputs;  // one, or one for each aligned node of this rank
   std::byte* output = nullptr;
+  double factor = 1;             // premul_sum
+  std::vector<uint64_t> counts;  // of each rank's block, where they differ; signature.count is the largest
   // Canonical only.
   CombinePlan plan;
   std::vector<int> partials;  // of each rank
   float scale = 1;
 
   size_t element() const { return size_of(signature.dtype); }
+
+  // As new, but with the memory that it has.
+  void clear();
+
+  // A rank's block in the larger buffer of operations that scatter or gather.
+  Slice block(int rank) const {
+    const auto index = static_cast<size_t>(rank);
+    if (counts.empty()) return {index * signature.count, signature.count};
+    return {std::accumulate(counts.begin(), counts.begin() + rank, uint64_t{0}), counts[index]};
+  }
+  uint64_t blocks_count(int ranks) const {
+    return counts.empty() ? static_cast<uint64_t>(ranks) * signature.count
+                          : std::accumulate(counts.begin(), counts.end(), uint64_t{0});
+  }
 };
 using CollectivePtr = std::shared_ptr<CollectiveOperation>;
 

@@ -269,6 +269,107 @@ Schedule broadcast_binomial(int ranks, int rank, uint64_t count, int root) {
   return schedule;
 }
 
+Schedule reduce_direct(int ranks, int rank, uint64_t count, int root, bool by_slices) {
+  Schedule schedule{by_slices ? "direct" : "to the root", {}, 0};
+  const auto slice_for = [&](int owner) {
+    if (by_slices) return slice_of(count, ranks, owner);
+    return owner == root ? Slice{0, count} : Slice{0, 0};
+  };
+  const Slice mine = slice_for(rank);
+  schedule.scratch_count = static_cast<uint64_t>(ranks) * mine.count;
+  Round scatter;
+  for (int peer : others(ranks, rank)) {
+    const Slice theirs = slice_for(peer);
+    send(scatter, peer, input(theirs.offset, theirs.count));
+    receive(scatter, peer, scratch(static_cast<uint64_t>(peer) * mine.count, mine.count));
+  }
+  // Off the root, where my own contribution would lie.
+  const Region folded = rank == root ? output(mine.offset, mine.count)
+                                     : scratch(static_cast<uint64_t>(rank) * mine.count, mine.count);
+  fold(scatter, folded, in_rank_order(ranks, rank, input(mine.offset, mine.count), mine.count), true);
+  schedule.rounds.push_back(std::move(scatter));
+  Round collect;
+  if (rank != root) send(collect, root, folded);
+  for (int peer : others(ranks, rank)) {
+    const Slice theirs = slice_for(peer);
+    if (rank == root) receive(collect, peer, output(theirs.offset, theirs.count));
+  }
+  schedule.rounds.push_back(std::move(collect));
+  return schedule;
+}
+
+Schedule reduce_scatter_blocks(int rank, std::span<const Slice> blocks) {
+  const int ranks = static_cast<int>(blocks.size());
+  const Slice mine = blocks[rank];
+  Schedule schedule{"direct", {}, static_cast<uint64_t>(ranks) * mine.count};
+  Round round;
+  for (int peer : others(ranks, rank)) {
+    send(round, peer, input(blocks[peer].offset, blocks[peer].count));
+    receive(round, peer, scratch(static_cast<uint64_t>(peer) * mine.count, mine.count));
+  }
+  fold(round, output(0, mine.count), in_rank_order(ranks, rank, input(mine.offset, mine.count), mine.count),
+       true);
+  schedule.rounds.push_back(std::move(round));
+  return schedule;
+}
+
+Schedule all_gather_blocks(int rank, std::span<const Slice> blocks) {
+  Schedule schedule{"direct", {}, 0};
+  Round round;
+  for (int peer : others(static_cast<int>(blocks.size()), rank)) {
+    send(round, peer, input(0, blocks[rank].count));
+    receive(round, peer, output(blocks[peer].offset, blocks[peer].count));
+  }
+  fold(round, output(blocks[rank].offset, blocks[rank].count), {input(0, blocks[rank].count)}, true);
+  schedule.rounds.push_back(std::move(round));
+  return schedule;
+}
+
+Schedule gather_direct(int rank, std::span<const Slice> blocks, int root) {
+  Schedule schedule{"direct", {}, 0};
+  Round round;
+  if (rank != root) {
+    send(round, root, input(0, blocks[rank].count));
+  } else {
+    for (int peer : others(static_cast<int>(blocks.size()), rank))
+      receive(round, peer, output(blocks[peer].offset, blocks[peer].count));
+    fold(round, output(blocks[rank].offset, blocks[rank].count), {input(0, blocks[rank].count)}, true);
+  }
+  schedule.rounds.push_back(std::move(round));
+  return schedule;
+}
+
+Schedule scatter_direct(int rank, std::span<const Slice> blocks, int root) {
+  Schedule schedule{"direct", {}, 0};
+  Round round;
+  if (rank != root) {
+    receive(round, root, output(0, blocks[rank].count));
+  } else {
+    for (int peer : others(static_cast<int>(blocks.size()), rank))
+      send(round, peer, input(blocks[peer].offset, blocks[peer].count));
+    fold(round, output(0, blocks[rank].count), {input(blocks[rank].offset, blocks[rank].count)}, true);
+  }
+  schedule.rounds.push_back(std::move(round));
+  return schedule;
+}
+
+// Through scratch, so that in place a block is not overwritten before it was sent.
+Schedule all_to_all_direct(int ranks, int rank, uint64_t count) {
+  Schedule schedule{"direct", {}, static_cast<uint64_t>(ranks) * count};
+  Round round;
+  const auto block = [&](int part) { return static_cast<uint64_t>(part) * count; };
+  for (int peer : others(ranks, rank)) {
+    send(round, peer, input(block(peer), count));
+    receive(round, peer, scratch(block(peer), count));
+  }
+  for (int peer = 0; peer < ranks; ++peer) {
+    fold(round, output(block(peer), count),
+         {peer == rank ? input(block(rank), count) : scratch(block(peer), count)}, true);
+  }
+  schedule.rounds.push_back(std::move(round));
+  return schedule;
+}
+
 Schedule barrier_dissemination(int ranks, int rank) {
   Schedule schedule{"dissemination", {}, 0};
   for (int distance = 1; distance < ranks; distance *= 2) {

@@ -81,6 +81,15 @@ Schedule all_gather_bruck(int ranks, int rank, uint64_t count);
 // broadcast: input of `root` to every output.
 Schedule broadcast_binomial(int ranks, int rank, uint64_t count, int root);
 
+// The others go straight from where data is to where it belongs. `blocks[r]`: rank r's part of the larger
+// buffer. reduce: through the owners of slices where `by_slices`, else everything to the root.
+Schedule reduce_direct(int ranks, int rank, uint64_t count, int root, bool by_slices);
+Schedule reduce_scatter_blocks(int rank, std::span<const Slice> blocks);
+Schedule all_gather_blocks(int rank, std::span<const Slice> blocks);
+Schedule gather_direct(int rank, std::span<const Slice> blocks, int root);
+Schedule scatter_direct(int rank, std::span<const Slice> blocks, int root);
+Schedule all_to_all_direct(int ranks, int rank, uint64_t count);
+
 Schedule barrier_dissemination(int ranks, int rank);
 
 // Canonical all_reduce: rank r has partials[r] inputs of `count` elements; slice j goes to rank j, which

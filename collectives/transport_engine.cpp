@@ -459,13 +459,15 @@ void ScheduleRun::run_fold(const Fold& fold, uint64_t offset, uint64_t count) {
   for (const Region& source : fold.sources) sources.push_back(address(source, offset));
   const Signature& signature = operation_->signature;
   if (fold.along_tree) {
-    fold_tree(operation_->plan, operation_->scale, address(fold.target, offset), sources, count);
-  } else if (sources.size() == 1 && !(fold.last && signature.op == ReduceOp::kAvg)) {
+    std::byte* target = address(fold.target, offset);
+    fold_tree(operation_->plan, operation_->scale, {&target, 1}, 0, sources, count);
+  } else if (const bool changes = signature.op == ReduceOp::kAvg || signature.op == ReduceOp::kPremulSum;
+             sources.size() == 1 && !(fold.last && changes)) {
     std::byte* target = address(fold.target, offset);
     if (target != sources[0]) std::memmove(target, sources[0], count * operation_->element());
   } else {
     muster::fold(signature.dtype, signature.op, address(fold.target, offset), sources, count,
-                 fold.last ? engine_.group().size() : 0);
+                 fold.last ? engine_.group().size() : 0, operation_->factor);
   }
 }
 

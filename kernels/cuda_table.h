@@ -9,12 +9,12 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/int8_codec.h"
+#include "kernels/codec.h"
 #include "runtime/base/result.h"
 
 namespace muster {
 
-constexpr int kCudaTableVersion = 1;
+constexpr int kCudaTableVersion = 2;
 
 // NCCL's codes that callers must tell apart; checked against nccl.h where the module is compiled.
 constexpr int kNcclSuccess = 0;
@@ -57,8 +57,9 @@ struct CudaTable {
   int (*pinned_free)(void* memory);
   int (*copy)(void* to, const void* from, size_t bytes, void* stream);  // host memory has to be pinned
 
-  int (*int8_encode)(const int8::Encode* task, void* stream);
-  int (*int8_decode)(const int8::Decode* task, void* stream);
+  int (*codec_encode)(codec::CodecId id, const codec::Encode* task, void* stream);
+  int (*codec_decode)(codec::CodecId id, const codec::Decode* task, void* stream);
+  int (*codec_recode)(codec::CodecId id, const codec::Decode* from, const codec::Encode* to, void* stream);
 
   const char* (*nccl_error_text)(int code);
   const char* (*nccl_last_error)(void* communicator);

@@ -1,64 +1,35 @@
-// The int8 codec's arithmetic, read by nvcc, by the SIMT shim and by the CPU reference, so that there is one
-// text to be right. Blocks of 256 elements share one float32 scale. docs/formats/codec.md has the definition.
-//
-// REQUIRES, of every compiler that reads this: no contraction to fused multiply-add, correctly rounded
-// division, no flush to zero, round to nearest even.
+// int8: blocks of 256 share a float32 scale. See codec_math.h for what compilers must keep to.
 #pragma once
 
-#include "kernels/philox.h"
-#include "kernels/target.h"
+#include "kernels/codec_math.h"
 
-namespace muster::int8 {
+namespace muster::codec {
 
-constexpr uint32_t kBlock = 256;
-constexpr int32_t kCodeMax = 127;
+struct Int8 {
+  static constexpr uint32_t kBlock = 256;
+  static constexpr uint32_t kScaleBytes = 4;
+  static constexpr int32_t kCodeMax = 127;
+  // The largest scale s for which 127·s does not round to infinity. FLT_MAX/127, rounded to nearest, is above
+  // it.
+  static constexpr float kScaleMax = 0x1.020406p121f;
 
-constexpr uint32_t kMagnitudeMask = 0x7FFFFFFFu;
-constexpr uint32_t kInfinityBits = 0x7F800000u;
-constexpr uint32_t kNanBits = 0x7FC00000u;  // the one NaN that codecs write: devices disagree on others
-// A block whose largest magnitude is below 2^-100 is all zeros: 127/a would overflow soon below.
-constexpr uint32_t kSmallestMaxBits = (127u - 100u) << 23;
-// The largest scale s for which 127·s does not round to infinity. FLT_MAX/127, rounded to nearest, is above
-// it.
-constexpr float kScaleMax = 0x1.020406p121f;
+  MUSTER_HD static Scale scale_of(uint32_t max_bits) {
+    if (max_bits >= kInfinityBits) return {kNanBits, 0.0f, float_of(kNanBits), false};
+    if (max_bits < kSmallestMaxBits) return {0, 0.0f, 0.0f, true};
+    const float max = float_of(max_bits);
+    const float ratio = max / 127.0f;
+    const float scale = ratio < kScaleMax ? ratio : kScaleMax;
+    return {bits_of(scale), 127.0f / max, scale, true};
+  }
+  MUSTER_HD static float decode_scale(uint32_t wire) { return float_of(wire); }
 
-// As an integer, so that a NaN compares above infinity, whatever its sign and payload.
-MUSTER_HD uint32_t magnitude_bits(float value) { return bits_of(value) & kMagnitudeMask; }
-
-struct Scale {
-  float decode;  // what goes on the wire: a/127, 0 or NaN
-  float encode;  // 127/a, or 0
-  bool finite;   // false: the block holds a NaN or an infinity and decodes to NaN
+  MUSTER_HD static uint32_t nearest(float scaled) {
+    return static_cast<uint32_t>(clamp_code(round_nearest(scaled), kCodeMax)) & 0xFFu;
+  }
+  MUSTER_HD static uint32_t stochastic(float scaled, uint32_t halfword) {
+    return static_cast<uint32_t>(clamp_code(round_stochastic(scaled, halfword), kCodeMax)) & 0xFFu;
+  }
+  MUSTER_HD static float value(uint32_t code) { return static_cast<float>(static_cast<int8_t>(code)); }
 };
 
-MUSTER_HD Scale scale_of(uint32_t max_bits) {
-  if (max_bits >= kInfinityBits) return {float_of(kNanBits), 0.0f, false};
-  if (max_bits < kSmallestMaxBits) return {0.0f, 0.0f, true};
-  const float max = float_of(max_bits);
-  const float scale = max / 127.0f;
-  return {scale < kScaleMax ? scale : kScaleMax, 127.0f / max, true};
-}
-
-MUSTER_HD int32_t clamp_code(int32_t code) {
-  return code > kCodeMax ? kCodeMax : (code < -kCodeMax ? -kCodeMax : code);
-}
-
-// REQUIRES: |scaled| < 2^22. Adding 1.5·2^23 leaves the nearest integer, ties to even, in the low bits.
-MUSTER_HD int32_t code_nearest(float scaled) {
-  return clamp_code(static_cast<int32_t>(bits_of(scaled + 0x1.8p23f)) - 0x4B400000);
-}
-
-// ⌊scaled + u⌋ with u = (halfword + ½)·2^-16, which float32 holds exactly.
-MUSTER_HD int32_t code_stochastic(float scaled, uint32_t halfword) {
-  const float u = (static_cast<float>(halfword) + 0.5f) * 0x1p-16f;
-  const float sum = scaled + u;
-  const int32_t truncated = static_cast<int32_t>(sum);
-  return clamp_code(truncated - (static_cast<float>(truncated) > sum ? 1 : 0));
-}
-
-// Devices differ in the NaN that arithmetic makes; this is what a decoder stores instead.
-MUSTER_HD float canonical(float value) { return value != value ? float_of(kNanBits) : value; }
-
-MUSTER_HD float decoded(int32_t code, float scale) { return canonical(static_cast<float>(code) * scale); }
-
-}  // namespace muster::int8
+}  // namespace muster::codec

@@ -7,9 +7,11 @@
 This is static evidence: registers, spills, stack and shared memory as ptxas reports them, and the widths of global
 loads and stores in the PTX. Nothing is run on a GPU, and nothing here says how fast a kernel is.
 
-Bars for every kernel: no spills, no stack, at most 64 registers, no fused multiply-add, no float64, no local memory.
-Kernels that stream (the vector ones) load and store planes in 128 bits, and nothing but a block's scale in fewer.
-Numbers of one compiler version are compared only with the same version; the bars hold for all.
+Bars for every kernel: no spills, no stack, at most 64 registers, half of the threads that a multiprocessor can hold
+(its registers and shared memory allow it), no fused multiply-add, no float64, no local memory. Kernels that stream load
+and store planes in 128 bits, and nothing but a block's scale in fewer; what they ask of memory, in bytes for each
+element, stands beside the least that the codec needs (of one source). Numbers of one compiler version are compared only
+with the same version; the bars hold for all.
 """
 import json
 import re
@@ -17,9 +19,18 @@ import subprocess
 import sys
 
 REGISTERS_MAX = 64
-# The last template argument of a codec kernel is whether it streams in vectors.
-STREAMING = re.compile(r"(true|\(bool\)1)>\(")
-WORSE_IF_GREATER = ("registers", "spill_bytes", "stack_bytes", "shared_bytes", "narrow_loads", "narrow_stores")
+OCCUPANCY_MIN = 0.5
+THREADS = 256  # of a block, in every kernel
+# Of a multiprocessor: registers, threads, shared memory (CUDA C++ programming guide, compute capabilities).
+MULTIPROCESSORS = {"sm_80": (65536, 2048, 167936), "sm_90": (65536, 2048, 233472), "sm_100": (65536, 2048, 233472)}
+# Kernels that take any count and alignment have the last value of their Mode or Store.
+ANY_SHAPE = re.compile(r"Mode\)3|Store\)2")
+# Codec: (how it is named in a kernel, elements a lane, words a lane, bytes of a scale, elements that share it)
+LANES = {"int8": ("Int8, 8", 16, 4, 4, 256), "bf16": ("Bf16", 16, 8, 0, 1), "fp16": ("Fp16", 16, 8, 0, 1),
+         "int4": ("Int4, 4", 16, 2, 2, 128), "mxfp8": ("Mxfp8, 8", 16, 4, 1, 32), "1-bit": ("OneBitLanes", 32, 1, 4, 1024), "1-bit, decoding": ("OneBitDecodeLanes", 16, 0.5, 4, 1024),
+         "shared16": ("Shared16, 16", 16, 8, 4, 256)}
+WORSE_IF_GREATER = ("registers", "spill_bytes", "stack_bytes", "shared_bytes", "narrow_loads", "narrow_stores",
+                    "bytes_per_element")
 
 
 def demangled(names):
@@ -63,12 +74,38 @@ def read_ptx(path):
     return kernels
 
 
+def occupancy(architecture, registers, shared_bytes):
+    """Threads that fit on a multiprocessor, as a part of the most; registers are given to warps in units of 256."""
+    registers_max, threads_max, shared_max = MULTIPROCESSORS[architecture]
+    blocks = registers_max // (-(-registers * 32 // 256) * 256 * (THREADS // 32))
+    if shared_bytes:
+        blocks = min(blocks, shared_max // (shared_bytes + 1024))
+    return min(blocks * THREADS, threads_max) / threads_max
+
+
+def traffic(kernel, facts):
+    """(bytes asked for, least bytes) of each element. Lanes that share an access of 128 bits share its bytes."""
+    match = [values for name, *values in LANES.values() if name in kernel]
+    if not match or ANY_SHAPE.search(kernel):
+        return None
+    per_lane, words, scale_bytes, scale_elements = match[0]
+    code_bytes = 4 * words / per_lane + scale_bytes / scale_elements
+    value_accesses = facts["loads_128"] + facts["stores_128"] - max(1, int(words / 4))
+    asked = value_accesses * 16 / per_lane + code_bytes
+    least = code_bytes + (12 if "Mode)2" in kernel else 8 if "Store)1" in kernel else 4)
+    return round(asked, 3), round(least, 3)
+
+
 def gather(report, ptx_paths):
     facts = read_report(report)
     for path in ptx_paths:
         for key, values in read_ptx(path).items():
             facts[key].update(values)
     names = demangled(sorted({name for name, _ in facts}))
+    for (name, architecture), values in facts.items():
+        values["occupancy"] = occupancy(architecture, values["registers"], values["shared_bytes"])
+        if moved := traffic(names[name], values):
+            values["bytes_per_element"], values["bytes_per_element_least"] = moved
     return {f"{names[name]} {architecture}": values for (name, architecture), values in sorted(facts.items())}
 
 
@@ -77,13 +114,17 @@ def broken_bars(kernel, facts):
         yield f"uses {facts['spill_bytes']} bytes of spills and {facts['stack_bytes']} of stack"
     if facts["registers"] > REGISTERS_MAX:
         yield f"uses {facts['registers']} registers, above {REGISTERS_MAX}"
-    if facts["banned"]:
-        yield f"has {', '.join(facts['banned'])}"
-    if STREAMING.search(kernel):
+    # PTX may still name local memory that ptxas has turned into registers: then its report has no stack.
+    banned = [op for op in facts["banned"] if facts["stack_bytes"] or not re.match(r"(ld|st)\.local", op)]
+    if banned:
+        yield f"has {', '.join(banned)}"
+    if facts["occupancy"] < OCCUPANCY_MIN:
+        yield f"fills {facts['occupancy']:.0%} of a multiprocessor"
+    if not ANY_SHAPE.search(kernel):
         if facts["loads_128"] == 0 or facts["stores_128"] == 0:
             yield "does not load and store in 128 bits"
         # One scale a block: loaded by a decoder, stored by an encoder.
-        if facts["narrow_loads"] + facts["narrow_stores"] > 1:
+        if facts["narrow_loads"] > 1 or facts["narrow_stores"] > 1:
             yield f"has {facts['narrow_loads']} narrow loads and {facts['narrow_stores']} narrow stores"
 
 
@@ -97,6 +138,8 @@ def compare(facts, table, version):
     errors += [f"{kernel}: in the table, not in the build" for kernel in known.keys() - facts.keys()]
     for kernel in facts.keys() & known.keys():
         for field in WORSE_IF_GREATER:
+            if field not in facts[kernel]:
+                continue
             if facts[kernel][field] > known[kernel][field]:
                 errors.append(f"{kernel}: {field} {known[kernel][field]} -> {facts[kernel][field]}")
             elif facts[kernel][field] < known[kernel][field]:

@@ -3,8 +3,8 @@
 //   MUSTER_KERNEL(threads) void name(Task task) {…}   a kernel, launched with at most so many threads a block
 //   MUSTER_DEVICE                                     a function that kernels call
 //   MUSTER_SHARED(type, name, count);                 an array that the threads of a block share
-//   load128, store128, load32, store32                memory accesses of a stated width, checked for
-//   alignment
+//   load128, store128, load32, store32, load16, store16   memory accesses of a stated width, checked for
+//                                                         alignment
 //
 // Beyond them CUDA's own names: threadIdx and its kin, __syncthreads, __syncwarp, __shfl*_sync,
 // __ballot_sync,
@@ -51,6 +51,8 @@ MUSTER_DEVICE void store128(T* to, Vector value) {
 
 MUSTER_DEVICE uint32_t load32(const uint8_t* from) { return *reinterpret_cast<const uint32_t*>(from); }
 MUSTER_DEVICE void store32(uint8_t* to, uint32_t value) { *reinterpret_cast<uint32_t*>(to) = value; }
+MUSTER_DEVICE uint16_t load16(const uint8_t* from) { return *reinterpret_cast<const uint16_t*>(from); }
+MUSTER_DEVICE void store16(uint8_t* to, uint16_t value) { *reinterpret_cast<uint16_t*>(to) = value; }
 
 }  // namespace muster
 
@@ -107,6 +109,18 @@ inline uint32_t load32(const uint8_t* from, simt::Where where = simt::Where::cur
 inline void store32(uint8_t* to, uint32_t value, simt::Where where = simt::Where::current()) {
   simt::require_aligned(to, 4, where);
   std::memcpy(to, &value, 4);
+}
+
+inline uint16_t load16(const uint8_t* from, simt::Where where = simt::Where::current()) {
+  simt::require_aligned(from, 2, where);
+  uint16_t value;
+  std::memcpy(&value, from, 2);
+  return value;
+}
+
+inline void store16(uint8_t* to, uint16_t value, simt::Where where = simt::Where::current()) {
+  simt::require_aligned(to, 2, where);
+  std::memcpy(to, &value, 2);
 }
 
 inline void __syncthreads(simt::Where where = simt::Where::current()) { simt::block_barrier(where); }

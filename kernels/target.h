@@ -7,8 +7,10 @@
 #if defined(__CUDACC__)
 #define MUSTER_HD __host__ __device__ __forceinline__
 #define MUSTER_UNROLL _Pragma("unroll")
+#define MUSTER_NO_UNROLL _Pragma("unroll 1")
 #else
 #define MUSTER_UNROLL
+#define MUSTER_NO_UNROLL
 #define MUSTER_HD inline __attribute__((always_inline))
 #endif
 

@@ -5,7 +5,10 @@
 #include <string>
 
 #include "kernels/crc32c.h"
+#include "kernels/int4_math.h"
 #include "kernels/int8_math.h"
+#include "kernels/minifloat.h"
+#include "kernels/shared16_math.h"
 
 namespace muster::wire {
 namespace {
@@ -47,7 +50,7 @@ uint32_t checksum(const Header& header, ByteSpan message) {
 }
 
 Description description_of(const Header& header) {
-  return {.codec = static_cast<Codec>(header.codec),
+  return {.codec = static_cast<CodecId>(header.codec),
           .stochastic = (header.flags & kStochasticFlag) != 0,
           .lane = header.lane,
           .stage = header.stage,
@@ -55,6 +58,11 @@ Description description_of(const Header& header) {
           .step = header.step,
           .first_index = header.first_index,
           .count = header.count};
+}
+
+bool is_codec(CodecId id) {
+  return std::find(std::begin(codec::kCodecIds), std::end(codec::kCodecIds), id) !=
+         std::end(codec::kCodecIds);
 }
 
 // What is wrong with the fields, or empty.
@@ -65,14 +73,18 @@ std::string objection(const Header& header) {
            std::to_string(kVersion);
   }
   if (header.header_bytes != kHeaderBytes) return "states another header length";
-  if (header.codec != static_cast<uint8_t>(Codec::kInt8)) {
+  if (!is_codec(static_cast<CodecId>(header.codec))) {
     return "has the unknown codec " + std::to_string(header.codec);
   }
-  if (header.block != int8::kBlock) return "states block " + std::to_string(header.block);
+  const codec::Shape shape = codec::shape_of(static_cast<CodecId>(header.codec));
+  if (header.block != shape.block) return "states block " + std::to_string(header.block);
   if ((header.flags & ~kStochasticFlag) != 0) return "has unknown flags";
+  if (header.flags != 0 && !shape.stochastic) return "has flags of another codec";
   if (header.tensor >= kTensorLimit || header.stage >= kStageLimit)
     return "has a tensor or stage out of range";
-  if (header.first_index % int8::kBlock != 0) return "does not begin at a block";
+  if (header.first_index % shape.grain != 0) {
+    return "does not begin at a multiple of " + std::to_string(shape.grain) + " elements";
+  }
   if (header.count > kIndexMax || header.first_index > kIndexMax - header.count)
     return "counts too many elements";
   const bool reserved = header.reserved0[0] == 0 && header.reserved0[1] == 0 && header.reserved0[2] == 0 &&
@@ -104,33 +116,70 @@ Gaps gaps_of(const Layout& layout) {
   return {scales_end, layout.payload_offset - scales_end, payload_end, layout.message_bytes - payload_end};
 }
 
-// A scale that an encoder writes: 0, a finite number from 2^-100/127 to the largest, or the one NaN.
-bool is_scale(uint32_t bits) {
-  if (bits == 0 || bits == int8::kNanBits) return true;
-  return bits >= bits_of(float_of(int8::kSmallestMaxBits) / 127.0f) && bits <= bits_of(int8::kScaleMax);
+bool is_within(uint32_t bits, float low, float high) {
+  return bits >= bits_of(low) && bits <= bits_of(high);  // of positive floats, as integers
 }
 
-std::string scale_objection(ByteSpan scales) {
-  for (size_t i = 0; i < scales.size() / 4; ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, scales.data() + 4 * i, 4);
-    if (!is_scale(bits)) return "has a scale in block " + std::to_string(i) + " that no encoder writes";
+// Whether an encoder writes such a scale: 0, one in the range that its definition leaves, or its one NaN.
+bool is_scale(CodecId id, uint32_t wire) {
+  using namespace codec;
+  const float smallest_max = float_of(kSmallestMaxBits);
+  switch (id) {
+    case CodecId::kInt8:
+      return wire == 0 || wire == kNanBits || is_within(wire, smallest_max / 127.0f, Int8::kScaleMax);
+    case CodecId::kInt4: {
+      const uint32_t lowest = Int4::scale_of(kSmallestMaxBits).wire;
+      const uint32_t highest = Int4::scale_of(Int4::kTooLargeBits).wire;
+      return wire == 0 || wire == Int4::kNanScale || (wire >= lowest && wire <= highest);
+    }
+    case CodecId::kMxfp8: {
+      const uint32_t lowest = Mxfp8::scale_of(kSmallestMaxBits).wire;
+      const uint32_t highest = Mxfp8::scale_of(Mxfp8::kLargestMaxBits).wire;
+      return wire == 0 || wire == Mxfp8::kNanScale || (wire >= lowest && wire <= highest);
+    }
+    case CodecId::kOneBit:
+      return wire < kInfinityBits || wire == kNanBits;
+    case CodecId::kShared16:
+      return wire == 0 || wire == kNanBits ||
+             is_within(wire, smallest_max / 32766.0f, float_of(Shared16::kLargestMaxBits));
+    case CodecId::kBf16:
+    case CodecId::kFp16:
+      return false;  // have no scales
+  }
+  return false;
+}
+
+std::string scale_objection(CodecId id, ByteSpan scales) {
+  const uint32_t bytes = codec::shape_of(id).scale_bytes;
+  for (size_t i = 0; bytes > 0 && i < scales.size() / bytes; ++i) {
+    uint32_t wire = 0;
+    std::memcpy(&wire, scales.data() + bytes * i, bytes);
+    if (!is_scale(id, wire)) return "has a scale in block " + std::to_string(i) + " that no encoder writes";
   }
   return "";
 }
 
+// Bits of the last byte of payload that belong to no element are zero.
+bool has_clean_end(const codec::Shape& shape, uint64_t count, ByteSpan payload) {
+  const uint64_t used = count * shape.payload_bits % 8;
+  if (shape.whole_blocks || used == 0) return true;
+  return (static_cast<uint32_t>(payload.back()) >> used) == 0;
+}
+
 }  // namespace
 
-Result<Layout> lay_out(Codec codec, uint64_t count) {
-  if (codec != Codec::kInt8 || count > kIndexMax) {
-    return Error{ErrorCode::kMisuse, "a codec message of " + std::to_string(count) +
-                                         " elements was asked for; the limit is 2^51, for codec int8"};
+Result<Layout> lay_out(CodecId codec, uint64_t count) {
+  if (!is_codec(codec) || count > kIndexMax) {
+    return Error{ErrorCode::kMisuse, "a message of codec " + std::to_string(static_cast<int>(codec)) +
+                                         " with " + std::to_string(count) +
+                                         " elements was asked for; codecs are 1 to 7, the limit is 2^51"};
   }
+  const codec::Shape shape = codec::shape_of(codec);
   Layout layout{};
   layout.scales_offset = kHeaderBytes;
-  layout.scales_bytes = (count + int8::kBlock - 1) / int8::kBlock * 4;
+  layout.scales_bytes = codec::scales_bytes_of(shape, count);
   layout.payload_offset = round_up(layout.scales_offset + layout.scales_bytes, kAlignment);
-  layout.payload_bytes = count;
+  layout.payload_bytes = codec::payload_bytes_of(shape, count);
   layout.message_bytes = round_up(layout.payload_offset + layout.payload_bytes, kAlignment);
   return layout;
 }
@@ -148,7 +197,7 @@ Status seal(const Description& description, MutableByteSpan message) {
                 .codec = static_cast<uint8_t>(description.codec),
                 .flags = description.stochastic ? kStochasticFlag : uint8_t{0},
                 .lane = description.lane,
-                .block = int8::kBlock,
+                .block = codec::shape_of(description.codec).block,
                 .count = description.count,
                 .step = description.step,
                 .tensor = description.tensor,
@@ -171,7 +220,7 @@ Status seal(const Description& description, MutableByteSpan message) {
 
 Result<uint64_t> message_bytes_of(ByteSpan bytes, uint64_t limit_bytes) {
   MUSTER_ASSIGN(const Header header, read_header(bytes));
-  MUSTER_ASSIGN(const Layout layout, lay_out(static_cast<Codec>(header.codec), header.count));
+  MUSTER_ASSIGN(const Layout layout, lay_out(static_cast<CodecId>(header.codec), header.count));
   if (layout.message_bytes > limit_bytes) {
     return damaged("claims " + std::to_string(layout.message_bytes) + " bytes, above the limit of " +
                    std::to_string(limit_bytes));
@@ -181,7 +230,7 @@ Result<uint64_t> message_bytes_of(ByteSpan bytes, uint64_t limit_bytes) {
 
 Result<Message> parse(ByteSpan bytes) {
   MUSTER_ASSIGN(const Header header, read_header(bytes));
-  MUSTER_ASSIGN(const Layout layout, lay_out(static_cast<Codec>(header.codec), header.count));
+  MUSTER_ASSIGN(const Layout layout, lay_out(static_cast<CodecId>(header.codec), header.count));
   if (bytes.size() != layout.message_bytes) {
     return damaged("of " + std::to_string(bytes.size()) + " bytes should have " +
                    std::to_string(layout.message_bytes));
@@ -194,7 +243,11 @@ Result<Message> parse(ByteSpan bytes) {
   }
   const Message message{description_of(header), bytes.subspan(layout.scales_offset, layout.scales_bytes),
                         bytes.subspan(layout.payload_offset, layout.payload_bytes)};
-  if (const std::string wrong = scale_objection(message.scales); !wrong.empty()) return damaged(wrong);
+  const CodecId id = message.description.codec;
+  if (const std::string wrong = scale_objection(id, message.scales); !wrong.empty()) return damaged(wrong);
+  if (!has_clean_end(codec::shape_of(id), header.count, message.payload)) {
+    return damaged("has padding that is not zero");
+  }
   return message;
 }
 

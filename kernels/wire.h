@@ -5,13 +5,13 @@
 
 #include <cstdint>
 
-#include "kernels/philox.h"
+#include "kernels/codec.h"
 #include "runtime/base/bytes.h"
 #include "runtime/base/result.h"
 
 namespace muster::wire {
 
-enum class Codec : uint8_t { kInt8 = 1 };
+using codec::CodecId;
 
 constexpr uint32_t kMagic = 0x4353554Du;  // "MUSC" in memory
 constexpr uint16_t kVersion = 1;
@@ -20,13 +20,13 @@ constexpr uint64_t kAlignment = 16;  // of both planes, from the start of the me
 
 // What a message says of itself.
 struct Description {
-  Codec codec = Codec::kInt8;
+  CodecId codec = CodecId::kInt8;
   bool stochastic = false;
   uint16_t lane = 0;
   uint8_t stage = 0;
   uint32_t tensor = 0;
   uint64_t step = 0;
-  uint64_t first_index = 0;  // a multiple of the codec's block
+  uint64_t first_index = 0;  // a multiple of the codec's grain
   uint64_t count = 0;        // elements
   friend bool operator==(const Description&, const Description&) = default;
 };
@@ -40,7 +40,7 @@ struct Layout {
 };
 
 // Where the planes of a message of `count` elements are. Errors: kMisuse for counts above 2^51.
-Result<Layout> lay_out(Codec codec, uint64_t count);
+Result<Layout> lay_out(CodecId codec, uint64_t count);
 
 // Writes header, padding and checksum around the planes, which are already in place.
 // REQUIRES: message.size() == lay_out(...).message_bytes.
@@ -55,7 +55,7 @@ struct Message {
 // The message in `bytes`, which must be exactly one. The spans point into `bytes`.
 // Everything is verified before anything is believed: lengths, version, fields, zero padding, checksum,
 // scales. Errors: kRetry where the bytes are not such a message (ask for them again); the message says what
-// is wrong.
+// is wrong. Payload codes are not judged one by one: a code that no encoder writes decodes to some number.
 Result<Message> parse(ByteSpan bytes);
 
 // Length of the message that begins with these 64 bytes, for a reader of a stream. Not verified by checksum,

@@ -46,6 +46,12 @@ std::string numbers_of(const Event& event) {
       return version + ", " + std::to_string(event.amount) + " bytes";
     case EventKind::kNotice:
       return event.amount >= 0 ? "time left " + std::to_string(event.amount / kSecond) + " s" : "";
+    case EventKind::kNoticePlan:
+    case EventKind::kPreemptionCost:
+      return "";
+    case EventKind::kSafeToKill:
+      return (event.version >= 0 ? version + " is saved" : "") +
+             (event.amount >= 0 ? ", " + milliseconds(event.amount) + " before the deadline" : "");
     case EventKind::kJobEnded:
       return "exit code " + std::to_string(event.amount);
     default:

@@ -3,22 +3,28 @@
 #include <cstdio>
 #include <cstring>
 
+#include "checkpoint/hdf5_module.h"
+#include "launcher/ckpt.h"
+#include "launcher/http.h"
 #include "launcher/run.h"
+#include "launcher/sim.h"
 #include "runtime/base/module.h"
 
 namespace {
 
 using namespace muster;
 
-int fail(const std::string& text) {
+int fail(const std::string& text, int code = launcher::kExitMisuse) {
   std::fprintf(stderr, "muster: %s\n", text.c_str());
-  return launcher::kExitMisuse;
+  return code;
 }
 
 int info() {
   std::printf("muster %s\n", MUSTER_VERSION);
-  for (const char* name : {"ucx", "hdf5", "cuda"}) {
-    const auto module = load_module(name, 1);
+  const std::pair<const char*, int> modules[] = {
+      {"ucx", 1}, {"hdf5", MUSTER_HDF5_TABLE_VERSION}, {"cuda", 1}};
+  for (const auto& [name, table_version] : modules) {
+    const auto module = load_module(name, table_version);
     std::printf("module %-5s %s\n", name,
                 module.ok() ? "found" : ("missing: " + module.error().message).c_str());
   }
@@ -73,9 +79,52 @@ int run(const CLI::App& command, const Flags& flags, std::vector<std::string> pr
   return launcher::run(*values, std::move(program));
 }
 
+// ---- muster notice: tells an agent of this host, and waits until it can be killed; for preStop hooks and
+// epilogues.
+struct NoticeFlags {
+  std::string to;
+  std::string words;
+  bool wait = false;
+  bool withdraw = false;
+  double wait_seconds = 3600;
+
+  CLI::App* add_to(CLI::App& app) {
+    CLI::App* command =
+        app.add_subcommand("notice", "tell an agent on this host that its node or job will be taken away");
+    command->add_option("--to", to, "HOST:PORT that the agent was given as --notice-listen")
+        ->envname("MUSTER_NOTICE_LISTEN")
+        ->required();
+    command->add_flag("--wait", wait, "return only when the node can be killed without losing anything");
+    command->add_option("--wait-seconds", wait_seconds, "the longest wait")->check(CLI::Range(0.1, 86400.0));
+    command->add_flag("--withdraw", withdraw, "the notice given before no longer stands");
+    command->add_option("notice", words, "[job|node] [SECONDS] [WORDS], in quotes");
+    return command;
+  }
+};
+
+int give_notice(const NoticeFlags& flags) {
+  const std::atomic<bool> stop = false;
+  launcher::HttpCall call;
+  call.url = "http://" + flags.to + "/notice";
+  call.method = flags.withdraw ? "DELETE" : "POST";
+  call.body = flags.withdraw ? "" : flags.words + "\n";
+  auto answer = launcher::http_call(call, stop);
+  if (answer.ok() && answer->status < 300 && flags.wait) {
+    call = {};
+    call.url = "http://" + flags.to + "/safe";
+    call.timeout = static_cast<Duration>(flags.wait_seconds * 1e9);
+    answer = launcher::http_call(call, stop);
+  }
+  if (!answer.ok()) return fail("no agent heard the notice: " + answer.error().message, 75);
+  if (answer->status >= 300) return fail("the agent refused the notice: " + answer->body);
+  std::printf("%s", answer->body.c_str());
+  return 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc > 1 && std::strcmp(argv[1], "run") == 0) launcher::hold_signals();
   int own = 1;
   while (own < argc && std::strcmp(argv[own], "--") != 0) ++own;
   const std::vector<std::string> program(argv + std::min(own + 1, argc), argv + argc);
@@ -87,12 +136,20 @@ int main(int argc, char** argv) {
       app.add_subcommand("run", "start this node's agent: muster run [OPTIONS] -- PROGRAM ARGS…");
   run_command->allow_extras();
   flags.add_to(*run_command);
+  NoticeFlags notice_flags;
+  CLI::App* notice_command = notice_flags.add_to(app);
   CLI::App* info_command = app.add_subcommand("info", "print the version and the modules found");
+  launcher::CkptCommand ckpt;
+  ckpt.add_to(app);
+  const launcher::SimCommand sim_command(app);
   try {
     app.parse(own, argv);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);
     return fail(std::string(error.what()) + "; see: muster --help");
   }
+  if (ckpt.parsed()) return ckpt.run();
+  if (notice_command->parsed()) return give_notice(notice_flags);
+  if (sim_command.parsed()) return sim_command.run();
   return info_command->parsed() ? info() : run(*run_command, flags, program);
 }

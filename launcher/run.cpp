@@ -10,15 +10,23 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <optional>
+#include <sstream>
 
+#include "launcher/election.h"
 #include "launcher/event_printer.h"
+#include "launcher/notice_server.h"
+#include "launcher/slurm.h"
+#include "launcher/watch.h"
 #include "runtime/agent/leader_host.h"
 #include "runtime/agent/node_agent.h"
 #include "runtime/agent/settings.h"
 #include "runtime/agent/worker_processes.h"
+#include "runtime/base/files.h"
 #include "runtime/base/random.h"
+#include "runtime/notice/account.h"
 
 namespace muster::launcher {
 namespace {
@@ -26,7 +34,17 @@ namespace {
 using namespace agent;
 
 constexpr Duration kFlushWait = 3 * kSecond;
+constexpr Duration kLateFlushWait = 500 * kMillisecond;  // where a deadline is over
 constexpr Duration kReapWait = 10 * kSecond;
+constexpr Duration kAskCloudEvery =
+    5 * kSecond;  // as AWS recommends; Azure asks for no more than once a second
+constexpr Duration kAskGcpEvery = 1 * kSecond;  // of 30 s
+constexpr Duration kLookEvery = 500 * kMillisecond;
+constexpr Duration kTouchEvery = 1 * kSecond;
+constexpr Duration kEndMargin = 2 * kSecond;     // kept from Slurm's deadline, for the end and the requeue
+constexpr uint64_t kAccountBytesMax = 16 << 20;  // of what launches before have written
+constexpr Duration kRequeueWait =
+    60 * kSecond;  // Slurm ends the process before, where its patience is shorter
 
 Error misuse(std::string text) { return {ErrorCode::kMisuse, std::move(text)}; }
 
@@ -35,8 +53,26 @@ struct Plan {
   std::vector<std::string> command;
   std::string node_name;
   std::optional<HostPort> rendezvous;
+  std::vector<HostPort> etcd;  // in its place
   TlsSecret secret;
+  std::vector<std::string> clouds;
 };
+
+Status check_notices(const OptionValues& values, Plan& plan) {
+  std::istringstream words(values.text("notices"));
+  for (std::string word; std::getline(words, word, ',');) {
+    if (word != "aws" && word != "gcp" && word != "azure" && word != "slurm") {
+      const std::string known[] = {"aws", "gcp", "azure", "slurm"};
+      return misuse("--notices has '" + word + "'" + suggestion(word, known) +
+                    "; it takes aws, gcp, azure and slurm, with commas between");
+    }
+    if (word == "slurm" && getenv("SLURMD_NODENAME") == nullptr)
+      return misuse(
+          "--notices has slurm, and this is no Slurm job (SLURMD_NODENAME is not set); leave it out");
+    plan.clouds.push_back(word);
+  }
+  return ok();
+}
 
 Status check_rendezvous(const OptionValues& values, Plan& plan) {
   const auto [nodes_min, nodes_max] = values.range("nnodes");
@@ -46,7 +82,15 @@ Status check_rendezvous(const OptionValues& values, Plan& plan) {
                     " needs --rdzv HOST:PORT, where HOST is the node of the first agent");
     return ok();
   }
-  MUSTER_ASSIGN(plan.rendezvous, parse_host_port(values.text("rdzv")));
+  if (is_etcd(values.text("rdzv"))) {
+    MUSTER_ASSIGN(plan.etcd, parse_etcd(values.text("rdzv")));
+    if (!values.text("account").empty())
+      return misuse(
+          "--account is kept by the agent that leads from the first step to the last; with etcd that "
+          "may be another at any time: leave it out");
+  } else {
+    MUSTER_ASSIGN(plan.rendezvous, parse_host_port(values.text("rdzv")));
+  }
   if (plan.secret.secret.empty())
     return misuse(
         "--rdzv needs the job's secret: give --secret-file FILE, the same for every agent; make one with: "
@@ -76,6 +120,7 @@ Result<Plan> make_plan(const OptionValues& values, std::vector<std::string> comm
   plan.secret.job = values.text("job");
   MUSTER_ASSIGN(plan.secret.secret, read_secret(values));
   MUSTER_TRY(check_rendezvous(values, plan));
+  MUSTER_TRY(check_notices(values, plan));
   MUSTER_TRY(check_log_dir(values.text("log-dir")));
   if (plan.secret.secret.empty()) plan.secret.secret = random_bytes(32);
   return plan;
@@ -95,6 +140,8 @@ const char* name_of_signal(uint32_t number) {
       return "SIGTERM";
     case SIGUSR1:
       return "SIGUSR1";
+    case SIGUSR2:
+      return "SIGUSR2";
     default:
       return "SIGHUP";
   }
@@ -103,16 +150,8 @@ const char* name_of_signal(uint32_t number) {
 sigset_t own_signals() {
   sigset_t set;
   sigemptyset(&set);
-  for (const int number : {SIGINT, SIGTERM, SIGUSR1, SIGHUP}) sigaddset(&set, number);
+  for (const int number : {SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGHUP}) sigaddset(&set, number);
   return set;
-}
-
-// Before any thread: each inherits the mask, and an unblocked one would take the signal with its default
-// action.
-void block_own_signals() {
-  const sigset_t set = own_signals();
-  sigprocmask(SIG_BLOCK, &set, nullptr);
-  signal(SIGPIPE, SIG_IGN);
 }
 
 class Agent {
@@ -127,12 +166,19 @@ class Agent {
         }),
         printer_(output_, plan_.node_name, values.on("quiet")),
         grace_timer_(loop_, [this] { stop_now("the grace period is over"); }),
-        end_timer_(loop_, [this] { try_to_end(); }) {}
+        end_timer_(loop_, [this] { try_to_end(); }),
+        board_(values.duration("notice-lead")),
+        board_timer_(loop_, [this] { act(board_.tick(now())); }),
+        probe_timer_(loop_, [this] { touch_probes(); }) {}
 
   ~Agent() {
+    watches_.clear();
+    server_.reset();
+    slurm_.reset();
     signal_watch_.reset();
     node_.reset();
     leader_.reset();
+    election_.reset();
   }
 
   int run() {
@@ -142,6 +188,7 @@ class Agent {
       return started.error().code == ErrorCode::kRetry ? kExitRequeue : kExitMisuse;
     }
     loop_.run();
+    acknowledge();
     return exit_code_.value_or(kExitRequeue);
   }
 
@@ -151,8 +198,13 @@ class Agent {
     MUSTER_TRY(take_signals());
     if (prctl(PR_SET_CHILD_SUBREAPER, 1) != 0)
       printer_.say("cannot adopt the workers' orphans (prctl): processes they leave behind may survive them");
+    recognise_scheduler();
     MUSTER_TRY(maybe_lead());
+    open_account();
     start_node();
+    watch_clouds();
+    MUSTER_TRY(listen_for_notices());
+    if (values_.is_set("ready-file") || values_.is_set("live-file")) touch_probes();
     return ok();
   }
 
@@ -174,30 +226,238 @@ class Agent {
   }
 
   void on_signal(uint32_t number) {
+    if (scheduler_ != notice::Source::kSignal && number != SIGHUP &&
+        (number != SIGINT || scheduler_ == notice::Source::kLsf) && !exit_code_)
+      return on_scheduler_signal(number);
     const bool asks_to_end = number == SIGINT || number == SIGTERM;
-    if (notified_ && asks_to_end)
+    if (signalled_ && asks_to_end)
       return stop_now(std::string("a second signal (") + name_of_signal(number) + ")");
-    if (notified_) return;
-    notified_ = true;
+    if (std::exchange(signalled_, true)) return;
     const std::string source =
         std::string(name_of_signal(number)) + " to the agent on node " + plan_.node_name;
-    const Duration grace = values_.duration("grace");
     if (!node_->any_worker() && !leader_) return stop_now(source);
-    node_->notice(control::Scope::kNode, 0, grace, source);
-    grace_timer_.after(grace);
+    raise(notice::Source::kSignal, control::Scope::kNode, values_.duration("grace"), source);
+  }
+
+  // ---- notices: whatever the source, they meet on the board
+
+  void raise(notice::Source source, control::Scope scope, Duration left, const std::string& words) {
+    notice::Notice raised;
+    raised.source = source;
+    raised.scope = scope;
+    raised.words = words;
+    if (left >= 0) raised.deadline = now() + left;
+    act(board_.raise(now(), raised));
+  }
+
+  void act(const std::vector<notice::BoardAction>& actions) {
+    for (const notice::BoardAction& action : actions) {
+      if (action.kind == notice::BoardAction::kAct)
+        tell_leader(action.notice);
+      else
+        printer_.say("notice from " + std::string(to_string(action.notice.source)) + ": " +
+                     action.notice.words + ": " + action.why);
+    }
+    board_timer_.at(board_.next_deadline());
+  }
+
+  // Where somebody else kills at the deadline the workers go a little before it, while there is still time to
+  // end in good order and say so. --grace is the agent's own deadline.
+  void tell_leader(const notice::Notice& notice) {
+    show_probes();
+    if (notice.may_acknowledge) to_acknowledge_ = notice.id;
+    const Duration left = notice.deadline == kNever ? -1 : std::max<Duration>(0, notice.deadline - now());
+    node_->notice(notice.scope, 0, left, notice.words);
+    const Duration margin = notice.source == notice::Source::kSignal ? 0 : std::min(kEndMargin, left / 5);
+    if (left >= 0 && notice.deadline - margin < end_at_) {
+      end_at_ = notice.deadline - margin;
+      grace_timer_.at(end_at_);
+    }
+  }
+
+  // The last act: Azure may take the machine at once, instead of waiting until its deadline.
+  void acknowledge() {
+    if (to_acknowledge_.empty() || !safe_said_) return;
+    const std::atomic<bool> never = false;
+    const auto told = acknowledge_azure(metadata_url(), to_acknowledge_, never);
+    printer_.say(told.ok() ? *told : told.error().message + "; it takes the machine at its deadline");
+  }
+
+  std::string metadata_url() const {
+    return values_.is_set("metadata-url") ? values_.text("metadata-url") : "http://169.254.169.254";
+  }
+
+  WatchCallbacks watch_callbacks() {
+    WatchCallbacks callbacks;
+    callbacks.raised = [this](const notice::Notice& raised) {
+      // Nothing ends at a drain: what a program does after its last step may be finished.
+      if (raised.source == notice::Source::kSlurm && trained_) return;
+      act(board_.raise(now(), raised));
+    };
+    callbacks.withdrawn = [this](notice::Source source, const std::string& id) {
+      act(board_.withdraw(source, id));
+    };
+    callbacks.trouble = [this](const std::string& words) { printer_.say(words); };
+    return callbacks;
+  }
+
+  void watch(notice::Source source, Duration every, Watch::Ask ask) {
+    watches_.push_back(std::make_unique<Watch>(loop_, source, every, std::move(ask), watch_callbacks()));
+  }
+
+  void watch_clouds() {
+    const bool moved = values_.is_set("metadata-url");
+    const std::string link_local = metadata_url();
+    for (const std::string& cloud : plan_.clouds) {
+      if (cloud == "aws") watch(notice::Source::kAws, kAskCloudEvery, ask_aws(link_local));
+      if (cloud == "gcp")
+        watch(notice::Source::kGcp, kAskGcpEvery,
+              ask_gcp(moved ? link_local : "http://metadata.google.internal"));
+      // Each node asks, so that a drain costs the controller one question in so long from each.
+      if (cloud == "slurm")
+        watch(notice::Source::kSlurm, values_.duration("drain-every"),
+              ask_slurm_drain(getenv("SLURMD_NODENAME")));
+      if (cloud == "azure") watch(notice::Source::kAzure, kAskCloudEvery, ask_azure(link_local));
+    }
+    if (values_.is_set("notice-file"))
+      watch(notice::Source::kFile, kLookEvery, ask_file(values_.text("notice-file")));
+  }
+
+  Status listen_for_notices() {
+    if (!values_.is_set("notice-listen")) return ok();
+    ServerCallbacks callbacks;
+    callbacks.raised = [this](const notice::Order& order) {
+      notice::Notice raised;
+      raised.source = notice::Source::kHttp;
+      raised.scope = order.scope;
+      raised.words = "HTTP call to node " + plan_.node_name + (order.words.empty() ? "" : ": " + order.words);
+      raised.may_wait = true;
+      if (order.left >= 0) raised.deadline = now() + order.left;
+      act(board_.raise(now(), raised));
+    };
+    callbacks.withdrawn = [this] { act(board_.withdraw(notice::Source::kHttp, "")); };
+    callbacks.ready = [this] { return is_ready(); };
+    MUSTER_ASSIGN(server_, NoticeServer::open(loop_, values_.text("notice-listen"), std::move(callbacks)));
+    return ok();
+  }
+
+  // ---- probes
+
+  bool is_ready() const { return in_view_ && !board_.acted() && end_deadline_ == 0; }
+
+  // A file that cannot be written makes the probe fail, which is what it is for; nothing else is done about
+  // it.
+  void touch_probes() {
+    show_probes();
+    probe_timer_.after(kTouchEvery);
+  }
+
+  void show_probes() {
+    if (values_.is_set("live-file")) touch(values_.text("live-file"));
+    if (values_.is_set("ready-file")) {
+      if (is_ready())
+        touch(values_.text("ready-file"));
+      else
+        unlink(values_.text("ready-file").c_str());
+    }
+  }
+
+  static void touch(const std::string& path) {
+    const UniqueFd file(open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0644));
+    if (file) futimens(file.get(), nullptr);
+  }
+
+  // ---- schedulers: what they send is meant for the whole job (rule 27), and is repeated before SIGKILL.
+
+  void recognise_scheduler() {
+    if (getenv("PBS_JOBID") != nullptr) scheduler_ = notice::Source::kPbs;
+    if (getenv("LSB_JOBID") != nullptr) scheduler_ = notice::Source::kLsf;
+    auto options = Slurm::from_environment();
+    if (!options) return;
+    scheduler_ = notice::Source::kSlurm;
+    options->restarts_max = static_cast<uint32_t>(values_.integer("requeue-max"));
+    options->marker_path = values_.text("requeue-marker");
+    slurm_ = std::make_unique<Slurm>(loop_, std::move(*options));
+  }
+
+  // The save begins at once. Slurm is asked how long is left; PBS and LSF are taken to leave --grace.
+  void on_scheduler_signal(uint32_t number) {
+    const std::string source = std::string(name_of_signal(number)) + " from " + to_string(scheduler_) +
+                               " to node " + plan_.node_name;
+    const bool known = !slurm_ || values_.is_set("grace");
+    raise(scheduler_, control::Scope::kJob, known ? values_.duration("grace") : -1, source);
+    if (!slurm_) return;
+    slurm_->judge([this](const Result<notice::SlurmVerdict>& verdict, Duration left) {
+      if (!verdict.ok())
+        return printer_.say(verdict.error().message + "; the time left is not known, the save goes on");
+      cancelled_ = cancelled_ || !verdict->again;
+      if (verdict->why != std::exchange(slurm_why_, verdict->why)) printer_.say(verdict->why);
+      if (!exit_code_) raise(notice::Source::kSlurm, control::Scope::kJob, left, verdict->why);
+    });
+  }
+
+  void requeue() {
+    requeue_deadline_ = now() + kRequeueWait;
+    slurm_->requeue(cancelled_, progressed_, [this](bool asked, const std::string& words) {
+      requeue_deadline_ = 0;
+      if (account_sink_)
+        output_.write(*account_sink_, notice::Account::requeue_line(wall_time_ms(), asked, words));
+      printer_.say(words);
+    });
+  }
+
+  // ---- what preemptions cost: kept by the agent with the store, which hears of every save
+
+  void open_account() {
+    if (!leader_) return;
+    std::string before;
+    const std::string path = values_.text("account");
+    if (!path.empty()) {
+      auto sink = output_.open_file(path);
+      // What a job costs is worth less than the job.
+      if (sink.ok())
+        account_sink_ = *std::move(sink);
+      else
+        printer_.say("no account is kept: " + sink.error().message);
+      const auto read = read_file(real_files(), path, kAccountBytesMax);
+      if (!read.ok()) printer_.say("what the launches before cost is not known: " + read.error().message);
+      if (read.ok()) before.assign(reinterpret_cast<const char*>(read->data()), read->size());
+    }
+    account_.emplace(notice::read_account(before), notice::Moment{now(), wall_time_ms()});
+    const bool torn = !before.empty() && before.back() != '\n';  // by a launch that was killed
+    if (account_sink_) output_.write(*account_sink_, (torn ? "\n" : "") + account_->began_line());
+  }
+
+  void account(const Event& event) {
+    if (!account_) return;
+    if (auto entry = account_->note(event, wall_time_ms())) show_cost(*entry);
+  }
+
+  void show_cost(const notice::Account::Entry& entry) {
+    if (account_sink_) output_.write(*account_sink_, entry.line);
+    if (!entry.event.text.empty()) printer_.show("agent", entry.event);
   }
 
   // No more patience: the workers are killed, and the job may be started again.
   void stop_now(const std::string& why) {
-    if (!exit_code_) printer_.say("stopping at once: " + why);
+    if (!exit_code_) printer_.say("stopping at once: " + why + what_is_saved());
     exit_code_ = exit_code_.value_or(kExitRequeue);
     begin_end();
+    flush_deadline_ = std::min(flush_deadline_, now() + kLateFlushWait);
+  }
+
+  // Only the agent with the store has heard of every save.
+  std::string what_is_saved() const {
+    if (!leader_) return "";
+    if (saved_ < 0) return "; NOTHING is saved";
+    return "; version " + std::to_string(saved_) + " is the newest that is saved, steps after it are NOT";
   }
 
   // ---- leading
 
   // Whoever can bind the rendezvous's address owns its host, and is the first to come there.
   Status maybe_lead() {
+    if (!plan_.etcd.empty()) return ok();  // the node asks there who does
     if (!plan_.rendezvous) {
       start_leader();
       return ok();
@@ -230,32 +490,140 @@ class Agent {
     return address;
   }
 
-  void start_leader() {
+  void start_leader() { start_leader(std::make_unique<MemoryStore>(), {}); }
+
+  void start_leader(std::unique_ptr<Store> store, control::Takeover takeover) {
     LeaderOptions options;
     options.limits = leader_limits(values_);
+    options.limits.embedded_store = !store->outlives_leader();
+    // An agent may be waiting for an address where nobody answers any more.
+    if (store->outlives_leader())
+      options.limits.recover_wait = std::max(options.limits.recover_wait, kConnectTimeout + 2 * kSecond);
+    leader_ends_ = false;
     options.secret = plan_.secret;
+    options.takeover = std::move(takeover);
     LeaderCallbacks callbacks;
-    callbacks.on_event = [this](const Event& event) { printer_.show("leader", event); };
+    callbacks.on_event = [this](const Event& event) {
+      if (event.kind == EventKind::kJobEnded) leader_ends_ = true;
+      if (event.kind == EventKind::kSaveDurable) {
+        saved_ = std::max(saved_, event.version);
+        progressed_ = true;
+      }
+      account(event);
+      printer_.show("leader", event);
+    };
     callbacks.on_finish = [this](int code, const std::string&) {
       leader_finished_ = true;
       leader_code_ = code;
       maybe_begin_end();
     };
-    leader_ = std::make_unique<LeaderHost>(loop_, std::make_unique<MemoryStore>(), std::move(options),
-                                           std::move(callbacks));
+    callbacks.on_resign = [this](const std::string&) { loop_.post([this] { leader_resigned(); }); };
+    leader_ = std::make_unique<LeaderHost>(loop_, std::move(store), std::move(options), std::move(callbacks));
+  }
+
+  // The embedded store's agent has no other leader to look for.
+  void leader_resigned() {
+    if (!leader_) return;
+    if (!election_) {
+      leader_finished_ = true;
+      leader_code_ = kExitRequeue;
+      return maybe_begin_end();
+    }
+    leader_.reset();
+    election_->resign(2 * values_.duration("node-silence"));
+    maybe_begin_end();
+  }
+
+  // ---- leading where the store is etcd: whoever finds the place vacant takes it
+
+  using Answer = std::function<void(Result<LeaderPlace>)>;
+
+  void find_leader(uint64_t incarnation, Answer answer) {
+    if (leader_) return answer(here());
+    election_->look(incarnation, [this, incarnation, answer = std::move(answer)](Result<Standing> standing) {
+      if (!standing.ok()) return answer(standing.error());
+      const bool leaves = board_.acted() || signalled_ || end_deadline_ != 0;
+      if (standing->what == Standing::kVacant && !leaves) return campaign(incarnation, answer);
+      LeaderPlace place;
+      if (standing->what == Standing::kLed) {
+        place.address = {standing->leader.host, standing->leader.port, plan_.secret};
+      } else if (standing->what == Standing::kEnded) {
+        place.ended = standing->ended;
+      } else {
+        const bool quits = standing->what == Standing::kVacant;
+        return answer(
+            Error{ErrorCode::kRetry, quits ? "nobody leads, and this node is leaving" : standing->why});
+      }
+      answer(std::move(place));
+    });
+  }
+
+  LeaderPlace here() {
+    LeaderPlace place;
+    place.local = [this] { return leader_ ? leader_->attach() : nullptr; };
+    return place;
+  }
+
+  void campaign(uint64_t incarnation, const Answer& answer) {
+    auto listener = std::make_shared<std::unique_ptr<Listener>>(listen_anywhere());
+    if (!*listener) return answer(Error{ErrorCode::kRetry, "cannot listen for other agents, so cannot lead"});
+    election_->campaign((*listener)->port(), incarnation,
+                        [this, listener, answer](Result<std::optional<Won>> won) {
+                          if (!won.ok()) return answer(won.error());
+                          if (*won && (node_finished_ || end_deadline_ != 0)) {
+                            election_->resign(0);
+                            return answer(Error{ErrorCode::kRetry, "this agent is ending"});
+                          }
+                          if (!*won) return answer(Error{ErrorCode::kRetry, "another agent was faster"});
+                          answer(lead(**won, std::move(*listener)));
+                        });
+  }
+
+  Result<LeaderPlace> lead(const Won& won, std::unique_ptr<Listener> listener) {
+    control::Takeover takeover;
+    takeover.term = won.term;
+    if (!won.view.empty()) {
+      auto view = read_stored_view(won.view);
+      if (!view.ok()) {
+        election_->resign(2 * values_.duration("node-silence"));
+        return Error{ErrorCode::kRetry, "etcd holds " + view.error().message + " in place of a view"};
+      }
+      takeover.view = std::move(view).value();
+    }
+    printer_.say("leads, as leader " + std::to_string(won.term) + " of this run" +
+                 (won.view.empty() ? "" : ", from generation " + to_string(takeover.view.generation)));
+    start_leader(election_->store_of(won), std::move(takeover));
+    leader_->listen(std::move(listener));
+    return here();
+  }
+
+  std::unique_ptr<Listener> listen_anywhere() {
+    for (const char* any : {"::", "0.0.0.0"}) {
+      const auto addresses = resolve_now(any, 0);
+      int error_number = 0;
+      if (!addresses.ok()) continue;
+      auto listener = Listener::open(loop_, addresses->front(), &error_number);
+      if (listener.ok()) return std::move(listener).value();
+    }
+    return nullptr;
   }
 
   // ---- the node
 
   void start_node() {
     const control::NodeId id = random_nonce();
-    const EventSink sink = [this](const Event& event) { printer_.show("agent", event); };
+    const EventSink sink = [this](const Event& event) {
+      account(event);
+      trained_ = trained_ || (event.kind == EventKind::kJobEnded && event.amount == 0);
+      printer_.show("agent", event);
+    };
     ProcessOptions processes;
     processes.command = plan_.command;
     processes.node_name = plan_.node_name;
     processes.node = id;
     processes.workers = static_cast<uint32_t>(values_.integer("nproc"));
     processes.job = plan_.secret.job;
+    processes.variables = values_.durations_as_variables();
     processes.log_dir = values_.text("log-dir");
     processes.is_subreaper = true;
     auto workers = std::make_unique<WorkerProcesses>(loop_, std::move(processes), output_, sink);
@@ -267,18 +635,63 @@ class Agent {
     options.job = plan_.secret.job;
     options.limits = node_limits(values_);
     options.connect_timeout = values_.duration("rdzv-timeout");
-    if (leader_)
+    options.secret = plan_.secret;
+    if (!plan_.etcd.empty())
+      look_for_leaders(options);
+    else if (leader_)
       options.local_leader = [this] { return leader_->attach(); };
     else
-      options.leaders.push_back({plan_.rendezvous->host, plan_.rendezvous->port, plan_.secret});
+      follow_leader(options);
 
     NodeCallbacks callbacks;
     callbacks.on_event = sink;
     callbacks.on_worker_event = [this](uint32_t slot, const Event& event) {
+      if (event.kind == EventKind::kStepCommitted) progressed_ = true;
+      if (event.kind == EventKind::kViewReady) in_view_ = true;
+      if (event.kind == EventKind::kResumed) saved_ = std::max(saved_, event.version);
+      account(event);
       printer_.show("worker " + std::to_string(slot), event);
     };
     callbacks.on_finish = [this](int code, const std::string& why) { node_finished(code, why); };
     node_ = std::make_unique<NodeAgent>(loop_, std::move(options), std::move(workers), std::move(callbacks));
+  }
+
+  // Another agent leads. Should it be lost, this one meets the others at a port of its own.
+  void follow_leader(NodeOptions& options) {
+    options.leaders.push_back({plan_.rendezvous->host, plan_.rendezvous->port, plan_.secret});
+    prepare_rescue(options);
+  }
+
+  // The workers' state is saved only when there was time for several elections.
+  void look_for_leaders(NodeOptions& options) {
+    ElectionOptions election;
+    election.members = plan_.etcd;
+    election.job = plan_.secret.job;
+    election.node = options.id;
+    election.node_name = plan_.node_name;
+    election.lease = values_.duration("rdzv-lease") / kSecond * kSecond;
+    election.fresh_wait = values_.duration("partition-wait");
+    options.limits.leader_changes = true;
+    // A leader of the same process does not see where its agent is reached from outside.
+    if (auto own = own_address_toward(plan_.etcd); own.ok()) options.limits.rescue_host = *std::move(own);
+    options.limits.rescue_after = options.limits.leader_silence + 3 * election.lease;
+    // Not before a leader that waits for reports, as it may, has had the time for it.
+    const Duration takeover = options.limits.leader_silence + 2 * leader_limits(values_).report_timeout;
+    options.limits.frozen_timeout =
+        std::max({options.limits.frozen_timeout, 2 * options.limits.rescue_after, takeover});
+    election_ = std::make_unique<Election>(loop_, std::move(election));
+    options.find_leader = [this](uint64_t incarnation, Answer answer) {
+      find_leader(incarnation, std::move(answer));
+    };
+    prepare_rescue(options);
+  }
+
+  void prepare_rescue(NodeOptions& options) {
+    options.save_timeout = values_.duration("save-timeout");
+    options.update_timeout = values_.duration("update-timeout");
+    options.rescue_listener = listen_anywhere();
+    if (options.rescue_listener) return;
+    printer_.say("cannot listen for other agents: should the leader be lost, nothing can be saved");
   }
 
   void node_finished(int code, const std::string& why) {
@@ -294,6 +707,11 @@ class Agent {
 
   // The store's agent outlives its own node's part in the job.
   void maybe_begin_end() {
+    // Its node's part is over and the job's is not: others lead as well.
+    if (node_finished_ && leader_ && election_ && !leader_ends_) {
+      leader_.reset();
+      election_->resign(0);
+    }
     if (node_finished_ && (!leader_ || leader_finished_)) begin_end();
   }
 
@@ -301,15 +719,37 @@ class Agent {
     if (end_deadline_ != 0) return;
     end_deadline_ = now() + kReapWait;
     flush_deadline_ = now() + kFlushWait;
+    show_probes();
     node_->kill_workers();
     try_to_end();
   }
 
+  // Nothing of the training runs here any more: whoever waits to kill this node may.
+  void say_safe() {
+    if (std::exchange(safe_said_, true)) return;
+    Event event;
+    event.kind = EventKind::kSafeToKill;
+    event.at = now();
+    event.version = saved_;
+    event.amount = board_.deadline() == kNever ? -1 : board_.deadline() - now();
+    printer_.show("agent", event);
+    if (server_) server_->safe_to_kill();
+    if (account_)
+      show_cost(account_->ended({event.at, wall_time_ms()}, exit_code_.value_or(kExitRequeue), saved_));
+  }
+
+  // The job is over on all nodes when the agent with the store ends: it alone asks for the requeue, as its
+  // last act, because Slurm then ends what is left of the job.
   void try_to_end() {
     const bool reaped = !node_->any_worker() || now() > end_deadline_;
     const bool flushed = (node_->unsent_bytes() == 0 && (!leader_ || leader_->nodes_connected() == 0)) ||
                          now() > flush_deadline_;
-    if (reaped && flushed) return loop_.stop();
+    if (reaped) say_safe();
+    if (reaped && flushed) {
+      const bool again = slurm_ && leader_ && exit_code_ == kExitRequeue;
+      if (again && !std::exchange(requeue_asked_, true)) requeue();
+      if (requeue_deadline_ == 0 || now() > requeue_deadline_) return loop_.stop();
+    }
     end_timer_.after(5 * kMillisecond);
   }
 
@@ -323,22 +763,53 @@ class Agent {
   std::unique_ptr<FdWatch> signal_watch_;
   Timer grace_timer_;
   Timer end_timer_;
+  std::unique_ptr<Election> election_;  // where the store is etcd
   std::unique_ptr<LeaderHost> leader_;
   std::unique_ptr<NodeAgent> node_;
-  bool notified_ = false;
+  bool signalled_ = false;
+  Instant end_at_ = kNever;  // without more patience
   bool node_finished_ = false;
   bool leader_finished_ = false;
+  bool leader_ends_ = false;  // the job, as the leader of this process has decided
   int leader_code_ = 0;
   std::optional<int> exit_code_;
   Instant end_deadline_ = 0;
   Instant flush_deadline_ = 0;
+
+  notice::NoticeBoard board_;
+  Timer board_timer_;
+  Timer probe_timer_;
+  std::vector<std::unique_ptr<Watch>> watches_;
+  std::unique_ptr<NoticeServer> server_;
+  bool safe_said_ = false;
+  std::string to_acknowledge_;
+  notice::Source scheduler_ = notice::Source::kSignal;  // whose job this is; kSignal: nobody's
+
+  std::optional<notice::Account> account_;  // of the agent with the store
+  std::optional<Output::Sink> account_sink_;
+
+  std::unique_ptr<Slurm> slurm_;  // where this is part of a Slurm job
+  std::string slurm_why_;
+  bool cancelled_ = false;
+  bool trained_ = false;     // the last step is done; programs may still run
+  bool in_view_ = false;     // a worker of this node is in a view
+  bool progressed_ = false;  // a step was committed in this launch
+  int64_t saved_ = -1;       // newest version that is durable
+  bool requeue_asked_ = false;
+  Instant requeue_deadline_ = 0;  // 0: nothing is being asked
 };
 
 }  // namespace
 
+// A thread inherits the mask, and an unblocked one would take the signal with its default action.
+void hold_signals() {
+  const sigset_t set = own_signals();
+  sigprocmask(SIG_BLOCK, &set, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+}
+
 int run(const OptionValues& values, std::vector<std::string> command) {
   open_standard_streams();
-  block_own_signals();
   auto plan = make_plan(values, std::move(command));
   if (!plan.ok()) {
     std::fprintf(stderr, "muster: %s\n", plan.error().message.c_str());

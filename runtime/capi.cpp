@@ -2,9 +2,13 @@
 // sentence in muster_last_error of the calling thread.
 #include <muster/muster.h>
 
+#include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <exception>
 #include <new>
 
+#include "runtime/base/options.h"
 #include "runtime/run.h"
 #include "runtime/session.h"
 #include "runtime/state.h"
@@ -105,7 +109,11 @@ muster::Gradients gradients_of(const muster_span* spans, size_t count) {
   return gradients;
 }
 
-muster::Duration from_seconds(double value) { return static_cast<muster::Duration>(value * 1e9); }
+// A year stands for all that is longer, infinity included: later sums of it and a moment do not overflow.
+muster::Duration from_seconds(double value) {
+  constexpr double kYear = 365.0 * 86400;
+  return static_cast<muster::Duration>(std::min(value, kYear) * 1e9);
+}
 
 }  // namespace
 
@@ -135,6 +143,7 @@ void muster_leave(muster_session* session) { delete session; }
 muster_status muster_session_notice(muster_session* session, double seconds_left, const char* source) {
   return guarded([&] {
     if (session == nullptr || source == nullptr) return null_argument("muster_session_notice");
+    if (std::isnan(seconds_left)) return failed(MUSTER_MISUSE, "seconds_left is not a number");
     return to_c(session->session->notice(seconds_left < 0 ? -1 : from_seconds(seconds_left), source));
   });
 }
@@ -155,11 +164,15 @@ muster_status muster_state_replicated(muster_state* state, const char* name, voi
     if (state == nullptr || name == nullptr || (shape == nullptr && rank > 0)) {
       return null_argument("muster_state_replicated");
     }
-    if (static_cast<int>(dtype) < 0 || static_cast<int>(dtype) >= muster::kDTypeCount) {
+    // A C program may pass any number, which C++ may not even load as the enumeration.
+    int type = 0;
+    static_assert(sizeof type == sizeof dtype);
+    std::memcpy(&type, &dtype, sizeof type);
+    if (type < 0 || type >= muster::kDTypeCount) {
       return failed(MUSTER_MISUSE, std::string("tensor '") + name + "' has the unknown element type " +
-                                       std::to_string(static_cast<int>(dtype)));
+                                       std::to_string(type));
     }
-    return to_c(state->state.add_replicated(name, data, static_cast<muster::DType>(dtype),
+    return to_c(state->state.add_replicated(name, data, static_cast<muster::DType>(type),
                                             std::vector<int64_t>(shape, shape + rank)));
   });
 }
@@ -189,6 +202,8 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
       return failed(MUSTER_MISUSE,
                     "muster_train_options.size is not set; call muster_train_options_init first");
     }
+    if (std::isnan(known.step_timeout_seconds))
+      return failed(MUSTER_MISUSE, "step_timeout_seconds is not a number");
     muster::TrainOptions train;
     train.steps = known.steps;
     train.microbatches = known.microbatches;
@@ -199,6 +214,12 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
     train.save.folder = known.checkpoint_dir != nullptr ? known.checkpoint_dir : "";
     train.save.every = known.checkpoint_every;
     train.save.keep = known.checkpoint_keep;
+    // A variable that is wrong was refused when the session was joined.
+    if (const auto values = muster::OptionValues::from_environment(); values.ok()) {
+      train.save.staging_bytes_max = static_cast<uint64_t>(values->integer("staging-mib")) << 20;
+      train.save.keep_every = static_cast<uint64_t>(values->integer("keep-every"));
+      train.save.keep_younger_ms = values->duration("keep-younger") / muster::kMillisecond;
+    }
     if (known.step_timeout_seconds > 0) train.step_timeout = from_seconds(known.step_timeout_seconds);
     auto started = muster::Run::start(*session->session, state->state, std::move(train));
     if (started.ok()) {
@@ -290,6 +311,12 @@ muster_status muster_step_open_update(muster_step* step) {
 muster_status muster_step_close_update(muster_step* step) {
   return guarded([&] {
     return step == nullptr ? null_argument("muster_step_close_update") : to_c(step->run->close_update());
+  });
+}
+
+muster_status muster_step_abandon_update(muster_step* step) {
+  return guarded([&] {
+    return step == nullptr ? null_argument("muster_step_abandon_update") : to_c(step->run->abandon_update());
   });
 }
 

@@ -1,6 +1,6 @@
 #include "runtime/executor.h"
 
-#include "runtime/threads.h"
+#include "runtime/base/threads.h"
 
 namespace muster {
 

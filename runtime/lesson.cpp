@@ -4,7 +4,7 @@
 #include <chrono>
 
 #include "runtime/base/random.h"
-#include "runtime/threads.h"
+#include "runtime/base/threads.h"
 
 namespace muster {
 namespace {

@@ -7,10 +7,12 @@
 
 #include "runtime/base/check.h"
 #include "runtime/base/random.h"
-#include "runtime/threads.h"
+#include "runtime/base/threads.h"
 
 namespace muster {
 namespace {
+
+constexpr int32_t kMicrobatchesMax = 1 << 20;  // and thus lanes: the tree over them is laid out per view
 
 Status check_options(const TrainOptions& options) {
   const auto misuse = [](std::string text) { return Error{ErrorCode::kMisuse, std::move(text)}; };
@@ -20,10 +22,20 @@ Status check_options(const TrainOptions& options) {
     return misuse("microbatches is " + std::to_string(options.microbatches) + " and lanes is " +
                   std::to_string(options.lanes) + "; lanes must be at least 1 and divide microbatches");
   }
+  if (options.microbatches > kMicrobatchesMax) {
+    return misuse("microbatches is " + std::to_string(options.microbatches) + "; at most " +
+                  std::to_string(kMicrobatchesMax) + " are possible, so make them larger");
+  }
   if (options.samples_per_microbatch < 1 || options.dataset_samples < 1) {
     return misuse("samples_per_microbatch is " + std::to_string(options.samples_per_microbatch) +
                   " and dataset_samples is " + std::to_string(options.dataset_samples) +
                   "; both must be at least 1");
+  }
+  int64_t positions = 0;
+  if (__builtin_mul_overflow(options.samples_per_microbatch, options.microbatches, &positions) ||
+      __builtin_mul_overflow(positions, std::max<int64_t>(options.steps, 1), &positions)) {
+    return misuse("samples_per_microbatch is " + std::to_string(options.samples_per_microbatch) +
+                  "; over all microbatches and steps that is more samples than 64 bits can count");
   }
   if (!options.save.folder.empty() && (options.save.keep < 2 || options.save.every < 0)) {
     return misuse("checkpoint_keep is " + std::to_string(options.save.keep) + " and checkpoint_every is " +
@@ -69,6 +81,7 @@ void scatter(std::span<const float> source, const Gradients& target) {
 
 Result<std::unique_ptr<Run>> Run::start(Session& session, State& state, TrainOptions options) {
   MUSTER_TRY(check_options(options));
+  MUSTER_TRY(session.begin_run());
   state.seal();
   std::unique_ptr<Run> run(new Run(session, state, std::move(options)));
   session.attach(run.get());
@@ -85,7 +98,7 @@ Run::Run(Session& session, State& state, TrainOptions options)
       options_(std::move(options)),
       self_(session.self()),
       permutation_(static_cast<uint64_t>(options_.dataset_samples), options_.seed),
-      core_(self_.id, control::MemberLimits{}),
+      core_(self_.id, session.limits()),
       saver_(
           state, options_.save, constants_of(options_),
           options_.microbatches * options_.samples_per_microbatch,
@@ -117,6 +130,10 @@ Result<bool> Run::next() {
   reduced_ready_ = false;
   while (true) {
     if (core_.ended()) return false;
+    if (core_.frozen()) {
+      wait(lock);
+      continue;
+    }
     if (learn_asked_) {
       begin_learning(lock);
       continue;
@@ -160,8 +177,7 @@ bool Run::entered_new_view(Lock& lock) {
   std::unique_ptr<Group> old = std::exchange(group_, std::move(formed.group));
   const control::Version before = core_.version();
   if (formed.incoming && core_.open_install(formed.generation).granted) {
-    state_.copy_from(*formed.incoming);
-    perform(core_.state_installed(now(), entered.base));
+    install(lock, *formed.incoming, entered.base);
     open_stop_save();
   }
   view_ = entered.view;
@@ -190,6 +206,26 @@ bool Run::entered_new_view(Lock& lock) {
   return true;
 }
 
+// Not under the lock: the control connection's heartbeats would wait for a large state. The core holds back
+// its report while an installation is open.
+void Run::install(Lock& lock, ByteSpan staged, control::Version version) {
+  for (bool installed = false; !installed;) {
+    if (core_.ended()) return;
+    lock.unlock();
+    installed = state_.install(staged, now() + kSecond).ok();
+    lock.lock();
+  }
+  perform(core_.state_installed(now(), version));
+}
+
+// Of the state as this thread, which alone may change it, sees it; computed without the lock.
+Digest Run::digest_of_state(Lock& lock) const {
+  lock.unlock();
+  const Digest digest = state_.digest();
+  lock.lock();
+  return digest;
+}
+
 bool Run::waits_at_limit() const {
   const auto limit = core_.version_limit();
   return limit && core_.version() >= *limit;
@@ -197,7 +233,9 @@ bool Run::waits_at_limit() const {
 
 bool Run::waits_at_boundary(Lock& lock) {
   if (const uint64_t plan = std::exchange(boundary_plan_, 0); plan != 0) {
-    perform(core_.at_boundary(plan, core_.version(), state_.digest()));
+    const Digest digest = digest_of_state(lock);
+    if (view_is_over()) return true;
+    perform(core_.at_boundary(plan, core_.version(), digest));
   }
   if (!core_.waiting_at_boundary()) return false;
   wait(lock);
@@ -220,10 +258,14 @@ void Run::save_if_due() {
 bool Run::waits_for_end(Lock& lock) {
   const control::Version version = core_.version();
   if (version < options_.steps) return false;
-  const bool saved = !saver_.enabled() || saver_.settled(version);
-  if (saved && !leaving_said_) {
+  const auto unsaved = saver_.enabled() ? saver_.outcome(version) : std::string();
+  if (unsaved && !leaving_said_) {
     leaving_said_ = true;
-    say(control::Leaving{0, version, "all steps are done"});
+    // Done, but not kept: the next launch repeats the steps since the newest save, and saves again.
+    say(unsaved->empty() ? control::Leaving{0, version, "all steps are done"}
+                         : control::Leaving{control::kExitRequeue, version,
+                                            "all steps are done, but version " + std::to_string(version) +
+                                                " is NOT saved: " + *unsaved});
   }
   wait(lock);
   return true;
@@ -279,13 +321,12 @@ Status Run::accumulate(int32_t microbatch, const Gradients& gradients) {
       for (const auto& piece : gradients) std::fill(piece.begin(), piece.end(), 0.0F);
       return revoked_error();
     }
-    const size_t count = total(gradients);
-    if (gradient_count_ != 0 && count != gradient_count_) {
-      return Error{ErrorCode::kMisuse, "gradients of " + std::to_string(count) +
-                                           " elements were given after " + std::to_string(gradient_count_) +
-                                           "; pass the same pieces in every call"};
-    }
-    gradient_count_ = count;
+    MUSTER_TRY(check_count(gradients));
+    const size_t count = gradient_count_;
+    if (learner_ || group_ == nullptr)
+      return Error{ErrorCode::kMisuse,
+                   "a process that still learns has no microbatch to accumulate; take those that "
+                   "next_microbatch hands out"};
     if (!accumulator_) {
       AccumulationPlan plan = plan_accumulation(options_.microbatches, options_.lanes,
                                                 assignment_[static_cast<size_t>(group_->rank())]);
@@ -303,7 +344,31 @@ Status Run::accumulate(int32_t microbatch, const Gradients& gradients) {
 }
 
 Status Run::reduce(const Gradients& gradients) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (update_open_)
+      return Error{ErrorCode::kMisuse,
+                   "reduce was called inside an open update; no collective may be (close it first)"};
+    MUSTER_TRY(check_count(gradients));
+  }
   return learner_ ? reduce_as_learner(gradients) : reduce_in_view(gradients);
+}
+
+// All calls pass the same pieces: a shorter or longer vector would be read as the one before.
+Status Run::check_count(const Gradients& gradients) {
+  const size_t count = total(gradients);
+  for (const auto& piece : gradients) {
+    if (piece.data() == nullptr && !piece.empty())
+      return Error{ErrorCode::kMisuse, "a piece of " + std::to_string(piece.size()) +
+                                           " gradients has a null pointer; pass its memory"};
+  }
+  if (gradient_count_ != 0 && count != gradient_count_) {
+    return Error{ErrorCode::kMisuse, "gradients of " + std::to_string(count) + " elements were given after " +
+                                         std::to_string(gradient_count_) +
+                                         "; pass the same pieces in every call"};
+  }
+  gradient_count_ = count;
+  return ok();
 }
 
 Status Run::reduce_in_view(const Gradients& gradients) {
@@ -324,16 +389,27 @@ Status Run::reduce_in_view(const Gradients& gradients) {
   if (!microbatches_.empty()) partials = accumulator_->partials();
   Work sum = group_->canonical_all_reduce(partials, reduced_.data(), reduced_.size(),
                                           {options_.microbatches, options_.lanes, assignment_}, deadline);
-  auto newest_plan = static_cast<int64_t>(plan);
-  int64_t combined_plan = 0;
-  Work plans = group_->all_reduce(&newest_plan, &combined_plan, 1, DType::kInt64, ReduceOp::kMax, deadline);
-  for (Work* work : {&sum, &plans}) {
+  // Beside the plan, the newest and the oldest step that takes part: operations match by their order alone,
+  // so a rank that computes a step again, alone, would add its old gradients to the others' next step.
+  const int64_t mine[] = {static_cast<int64_t>(plan), step_version_, -step_version_};
+  int64_t combined[3] = {};
+  Work agreed = group_->all_reduce(mine, combined, 3, DType::kInt64, ReduceOp::kMax, deadline);
+  for (Work* work : {&sum, &agreed}) {
     if (Status status = work->wait(deadline); !status.ok()) {
       Lock lock(mutex_);
       return step_failed(lock, status.error(), work->suspects());
     }
   }
-  note_reduced(static_cast<uint64_t>(combined_plan));
+  if (combined[1] != step_version_ || combined[2] != -step_version_) {
+    Lock lock(mutex_);
+    const std::string why = "the ranks are at different steps, " + std::to_string(-combined[2]) + " to " +
+                            std::to_string(combined[1]) +
+                            ": a rank left an update out, or could not open it in time; every rank must "
+                            "update in every step";
+    emit(EventKind::kPermitRefused, step_version_, why);
+    return step_failed(lock, Error{ErrorCode::kReconfigure, why}, {});
+  }
+  note_reduced(static_cast<uint64_t>(combined[0]));
   scatter(reduced_, gradients);
   return ok();
 }
@@ -364,10 +440,18 @@ Status Run::step_failed(Lock& lock, const Error& error, const std::vector<int>& 
 }
 
 Status Run::open_update() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (update_open_)
+      return Error{ErrorCode::kMisuse, "an update was opened that is open already; close it first"};
+    if (!view_is_over() && reduced_ready_ && step_version_ < core_.version())
+      return Error{ErrorCode::kMisuse, "this step has been updated already; go on with the next one"};
+  }
   const Instant deadline = now() + options_.step_timeout;
   while (now() < deadline) {
-    MUSTER_TRY(state_.begin_write(deadline));
+    const Status writable = state_.begin_write(deadline);
     Lock lock(mutex_);
+    if (!writable.ok()) return update_not_opened(lock, writable.error());
     if (!reduced_ready_) {
       state_.end_write();
       return Error{ErrorCode::kMisuse,
@@ -387,8 +471,17 @@ Status Run::open_update() {
     // version.
     wait(lock);
   }
-  return Error{ErrorCode::kReconfigure,
-               "no permit to update came within the step's deadline; the step will be repeated"};
+  Lock lock(mutex_);
+  return update_not_opened(
+      lock, Error{ErrorCode::kReconfigure, "no permit to update came within the step's deadline"});
+}
+
+// The others have updated, or will: this rank needs their version, and must not compute the step again beside
+// their next one.
+Status Run::update_not_opened(Lock& lock, const Error& error) {
+  reduced_ready_ = false;
+  emit(EventKind::kPermitRefused, step_version_, error.message);
+  return step_failed(lock, error, {});
 }
 
 Status Run::close_update() {
@@ -402,6 +495,16 @@ Status Run::close_update() {
   open_stop_save();
   perform(std::move(actions));
   if (!learner_) report_progress(false);
+  return ok();
+}
+
+Status Run::abandon_update() {
+  Lock lock(mutex_);
+  if (!update_open_) return Error{ErrorCode::kMisuse, "an update was abandoned that is not open"};
+  update_open_ = false;
+  reduced_ready_ = false;
+  state_.end_write();
+  perform(core_.update_abandoned(now(), "the program abandoned an update: its state is half written"));
   return ok();
 }
 
@@ -439,15 +542,16 @@ Result<bool> Run::next_as_learner(Lock& lock) {
   }
   if (auto snapshot = learner_->take_snapshot()) {
     if (!core_.open_install({}).granted) return false;
-    state_.copy_from(snapshot->bytes);
-    perform(core_.state_installed(now(), snapshot->version));
+    install(lock, snapshot->bytes, snapshot->version);
     started_ = true;
     emit(EventKind::kLearnerStarted, snapshot->version, "", static_cast<int64_t>(snapshot->bytes.size()));
   }
   const bool has_state = core_.version() != control::kNoVersion;
   if (has_state && waits_at_limit() && learn_plan_ != 0) {
     const uint64_t plan = std::exchange(learn_plan_, 0);
-    perform(core_.at_boundary(plan, core_.version(), state_.digest()));
+    const Digest digest = digest_of_state(lock);
+    if (entered_ || learn_asked_ || core_.version() == control::kNoVersion) return false;
+    perform(core_.at_boundary(plan, core_.version(), digest));
   }
   if (!has_state || waits_at_limit() || core_.version() >= options_.steps) {
     wait(lock);
@@ -498,7 +602,7 @@ RunInfo Run::info() const {
   info.committed = committed_;
   info.durable = saver_.durable();
   info.generation = view_.generation.counter;
-  info.rank = group_ ? static_cast<int32_t>(group_->rank()) : 0;
+  info.rank = group_ ? static_cast<int32_t>(group_->rank()) : -1;
   info.world_size = static_cast<int32_t>(view_.members.size());
   std::vector<control::NodeId> nodes;
   for (const control::Member& member : view_.members) nodes.push_back(member.node);

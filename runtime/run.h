@@ -57,7 +57,7 @@ struct RunInfo {
   int64_t committed = 0;
   int64_t durable = -1;
   uint64_t generation = 0;
-  int32_t rank = 0;
+  int32_t rank = -1;  // in no view yet, or never: a learner, or a process that came when the job was over
   int32_t world_size = 0;
   int32_t node_count = 0;
   bool learner = false;
@@ -85,6 +85,7 @@ class Run final : private Session::Listener {
   Status reduce(const Gradients& gradients);
   Status open_update();
   Status close_update();
+  Status abandon_update();  // the open update's state is half written: the run ends as failed
 
   int exit_code() const;
   RunInfo info() const;
@@ -108,6 +109,7 @@ class Run final : private Session::Listener {
   void forward(const control::Message& message);
   void drop_view_not_entered();
   void open_stop_save();
+  void open_rescue_save(control::SaveOpen save);
   void begin_lesson(const control::Teach& teach);
   void tick_until_stopped();
   void say(control::Message message);
@@ -116,6 +118,8 @@ class Run final : private Session::Listener {
 
   // program side (run.cpp); each is one reason why there is no step yet, or none. True: look again.
   bool entered_new_view(Lock& lock);
+  void install(Lock& lock, ByteSpan staged, control::Version version);
+  Digest digest_of_state(Lock& lock) const;
   Status start_up(Lock& lock);
   bool waits_at_boundary(Lock& lock);
   bool waits_at_limit() const;
@@ -130,8 +134,10 @@ class Run final : private Session::Listener {
   // already.
   bool view_is_over() const { return core_.revoked() || entered_ || core_.ended(); }
 
+  Status check_count(const Gradients& gradients);
   Status reduce_in_view(const Gradients& gradients);
   Status reduce_as_learner(const Gradients& gradients);
+  Status update_not_opened(Lock& lock, const Error& error);
   Status step_failed(Lock& lock, const Error& error, const std::vector<int>& suspect_ranks);
   void note_reduced(uint64_t combined_plan);
   Error revoked_error() const;
@@ -148,8 +154,6 @@ class Run final : private Session::Listener {
 
   // views (view_change.cpp); on the forming thread
   void form(const control::Install& install);
-  Status transfer(const control::Install& install, FormedView& formed,
-                  std::vector<control::MemberId>& suspects);
   void compute_digest(control::Version version);
 
   Session& session_;

@@ -16,7 +16,7 @@ void Run::on_control_lost(const std::string& why) {
   perform(core_.control_lost(now(), why));
 }
 
-// Deadlines of the core: a torn update, a freeze that lasts too long.
+// Deadlines of the core (a torn update) and of the saver (a lease that nobody took).
 void Run::tick_until_stopped() {
   Lock lock(mutex_);
   while (!stopping_) {
@@ -66,10 +66,14 @@ void Run::forward(const control::Message& message) {
     learn_asked_ = *learn;
   } else if (const auto* over = std::get_if<control::LessonOver>(&message)) {
     teacher_.end(over->lesson);
+    std::erase_if(lessons_waiting_,
+                  [&](const control::Teach& waiting) { return waiting.lesson == over->lesson; });
   } else if (const auto* until = std::get_if<control::LearnUntil>(&message)) {
     learn_plan_ = until->plan;
   } else if (const auto* save = std::get_if<control::SaveOpen>(&message)) {
-    if (save->stop) {
+    if (save->rescue) {
+      open_rescue_save(*save);
+    } else if (save->stop) {
       stop_save_ = *save;
       open_stop_save();
     } else {
@@ -98,6 +102,16 @@ void Run::drop_view_not_entered() {
 void Run::open_stop_save() {
   if (!stop_save_ || stop_save_->version != core_.version() || update_open_) return;
   saver_.open(*std::exchange(stop_save_, std::nullopt), self_.id);
+}
+
+// The frozen member saves what it holds, under the history that it knows (PROTOCOL 12).
+void Run::open_rescue_save(control::SaveOpen save) {
+  if (!core_.frozen() || core_.version() != save.version || core_.update_open()) {
+    return say(control::SaveVote{save.save, false, {}, "this member has gone on"});
+  }
+  save.lineage = core_.view().lineage;
+  saver_.hold_for_rescue(save.version);
+  saver_.open(save, self_.id);
 }
 
 // A lesson begins with the state as it stands while the step's reduction is still to come, or else after the

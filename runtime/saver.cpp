@@ -5,16 +5,21 @@
 #include <algorithm>
 #include <thread>
 
+#include "checkpoint/index.h"
 #include "checkpoint/restore.h"
 #include "runtime/base/random.h"
 
 namespace muster {
 namespace {
 
-constexpr Duration kHoldTimeout = 5 * kSecond;     // from hold() to the leader's SaveOpen
-constexpr Duration kOwnTimeout = 10 * kSecond;     // a dying owner's lock goes with its process
+constexpr Duration kHoldTimeout = 5 * kSecond;              // from hold() to the leader's SaveOpen
+constexpr Duration kOwnTimeout = 10 * kSecond;              // a dying owner's lock goes with its process
+constexpr Duration kRescueOwnTimeout = 500 * kMillisecond;  // its owner's node is lost, dead or not
 constexpr Duration kFolderTimeout = 30 * kSecond;  // for the first participant to create the save's folder
 constexpr Duration kReadTimeout = 60 * kSecond;
+// Nobody computes beside a last save, so its copies need not be ahead of the disk. Memory that was never used
+// can cost more than the disk does: 1 GiB of it took 3.5 to 7 s on a virtual machine, and the disk 1.1 s.
+constexpr uint64_t kLastStagingBytes = 64 << 20;
 
 std::string who_am_i() {
   char host[256] = "?";
@@ -54,16 +59,23 @@ control::Lineage to_control(const checkpoint::Lineage& lineage) {
 }
 
 Saver::Saver(State& state, SaveOptions options, checkpoint::JobConstants job, int64_t samples_per_step,
-             Say say, Emit emit)
-    : state_(state),
+             Say say, Emit emit, FileSystem& files)
+    : files_(files),
+      state_(state),
       options_(std::move(options)),
       job_(std::move(job)),
       samples_per_step_(samples_per_step),
       say_(std::move(say)),
       emit_(std::move(emit)),
-      worker_("muster-save") {}
+      worker_("muster-save"),
+      verifier_("muster-verify") {}
 
 Saver::~Saver() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  verifier_.stop();
   worker_.stop();
   release();
 }
@@ -89,11 +101,20 @@ void Saver::tell(EventKind kind, control::Version version, std::string text, int
 
 // ---- saving
 
+void Saver::hold_for_rescue(control::Version version) {
+  {
+    const std::lock_guard lock(mutex_);
+    early_.reset();  // of a save whose leader is lost
+  }
+  hold(version, true);
+}
+
 void Saver::hold(control::Version version, bool last) {
   release();
   if (!state_.acquire_read(now()).ok()) return;  // an update is open: not the program's thread in next()
   const std::lock_guard lock(mutex_);
   last_hold_ = version;
+  if (failed_ == version) failed_ = control::kNoVersion;  // in a new view: it is saved anew
   if (early_ && early_->open.version == version) {  // opened by a member that reached the version sooner
     worker_.post([this, save = *std::exchange(early_, std::nullopt)] { run(save, true); });
     return;
@@ -122,6 +143,7 @@ void Saver::open(const control::SaveOpen& open, control::MemberId self) {
   save.open = open;
   save.index = static_cast<uint32_t>(me - open.participants.begin());
   save.id = {static_cast<uint64_t>(open.version), open.save};
+  save.progress = std::make_shared<checkpoint::StageProgress>();
   const std::lock_guard lock(mutex_);
   save_ = save;
   early_.reset();
@@ -142,7 +164,7 @@ void Saver::run(const Save& save, bool held) {
   auto record = stage_and_write(save, held);
   if (held) state_.release_read();
   if (record.ok()) {
-    say_(control::SaveVote{save.open.save, true, encode(*record), ""});
+    say_(control::SaveVote{save.open.save, true, encode(*record), "", record->geometry.payload_bytes});
   } else {
     say_(control::SaveVote{save.open.save, false, {}, record.error().message});
   }
@@ -154,47 +176,57 @@ Result<checkpoint::ShardRecord> Saver::stage_and_write(const Save& save, bool& h
     MUSTER_TRY(state_.acquire_read(now() + kReadTimeout));
     held = true;
   }
+  MUSTER_TRY(prepare_template(save));
+  checkpoint::SaveShardOptions options;
+  options.write.writer_nonce = random_nonce();
+  options.staging_bytes_max = options_.staging_bytes_max;
+  const bool last = save.open.stop || save.open.rescue;
+  if (last && (options.staging_bytes_max == 0 || options.staging_bytes_max > kLastStagingBytes))
+    options.staging_bytes_max = kLastStagingBytes;
+  options.folder = [&] { return folder_of(save); };
   const Instant began = now();
-  auto staged = stage(save);
-  held = false;
-  state_.release_read();
-  if (!staged.ok()) return std::move(staged).error();
-  if (save.index == 0) tell(EventKind::kSaveStaged, save.open.version, "", now() - began);
-
-  MUSTER_ASSIGN(checkpoint::Folder * folder, this->folder());
-  if (save.index == 0) {
-    auto created = folder->begin_save(save.id);
-    if (!created.ok()) return std::move(created).error();
-  } else {
-    MUSTER_TRY(wait_for_folder(folder->save_folder(save.id)));
-  }
-  checkpoint::WriteOptions options;
-  options.writer_nonce = random_nonce();
-  const checkpoint::StageProgress progress;
-  auto record = write_shard(real_files(), folder->save_folder(save.id), *staged, options, progress);
-  buffer_ = std::move(staged->buffer);
-  return record;
-}
-
-Result<checkpoint::StagedShard> Saver::stage(const Save& save) {
-  const auto count = static_cast<uint32_t>(save.open.participants.size());
-  if (!template_ || template_->participant != save.index || template_->participants != count) {
-    MUSTER_ASSIGN(const checkpoint::SavePlan plan, checkpoint::plan_save(specs(), count));
-    MUSTER_ASSIGN(template_, checkpoint::make_shard_template(plan, save.index));
-  }
+  options.staged = [&] {
+    held = false;
+    state_.release_read();
+    if (save.index == 0) tell(EventKind::kSaveStaged, save.open.version, "", now() - began);
+  };
   std::vector<ByteSpan> memory;
   for (const TensorInfo& tensor : state_.tensors()) memory.emplace_back(tensor.data, tensor.bytes);
-  checkpoint::StageProgress progress;
-  return checkpoint::stage(template_, save.id, checkpoint::read_from(std::move(memory)), std::move(buffer_),
-                           progress);
+  MUSTER_ASSIGN(const checkpoint::SaveShardReport report,
+                save_shard(files_, template_, save.id, checkpoint::read_from(std::move(memory)), buffer_,
+                           options, *save.progress));
+  return report.record;
 }
 
-Status Saver::wait_for_folder(const std::string& folder) {
+// What libhdf5 has to say about a shard depends on shapes alone, so it is asked once for a world.
+Status Saver::prepare_template(const Save& save) {
+  const auto count = static_cast<uint32_t>(save.open.participants.size());
+  if (template_ && template_->participant == save.index && template_->participants == count) return ok();
+  MUSTER_ASSIGN(const checkpoint::SavePlan plan, checkpoint::plan_save(specs(), count));
+  MUSTER_ASSIGN(template_, checkpoint::make_shard_template(plan, save.index));
+  return ok();
+}
+
+Result<std::string> Saver::folder_of(const Save& save) {
+  MUSTER_ASSIGN(checkpoint::Folder * folder, this->folder());
+  if (save.index == 0) return folder->begin_save(save.id);
+  MUSTER_TRY(wait_for_folder(save, folder->save_folder(save.id)));
+  return folder->save_folder(save.id);
+}
+
+// The first participant may have died: then its save is closed, or a newer one waits for this thread.
+Status Saver::wait_for_folder(const Save& save, const std::string& folder) {
   return retry_until(now() + kFolderTimeout, [&]() -> Status {
-    MUSTER_ASSIGN(const auto found, real_files().stat(folder));
+    MUSTER_ASSIGN(const auto found, files_.stat(folder));
     if (found) return ok();
+    if (!is_newest(save)) return Error{ErrorCode::kDropCheckpoint, "the save is over: " + folder};
     return Error{ErrorCode::kRetry, "the first participant has not created " + folder};
   });
+}
+
+bool Saver::is_newest(const Save& save) const {
+  const std::lock_guard lock(mutex_);
+  return !stopping_ && save_ && save_->open.save == save.open.save && failed_save_ != save.open.save;
 }
 
 void Saver::publish(const control::SavePublish& publish) {
@@ -204,13 +236,17 @@ void Saver::publish(const control::SavePublish& publish) {
     return;
   }
   worker_.post([this, save = *save_, publish] {
-    const Status published = publish_now(save, publish);
+    const auto published = publish_now(save, publish);
     say_(control::SavePublished{publish.save, published.ok(),
                                 published.ok() ? "" : published.error().message});
+    if (!published.ok()) return;
+    // For people, and after the vote: the version does not depend on it.
+    const Status indexed = write_index(files_, folder_->save_folder(save.id), *published);
+    if (!indexed.ok()) tell(EventKind::kLog, save.open.version, "no index.h5: " + indexed.error().message);
   });
 }
 
-Status Saver::publish_now(const Save& save, const control::SavePublish& publish) {
+Result<checkpoint::Manifest> Saver::publish_now(const Save& save, const control::SavePublish& publish) {
   MUSTER_TRY(own());  // as a rule already so; else the owner died, and its lock with it
   checkpoint::Folder* const folder = &*folder_;
   checkpoint::Manifest manifest;
@@ -231,7 +267,8 @@ Status Saver::publish_now(const Save& save, const control::SavePublish& publish)
     MUSTER_ASSIGN(records.emplace_back(), checkpoint::decode_shard_record(bytes));
   }
   MUSTER_TRY(adopt_shards(manifest, records));
-  return folder->publish(manifest);
+  MUSTER_TRY(folder->publish(manifest));
+  return manifest;
 }
 
 void Saver::closed(const control::SaveClosed& closed) {
@@ -243,35 +280,94 @@ void Saver::closed(const control::SaveClosed& closed) {
   if (!save_ || save_->open.save != closed.save) return;
   const control::Version version = save_->open.version;
   if (!closed.durable) {
+    failed_save_ = closed.save;
     failed_ = version;
+    failed_why_ = closed.why.empty() ? "no reason was given" : closed.why;  // empty would mean durable
+    save_->progress->cancel();  // what is still copied or written is for nobody
+    // Publishing is the same member's, and on the same thread: it can no longer happen when this has run.
+    if (save_->index == 0) worker_.post([this, save = *save_] { clear_failed(save); });
     return;
   }
   durable_ = std::max(durable_, version);
   parent_ = save_->id;
   if (save_->index != 0) return;
-  worker_.post([this, save = *save_] { verify_and_prune(save); });
+  to_verify_ = *save_;
+  verifier_.post([this] { verify_newest(); });
 }
 
-// Older versions go only when enough newer ones have been read back and found right.
-void Saver::verify_and_prune(const Save& save) {
-  if (!folder_ || !folder_->owner()) return;  // the new owner prunes, after its next save
-  checkpoint::Folder* const folder = &*folder_;
-  auto versions = folder->versions();
-  if (!versions.ok()) return tell(EventKind::kSaveFailed, save.open.version, versions.error().message);
-  const auto mine = std::find_if(versions->begin(), versions->end(),
-                                 [&](const auto& candidate) { return candidate.id == save.id; });
-  if (mine == versions->end() || !mine->manifest) return;
-  Status verified = verify_shards(real_files(), folder->save_folder(save.id), *mine->manifest);
-  if (verified.ok()) verified = folder->mark_verified(save.id);
-  if (!verified.ok()) return tell(EventKind::kVersionRejected, save.open.version, verified.error().message);
-  tell(EventKind::kSaveVerified, save.open.version, "");
-  checkpoint::RetentionPolicy policy;
-  policy.keep_last = static_cast<size_t>(options_.keep);
+// Beside the saving, which must not wait until a version has been read back. Where saves come faster than
+// they can be read, some are passed over: the newest at hand is the next.
+void Saver::verify_newest() {
+  const std::optional<Save> save = [&] {
+    const std::lock_guard lock(mutex_);
+    return std::exchange(to_verify_, std::nullopt);
+  }();
+  if (!save) return;
+  const Status verified = verify(*save);
+  if (!verified.ok() && verified.error().code == ErrorCode::kRetry) {  // stopped, or short of descriptors
+    const bool stopped = [&] {
+      const std::lock_guard lock(mutex_);
+      return stopping_;
+    }();
+    if (!stopped) tell(EventKind::kLog, save->open.version, verified.error().message);
+    return;
+  }
+  if (!verified.ok()) return tell(EventKind::kVersionRejected, save->open.version, verified.error().message);
   {
     const std::lock_guard lock(mutex_);
-    if (save_) policy.live_nonces.insert(save_->id.nonce);
+    verified_nonces_.insert(save->id.nonce);
+    if (verified_nonces_.size() > 2 * static_cast<size_t>(options_.keep)) verified_nonces_ = {save->id.nonce};
   }
-  auto pruned = folder->prune(policy, wall_time_ms());
+  worker_.post([this, verified_save = *save] { note_verified_and_prune(verified_save); });
+}
+
+Status Saver::verify(const Save& save) const {
+  MUSTER_ASSIGN(checkpoint::Folder folder, checkpoint::Folder::look(files_, options_.folder));
+  MUSTER_ASSIGN(const auto versions, folder.versions());
+  const auto mine = std::find_if(versions.begin(), versions.end(),
+                                 [&](const auto& candidate) { return candidate.id == save.id; });
+  if (mine == versions.end() || !mine->manifest)
+    return Error{ErrorCode::kDropCheckpoint,
+                 to_string(save.id) + " is not in " + options_.folder + " any more"};
+  return verify_shards(files_, folder.save_folder(save.id), *mine->manifest, [this] {
+    const std::lock_guard lock(mutex_);
+    return stopping_;
+  });
+}
+
+// Older versions go only when enough newer ones have been read back and found right. On the saving thread:
+// what it has begun to write is no rubbish.
+void Saver::note_verified_and_prune(const Save& save) {
+  if (!folder_ || !folder_->owner()) return;  // the new owner prunes, after its next save
+  Status noted = folder_->mark_verified(save.id);
+  prune(save);
+  // On a full disk there is space only now.
+  if (!noted.ok()) noted = folder_->mark_verified(save.id);
+  if (!noted.ok()) return tell(EventKind::kLog, save.open.version, noted.error().message);
+  tell(EventKind::kSaveVerified, save.open.version, "");
+}
+
+// What a failed save has written takes space that the next one may need.
+void Saver::clear_failed(const Save& save) {
+  if (!folder_ || !folder_->owner()) return;
+  constexpr size_t kRemembered = 256;  // what cannot be removed now is tried again with the next ones
+  failed_nonces_.push_back(save.id.nonce);
+  if (failed_nonces_.size() > kRemembered) failed_nonces_.pop_front();
+  prune(save);
+}
+
+void Saver::prune(const Save& save) {
+  checkpoint::RetentionPolicy policy;
+  policy.keep_last = static_cast<size_t>(options_.keep);
+  policy.keep_every = options_.keep_every;
+  policy.keep_younger_ms = options_.keep_younger_ms;
+  policy.failed_nonces = {failed_nonces_.begin(), failed_nonces_.end()};
+  {
+    const std::lock_guard lock(mutex_);
+    policy.verified_nonces = verified_nonces_;
+    if (save_ && failed_save_ != save_->open.save) policy.live_nonces.insert(save_->id.nonce);
+  }
+  auto pruned = folder_->prune(policy, wall_time_ms());
   if (!pruned.ok()) tell(EventKind::kLog, save.open.version, pruned.error().message);
 }
 
@@ -280,9 +376,11 @@ control::Version Saver::durable() const {
   return durable_;
 }
 
-bool Saver::settled(control::Version version) const {
+std::optional<std::string> Saver::outcome(control::Version version) const {
   const std::lock_guard lock(mutex_);
-  return durable_ >= version || failed_ == version;
+  if (durable_ >= version) return "";
+  if (failed_ == version) return failed_why_;
+  return std::nullopt;
 }
 
 // ---- restoring
@@ -299,16 +397,23 @@ Result<checkpoint::Folder*> Saver::folder() {
   if (first) {
     MUSTER_TRY(own());
   } else {
-    MUSTER_ASSIGN(folder_, checkpoint::Folder::look(real_files(), options_.folder));
+    MUSTER_ASSIGN(folder_, checkpoint::Folder::look(files_, options_.folder));
   }
   return &*folder_;
 }
 
 Status Saver::own() {
   if (folder_ && folder_->owner()) return ok();
-  auto owned = retry_until(now() + kOwnTimeout, [&] {
-    return checkpoint::Folder::own(real_files(), options_.folder, who_am_i());
-  });
+  const bool rescue = [&] {
+    const std::lock_guard lock(mutex_);
+    return save_ && save_->open.rescue;
+  }();
+  auto owned = retry_until(now() + (rescue ? kRescueOwnTimeout : kOwnTimeout),
+                           [&] { return checkpoint::Folder::own(files_, options_.folder, who_am_i()); });
+  // The owner is out of reach and may not be dead, only frozen: what is saved now is saved beside it.
+  if (!owned.ok() && rescue && owned.error().code == ErrorCode::kRetry) {
+    owned = checkpoint::Folder::guest(files_, options_.folder);
+  }
   if (!owned.ok()) return std::move(owned).error();
   folder_.emplace(std::move(*owned));
   return ok();
@@ -316,22 +421,61 @@ Status Saver::own() {
 
 Result<std::vector<checkpoint::Candidate>> Saver::usable_versions() {
   if (!folder_) {
-    MUSTER_ASSIGN(folder_, checkpoint::Folder::look(real_files(), options_.folder));
+    MUSTER_ASSIGN(folder_, checkpoint::Folder::look(files_, options_.folder));
   }
-  MUSTER_ASSIGN(auto candidates, folder_->versions());
+  auto found = folder_->versions();
+  // Not a matter of which version: a person has to look, and starting again would not help.
+  if (!found.ok()) return Error{ErrorCode::kEnvironment, found.error().message};
+  std::vector<checkpoint::Candidate> candidates = std::move(*found);
   std::vector<checkpoint::Candidate> usable;
+  std::vector<checkpoint::Candidate> unfinished;
+  size_t rejected = 0;
   for (checkpoint::Candidate& candidate : candidates) {
-    if (!candidate.finished || candidate.abandoned) continue;
+    if (!candidate.finished) {
+      unfinished.push_back(std::move(candidate));
+      continue;
+    }
+    if (candidate.abandoned) continue;
     if (!candidate.unusable) {
       usable.push_back(std::move(candidate));
     } else if (candidate.unusable->code == ErrorCode::kMisuse) {
       return *candidate.unusable;  // a later format: a person must choose, falling back would hide it
     } else {
+      ++rejected;
       tell(EventKind::kVersionRejected, static_cast<control::Version>(candidate.id.version),
            candidate.unusable->message);
     }
   }
+  if (usable.empty() && rejected > 0) return none_usable(rejected);
+  if (usable.empty()) tell_of_unfinished(unfinished);
   return usable;
+}
+
+// Starting anew beside damaged checkpoints would lose what a person may still repair.
+Error Saver::none_usable(size_t count) const {
+  return {ErrorCode::kEnvironment, "none of the " + std::to_string(count) + " checkpoints in " +
+                                       options_.folder +
+                                       " can be used, see the events; repair them, or name an empty folder "
+                                       "to start anew"};
+}
+
+// The run begins at its beginning, though something was saved here: a job that died in its first save, or
+// manifests that someone removed.
+void Saver::tell_of_unfinished(std::span<const checkpoint::Candidate> unfinished) {
+  if (!folder_->owner()) return;  // one rank says it
+  const auto has_shard = [this](const checkpoint::Candidate& candidate) {
+    const auto names = files_.list(candidate.folder);
+    return names.ok() && std::any_of(names->begin(), names->end(),
+                                     [](const std::string& name) { return name.starts_with("shard-"); });
+  };
+  const auto newest = std::find_if(unfinished.begin(), unfinished.end(), has_shard);
+  if (newest == unfinished.end()) return;
+  const auto count = std::count_if(newest, unfinished.end(), has_shard);
+  tell(EventKind::kVersionRejected, static_cast<control::Version>(newest->id.version),
+       options_.folder + " has shards of " + std::to_string(count) + " saves, the newest of " +
+           to_string(newest->id) +
+           ", and no manifest: no save was ever finished, or the manifests were removed; the run starts at "
+           "its beginning");
 }
 
 Status Saver::check_same_job(const checkpoint::Candidate& candidate) const {
@@ -367,8 +511,8 @@ Status Saver::restore(const checkpoint::Candidate& candidate, uint32_t part, uin
     memory.push_back(staged.subspan(offset, tensor.bytes));
     offset += tensor.bytes;
   }
-  auto report = checkpoint::restore(real_files(), folder_->save_folder(candidate.id), *candidate.manifest,
-                                    request, memory);
+  auto report =
+      checkpoint::restore(files_, folder_->save_folder(candidate.id), *candidate.manifest, request, memory);
   if (!report.ok()) return std::move(report).error();
   return ok();
 }

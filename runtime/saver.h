@@ -8,12 +8,15 @@
 //  - The state at a version stays readable from hold() or open() until it is staged, by a read lease.
 #pragma once
 
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 
+#include "checkpoint/shard_save.h"
 #include "checkpoint/store.h"
 #include "runtime/base/events.h"
 #include "runtime/control/messages.h"
@@ -23,9 +26,12 @@
 namespace muster {
 
 struct SaveOptions {
-  std::string folder;  // empty: no checkpoints
-  int64_t every = 0;   // steps; 0: only on notice and at the end
-  int32_t keep = 2;    // newest verified versions
+  std::string folder;              // empty: no checkpoints
+  int64_t every = 0;               // steps; 0: only on notice and at the end
+  int32_t keep = 2;                // newest verified versions
+  uint64_t keep_every = 0;         // versions that are multiples of it stay; 0: none for that reason
+  int64_t keep_younger_ms = 0;     // and versions that were saved less than so long ago
+  uint64_t staging_bytes_max = 0;  // memory for copies on the way to disk; 0: as much as this rank saves
 };
 
 checkpoint::Lineage to_checkpoint(const control::Lineage& lineage);
@@ -37,7 +43,7 @@ class Saver {
   using Emit = std::function<void(Event)>;
 
   Saver(State& state, SaveOptions options, checkpoint::JobConstants job, int64_t samples_per_step, Say say,
-        Emit emit);
+        Emit emit, FileSystem& files = real_files());
   ~Saver();
 
   bool enabled() const { return !options_.folder.empty(); }
@@ -51,6 +57,7 @@ class Saver {
   // then, or until release(), or for a bounded time unless it is the run's `last` version, which no update
   // will change.
   void hold(control::Version version, bool last);
+  void hold_for_rescue(control::Version version);  // an earlier save that waits for this version is over
   void release();
   void expire(Instant now);  // called now and then
   // A save of a version that this rank has not held yet begins with hold().
@@ -58,14 +65,17 @@ class Saver {
   void publish(const control::SavePublish& publish);
   void closed(const control::SaveClosed& closed);
 
-  control::Version durable() const;              // newest; kNoVersion: none
-  bool settled(control::Version version) const;  // the newest save of `version` is durable or has failed
+  control::Version durable() const;  // newest; kNoVersion: none
+  // The newest save of `version`: nothing while it is open; "" once it is durable; else why it failed.
+  std::optional<std::string> outcome(control::Version version) const;
 
   // ---- restoring; the program's thread, before the first step
 
   // Becomes the folder's owner; waits a bounded time for a dying one. The first rank of a view calls it.
   Status own();
-  // All saves in the folder that can be used, newest first; what cannot is told by events.
+  // All saves in the folder that can be used, newest first; what cannot is told by events. Empty: no save was
+  // ever finished here, which is told too where shards are there. Errors: kEnvironment: the folder cannot be
+  // read, or checkpoints are there and none can be used; kMisuse: a later format.
   Result<std::vector<checkpoint::Candidate>> usable_versions();
   Status check_same_job(const checkpoint::Candidate& candidate) const;
   // Reads part `part` of `parts` of the version into `staged`, laid out as State::copy_to lays it out; the
@@ -84,18 +94,28 @@ class Saver {
     control::SaveOpen open;
     uint32_t index = 0;
     checkpoint::VersionId id;
+    std::shared_ptr<checkpoint::StageProgress> progress;
   };
 
   void run(const Save& save, bool held);
   Result<checkpoint::ShardRecord> stage_and_write(const Save& save, bool& held);
-  Result<checkpoint::StagedShard> stage(const Save& save);
-  Status wait_for_folder(const std::string& folder);
-  Status publish_now(const Save& save, const control::SavePublish& publish);
-  void verify_and_prune(const Save& save);
+  Status prepare_template(const Save& save);
+  Result<std::string> folder_of(const Save& save);  // runs on save_shard's writing thread
+  Status wait_for_folder(const Save& save, const std::string& folder);
+  bool is_newest(const Save& save) const;
+  Result<checkpoint::Manifest> publish_now(const Save& save, const control::SavePublish& publish);
+  void verify_newest();
+  Status verify(const Save& save) const;
+  Error none_usable(size_t count) const;
+  void tell_of_unfinished(std::span<const checkpoint::Candidate> unfinished);
+  void note_verified_and_prune(const Save& save);
+  void clear_failed(const Save& save);
+  void prune(const Save& save);
   Result<checkpoint::Folder*> folder();
   std::vector<checkpoint::TensorSpec> specs() const;
   void tell(EventKind kind, control::Version version, std::string text, int64_t amount = 0);
 
+  FileSystem& files_;
   State& state_;
   const SaveOptions options_;
   const checkpoint::JobConstants job_;
@@ -111,14 +131,22 @@ class Saver {
   std::optional<Save> save_;   // the newest that this rank takes part in
   control::Version durable_ = control::kNoVersion;
   control::Version failed_ = control::kNoVersion;
+  std::string failed_why_;
+  uint64_t failed_save_ = 0;  // the newest that was closed without success
+  std::optional<Save> to_verify_;
+  std::set<uint64_t> verified_nonces_;  // of some of the newest saves
+  bool stopping_ = false;
   checkpoint::VersionId parent_;
 
-  // Only the worker thread, or the program's before the first step, touches these.
+  // Only the worker thread, or the program's before the first step, touches these; and the writing thread of
+  // a save, for which the worker waits.
   std::optional<checkpoint::Folder> folder_;
+  std::deque<uint64_t> failed_nonces_;
   std::shared_ptr<const checkpoint::ShardTemplate> template_;
   checkpoint::StagingBuffer buffer_;
 
   Executor worker_;
+  Executor verifier_;  // reads back what is durable
 };
 
 }  // namespace muster

@@ -9,8 +9,7 @@
 namespace muster {
 
 Result<std::unique_ptr<Session>> Session::join(SessionOptions options) {
-  std::unique_ptr<Session> session(new Session);
-  session->options_ = std::move(options);
+  std::unique_ptr<Session> session(new Session(std::move(options)));
 
   MUSTER_ASSIGN(EndpointOptions data_plane, session->open_transport());
   MUSTER_ASSIGN(session->endpoint_, Endpoint::create(std::move(data_plane)));
@@ -18,9 +17,7 @@ Result<std::unique_ptr<Session>> Session::join(SessionOptions options) {
   agent::ControlCallbacks callbacks;
   callbacks.on_message = [raw = session.get()](const control::Message& message) { raw->deliver(message); };
   callbacks.on_lost = [raw = session.get()](const Error& error) { raw->control_lost(error); };
-  callbacks.on_event = [raw = session.get()](const Event& event) {
-    if (raw->options_.on_event) raw->options_.on_event(event);
-  };
+  callbacks.on_event = [raw = session.get()](const Event& event) { raw->events_.push(event); };
   MUSTER_ASSIGN(session->control_, agent::ControlClient::connect({}, std::move(callbacks)));
   if (!session->options_.keep_signals) {
     MUSTER_ASSIGN(
@@ -49,9 +46,16 @@ Result<EndpointOptions> Session::open_transport() {
     Event event;
     event.at = now();
     event.text = ucx.error().message + "; without it this process can only work with ranks of its own node";
-    if (options_.on_event) options_.on_event(event);
+    events_.push(std::move(event));
   }
   return options;
+}
+
+Status Session::begin_run() {
+  if (!had_run_.exchange(true)) return ok();
+  return Error{
+      ErrorCode::kMisuse,
+      "this session has had its run; leave it and join again, or start another process, for the next one"};
 }
 
 void Session::attach(Listener* listener) {
@@ -81,7 +85,7 @@ Status Session::notice(Duration time_left, std::string source) {
 }
 
 void Session::emit(Event event) {
-  if (options_.on_event) options_.on_event(event);
+  events_.push(event);
   // Events are told as far as they can be; a lost connection is told by other means.
   if (control_ && control_->world() == agent::World::kElastic)
     (void)control_->send(control::WorkerEvent{std::move(event)});

@@ -9,12 +9,13 @@
 #include "collectives/endpoint.h"
 #include "runtime/agent/control_client.h"
 #include "runtime/base/events.h"
+#include "runtime/event_queue.h"
 #include "runtime/signal_intake.h"
 
 namespace muster {
 
 struct SessionOptions {
-  EventSink on_event;         // may be empty
+  EventSink on_event;         // may be empty; called in order, on a thread of its own
   bool keep_signals = false;  // true: no signal becomes a notice
 };
 
@@ -40,19 +41,24 @@ class Session {
     virtual void on_control_lost(const std::string& why) = 0;
   };
   void attach(Listener* listener);
+  // A session has one run: the leader knows this process as one member, which ends with it. Errors: kMisuse.
+  Status begin_run();
 
   Status send(control::Message message) { return control_->send(std::move(message)); }
   Endpoint& endpoint() { return *endpoint_; }
   control::Member self() const;  // with the data plane's contact
-  bool elastic() const;          // false: a fixed world, in which any loss ends the job
+  control::MemberLimits limits() const { return control_->limits(); }
+  bool elastic() const;  // false: a fixed world, in which any loss ends the job
 
  private:
-  Session() = default;
+  explicit Session(SessionOptions options) : options_(std::move(options)), events_(options_.on_event) {}
   Result<EndpointOptions> open_transport();
   void deliver(const control::Message& message);
   void control_lost(const Error& error);
 
   SessionOptions options_;
+  EventQueue events_;  // outlives all that emits
+  std::atomic<bool> had_run_ = false;
   std::recursive_mutex listener_mutex_;
   Listener* listener_ = nullptr;
   std::string lost_;  // why the control connection ended; empty while it lives

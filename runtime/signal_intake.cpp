@@ -9,7 +9,7 @@
 #include <cerrno>
 #include <cstring>
 
-#include "runtime/threads.h"
+#include "runtime/base/threads.h"
 
 namespace muster {
 namespace {

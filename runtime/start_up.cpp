@@ -8,7 +8,13 @@ namespace muster {
 namespace {
 
 // What the ranks decide by; the smallest answer of any rank counts.
-enum class Verdict : int64_t { kMisuse = 0, kDamaged = 1, kGood = 2 };
+enum class Verdict : int64_t { kMisuse = 0, kUnable = 1, kDamaged = 2, kGood = 3 };
+
+// A process that lacks memory or descriptors says nothing about a version, and must not have it passed over.
+Verdict verdict_on(const Error& error) {
+  if (error.code == ErrorCode::kMisuse) return Verdict::kMisuse;
+  return error.code == ErrorCode::kRetry ? Verdict::kUnable : Verdict::kDamaged;
+}
 
 // One rank's bytes to all. Every rank passes a buffer; its size is the root's afterwards.
 Status broadcast_bytes(Group& group, ByteBuffer& bytes, int root, Instant deadline) {
@@ -72,7 +78,13 @@ Status Run::start_up(Lock& lock) {
     return ok();
   }
   if (core_.revoked() || core_.ended()) return ok();
-  if (start->state) state_.copy_from(*start->state);
+  if (start->state) {
+    lock.unlock();
+    const Status installed = state_.install(*start->state, now() + options_.step_timeout);
+    lock.lock();
+    MUSTER_TRY(installed);
+  }
+  if (view_is_over()) return ok();
   started_ = true;
   perform(core_.started(start->version, start->digest, start->lineage));
   return ok();
@@ -139,9 +151,14 @@ Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
                             staged);
     }
     Verdict verdict = Verdict::kGood;
-    if (!read.ok()) verdict = read.error().code == ErrorCode::kMisuse ? Verdict::kMisuse : Verdict::kDamaged;
+    if (!read.ok()) verdict = verdict_on(read.error());
     MUSTER_ASSIGN(const Verdict all, combine(group, verdict, deadline));
     if (!read.ok() && verdict == Verdict::kMisuse) return std::move(read).error();
+    if (all == Verdict::kUnable) {
+      return Error{ErrorCode::kEnvironment,
+                   verdict == all ? read.error().message
+                                  : "another rank lacks what it needs to read " + to_string(id)};
+    }
     if (all == Verdict::kMisuse) return Error{ErrorCode::kMisuse, "another rank refuses " + to_string(id)};
     if (all == Verdict::kDamaged) {
       const std::string why = read.ok() ? "another rank found it damaged" : read.error().message;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
 
 #include "runtime/base/check.h"
 
@@ -45,6 +46,20 @@ Status State::add_replicated(std::string name, void* data, DType dtype, std::vec
     return Error{ErrorCode::kMisuse,
                  "tensor '" + name + "' was registered with a null pointer; pass its memory"};
   }
+  if (reinterpret_cast<uintptr_t>(data) % size_of(dtype) != 0) {
+    return Error{ErrorCode::kMisuse, "tensor '" + name + "' of " + std::string(to_string(dtype)) +
+                                         " begins at an address that is no multiple of " +
+                                         std::to_string(size_of(dtype)) + "; register aligned memory"};
+  }
+  const auto* const begin = static_cast<const std::byte*>(data);
+  const auto shares = [&](const TensorInfo& tensor) {
+    return bytes > 0 && tensor.bytes > 0 && std::less<>()(begin, tensor.data + tensor.bytes) &&
+           std::less<>()(tensor.data, begin + bytes);
+  };
+  if (const auto other = std::find_if(tensors_.begin(), tensors_.end(), shares); other != tensors_.end()) {
+    return Error{ErrorCode::kMisuse, "tensors '" + other->name + "' and '" + name +
+                                         "' share memory; register tied tensors once, under one name"};
+  }
   bytes_ += bytes;
   tensors_.push_back({std::move(name), dtype, std::move(shape), static_cast<std::byte*>(data), bytes});
   return ok();
@@ -86,13 +101,16 @@ void State::copy_to(MutableByteSpan target) const {
   }
 }
 
-void State::copy_from(ByteSpan source) {
+Status State::install(ByteSpan source, Instant deadline) {
   MUSTER_CHECK(source.size() == bytes_, "a copy of the state has the state's size");
+  MUSTER_TRY(begin_write(deadline));
   size_t offset = 0;
   for (const TensorInfo& tensor : tensors_) {
     std::copy_n(source.data() + offset, tensor.bytes, tensor.data);
     offset += tensor.bytes;
   }
+  end_write();
+  return ok();
 }
 
 namespace {

@@ -28,8 +28,8 @@ struct TensorInfo {
 
 class State {
  public:
-  // Errors: kMisuse for a name used twice or empty, a null pointer, a negative extent, an overflowing
-  // product, or after seal().
+  // Errors: kMisuse for a name used twice or empty, a null or misaligned pointer, memory that another tensor
+  // has too, a negative extent, an overflowing product, or after seal().
   Status add_replicated(std::string name, void* data, DType dtype, std::vector<int64_t> shape);
 
   // From here on the set of tensors is fixed.
@@ -42,9 +42,11 @@ class State {
   std::string description() const;  // the same in words, shortened
   Digest digest() const;  // of the contents; the caller holds a lease, or is the program inside next()
 
-  // All tensors one after the other: what travels to a rank that is behind.
+  // All tensors one after the other: what travels to a rank that is behind. The caller holds a lease.
   void copy_to(MutableByteSpan target) const;
-  void copy_from(ByteSpan source);
+  // The way back, once no lease is held: a save that is still staging must not mix two versions. Errors:
+  // kRetry where a lease was held until the deadline; nothing is written then.
+  Status install(ByteSpan source, Instant deadline);
 
   // Blocks until no update is open, or the deadline.
   Status acquire_read(Instant deadline);

@@ -2,19 +2,13 @@
 //
 // INVARIANT: nothing here writes the program's state. What arrives is staged, verified, and installed by the
 // program's thread when it enters the view (PROTOCOL 4).
-#include <algorithm>
-
-#include "runtime/base/random.h"
 #include "runtime/run.h"
+#include "runtime/state_transfer.h"
 
 namespace muster {
 namespace {
 
 constexpr Duration kFormTimeout = 30 * kSecond;
-
-uint64_t transfer_tag(const control::Generation& generation) {
-  return mix64(generation.incarnation ^ mix64(generation.counter ^ 0x7472616e73666572ULL));
-}
 
 GroupSpec group_spec(const control::View& view, uint32_t rank, Instant deadline) {
   GroupSpec spec;
@@ -51,60 +45,17 @@ void Run::form(const control::Install& install) {
     return fail(std::move(suspects), group.error().message);
   }
   formed.group = std::move(*group);
-  if (Status moved = transfer(install, formed, suspects); !moved.ok()) {
+  StateTransfer transfer{session_.endpoint(), state_, self_.id, now() + kFormTimeout, {}};
+  if (Status moved = transfer.run(install, suspects); !moved.ok()) {
     return fail(std::move(suspects), moved.error().message);
   }
   const std::lock_guard lock(mutex_);
+  if (transfer.staged) {
+    emit(EventKind::kTransfer, install.view.base, "", static_cast<int64_t>(transfer.staged->size()));
+    formed.incoming = std::move(transfer.staged);
+  }
   formed_ = std::move(formed);
   perform(core_.formed(install.view.generation));
-}
-
-// Sources send their state, which no permit can change before Go; targets stage it and check the digest.
-Status Run::transfer(const control::Install& install, FormedView& formed,
-                     std::vector<control::MemberId>& suspects) {
-  const Instant deadline = now() + kFormTimeout;
-  const auto contact_of = [&](control::MemberId id) -> const ByteBuffer& {
-    return install.view.members[install.view.rank_of(id).value_or(0)].contact;
-  };
-  const uint64_t tag = transfer_tag(install.view.generation);
-  ByteBuffer outgoing;
-  std::vector<std::pair<Work, control::MemberId>> works;
-  for (const control::Transfer& one : install.transfers) {
-    if (one.source == self_.id) {
-      if (outgoing.empty()) {
-        MUSTER_TRY(state_.acquire_read(deadline));
-        outgoing.resize(state_.bytes());
-        state_.copy_to(outgoing);
-        state_.release_read();
-      }
-      MUSTER_ASSIGN(const PeerId peer, session_.endpoint().peer(contact_of(one.target)));
-      works.emplace_back(session_.endpoint().send(peer, tag, outgoing, deadline), one.target);
-    } else if (one.target == self_.id) {
-      formed.incoming.emplace(state_.bytes());
-      MUSTER_ASSIGN(const PeerId peer, session_.endpoint().peer(contact_of(one.source)));
-      works.emplace_back(session_.endpoint().recv(peer, tag, *formed.incoming, deadline), one.source);
-    }
-  }
-  for (auto& [work, peer] : works) {
-    if (Status status = work.wait(deadline); !status.ok()) {
-      suspects.push_back(peer);
-      return status;
-    }
-  }
-  if (formed.incoming) {
-    std::vector<Digest> parts;
-    size_t offset = 0;
-    for (const TensorInfo& tensor : state_.tensors()) {
-      parts.push_back(digest_of(ByteSpan(formed.incoming->data() + offset, tensor.bytes)));
-      offset += tensor.bytes;
-    }
-    if (digest_of(parts) != install.digest) {
-      return Error{ErrorCode::kRetry, "the state received for version " + std::to_string(install.view.base) +
-                                          " does not match the digest that its holders reported"};
-    }
-    emit(EventKind::kTransfer, install.view.base, "", static_cast<int64_t>(formed.incoming->size()));
-  }
-  return ok();
 }
 
 void Run::compute_digest(control::Version version) {

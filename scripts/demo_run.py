@@ -152,7 +152,7 @@ class Demo:
 
     def third_launch(self, summary):
         version, folder = self.newest()
-        shard = sorted(folder.glob("*.h5"))[0]
+        shard = sorted(folder.glob("shard-*.h5"))[0]
         content = bytearray(shard.read_bytes())
         position = len(content) // 2
         content[position] ^= 0x10

@@ -82,14 +82,17 @@ class Agent:
         if self.alive():
             os.kill(self.process.pid, number)
 
-    def kill_node(self):
-        """The node's power goes: agent and workers die at once."""
-        pids = [self.process.pid, *self.worker_pids().values()]
-        for pid in pids:
+    def signal_node(self, number):
+        """To agent and workers at once."""
+        for pid in [self.process.pid, *self.worker_pids().values()]:
             try:
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, number)
             except ProcessLookupError:
                 pass
+
+    def kill_node(self):
+        """The node's power goes."""
+        self.signal_node(signal.SIGKILL)
         self.process.wait(10)
 
     def wait(self, seconds):
@@ -125,13 +128,14 @@ class Job:
     def ledger(self, launch=None):
         return self.folder / f"ledger-{self.launch if launch is None else launch:03d}"
 
-    def start(self, name, workers, program, nodes="1:8", on_line=None, env=None, extra=()):
+    def start(self, name, workers, program, nodes="1:8", on_line=None, env=None, extra=(), rdzv=None):
         """Starts an agent of this job. `program` is the worker's command line."""
         self.ledger().mkdir(exist_ok=True)
 
         def command(events):
             return [str(part) for part in (
-                self.muster, "run", "--nnodes", nodes, "--nproc", workers, "--rdzv", f"127.0.0.1:{self.port}",
+                self.muster, "run", "--nnodes", nodes, "--nproc", workers, "--rdzv",
+                rdzv or f"127.0.0.1:{self.port}",
                 "--secret-file", self.secret, "--node-name", name, "--events", events, *extra, "--", *program)]
 
         agent = Agent(self, name, command, on_line, env)

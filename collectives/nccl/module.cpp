@@ -11,8 +11,8 @@
 #include <mutex>
 #include <string>
 
+#include "kernels/codec_cuda.h"
 #include "kernels/cuda_table.h"
-#include "kernels/int8_cuda.h"
 #include "runtime/base/dtype.h"
 
 namespace muster {
@@ -113,8 +113,15 @@ int copy(void* to, const void* from, size_t bytes, void* stream) {
   return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, static_cast<cudaStream_t>(stream));
 }
 
-int int8_encode(const int8::Encode* task, void* stream) { return int8::encode_on_stream(*task, stream); }
-int int8_decode(const int8::Decode* task, void* stream) { return int8::decode_on_stream(*task, stream); }
+int codec_encode(codec::CodecId id, const codec::Encode* task, void* stream) {
+  return codec::encode_on_stream(id, *task, stream);
+}
+int codec_decode(codec::CodecId id, const codec::Decode* task, void* stream) {
+  return codec::decode_on_stream(id, *task, stream);
+}
+int codec_recode(codec::CodecId id, const codec::Decode* from, const codec::Encode* to, void* stream) {
+  return codec::recode_on_stream(id, *from, *to, stream);
+}
 
 const char* nccl_error_text(int code) {
   if (code == kNcclUnsupported) return "NCCL has no such element type or operator";
@@ -221,8 +228,9 @@ constexpr CudaTable kTable = {
     .pinned_allocate = &pinned_allocate,
     .pinned_free = &pinned_free,
     .copy = &copy,
-    .int8_encode = &int8_encode,
-    .int8_decode = &int8_decode,
+    .codec_encode = &codec_encode,
+    .codec_decode = &codec_decode,
+    .codec_recode = &codec_recode,
     .nccl_error_text = &nccl_error_text,
     .nccl_last_error = &nccl_last_error,
     .nccl_make_id = &nccl_make_id,

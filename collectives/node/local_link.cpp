@@ -14,9 +14,10 @@ namespace muster {
 namespace {
 
 constexpr size_t kMaxStrangers = 1024;
+constexpr size_t kPassed = 3;  // descriptors with a hello: memory, arena, bell
 
 struct Hello {
-  static constexpr uint32_t kMagic = 0x314c554dU;  // "MUL1": version 1
+  static constexpr uint32_t kMagic = 0x324c554dU;  // "MUL2": version 2
   uint32_t magic = kMagic;
   int32_t rank = 0;
   uint64_t nonce = 0;  // of the endpoint that is spoken to: from its contact
@@ -32,9 +33,9 @@ sockaddr_un address_of(const std::string& name, socklen_t& size) {
   return address;
 }
 
-bool send_hello(int fd, const Hello& hello, int memory, int bell) {
+bool send_hello(int fd, const Hello& hello, const Segment& memory, const Arena& arena, int bell) {
   iovec part{const_cast<Hello*>(&hello), sizeof hello};
-  alignas(cmsghdr) char control[CMSG_SPACE(2 * sizeof(int))] = {};
+  alignas(cmsghdr) char control[CMSG_SPACE(kPassed * sizeof(int))] = {};
   msghdr message{};
   message.msg_iov = &part;
   message.msg_iovlen = 1;
@@ -43,17 +44,17 @@ bool send_hello(int fd, const Hello& hello, int memory, int bell) {
   cmsghdr* header = CMSG_FIRSTHDR(&message);
   header->cmsg_level = SOL_SOCKET;
   header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(2 * sizeof(int));
-  const int fds[2] = {memory, bell};
+  header->cmsg_len = CMSG_LEN(kPassed * sizeof(int));
+  const int fds[kPassed] = {memory.fd(), arena.fd(), bell};
   std::memcpy(CMSG_DATA(header), fds, sizeof fds);
   return sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) == static_cast<ssize_t>(sizeof hello);
 }
 
 enum class Received { kNothingYet, kHello, kBroken };
 
-Received receive_hello(int fd, Hello& hello, UniqueFd& memory, UniqueFd& bell) {
+Received receive_hello(int fd, Hello& hello, LocalMate& mate) {
   iovec part{&hello, sizeof hello};
-  alignas(cmsghdr) char control[CMSG_SPACE(2 * sizeof(int))] = {};
+  alignas(cmsghdr) char control[CMSG_SPACE(kPassed * sizeof(int))] = {};
   msghdr message{};
   message.msg_iov = &part;
   message.msg_iovlen = 1;
@@ -68,11 +69,11 @@ Received receive_hello(int fd, Hello& hello, UniqueFd& memory, UniqueFd& bell) {
     for (size_t i = 0; i < count; ++i) {
       int passed = -1;
       std::memcpy(&passed, CMSG_DATA(header) + i * sizeof(int), sizeof passed);
-      (i == 0 ? memory : bell).reset(passed);
+      (i == 0 ? mate.memory : i == 1 ? mate.arena : mate.bell).reset(passed);
     }
   }
-  const bool whole =
-      got == static_cast<ssize_t>(sizeof hello) && hello.magic == Hello::kMagic && memory && bell;
+  const bool whole = got == static_cast<ssize_t>(sizeof hello) && hello.magic == Hello::kMagic &&
+                     mate.memory && mate.arena && mate.bell;
   return whole ? Received::kHello : Received::kBroken;
 }
 
@@ -122,7 +123,7 @@ void LocalListener::read_hello(int fd) {
   if (found == strangers_.end()) return;
   Hello hello;
   auto mate = std::make_unique<LocalMate>();
-  const Received received = receive_hello(fd, hello, mate->memory, mate->bell);
+  const Received received = receive_hello(fd, hello, *mate);
   if (received == Received::kNothingYet) return;
   core_->unwatch(fd);
   mate->connection = std::move(found->second);
@@ -154,12 +155,13 @@ LocalExchange::LocalExchange(Core& core, LocalListener& listener, const Generati
       contacts_(std::move(contacts)),
       mates_(contacts_.size()),
       segments_(contacts_.size()),
+      arenas_(contacts_.size()),
       mapped_(contacts_.size(), false) {
   mapped_[static_cast<size_t>(rank)] = true;
 }
 
 // The lower rank connects and speaks first.
-void LocalExchange::try_connect(size_t rank, const Segment& mine) {
+void LocalExchange::try_connect(size_t rank, const Segment& mine, const Arena& arena) {
   socklen_t size = 0;
   const sockaddr_un address = address_of(contacts_[rank].local_socket, size);
   UniqueFd fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
@@ -169,7 +171,7 @@ void LocalExchange::try_connect(size_t rank, const Segment& mine) {
     return;
   }
   const Hello hello{Hello::kMagic, rank_, contacts_[rank].nonce, generation_};
-  if (!send_hello(fd.get(), hello, mine.fd(), core_.bell())) {
+  if (!send_hello(fd.get(), hello, mine, arena, core_.bell())) {
     fault_ = "cannot pass memory to rank " + std::to_string(rank) + ": " + strerror(errno);
     return;
   }
@@ -180,7 +182,7 @@ void LocalExchange::try_connect(size_t rank, const Segment& mine) {
 void LocalExchange::try_reply(size_t rank) {
   LocalMate& mate = *mates_[rank];
   Hello hello;
-  const Received received = receive_hello(mate.connection.get(), hello, mate.memory, mate.bell);
+  const Received received = receive_hello(mate.connection.get(), hello, mate);
   if (received == Received::kNothingYet) return;
   const bool right = received == Received::kHello && hello.generation == generation_ &&
                      hello.rank == static_cast<int>(rank) &&
@@ -195,22 +197,29 @@ void LocalExchange::map(size_t rank) {
     fault_ = segment.error().message;
     return;
   }
+  auto arena = ArenaView::map(mates_[rank]->arena.get());
+  if (!arena) {
+    fault_ = arena.error().message;
+    return;
+  }
   segments_[rank] = std::move(*segment);
-  mates_[rank]->memory.reset();  // the mapping is enough
+  arenas_[rank] = std::move(*arena);
+  mates_[rank]->memory.reset();  // the mappings are enough
+  mates_[rank]->arena.reset();
   mapped_[rank] = true;
 }
 
-bool LocalExchange::step(const Segment& mine) {
+bool LocalExchange::step(const Segment& mine, const Arena& arena) {
   for (size_t rank = 0; rank < contacts_.size() && fault_.empty(); ++rank) {
     if (mapped_[rank]) continue;
     if (static_cast<int>(rank) > rank_) {
-      mates_[rank] == nullptr ? try_connect(rank, mine) : try_reply(rank);
+      mates_[rank] == nullptr ? try_connect(rank, mine, arena) : try_reply(rank);
       continue;
     }
     mates_[rank] = listener_.claim(generation_, static_cast<int>(rank));
     if (mates_[rank] == nullptr) continue;
     const Hello hello{Hello::kMagic, rank_, contacts_[rank].nonce, generation_};
-    if (!send_hello(mates_[rank]->connection.get(), hello, mine.fd(), core_.bell())) {
+    if (!send_hello(mates_[rank]->connection.get(), hello, mine, arena, core_.bell())) {
       fault_ = "cannot pass memory to rank " + std::to_string(rank) + ": " + strerror(errno);
       break;
     }
@@ -219,11 +228,12 @@ bool LocalExchange::step(const Segment& mine) {
   return !fault_.empty() || std::ranges::find(mapped_, false) == mapped_.end();
 }
 
-Status LocalExchange::run(const Segment& mine, Instant deadline, std::vector<int>& missing) {
+Status LocalExchange::run(const Segment& mine, const Arena& arena, Instant deadline,
+                          std::vector<int>& missing) {
   // Replies come on connections that nobody watches, so this looks every millisecond; it is the setting up.
   bool complete = false;
   while (!complete && now() < deadline)
-    complete = core_.drive_until([&] { return complete || (complete = step(mine)); },
+    complete = core_.drive_until([&] { return complete || (complete = step(mine, arena)); },
                                  std::min(deadline, now() + kMillisecond));
   if (complete && fault_.empty()) return ok();
   for (size_t rank = 0; rank < mapped_.size(); ++rank) {

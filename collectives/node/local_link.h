@@ -1,5 +1,5 @@
 // How ranks find that they share a node: by trying. Each endpoint listens on an abstract Unix socket; ranks
-// of a group connect in pairs and pass each other a memfd and the descriptor of a bell (an eventfd). The
+// of a group connect in pairs and pass each other two memfds and the descriptor of a bell (an eventfd). The
 // connection stays open while the group lives: its end tells of the mate's death at once.
 #pragma once
 
@@ -10,6 +10,7 @@
 
 #include "collectives/contact.h"
 #include "collectives/core.h"
+#include "collectives/node/arena.h"
 #include "collectives/node/segment.h"
 
 namespace muster {
@@ -18,6 +19,7 @@ namespace muster {
 struct LocalMate {
   UniqueFd connection;
   UniqueFd memory;
+  UniqueFd arena;
   UniqueFd bell;
 };
 
@@ -64,14 +66,15 @@ class LocalExchange {
 
   // Tries to have everybody's segment mapped by the deadline. `missing`: who was not reached.
   // Takes the mutex itself.
-  Status run(const Segment& mine, Instant deadline, std::vector<int>& missing);
+  Status run(const Segment& mine, const Arena& arena, Instant deadline, std::vector<int>& missing);
 
   std::vector<std::unique_ptr<LocalMate>>& mates() { return mates_; }
   std::vector<Segment>& segments() { return segments_; }
+  std::vector<ArenaView>& arenas() { return arenas_; }
 
  private:
-  bool step(const Segment& mine);  // true: complete, or hopeless
-  void try_connect(size_t rank, const Segment& mine);
+  bool step(const Segment& mine, const Arena& arena);  // true: complete, or hopeless
+  void try_connect(size_t rank, const Segment& mine, const Arena& arena);
   void try_reply(size_t rank);
   void map(size_t rank);
 
@@ -82,6 +85,7 @@ class LocalExchange {
   const std::vector<Contact> contacts_;
   std::vector<std::unique_ptr<LocalMate>> mates_;
   std::vector<Segment> segments_;
+  std::vector<ArenaView> arenas_;
   std::vector<bool> mapped_;
   std::string fault_;
 };

@@ -1,10 +1,13 @@
 #include "collectives/node/node_engine.h"
 
+#include <sched.h>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <deque>
+#include <memory_resource>
 
 #include "runtime/base/check.h"
 
@@ -13,48 +16,94 @@ namespace {
 
 // Up to here every rank reduces everything itself: one exchange instead of two.
 constexpr uint64_t kOneShotBytes = 8 * 1024;
+static_assert(kOneShotBytes <= kMailBytes);
+// Slices begin at multiples of so many elements where there are enough, so that two ranks seldom write into
+// one cache line, and stores that pass the caches fill whole ones.
+constexpr uint64_t kSliceUnit = 64;
 
 // How an operation is cut. A function of its arguments, so equal on all ranks.
 struct TilePlan {
   uint64_t per_tile = 1;  // elements of the unit that the operation counts in
   uint64_t tiles = 1;
+  bool in_mail = false;    // one tile, and the mail holds it
   bool two_phase = false;  // slices are reduced by their owners, then gathered
 
   TilePlan(const CollectiveOperation& operation, int ranks) {
     const Signature& signature = operation.signature;
-    const uint64_t element = operation.element();
-    uint64_t unit = element;  // bytes of the slot that one counted element takes
-    if (signature.kind == Collective::kReduceScatter) unit = element * static_cast<uint64_t>(ranks);
-    if (signature.kind == Collective::kCanonicalAllReduce)
-      unit = element * static_cast<uint64_t>(std::max(1, *std::ranges::max_element(operation.partials)));
+    const uint64_t unit = operation.element() * static_cast<uint64_t>(units_of(operation, ranks));
     per_tile = std::max<uint64_t>(1, kTileBytes / unit);
+    in_mail = signature.count <= kOneShotBytes / unit;
+    if (in_mail) per_tile = std::max<uint64_t>(1, signature.count);
     tiles = std::max<uint64_t>(1, (signature.count + per_tile - 1) / per_tile);
-    const bool all_reduce =
-        signature.kind == Collective::kAllReduce || signature.kind == Collective::kCanonicalAllReduce;
-    two_phase = all_reduce && signature.count * element > kOneShotBytes;
+    two_phase = !in_mail && reduces_to_one_place(signature.kind);
+  }
+
+  static bool reduces_to_one_place(Collective kind) {
+    return kind == Collective::kAllReduce || kind == Collective::kCanonicalAllReduce ||
+           kind == Collective::kReduce;
+  }
+
+  // Elements in a rank's slot for each element that the operation counts.
+  static int units_of(const CollectiveOperation& operation, int ranks) {
+    switch (operation.signature.kind) {
+      case Collective::kReduceScatter:
+      case Collective::kScatter:
+      case Collective::kAllToAll:
+        return ranks;
+      case Collective::kCanonicalAllReduce:
+        return std::max(1, *std::ranges::max_element(operation.partials));
+      default:
+        return 1;
+    }
   }
 };
 
+Slice node_slice(uint64_t count, size_t ranks, size_t rank) {
+  const uint64_t unit = count >= ranks * kSliceUnit ? kSliceUnit : 1;
+  const Slice slice = slice_of((count + unit - 1) / unit, static_cast<int>(ranks), static_cast<int>(rank));
+  const uint64_t begin = std::min(slice.offset * unit, count);
+  return {begin, std::min((slice.offset + slice.count) * unit, count) - begin};
+}
+
+// From here on stores into mates' buffers pass the caches, where the data would not stay anyway. Measured on
+// cores that share a last-level cache: at 16 MiB on four ranks 20 % faster, at 1 MiB and two ranks no faster.
+constexpr uint64_t kStreamingBytes = 8 * 1024 * 1024;
+
 struct Running {
-  CollectivePtr operation;
+  CollectiveOperation* operation;  // the group's, until it is finished
   TilePlan plan;
   uint64_t first_tile;  // in the numbering over all operations
+  // Of each rank once its first mail was read: offsets in its arena.
+  std::vector<std::vector<uint64_t>> inputs;
+  std::vector<uint64_t> outputs;
+  bool placed = false;
+
+  uint64_t last_tile() const { return first_tile + plan.tiles - 1; }
+};
+
+// An operation whose input lies in the arena ends only when no mate reads it any more.
+struct Closing {
+  CollectiveOperation* operation;
+  uint64_t last_tile;
 };
 
 class NodeEngine final : public Engine, public Watcher {
  public:
-  NodeEngine(GroupState& group, Segment mine, std::vector<std::unique_ptr<LocalMate>> mates,
-             std::vector<Segment> segments)
+  NodeEngine(GroupState& group, NodeMemory memory)
       : group_(group),
         rank_(static_cast<size_t>(group.rank())),
         ranks_(static_cast<size_t>(group.size())),
-        mine_(std::move(mine)),
-        mates_(std::move(mates)),
-        segments_(std::move(segments)),
-        gone_(ranks_, false) {
+        mine_(std::move(memory.segment)),
+        arena_(std::move(memory.arena)),
+        mates_(std::move(memory.mates)),
+        segments_(std::move(memory.segments)),
+        arenas_(std::move(memory.arenas)),
+        gone_(ranks_, false),
+        stored_seen_(ranks_, 0) {
     for (const auto& mate : mates_) {
       if (mate != nullptr) group_.core().watch(mate->connection.get(), this);
     }
+    group_.core().expect_crowd(static_cast<int>(ranks_));
   }
 
   ~NodeEngine() override {
@@ -64,29 +113,34 @@ class NodeEngine final : public Engine, public Watcher {
   }
 
   std::string_view medium() const override { return "shared memory"; }
+  bool is_local() const override { return true; }
+  std::shared_ptr<Arena> arena() const override { return arena_; }
 
   void start(const CollectivePtr& operation) override {
     const TilePlan plan(*operation, group_.size());
-    running_.push_back({operation, plan, next_first_tile_});
+    running_.push_back({operation.get(), plan, next_first_tile_, {}, {}, false});
     next_first_tile_ += plan.tiles;
   }
 
+  // What is furthest along goes first, so that data is met again while it is in the caches.
   size_t advance() override {
     if (group_.failed()) return 0;
     size_t moved = 0;
-    while (load() || reduce() || store()) {
+    while (store() || reduce() || load() || close() || (moved > 0 && mates_come_shortly())) {
       if (group_.failed()) return moved + 1;
       ++moved;
       if (moved % kSlots == 0) break;  // let others have the mutex
     }
     if (moved > 0) ring();
-    if (moved == 0 && !running_.empty()) moved += read_notes();
+    const bool busy = !running_.empty() || !closing_.empty();
+    if (moved == 0 && busy) moved += read_notes();
     if (moved == 0 && any_gone_) moved += check_gone();
     return moved;
   }
 
   void set_sleeping(bool sleeping) override {
     mine_.header().sleeping.value.store(sleeping ? 1 : 0, std::memory_order_seq_cst);
+    fence();
   }
 
   void peer_gone(PeerId, const std::string&) override {}  // the local connection tells sooner
@@ -111,7 +165,7 @@ class NodeEngine final : public Engine, public Watcher {
   Failure blame(const CollectiveOperation&) override {
     uint64_t tile = stored_;
     for (size_t rank = 0; rank < ranks_; ++rank) tile = std::min(tile, counter(rank, &SegmentHeader::stored));
-    std::vector<int> late = behind(&SegmentHeader::arrived, tile);
+    std::vector<int> late = ranks_where([&](size_t rank) { return !arrived(rank, tile); });
     std::string what = "did not join it (not called there, or stopped)";
     if (late.empty()) {
       late = behind(&SegmentHeader::reduced, tile);
@@ -133,6 +187,7 @@ class NodeEngine final : public Engine, public Watcher {
 
   void abandon(const Failure& failure, bool tell_peers) override {
     running_.clear();
+    closing_.clear();
     if (!tell_peers) return;
     FailureNote& note = mine_.header().failure;
     note.code = static_cast<uint32_t>(failure.code);
@@ -150,12 +205,33 @@ class NodeEngine final : public Engine, public Watcher {
  private:
   using Counter = SharedCounter SegmentHeader::*;
 
+  struct Part {
+    uint64_t offset;  // elements
+    uint64_t count;
+  };
+
+  // ---- what ranks tell each other
+
+  const SegmentHeader& header_of(size_t rank) const {
+    return rank == rank_ ? mine_.header() : segments_[rank].header();
+  }
+  const Mail& mail_of(size_t rank, uint64_t tile) const { return header_of(rank).mails[tile % kSlots]; }
+
   uint64_t counter(size_t rank, Counter which) const {
-    const SegmentHeader& header = rank == rank_ ? mine_.header() : segments_[rank].header();
-    return (header.*which).value.load(std::memory_order_seq_cst);
+    return (header_of(rank).*which).value.load(std::memory_order_acquire);
   }
   void publish(Counter which, uint64_t value) {
-    (mine_.header().*which).value.store(value, std::memory_order_seq_cst);
+    (mine_.header().*which).value.store(value, std::memory_order_release);
+  }
+
+  bool arrived(size_t rank, uint64_t tile) const {
+    return mail_of(rank, tile).count.load(std::memory_order_acquire) > tile;
+  }
+  bool all_arrived(uint64_t tile) const {
+    for (size_t rank = 0; rank < ranks_; ++rank) {
+      if (rank != rank_ && !arrived(rank, tile)) return false;
+    }
+    return true;
   }
 
   // Whether all mates have counted beyond `tile`.
@@ -166,168 +242,446 @@ class NodeEngine final : public Engine, public Watcher {
     return true;
   }
 
-  std::vector<int> behind(Counter which, uint64_t tile) const {
+  // The same of `stored`, remembering what was seen: looking costs a cache line from another core.
+  bool all_stored(uint64_t tile) {
+    for (size_t rank = 0; rank < ranks_; ++rank) {
+      if (rank == rank_ || stored_seen_[rank] > tile) continue;
+      stored_seen_[rank] = counter(rank, &SegmentHeader::stored);
+      if (stored_seen_[rank] <= tile) return false;
+    }
+    return true;
+  }
+
+  template <typename Condition>
+  std::vector<int> ranks_where(Condition condition) const {
     std::vector<int> ranks;
     for (size_t rank = 0; rank < ranks_; ++rank) {
-      if (rank != rank_ && counter(rank, which) <= tile) ranks.push_back(static_cast<int>(rank));
+      if (rank != rank_ && condition(rank)) ranks.push_back(static_cast<int>(rank));
     }
     return ranks;
   }
+  std::vector<int> behind(Counter which, uint64_t tile) const {
+    return ranks_where([&](size_t rank) { return counter(rank, which) <= tile; });
+  }
 
-  const Running* running_at(uint64_t tile) const {
-    for (const Running& running : running_) {
+  // ---- which part of what
+
+  Running* running_at(uint64_t tile) {
+    for (Running& running : running_) {
       if (tile < running.first_tile + running.plan.tiles)
         return tile < running.first_tile ? nullptr : &running;
     }
     return nullptr;
   }
 
-  const std::byte* input_of(size_t rank, uint64_t tile) const {
+  const std::byte* input_slot(size_t rank, uint64_t tile) const {
     return rank == rank_ ? mine_.input(tile) : segments_[rank].input(tile);
   }
-  const std::byte* result_of(size_t rank, uint64_t tile) const {
+  const std::byte* result_slot(size_t rank, uint64_t tile) const {
     return rank == rank_ ? mine_.result(tile) : segments_[rank].result(tile);
   }
 
-  struct Part {
-    uint64_t offset;  // elements
-    uint64_t count;
-  };
+  // Of `count` elements in all; those of one rank's block may be fewer than others'.
+  static Part part_of(const Running& running, uint64_t tile, uint64_t count) {
+    const uint64_t offset = std::min((tile - running.first_tile) * running.plan.per_tile, count);
+    return {offset, std::min(running.plan.per_tile, count - offset)};
+  }
   static Part part_of(const Running& running, uint64_t tile) {
-    const uint64_t offset = (tile - running.first_tile) * running.plan.per_tile;
-    const uint64_t count = running.operation->signature.count;
-    return {offset, std::min(running.plan.per_tile, count - std::min(offset, count))};
+    return part_of(running, tile, running.operation->signature.count);
+  }
+  // The tile's part of a rank's block, with its place in the whole buffer.
+  static Part block_part(const Running& running, uint64_t tile, size_t block) {
+    const Slice whole = running.operation->block(static_cast<int>(block));
+    const Part part = part_of(running, tile, whole.count);
+    return {whole.offset + part.offset, part.count};
   }
 
-  // My input of the next tile into its slot, once nobody needs what the slot held before.
+  // Where to read `rank`'s input: element `in_buffer` of its buffer, which is element `in_slot` of its tile.
+  const std::byte* source(const Running& running, size_t rank, uint64_t tile, size_t piece,
+                          uint64_t in_buffer, uint64_t in_slot) const {
+    const CollectiveOperation& operation = *running.operation;
+    const size_t element = operation.element();
+    if (rank == rank_) return operation.inputs[piece] + in_buffer * element;
+    if (running.plan.in_mail) return mail_of(rank, tile).payload + in_slot * element;
+    const uint64_t place = running.inputs[rank][piece];
+    if (place != Placement::kForeign) return arenas_[rank].base() + place + in_buffer * element;
+    return input_slot(rank, tile) + in_slot * element;
+  }
+
+  // ---- 1: my input where mates can read it
+
   bool load() {
-    const Running* running = running_at(loaded_);
+    Running* running = running_at(loaded_);
     if (running == nullptr || loaded_ >= stored_ + kSlots) return false;
-    if (loaded_ >= kSlots && !all_beyond(&SegmentHeader::stored, loaded_ - kSlots)) return false;
-    SlotLabel& label = mine_.header().labels[loaded_ % kSlots];
-    label.signature = running->operation->signature;
-    label.tile = loaded_ - running->first_tile;
-    copy_in(*running->operation, part_of(*running, loaded_), mine_.input(loaded_));
-    publish(&SegmentHeader::arrived, ++loaded_);
+    if (loaded_ >= kSlots && !all_stored(loaded_ - kSlots)) return false;
+    const CollectiveOperation& operation = *running->operation;
+    Mail& mail = mine_.header().mails[loaded_ % kSlots];
+    mine_.header().labels[loaded_ % kSlots].signature = operation.signature;
+    mail.digest = operation.digest;
+    if (running->plan.in_mail) {
+      copy_in(*running, loaded_, mail.payload);
+    } else {
+      const bool shared = place(*running, mail, loaded_ == running->first_tile);
+      if (!shared) copy_in(*running, loaded_, mine_.input(loaded_));
+    }
+    mail.count.store(++loaded_, std::memory_order_release);
     return true;
   }
 
-  void copy_in(const CollectiveOperation& operation, Part part, std::byte* slot) const {
-    const Signature& signature = operation.signature;
-    const size_t element = operation.element();
-    const size_t bytes = part.count * element;
-    if (bytes == 0) return;
-    if (signature.kind == Collective::kBroadcast && signature.root != group_.rank()) return;
-    if (signature.kind == Collective::kReduceScatter) {
-      for (size_t rank = 0; rank < ranks_; ++rank)
-        std::memcpy(slot + rank * bytes,
-                    operation.inputs[0] + (rank * signature.count + part.offset) * element, bytes);
-      return;
+  // Of one input of that rank.
+  uint64_t input_bytes(const CollectiveOperation& operation, size_t rank) const {
+    uint64_t count = operation.signature.count;
+    switch (operation.signature.kind) {
+      case Collective::kReduceScatter:
+      case Collective::kScatter:
+      case Collective::kAllToAll:
+        count = operation.blocks_count(group_.size());
+        break;
+      case Collective::kAllGather:
+      case Collective::kGather:
+        count = operation.block(static_cast<int>(rank)).count;
+        break;
+      default:
+        break;
     }
+    return count * operation.element();
+  }
+
+  bool gives_input(const CollectiveOperation& operation) const {
+    const Signature& signature = operation.signature;
+    const bool rooted = signature.kind == Collective::kBroadcast || signature.kind == Collective::kScatter;
+    return signature.kind != Collective::kBarrier && (!rooted || signature.root == group_.rank());
+  }
+
+  // Finds out where my buffers are, and tells it with the first tile. True where mates read the input in
+  // place.
+  bool place(Running& running, Mail& mail, bool first) {
+    const CollectiveOperation& operation = *running.operation;
+    if (first) {
+      Placement placement;
+      placement.output = Placement::kForeign;
+      const bool in_place_exchange =
+          operation.signature.kind == Collective::kAllToAll &&
+          operation.inputs[0] == operation.output;  // read before it is overwritten
+      const uint64_t bytes = input_bytes(operation, rank_);
+      running.inputs.assign(ranks_, {});
+      std::vector<uint64_t>& places = running.inputs[rank_];
+      for (const std::byte* input : operation.inputs) {
+        const auto offset =
+            gives_input(operation) && !in_place_exchange && operation.inputs.size() <= Placement::kMaxInputs
+                ? arena_->offset_of(input, bytes)
+                : std::nullopt;
+        places.push_back(offset.value_or(Placement::kForeign));
+      }
+      // All of the pieces or none: what is copied has one layout.
+      if (std::ranges::count(places, Placement::kForeign) > 0) std::ranges::fill(places, Placement::kForeign);
+      std::copy_n(places.begin(), std::min(places.size(), Placement::kMaxInputs), placement.inputs);
+      const bool has_output = running.plan.two_phase && operation.output != nullptr;
+      if (has_output)
+        placement.output =
+            arena_->offset_of(operation.output, operation.signature.count * operation.element())
+                .value_or(Placement::kForeign);
+      running.outputs.assign(ranks_, Placement::kForeign);
+      running.outputs[rank_] = placement.output;
+      const size_t used =
+          offsetof(Placement, inputs) + std::min(places.size(), Placement::kMaxInputs) * sizeof(uint64_t);
+      std::memcpy(mail.payload, &placement, used);
+    }
+    const std::vector<uint64_t>& places = running.inputs[rank_];
+    return !places.empty() && places[0] != Placement::kForeign;
+  }
+
+  // What mates need of my input of this tile. My own slice, or block, nobody else reads.
+  void copy_in(const Running& running, uint64_t tile, std::byte* slot) const {
+    const CollectiveOperation& operation = *running.operation;
+    if (!gives_input(operation)) return;
+    const size_t element = operation.element();
+    const Part part = part_of(running, tile);
+    switch (operation.signature.kind) {
+      case Collective::kReduceScatter:
+      case Collective::kScatter:
+      case Collective::kAllToAll:
+        for (size_t rank = 0; rank < ranks_; ++rank) {
+          if (rank == rank_) continue;
+          const Part block = block_part(running, tile, rank);
+          copy(slot + rank * running.plan.per_tile * element, operation.inputs[0] + block.offset * element,
+               block.count * element);
+        }
+        return;
+      case Collective::kAllGather:
+      case Collective::kGather: {
+        const Part block = part_of(running, tile, operation.block(group_.rank()).count);
+        return copy(slot, operation.inputs[0] + block.offset * element, block.count * element);
+      }
+      default:
+        break;
+    }
+    const Slice own = running.plan.two_phase ? node_slice(part.count, ranks_, rank_) : Slice{part.count, 0};
+    const uint64_t behind_own = own.offset + own.count;
     for (const std::byte* input : operation.inputs) {
-      std::memcpy(slot, input + part.offset * element, bytes);
-      slot += bytes;
+      const std::byte* from = input + part.offset * element;
+      copy(slot, from, own.offset * element);
+      copy(slot + behind_own * element, from + behind_own * element, (part.count - behind_own) * element);
+      slot += part.count * element;
     }
   }
 
-  // Everybody's input of the next tile is there: check that it is the same operation, and reduce my slice.
-  bool reduce() {
-    if (reduced_ >= loaded_ || !all_beyond(&SegmentHeader::arrived, reduced_)) return false;
-    const Running* running = running_at(reduced_);
-    if (!check_labels(*running->operation)) return true;
-    if (running->plan.two_phase) {
-      const Part part = part_of(*running, reduced_);
-      const Slice slice = slice_of(part.count, group_.size(), group_.rank());
-      reduce_part(*running->operation, reduced_, part.count, slice, mine_.result(reduced_));
+  static void copy(std::byte* target, const std::byte* from, uint64_t bytes) {
+    if (bytes == 0 || target == from) return;
+    std::memcpy(target, from, bytes);
+  }
+
+  // Looks for the mails of a small operation before mates are rung for: that needs a fence, which would have
+  // this rank's own mail reach the others before theirs can be looked for.
+  bool mates_come_shortly() {
+    if (reduced_ >= loaded_ || !running_at(reduced_)->plan.in_mail) return false;
+    for (int look = group_.core().eager_looks(); look > 0; --look) {
+      if (all_arrived(reduced_)) return true;
     }
+    return false;
+  }
+
+  // ---- 2: everybody's input is there: check that it is the same operation, and reduce my slice
+
+  bool reduce() {
+    if (reduced_ >= loaded_ || !all_arrived(reduced_)) return false;
+    Running* running = running_at(reduced_);
+    if (!check_digests(*running->operation)) return true;
+    if (!running->plan.in_mail && !running->placed && !read_placements(*running)) return true;
+    if (running->plan.two_phase) reduce_slice(*running);
     publish(&SegmentHeader::reduced, ++reduced_);
     return true;
   }
 
-  bool check_labels(const CollectiveOperation& operation) {
+  bool check_digests(const CollectiveOperation& operation) {
     for (size_t rank = 0; rank < ranks_; ++rank) {
-      if (rank == rank_) continue;
+      if (rank == rank_ || mail_of(rank, reduced_).digest == operation.digest) continue;
       const Signature theirs = segments_[rank].header().labels[reduced_ % kSlots].signature;
-      if (theirs == operation.signature) continue;
       group_.fail(mismatch(group_.rank(), operation.signature, static_cast<int>(rank), theirs));
       return false;
     }
     return true;
   }
 
-  // `count`: elements of the tile; `slice`: which of them.
-  void reduce_part(const CollectiveOperation& operation, uint64_t tile, uint64_t count, Slice slice,
-                   std::byte* target) {
-    const Signature& signature = operation.signature;
-    const size_t element = operation.element();
-    sources_.clear();
+  // Offsets come from mates: nothing outside their arenas may be touched for them.
+  bool read_placements(Running& running) {
+    const CollectiveOperation& operation = *running.operation;
+    running.placed = true;
     for (size_t rank = 0; rank < ranks_; ++rank) {
-      const bool canonical = signature.kind == Collective::kCanonicalAllReduce;
-      const int pieces = canonical ? operation.partials[rank] : 1;
-      for (int piece = 0; piece < pieces; ++piece)
-        sources_.push_back(input_of(rank, tile) +
-                           (static_cast<uint64_t>(piece) * count + slice.offset) * element);
-    }
-    if (signature.kind == Collective::kCanonicalAllReduce) {
-      fold_tree(operation.plan, operation.scale, target, sources_, slice.count);
-    } else {
-      fold(signature.dtype, signature.op, target, sources_, slice.count, group_.size());
-    }
-  }
-
-  // The result of the next tile into the user's output. One-phase operations read the inputs here.
-  bool store() {
-    if (stored_ >= reduced_) return false;
-    const Running& running = *running_at(stored_);
-    if (running.plan.two_phase && !all_beyond(&SegmentHeader::reduced, stored_)) return false;
-    const Part part = part_of(running, stored_);
-    if (part.count > 0) copy_out(running, part);
-    const bool last = stored_ + 1 == running.first_tile + running.plan.tiles;
-    publish(&SegmentHeader::stored, ++stored_);
-    if (last) {
-      const CollectivePtr operation = running.operation;
-      running_.pop_front();
-      group_.finish(*operation);
+      if (rank == rank_) continue;
+      const auto* told = reinterpret_cast<const Placement*>(mail_of(rank, reduced_).payload);
+      const bool canonical = operation.signature.kind == Collective::kCanonicalAllReduce;
+      const size_t pieces = canonical ? static_cast<size_t>(operation.partials[rank]) : 1;
+      for (size_t piece = 0; piece < pieces; ++piece)
+        running.inputs[rank].push_back(piece < Placement::kMaxInputs ? told->inputs[piece]
+                                                                     : Placement::kForeign);
+      running.outputs[rank] = running.plan.two_phase ? told->output : Placement::kForeign;
+      if (!inside(running, rank)) {
+        group_.fail({ErrorCode::kReconfigure,
+                     "rank " + std::to_string(rank) + " named memory outside its arena for " +
+                         describe(operation.signature) + "; all ranks must run the same version",
+                     {static_cast<int>(rank)}});
+        return false;
+      }
     }
     return true;
   }
 
-  void copy_out(const Running& running, Part part) {
+  bool inside(const Running& running, size_t rank) const {
+    const CollectiveOperation& operation = *running.operation;
+    const uint64_t bytes = input_bytes(operation, rank);
+    const auto fits = [&](uint64_t offset, uint64_t size) {
+      return offset == Placement::kForeign || arenas_[rank].at(offset, size) != nullptr;
+    };
+    return fits(running.outputs[rank], operation.signature.count * operation.element()) &&
+           std::ranges::all_of(running.inputs[rank], [&](uint64_t offset) { return fits(offset, bytes); });
+  }
+
+  void gather_sources(const Running& running, uint64_t tile, uint64_t in_buffer, uint64_t in_slot,
+                      uint64_t stride) {
+    sources_.clear();
+    const CollectiveOperation& operation = *running.operation;
+    const bool canonical = operation.signature.kind == Collective::kCanonicalAllReduce;
+    for (size_t rank = 0; rank < ranks_; ++rank) {
+      const size_t pieces = canonical ? static_cast<size_t>(operation.partials[rank]) : 1;
+      for (size_t piece = 0; piece < pieces; ++piece)
+        sources_.push_back(source(running, rank, tile, piece, in_buffer, in_slot + piece * stride));
+    }
+  }
+
+  void reduce_sources(const CollectiveOperation& operation, uint64_t count) const {
+    const Signature& signature = operation.signature;
+    if (count == 0 || targets_.empty()) return;
+    if (signature.kind == Collective::kCanonicalAllReduce) {
+      fold_tree(operation.plan, operation.scale, targets_, streaming_, sources_, count);
+    } else {
+      fold({signature.dtype, signature.op, targets_, sources_, count, group_.size(), operation.factor,
+            streaming_});
+    }
+  }
+
+  void reduce_slice(const Running& running) {
+    const CollectiveOperation& operation = *running.operation;
+    const size_t element = operation.element();
+    const Part part = part_of(running, reduced_);
+    const Slice slice = node_slice(part.count, ranks_, rank_);
+    gather_sources(running, reduced_, part.offset + slice.offset, slice.offset, part.count);
+    find_targets(running, (part.offset + slice.offset) * element);
+    reduce_sources(operation, slice.count);
+  }
+
+  // My output, those of mates that lie in arenas, and my segment for all others.
+  void find_targets(const Running& running, uint64_t offset_bytes) {
+    const Signature& signature = running.operation->signature;
+    const bool rooted = signature.kind == Collective::kReduce;
+    targets_.clear();
+    streaming_ = 0;
+    bool by_segment = false;
+    for (size_t rank = 0; rank < ranks_; ++rank) {
+      if (rooted && static_cast<int>(rank) != signature.root) continue;
+      if (rank == rank_) {
+        targets_.push_back(running.operation->output + offset_bytes);
+      } else if (running.outputs[rank] != Placement::kForeign) {
+        if (streams(running)) streaming_ |= uint64_t{1} << std::min<size_t>(targets_.size(), 63);
+        targets_.push_back(arenas_[rank].base() + running.outputs[rank] + offset_bytes);
+      } else {
+        by_segment = true;
+      }
+    }
+    if (by_segment) targets_.push_back(mine_.result(reduced_));
+  }
+
+  bool streams(const Running& running) const {
+    return running.operation->signature.count * running.operation->element() >= kStreamingBytes;
+  }
+
+  // ---- 3: the result of the tile into my output
+
+  bool store() {
+    if (stored_ >= reduced_) return false;
+    const Running& running = *running_at(stored_);
+    if (running.plan.two_phase && !all_beyond(&SegmentHeader::reduced, stored_)) return false;
+    if (running.operation->signature.count > 0) copy_out(running);
+    const bool last = stored_ == running.last_tile();
+    publish(&SegmentHeader::stored, ++stored_);
+    if (!last) return true;
+    const bool read_in_place = !running.plan.in_mail && !running.plan.two_phase &&
+                               !running.inputs[rank_].empty() &&
+                               running.inputs[rank_][0] != Placement::kForeign;
+    CollectiveOperation* const operation = running.operation;
+    if (read_in_place) closing_.push_back({operation, running.last_tile()});
+    running_.pop_front();
+    if (!read_in_place) group_.finish(*operation);
+    return true;
+  }
+
+  bool close() {
+    if (closing_.empty() || !all_stored(closing_.front().last_tile)) return false;
+    CollectiveOperation* const operation = closing_.front().operation;
+    closing_.pop_front();
+    group_.finish(*operation);
+    return true;
+  }
+
+  void copy_out(const Running& running) {
     const CollectiveOperation& operation = *running.operation;
     const Signature& signature = operation.signature;
     const size_t element = operation.element();
-    const size_t bytes = part.count * element;
-    std::byte* output = operation.output + part.offset * element;
+    const bool is_root = signature.root == group_.rank();
     switch (signature.kind) {
+      case Collective::kReduce:
+        if (is_root) take_result(running);
+        return;
       case Collective::kAllReduce:
       case Collective::kCanonicalAllReduce:
-        if (!running.plan.two_phase)
-          return reduce_part(operation, stored_, part.count, {0, part.count}, output);
-        for (int rank = 0; rank < group_.size(); ++rank) {
-          const Slice slice = slice_of(part.count, group_.size(), rank);
-          if (slice.count > 0)
-            std::memcpy(output + slice.offset * element, result_of(static_cast<size_t>(rank), stored_),
-                        slice.count * element);
+        return take_result(running);
+      case Collective::kReduceScatter: {
+        const Part part = part_of(running, stored_, operation.block(group_.rank()).count);
+        const Part block = block_part(running, stored_, rank_);
+        gather_sources(running, stored_, block.offset, rank_ * running.plan.per_tile, 0);
+        targets_.assign(1, operation.output + part.offset * element);
+        streaming_ = 0;
+        return reduce_sources(operation, part.count);
+      }
+      case Collective::kGather:
+        if (is_root) take_blocks(running);
+        return;
+      case Collective::kAllGather:
+        return take_blocks(running);
+      case Collective::kBroadcast: {
+        const Part part = part_of(running, stored_);
+        return copy(operation.output + part.offset * element,
+                    source(running, static_cast<size_t>(signature.root), stored_, 0, part.offset, 0),
+                    part.count * element);
+      }
+      case Collective::kScatter: {
+        const Part part = part_of(running, stored_, operation.block(group_.rank()).count);
+        const Part block = block_part(running, stored_, rank_);
+        return copy(operation.output + part.offset * element,
+                    source(running, static_cast<size_t>(signature.root), stored_, 0, block.offset,
+                           rank_ * running.plan.per_tile),
+                    part.count * element);
+      }
+      case Collective::kAllToAll: {
+        const Part block = block_part(running, stored_, rank_);
+        for (size_t rank = 0; rank < ranks_; ++rank) {
+          const Part target = block_part(running, stored_, rank);
+          copy(operation.output + target.offset * element,
+               source(running, rank, stored_, 0, block.offset, rank_ * running.plan.per_tile),
+               block.count * element);
         }
         return;
-      case Collective::kReduceScatter:
-        return reduce_part(operation, stored_, part.count, {rank_ * part.count, part.count}, output);
-      case Collective::kAllGather:
-        for (size_t rank = 0; rank < ranks_; ++rank)
-          std::memcpy(operation.output + (rank * signature.count + part.offset) * element,
-                      input_of(rank, stored_), bytes);
-        return;
-      case Collective::kBroadcast:
-        std::memcpy(output, input_of(static_cast<size_t>(signature.root), stored_), bytes);
-        return;
+      }
       case Collective::kBarrier:
         return;
     }
   }
 
-  // Wakes mates that sleep. Sleeper: flag, then counters; ringer: counters, then flag. All of it sequentially
-  // consistent, so that one of the two sees the other.
+  void take_result(const Running& running) {
+    const CollectiveOperation& operation = *running.operation;
+    const size_t element = operation.element();
+    const Part part = part_of(running, stored_);
+    std::byte* output = operation.output + part.offset * element;
+    if (running.plan.in_mail) {
+      gather_sources(running, stored_, 0, 0, part.count);
+      targets_.assign(1, output);
+      streaming_ = 0;
+      return reduce_sources(operation, part.count);
+    }
+    if (running.outputs[rank_] != Placement::kForeign) return;  // mates have stored into it
+    for (size_t rank = 0; rank < ranks_; ++rank) {
+      if (rank == rank_) continue;
+      const Slice slice = node_slice(part.count, ranks_, rank);
+      copy(output + slice.offset * element, result_slot(rank, stored_), slice.count * element);
+    }
+  }
+
+  void take_blocks(const Running& running) {
+    const CollectiveOperation& operation = *running.operation;
+    const size_t element = operation.element();
+    for (size_t rank = 0; rank < ranks_; ++rank) {
+      const Part block = block_part(running, stored_, rank);
+      const uint64_t begin = part_of(running, stored_, operation.block(static_cast<int>(rank)).count).offset;
+      copy(operation.output + block.offset * element, source(running, rank, stored_, 0, begin, 0),
+           block.count * element);
+    }
+  }
+
+  // ---- sleeping mates, failed mates
+
+  // What was published before is seen by whoever is read after, or the other way round.
+  void fence() {
+#if defined(__SANITIZE_THREAD__)  // which does not know fences
+    mine_.header().fence.value.exchange(1, std::memory_order_seq_cst);
+#else
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+#endif
+  }
+
+  // Wakes mates that sleep. Sleeper: flag, fence, counters; ringer: counters, fence, flag: one of the two
+  // sees the other.
   void ring() {
+    fence();
     const uint64_t one = 1;
     for (size_t rank = 0; rank < ranks_; ++rank) {
       if (rank == rank_ || segments_[rank].header().sleeping.value.load(std::memory_order_seq_cst) == 0)
@@ -341,7 +695,7 @@ class NodeEngine final : public Engine, public Watcher {
     for (size_t rank = 0; rank < ranks_; ++rank) {
       if (rank == rank_) continue;
       const FailureNote& note = segments_[rank].header().failure;
-      if (note.written.load(std::memory_order_seq_cst) == 0) continue;
+      if (note.written.load(std::memory_order_acquire) == 0) continue;
       Failure failure;
       if (note.code == static_cast<uint32_t>(ErrorCode::kMisuse)) failure.code = ErrorCode::kMisuse;
       failure.reason.assign(note.text, std::min<size_t>(note.text_size, sizeof note.text));
@@ -358,7 +712,6 @@ class NodeEngine final : public Engine, public Watcher {
 
   // Nothing moved: is it for want of somebody who is gone? What it published before it went still counts.
   size_t check_gone() {
-    if (running_.empty()) return 0;
     for (size_t rank = 0; rank < ranks_; ++rank) {
       if (!gone_[rank] || !needs(rank)) continue;
       const int number = static_cast<int>(rank);
@@ -374,34 +727,43 @@ class NodeEngine final : public Engine, public Watcher {
   }
 
   bool needs(size_t rank) const {
-    return counter(rank, &SegmentHeader::arrived) <= stored_ ||
+    const uint64_t stored = counter(rank, &SegmentHeader::stored);
+    if (!closing_.empty() && stored <= closing_.front().last_tile) return true;
+    if (running_.empty()) return false;
+    return !arrived(rank, stored_) ||
            (running_.front().plan.two_phase && counter(rank, &SegmentHeader::reduced) <= stored_) ||
-           (loaded_ >= kSlots && counter(rank, &SegmentHeader::stored) <= loaded_ - kSlots);
+           (loaded_ >= kSlots && stored <= loaded_ - kSlots);
   }
 
   GroupState& group_;
   const size_t rank_;
   const size_t ranks_;
   Segment mine_;
+  const std::shared_ptr<Arena> arena_;
   std::vector<std::unique_ptr<LocalMate>> mates_;
   std::vector<Segment> segments_;
+  std::vector<ArenaView> arenas_;
   std::vector<bool> gone_;
   bool any_gone_ = false;
-  std::deque<Running> running_;
+  std::pmr::unsynchronized_pool_resource pool_;  // keeps the blocks that the queue gives back all the time
+  std::pmr::deque<Running> running_{&pool_};
+  std::deque<Closing> closing_;
   uint64_t next_first_tile_ = 0;
   // Tiles done by this rank, over all operations; stored_ ≤ reduced_ ≤ loaded_ ≤ stored_ + kSlots.
   uint64_t loaded_ = 0;
   uint64_t reduced_ = 0;
   uint64_t stored_ = 0;
+  std::vector<uint64_t> stored_seen_;  // of each mate, at some time
+  // Of the fold that is being made.
   std::vector<const std::byte*> sources_;
+  std::vector<std::byte*> targets_;
+  uint64_t streaming_ = 0;
 };
 
 }  // namespace
 
-std::unique_ptr<Engine> make_node_engine(GroupState& group, Segment mine,
-                                         std::vector<std::unique_ptr<LocalMate>> mates,
-                                         std::vector<Segment> segments) {
-  return std::make_unique<NodeEngine>(group, std::move(mine), std::move(mates), std::move(segments));
+std::unique_ptr<Engine> make_node_engine(GroupState& group, NodeMemory memory) {
+  return std::make_unique<NodeEngine>(group, std::move(memory));
 }
 
 }  // namespace muster

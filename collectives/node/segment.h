@@ -15,7 +15,8 @@
 
 namespace muster {
 
-constexpr int kSlots = 4;                               // tiles under way
+constexpr int kSlots = 8;                               // tiles under way
+constexpr size_t kMailBytes = 8 * 1024;                 // what a mailbox holds
 constexpr size_t kTileBytes = 128 * 1024;               // one rank's input of a tile
 constexpr size_t kResultBytes = kTileBytes / 2 + 4096;  // its slice of a tile's result; ranks ≥ 2
 
@@ -34,26 +35,43 @@ struct alignas(64) FailureNote {
   char text[512];
 };
 
-// Which tile a slot holds.
+// Says that its rank's input of a tile is there, and holds it where it is small, so that a small operation
+// costs its readers one transfer of cache lines. Of an operation that is not small, the first tile's mail
+// holds a Placement.
+struct alignas(128) Mail {
+  std::atomic<uint64_t> count;  // tiles so far, over all operations: tile + 1 when this one is whole
+  uint64_t digest;              // of the operation's signature, and so of all before it
+  std::byte payload[kMailBytes];
+};
+
+// Where in the rank's arena its buffers of an operation are; kForeign where they are not.
+struct Placement {
+  static constexpr uint64_t kForeign = UINT64_MAX;
+  static constexpr size_t kMaxInputs = 512;
+  uint64_t output;
+  uint64_t inputs[kMaxInputs];
+};
+static_assert(sizeof(Placement) <= kMailBytes);
+
 struct alignas(64) SlotLabel {
   Signature signature;
-  uint64_t tile;  // of the operation
 };
 
 struct SegmentHeader {
-  static constexpr uint32_t kMagic = 0x3147534dU;  // "MSG1": layout version 1
+  static constexpr uint32_t kMagic = 0x3247534dU;  // "MSG2": layout version 2
   uint32_t magic;
   int32_t rank;
   Generation generation;
   uint64_t bytes;
   // Tiles so far, over all operations, each counted after its part is written or read.
-  SharedCounter arrived;   // my input of the tile is in its slot
   SharedCounter reduced;   // my slice of its result is
   SharedCounter stored;    // I need nothing of the tile any more
   SharedCounter sleeping;  // 1: ring my bell when you moved
   SharedCounter left;      // 1: I left in good order
+  SharedCounter fence;     // written by exchange where the order of other stores and loads needs it
   FailureNote failure;
   SlotLabel labels[kSlots];
+  Mail mails[kSlots];
 };
 static_assert(std::atomic<uint64_t>::is_always_lock_free && std::atomic<uint32_t>::is_always_lock_free);
 

@@ -1,6 +1,8 @@
 #include "collectives/transport/ucx.h"
 
+#include <cstdlib>
 #include <deque>
+#include <mutex>
 #include <unordered_map>
 
 #include "collectives/transport/ucx_table.h"
@@ -141,10 +143,23 @@ class UcxTransport final : public Transport {
   std::deque<std::pair<TransportPeer, std::string>> failed_;
 };
 
+// To hear of memory that goes away, UCX rewrites mmap, madvise and their like in the whole process as soon as
+// it is loaded. What is sent here is the library's own memory and stays, so UCX is told not to, by the only
+// means that works before its constructors run. What the user has set counts.
+Result<const void*> load_quietly() {
+  constexpr const char* kVariable = "UCX_MEM_EVENTS";
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  const bool mine = getenv(kVariable) == nullptr && setenv(kVariable, "n", 0) == 0;
+  auto table = load_module("ucx", MUSTER_UCX_TABLE_VERSION);
+  if (mine) unsetenv(kVariable);
+  return table;
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Transport>> open_ucx(const UcxOptions& options) {
-  MUSTER_ASSIGN(const void* table, load_module("ucx", MUSTER_UCX_TABLE_VERSION));
+  MUSTER_ASSIGN(const void* table, load_quietly());
   auto transport = std::make_unique<UcxTransport>(*static_cast<const muster_ucx_table*>(table));
   MUSTER_TRY(transport->open(options));
   return std::unique_ptr<Transport>(std::move(transport));

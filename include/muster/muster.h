@@ -6,6 +6,7 @@
  *
  *     while (muster_run_next(run, &step) == MUSTER_OK && step != NULL) {
  *       muster_microbatch micro;
+ *       memset(grads, 0, sizeof grads);                        // reduce left the last step's mean there
  *       while (muster_step_next_microbatch(step, &micro)) {
  *         forward_backward(&micro, params, grads);             // your code
  *         muster_step_accumulate(step, &micro, spans, 1);      // adds along the tree, zeroes grads
@@ -100,8 +101,10 @@ typedef struct muster_event {
   const char* text;
 } muster_event;
 
-/* Called on whichever thread knows first, also on the library's own. Return soon; do not call Muster from it.
- */
+/* Called on one thread of the library, in order, never after muster_leave, which hands over what still waits.
+ * A slow callback delays later events only; beyond 4,096 waiting ones events are dropped, and the next one
+ * says how many. May call muster_run_get_info and muster_session_notice; must not end the run or leave the
+ * session. */
 typedef void (*muster_event_callback)(void* context, const muster_event* event);
 
 /* ---- session
@@ -169,7 +172,8 @@ typedef struct muster_train_options {
 MUSTER_API void muster_train_options_init(muster_train_options* options);
 
 /* Starts or resumes the run that `options` and `checkpoint_dir` describe. M, L, B, N and the seed are fixed
- * for the life of a job: a checkpoint with others is refused by name. End with muster_run_destroy. */
+ * for the life of a job: a checkpoint with others is refused by name. A session has one run. End with
+ * muster_run_destroy. */
 MUSTER_API muster_status muster_train(muster_session* session, muster_state* state,
                                       const muster_train_options* options, muster_run** run);
 MUSTER_API void muster_run_destroy(muster_run* run);
@@ -179,7 +183,8 @@ MUSTER_API void muster_run_destroy(muster_run* run);
  * version to start from. The step stays valid until the next call. */
 MUSTER_API muster_status muster_run_next(muster_run* run, muster_step** step);
 
-/* 0: all steps done. 75: saved, requeue. 78: do not requeue. Others: failed. Valid once the loop is over. */
+/* 0: all steps done, and saved where checkpoints are kept. 75: requeue: saved, or all steps done and the last
+ * version could not be saved. 78: do not requeue. Others: failed. Valid once the loop is over. */
 MUSTER_API int muster_run_exit_code(const muster_run* run);
 
 /* Where the run stands; for display. */
@@ -189,7 +194,8 @@ typedef struct muster_run_info {
   int64_t committed;   /* steps known to be complete on every member */
   int64_t durable;     /* newest version known to be saved; -1: none */
   uint64_t generation; /* of the view; 0 before the first */
-  int32_t rank;
+  int32_t rank;        /* -1: in no view so far, as a learner, or a process that came when the job was over:
+                          its tensors are not the job's */
   int32_t world_size;
   int32_t node_count;
   int32_t learner;           /* 1 while this process catches up and computes no microbatch */
@@ -224,8 +230,9 @@ typedef struct muster_span {
   size_t count;
 } muster_span;
 
-/* Adds the microbatch's gradients along the fixed tree and sets them to zero. Microbatches come in the order
- * in which they were handed out. */
+/* Adds the microbatch's gradients along the fixed tree and sets them to zero, for the next microbatch to be
+ * added up in. Before the first one of a step the program zeroes them itself: reduce has left the mean there.
+ * Microbatches come in the order in which they were handed out. */
 MUSTER_API muster_status muster_step_accumulate(muster_step* step, const muster_microbatch* microbatch,
                                                 const muster_span* gradients, size_t spans);
 
@@ -237,6 +244,10 @@ MUSTER_API muster_status muster_step_reduce(muster_step* step, const muster_span
  * copies of the state, and can be refused with MUSTER_AGAIN. No collective may be called inside. */
 MUSTER_API muster_status muster_step_open_update(muster_step* step);
 MUSTER_API muster_status muster_step_close_update(muster_step* step);
+
+/* Instead of closing: the state is half written, as after an exception. No version of it is kept, saved or
+ * sent; the run ends as failed on this process, and the others go on. */
+MUSTER_API muster_status muster_step_abandon_update(muster_step* step);
 
 #ifdef __cplusplus
 }

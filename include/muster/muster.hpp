@@ -5,6 +5,7 @@
 //     state.replicated("weights", weights.data(), {rows, columns});
 //     muster::Run run(session, state, options);
 //     while (auto step = run.next()) {
+//       std::fill(grads.begin(), grads.end(), 0.0f);      // reduce left the last step's mean there
 //       for (const muster::Microbatch& micro : step.microbatches()) {
 //         forward_backward(micro, weights, grads);
 //         step.accumulate(micro, grads);                  // adds along the tree, zeroes grads
@@ -21,6 +22,7 @@
 #include <muster/muster.h>
 
 #include <cstdint>
+#include <exception>
 #include <initializer_list>
 #include <memory>
 #include <stdexcept>
@@ -136,17 +138,25 @@ class Update {
  public:
   explicit Update(muster_step* step)
       : step_(detail::check_or_again(muster_step_open_update(step)) ? step : nullptr) {}
-  Update(Update&& other) noexcept : step_(other.step_) { other.step_ = nullptr; }
+  Update(Update&& other) noexcept : step_(other.step_), exceptions_(other.exceptions_) {
+    other.step_ = nullptr;
+  }
   Update(const Update&) = delete;
   Update& operator=(const Update&) = delete;
   Update& operator=(Update&&) = delete;
   ~Update() {
-    if (step_ != nullptr) muster_step_close_update(step_);
+    if (step_ == nullptr) return;
+    if (std::uncaught_exceptions() > exceptions_) {
+      muster_step_abandon_update(step_);  // half written: no version
+    } else {
+      muster_step_close_update(step_);
+    }
   }
   explicit operator bool() const { return step_ != nullptr; }
 
  private:
   muster_step* step_;
+  int exceptions_ = std::uncaught_exceptions();  // on their way when the update was opened
 };
 
 // This process's microbatches of one step, each handed out once.

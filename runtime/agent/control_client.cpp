@@ -530,6 +530,7 @@ Member ControlClient::as_member(ByteBuffer contact) const {
   return {state_->member, state_->node, slot, state_->node_name, std::move(contact)};
 }
 
+MemberLimits ControlClient::limits() const { return member_limits(state_->values); }
 MemberId ControlClient::member() const { return state_->member; }
 NodeId ControlClient::node() const { return state_->node; }
 const std::string& ControlClient::node_name() const { return state_->node_name; }

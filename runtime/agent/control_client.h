@@ -5,10 +5,9 @@
 //   by nobody          leader, node and member in this process: a world of one, no network involved
 //
 // INVARIANTS
-//  - Callbacks run on the client's own thread, one at a time, none before connect() returns the client... to
-//  a
-//    caller, except events, and none after the destructor has returned. They must return soon: heartbeats are
-//    sent from the same thread.
+//  - Callbacks run on the client's own thread, one at a time, and none after the destructor has returned. One
+//    may still be at work while the destructor runs: from its call on callbacks must leave the client alone.
+//    They must return soon: heartbeats are sent from the same thread.
 //  - on_lost comes once at most; after it no message comes and send() refuses.
 //  - In a forked child the client is dead: send() refuses, and the destructor touches nothing.
 #pragma once
@@ -19,7 +18,7 @@
 
 #include "runtime/base/events.h"
 #include "runtime/base/result.h"
-#include "runtime/control/messages.h"
+#include "runtime/control/member.h"
 
 namespace muster::agent {
 
@@ -32,7 +31,8 @@ struct ControlOptions {
 
 struct ControlCallbacks {
   std::function<void(const control::Message&)> on_message;
-  // kRetry: the agent or leader is gone: freeze (rule 10). kEnded: the job is over.
+  // kRetry: the agent is gone, and with it whoever could end or readmit this process. kEnded: the job is
+  // over.
   std::function<void(Error)> on_lost;
   // Of the leader and node within this process (kFixed, kAlone). May be null.
   EventSink on_event;
@@ -51,6 +51,9 @@ class ControlClient {
 
   // What to say in MemberHello; its local_rank is the slot on its node, which is not always local_rank().
   control::Member as_member(ByteBuffer contact) const;
+
+  // By the agent's options, which reach its workers as MUSTER_* variables.
+  control::MemberLimits limits() const;
 
   control::MemberId member() const;
   control::NodeId node() const;

@@ -1,9 +1,11 @@
 #include "runtime/agent/leader_host.h"
 
+#include <algorithm>
 #include <deque>
 #include <map>
 #include <set>
 
+#include "runtime/agent/admission.h"
 #include "runtime/base/check.h"
 #include "runtime/control/wire.h"
 
@@ -11,9 +13,16 @@ namespace muster::agent {
 namespace {
 
 using namespace control;
-constexpr char kViewKey[] = "view";
+constexpr Duration kEndRecordTimeout = 3 * kSecond;
 
 }  // namespace
+
+View stored_form(View view) {
+  for (Member& member : view.members) member.contact.clear();
+  return view;
+}
+
+Result<View> read_stored_view(ByteSpan bytes) { return decode_view(bytes); }
 
 struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
   // A connection; `node` is 0 until it said NodeHello.
@@ -21,6 +30,7 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
     std::unique_ptr<Link> link;
     std::unique_ptr<Timer> hello_deadline;
     NodeId node = 0;
+    uint64_t waits = 0;  // its number in `waiting`
     bool local = false;
   };
   using PeerPtr = std::shared_ptr<Peer>;
@@ -30,14 +40,18 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
         store(std::move(s)),
         options(std::move(o)),
         callbacks(std::move(c)),
-        core(options.limits, options.secret.job, store->incarnation(), now()),
-        timer(loop, [this] { tick_soon(); }) {}
+        core(options.limits, options.secret.job, store->incarnation(), now(), options.takeover),
+        timer(loop, [this] { tick_soon(); }),
+        end_timer(loop, [this] { end_is_not_recorded("it does not answer"); }),
+        lease_timer(loop, [this] { apply({}); }),
+        waiting(options.waiting_max) {}
 
   void start() {
     store->lead([this](Result<uint64_t> answer) {
       if (answer.ok()) token = *answer;
     });
     timer.at(core.next_deadline());
+    lease_timer.at(store->lease_until());
   }
 
   // After what has already arrived: a leader that was starved of the processor must not take the heartbeats
@@ -51,19 +65,9 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
   // ---- peers
 
   void accept(UniqueFd socket, const std::string& from) {
-    if (unidentified() >= options.unauthenticated_max) {
-      ++refused;
-      return;
-    }
     auto link = make_tls_link(loop, std::move(socket), from, TlsRole::kServer, options.secret);
-    if (!link.ok()) return log("cannot answer " + from + ": " + link.error().message);
+    if (!link.ok()) return complain("cannot answer " + from + ": " + link.error().message);
     add(std::move(link).value(), false);
-  }
-
-  size_t unidentified() const {
-    size_t count = 0;
-    for (const PeerPtr& peer : peers) count += peer->node == 0 ? 1 : 0;
-    return count;
   }
 
   void add(std::unique_ptr<Link> link, bool local) {
@@ -76,6 +80,7 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
     });
     peer->hello_deadline->after(options.hello_timeout);
     peers.insert(peer);
+    seat(peer);
     peer->link->start({nullptr,
                        [this, weak](Envelope envelope) {
                          if (auto p = weak.lock()) receive(p, std::move(envelope));
@@ -83,6 +88,16 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
                        [this, weak](Error error) {
                          if (auto p = weak.lock()) closed(p, error);
                        }});
+  }
+
+  // A flood makes its own oldest connection go.
+  void seat(const PeerPtr& peer) {
+    const auto [number, leaves] = waiting.enter(host_of(peer->link->peer()));
+    peer->waits = number;
+    if (!leaves) return;
+    const auto out = std::find_if(peers.begin(), peers.end(),
+                                  [out = *leaves](const PeerPtr& other) { return other->waits == out; });
+    if (out != peers.end()) drop(PeerPtr(*out), "was one of too many that do not say who they are");
   }
 
   void receive(const PeerPtr& peer, Envelope envelope) {
@@ -93,6 +108,8 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
     } else if (hello != nullptr && hello->node != peer->node) {
       return drop(peer, "changed its identity");
     }
+    if (auto* said = std::get_if<NodeHello>(&envelope.message); said != nullptr && said->rescue_host.empty())
+      said->rescue_host = host_of(peer->link->peer());
     apply(core.receive(now(), peer->node, envelope));
   }
 
@@ -100,6 +117,7 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
   void identify(const PeerPtr& peer, NodeId node) {
     peer->node = node;
     peer->hello_deadline->cancel();
+    waiting.leave(std::exchange(peer->waits, 0));
     if (const auto old = nodes.find(node); old != nodes.end()) {
       peers.erase(old->second);
       old->second->link.reset();
@@ -110,19 +128,20 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
   void closed(const PeerPtr& peer, const Error& error) {
     if (peer->node == 0 && error.code == ErrorCode::kMisuse) {
       ++refused;
-      log(peer->link->peer() + ": " + error.message);
+      complain(peer->link->peer() + ": " + error.message);
     }
     forget(peer, error.message);
   }
 
   void drop(const PeerPtr& peer, const std::string& why) {
     ++refused;
-    log("closed the connection from " + peer->link->peer() + ", which " + why);
+    complain("closed the connection from " + peer->link->peer() + ", which " + why);
     forget(peer, "it " + why);
   }
 
   void forget(const PeerPtr& peer, const std::string& why) {
     peers.erase(peer);
+    waiting.leave(peer->waits);
     const NodeId node = peer->node;
     const auto found = nodes.find(node);
     const bool current = found != nodes.end() && found->second == peer;
@@ -136,16 +155,57 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
 
   void apply(Actions actions) {
     for (Action& action : actions) queue.push_back(std::move(action));
-    if (applying) return;
+    if (applying || over) return;
     applying = true;
     const auto keep = shared_from_this();
-    while (!queue.empty()) {
+    if (now() >= store->lease_until()) stop_leading("its lease in the store is over");
+    while (!queue.empty() && !over && !recording) {
       const Action action = std::move(queue.front());
       queue.pop_front();
       std::visit([this](const auto& a) { carry_out(a); }, action);
     }
     applying = false;
+    if (over) return;
     timer.at(core.next_deadline());
+    lease_timer.at(store->lease_until());
+  }
+
+  // What is under way to the agents is cut off: whoever leads next tells them what counts.
+  void stop_leading(const std::string& why) {
+    if (std::exchange(over, true)) return;
+    log("does not lead any more: " + why);
+    queue.clear();
+    for (Timer* each : {&timer, &end_timer, &lease_timer}) each->cancel();
+    loop.post([keep = shared_from_this()] {
+      keep->listeners.clear();
+      keep->nodes.clear();
+      for (const PeerPtr& peer : std::exchange(keep->peers, {})) peer->link.reset();
+    });
+    if (callbacks.on_resign) callbacks.on_resign(why);
+  }
+
+  // ---- the job's end
+
+  void record_end(const Event& ended) {
+    if (!store->outlives_leader()) return;
+    recording = true;
+    end_timer.after(kEndRecordTimeout);
+    store->record_end(static_cast<int>(ended.amount), ended.text, token,
+                      [weak = weak_from_this()](Result<bool> wrote) {
+                        const auto self = weak.lock();
+                        if (!self || self->over || !self->recording) return;
+                        if (!wrote.ok()) return self->end_is_not_recorded(wrote.error().message);
+                        if (!*wrote) return self->end_is_not_recorded("another leads");
+                        self->recording = false;
+                        self->end_timer.cancel();
+                        self->apply({});
+                      });
+  }
+
+  // Told nevertheless, the end might meet a leader that goes on. Whoever leads next finds it there, or
+  // decides anew.
+  void end_is_not_recorded(const std::string& why) {
+    if (recording) stop_leading("the store does not take the job's end: " + why);
   }
 
   void carry_out(const Send& send) {
@@ -159,56 +219,77 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
     }
   }
 
+  void carry_out(const Resign& resign) { stop_leading(resign.why); }
   void carry_out(const Finish& finish) {
     if (callbacks.on_finish) callbacks.on_finish(finish.exit_code, finish.why);
   }
   void carry_out(const Event& event) {
+    if (event.kind == EventKind::kJobEnded) record_end(event);
     if (callbacks.on_event) callbacks.on_event(event);
   }
   void carry_out(const SpawnWorker&) { MUSTER_CHECK(false, "the leader has no workers"); }
   void carry_out(const SignalWorker&) { MUSTER_CHECK(false, "the leader has no workers"); }
 
-  // ---- the store (rule 14)
+  // ---- the store (rule 14), whose answers may come when this leader is no more
 
   void carry_out(const StoreView& wanted) {
     read_view([this, wanted](const View& current, uint64_t revision) {
+      if (current == form_of(wanted.view)) return answer(wanted.attempt, true, wanted.view);
       const bool empty = revision == 0 && wanted.expected.counter == 0;
       if (!empty && current.generation != wanted.expected) return answer(wanted.attempt, false, current);
       swap(wanted, revision);
     });
   }
 
+  View form_of(const View& view) const { return store->outlives_leader() ? stored_form(view) : view; }
+
   void swap(const StoreView& wanted, uint64_t revision) {
-    auto bytes = encode(wanted.view);
+    auto bytes = encode(form_of(wanted.view));
     if (!bytes.ok()) return log("cannot store the view: " + bytes.error().message);
     store->compare_and_swap(kViewKey, revision, std::move(bytes).value(), token,
-                            [this, wanted](Result<bool> wrote) {
-                              if (wrote.ok() && *wrote) return answer(wanted.attempt, true, wanted.view);
-                              // Refused, or the outcome is unknown: what the store holds tells. Generations
-                              // are never reissued.
-                              read_view([this, wanted](const View& current, uint64_t) {
-                                answer(wanted.attempt, current == wanted.view, current);
-                              });
+                            [weak = weak_from_this(), wanted](Result<bool> wrote) {
+                              const auto self = weak.lock();
+                              if (self && !self->over) self->after_swap(wanted, wrote);
                             });
   }
 
-  // No answer where the store gives none: the coordinator's store_timeout sees to it.
+  // Refused, or the outcome is unknown: what the store holds tells. Generations are never reissued.
+  void after_swap(const StoreView& wanted, const Result<bool>& wrote) {
+    if (wrote.ok() && *wrote) return answer(wanted.attempt, true, wanted.view);
+    read_view([this, wanted, unknown = !wrote.ok()](const View& current, uint64_t) {
+      const bool ours = current == form_of(wanted.view);
+      // Nobody else has written: tried again at store_timeout.
+      if (!ours && unknown && current.generation == wanted.expected)
+        return log("the store has not taken the view yet");
+      answer(wanted.attempt, ours, ours ? wanted.view : current);
+    });
+  }
+
+  // No answer where the store gives none: the coordinator's store_timeout sees to it. `done` is called while
+  // this leads only.
   void read_view(std::function<void(const View&, uint64_t)> done) {
-    store->get(kViewKey, [this, done](Result<StoreEntry> entry) {
-      if (!entry.ok()) return log("the store does not answer: " + entry.error().message);
+    store->get(kViewKey, [weak = weak_from_this(), done](Result<StoreEntry> entry) {
+      const auto self = weak.lock();
+      if (!self || self->over) return;
+      if (!entry.ok()) return self->log("the store does not answer: " + entry.error().message);
       if (entry->revision == 0) return done(View{}, 0);
       const auto view = decode_view(entry->value);
-      if (!view.ok()) return log("the store holds " + view.error().message + " in place of a view");
+      if (!view.ok()) return self->log("the store holds " + view.error().message + " in place of a view");
       done(*view, entry->revision);
     });
   }
 
   void answer(uint32_t attempt, bool stored, const View& current) {
-    apply(core.stored(now(), attempt, stored, current));
+    if (!over) apply(core.stored(now(), attempt, stored, current));
   }
 
   void log(const std::string& text) {
     if (callbacks.on_event) callbacks.on_event({EventKind::kLog, now(), 0, -1, -1, 0, text});
+  }
+
+  // What strangers can cause is not logged without bound.
+  void complain(std::string text) {
+    if (const auto line = complaints.say(now(), std::move(text))) log(*line);
   }
 
   Loop& loop;
@@ -217,10 +298,15 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
   LeaderCallbacks callbacks;
   Coordinator core;
   Timer timer;
+  Timer end_timer;
+  Timer lease_timer;
+  bool recording = false;  // the job's end; what follows it in `queue` waits
   uint64_t token = 0;
   uint64_t refused = 0;
   std::vector<std::unique_ptr<Listener>> listeners;
   std::set<PeerPtr> peers;
+  Waiting waiting;
+  BoundedLog complaints;
   std::map<NodeId, PeerPtr> nodes;
   std::deque<Action> queue;
   bool applying = false;
@@ -237,7 +323,7 @@ LeaderHost::~LeaderHost() {
   state_->over = true;
   state_->listeners.clear();
   state_->callbacks = {};
-  state_->timer.cancel();
+  for (Timer* timer : {&state_->timer, &state_->end_timer, &state_->lease_timer}) timer->cancel();
   state_->nodes.clear();
   state_->peers.clear();
 }
@@ -249,6 +335,7 @@ void LeaderHost::listen(std::unique_ptr<Listener> listener) {
 }
 
 std::unique_ptr<Link> LeaderHost::attach() {
+  if (state_->over) return nullptr;
   auto [ours, theirs] = make_loopback(state_->loop);
   state_->add(std::move(ours), true);
   return std::move(theirs);

@@ -13,16 +13,26 @@ namespace muster::agent {
 
 struct LeaderOptions {
   control::Limits limits;
-  TlsSecret secret;                  // and the job's name
-  size_t unauthenticated_max = 128;  // connections that have not said NodeHello; more are turned away
+  TlsSecret secret;  // and the job's name
+  size_t waiting_max =
+      128;  // connections that have not said NodeHello; the busiest host's oldest makes place
   Duration hello_timeout = 10 * kSecond;
+  control::Takeover takeover;  // with a store that outlives leaders
 };
 
 struct LeaderCallbacks {
   EventSink on_event;
   // The job is over for the leader. Nodes may still be reading their EndJob: see nodes_connected().
   std::function<void(int exit_code, const std::string& why)> on_finish;
+  // It does not lead any more, and all its links are broken: the job may go on with another leader.
+  std::function<void(const std::string& why)> on_resign;
 };
+
+// What of a view is kept in a store that others may read: not its members' addresses, which their agents tell
+// a new leader.
+control::View stored_form(control::View view);
+Result<control::View> read_stored_view(ByteSpan bytes);
+constexpr char kViewKey[] = "view";
 
 class LeaderHost {
  public:
@@ -30,10 +40,10 @@ class LeaderHost {
   ~LeaderHost();
 
   void listen(std::unique_ptr<Listener> listener);
-  std::unique_ptr<Link> attach();  // the other end, for a node of this process
+  std::unique_ptr<Link> attach();  // the other end, for a node of this process; null: it has resigned
 
   size_t nodes_connected() const;  // through listeners
-  uint64_t refused() const;        // connections that failed to authenticate
+  uint64_t refused() const;        // connections that were closed because of what they said, or failed to say
 
  private:
   struct State;

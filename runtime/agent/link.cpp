@@ -5,6 +5,7 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <deque>
@@ -368,8 +369,26 @@ std::unique_ptr<Link> make_socket_link(Loop& loop, UniqueFd socket, std::string 
   return std::make_unique<SocketLink>(loop, std::move(socket), std::move(peer), nullptr, limits);
 }
 
+namespace {
+
+// Where it is no TCP socket nothing needs to be set, and nothing is.
+void notice_vanished_peer(int socket, Duration timeout) {
+  const int on = 1;
+  const int third = static_cast<int>(std::max<Duration>(timeout / kSecond / 3, 1));
+  const int probes = 2;
+  const auto unanswered_ms = static_cast<unsigned>(timeout / kMillisecond);
+  setsockopt(socket, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+  setsockopt(socket, IPPROTO_TCP, TCP_KEEPIDLE, &third, sizeof third);
+  setsockopt(socket, IPPROTO_TCP, TCP_KEEPINTVL, &third, sizeof third);
+  setsockopt(socket, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
+  setsockopt(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, &unanswered_ms, sizeof unanswered_ms);
+}
+
+}  // namespace
+
 Result<std::unique_ptr<Link>> make_tls_link(Loop& loop, UniqueFd socket, std::string peer, TlsRole role,
                                             const TlsSecret& secret, LinkLimits limits) {
+  notice_vanished_peer(socket.get(), limits.vanished_timeout);
   MUSTER_ASSIGN(auto tls, TlsEngine::create(role, secret));
   return std::unique_ptr<Link>(
       std::make_unique<SocketLink>(loop, std::move(socket), std::move(peer), std::move(tls), limits));
@@ -431,11 +450,13 @@ struct Connector::State : std::enable_shared_from_this<Connector::State> {
   }
 
   void failed(int error_number) {
+    refused = refused && error_number == ECONNREFUSED;
     last_failure = "cannot connect to " + to_string(addresses[next - 1]) + ": " + words_of(error_number);
     loop.post([self = shared_from_this()] { self->try_next(); });
   }
 
   void give_up(const std::string& why) {
+    refused = refused && next >= addresses.size() && why == last_failure;
     const auto keep = shared_from_this();
     over = true;
     timer.cancel();
@@ -452,6 +473,7 @@ struct Connector::State : std::enable_shared_from_this<Connector::State> {
   UniqueFd socket;
   std::unique_ptr<FdWatch> watch;
   std::string last_failure = "the host has no address";
+  bool refused = true;  // so far
   bool over = false;
 };
 
@@ -467,6 +489,8 @@ Connector::~Connector() {
   state_->watch.reset();
   state_->socket.reset();
 }
+
+bool Connector::refused() const { return state_->refused; }
 
 // ---- listening
 

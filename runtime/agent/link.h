@@ -24,6 +24,9 @@ namespace muster::agent {
 struct LinkLimits {
   size_t unsent_bytes_max = size_t{128} << 20;
   Duration handshake_timeout = 10 * kSecond;
+  // A peer whose machine vanished sends no reset. What is heard from a peer is judged elsewhere, and sooner;
+  // this ends links on which nothing is due, as to the agent that collects for a rescue.
+  Duration vanished_timeout = 60 * kSecond;  // in whole seconds, ≥ 3
 };
 
 class Link {
@@ -59,6 +62,8 @@ class Connector {
   Connector(Loop& loop, std::vector<SocketAddress> addresses, Duration timeout,
             std::function<void(Result<UniqueFd>, std::string peer)> done);
   ~Connector();
+  bool refused()
+      const;  // once done without a socket: the host answered at every address that nobody listens there
 
  private:
   struct State;

@@ -3,8 +3,11 @@
 #include <signal.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <deque>
+#include <optional>
 
+#include "runtime/agent/rescue.h"
 #include "runtime/base/check.h"
 
 namespace muster::agent {
@@ -14,7 +17,11 @@ using namespace control;
 
 constexpr Duration kRetryFirst = 50 * kMillisecond;
 constexpr Duration kRetryLast = kSecond;
-constexpr Duration kConnectTimeout = 5 * kSecond;  // one attempt, all addresses of a name
+constexpr Duration kRetryRefused = 200 * kMillisecond;
+constexpr int kMisusesMax = 5;
+// A leader that has been there and whose host refuses for so long is gone, and its store with it. A firewall
+// that is being loaded anew refuses for a moment, too.
+constexpr Duration kRefusedMax = 2 * kSecond;
 
 }  // namespace
 
@@ -24,18 +31,27 @@ struct NodeAgent::State : std::enable_shared_from_this<NodeAgent::State> {
         options(std::move(o)),
         workers(std::move(w)),
         callbacks(std::move(c)),
-        core(options.id, options.name, options.job, options.limits, now()),
+        core(options.id, options.name, options.job, limits_of(options), now()),
         timer(loop, [this] { tick_soon(); }),
-        retry(loop, [this] { connect(); }) {}
+        retry(loop, [this] { connect(); }),
+        give_up(loop, [this] { never_connected(stage); }) {}
+
+  static NodeLimits limits_of(const NodeOptions& options) {
+    NodeLimits limits = options.limits;
+    if (options.rescue_listener) limits.rescue_port = options.rescue_listener->port();
+    return limits;
+  }
 
   void start() {
+    if (options.rescue_listener) make_rescue();
     workers->start(
         {[this](uint32_t slot, int pid) { apply(core.worker_spawned(now(), slot, pid)); },
          [this](uint32_t slot, const std::string& why) { apply(core.spawn_failed(now(), slot, why)); },
-         [this](uint32_t slot, int code) { apply(core.worker_exited(now(), slot, code)); },
+         [this](uint32_t slot, int code) { exited(slot, code); },
          [this](uint32_t slot, Message message) { from_worker(slot, message); },
          [this](uint32_t slot) { apply(core.worker_link_closed(now(), slot)); }});
     give_up_at = now() + options.connect_timeout;
+    if (!options.local_leader) give_up.at(give_up_at);
     loop.post([self = weak_from_this()] {
       const auto state = self.lock();
       if (!state || state->over) return;
@@ -47,8 +63,18 @@ struct NodeAgent::State : std::enable_shared_from_this<NodeAgent::State> {
   // After what has already arrived: an agent that was starved must not take waiting heartbeats for silence.
   void tick_soon() {
     loop.post([weak = weak_from_this()] {
-      if (const auto self = weak.lock(); self && !self->over) self->apply(self->core.tick(now()));
+      if (const auto self = weak.lock(); self && !self->over) self->tick();
     });
+  }
+
+  void tick() {
+    if (core.leader_is_silent(now())) failed({ErrorCode::kRetry, "it has sent nothing for too long"});
+    if (!over) apply(core.tick(now()));
+  }
+
+  void exited(uint32_t slot, int code) {
+    if (rescue && rescue->active()) rescue->member_gone(core.member_of(slot));
+    apply(core.worker_exited(now(), slot, code));
   }
 
   void from_worker(uint32_t slot, const Message& message) {
@@ -56,29 +82,94 @@ struct NodeAgent::State : std::enable_shared_from_this<NodeAgent::State> {
       if (callbacks.on_worker_event) callbacks.on_worker_event(slot, event->event);
       return;
     }
+    const bool of_rescue = std::holds_alternative<RescueReport>(message) ||
+                           std::holds_alternative<SaveVote>(message) ||
+                           std::holds_alternative<SavePublished>(message);
+    if (of_rescue && rescue && rescue->active()) rescue->from_member({core.member_of(slot), message});
     apply(core.from_worker(now(), slot, message));
+  }
+
+  // ---- without a leader
+
+  void make_rescue() {
+    RescueOptions rescue_options;
+    rescue_options.node = options.id;
+    rescue_options.name = options.name;
+    rescue_options.secret = options.leaders.empty() ? options.secret : options.leaders.front().secret;
+    rescue_options.limits.report_timeout = 2 * options.update_timeout;
+    rescue_options.limits.save_timeout = options.save_timeout;
+    RescueCallbacks rescue_callbacks;
+    rescue_callbacks.leader_is_lost = [this] { return core.without_leader(); };
+    rescue_callbacks.to_member = [this](const Envelope& envelope) { to_worker(envelope); };
+    rescue_callbacks.on_over = [this](const RescueOver& result) { apply(core.rescue_over(now(), result)); };
+    rescue_callbacks.on_event = callbacks.on_event;
+    rescue = std::make_unique<Rescue>(loop, std::move(rescue_options), std::move(rescue_callbacks));
+    rescue->listen(std::move(options.rescue_listener));
+  }
+
+  void see_to_rescue() {
+    if (!rescue || over) return;
+    if (core.rescue_due(now())) {
+      core.rescue_began();
+      rescue->begin(core.neighbours(), core.members());
+    } else if (rescue->active() && !core.without_leader()) {
+      rescue->end();
+    }
   }
 
   // ---- the leader
 
   void connect() {
-    if (over) return;
-    if (options.local_leader) return use(options.local_leader());
-    const LeaderAddress& leader = options.leaders[next_leader++ % options.leaders.size()];
+    if (over || core.leader_is_gone()) return;
+    if (options.find_leader) return find_leader();
+    if (options.local_leader) return use_local(options.local_leader);
+    connect_to(options.leaders[next_leader++ % options.leaders.size()]);
+  }
+
+  void find_leader() {
+    if (stage.empty()) stage = "etcd has not answered";
+    options.find_leader(core.store_incarnation(), [weak = weak_from_this()](Result<LeaderPlace> place) {
+      const auto self = weak.lock();
+      if (!self || self->over || self->core.leader_is_gone()) return;
+      if (!place.ok()) return self->failed(place.error());
+      if (place->ended) return self->apply(self->core.ended(now(), *place->ended));
+      if (place->local) return self->use_local(place->local);
+      self->connect_to(place->address);
+    });
+  }
+
+  void use_local(const std::function<std::unique_ptr<Link>()>& attach) {
+    if (auto made = attach()) return use(std::move(made));
+    if (!options.find_leader) return apply(core.leader_gone(now(), "it has resigned"));
+    failed({ErrorCode::kRetry, "the leader of this process has resigned"});
+  }
+
+  void connect_to(const LeaderAddress& leader) {
+    if (stage.empty()) stage = "its name has not been looked up";
     resolve(loop, weak_from_this(), leader.host, leader.port,
             [this, leader](Result<std::vector<SocketAddress>> found) {
-              if (over) return;
+              if (over || core.leader_is_gone()) return;
               if (!found.ok()) return failed(found.error());
               connector =
                   std::make_unique<Connector>(loop, std::move(found).value(), kConnectTimeout,
                                               [this, leader](Result<UniqueFd> socket, std::string peer) {
+                                                note_refusal(connector->refused());
                                                 if (!socket.ok()) return failed(socket.error());
                                                 secure(std::move(socket).value(), peer, leader);
                                               });
             });
   }
 
+  void note_refusal(bool refused) {
+    if (!refused) {
+      refused_since.reset();
+    } else if (!refused_since) {
+      refused_since = now();
+    }
+  }
+
   void secure(UniqueFd socket, const std::string& peer, const LeaderAddress& leader) {
+    stage = peer + " takes the connection and says nothing";
     auto made = make_tls_link(loop, std::move(socket), peer, TlsRole::kClient, leader.secret);
     if (!made.ok()) return failed(made.error());
     use(std::move(made).value());
@@ -94,6 +185,7 @@ struct NodeAgent::State : std::enable_shared_from_this<NodeAgent::State> {
   void connected() {
     is_connected = true;
     was_connected = true;
+    give_up.cancel();
     retry_after = kRetryFirst;
     apply(core.leader_connected(now()));
   }
@@ -101,21 +193,43 @@ struct NodeAgent::State : std::enable_shared_from_this<NodeAgent::State> {
   void failed(const Error& error) {
     const bool lost = std::exchange(is_connected, false);
     drop_link();
+    stage = error.message;
     if (error.code == ErrorCode::kMisuse && !was_connected && options.leaders.size() == 1)
       return finish(
           78, options.leaders[0].host + ":" + std::to_string(options.leaders[0].port) + ": " + error.message);
-    if (!was_connected && now() >= give_up_at) return finish(75, unreachable(error.message));
+    // With etcd an old address may be somebody else's by now, for a moment.
+    misuses = error.code == ErrorCode::kMisuse && !was_connected ? misuses + 1 : 0;
+    if (options.find_leader && misuses >= kMisusesMax) return finish(78, error.message);
+    if (!was_connected && now() >= give_up_at) return never_connected(error.message);
     if (lost) apply(core.leader_lost(now(), error.message));
-    if (over) return;
-    retry.after(retry_after);
+    if (was_connected && refused_since && now() - *refused_since >= kRefusedMax)
+      apply(core.leader_gone(now(), error.message));
+    if (over || core.leader_is_gone()) return;
+    // While refused it asks often: the rescue of what the workers hold waits for the verdict.
+    const bool often = refused_since || options.find_leader;
+    retry.after(often ? std::min(retry_after, kRetryRefused) : retry_after);
     retry_after = std::min(retry_after * 2, kRetryLast);
   }
 
+  // Whatever the attempt is waiting for: a name, a connection, or the other side's part of the handshake.
+  void never_connected(const std::string& last) {
+    if (over || was_connected) return;
+    const auto keep = shared_from_this();
+    drop_link();
+    finish(75, unreachable(last));
+  }
+
   std::string unreachable(const std::string& last) const {
+    char limit[32];
+    std::snprintf(limit, sizeof limit, "%g s", seconds(options.connect_timeout));
+    const std::string within = std::string(limit) + " (" + last + ")";
+    if (options.find_leader)
+      return "no leader was found within " + within +
+             "; check the members of etcd that --rdzv names, or raise --rdzv-timeout";
     if (options.leaders.empty()) return last;
     return "no rendezvous at " + options.leaders[0].host + ":" + std::to_string(options.leaders[0].port) +
-           " within " + std::to_string(options.connect_timeout / kSecond) + " s (" + last +
-           "); start the agent on that host, check the address and firewall, or raise --rdzv-timeout";
+           " within " + within +
+           "; start the agent on that host, check the address and firewall, or raise --rdzv-timeout";
   }
 
   // Its handlers may be on the stack: it goes when they have returned.
@@ -139,13 +253,19 @@ struct NodeAgent::State : std::enable_shared_from_this<NodeAgent::State> {
       std::visit([this](const auto& a) { carry_out(a); }, action);
     }
     applying = false;
+    if (core.leader_is_gone() && (link || connector)) {
+      is_connected = false;
+      drop_link();
+    }
+    if (core.leader_is_fenced() && link) failed({ErrorCode::kRetry, "a former leader answers"});
+    see_to_rescue();
     // Before the first connection connect_timeout counts, not the core's patience with a lost leader.
     if (!over && was_connected) timer.at(core.next_deadline());
   }
 
   void carry_out(const Send& send) {
     if (send.node != 0) return to_worker(send.envelope);
-    if (!is_connected) return;  // leader_connected() says again what counts
+    if (!is_connected || !link) return;  // leader_connected() says again what counts
     const Status sent = link->send(send.envelope);
     if (!sent.ok()) failed(sent.error());
   }
@@ -160,6 +280,7 @@ struct NodeAgent::State : std::enable_shared_from_this<NodeAgent::State> {
     if (callbacks.on_event) callbacks.on_event(event);
   }
   void carry_out(const Finish& f) { finish(f.exit_code, f.why); }
+  void carry_out(const Resign&) { MUSTER_CHECK(false, "a node does not lead"); }
   void carry_out(const StoreView&) { MUSTER_CHECK(false, "a node has no store"); }
 
   void finish(int exit_code, const std::string& why) {
@@ -167,6 +288,7 @@ struct NodeAgent::State : std::enable_shared_from_this<NodeAgent::State> {
     over = true;
     timer.cancel();
     retry.cancel();
+    give_up.cancel();
     const auto on_finish = callbacks.on_finish;
     if (on_finish) on_finish(exit_code, why);
   }
@@ -178,8 +300,13 @@ struct NodeAgent::State : std::enable_shared_from_this<NodeAgent::State> {
   NodeCore core;
   Timer timer;
   Timer retry;
+  Timer give_up;      // of the first connection
+  int misuses = 0;    // one after the other, before it
+  std::string stage;  // what the attempt under way has come to, or why the last one failed
   std::unique_ptr<Connector> connector;
   std::unique_ptr<Link> link;
+  std::unique_ptr<Rescue> rescue;
+  std::optional<Instant> refused_since;  // without an answer of another kind between
   size_t next_leader = 0;
   Duration retry_after = kRetryFirst;
   Instant give_up_at = 0;
@@ -200,8 +327,10 @@ NodeAgent::~NodeAgent() {
   state_->over = true;
   state_->timer.cancel();
   state_->retry.cancel();
+  state_->give_up.cancel();
   state_->connector.reset();
   state_->link.reset();
+  state_->rescue.reset();
   state_->workers.reset();
   state_->callbacks = {};
 }
@@ -216,7 +345,10 @@ void NodeAgent::kill_workers() {
 }
 
 bool NodeAgent::any_worker() const { return state_->workers->any_alive(); }
-size_t NodeAgent::unsent_bytes() const { return state_->link ? state_->link->unsent_bytes() : 0; }
+size_t NodeAgent::unsent_bytes() const {
+  return (state_->link ? state_->link->unsent_bytes() : 0) +
+         (state_->rescue ? state_->rescue->unsent_bytes() : 0);
+}
 Workers& NodeAgent::workers() { return *state_->workers; }
 
 }  // namespace muster::agent

@@ -30,11 +30,24 @@ class Workers {
   virtual bool any_alive() const = 0;
 };
 
+constexpr Duration kConnectTimeout = 5 * kSecond;  // of one attempt to reach a leader
+
 struct LeaderAddress {
   std::string host;
   uint16_t port = 0;
   TlsSecret secret;
 };
+
+// Who leads now, as a store that outlives leaders says: this process, another, or nobody any more.
+struct LeaderPlace {
+  std::function<std::unique_ptr<Link>()> local;
+  LeaderAddress address;
+  std::optional<control::EndJob> ended;
+};
+// Asked before each connection; answers on the loop's thread, in bounded time. `incarnation`: of the run that
+// this node is part of, 0 if of none yet. Errors: nobody leads yet, or the store does not answer; asked
+// again.
+using FindLeader = std::function<void(uint64_t incarnation, std::function<void(Result<LeaderPlace>)> answer)>;
 
 struct NodeOptions {
   control::NodeId id = 0;
@@ -44,7 +57,13 @@ struct NodeOptions {
   // Where the leader is: another process, or a function that makes a link to the one of this process.
   std::vector<LeaderAddress> leaders;  // tried in turn; all mean the same leader
   std::function<std::unique_ptr<Link>()> local_leader;
+  FindLeader find_leader;                    // where leaders change; the two above are not used then
+  TlsSecret secret;                          // of the job, for the other agents should the leader be lost
   Duration connect_timeout = 300 * kSecond;  // for the first connection
+  // For the other agents, should the leader be lost (rule 12); null: nothing is saved then.
+  std::unique_ptr<Listener> rescue_listener;
+  Duration save_timeout = 600 * kSecond;
+  Duration update_timeout = 30 * kSecond;
 };
 
 struct NodeCallbacks {

@@ -5,6 +5,7 @@
 #include <dlfcn.h>
 #include <pmix.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -49,7 +50,7 @@ Result<Functions> open_library() {
 // `to` is zero before; PMIx's fields are fixed and end with a zero.
 template <size_t size>
 void copy_name(char (&to)[size], const char* from) {
-  std::memcpy(to, from, strnlen(from, size - 1));
+  std::memcpy(to, from, std::min(std::strlen(from), size - 1));
 }
 
 }  // namespace

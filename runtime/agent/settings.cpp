@@ -66,6 +66,8 @@ control::Limits leader_limits(const OptionValues& values) {
   limits.save_timeout = values.duration("save-timeout");
   limits.ready_timeout = values.duration("ready-timeout");
   limits.report_timeout = std::max(limits.report_timeout, 2 * values.duration("update-timeout"));
+  limits.finish_timeout = values.duration("finish-grace") + limits.end_timeout;
+  limits.recover_wait = values.duration("node-silence");
   return limits;
 }
 
@@ -80,10 +82,26 @@ control::NodeLimits node_limits(const OptionValues& values) {
   limits.restart_delay = values.duration("restart-delay");
   limits.worker_silence = values.duration("worker-silence");
   limits.frozen_timeout = values.duration("frozen-timeout");
+  limits.finish_grace = values.duration("finish-grace");
+  limits.leader_silence = 2 * values.duration("node-silence");
+  limits.rescue_after = values.duration("node-silence");
+  // To ask the members, and to write; each with its own deadline at the agent that collects.
+  limits.rescue_timeout =
+      limits.frozen_timeout + 2 * values.duration("update-timeout") + values.duration("save-timeout");
+  limits.partition_wait = std::min(values.duration("partition-wait"), limits.frozen_timeout);
+  return limits;
+}
+
+control::MemberLimits member_limits(const OptionValues& values) {
+  control::MemberLimits limits;
+  limits.update_timeout = values.duration("update-timeout");
   return limits;
 }
 
 Result<HostPort> parse_host_port(const std::string& text) {
+  if (text.rfind("etcd://", 0) == 0)
+    return misuse("--rdzv is '" + text +
+                  "', and a world without agents cannot use etcd; start it with muster run");
   const size_t colon = text.rfind(':');
   std::string host = text.substr(0, colon);
   if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);

@@ -5,12 +5,14 @@
 #include "runtime/agent/tls.h"
 #include "runtime/base/options.h"
 #include "runtime/control/coordinator.h"
+#include "runtime/control/member.h"
 #include "runtime/control/node.h"
 
 namespace muster::agent {
 
 control::Limits leader_limits(const OptionValues& values);
 control::NodeLimits node_limits(const OptionValues& values);
+control::MemberLimits member_limits(const OptionValues& values);
 
 struct HostPort {
   std::string host;

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "runtime/base/bytes.h"
+#include "runtime/base/clock.h"
 #include "runtime/base/result.h"
 
 namespace muster::agent {
@@ -29,6 +30,17 @@ class Store {
   // Writes only if the key has `expected_revision` and `token` is the newest. Answers whether it wrote.
   virtual void compare_and_swap(const std::string& key, uint64_t expected_revision, ByteBuffer value,
                                 uint64_t token, std::function<void(Result<bool>)> answer) = 0;
+
+  // ---- of a store that outlives its leader
+
+  virtual bool outlives_leader() const { return false; }
+  // The leader says and does nothing from then on (rule 14). It grows while the lease is renewed.
+  virtual Instant lease_until() const { return kNever; }
+  // The job's end, before anybody is told: a leader that comes after this one must not go on with it.
+  virtual void record_end(int /*exit_code*/, const std::string& /*why*/, uint64_t /*token*/,
+                          std::function<void(Result<bool>)> answer) {
+    answer(true);
+  }
 };
 
 // The embedded store: lives and dies with its process.

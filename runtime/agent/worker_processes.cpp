@@ -182,6 +182,7 @@ struct WorkerProcesses::State : std::enable_shared_from_this<WorkerProcesses::St
       const std::string variable = *entry;
       if (variable.rfind("MUSTER_SECRET", 0) != 0) variables.push_back(variable);
     }
+    variables.insert(variables.end(), options.variables.begin(), options.variables.end());
     struct stat status {};
     fstat(control_socket, &status);
     // The number of the socket's inode lets a process see that descriptor 3 is not what it was meant to be.

@@ -21,7 +21,8 @@ struct ProcessOptions {
   control::NodeId node = 0;
   uint32_t workers = 1;  // local world size, told to the worker
   std::string job;
-  std::string log_dir;  // empty: no log files
+  std::vector<std::string> variables;  // "MUSTER_…=…" for the workers, beside the agent's own environment
+  std::string log_dir;                 // empty: no log files
   // Orphans of the workers become children of this process (PR_SET_CHILD_SUBREAPER is set): find and reap
   // them.
   bool is_subreaper = false;

@@ -2,9 +2,6 @@
 
 #include <cstdio>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 namespace muster {
 
 std::string to_hex(ByteSpan bytes) {
@@ -36,13 +33,6 @@ ByteBuffer from_hex(std::string_view text) {
   }
   return bytes;
 }
-
-Digest digest_of(ByteSpan bytes) {
-  const XXH128_hash_t hash = XXH3_128bits(bytes.data(), bytes.size());
-  return {hash.low64, hash.high64};
-}
-
-Digest digest_of(std::span<const Digest> parts) { return digest_of(std::as_bytes(parts)); }
 
 std::string to_string(const Digest& digest) {
   char text[33];

@@ -4,11 +4,11 @@ namespace muster {
 
 std::string_view to_string(EventKind kind) {
   static constexpr std::string_view kNames[] = {
-      "log",           "worker started", "worker ended",   "node joined",    "node lost",
-      "member lost",   "revoked",        "view installed", "view ready",     "step",
-      "step repeated", "transfer",       "learner",        "learner level",  "notice",
-      "save started",  "save staged",    "save durable",   "save verified",  "save failed",
-      "resumed",       "rejected",       "frozen",         "permit refused", "job ended"};
+      "log",           "worker started", "worker ended", "node joined",  "node lost",     "member lost",
+      "revoked",       "view installed", "view ready",   "step",         "step repeated", "transfer",
+      "learner",       "learner level",  "notice",       "save started", "save staged",   "save durable",
+      "save verified", "save failed",    "resumed",      "rejected",     "frozen",        "permit refused",
+      "job ended",     "rescued",        "safe to kill", "notice plan",  "cost"};
   const auto index = static_cast<size_t>(kind);
   return index < std::size(kNames) ? kNames[index] : "unknown";
 }

@@ -38,6 +38,11 @@ enum class EventKind : uint16_t {
   kFrozen = 22,           // text: why no permit is granted
   kPermitRefused = 23,    // version; text: why
   kJobEnded = 24,         // amount: exit code; text: why
+  kRescued = 25,          // the leader is lost; version: the newest that is saved, or -1; text: what was done
+  kSafeToKill = 26,       // version: newest durable, -1: none known here; amount: nanoseconds left, or -1
+  kNoticePlan = 27,  // text: what is done with the time left, and why; amount: nanoseconds it needs, or -1
+  kPreemptionCost =
+      28,  // subject: steps lost, or -1; version: newest durable; amount: nanoseconds without a step
 };
 
 std::string_view to_string(EventKind kind);

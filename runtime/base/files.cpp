@@ -10,7 +10,6 @@
 #include <cstring>
 #include <mutex>
 #include <set>
-#include <system_error>
 
 #include "runtime/base/handle.h"
 #include "runtime/base/random.h"
@@ -18,31 +17,36 @@
 namespace muster {
 namespace {
 
-const char* advice(int code) {
-  switch (code) {
-    case ENOSPC:
-    case EDQUOT:
-      return "; free space there, or choose another folder";
-    case EROFS:
-    case EACCES:
-    case EPERM:
-      return "; make the folder writable for this user, or choose another";
-    case EIO:
-      return "; the device reports a fault, check the system's log";
-    default:
-      return "";
-  }
-}
-
 Error failure(const char* operation, const std::string& path, int code) {
-  const ErrorCode kind = code == EEXIST ? ErrorCode::kDropCheckpoint : ErrorCode::kEnvironment;
-  return {kind, std::string("cannot ") + operation + " " + path + ": " +
-                    std::generic_category().message(code) + advice(code)};
+  return file_error(operation, path, code);
 }
 
 Status outcome(int rc, const char* operation, const std::string& path) {
   if (rc != 0) return failure(operation, path, errno);
   return ok();
+}
+
+// A pipe or a device where a file should be must not make the opening wait for its other end; a file that
+// another process holds a lease on is waited for. Of a regular file O_NONBLOCK has to be taken away again:
+// io_uring makes its transfers one by one otherwise.
+int open_now(const std::string& path, int flags) {
+  const int fd = ::open(path.c_str(), flags | O_NONBLOCK | O_NOCTTY, 0666);
+  return fd < 0 && errno == EWOULDBLOCK ? ::open(path.c_str(), flags, 0666) : fd;
+}
+
+const char* kind_of(mode_t mode) {
+  if (S_ISDIR(mode)) return "a folder";
+  if (S_ISFIFO(mode)) return "a named pipe";
+  if (S_ISSOCK(mode)) return "a socket";
+  return "a device";
+}
+
+Status check_regular(int fd, const std::string& path) {
+  struct stat status {};
+  MUSTER_TRY(outcome(::fstat(fd, &status), "examine", path));
+  if (S_ISREG(status.st_mode)) return ok();
+  return Error{ErrorCode::kEnvironment, path + " is " + kind_of(status.st_mode) +
+                                            " and not a file; remove it, or choose another name"};
 }
 
 class RealFile final : public File {
@@ -51,26 +55,15 @@ class RealFile final : public File {
       : fd_(std::move(fd)), path_(std::move(path)), direct_(direct) {}
 
   Result<size_t> pread(MutableByteSpan bytes, uint64_t offset) override {
-    size_t done = 0;
-    while (done < bytes.size()) {
-      const ssize_t got = ::pread(fd_.get(), bytes.data() + done, bytes.size() - done, off_t(offset + done));
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) return failure("read", path_, errno);
-      if (got == 0) break;
-      done += static_cast<size_t>(got);
-    }
-    return done;
+    return read_all(fd_.get(), path_, bytes, offset);
   }
 
   Status pwrite(ByteSpan bytes, uint64_t offset) override {
-    size_t done = 0;
-    while (done < bytes.size()) {
-      const ssize_t put = ::pwrite(fd_.get(), bytes.data() + done, bytes.size() - done, off_t(offset + done));
-      if (put < 0 && errno == EINTR) continue;
-      if (put <= 0) return failure("write", path_, put < 0 ? errno : ENOSPC);
-      done += static_cast<size_t>(put);
-    }
-    return ok();
+    return write_all(fd_.get(), path_, bytes, offset);
+  }
+
+  std::unique_ptr<WriteQueue> write_queue(const WriteQueueOptions& options) override {
+    return open_write_queue(fd_.get(), path_, options);
   }
 
   Status allocate(uint64_t bytes) override {
@@ -98,6 +91,10 @@ class RealFile final : public File {
 
   bool direct() const override { return direct_; }
 
+  FileTransfer read_of(MutableByteSpan target, uint64_t offset, uint64_t tag) const {
+    return {fd_.get(), &path_, false, target.data(), target.size(), offset, tag};
+  }
+
   // Linux frees the descriptor whatever close says, so it is never closed twice.
   Status close() override { return outcome(::close(fd_.release()), "close", path_); }
 
@@ -105,6 +102,20 @@ class RealFile final : public File {
   UniqueFd fd_;
   std::string path_;
   bool direct_;
+};
+
+class RealReadQueue final : public ReadQueue {
+ public:
+  explicit RealReadQueue(const ReadQueueOptions& options)
+      : transfers_(open_transfer_queue({options.depth, options.registered, options.method})) {}
+  Status submit(File& file, MutableByteSpan target, uint64_t offset, uint64_t tag) override {
+    return transfers_->submit(static_cast<RealFile&>(file).read_of(target, offset, tag));
+  }
+  Result<Moved> wait() override { return transfers_->wait(); }
+  IoMethod method() const override { return transfers_->method(); }
+
+ private:
+  std::unique_ptr<TransferQueue> transfers_;
 };
 
 // A POSIX record lock: it belongs to the process, so it ends with it even while a forked child lives on (an
@@ -150,12 +161,18 @@ class RealFiles final : public FileSystem {
     int flags = O_CLOEXEC | (mode == OpenMode::kRead ? O_RDONLY : O_RDWR);
     if (mode == OpenMode::kCreate) flags |= O_CREAT | O_EXCL;
     if (mode == OpenMode::kReadWrite) flags |= O_CREAT;
-    int fd = ::open(path.c_str(), flags, 0666);
-    if (fd < 0) return failure(mode == OpenMode::kCreate ? "create" : "open", path, errno);
-    UniqueFd owned(fd);
+    UniqueFd owned(open_now(path, flags));
+    if (!owned) return failure(mode == OpenMode::kCreate ? "create" : "open", path, errno);
+    MUSTER_TRY(check_regular(owned.get(), path));
     // Asked for after the opening, so that a refusal leaves no half-created file behind.
-    const bool granted = direct && ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_DIRECT) == 0;
+    const int usual = ::fcntl(owned.get(), F_GETFL) & ~O_NONBLOCK;
+    const bool granted = direct && ::fcntl(owned.get(), F_SETFL, usual | O_DIRECT) == 0;
+    if (!granted) MUSTER_TRY(outcome(::fcntl(owned.get(), F_SETFL, usual), "prepare", path));
     return std::unique_ptr<File>(std::make_unique<RealFile>(std::move(owned), path, granted));
+  }
+
+  std::unique_ptr<ReadQueue> read_queue(const ReadQueueOptions& options) override {
+    return std::make_unique<RealReadQueue>(options);
   }
 
   Status make_directory(const std::string& path) override {
@@ -207,8 +224,9 @@ class RealFiles final : public FileSystem {
   Result<std::unique_ptr<FileLock>> lock(const std::string& path) override {
     const std::lock_guard guard(locked_files().mutex);
     if (const auto inode = inode_of(path); inode && locked_files().held.count(*inode) != 0) return held(path);
-    UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666));
+    UniqueFd fd(open_now(path, O_RDWR | O_CREAT | O_CLOEXEC));
     if (!fd) return failure("open", path, errno);
+    MUSTER_TRY(check_regular(fd.get(), path));
     struct flock request {};
     request.l_type = F_WRLCK;
     request.l_whence = SEEK_SET;

@@ -6,7 +6,8 @@
 // it again in the hope of a better answer.
 //
 // Errors carry the operation, the path and the system's words. kEnvironment: the disk or the system refuses;
-// kRetry: someone else holds the lock; kDropCheckpoint: the name is taken.
+// kRetry: someone else holds the lock, or this process lacks memory or descriptors; kDropCheckpoint: the name
+// is taken.
 #pragma once
 
 #include <memory>
@@ -15,7 +16,9 @@
 #include <vector>
 
 #include "runtime/base/bytes.h"
+#include "runtime/base/read_queue.h"
 #include "runtime/base/result.h"
+#include "runtime/base/write_queue.h"
 
 namespace muster {
 
@@ -34,6 +37,8 @@ class File {
   virtual Result<size_t> pread(MutableByteSpan bytes, uint64_t offset) = 0;
   // Writes all bytes or fails.
   virtual Status pwrite(ByteSpan bytes, uint64_t offset) = 0;
+  // For writes that overlap. REQUIRES: the file outlives the queue; sync only after all tags came back.
+  virtual std::unique_ptr<WriteQueue> write_queue(const WriteQueueOptions& options) = 0;
   // Makes the file at least this long and reserves its space, where the file system can.
   virtual Status allocate(uint64_t bytes) = 0;
   virtual Status truncate(uint64_t bytes) = 0;
@@ -65,8 +70,11 @@ class FileSystem {
  public:
   virtual ~FileSystem() = default;
 
+  // Regular files only: a pipe, a device or a folder of that name is refused, at once.
   // `direct` asks for I/O past the page cache; where it is refused the file is opened without (File::direct).
   virtual Result<std::unique_ptr<File>> open(const std::string& path, OpenMode mode, bool direct = false) = 0;
+  // For reads that overlap, of any of its files.
+  virtual std::unique_ptr<ReadQueue> read_queue(const ReadQueueOptions& options) = 0;
   virtual Status make_directory(const std::string& path) = 0;  // its parent exists, the name is free
   virtual Status link(const std::string& source, const std::string& target) = 0;  // never overwrites
   virtual Status rename(const std::string& source, const std::string& target) = 0;

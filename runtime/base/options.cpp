@@ -21,7 +21,10 @@ constexpr Option kOptions[] = {
     {"nnodes", kRange, "1", 1, 65536, kRun,
      "nodes: MIN:MAX, or one number; the job runs with any count between"},
     {"nproc", kInteger, "1", 1, 4096, kRun, "workers on this node"},
-    {"rdzv", kText, "", 0, 0, kRun, "HOST:PORT of the first agent; needed where MAX > 1"},
+    {"rdzv", kText, "", 0, 0, kRun,
+     "HOST:PORT of the first agent, or etcd://HOST:PORT[,HOST:PORT...]; needed where MAX > 1"},
+    {"rdzv-lease", kSeconds, "5", 3, 600, kRun,
+     "with etcd: whole seconds after which a leader that etcd does not hear is replaced"},
     {"rdzv-timeout", kSeconds, "300", 0.1, kDay, kRun,
      "give up where the rendezvous does not answer within so long"},
     {"job", kText, "muster", 0, 0, kRun, "the job's name; agents of different jobs refuse each other"},
@@ -30,9 +33,34 @@ constexpr Option kOptions[] = {
      "inherited descriptor to read the job's secret from"},
     {"log-dir", kText, "", 0, 0, kRun, "folder for one output and one error file per worker"},
     {"node-name", kText, "", 0, 0, kRun, "this node's name in messages (default: the host's)"},
-    {"grace", kSeconds, "30", 0, kDay, kRun, "from a signal to the agent until the workers are killed"},
+    {"grace", kSeconds, "30", 0, kDay, kRun,
+     "from a signal to the agent until the workers are killed; under Slurm its own deadline"},
+    {"finish-grace", kSeconds, "3600", 0, 7 * kDay, kRun,
+     "after the last step a program may take so long to evaluate and export; then its workers are ended"},
+    {"notices", kText, "", 0, 0, kRun,
+     "whom to ask for notices: of aws, gcp, azure, and slurm for node drains, comma between; signals of "
+     "schedulers "
+     "are recognised without it"},
+    {"drain-every", kSeconds, "30", 0.1, kDay, kRun,
+     "with --notices slurm: between questions whether the node is drained"},
+    {"notice-file", kText, "", 0, 0, kRun,
+     "file that is a notice while it exists: [job|node] [SECONDS] [WORDS]"},
+    {"notice-listen", kText, "", 0, 0, kRun,
+     "HOST:PORT on the loopback address where notices are taken over HTTP (see: muster notice)"},
+    {"notice-lead", kSeconds, "120", 0, kDay, kRun,
+     "a planned notice is acted on so long before its deadline; until then it may be withdrawn"},
+    {"ready-file", kText, "", 0, 0, kRun, "file that exists while this node trains, for a readiness probe"},
+    {"live-file", kText, "", 0, 0, kRun, "file that is touched every second, for a liveness probe"},
+    {"metadata-url", kText, "", 0, 0, kVariable,
+     "where the cloud's metadata service answers, if not at its own address"},
+    {"requeue-max", kInteger, "1000", 0, 1000000, kRun,
+     "under Slurm: so often a job that ended early asks to be queued again; 0: never"},
+    {"requeue-marker", kText, "", 0, 0, kRun,
+     "file in which muster counts launches without a step; write never into it to stop the requeues"},
     {"quiet", kSwitch, "0", 0, 0, kRun, "print no events, only the workers' output and errors"},
     {"events", kText, "", 0, 0, kRun, "file to append all events to, one JSON object a line"},
+    {"account", kText, "", 0, 0, kRun,
+     "file that the job's launches share: what each preemption cost, one JSON object a line"},
     {"restarts", kInteger, "3", 0, 1000, kRun,
      "deaths of one worker within the window before it is given up"},
     {"restart-window", kSeconds, "600", 1, kDay, kRun, "the window of --restarts"},
@@ -54,6 +82,12 @@ constexpr Option kOptions[] = {
      "a worker that does not enter a new view by then is lost"},
     {"update-timeout", kSeconds, "30", 0.1, kDay, kVariable,
      "an update scope that stays open so long is torn"},
+    {"keep-every", kInteger, "0", 0, 1e15, kVariable,
+     "keep also checkpoints of versions that are multiples of this; 0: none for that reason"},
+    {"keep-younger", kSeconds, "0", 0, 36500 * kDay, kVariable,
+     "keep also checkpoints that are younger than this"},
+    {"staging-mib", kInteger, "0", 0, 1 << 24, kVariable,
+     "memory for a save on its way to disk, in MiB; 0: as much as a rank saves. Less makes update() wait"},
     {"module-path", kText, "", 0, 0, kVariable, "folder of libmuster_*.so"},
     {"control-fd", kText, "", 0, 0, kInternal, "the worker's socket to its agent, FD:INODE"},
     {"local-rank", kInteger, "0", 0, 65535, kInternal, "the worker's slot on its node"},
@@ -208,6 +242,15 @@ Status OptionValues::set(std::string_view name, std::string value, const std::st
 }
 
 bool OptionValues::is_set(std::string_view name) const { return values_.find(name) != values_.end(); }
+
+std::vector<std::string> OptionValues::durations_as_variables() const {
+  std::vector<std::string> assignments;
+  for (const auto& [name, value] : values_) {
+    const Option& option = *find_option(name);
+    if (option.type == OptionType::kSeconds) assignments.push_back(variable_of(option) + "=" + value);
+  }
+  return assignments;
+}
 
 std::string OptionValues::text(std::string_view name) const {
   const auto found = values_.find(name);

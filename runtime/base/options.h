@@ -50,6 +50,8 @@ class OptionValues {
 
   // REQUIRES: the table has `name` with this type; the values were checked when they were set.
   bool is_set(std::string_view name) const;
+  // The durations that were set, by flag or variable, as "MUSTER_…=…": so a worker knows its agent's limits.
+  std::vector<std::string> durations_as_variables() const;
   std::string text(std::string_view name) const;
   int64_t integer(std::string_view name) const;
   Duration duration(std::string_view name) const;

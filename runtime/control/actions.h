@@ -32,6 +32,14 @@ struct Finish {
   std::string why;
 };
 
+// Leader: it cannot go on, and the job might without it: the store does not answer, another leader has
+// written, or more nodes are out of reach than may be excluded. The host breaks all its links and says
+// nothing more for it; the agents freeze and look for another leader, or save what they hold (rules 10 to
+// 12).
+struct Resign {
+  std::string why;
+};
+
 // Node: processes.
 struct SpawnWorker {
   uint32_t local_rank = 0;
@@ -41,7 +49,7 @@ struct SignalWorker {
   int signal = 0;
 };
 
-using Action = std::variant<Send, StoreView, Finish, SpawnWorker, SignalWorker, Event>;
+using Action = std::variant<Send, StoreView, Finish, Resign, SpawnWorker, SignalWorker, Event>;
 using Actions = std::vector<Action>;
 
 }  // namespace muster::control

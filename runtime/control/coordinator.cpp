@@ -111,6 +111,38 @@ void Coordinator::State::settle() {
 
 // ---- time
 
+// Called more than a heartbeat after the moment of its own next one, the leader itself did not run
+// (descheduled, suspended, or its clock jumped): what the others said meanwhile has still to be read, so that
+// time counts against nobody.
+void Coordinator::State::advance_to(Instant at) {
+  const Duration absence = at - std::max(now, heartbeat_at);
+  now = std::max(now, at);
+  if (absence >= limits.heartbeat_every && limits.rules.own_absence_noticed) forgive(absence);
+}
+
+// A notice's deadline stands: it is the scheduler's, not ours.
+void Coordinator::State::forgive(Duration absence) {
+  const auto later = [&](Instant& deadline) {
+    if (deadline != kNever) deadline += absence;
+  };
+  const auto since = [&](Instant& moment) {
+    if (moment != kNever) moment = std::min(now, moment + absence);
+  };
+  say(EventKind::kLog, "the leader did not run for " + std::to_string(absence / kMillisecond) +
+                           " ms; that counts as nobody's silence");
+  for (auto& [id, node] : nodes) {
+    since(node.heard_at);
+    since(node.silent_since);
+  }
+  for (auto& [id, moment] : change.mute) since(moment);
+  since(progress_at);
+  later(phase_deadline);
+  later(leave_deadline);
+  if (boundary) later(boundary->deadline);
+  for (auto& [id, lesson] : lessons) later(lesson.deadline);
+  for (auto& [id, save] : saves) later(save.deadline);
+}
+
 void Coordinator::State::tick() {
   for (auto& [id, node] : nodes) {
     if (node.connected && node.silent_since == kNever && now - node.heard_at >= limits.node_silence) {
@@ -153,9 +185,13 @@ Instant Coordinator::State::next_deadline() const {
     if (node.connected && node.silent_since == kNever)
       next = std::min(next, node.heard_at + limits.node_silence);
     if (node.silent_since != kNever) possible_at(node.silent_since + limits.partition_wait);
+    if (node.silent_since != kNever && !limits.embedded_store)
+      possible_at(node.silent_since + limits.resign_wait);
     possible_at(node.hello_at + limits.form_wait);
   }
   if (phase == Phase::kEnded) return next;
+  for (const auto& [id, since] : change.mute) possible_at(since + limits.partition_wait);
+  possible_at(recover_until);
   if (phase == Phase::kRunning) {
     next = std::min({next, suspect_at, leave_deadline, progress_at + limits.step_timeout});
     if (boundary) next = std::min(next, boundary->deadline);
@@ -171,7 +207,7 @@ Instant Coordinator::State::next_deadline() const {
 
 // ---- the public face
 
-Coordinator::Coordinator(Limits limits, std::string job, uint64_t incarnation, Instant now)
+Coordinator::Coordinator(Limits limits, std::string job, uint64_t incarnation, Instant now, Takeover takeover)
     : state_(std::make_unique<State>()) {
   state_->limits = limits;
   state_->job = std::move(job);
@@ -180,13 +216,15 @@ Coordinator::Coordinator(Limits limits, std::string job, uint64_t incarnation, I
   state_->phase_deadline = now + limits.form_timeout;
   state_->heartbeat_at = now + limits.heartbeat_every;
   state_->stored = Generation{incarnation, 0};
+  if (takeover.term != 0) state_->take_over(std::move(takeover));
 }
 
 Coordinator::~Coordinator() = default;
 
 Actions Coordinator::receive(Instant now, NodeId from, const Envelope& envelope) {
   State& state = *state_;
-  state.now = now;
+  if (state.resigned) return {};
+  state.advance_to(now);
   if (const auto node = state.nodes.find(from); node != state.nodes.end()) {
     if (!node->second.connected && !std::holds_alternative<NodeHello>(envelope.message)) return {};
     state.node_heard(node->second);
@@ -201,9 +239,9 @@ Actions Coordinator::receive(Instant now, NodeId from, const Envelope& envelope)
 
 Actions Coordinator::disconnected(Instant now, NodeId node, const std::string& why) {
   State& state = *state_;
-  state.now = now;
+  state.advance_to(now);
   const auto record = state.nodes.find(node);
-  if (record == state.nodes.end()) return {};
+  if (record == state.nodes.end() || state.resigned) return {};
   record->second.connected = false;
   state.node_fell_silent(record->second, why);
   state.settle();
@@ -212,16 +250,14 @@ Actions Coordinator::disconnected(Instant now, NodeId node, const std::string& w
 
 Actions Coordinator::stored(Instant now, uint32_t attempt, bool stored, const View& current) {
   State& state = *state_;
-  state.now = now;
+  state.advance_to(now);
   if (state.phase != Phase::kStoring) return {};
   const bool ours = current == state.change.next;  // an earlier attempt whose answer was lost (rule 14)
   if (stored && attempt != state.change.attempt && !ours) return {};
   if (stored || ours || !state.limits.rules.store_guarded) {
     state.next_is_stored();
   } else if (attempt == state.change.attempt) {
-    state.end_job(kExitRequeue, "another leader has written generation " + to_string(current.generation));
-    state.out.push_back(Finish{kExitRequeue, state.end_why});
-    state.finished = true;
+    state.resign("another leader has written generation " + to_string(current.generation));
   }
   state.settle();
   return state.take();
@@ -229,7 +265,7 @@ Actions Coordinator::stored(Instant now, uint32_t attempt, bool stored, const Vi
 
 Actions Coordinator::tick(Instant now) {
   State& state = *state_;
-  state.now = now;
+  state.advance_to(now);
   if (state.finished) return {};
   state.tick();
   state.settle();

@@ -22,10 +22,12 @@ struct Limits {
   uint32_t nodes_min = 1;
   uint32_t nodes_max = 1;
   uint32_t workers_per_node = 1;
-  Duration form_wait = 2 * kSecond;        // after MIN nodes are complete, wait this long for more, up to MAX
-  Duration form_timeout = 300 * kSecond;   // MIN nodes not complete by then: the job ends
-  Duration report_timeout = 60 * kSecond;  // Agree → Report; longer than MemberLimits::update_timeout
-  Duration ready_timeout = 60 * kSecond;   // Install → Ready
+  Duration form_wait = 2 * kSecond;       // after MIN nodes are complete, wait this long for more, up to MAX
+  Duration form_timeout = 300 * kSecond;  // MIN nodes not complete by then: the job ends
+  // Agree → Report; longer than MemberLimits::update_timeout by more than two heartbeats, up to which the
+  // leader's own absence goes unnoticed.
+  Duration report_timeout = 60 * kSecond;
+  Duration ready_timeout = 60 * kSecond;  // Install → Ready
   Duration store_timeout = 5 * kSecond;
   Duration boundary_timeout = 30 * kSecond;  // first AtBoundary → last
   Duration learn_timeout = 300 * kSecond;    // Teach → Level
@@ -36,6 +38,9 @@ struct Limits {
   Duration step_timeout = 600 * kSecond;  // a member that makes no progress for so long is a suspect
   bool fixed_world = false;               // mpirun, srun without agents: any loss ends the job as requeue
   bool embedded_store = true;             // this leader holds the store itself (rule 11)
+  // Where the store is elsewhere: more than half of the nodes are silent for so long, and the leader resigns.
+  Duration resign_wait = 1 * kSecond;
+  Duration recover_wait = 5 * kSecond;  // a new leader waits so long for the nodes of the view that it found
   Duration suspect_wait =
       500 * kMillisecond;        // a group failed, nobody is known dead: form it anew after this
   uint32_t suspect_repeats = 3;  // so often without a step: the named members are excluded
@@ -72,10 +77,20 @@ LossDecision decide_loss(uint32_t nodes_in_view, uint32_t nodes_silent, bool hol
 
 // ---- the machine
 
+// What a new leader finds in a store that outlives leaders.
+struct Takeover {
+  View view;          // the newest; counter 0: none was stored yet
+  uint64_t term = 0;  // this leader's (NodeWelcome); 0: the store dies with its leader
+};
+// Attempts and plan numbers of each term are above those of all terms before, because members keep the
+// newest.
+constexpr uint64_t kTermsMax = 4095;
+
 class Coordinator {
  public:
   // `incarnation` is the store's nonce.
-  Coordinator(Limits limits, std::string job, uint64_t incarnation, Instant now);
+  // REQUIRES: takeover.term <= kTermsMax.
+  Coordinator(Limits limits, std::string job, uint64_t incarnation, Instant now, Takeover takeover = {});
   ~Coordinator();
 
   // A message from a node's agent (envelope.member 0) or from a member behind it.

@@ -9,10 +9,12 @@ void Coordinator::State::on(NodeId, MemberId id, const Leaving& leaving) {
   if (!lives(id) || phase == Phase::kEnded) return;
   MemberRecord& record = members.at(id);
   record.leaving = leaving.exit_code;
+  record.leaving_why = leaving.why;
   if (!in_view(id)) return;
   if (leaving.version != kNoVersion) record.version = std::max(record.version, leaving.version);
   if (leaving.exit_code != 0 && leaving.exit_code != kExitRequeue) {
     program_failures.emplace_back(id, leaving.exit_code);
+    if (program_failure_why.empty()) program_failure_why = leaving.why;
     return lose_member(
         id, "the program left with code " + std::to_string(leaving.exit_code) + ": " + leaving.why, false);
   }
@@ -29,9 +31,14 @@ void Coordinator::State::check_leaving() {
                                                   : std::any_of(ids.begin(), ids.end(), leaves);
   if (ids.empty() || !enough) return;
   int code = 0;
-  for (MemberId id : ids) code = std::max(code, members.at(id).leaving.value_or(0));
-  end_job(code, code == 0 ? "every member holds the last version"
-                          : "every member left with code " + std::to_string(code));
+  std::string why = "every member holds the last version";
+  for (MemberId id : ids) {
+    const MemberRecord& record = members.at(id);
+    if (record.leaving.value_or(0) <= code) continue;
+    code = *record.leaving;
+    why = record.leaving_why;
+  }
+  end_job(code, why);
 }
 
 // The others do not follow, and cannot go on without those who left.
@@ -68,7 +75,7 @@ void Coordinator::State::settle_end() {
   if (finished || (!members.empty() && now < phase_deadline)) return;
   const bool in_reach = std::any_of(members.begin(), members.end(), [&](const auto& entry) {
     const auto node = nodes.find(entry.second.member.node);
-    return node != nodes.end() && node->second.connected;
+    return node != nodes.end() && node->second.connected && !node_silent(node->first);
   });
   if (in_reach && now < finish_deadline) {
     phase_deadline = now + kSecond;

@@ -35,12 +35,39 @@ void Coordinator::State::on(NodeId from, MemberId, const NodeHello& hello) {
     node.order = ++nodes_ever;
     say(EventKind::kNodeJoined, hello.name);
   }
+  if (node.workers == 0) node.workers = hello.workers;  // known from the store's view
   node.connected = true;
+  node.rescue_host = hello.rescue_host;
+  node.rescue_port = hello.rescue_port;
   node_heard(node);
   if (phase == Phase::kEnded) return to_node(from, EndJob{exit_code, end_why});
-  to_node(from, NodeWelcome{stored, limits.heartbeat_every});
+  to_node(from, NodeWelcome{stored, limits.heartbeat_every, term});
+  tell_neighbours(from);
   send_eviction(from);
   if (came_back) resume_node(node);
+}
+
+// Whom to meet should this leader be lost (rule 12): a few that came first, so that thousands of nodes do not
+// each keep thousands of addresses. All but the newcomer have the list already, unless it changed.
+void Coordinator::State::tell_neighbours(NodeId newcomer) {
+  std::vector<const NodeRecord*> listening;
+  for (const auto& [id, node] : nodes) {
+    if (node.connected && node.rescue_port != 0) listening.push_back(&node);
+  }
+  if (listening.empty()) return;
+  std::sort(listening.begin(), listening.end(), [](auto* a, auto* b) { return a->order < b->order; });
+  if (listening.size() > kNeighboursMax) listening.resize(kNeighboursMax);
+  Neighbours message;
+  std::vector<NodeId> ids;
+  for (const NodeRecord* node : listening) {
+    message.nodes.push_back({node->id, node->name, node->rescue_host, node->rescue_port});
+    ids.push_back(node->id);
+  }
+  const bool changed = ids != told_neighbours;
+  told_neighbours = std::move(ids);
+  for (const auto& [id, node] : nodes) {
+    if (node.connected && (changed || id == newcomer)) to_node(id, message);
+  }
 }
 
 // A second connection before the end of the first was seen: what was under way to its members is lost.
@@ -74,7 +101,13 @@ bool Coordinator::State::admit(NodeId, MemberId id, const MemberHello& hello) {
 }
 
 void Coordinator::State::on(NodeId from, MemberId id, const MemberHello& hello) {
-  if (id == 0 || hello.member.id != id || hello.member.node != from || lives(id)) return;
+  if (id == 0 || hello.member.id != id || hello.member.node != from) return;
+  if (lives(id)) return found_member_speaks(id, hello);
+  if (is_leftover(hello)) {
+    excluded.insert(id);
+    doomed[id] = from;
+    return send_eviction(from);
+  }
   MemberRecord& record = members[id];
   record.member = hello.member;
   if (phase == Phase::kEnded) return to_member(id, End{exit_code, end_why});

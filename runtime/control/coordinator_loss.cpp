@@ -43,6 +43,7 @@ void Coordinator::State::slot_given_up(NodeRecord& node, const MemberGone& gone)
       end_job(gone.exit_code, "the program ends early on every node: " + gone.why);
     return;
   }
+  if (recover_until != kNever) return;  // not all have come; conclude_agreement() looks
   if (nodes_able() < limits.nodes_min) {
     want_stop(gone.exit_code, "fewer than MIN nodes can run the program: " + gone.why, kNever);
   }
@@ -140,7 +141,36 @@ void Coordinator::State::ask_again(NodeId node) {
   }
 }
 
+// Kills whose proof, if it comes, excludes any number (rule 11).
+void Coordinator::State::ask_to_kill(const std::vector<MemberId>& ids) {
+  std::map<NodeId, Evict> evictions;
+  for (MemberId id : ids) evictions[members.at(id).member.node].members.push_back(id);
+  for (auto& [node, evict] : evictions) {
+    evict.generation = Generation{incarnation, stored.counter + 1};
+    if (nodes.at(node).connected) to_node(node, evict);
+  }
+}
+
+// Without proof, they are all that is left of more than half of the view's nodes.
+bool Coordinator::State::too_many_unproven(const std::vector<MemberId>& ids) const {
+  std::set<NodeId> left;
+  for (MemberId id : living_of(view)) {
+    if (std::find(ids.begin(), ids.end(), id) == ids.end()) left.insert(members.at(id).member.node);
+  }
+  std::set<NodeId> emptied;
+  for (MemberId id : ids) {
+    if (!left.contains(members.at(id).member.node)) emptied.insert(members.at(id).member.node);
+  }
+  return 2 * emptied.size() > view_nodes().size();
+}
+
+// More than rule 11 allows are asked for their versions instead; who gives none is silent then.
 void Coordinator::State::evict_members(const std::vector<MemberId>& ids, const std::string& why) {
+  const bool in_view_change = phase != Phase::kRunning && phase != Phase::kInstalling;
+  if (!in_view_change && too_many_unproven(ids) && limits.rules.silence_is_bounded) {
+    ask_to_kill(ids);
+    return begin_view_change(why);
+  }
   for (MemberId id : ids) lose_member(id, why, false);
 }
 

@@ -144,8 +144,12 @@ bool Coordinator::State::drain_leaves_enough() const {
 
 void Coordinator::State::settle_drains() {
   if (stop || !drains_wanted() || now < settle_notices_at) return;
-  if (drain_leaves_enough()) return want_plan("members are being drained");
-  want_stop(kExitRequeue, "too few would be left after the drain", kNever);
+  const Instant deadline = std::exchange(drain_deadline, kNever);
+  if (drain_leaves_enough()) {
+    if (deadline != kNever) say_plan(nodes_able(), deadline);
+    return want_plan("members are being drained");
+  }
+  want_stop(kExitRequeue, "too few would be left after the drain", deadline);
 }
 
 void Coordinator::State::end_drained() {

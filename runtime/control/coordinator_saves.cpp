@@ -16,7 +16,9 @@ void Coordinator::State::on(NodeId, MemberId id, const SaveDue& due) {
   }
   newest_save = due.version;
   last_save_waits.reset();
-  if (stop) return;
+  // Not opened, so nobody may keep its state still for it: the update that the stop-save waits for would
+  // wait, too.
+  if (stop) return to_view(SaveClosed{0, false, "the job is being stopped", due.version});
   if (due.last && !saves.empty()) {
     last_save_waits = due.version;
     return;
@@ -52,6 +54,7 @@ void Coordinator::State::on(NodeId, MemberId id, const SaveVote& vote) {
   Save& save = found->second;
   if (std::find(save.participants.begin(), save.participants.end(), id) == save.participants.end()) return;
   if (!vote.written) return close_save(save.id, false, named(id) + ": " + vote.why);
+  if (!save.records.contains(id)) save.bytes += vote.bytes;
   save.records[id] = vote.record;
   check_votes(save);
 }
@@ -89,7 +92,9 @@ void Coordinator::State::close_save(uint64_t id, bool durable, const std::string
   Event& event = say(durable ? EventKind::kSaveDurable : EventKind::kSaveFailed, why);
   event.version = save.version;
   if (durable) {
-    save_took = now - save.opened_at;
+    event.amount = static_cast<int64_t>(save.bytes);
+    save_speed.add({save.bytes, now - save.opened_at});
+    state_bytes = save.bytes;
     newest_durable = std::max(newest_durable, save.version);
   }
   if (save.stop && phase != Phase::kEnded) stop_save_closed(durable, why);
@@ -113,6 +118,14 @@ void Coordinator::State::save_member_lost(MemberId id) {
   for (uint64_t save_id : orphaned) {
     if (saves.contains(save_id)) publish(saves.at(save_id));  // unless the job ended over the failed one
   }
+}
+
+void Coordinator::State::fail_unvoted_saves(const std::string& why) {
+  std::vector<uint64_t> unvoted;
+  for (const auto& [id, save] : saves) {
+    if (!save.all_voted) unvoted.push_back(id);
+  }
+  for (uint64_t id : unvoted) close_save(id, false, why);
 }
 
 void Coordinator::State::saves_overdue() {

@@ -3,6 +3,7 @@
 // The flow: receive() and tick() record what is new, then settle() draws the consequences once, so that
 // losses that arrive together make one view. What each file does:
 //   forming      nodes and members come; the first view
+//   takeover     a new leader, from the store's view to the next; resigning
 //   loss         who is lost, and why; evictions
 //   view_change  agree → store → install → go
 //   plans        boundaries: joins and drains without a revocation
@@ -16,6 +17,7 @@
 #include <utility>
 
 #include "runtime/control/coordinator.h"
+#include "runtime/control/notice_plan.h"
 
 namespace muster::control {
 
@@ -29,6 +31,8 @@ struct NodeRecord {
   bool connected = false;
   bool draining = false;
   bool was_in_view = false;
+  std::string rescue_host;
+  uint32_t rescue_port = 0;
   Instant heard_at = 0;
   Instant silent_since = kNever;
   Instant hello_at = 0;              // of its newest member: the others of its batch are waited for
@@ -40,8 +44,10 @@ struct MemberRecord {
   Member member;
   Version version = kNoVersion;  // newest reported progress
   Generation progressed_in;      // view in which the program's thread was last heard of
-  std::optional<int> leaving;
+  std::optional<int> leaving;    // the exit code
+  std::string leaving_why;
   bool draining = false;
+  bool from_store = false;  // known from the view that a new leader found; it has not spoken yet
 };
 
 struct Change {
@@ -52,6 +58,7 @@ struct Change {
   uint32_t store_tries = 0;
   Instant began = 0;
   std::map<MemberId, Report> reports;
+  std::map<NodeId, Instant> mute;    // heard, but none of its members reports: the way there may be cut
   std::set<NodeId> silent_excluded;  // rule 11 bounds their sum over the rounds of one change
   View next;
   std::vector<Transfer> transfers;
@@ -89,6 +96,7 @@ struct Save {
   bool stop = false;
   bool all_voted = false;
   MemberId publisher = 0;
+  uint64_t bytes = 0;
   Instant opened_at = 0;
   Instant deadline = 0;
 };
@@ -102,12 +110,16 @@ struct Stop {
   uint32_t attempt = 0;
   std::map<MemberId, Report> reports;
   uint32_t tries = 0;
+  std::optional<Version> only_finish;  // the save in flight, where it is all that fits (notice_plan.h)
 };
 
 struct Coordinator::State {
   Limits limits;
   std::string job;
   uint64_t incarnation = 0;
+  uint64_t term = 0;
+  Instant recover_until = kNever;  // a view was found in the store, and its nodes are waited for
+  bool resigned = false;
 
   Instant now = 0;
   Actions out;
@@ -122,6 +134,7 @@ struct Coordinator::State {
   uint64_t nodes_ever = 0;
 
   std::map<NodeId, NodeRecord> nodes;
+  std::vector<NodeId> told_neighbours;       // the list that every node has
   std::map<MemberId, MemberRecord> members;  // processes that said hello and are not lost
   std::set<MemberId> excluded;               // processes that may never speak again
   std::map<MemberId, NodeId> doomed;         // excluded, not yet known to be reaped
@@ -136,6 +149,7 @@ struct Coordinator::State {
   bool losses_pending = false;
   std::string loss_why;
   std::vector<std::pair<MemberId, int>> program_failures;  // of members of this view
+  std::string program_failure_why;                         // as the first of them that said why put it
   bool committed = false;                                  // a step, in this view (rule 18)
   Instant progress_at = 0;
   uint32_t hangs = 0;
@@ -149,6 +163,7 @@ struct Coordinator::State {
   bool plan_pending = false;  // plan_number is out, its boundary not yet reached
   std::optional<Boundary> boundary;
   Instant settle_notices_at = kNever;
+  Instant drain_deadline = kNever;  // the nearest of the notices to nodes and ranks
 
   std::map<MemberId, Lesson> lessons;  // by learner
   std::map<MemberId, Instant> learn_not_before;
@@ -157,7 +172,8 @@ struct Coordinator::State {
   Version newest_durable = kNoVersion;
   Version newest_save = kNoVersion;        // in this view: those who share a version anew may save it anew
   std::optional<Version> last_save_waits;  // the run's last save, until the one before it is closed
-  Duration save_took = -1;
+  SaveSpeed save_speed;
+  uint64_t state_bytes = 0;  // of the newest durable save
 
   std::optional<Stop> stop;
   int exit_code = 0;
@@ -188,9 +204,17 @@ struct Coordinator::State {
   void on(NodeId from, MemberId id, const MemberHello& hello);
   std::string refusal(const NodeHello& hello) const;
   bool admit(NodeId from, MemberId id, const MemberHello& hello);
+  void tell_neighbours(NodeId newcomer);
   void settle_forming();
   void form_first_view();
   void reform();
+
+  // ---- takeover
+  void take_over(Takeover found);
+  void found_member_speaks(MemberId id, const MemberHello& hello);
+  bool is_leftover(const MemberHello& hello) const;
+  bool waits_for_nodes() const;
+  void resign(const std::string& why);
 
   // ---- loss
   void on(NodeId from, MemberId, const MemberGone& gone);
@@ -208,6 +232,9 @@ struct Coordinator::State {
   void check_suspects();
   void check_progress();
   void evict_members(const std::vector<MemberId>& ids, const std::string& why);
+  void ask_to_kill(const std::vector<MemberId>& ids);
+  bool too_many_unproven(const std::vector<MemberId>& ids) const;
+  bool unheard(NodeId id) const { return node_silent(id) || change.mute.contains(id); }
 
   // ---- view change
   void begin_view_change(const std::string& why);
@@ -266,6 +293,7 @@ struct Coordinator::State {
   void publish(Save& save);
   void close_save(uint64_t id, bool durable, const std::string& why);
   void saves_overdue();
+  void fail_unvoted_saves(const std::string& why);
 
   // ---- stop
   void on(NodeId from, MemberId, const NoticeRaised& notice);
@@ -277,6 +305,8 @@ struct Coordinator::State {
   void stop_save_closed(bool durable, const std::string& why);
   void abandon_stop_save();
   void check_notice_deadline();
+  NoticePlan say_plan(uint32_t nodes_staying, Instant notice_deadline);
+  bool save_in_flight() const;
 
   // ---- end
   void on(NodeId from, MemberId id, const Leaving& leaving);
@@ -289,6 +319,8 @@ struct Coordinator::State {
   template <typename Other>
   void on(NodeId, MemberId, const Other&) {}  // a message for another role
 
+  void advance_to(Instant at);
+  void forgive(Duration absence);
   void settle();
   void tick();
   Instant next_deadline() const;

@@ -21,41 +21,65 @@ void Coordinator::State::on(NodeId from, MemberId, const NoticeRaised& notice) {
   const Duration settle =
       notice.time_left < 0 ? limits.notice_settle : std::min(limits.notice_settle, notice.time_left / 4);
   if (settle_notices_at == kNever || now > settle_notices_at) settle_notices_at = now + settle;
+  drain_deadline = std::min(drain_deadline, deadline);
   if (notice.scope == Scope::kNode) {
     node.draining = true;
   } else if (lives(notice.member)) {
     members.at(notice.member).draining = true;
   }
-  if (phase == Phase::kForming) {
-    const bool all =
-        std::all_of(nodes.begin(), nodes.end(), [](const auto& entry) { return entry.second.draining; });
-    if (all) return end_job(kExitRequeue, notice.source);
-  }
+  if (stop) want_stop(stop->exit_code, stop->why, deadline);
+  const bool all =
+      std::all_of(nodes.begin(), nodes.end(), [](const auto& entry) { return entry.second.draining; });
+  if (all) settle_notices_at = now;  // nobody else's notice can come
+  if (phase == Phase::kForming && all) return end_job(kExitRequeue, notice.source);
   if (phase != Phase::kStoring) end_drained();  // those in no view; the others at a boundary
 }
 
 void Coordinator::State::want_stop(int code, const std::string& why, Instant notice_deadline) {
   if (phase == Phase::kEnded) return;
   if (stop) {
-    if (notice_deadline < stop->notice_deadline) stop->notice_deadline = notice_deadline;
+    if (notice_deadline >= stop->notice_deadline) return;
+    stop->notice_deadline = notice_deadline;
+    stop->only_finish = say_plan(0, notice_deadline).only;
     return;
   }
   stop = Stop{};
   stop->exit_code = code;
   stop->why = why;
   stop->notice_deadline = notice_deadline;
-  if (save_took > 0 && notice_deadline != kNever && notice_deadline - now < save_took) {
-    say(EventKind::kLog, "the notice leaves " + std::to_string((notice_deadline - now) / kMillisecond) +
-                             " ms, the newest save took " + std::to_string(save_took / kMillisecond) +
-                             " ms: the steps since it may be lost");
-  }
+  stop->only_finish = say_plan(0, notice_deadline).only;
   if (phase == Phase::kRunning) cancel_lessons("the job is being stopped");
   boundary.reset();
   plan_pending = false;
 }
 
+bool Coordinator::State::save_in_flight() const {
+  return std::any_of(saves.begin(), saves.end(), [](const auto& entry) { return !entry.second.stop; });
+}
+
+// The plan and its reason, told once for each notice that changes it.
+NoticePlan Coordinator::State::say_plan(uint32_t nodes_staying, Instant notice_deadline) {
+  NoticeFacts facts;
+  facts.left = notice_deadline == kNever ? -1 : std::max<Duration>(0, notice_deadline - now);
+  facts.nodes_staying = nodes_staying;
+  facts.state_bytes = state_bytes;
+  facts.speed = save_speed;
+  facts.newest_durable = newest_durable;
+  for (const auto& [id, save] : saves)
+    if (!save.stop) facts.in_flight = {save.version, now - save.opened_at};
+  NoticePlan plan = plan_for_notice(facts);
+  Event& event = say(EventKind::kNoticePlan, plan.why);
+  event.amount = plan.needs;
+  return plan;
+}
+
+// Members write one save after the other, and publish in the same order: a save in flight is finished first,
+// so that a deadline that comes too early finds it durable.
 void Coordinator::State::settle_stop() {
-  if (!stop) return;
+  if (!stop || (stop->step == Stop::kWanted && save_in_flight())) return;
+  if (stop->step == Stop::kWanted && stop->only_finish && newest_durable >= *stop->only_finish)
+    return end_job(stop->exit_code, stop->why + "; version " + std::to_string(newest_durable) +
+                                        " is saved, the steps since it are NOT");
   if (stop->step == Stop::kWanted) ask_for_stop_version();
   if (stop->step == Stop::kAsking) check_stop_reports();
 }

@@ -28,12 +28,17 @@ void Coordinator::State::begin_view_change(const std::string& why) {
   say(EventKind::kRevoked, why);
   cancel_lessons("the view is revoked");
   if (stop) abandon_stop_save();
+  if (!limits.rules.saves_outlive_views) fail_unvoted_saves("the view changed");
   to_view(Agree{view.generation, change.asked, true, why});
 }
 
 void Coordinator::State::on(NodeId, MemberId id, const Report& report) {
   if (report.generation != view.generation || !in_view(id)) return;
-  if (phase == Phase::kAgreeing && report.attempt == change.asked) change.reports[id] = report;
+  if (phase == Phase::kAgreeing && report.attempt == change.asked) {
+    change.reports[id] = report;
+    const bool was_mute = change.mute.erase(members.at(id).member.node) > 0;
+    if (was_mute && phase_deadline == kNever) phase_deadline = now + limits.report_timeout;
+  }
   if (phase == Phase::kRunning && stop && stop->step == Stop::kAsking && report.attempt == stop->attempt) {
     stop->reports[id] = report;
   }
@@ -42,20 +47,34 @@ void Coordinator::State::on(NodeId, MemberId id, const Report& report) {
 std::vector<MemberId> Coordinator::State::awaited_reports() const {
   std::vector<MemberId> awaited;
   for (MemberId id : living_of(view)) {
-    if (!change.reports.contains(id) && !node_silent(members.at(id).member.node)) awaited.push_back(id);
+    if (!change.reports.contains(id) && !unheard(members.at(id).member.node)) awaited.push_back(id);
   }
   return awaited;
 }
 
+// One that gives no report while others on its node do is hung. A node that gives none at all is as silent as
+// one that is not heard, though its agent's heartbeats arrive: nobody knows whether it hears.
 void Coordinator::State::agreement_overdue() {
   phase_deadline = kNever;
-  evict_members(awaited_reports(),
-                "no report within " + std::to_string(limits.report_timeout / kSecond) + " s");
+  std::set<NodeId> answering;
+  for (const auto& [id, report] : change.reports) {
+    if (lives(id)) answering.insert(members.at(id).member.node);
+  }
+  std::vector<MemberId> hung;
+  std::vector<MemberId> mute;
+  for (MemberId id : awaited_reports()) {
+    const bool by_itself = answering.contains(members.at(id).member.node) || !limits.rules.silence_is_bounded;
+    (by_itself ? hung : mute).push_back(id);
+  }
+  for (MemberId id : mute) change.mute.emplace(members.at(id).member.node, now);
+  if (too_many_unproven(mute)) ask_to_kill(mute);  // else they are excluded now, and killed as such
+  evict_members(hung, "no report within " + std::to_string(limits.report_timeout / kSecond) + " s");
 }
 
 void Coordinator::State::check_agreement() {
-  if (!awaited_reports().empty()) return;
+  if (!awaited_reports().empty() || waits_for_nodes()) return;
   phase_deadline = kNever;
+  recover_until = kNever;
   if (exclude_silent_nodes()) conclude_agreement();
 }
 
@@ -65,9 +84,11 @@ bool Coordinator::State::exclude_silent_nodes() {
   Duration silent_for = INT64_MAX;
   for (MemberId id : living_of(view)) {
     const NodeId node = members.at(id).member.node;
-    if (!node_silent(node)) continue;
+    if (!unheard(node)) continue;
     silent.insert(node);
-    silent_for = std::min(silent_for, now - nodes.at(node).silent_since);
+    const auto mute = change.mute.find(node);
+    const Instant since = node_silent(node) ? nodes.at(node).silent_since : mute->second;
+    silent_for = std::min(silent_for, now - since);
   }
   if (silent.empty()) return true;
   LossDecision decision = decide_loss(static_cast<uint32_t>(view_nodes().size()),
@@ -75,12 +96,24 @@ bool Coordinator::State::exclude_silent_nodes() {
                                       limits.embedded_store, silent_for, limits);
   if (!limits.rules.silence_is_bounded) decision.kind = LossDecision::kShrink;
   if (decision.kind == LossDecision::kWait) return false;
+  if (decision.kind == LossDecision::kFreeze) {
+    resign(decision.why);
+    return false;
+  }
   if (decision.kind != LossDecision::kShrink) {
     end_job(kExitRequeue, decision.why);
     return false;
   }
   say(EventKind::kLog, decision.why);
-  for (NodeId node : silent) lose_node(node, "silent");
+  for (NodeId node : silent) {
+    if (node_silent(node)) {
+      lose_node(node, "silent");
+      continue;
+    }
+    for (MemberId id : living_of(view)) {  // its newcomers were not asked
+      if (members.at(id).member.node == node) lose_member(id, "no report in time", false);
+    }
+  }
   change.silent_excluded.merge(silent);
   return true;
 }
@@ -94,7 +127,8 @@ void Coordinator::State::no_member_left() {
                                 [&](const auto& failure) { return failure.second == code; });
   const bool killed = code > 128;  // by a signal: the machine's doing as likely as the program's
   if (all_by_program && same && !killed) {
-    return end_job(code, "every member ended with code " + std::to_string(code));
+    return end_job(code, "every member ended with code " + std::to_string(code) +
+                             (program_failure_why.empty() ? "" : ": " + program_failure_why));
   }
   if (stop) return end_job(stop->exit_code, stop->why + "; no member is left to save");
   if (nodes_able() < limits.nodes_min)
@@ -164,7 +198,7 @@ void Coordinator::State::add_transfers(const BaseDecision& decision) {
 
 void Coordinator::State::store_next() {
   if (++change.store_tries > kStoreTriesMax) {
-    end_job(kExitRequeue, "the store does not answer");
+    resign("the store does not answer");
     return;
   }
   phase = Phase::kStoring;
@@ -206,6 +240,7 @@ void Coordinator::State::install() {
   committed = false;
   boundary.reset();
   program_failures.clear();
+  program_failure_why.clear();
   if (view.base == kNoVersion) started.clear();
   Event& event = say(EventKind::kViewInstalled, change.why);
   event.amount = static_cast<int64_t>(view.members.size());

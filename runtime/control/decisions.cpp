@@ -62,8 +62,12 @@ LossDecision decide_loss(uint32_t nodes_in_view, uint32_t nodes_silent, bool hol
   if (2 * nodes_silent < nodes_in_view) return {LossDecision::kShrink, counts + ": fewer than half"};
   if (2 * nodes_silent == nodes_in_view)
     return {LossDecision::kShrink, counts + ": half, if the store is written"};
-  if (!holds_embedded_store)
+  if (!holds_embedded_store && silent_for >= limits.resign_wait)
     return {LossDecision::kFreeze, counts + ": more than half, and the store is elsewhere"};
+  if (!holds_embedded_store) {
+    return {LossDecision::kWait,
+            counts + ": more than half; this side is frozen, and waits a moment for them"};
+  }
   if (silent_for < limits.partition_wait) {
     return {LossDecision::kWait, counts + ": more than half; this side holds the store and waits " +
                                      std::to_string(limits.partition_wait / kSecond) + " s for them"};

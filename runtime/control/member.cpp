@@ -41,12 +41,14 @@ struct MemberCore::State {
   std::optional<Learn> lesson;
   std::optional<Version> learn_until;
 
-  Instant frozen_since = kNever;
+  bool is_frozen = false;
+  bool rescue_asked = false;  // and not yet answered
+  Version durable = kNoVersion;
   std::optional<LeaveLoop> ended;
 
   Send to_leader(Message message) const { return Send{0, Envelope{id, std::move(message)}}; }
   Generation newest() const { return pending ? pending->view.generation : entered.generation; }
-  bool frozen() const { return frozen_since != kNever; }
+  bool frozen() const { return is_frozen; }
 
   Event event(EventKind kind, std::string text) const {
     return Event{
@@ -72,7 +74,10 @@ struct MemberCore::State {
   void on(const LearnUntil& until, MemberActions& out);
   void on(const LessonOver& over, MemberActions& out);
   void on(const SaveOpen& save, MemberActions& out);
+  void on(const SaveClosed& closed, MemberActions& out);
   void on(const End& end, MemberActions& out);
+  void on(const LeaderLink& link, MemberActions& out);
+  void on(const RescueAsk& ask, MemberActions& out);
   template <typename Other>
   void on(const Other& message, MemberActions& out) {
     out.push_back(Forward{message});
@@ -80,6 +85,7 @@ struct MemberCore::State {
 
   void revoke(const std::string& why, MemberActions& out);
   void answer(MemberActions& out);
+  void answer_rescue(MemberActions& out);
   void send_report(MemberActions& out);
   void end(int exit_code, std::string why, MemberActions& out);
   std::string refusal(const Generation& generation, Version of) const;
@@ -195,6 +201,35 @@ void MemberCore::State::on(const End& message, MemberActions& out) {
   end(message.exit_code, message.why, out);
 }
 
+// ---- the leader is lost
+
+void MemberCore::State::on(const LeaderLink& link, MemberActions& out) {
+  if (link.lost == frozen()) return;
+  is_frozen = link.lost;
+  rescue_asked = false;
+  if (link.lost) out.push_back(event(EventKind::kFrozen, link.why));
+}
+
+void MemberCore::State::on(const RescueAsk&, MemberActions& out) {
+  if (!frozen()) return;  // the agent's word that the leader is found has overtaken the question
+  rescue_asked = true;
+  answer_rescue(out);
+}
+
+// A learner's copy is not reported: its source holds the same or a newer version, and knows its history.
+void MemberCore::State::answer_rescue(MemberActions& out) {
+  if (!rescue_asked || update_open || install_open) return;
+  const bool whole = version != kNoVersion && !torn && !lesson;
+  if (whole && !digest) return out.push_back(ComputeDigest{version});
+  rescue_asked = false;
+  RescueReport report;
+  report.version = whole ? version : kNoVersion;
+  report.installed = state_in;
+  if (whole) report.digest = *digest;
+  report.durable = durable;
+  out.push_back(to_leader(report));
+}
+
 // ---- plans, lessons, saves
 
 void MemberCore::State::on(const PlanNumber& plan, MemberActions& out) {
@@ -241,11 +276,16 @@ void MemberCore::State::on(const SaveOpen& save, MemberActions& out) {
   out.push_back(Forward{save});
 }
 
+void MemberCore::State::on(const SaveClosed& closed, MemberActions& out) {
+  if (closed.durable) durable = std::max(durable, closed.version);
+  out.push_back(Forward{closed});
+}
+
 // ---- permits
 
 std::string MemberCore::State::refusal_of_view(const Generation& generation) const {
   if (ended) return "the run is over: " + ended->why;
-  if (frozen()) return "frozen: the control connection is lost";
+  if (frozen()) return "frozen: the leader is lost";
   const bool by_lesson = lesson && generation == lesson->view.generation && !pending;
   if (by_lesson) return "";
   if (generation != entered.generation) return "the gradients belong to another view";
@@ -278,7 +318,6 @@ MemberCore::MemberCore(MemberId id, MemberLimits limits) : state_(std::make_shar
 MemberActions MemberCore::receive(Instant now, const Message& message) {
   MemberActions out;
   state_->now = now;
-  state_->frozen_since = kNever;  // the leader is heard again; what was decided meanwhile, its messages say
   if (state_->ended) return out;
   std::visit([&](const auto& content) { state_->on(content, out); }, message);
   return out;
@@ -287,9 +326,22 @@ MemberActions MemberCore::receive(Instant now, const Message& message) {
 MemberActions MemberCore::control_lost(Instant now, const std::string& why) {
   MemberActions out;
   state_->now = now;
-  if (state_->frozen() || state_->ended) return out;
-  state_->frozen_since = now;
-  out.push_back(state_->event(EventKind::kFrozen, why));
+  state_->end(kExitRequeue, why, out);
+  return out;
+}
+
+MemberActions MemberCore::update_abandoned(Instant now, const std::string& why) {
+  MemberActions out;
+  State& state = *state_;
+  state.now = now;
+  if (!state.update_open) return out;
+  state.update_open = false;
+  state.hold_none();
+  state.torn = true;
+  state.answer(out);
+  state.answer_rescue(out);
+  out.push_back(state.to_leader(Leaving{kExitFailed, kNoVersion, why}));
+  state.end(kExitFailed, why, out);
   return out;
 }
 
@@ -302,19 +354,10 @@ MemberActions MemberCore::tick(Instant now) {
     out.push_back(state_->event(EventKind::kLog, "the update scope stayed open: the version is torn"));
     state_->answer(out);
   }
-  if (state_->frozen() && now - state_->frozen_since >= state_->limits.frozen_timeout) {
-    state_->end(75, "frozen without a leader for longer than the deadline", out);
-  }
   return out;
 }
 
-Instant MemberCore::next_deadline() const {
-  Instant next = state_->tear_at;
-  if (state_->frozen() && !state_->ended) {
-    next = std::min(next, state_->frozen_since + state_->limits.frozen_timeout);
-  }
-  return next;
-}
+Instant MemberCore::next_deadline() const { return state_->tear_at; }
 
 MemberActions MemberCore::started(Version version, const Digest& digest, Lineage lineage) {
   MemberActions out;
@@ -336,6 +379,7 @@ MemberActions MemberCore::digest_ready(Version version, const Digest& digest) {
   if (version != state_->version || state_->update_open || state_->install_open) return out;
   state_->digest = digest;
   state_->answer(out);
+  state_->answer_rescue(out);
   return out;
 }
 
@@ -381,6 +425,7 @@ MemberActions MemberCore::state_installed(Instant now, Version version) {
     state.install_due = false;
   }
   state.answer(out);
+  state.answer_rescue(out);
   return out;
 }
 
@@ -401,6 +446,7 @@ MemberActions MemberCore::update_closed(Instant now) {
   state.update_open = false;
   if (!std::exchange(state.scope_void, false) && !state.torn) state.hold(state.version + 1, state.state_in);
   state.answer(out);
+  state.answer_rescue(out);
   return out;
 }
 
@@ -430,6 +476,8 @@ bool MemberCore::may_run() const {
   if (state_->lesson) return true;
   return state_->entered.generation.counter != 0 && !state_->revoked;
 }
+
+bool MemberCore::frozen() const { return state_->frozen(); }
 
 bool MemberCore::learning() const { return state_->lesson.has_value(); }
 

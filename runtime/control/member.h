@@ -52,18 +52,19 @@ using MemberAction =
 using MemberActions = std::vector<MemberAction>;
 
 struct MemberLimits {
-  Duration update_timeout = 30 * kSecond;   // an open scope is awaited so long, then the version is torn
-  Duration frozen_timeout = 120 * kSecond;  // frozen so long: the loop ends as requeue (rule 11)
-  RuleSwitches rules;                       // test-only
+  Duration update_timeout = 30 * kSecond;  // an open scope is awaited so long, then the version is torn
+  RuleSwitches rules;                      // test-only
 };
 
 class MemberCore {
  public:
   MemberCore(MemberId id, MemberLimits limits);
 
-  // From the leader, through the agent.
+  // From the leader, through the agent; LeaderLink and RescueAsk from the agent.
   MemberActions receive(Instant now, const Message& message);
-  // The control connection is lost: fenced, which is a freeze (rule 10).
+  // The connection to its own agent is lost, and nobody else could readmit or end this process: the loop ends
+  // as requeue. (An agent that loses the leader says LeaderLink{lost}, which is a freeze, and ends it in its
+  // time.)
   MemberActions control_lost(Instant now, const std::string& why);
   MemberActions tick(Instant now);
   Instant next_deadline() const;
@@ -85,6 +86,9 @@ class MemberCore {
   // Rule 1. `generation` is the one whose reduction produced the gradients of `version`.
   Permit open_update(Generation generation, Version version);
   MemberActions update_closed(Instant now);  // version + 1 is whole
+  // The scope ends with the state half written: no version is held, and the loop ends as failed, so that a
+  // new process fetches the state from the others.
+  MemberActions update_abandoned(Instant now, const std::string& why);
   bool update_open() const;
 
   // Rule 16. Every reduction combines (max) plan(); where boundary_due(combined), and the reduction was of
@@ -100,6 +104,7 @@ class MemberCore {
   const View& view() const;  // the newest entered view; generation counter 0 before the first
   bool revoked() const;      // the entered view is over, the next not yet entered
   bool may_run() const;      // in a live view or lesson: not revoked, not frozen, not ended
+  bool frozen() const;       // without a leader: it holds what it has, and grants no permit
   bool learning() const;     // between Learn and Go, or LessonOver
   // No permit for this version or a later one, from a stop-save (rule 26) or LearnUntil (rule 17).
   std::optional<Version> version_limit() const;

@@ -24,6 +24,8 @@ struct NodeHello {
   uint32_t workers = 0;    // --nproc
   uint32_t nodes_min = 1;  // --nnodes; must equal the leader's
   uint32_t nodes_max = 1;
+  std::string rescue_host;   // where its agent listens for the others, should the leader be lost;
+  uint32_t rescue_port = 0;  // 0: nowhere. An empty host: as the leader sees it
 };
 
 // A worker process ended, was killed and reaped, or fell silent. Only `proven` may exclude any number (rule
@@ -62,6 +64,7 @@ struct MemberHello {
   Member member;
   Digest fingerprint;
   std::string description;  // the same in words, to explain a mismatch
+  Generation installed;     // newest view that it was told to install; its agent knows, the process says none
 };
 
 // The run's starting version is known: 0 for a fresh start, or a checkpoint's. Sent by all members of the
@@ -134,8 +137,9 @@ struct SaveDue {
 struct SaveVote {
   uint64_t save = 0;
   bool written = false;
-  ByteBuffer record;  // checkpoint's shard record, opaque here
-  std::string why;    // when not written
+  ByteBuffer record;   // checkpoint's shard record, opaque here
+  std::string why;     // when not written
+  uint64_t bytes = 0;  // that it has written
 };
 
 // Answer of the publisher to SavePublish. Publishing never overwrites, so a second publisher is harmless.
@@ -157,6 +161,8 @@ struct Leaving {
 struct NodeWelcome {
   Generation newest;  // newest generation of the store, counter 0 if none yet
   Duration heartbeat_every = 0;
+  uint64_t term =
+      0;  // counts the leaders that the store has had: of two, the lower is fenced. 0: only one ever
 };
 struct NodeRefused {
   std::string why;
@@ -170,6 +176,18 @@ struct Evict {
 struct EndJob {
   int exit_code = 0;
   std::string why;
+};
+
+// Where the first agents in order of joining listen, should the leader be lost (rule 12).
+constexpr size_t kNeighboursMax = 8;
+struct Neighbour {
+  NodeId node = 0;
+  std::string name;
+  std::string host;
+  uint32_t port = 0;
+};
+struct Neighbours {
+  std::vector<Neighbour> nodes;
 };
 
 // ---- leader → member
@@ -238,7 +256,8 @@ struct SaveOpen {
   Version version = 0;
   Lineage lineage;
   std::vector<MemberId> participants;
-  bool stop = false;  // an urgent save: reach `version`, grant no permit beyond it, save, and wait for End
+  bool stop = false;    // an urgent save: reach `version`, grant no permit beyond it, save, and wait for End
+  bool rescue = false;  // the leader is lost: the frozen member saves what it holds; `lineage` is its own
 };
 struct SavePublish {
   uint64_t save = 0;
@@ -258,6 +277,38 @@ struct End {
   std::string why;
 };
 
+// ---- when the store's node is lost (rules 10, 12); see rescue.h
+
+// Agent → its workers. Lost: freeze, which grants no permit; found: go on.
+struct LeaderLink {
+  bool lost = false;
+  std::string why;
+};
+
+// Agent → the agent that collects; its workers that speak.
+struct RescueHello {
+  NodeId node = 0;
+  std::string name;
+  std::vector<MemberId> members;
+};
+// The answer of one that does not collect: its leader lives, or it has joined another.
+struct RescueRefused {
+  std::string why;
+};
+// Collector → frozen members, and their answer, once no scope is open. Grants and refuses nothing.
+struct RescueAsk {};
+struct RescueReport {
+  Version version = kNoVersion;  // kNoVersion: none that could be saved
+  Generation installed;          // as in Report
+  Digest digest;
+  Version durable = kNoVersion;  // newest version that this member knows to be saved
+};
+// Collector → agents: nothing more can be saved.
+struct RescueOver {
+  Version version = kNoVersion;  // newest durable version
+  std::string why;
+};
+
 // ---- member → its node's agent
 
 // What a worker saw, for its agent's display and event file. The agent keeps it; the leader never gets one.
@@ -269,7 +320,8 @@ using Message =
     std::variant<NodeHello, MemberGone, NodeReady, NoticeRaised, Heartbeat, MemberHello, Started, Report,
                  Ready, Suspect, AtBoundary, Level, LearnFailed, Progress, SaveDue, SaveVote, SavePublished,
                  Leaving, NodeWelcome, NodeRefused, Evict, EndJob, Agree, Install, Go, PlanNumber, Proceed,
-                 Teach, Learn, LessonOver, LearnUntil, SaveOpen, SavePublish, SaveClosed, End, WorkerEvent>;
+                 Teach, Learn, LessonOver, LearnUntil, SaveOpen, SavePublish, SaveClosed, End, WorkerEvent,
+                 Neighbours, LeaderLink, RescueHello, RescueRefused, RescueAsk, RescueReport, RescueOver>;
 
 // What travels: a message and the member that sent it or shall get it; 0 is the node's agent itself.
 struct Envelope {

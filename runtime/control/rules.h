@@ -10,15 +10,26 @@ struct RuleSwitches {
   bool tear_open_update = true;      // rule 1, 3: a scope that stays open voids the version
   bool digest_checked = true;        // rule 5: sources of a transfer must match
   bool branch_checked = true;        // rule 5: a version off the branch is no base
+  bool transfers_are_staged = true;  // rule 4: a state on its way is whole before any of it is installed
   bool evict_before_ready = true;    // rule 13: excluded processes are reaped before Go
+  bool own_absence_noticed = true;   // detection: who did not run itself calls nobody silent for that time
   bool store_guarded = true;         // rule 14: a failed guard makes the leader resign
   bool plan_baseline = true;         // rule 16: every member of a view starts from the same plan number
   bool boundary_awaits_all = true;   // rule 16: a planned view waits for every member's boundary
   bool joins_wait_for_step = true;   // rule 18: a join waits until a step was committed in the view
   bool end_awaits_all = true;        // rule 19: nobody is told to end before all hold the last version
   bool save_needs_all_votes = true;  // rule 24: no manifest before every participant has voted
+  bool saves_outlive_views = true;   // rule 24: a view change aborts no save
   bool stop_bounds_permits = true;   // rule 26: no permit beyond the version of a stop-save
   bool silence_is_bounded = true;    // rule 11: silence may not exclude any number of nodes
+  bool survivors_save = true;        // rule 12: without the store, agents have their workers' state saved
+  bool rescue_asks_all = true;       // rule 12: what is saved is the newest among all that came
+  bool leader_fenced = true;         // rule 14: a write needs the newest leader's token beside the generation
+  bool lease_checked = true;         // rule 14: a leader whose lease is over does and says nothing more
+  bool terms_counted = true;         // rule 14: a new leader's numbers are above the former's
+  bool takeover_waits = true;        // rule 11: a new leader waits for the nodes of the view that it found
+  bool takeover_evicts = true;       // rule 13: a new leader excludes members of older views that still run
+  bool start_is_kept = true;         // rule 5: agents tell a new leader what the run has started from
 };
 
 }  // namespace muster::control

@@ -97,11 +97,13 @@ Event read(const fb::Event& e) {
 
 Offset<fb::NodeHello> write(FlatBufferBuilder& to, const NodeHello& m) {
   const auto name = write(to, m.name);
-  return fb::CreateNodeHello(to, m.node, name, write(to, m.job), m.protocol, m.workers, m.nodes_min,
-                             m.nodes_max);
+  const auto job = write(to, m.job);
+  return fb::CreateNodeHello(to, m.node, name, job, m.protocol, m.workers, m.nodes_min, m.nodes_max,
+                             write(to, m.rescue_host), m.rescue_port);
 }
 NodeHello read(const fb::NodeHello& m) {
-  return {m.node(), read(*m.name()), read(*m.job()), m.protocol(), m.workers(), m.nodes_min(), m.nodes_max()};
+  return {m.node(),      read(*m.name()), read(*m.job()),         m.protocol(),   m.workers(),
+          m.nodes_min(), m.nodes_max(),   read(*m.rescue_host()), m.rescue_port()};
 }
 
 Offset<fb::MemberGone> write(FlatBufferBuilder& to, const MemberGone& m) {
@@ -132,10 +134,12 @@ Heartbeat read(const fb::Heartbeat&) { return {}; }
 Offset<fb::MemberHello> write(FlatBufferBuilder& to, const MemberHello& m) {
   const auto fingerprint = write(m.fingerprint);
   const auto member = write(to, m.member);
-  return fb::CreateMemberHello(to, member, &fingerprint, write(to, m.description));
+  const fb::Generation installed = write(m.installed);
+  return fb::CreateMemberHello(to, member, &fingerprint, write(to, m.description), &installed);
 }
 MemberHello read(const fb::MemberHello& m) {
-  return {read(*m.member()), read(*m.fingerprint()), read(*m.description())};
+  const Generation installed = m.installed() == nullptr ? Generation{} : read(*m.installed());
+  return {read(*m.member()), read(*m.fingerprint()), read(*m.description()), installed};
 }
 
 Offset<fb::Started> write(FlatBufferBuilder& to, const Started& m) {
@@ -201,9 +205,11 @@ SaveDue read(const fb::SaveDue& m) { return {read(*m.generation()), m.version(),
 
 Offset<fb::SaveVote> write(FlatBufferBuilder& to, const SaveVote& m) {
   const auto record = write(to, m.record);
-  return fb::CreateSaveVote(to, m.save, m.written, record, write(to, m.why));
+  return fb::CreateSaveVote(to, m.save, m.written, record, write(to, m.why), m.bytes);
 }
-SaveVote read(const fb::SaveVote& m) { return {m.save(), m.written(), read(*m.record()), read(*m.why())}; }
+SaveVote read(const fb::SaveVote& m) {
+  return {m.save(), m.written(), read(*m.record()), read(*m.why()), m.bytes()};
+}
 
 Offset<fb::SavePublished> write(FlatBufferBuilder& to, const SavePublished& m) {
   return fb::CreateSavePublished(to, m.save, m.published, write(to, m.why));
@@ -217,9 +223,9 @@ Leaving read(const fb::Leaving& m) { return {m.exit_code(), m.version(), read(*m
 
 Offset<fb::NodeWelcome> write(FlatBufferBuilder& to, const NodeWelcome& m) {
   const auto newest = write(m.newest);
-  return fb::CreateNodeWelcome(to, &newest, m.heartbeat_every);
+  return fb::CreateNodeWelcome(to, &newest, m.heartbeat_every, m.term);
 }
-NodeWelcome read(const fb::NodeWelcome& m) { return {read(*m.newest()), m.heartbeat_every()}; }
+NodeWelcome read(const fb::NodeWelcome& m) { return {read(*m.newest()), m.heartbeat_every(), m.term()}; }
 
 Offset<fb::NodeRefused> write(FlatBufferBuilder& to, const NodeRefused& m) {
   return fb::CreateNodeRefused(to, write(to, m.why), m.exit_code);
@@ -296,10 +302,10 @@ LearnUntil read(const fb::LearnUntil& m) { return {m.plan(), m.version()}; }
 
 Offset<fb::SaveOpen> write(FlatBufferBuilder& to, const SaveOpen& m) {
   const auto lineage = write(to, m.lineage);
-  return fb::CreateSaveOpen(to, m.save, m.version, lineage, write(to, m.participants), m.stop);
+  return fb::CreateSaveOpen(to, m.save, m.version, lineage, write(to, m.participants), m.stop, m.rescue);
 }
 SaveOpen read(const fb::SaveOpen& m) {
-  return {m.save(), m.version(), read(*m.lineage()), read(*m.participants()), m.stop()};
+  return {m.save(), m.version(), read(*m.lineage()), read(*m.participants()), m.stop(), m.rescue()};
 }
 
 Offset<fb::SavePublish> write(FlatBufferBuilder& to, const SavePublish& m) {
@@ -328,6 +334,55 @@ Offset<fb::WorkerEvent> write(FlatBufferBuilder& to, const WorkerEvent& m) {
   return fb::CreateWorkerEvent(to, write(to, m.event));
 }
 WorkerEvent read(const fb::WorkerEvent& m) { return {read(*m.event())}; }
+
+Offset<fb::Neighbours> write(FlatBufferBuilder& to, const Neighbours& m) {
+  std::vector<Offset<fb::Neighbour>> nodes;
+  nodes.reserve(m.nodes.size());
+  for (const Neighbour& node : m.nodes) {
+    const auto name = write(to, node.name);
+    nodes.push_back(fb::CreateNeighbour(to, node.node, name, write(to, node.host), node.port));
+  }
+  return fb::CreateNeighbours(to, to.CreateVector(nodes));
+}
+Neighbours read(const fb::Neighbours& m) {
+  Neighbours neighbours;
+  for (const fb::Neighbour* node : *m.nodes())
+    neighbours.nodes.push_back({node->node(), read(*node->name()), read(*node->host()), node->port()});
+  return neighbours;
+}
+
+Offset<fb::LeaderLink> write(FlatBufferBuilder& to, const LeaderLink& m) {
+  return fb::CreateLeaderLink(to, m.lost, write(to, m.why));
+}
+LeaderLink read(const fb::LeaderLink& m) { return {m.lost(), read(*m.why())}; }
+
+Offset<fb::RescueHello> write(FlatBufferBuilder& to, const RescueHello& m) {
+  const auto name = write(to, m.name);
+  return fb::CreateRescueHello(to, m.node, name, write(to, m.members));
+}
+RescueHello read(const fb::RescueHello& m) { return {m.node(), read(*m.name()), read(*m.members())}; }
+
+Offset<fb::RescueRefused> write(FlatBufferBuilder& to, const RescueRefused& m) {
+  return fb::CreateRescueRefused(to, write(to, m.why));
+}
+RescueRefused read(const fb::RescueRefused& m) { return {read(*m.why())}; }
+
+Offset<fb::RescueAsk> write(FlatBufferBuilder& to, const RescueAsk&) { return fb::CreateRescueAsk(to); }
+RescueAsk read(const fb::RescueAsk&) { return {}; }
+
+Offset<fb::RescueReport> write(FlatBufferBuilder& to, const RescueReport& m) {
+  const auto installed = write(m.installed);
+  const auto digest = write(m.digest);
+  return fb::CreateRescueReport(to, m.version, &installed, &digest, m.durable);
+}
+RescueReport read(const fb::RescueReport& m) {
+  return {m.version(), read(*m.installed()), read(*m.digest()), m.durable()};
+}
+
+Offset<fb::RescueOver> write(FlatBufferBuilder& to, const RescueOver& m) {
+  return fb::CreateRescueOver(to, m.version, write(to, m.why));
+}
+RescueOver read(const fb::RescueOver& m) { return {m.version(), read(*m.why())}; }
 
 // ---- frames
 

@@ -4,15 +4,13 @@
 #include "runtime/sim/world.h"
 
 namespace muster::sim {
-namespace {
-
-constexpr uint64_t kIncarnation = 4242;
-
-}  // namespace
-
 void World::start() {
-  leader = std::make_unique<Coordinator>(limits, "job", kIncarnation, now);
-  schedule_leader();
+  if (!options.shared_store) {
+    leads.push_back(std::make_unique<Lead>());
+    newest().core = std::make_unique<Coordinator>(limits, "job", incarnation, now);
+  }
+  duplicates = options.faults && random.chance(0.3);
+  if (!options.shared_store) schedule_leader(0);
   const size_t first = limits.nodes_min + random.below(limits.nodes_max - limits.nodes_min + 1);
   for (size_t i = 0; i < first; ++i) add_agent();
 }
@@ -43,11 +41,48 @@ Agent* World::agent_of(NodeId node) {
 
 void World::connect(size_t index) {
   Agent& agent = *agents[index];
+  if (options.shared_store) return look(index);
+  if (leader_refuses && agent.alive && !agent.finished && !agent.connected) {
+    if (++agent.refusals < 3)
+      return after(between(50 * kMillisecond, 300 * kMillisecond), [this, index] { connect(index); });
+    return agent_event(index, [this, index] {
+      Agent& self = *agents[index];
+      if (!self.finished) agent_does(index, self.core->leader_gone(agent_now(self), "connection refused"));
+    });
+  }
   if (!agent.alive || agent.finished || agent.connected || leader_finished) return;
+  connect_to(index, 0);
+}
+
+void World::connect_to(size_t index, size_t which) {
+  Agent& agent = *agents[index];
+  if (agent.frozen || agent.up_blocked_until > now || agent.down_blocked_until > now) {
+    after(200 * kMillisecond, [this, index] { connect(index); });  // it tries again and again
+    return;
+  }
+  agent.leader = which;
   agent.connected = true;
+  agent.deaf_link = false;
   ++agent.link;
   agent.up_free_at = agent.down_free_at = now;
-  agent_does(index, agent.core->leader_connected(now));
+  agent_does(index, agent.core->leader_connected(agent_now(agent)));
+}
+
+// The leader's end is gone, and the agent does not know: what it says is lost until it notices and connects
+// anew.
+void World::half_open(size_t index, Duration for_long) {
+  Agent& agent = *agents[index];
+  if (!agent.connected || agent.deaf_link) return;
+  agent.deaf_link = true;
+  agent.reset_ever = true;
+  trace("link of " + agent.name + ": half-open");
+  leader_event(agent.leader, [this, node = agent.id, which = agent.leader] {
+    leader_does(which, leads[which]->core->disconnected(leader_now(which), node, "connection reset"));
+  });
+  after(for_long, [this, index, link = agent.link] {
+    if (agents[index]->link == link) cut_link(index, "it was half-open", false);
+  });
+  after(for_long + between(10 * kMillisecond, kSecond), [this, index] { connect(index); });
 }
 
 // A reset: what is under way is lost, both ends learn of it on their own.
@@ -61,31 +96,44 @@ void World::cut_link(size_t index, const std::string& why, bool both_know) {
   const NodeId node = agent.id;
   const uint64_t link = agent.link;
   if (both_know) {
-    after(between(kMillisecond, 20 * kMillisecond), [this, node, link, why] {
-      if (agent_of(node)->link == link) leader_does(leader->disconnected(now, node, why));
+    after(between(kMillisecond, 20 * kMillisecond), [this, node, link, why, which = agent.leader] {
+      leader_event(which, [this, node, link, why, which] {
+        if (agent_of(node)->link == link)
+          leader_does(which, leads[which]->core->disconnected(leader_now(which), node, why));
+      });
     });
   }
-  if (agent.alive) agent_does(index, agent.core->leader_lost(now, why));
+  agent_event(index, [this, index, why] {
+    agent_does(index, agents[index]->core->leader_lost(agent_now(*agents[index]), why));
+  });
 }
 
 void World::up(size_t index, Envelope envelope) {
   Agent& agent = *agents[index];
-  if (!agent.connected || !agent.alive) return;
+  if (!agent.connected || !agent.alive || agent.deaf_link) return;
+  const int copies = duplicates && random.chance(0.02) ? 2 : 1;
   const Instant sent = now + between(100 * kMicrosecond, 5 * kMillisecond);
-  agent.up_free_at = std::max({agent.up_free_at, sent, agent.blocked_until + 1});
-  at(agent.up_free_at, [this, index, link = agent.link, envelope = std::move(envelope)] {
-    Agent& from = *agents[index];
-    if (from.link != link || leader_finished) return;
-    if (now < from.blocked_until) {  // what is sent during the cut arrives one nanosecond later: FIFO
-      at(from.blocked_until, [this, index, link, envelope] {
-        if (agents[index]->link == link) leader_does(leader->receive(now, agents[index]->id, envelope));
-      });
-      return;
-    }
-    from.heard_at = now;
-    if (const auto* gone = std::get_if<MemberGone>(&envelope.message)) proven_dead.insert(gone->member);
-    leader_does(leader->receive(now, from.id, envelope));
-  });
+  agent.up_free_at = std::max({agent.up_free_at, sent, agent.up_blocked_until + 1});
+  for (int i = 0; i < copies; ++i) {
+    at(agent.up_free_at, [this, index, link = agent.link, envelope] {
+      const auto deliver = [this, index, link, envelope] {
+        leader_event(agents[index]->leader, [this, index, link, envelope] {
+          if (agents[index]->link == link && !agents[index]->deaf_link) deliver_up(index, envelope);
+        });
+      };
+      // What is sent during a cut arrives one nanosecond later: FIFO.
+      if (now >= agents[index]->up_blocked_until) return deliver();
+      at(agents[index]->up_blocked_until, deliver);
+    });
+  }
+}
+
+void World::deliver_up(size_t index, const Envelope& envelope) {
+  Agent& from = *agents[index];
+  if (!std::holds_alternative<Heartbeat>(envelope.message)) from.spoke_at = now;
+  if (const auto* gone = std::get_if<MemberGone>(&envelope.message)) proven_dead.insert(gone->member);
+  const size_t which = from.leader;
+  leader_does(which, leads[which]->core->receive(leader_now(which), from.id, envelope));
 }
 
 void World::down(NodeId node, Envelope envelope) {
@@ -93,71 +141,123 @@ void World::down(NodeId node, Envelope envelope) {
     views_installed.emplace(install->view.generation, install->view);
   }
   Agent* agent = agent_of(node);
-  if (agent == nullptr || !agent->connected || !agent->alive) return;
+  if (agent == nullptr || !agent->connected || !agent->alive || agent->deaf_link) return;
   if (const auto* learn = std::get_if<Learn>(&envelope.message)) check_learn(*learn);
+  const int copies = duplicates && random.chance(0.02) ? 2 : 1;
   const Instant sent = now + between(100 * kMicrosecond, 5 * kMillisecond);
-  agent->down_free_at = std::max({agent->down_free_at, sent, agent->blocked_until + 1});
+  agent->down_free_at = std::max({agent->down_free_at, sent, agent->down_blocked_until + 1});
   const size_t index = static_cast<size_t>(
       std::find_if(agents.begin(), agents.end(), [&](const auto& other) { return other.get() == agent; }) -
       agents.begin());
   const auto deliver = [this, index, link = agent->link, envelope = std::move(envelope)] {
-    Agent& to = *agents[index];
-    if (to.link != link || !to.alive || to.finished) return;
-    agent_does(index, to.core->from_leader(now, envelope));
+    agent_event(index, [this, index, link, envelope] {
+      Agent& to = *agents[index];
+      if (to.link != link || to.finished) return;
+      agent_does(index, to.core->from_leader(agent_now(to), envelope));
+    });
   };
-  at(agent->down_free_at, [this, index, deliver] {
-    Agent& to = *agents[index];
-    if (now >= to.blocked_until) return deliver();
-    at(to.blocked_until, deliver);
-  });
+  for (int i = 0; i < copies; ++i) {
+    at(agent->down_free_at, [this, index, deliver] {
+      Agent& to = *agents[index];
+      if (now >= to.down_blocked_until) return deliver();
+      at(to.down_blocked_until, deliver);
+    });
+  }
 }
 
 // ---- the leader
 
-void World::leader_does(const control::Actions& actions) {
+void World::leader_event(size_t which, Action action) {
+  Lead& lead = *leads[which];
+  if (lead.over) return;
+  if (lead.frozen) {
+    lead.held.push_back(std::move(action));
+  } else if (!lease_over(which)) {
+    action();
+  }
+}
+
+void World::leader_does(size_t which, const control::Actions& actions) {
+  Lead& lead = *leads[which];
+  const bool with_eviction = std::any_of(actions.begin(), actions.end(), [](const control::Action& action) {
+    const auto* send = std::get_if<Send>(&action);
+    return send != nullptr && std::holds_alternative<Evict>(send->envelope.message);
+  });
   for (const control::Action& action : actions) {
+    if (lead.over) return;
     if (const auto* send = std::get_if<Send>(&action)) {
+      const Agent* to = agent_of(send->node);
+      if (to != nullptr && to->leader != which) continue;
+      if (const auto* closed = std::get_if<SaveClosed>(&send->envelope.message))
+        check_save_closed(*closed, with_eviction);
+      if (const auto* open = std::get_if<SaveOpen>(&send->envelope.message))
+        expect(save_leads.emplace(open->save, which).first->second == which,
+               "two leaders give one name to two saves");
       down(send->node, send->envelope);
     } else if (const auto* store_action = std::get_if<StoreView>(&action)) {
-      store_view(*store_action);
+      store_view(which, *store_action);
+    } else if (const auto* resign = std::get_if<Resign>(&action)) {
+      stop_leading(which, resign->why, false);
     } else if (const auto* finish = std::get_if<Finish>(&action)) {
       trace("leader finishes with " + std::to_string(finish->exit_code) + ": " + finish->why);
-      leader_finished = true;
+      leader_finished = lead.over = true;
       outcome.exit_code = finish->exit_code;
       for (size_t i = 0; i < agents.size(); ++i) {
+        if (agents[i]->leader != which) continue;
         after(50 * kMillisecond, [this, i] { cut_link(i, "the leader is gone", false); });
+        if (options.shared_store) after(100 * kMillisecond, [this, i] { connect(i); });
       }
     } else if (const auto* event = std::get_if<muster::Event>(&action)) {
       trace("leader: " + std::string(to_string(event->kind)) + " v" + std::to_string(event->version) + " g" +
             std::to_string(event->generation) + " " + event->text);
       if (event->kind == EventKind::kSaveDurable) ++outcome.saves;
+      const bool ends = event->kind == EventKind::kJobEnded && options.shared_store;
+      if (ends && !record_end(which, {static_cast<int>(event->amount), event->text})) return;
     }
   }
-  schedule_leader();
+  schedule_leader(which);
 }
 
-void World::schedule_leader() {
-  if (leader_finished) return;
-  const Instant next = std::max(now + 1, leader->next_deadline());
-  if (leader->next_deadline() == kNever || (leader_tick_at > now && leader_tick_at <= next)) return;
-  leader_tick_at = next;
-  at(next, [this, next] {
-    if (leader_finished || leader_tick_at != next) return;
-    leader_tick_at = kNever;
-    leader_does(leader->tick(now));
+void World::schedule_leader(size_t which) {
+  Lead& lead = *leads[which];
+  if (lead.over) return;
+  const Instant due = lead.core->next_deadline();
+  const Instant next = std::max(now + 1, due - lead.clock);
+  if (due == kNever || (lead.tick_at > now && lead.tick_at <= next)) return;
+  lead.tick_at = next;
+  at(next, [this, next, which] {
+    leader_event(which, [this, next, which] {
+      Lead& self = *leads[which];
+      if (self.tick_at != next) return;
+      self.tick_at = kNever;
+      leader_does(which, self.core->tick(leader_now(which)));
+    });
   });
 }
 
 // One key, guarded. The write may happen and its answer be lost; then nobody answers.
-void World::store_view(const StoreView& request) {
-  const Duration there = between(kMillisecond, 10 * kMillisecond);
+void World::store_view(size_t which, const StoreView& request) {
+  const uint64_t term = leads[which]->term;
+  // As decided: who is heard again a moment later was silent then.
+  if (term == store_term) check_store(request.view);
+  if (options.shared_store) check_taken_over(which, request.view);
+  Duration there = between(kMillisecond, 10 * kMillisecond);
+  // One that lingers arrives when another may lead.
+  if (options.shared_store && options.faults && random.chance(0.05)) there = between(there, 4 * kSecond);
   const bool answer_lost = options.faults && random.chance(0.03);
-  const bool request_lost = options.faults && random.chance(0.02);
+  const bool request_lost = (options.faults && random.chance(0.02)) || now < store_away_until ||
+                            now < agents[leads[which]->seat]->store_cut_until;
   if (answer_lost || request_lost) ++outcome.faults;
-  after(there, [this, request, answer_lost, request_lost] {
+  after(there, [this, which, term, request, answer_lost, request_lost] {
     if (request_lost) return;
     const Generation held = store_empty ? Generation{} : store.generation;
-    bool written = held.counter == request.expected.counter && !foreign_leader;
+    // An emptied store has lost the leader's token too, which guards each write beside the view (rule 14).
+    const bool matches =
+        request.expected.counter == 0 ? store_empty : !store_empty && held == request.expected;
+    const bool leads_still = !options.shared_store || (term == store_term && now < store_lease_until);
+    const bool fenced = !leads_still && options.rules.leader_fenced;
+    const bool written = matches && !foreign_leader && !store_emptied && !fenced;
+    expect(!written || leads_still, "a leader whose place is another's has written a view");
     if (foreign_leader && held.counter < request.view.generation.counter) {
       store = request.view;  // the other leader's view of this generation: without our newest member
       store.members.pop_back();
@@ -169,18 +269,34 @@ void World::store_view(const StoreView& request) {
       store_empty = false;
       expect(!views_stored.contains(store.generation), "generation stored twice");
       views_stored[store.generation] = store;
-      check_store(store);
     }
     if (answer_lost) return trace("store: the answer is lost");
-    after(between(kMillisecond, 10 * kMillisecond), [this, request, written, current = store] {
-      if (!leader_finished) leader_does(leader->stored(now, request.attempt, written, current));
+    answer_store(which, request, written);
+  });
+}
+
+void World::answer_store(size_t which, const StoreView& request, bool written) {
+  const View current = store_empty ? View{} : store;
+  after(between(kMillisecond, 10 * kMillisecond), [this, which, attempt = request.attempt, written, current] {
+    leader_event(which, [this, which, attempt, written, current] {
+      leader_does(which, leads[which]->core->stored(leader_now(which), attempt, written, current));
     });
   });
 }
 
 // ---- agents
 
-void World::agent_does(size_t index, const control::Actions& actions) {
+void World::agent_event(size_t index, Action action) {
+  Agent& agent = *agents[index];
+  if (!agent.alive) return;
+  if (agent.frozen) {
+    agent.held.push_back(std::move(action));
+  } else {
+    action();
+  }
+}
+
+void World::agent_does(size_t index, const control::Actions& actions, bool own) {
   Agent& agent = *agents[index];
   for (const control::Action& action : actions) {
     if (const auto* send = std::get_if<Send>(&action)) {
@@ -194,20 +310,38 @@ void World::agent_does(size_t index, const control::Actions& actions) {
     } else if (const auto* kill = std::get_if<SignalWorker>(&action)) {
       const MemberId id = agent.slots[kill->local_rank];
       if (id == 0) continue;
-      check_signal(*processes.at(id), kill->signal);
+      check_signal(*processes.at(id), kill->signal, own);
       const bool deaf = processes.at(id)->frozen && kill->signal != SIGKILL;
-      const bool stuck = random.chance(0.2);  // in the kernel, for a while
+      const bool stuck = random.chance(0.5);  // in the kernel, for a while
       if (!deaf)
         after(stuck ? between(50 * kMillisecond, kSecond) : between(kMillisecond, 30 * kMillisecond),
               [this, id, kill = *kill] { kill_process(id, -kill.signal); });
+    } else if (const auto* event = std::get_if<muster::Event>(&action)) {
+      if (event->kind != EventKind::kJobEnded) continue;
+      agent.ended_by_itself = true;
+      check_saved_before_end(agent);
     } else if (const auto* finish = std::get_if<Finish>(&action)) {
       trace("agent " + agent.name + " finishes with " + std::to_string(finish->exit_code) + ": " +
             finish->why);
       agent.finished = true;
       agent.exit_code = finish->exit_code;
-      after(10 * kMillisecond, [this, index] { cut_link(index, "the agent has finished", true); });
+      for (size_t i = 0; i < leads.size() && options.shared_store;
+           ++i) {  // its part is over, the job's is not
+        if (leads[i]->seat == index && !leads[i]->over && leads[i]->core->phase() != "ended")
+          stop_leading(i, "its node's part is over", false);
+      }
+      after(10 * kMillisecond, [this, index] {
+        cut_link(index, "the agent has finished", true);
+        rescue_reset(index);
+      });
     }
   }
+  if (agent.connected && options.shared_store &&
+      (agent.core->leader_is_gone() || agent.core->leader_is_fenced())) {
+    cut_link(index, "it is no leader any more", true);
+    after(200 * kMillisecond, [this, index] { connect(index); });
+  }
+  see_to_rescue(index);
   schedule_agent(index);
 }
 
@@ -215,14 +349,21 @@ void World::schedule_agent(size_t index) {
   Agent& agent = *agents[index];
   const Instant due = agent.core->next_deadline();
   if (!agent.alive || agent.finished || due == kNever) return;
-  const Instant next = std::max(now + 1, due);
+  const Instant next = std::max(now + 1, due - agent.clock);
   if (agent.tick_at > now && agent.tick_at <= next) return;
   agent.tick_at = next;
   at(next, [this, index, next] {
-    Agent& self = *agents[index];
-    if (!self.alive || self.finished || self.tick_at != next) return;
-    self.tick_at = kNever;
-    agent_does(index, self.core->tick(now));
+    agent_event(index, [this, index, next] {
+      Agent& self = *agents[index];
+      if (self.finished || self.tick_at != next) return;
+      self.tick_at = kNever;
+      if (self.core->leader_is_silent(agent_now(self))) {
+        cut_link(index, "the leader is silent", true);
+        after(50 * kMillisecond, [this, index] { connect(index); });
+        return;
+      }
+      agent_does(index, self.core->tick(agent_now(self)), true);
+    });
   });
 }
 
@@ -234,7 +375,10 @@ void World::to_worker(size_t index, const Envelope& envelope) {
     Instant& free_at = agent.worker_free_at[local_rank];
     free_at = std::max(free_at, now + between(10 * kMicrosecond, 500 * kMicrosecond));
     at(free_at, [this, id, message = envelope.message] {
-      event_for(id, [this, id, message] { process_does(id, processes.at(id)->core->receive(now, message)); });
+      event_for(id, [this, id, message] {
+        Process& process = *processes.at(id);
+        process_does(id, process.core->receive(process_now(process), message));
+      });
     });
   }
 }
@@ -253,7 +397,10 @@ void World::spawn(size_t index, uint32_t local_rank) {
     agent.worker_free_at[local_rank] = now;
     processes[id] = std::move(process);
     trace("process " + named(id) + " starts");
-    agent_does(index, agent.core->worker_spawned(now, local_rank, static_cast<int>(id % 30000)));
+    agent_event(index, [this, index, local_rank, id] {
+      Agent& self = *agents[index];
+      agent_does(index, self.core->worker_spawned(agent_now(self), local_rank, static_cast<int>(id % 30000)));
+    });
     MemberHello hello;
     hello.member = Member{id, agent.id, local_rank, agent.name, {}};
     hello.description = "a model";
@@ -275,10 +422,13 @@ void World::kill_process(MemberId id, int code) {
   const size_t index = process.agent;
   const uint32_t local_rank = process.local_rank;
   after(between(100 * kMicrosecond, 3 * kMillisecond), [this, index, local_rank, id, code] {
-    Agent& agent = *agents[index];
-    if (!agent.alive || agent.slots[local_rank] != id) return;
-    agent.slots[local_rank] = 0;
-    agent_does(index, agent.core->worker_exited(now, local_rank, code));
+    agent_event(index, [this, index, local_rank, id, code] {
+      Agent& agent = *agents[index];
+      if (agent.slots[local_rank] != id) return;
+      agent.slots[local_rank] = 0;
+      rescue_member_gone(index, id);
+      agent_does(index, agent.core->worker_exited(agent_now(agent), local_rank, code));
+    });
   });
 }
 
@@ -289,9 +439,15 @@ void World::kill_agent(size_t index, bool silently) {
   trace("agent " + agent.name + " dies" + (silently ? ", with its machine" : ""));
   nodes_lost = true;
   agent.alive = false;
+  agent.held.clear();
+  for (size_t i = 0; i < leads.size() && options.shared_store; ++i) {
+    if (leads[i]->seat == index && !leads[i]->over) stop_leading(i, "its agent is dead", silently);
+  }
   for (MemberId id : agent.slots) {
     if (id != 0) kill_process(id, -SIGKILL);
   }
+  agent.rescue.active = false;
+  if (!silently) rescue_reset(index);
   if (!silently) return cut_link(index, "connection closed", true);
   agent.connected = false;
   agent.reset_ever = true;

@@ -24,7 +24,7 @@ void World::check_report(const Process& process, const Report& report) {
   const_cast<Process&>(process).reported = true;
   trace(named(process.id) + " reports " + std::to_string(report.version) + (report.torn ? " torn" : "") +
         " to g" + std::to_string(report.generation.counter) + "/" + std::to_string(report.attempt));
-  if (report.torn || report.version == kNoVersion) return;
+  if (report.torn || report.version == kNoVersion || corrupted) return;
   expect(!process.writing, named(process.id) + " reports a version that is being written");
   expect(report.digest == truth_of(report.version),
          named(process.id) + " reports a wrong state of version " + std::to_string(report.version));
@@ -55,24 +55,67 @@ void World::check_enter(const Process& process, const View& view, bool planned) 
   }
 }
 
-// 11: silence excludes more than half of the nodes only after the partition wait.
+// 3, 6: the members start again from the newest save only if none of them holds what was committed since.
+void World::check_start_again(const Process& process, const View& view) {
+  const bool fenced = view.generation < store.generation;
+  if (view.base != kNoVersion || fenced || committed == kNoVersion) return;
+  for (const Member& member : view.members) {
+    const Process& holder = *processes.at(member.id);
+    const bool holds = holder.alive && holder.was_in_view && !holder.writing && holder.entered.counter != 0 &&
+                       holder.core->version() >= committed && holder.entered < view.generation;
+    if (holds)
+      violate(named(process.id) + " starts again, and " + named(holder.id) + " holds a committed version");
+  }
+}
+
+// 24: a save fails by its own participants only: one that was lost before its vote, could not write, or was
+// late. A change of the view fails none.
+void World::check_save_closed(const SaveClosed& closed, bool with_eviction) {
+  const auto found = saves.find(closed.save);
+  if (closed.durable || closed.save == 0 || found == saves.end() || with_eviction) return;
+  const SaveRecord& record = found->second;
+  const bool overdue = now - record.opened_at >= limits.save_timeout - 2 * kSecond;
+  if (overdue || record.write_failed || leader_finished || newest().core->phase() == "ended" || group_faults)
+    return;
+  for (MemberId id : record.participants) {
+    const Process& participant = *processes.at(id);
+    const Agent& agent = *agents[participant.agent];
+    if (!participant.alive || participant.evictable || agent.reset_ever || agent.noticed) return;
+    if (participant.stop_at) return;
+  }
+  violate("a save fails though all its participants live and write: " + closed.why);
+}
+
+// 11: silence excludes more than half of the nodes only after the partition wait (half of it: what was said
+// before a node fell silent may arrive later).
 void World::check_store(const View& next) {
   if (views_installed.empty() || next.base == kNoVersion) return;  // without a base nothing is at stake
   const auto previous = std::prev(views_installed.end());  // one that was stored only never had members
   std::set<NodeId> nodes;
-  std::set<NodeId> silent;
+  std::map<NodeId, Instant> left_out;
   for (const Member& member : previous->second.members) {
     nodes.insert(member.node);
     const bool kept = std::any_of(next.members.begin(), next.members.end(),
                                   [&](const Member& other) { return other.node == member.node; });
     const Agent* agent = agent_of(member.node);
     if (!kept && !proven_dead.contains(member.id) && agent->reset_ever && !agent->noticed)
-      silent.insert(member.node);
+      left_out.emplace(member.node, agent->spoke_at);
   }
-  if (2 * silent.size() <= nodes.size()) return;
-  Instant heard = 0;
-  for (NodeId node : silent) heard = std::max(heard, agent_of(node)->heard_at);
-  expect(now - heard >= limits.partition_wait / 2, "silence excluded more than half of the nodes at once");
+  expect(silence.decided(previous->first, nodes.size(), left_out, now, limits.partition_wait / 2),
+         "silence excluded more than half of the nodes at once");
+}
+
+// 11: a new leader leaves nobody out unproven before it has waited for all.
+void World::check_taken_over(size_t which, const View& next) {
+  const Lead& lead = *leads[which];
+  const auto found = views_stored.find(lead.found);
+  const bool first = found != views_stored.end() && next.generation.counter == lead.found.counter + 1;
+  if (!first || leader_now(which) - lead.began >= limits.recover_wait) return;
+  for (const Member& member : found->second.members) {
+    const bool kept = next.rank_of(member.id).has_value();
+    expect(kept || proven_dead.contains(member.id),
+           "a new leader leaves out " + named(member.id) + " unheard");
+  }
 }
 
 // 18: a join waits until a step was committed in the view.
@@ -89,9 +132,10 @@ void World::check_learn(const Learn& learn) {
 // Each update is of all microbatches exactly once: every member of one view contributed from the same state.
 void World::check_reduction(const Group& group, Version version) {
   const auto& reduction = group.reductions.at(version);
+  const Digest right = corrupted ? reduction.states.begin()->second : truth_of(version);
   for (const Member& member : group.view.members) {
     const auto state = reduction.states.find(member.id);
-    expect(state != reduction.states.end() && state->second == truth_of(version),
+    expect(state != reduction.states.end() && state->second == right,
            named(member.id) + " contributes to step " + std::to_string(version) + " from another state");
   }
 }
@@ -108,7 +152,7 @@ void World::check_boundary(const Process& process, Generation generation, Versio
 
 // Equal versions have equal states.
 void World::check_version(const Process& process) {
-  if (process.writing || !process.alive || process.core->version() == kNoVersion) return;
+  if (process.writing || !process.alive || process.core->version() == kNoVersion || corrupted) return;
   expect(process.core->version() == process.version, named(process.id) + ": the core counts another version");
   expect(process.state == truth_of(process.version),
          named(process.id) + " holds a wrong state of version " + std::to_string(process.version));
@@ -117,14 +161,37 @@ void World::check_version(const Process& process) {
 // 24: a manifest names only parts that are written, and right.
 void World::check_publish(const SaveRecord& save) {
   expect(save.written == save.participants, "a manifest is published before every part is written");
-  expect(!save.bad, "a manifest of a wrong state is published");
+  expect(!save.bad || corrupted, "a manifest of a wrong state is published");
+}
+
+// 25: the members once started again from an older version: what another side had made beyond it is another
+// history, also where it is saved afterwards.
+bool World::goes_on(const SaveRecord& save) const {
+  const size_t shared = std::min(branch.size(), save.lineage.size());
+  const bool is_descendant =
+      shared == branch.size() && std::equal(branch.begin(), branch.end(), save.lineage.begin());
+  return is_descendant || on_branch(save.lineage, save.version, branch);
+}
+
+// 12: a rescue's save is resumed from as any other, if no newer one of its history is there.
+void World::check_resume(Version version, const Lineage& lineage) {
+  for (const auto& [id, record] : folder) {
+    if (!goes_on(record)) continue;
+    expect(record.version <= version, "the members start again from version " + std::to_string(version) +
+                                          ", and version " + std::to_string(record.version) + " is saved");
+  }
+  expect(branch.empty() || version <= 0 || on_branch(lineage, version, branch) ||
+             (lineage.size() >= branch.size() && std::equal(branch.begin(), branch.end(), lineage.begin())),
+         "the members start again on an abandoned branch");
 }
 
 // Nobody is killed whom no fault touched: slow user code expels nobody.
-void World::check_signal(const Process& process, int signal) {
+void World::check_signal(const Process& process, int signal, bool own) {
   if (signal != SIGKILL || process.evictable || process.core->ended() || process.doing == Process::kLeft)
     return;
   const Agent& agent = *agents[process.agent];
+  if (own && !agent.ended_by_itself)
+    return violate(named(process.id) + " is killed by its agent, and nothing was wrong with it");
   if (agent.reset_ever || agent.noticed || group_faults) return;
   violate(named(process.id) + " is expelled, and nothing was wrong with it");
 }
@@ -151,9 +218,11 @@ void World::check_leave(const Process& process, int code) {
 
 void World::check_end() {
   const int code = outcome.exit_code;
-  expect(code == 0 || code == kExitRequeue, "the job ended with " + std::to_string(code));
+  const bool differs = code == kExitFailed && corrupted;  // and it was found
+  expect(code == 0 || code == kExitRequeue || differs, "the job ended with " + std::to_string(code));
   expect(code != 0 || newest_reached >= options.steps,
          "the job ended well, and nobody holds the last version");
+  expect(code == 0 || !options.bounded_rate, "deaths at a bounded rate ended the job");
   const bool excused = notices_given || nodes_lost || outcome.faults > 0;
   expect(code == 0 || excused, "the job was given up without a reason");
 }

@@ -8,6 +8,8 @@ namespace {
 
 constexpr Version kSaveEvery = 7;
 constexpr Digest kGarbage{0xbad, 0xbad};
+constexpr Duration kTransportTimeout = 2 * kSecond;
+constexpr int64_t kSlowDisk = 40;
 
 }  // namespace
 
@@ -29,9 +31,18 @@ void World::say(MemberId id, Message message) {
   const uint32_t local_rank = process.local_rank;
   // One socket, FIFO: delivered before the exit of the process is seen.
   if (const auto* report = std::get_if<Report>(&message)) check_report(process, *report);
+  if (const auto* report = std::get_if<RescueReport>(&message)) check_rescue_report(process, *report);
   Agent& agent = *agents[index];
   if (!agent.alive || agent.slots[local_rank] != id) return;
-  agent_does(index, agent.core->from_worker(now, local_rank, message));
+  agent_event(index, [this, index, local_rank, id, message = std::move(message)] {
+    Agent& self = *agents[index];
+    if (self.slots[local_rank] != id) return;
+    const bool of_rescue = std::holds_alternative<RescueReport>(message) ||
+                           std::holds_alternative<SaveVote>(message) ||
+                           std::holds_alternative<SavePublished>(message);
+    if (of_rescue) rescue_from_member(index, {id, message});
+    agent_does(index, self.core->from_worker(agent_now(self), local_rank, message));
+  });
 }
 
 void World::heartbeat(MemberId id) {
@@ -43,14 +54,15 @@ void World::schedule_process(MemberId id) {
   Process& process = *processes.at(id);
   const Instant due = process.core->next_deadline();
   if (!process.alive || due == kNever) return;
-  const Instant next = std::max(now + 1, due);
+  const Instant next = std::max(now + 1, due - process.clock);
   if (process.tick_at > now && process.tick_at <= next) return;
   process.tick_at = next;
   at(next, [this, id, next] {
     if (processes.at(id)->tick_at != next) return;
     event_for(id, [this, id] {
-      processes.at(id)->tick_at = kNever;
-      process_does(id, processes.at(id)->core->tick(now));
+      Process& self = *processes.at(id);
+      self.tick_at = kNever;
+      process_does(id, self.core->tick(process_now(self)));
     });
   });
 }
@@ -72,9 +84,27 @@ void World::process_does(MemberId id, const MemberActions& actions) {
   drive(id);
 }
 
+int64_t World::disk_slowness() const { return now < disk_slow_until ? kSlowDisk : 1; }
+
+// A bit flips in the memory of one of several holders, while nobody trains: a digest must tell.
+void World::corrupt_before_digest(Process& process) {
+  if (!corruption_wanted || process.writing || process.version == kNoVersion) return;
+  const auto same = [&](const auto& entry) {
+    const Process& other = *entry.second;
+    return other.alive && !other.frozen && !other.writing && other.id != process.id &&
+           other.entered == process.entered && other.version == process.version && other.revoked_since;
+  };
+  if (!process.revoked_since || std::none_of(processes.begin(), processes.end(), same)) return;
+  corruption_wanted = false;
+  corrupted = true;
+  trace(named(process.id) + ": a bit of version " + std::to_string(process.version) + " flips");
+  process.state.low ^= 1;
+}
+
 // The background thread reads the state for a while; what was written meanwhile spoils the digest.
 void World::compute_digest(Process& process, Version version) {
   const MemberId id = process.id;
+  corrupt_before_digest(process);
   const uint64_t writes = process.writes;
   const bool spoiled = process.writing;
   after_for(id, between(100 * kMicrosecond, 15 * kMillisecond), [this, id, version, writes, spoiled] {
@@ -88,7 +118,7 @@ void World::compute_digest(Process& process, Version version) {
 // ---- views
 
 bool World::group_alive(const Group& group) const {
-  return group.revoked.empty() &&
+  return group.revoked.empty() && !group.failed &&
          std::all_of(group.view.members.begin(), group.view.members.end(),
                      [&](const Member& member) { return processes.at(member.id)->alive; });
 }
@@ -100,8 +130,10 @@ void World::form_group(Process& process, const Install& install) {
   group.install = install;
   group.forming.insert(process.id);
   if (group.forming.size() < install.view.members.size() || !group_alive(group)) return;
+  const Duration parted = std::max<Duration>(0, data_cut_until(group) - now);
+  if (parted > kTransportTimeout) return group_fails(group.view.generation, "a peer cannot be reached");
   for (const Member& member : group.view.members) {
-    after_for(member.id, between(kMillisecond, 40 * kMillisecond),
+    after_for(member.id, parted + between(kMillisecond, 40 * kMillisecond),
               [this, id = member.id, generation = group.view.generation] {
                 member_formed(*processes.at(id), generation);
               });
@@ -120,7 +152,12 @@ void World::member_formed(Process& process, Generation generation) {
   if (transfer == transfers.end()) return process_does(id, process.core->formed(generation));
   const MemberId source = transfer->source;
   const uint64_t writes = processes.at(source)->writes;
-  after_for(id, between(kMillisecond, 60 * kMillisecond), [this, id, source, generation, writes] {
+  if (!options.rules.transfers_are_staged) {  // into the program's memory, piece by piece
+    process.state = kGarbage;
+    ++process.writes;
+  }
+  const Duration time = between(kMillisecond, 60 * kMillisecond) * processes.at(source)->slowness;
+  after_for(id, time, [this, id, source, generation, writes] {
     Process& self = *processes.at(id);
     const Process& from = *processes.at(source);
     const Group& its = groups.at(generation);
@@ -138,6 +175,7 @@ void World::member_formed(Process& process, Generation generation) {
 void World::enter_view(Process& process, const EnterView& enter) {
   const bool planned = !process.revoked_since;
   check_enter(process, enter.view, planned);
+  check_start_again(process, enter.view);
   trace(named(process.id) + " enters g" + std::to_string(enter.view.generation.counter) + " base " +
         std::to_string(enter.base) + " holding " + std::to_string(process.version));
   if (!views_entered.contains(enter.view.generation)) {
@@ -146,6 +184,7 @@ void World::enter_view(Process& process, const EnterView& enter) {
   }
   views_entered.emplace(enter.view.generation, enter.view);
   process.entered = enter.view.generation;
+  if (process.version == enter.base) process.state_in = process.entered;
   process.revoked_since = false;
   process.was_in_view = true;
   process.reported = false;
@@ -169,6 +208,9 @@ void World::restore(Process& process, Generation generation) {
   if (group.restoring.size() < group.view.members.size() || !group_alive(group)) return;
   const Version version = std::max<Version>(0, durable.first);
   const Lineage lineage = durable.second;
+  check_resume(version, lineage);
+  branch = lineage;
+  branch.push_back({generation, version});
   for (const Member& member : group.view.members) {
     after_for(member.id, between(5 * kMillisecond, 200 * kMillisecond),
               [this, id = member.id, generation, version, lineage] {
@@ -176,7 +218,9 @@ void World::restore(Process& process, Generation generation) {
                 if (groups.at(generation).revoked.contains(id) || self.core->revoked()) return;
                 self.version = version;
                 self.state = truth_of(version);
+                self.state_in = generation;
                 ++self.writes;
+                restored_at = version;
                 process_does(id, self.core->started(version, self.state, lineage));
               });
   }
@@ -223,7 +267,7 @@ void World::compute(Process& process) {
   const MemberId id = process.id;
   const uint64_t activity = ++process.activity;
   const Generation generation = process.core->view().generation;
-  Duration time = between(20 * kMillisecond, 120 * kMillisecond);
+  Duration time = between(20 * kMillisecond, 120 * kMillisecond) * process.slowness;
   if (options.slow_code_only && random.chance(0.02)) time = between(kSecond, limits.step_timeout / 2);
   after_for(id, time, [this, id, activity, generation] {
     Process& self = *processes.at(id);
@@ -246,6 +290,10 @@ void World::contribute(Process& process, Generation generation, Version version)
   if (reduction.states.size() < group.view.members.size()) return;
   reduction.complete = true;
   check_reduction(group, version);
+  const Duration parted = std::max<Duration>(0, data_cut_until(group) - now);
+  if (parted > kTransportTimeout) group.failed = true;
+  // Which ranks have finished when a partition breaks the reduction is anybody's guess.
+  const bool some_finish = random.chance(0.5);
   uint64_t gradient = gradient_of(reduction.states.begin()->second, version);
   for (const auto& [id, state] : reduction.states) {
     if (state != reduction.states.begin()->second) gradient = mix64(gradient ^ state.low);
@@ -253,13 +301,51 @@ void World::contribute(Process& process, Generation generation, Version version)
   const Process::Ready ready{generation, version, gradient, reduction.plan};
   for (const Member& member : group.view.members) {
     const uint64_t activity = processes.at(member.id)->activity;
-    after_for(member.id, between(100 * kMicrosecond, 40 * kMillisecond),
+    if (group.failed && (!some_finish || random.chance(0.5))) continue;
+    after_for(member.id, (group.failed ? 0 : parted) + between(100 * kMicrosecond, 40 * kMillisecond),
               [this, id = member.id, ready, activity] {
                 Process& self = *processes.at(id);
                 if (self.activity != activity || self.doing != Process::kReducing) return;
                 self.doing = Process::kIdle;
                 self.reduced = ready;
                 drive(id);
+              });
+  }
+  if (group.failed) group_fails(generation, "a peer cannot be reached");
+}
+
+// The instant until which some two members cannot reach each other.
+Instant World::data_cut_until(const Group& group) const {
+  Instant until = 0;
+  for (const auto& [pair, end] : data_cut) {
+    if (end <= now) continue;
+    bool first = false, second = false;
+    for (const Member& member : group.view.members) {
+      const size_t index = processes.at(member.id)->agent;
+      first = first || index == pair.first;
+      second = second || index == pair.second;
+    }
+    if (first && second) until = std::max(until, end);
+  }
+  return until;
+}
+
+// Each member's transport gives up at its own time, and names somebody on the other side.
+void World::group_fails(Generation generation, const std::string& why) {
+  group_faults = true;
+  Group& group = groups.at(generation);
+  group.failed = true;
+  for (const Member& member : group.view.members) {
+    after_for(member.id, kTransportTimeout + between(0, 300 * kMillisecond),
+              [this, id = member.id, generation, why] {
+                Process& self = *processes.at(id);
+                std::vector<MemberId> suspects;
+                for (const Member& other : groups.at(generation).view.members) {
+                  const auto a = self.agent, b = processes.at(other.id)->agent;
+                  const auto cut = data_cut.find({std::min(a, b), std::max(a, b)});
+                  if (cut != data_cut.end() && cut->second > now) suspects.push_back(other.id);
+                }
+                process_does(id, self.core->failed(generation, suspects, why));
               });
   }
 }
@@ -274,7 +360,7 @@ void World::try_update(Process& process) {
   process.writing = true;
   ++process.writes;
   const MemberId id = process.id;
-  Duration time = between(kMillisecond, 25 * kMillisecond);
+  Duration time = std::min<Duration>(between(kMillisecond, 25 * kMillisecond) * process.slowness, kSecond);
   if (options.faults && random.chance(0.004))
     time = between(kSecond, member_limits.update_timeout - 100 * kMillisecond);
   if (options.faults && !options.slow_code_only && random.chance(0.001))
@@ -292,7 +378,7 @@ void World::finish_update(Process& process, const Process::Ready& ready) {
   for (auto& [lesson, log] : lessons) {
     if (log.source == id && !log.over) log.gradients[ready.version] = ready.gradient;
   }
-  const MemberActions actions = process.core->update_closed(now);
+  const MemberActions actions = process.core->update_closed(process_now(process));
   if (process.core->version() == kNoVersion) process.version = kNoVersion;  // torn meanwhile
   const bool due = process.core->boundary_due(ready.plan) && ready.plan > 0;
   const bool current =
@@ -329,11 +415,12 @@ void World::begin_install(Process& process) {
     Process& self = *processes.at(id);
     self.version = staged.first;
     self.state = staged.second;
+    self.state_in = self.entered;
     self.writing = false;
     ++self.writes;
     self.doing = Process::kIdle;
     self.staged.reset();
-    const MemberActions actions = self.core->state_installed(now, staged.first);
+    const MemberActions actions = self.core->state_installed(process_now(self), staged.first);
     reached(self);
     process_does(id, actions);
   });
@@ -372,7 +459,8 @@ void World::copy_for_learner(uint64_t lesson) {
   }
   log.gradients.clear();
   learner.staged = {source.version, source.state};
-  after_for(log.learner, between(20 * kMillisecond, 300 * kMillisecond), [this, lesson] {
+  const int64_t slowness = std::max(source.slowness, learner.slowness);
+  after_for(log.learner, between(20 * kMillisecond, 300 * kMillisecond) * slowness, [this, lesson] {
     Process& self = *processes.at(lessons.at(lesson).learner);
     if (self.lesson == lesson) drive(self.id);
   });
@@ -392,7 +480,7 @@ void World::drive_learner(Process& process) {
                 self.writing = false;
                 ++self.writes;
                 self.doing = Process::kIdle;
-                const MemberActions actions = self.core->state_installed(now, staged.first);
+                const MemberActions actions = self.core->state_installed(process_now(self), staged.first);
                 self.version = self.core->version();
                 self.state = staged.second;
                 if (self.lesson == lesson) self.staged.reset();
@@ -415,12 +503,13 @@ void World::drive_learner(Process& process) {
   check_permit(process, log.generation, process.version, true);
   process.doing = Process::kWriting;
   process.writing = true;
-  after_for(id, between(kMillisecond, 10 * kMillisecond), [this, id, learnt = gradient->second] {
+  const Duration time = between(kMillisecond, 10 * kMillisecond) * process.slowness;
+  after_for(id, time, [this, id, learnt = gradient->second] {
     Process& self = *processes.at(id);
     self.writing = false;
     ++self.writes;
     self.doing = Process::kIdle;
-    const MemberActions actions = self.core->update_closed(now);
+    const MemberActions actions = self.core->update_closed(process_now(self));
     self.version = self.core->version();
     self.state = applied(self.state, learnt);
     process_does(id, actions);
@@ -461,6 +550,14 @@ void World::forward(Process& process, const Message& message) {
     record.version = save->version;
     record.lineage = save->lineage;
     record.participants = {save->participants.begin(), save->participants.end()};
+    record.opened_at = std::min(record.opened_at, now);
+    if (save->rescue) {
+      const MemberCore& core = *process.core;
+      if (!core.frozen() || core.version() != save->version || core.update_open())
+        return say(id, SaveVote{save->save, false, {}, "this member has gone on"});
+      record.rescue = true;
+      record.lineage = core.view().lineage;
+    }
     if (save->stop) {
       process.stop_at = save->version;
       process.boundary = 0;
@@ -468,7 +565,7 @@ void World::forward(Process& process, const Message& message) {
     write_part(process, *save);
   }
   if (const auto* publish_message = std::get_if<SavePublish>(&message)) {
-    after_for(id, between(5 * kMillisecond, 80 * kMillisecond),
+    after_for(id, between(5 * kMillisecond, 80 * kMillisecond) * disk_slowness(),
               [this, id, save = publish_message->save] { publish(*processes.at(id), save); });
   }
 }
@@ -483,9 +580,10 @@ void World::write_part(Process& process, const SaveOpen& save) {
     return;
   }
   const bool fails = options.faults && random.chance(0.01);
-  after_for(process.id, between(10 * kMillisecond, 300 * kMillisecond),
+  after_for(process.id, between(10 * kMillisecond, 300 * kMillisecond) * disk_slowness() * process.slowness,
             [this, id = process.id, save, state = *state, fails] {
               SaveRecord& record = saves.at(save.save);
+              record.write_failed = record.write_failed || fails;
               if (fails) return say(id, SaveVote{save.save, false, {}, "the disk is full"});
               record.written.insert(id);
               record.bad = record.bad || state != truth_of(save.version);
@@ -496,7 +594,9 @@ void World::write_part(Process& process, const SaveOpen& save) {
 void World::publish(Process& process, uint64_t save) {
   const SaveRecord& record = saves.at(save);
   check_publish(record);
-  if (record.version >= durable.first) durable = {record.version, record.lineage};
+  const bool is_new = folder.emplace(save, record).second;
+  if (is_new && record.rescue) ++outcome.rescues;
+  if (goes_on(record) && record.version >= durable.first) durable = {record.version, record.lineage};
   say(process.id, SavePublished{save, true, ""});
 }
 

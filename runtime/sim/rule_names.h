@@ -11,6 +11,7 @@ namespace muster::sim {
 struct NamedRule {
   const char* name;
   bool control::RuleSwitches::*flag;
+  bool of_leaders = false;  // at work where leaders change: Options::shared_store
 };
 
 inline constexpr NamedRule kRules[] = {
@@ -19,15 +20,26 @@ inline constexpr NamedRule kRules[] = {
     {"tear_open_update", &control::RuleSwitches::tear_open_update},
     {"digest_checked", &control::RuleSwitches::digest_checked},
     {"branch_checked", &control::RuleSwitches::branch_checked},
+    {"transfers_are_staged", &control::RuleSwitches::transfers_are_staged},
     {"evict_before_ready", &control::RuleSwitches::evict_before_ready},
+    {"own_absence_noticed", &control::RuleSwitches::own_absence_noticed},
     {"store_guarded", &control::RuleSwitches::store_guarded},
     {"plan_baseline", &control::RuleSwitches::plan_baseline},
     {"boundary_awaits_all", &control::RuleSwitches::boundary_awaits_all},
     {"joins_wait_for_step", &control::RuleSwitches::joins_wait_for_step},
     {"end_awaits_all", &control::RuleSwitches::end_awaits_all},
     {"save_needs_all_votes", &control::RuleSwitches::save_needs_all_votes},
+    {"saves_outlive_views", &control::RuleSwitches::saves_outlive_views},
     {"stop_bounds_permits", &control::RuleSwitches::stop_bounds_permits},
     {"silence_is_bounded", &control::RuleSwitches::silence_is_bounded},
+    {"survivors_save", &control::RuleSwitches::survivors_save},
+    {"rescue_asks_all", &control::RuleSwitches::rescue_asks_all},
+    {"leader_fenced", &control::RuleSwitches::leader_fenced, true},
+    {"lease_checked", &control::RuleSwitches::lease_checked, true},
+    {"terms_counted", &control::RuleSwitches::terms_counted, true},
+    {"takeover_waits", &control::RuleSwitches::takeover_waits, true},
+    {"takeover_evicts", &control::RuleSwitches::takeover_evicts, true},
+    {"start_is_kept", &control::RuleSwitches::start_is_kept, true},
 };
 
 inline bool switch_off(control::RuleSwitches& rules, const std::string& name) {

@@ -1,5 +1,8 @@
-// muster_sim_run [--seed N] [--seeds COUNT] [--steps N] [--off RULE] [--slow] [--trace]
-// Runs simulations of the control plane; prints the trace of the first that breaks an invariant.
+// muster_sim_run [--seed N] [--seeds COUNT] [--steps N] [--off RULE] [--slow] [--bounded] [--shared-store]
+// [--trace] [--all] Runs simulations of the control plane; prints the trace of the first that breaks an
+// invariant, or, with
+// --all, a line for each that does.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -16,6 +19,7 @@ int main(int argc, char** argv) {
   Options options;
   uint64_t seeds = 1;
   bool trace = false;
+  bool all = false;
   for (int i = 1; i < argc; ++i) {
     const auto is = [&](const char* name) { return std::strcmp(argv[i], name) == 0; };
     const auto number = [&] { return i + 1 < argc ? std::strtoull(argv[++i], nullptr, 10) : 0; };
@@ -25,8 +29,14 @@ int main(int argc, char** argv) {
       seeds = number();
     } else if (is("--steps")) {
       options.steps = static_cast<int64_t>(number());
+    } else if (is("--bounded")) {
+      options.bounded_rate = true;
     } else if (is("--slow")) {
       options.slow_code_only = true;
+    } else if (is("--shared-store")) {
+      options.shared_store = true;
+    } else if (is("--all")) {
+      all = true;
     } else if (is("--trace")) {
       trace = true;
     } else if (is("--off") && i + 1 < argc && muster::sim::switch_off(options.rules, argv[i + 1])) {
@@ -35,40 +45,50 @@ int main(int argc, char** argv) {
       std::fprintf(
           stderr,
           "muster_sim_run: \"%s\" is not understood; options: --seed N --seeds COUNT --steps N --off "
-          "RULE --slow --trace; rules:%s\n",
+          "RULE --slow --bounded --shared-store --trace --all; rules:%s\n",
           argv[i], muster::sim::rule_list().c_str());
       return 78;
     }
   }
   const uint64_t first = options.seed;
-  uint64_t events = 0, views = 0, planned = 0, saves = 0, faults = 0;
+  uint64_t events = 0, leaders = 0, views = 0, planned = 0, saves = 0, rescues = 0, faults = 0, broken = 0;
   std::map<int, uint64_t> codes;
+  muster::Duration longest = 0;
   for (uint64_t seed = first; seed < first + seeds; ++seed) {
     options.seed = seed;
     options.trace = trace && seeds == 1;
     Outcome outcome = simulate(options);
-    if (!outcome.violation.empty() && !options.trace) {
+    if (!outcome.violation.empty() && !options.trace && !all) {
       options.trace = true;
       outcome = simulate(options);
     }
     for (const std::string& line : outcome.trace) std::printf("%s\n", line.c_str());
     if (!outcome.violation.empty()) {
       std::printf("seed %llu: %s\n", static_cast<unsigned long long>(seed), outcome.violation.c_str());
-      return 1;
+      std::fflush(stdout);
+      if (!all) return 1;
+      ++broken;
     }
     events += outcome.events;
     views += outcome.views;
+    leaders += outcome.leaders;
     planned += outcome.planned;
     saves += outcome.saves;
+    rescues += outcome.rescues;
     faults += outcome.faults;
+    if (outcome.faults > 0) longest = std::max(longest, outcome.after_faults);
     ++codes[outcome.exit_code];
   }
-  std::printf("%llu seeds, %llu events, %llu views (%llu planned), %llu saves, %llu faults;",
-              static_cast<unsigned long long>(seeds), static_cast<unsigned long long>(events),
-              static_cast<unsigned long long>(views), static_cast<unsigned long long>(planned),
-              static_cast<unsigned long long>(saves), static_cast<unsigned long long>(faults));
+  std::printf(
+      "%llu seeds, %llu events, %llu leaders, %llu views (%llu planned), %llu saves, %llu rescues, %llu "
+      "faults;",
+      static_cast<unsigned long long>(seeds), static_cast<unsigned long long>(events),
+      static_cast<unsigned long long>(leaders), static_cast<unsigned long long>(views),
+      static_cast<unsigned long long>(planned), static_cast<unsigned long long>(saves),
+      static_cast<unsigned long long>(rescues), static_cast<unsigned long long>(faults));
   for (const auto& [code, count] : codes)
     std::printf(" exit %d: %llu", code, static_cast<unsigned long long>(count));
-  std::printf("\n");
-  return 0;
+  std::printf("; at most %.1f s from the last fault to the end\n", muster::seconds(longest));
+  if (broken > 0) std::printf("%llu seeds broke an invariant\n", static_cast<unsigned long long>(broken));
+  return broken > 0 ? 1 : 0;
 }

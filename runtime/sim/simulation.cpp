@@ -8,7 +8,8 @@
 namespace muster::sim {
 namespace {
 
-constexpr Instant kLongest = 4000 * kSecond;  // no run may need more: every wait ends
+constexpr Instant kLongest = 4000 * kSecond;   // no run may need more: every wait ends
+constexpr Duration kRecovery = 400 * kSecond;  // every deadline of World's limits, one after another
 constexpr uint64_t kEventsMax = 3'000'000;
 
 }  // namespace
@@ -43,7 +44,7 @@ World::World(const Options& given) : options(given), random(given.seed) {
   limits.boundary_timeout = 8 * kSecond;
   limits.learn_timeout = 10 * kSecond;
   limits.node_silence = 3 * kSecond;
-  limits.heartbeat_every = kSecond;
+  limits.heartbeat_every = 300 * kMillisecond;  // twice this is below what report_timeout has to spare
   limits.partition_wait = 6 * kSecond;
   limits.save_timeout = 20 * kSecond;
   limits.step_timeout = 30 * kSecond;
@@ -55,16 +56,26 @@ World::World(const Options& given) : options(given), random(given.seed) {
   node_limits.workers = limits.workers_per_node;
   node_limits.nodes_min = limits.nodes_min;
   node_limits.nodes_max = limits.nodes_max;
-  node_limits.restarts_max = 8;
+  node_limits.restarts_max = options.bounded_rate ? 1000 : 8;
   node_limits.restart_delay = 100 * kMillisecond;
   node_limits.restart_window = 20 * kSecond;
   node_limits.worker_silence = random.chance(0.5) ? 4 * kSecond : 20 * kSecond;  // by agent, or by the leader
   node_limits.quick_death = 20 * kMillisecond;
   node_limits.kill_grace = 2 * kSecond;
   node_limits.frozen_timeout = 40 * kSecond;
+  node_limits.rescue_after = 2 * kSecond;
+  node_limits.partition_wait = 12 * kSecond;
+  node_limits.rescue_timeout = 90 * kSecond;
+  node_limits.rescue_port = 1;  // it listens
   node_limits.rules = options.rules;
+  if (options.shared_store) {
+    limits.embedded_store = false;
+    limits.resign_wait = 300 * kMillisecond;
+    limits.recover_wait = 2 * kSecond;
+    node_limits.leader_changes = true;
+    node_limits.rescue_after = 6 * kSecond;
+  }
   member_limits.update_timeout = 4 * kSecond;
-  member_limits.frozen_timeout = 40 * kSecond;
   member_limits.rules = options.rules;
 }
 
@@ -89,7 +100,7 @@ std::string World::named(MemberId id) const {
 }
 
 bool World::done() const {
-  if (!leader_finished) return false;
+  if (!leader_finished && !options.shared_store) return false;
   for (const auto& agent : agents) {
     if (agent->alive && !agent->finished) return false;
   }
@@ -100,8 +111,13 @@ void World::run() {
   start();
   if (options.faults) plan_faults();
   while (outcome.violation.empty() && !done()) {
+    if (!options.bounded_rate && now > quiet_at + kRecovery && outcome.faults > 0) {
+      violate("no end, long after the last fault; the leader is " +
+              (leads.empty() ? "not there" : newest().core->phase()));
+      break;
+    }
     if (queue.empty() || queue.top().at > kLongest || outcome.events > kEventsMax) {
-      violate("the job did not end; the leader is " + leader->phase());
+      violate("the job did not end; the leader is " + (leads.empty() ? "not there" : newest().core->phase()));
       break;
     }
     Event event = queue.top();
@@ -111,6 +127,10 @@ void World::run() {
     event.action();
   }
   outcome.ended_at = now;
+  outcome.after_faults = now - quiet_at;
+  outcome.leaders = leads.size();
+  if (options.shared_store && end_recorded) outcome.exit_code = end_recorded->exit_code;
+  if (outcome.exit_code < 0) outcome.exit_code = kExitRequeue;  // without a leader
   if (outcome.violation.empty()) check_end();
 }
 

@@ -2,9 +2,20 @@
 // MemberCore, around them a model of processes that train. After every event the invariants of checks.cpp
 // hold, or the run ends with a violation. The same seed and options give the same run.
 //
-// What is modelled: update() as an interval; a reduction's completion rank by rank; freezes between permit
-// and use; links that delay, cut and come back; compare-and-swap whose answer is lost; deaths of processes
-// and of agents; staggered notices; slow user code; data-plane errors without a death.
+// What is modelled: update() as an interval; a reduction's completion rank by rank, also when a partition
+// breaks it; freezes of workers, agents and the leader at any event, so between permit and use, with timers
+// or messages first when they go on; suspended machines and clocks that jump; links that delay, repeat, stand
+// still one way or both, break at one end or both, and come back; partitions; a store that is away, loses
+// requests or answers, has another leader, or is restarted empty; deaths of processes, agents and machines,
+// also of the one with the leader and the store; slow disks, slow user code, starved nodes; notices, alone
+// and staggered over nodes; a flipped bit in memory.
+//
+// With Options::shared_store the store is apart from all nodes, as etcd is, and leaders change: their lease,
+// elections whose answers are lost, former leaders that wake up, nodes that reach the leader and not the
+// store, or the reverse.
+//
+// Not modelled: sharded state. A connection keeps its order, as
+// TCP does; only connections, workers and nodes overtake each other.
 #pragma once
 
 #include <string>
@@ -21,6 +32,11 @@ struct Options {
   bool trace = false;  // keep one line for each event of interest
   control::RuleSwitches rules;
   bool faults = true;
+  // Nothing but deaths of workers, one every few seconds, for as long as the run lasts: it must come to its
+  // end.
+  bool bounded_rate = false;
+  // A store apart from all nodes, as etcd is: the leader may change.
+  bool shared_store = false;
   bool slow_code_only = false;  // the only fault is user code that is slow within its deadline: expels nobody
 };
 
@@ -32,7 +48,10 @@ struct Outcome {
   uint64_t views = 0;
   uint64_t planned = 0;  // of the views: joins and drains
   uint64_t saves = 0;
+  uint64_t rescues = 0;  // saves without the leader
   uint64_t faults = 0;
+  uint64_t leaders = 0;
+  Duration after_faults = 0;  // from the last fault's end to the job's
   std::vector<std::string> trace;
 };
 

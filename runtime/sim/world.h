@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -14,6 +15,8 @@
 #include "runtime/control/coordinator.h"
 #include "runtime/control/member.h"
 #include "runtime/control/node.h"
+#include "runtime/control/rescue.h"
+#include "runtime/sim/silence.h"
 #include "runtime/sim/simulation.h"
 
 namespace muster::sim {
@@ -38,10 +41,13 @@ struct Process {
   bool frozen = false;
   std::vector<Action> held;  // what happened to it while frozen
   Instant tick_at = kNever;
+  Duration clock = 0;  // what its clock shows more than the world's
+  int64_t slowness = 1;
 
   // The program's memory.
   Version version = kNoVersion;
   Digest state;
+  Generation state_in;   // the view that it was last entered with
   bool writing = false;  // an update or installation is under way: reading now gives garbage
   uint64_t writes = 0;   // a read that spans a write gives garbage
   std::optional<std::pair<Version, Digest>> staged;
@@ -74,6 +80,25 @@ struct Process {
   bool revoked_since = false;
 };
 
+// An agent's part of a rescue: as runtime/agent/rescue.cpp around the same core, without its sockets.
+struct RescueSide {
+  bool active = false;
+  bool joined = false;  // another agent collects
+  bool over = false;
+  uint64_t turn = 0;  // of the agent that is tried or joined; what belongs to an older one is void
+  std::deque<size_t> candidates;     // to collect, before this one does itself
+  std::optional<size_t> uplink;      // the candidate whose turn it is
+  size_t later = 0;                  // agents that may come to this one
+  std::map<size_t, uint64_t> peers;  // that came, and their turns
+  std::map<size_t, std::vector<MemberId>> peers_members;
+  std::vector<MemberId> members;
+  std::set<MemberId> asked;
+  std::unique_ptr<RescueCore> core;
+  Instant up_free_at = 0;
+  Instant down_free_at = 0;
+  bool excused = false;  // a part could not be written, or not in time
+};
+
 struct Agent {
   NodeId id = 0;
   std::string name;
@@ -85,13 +110,40 @@ struct Agent {
   uint64_t link = 0;       // counts connections; what was sent on an older one is lost
   Instant up_free_at = 0;  // FIFO each way
   Instant down_free_at = 0;
-  Instant heard_at = 0;       // by the leader
-  Instant blocked_until = 0;  // a cut: nothing arrives before
+  Instant spoke_at = 0;          // heard by the leader, other than by heartbeats
+  Instant up_blocked_until = 0;  // a cut, of one way or both: nothing arrives before
+  Instant down_blocked_until = 0;
+  size_t leader = 0;            // of its connection
+  bool looks = false;           // asks the store who leads
+  Instant store_cut_until = 0;  // what it asks the store before is lost
+  Instant not_before = 0;       // it stands for no election
+  bool deaf_link = false;       // half-open: the leader has dropped it, the agent does not know yet
+  bool frozen = false;
+  std::vector<Action> held;
+  Duration clock = 0;
   bool reset_ever = false;
   Instant tick_at = kNever;
   std::vector<MemberId> slots;  // living process by local rank, or 0
   std::vector<Instant> worker_free_at;
   bool noticed = false;
+  RescueSide rescue;
+  int refusals = 0;              // of connections, in a row
+  bool found_the_end = false;    // in the store
+  bool ended_by_itself = false;  // the job's end, or a lost leader: it kills what is left
+};
+
+struct Lead {
+  std::unique_ptr<Coordinator> core;
+  size_t seat = 0;  // its agent
+  uint64_t term = 0;
+  bool over = false;  // dead, resigned, or finished
+  Instant tick_at = kNever;
+  bool frozen = false;
+  std::vector<Action> held;
+  Duration clock = 0;
+  Instant lease_until = kNever;  // by its own clock
+  Instant began = 0;             // the same
+  Generation found;              // in the store
 };
 
 struct Group {
@@ -106,6 +158,15 @@ struct Group {
   };
   std::map<Version, Reduction> reductions;
   Install install;
+  bool failed = false;  // a partition went through it
+};
+
+// What the store says to an agent that looks for the leader.
+struct Look {
+  enum What { kNothing, kLed, kWon, kEnded } what = kNothing;
+  uint64_t term = 0;
+  uint64_t incarnation = 0;
+  View view;
 };
 
 struct LessonLog {
@@ -122,6 +183,9 @@ struct SaveRecord {
   std::set<MemberId> participants;
   std::set<MemberId> written;
   bool bad = false;
+  bool write_failed = false;
+  bool rescue = false;
+  Instant opened_at = kNever;
 };
 
 struct World {
@@ -142,31 +206,52 @@ struct World {
   Limits limits;
   NodeLimits node_limits;
   MemberLimits member_limits;
-  std::unique_ptr<Coordinator> leader;
+  // The leaders in order of their terms; with the embedded store one. Former ones may still be at work, or
+  // wake up.
+  std::vector<std::unique_ptr<Lead>> leads;
   bool leader_finished = false;
-  Instant leader_tick_at = kNever;
-  View store;  // what the store holds
+  bool leader_lost = false;     // with its node and the store (rule 12)
+  bool leader_refuses = false;  // its machine lives: who connects is refused
+  bool ended_before = false;    // the job's end was decided before
+  View store;                   // what the store holds
+  uint64_t store_term = 0;      // of the newest leader that it has had
+  uint64_t incarnation = 4242;  // of the store, or of the newest run in it
+  Instant store_lease_until = 0;
+  std::optional<EndJob> end_recorded;
   bool store_empty = true;
-  bool foreign_leader = false;  // somebody else writes next
+  Instant store_away_until = 0;  // requests before are lost
+  Instant disk_slow_until = 0;
+  std::map<std::pair<size_t, size_t>, Instant> data_cut;  // between two nodes, until when
+  bool foreign_leader = false;                            // somebody else writes next
 
   std::vector<std::unique_ptr<Agent>> agents;
   std::map<MemberId, std::unique_ptr<Process>> processes;
   std::map<Generation, Group> groups;
   std::map<uint64_t, LessonLog> lessons;
   std::map<uint64_t, SaveRecord> saves;
+  std::map<uint64_t, size_t> save_leads;                // who has opened it
   std::pair<Version, Lineage> durable{kNoVersion, {}};  // newest save
+  std::map<uint64_t, SaveRecord> folder;                // what was published
+  Lineage branch;                                       // of the newest restart from a save; empty: none yet
 
   // What happened, for the checks.
   std::map<Generation, View> views_stored;
   std::map<Generation, View> views_installed;  // members were told to
   std::map<Generation, View> views_entered;
   std::set<MemberId> proven_dead;  // the leader was told
+  SilenceCheck silence;
   Version committed = kNoVersion;  // complete on every member of a view
   Version newest_reached = kNoVersion;
   bool notices_given = false;
   bool group_faults = false;  // data-plane errors, or the store's end: whoever is named may be excluded
   bool nodes_lost = false;
   bool processes_lost = false;
+  bool corrupted = false;  // memory that flipped: states are held against each other then, not against truth
+  bool corruption_wanted = false;
+  bool store_emptied = false;
+  Version restored_at = kNoVersion;
+  bool duplicates = false;  // this schedule's links deliver some messages twice
+  Instant quiet_at = 0;     // no fault reaches beyond
   std::map<Generation, std::map<std::pair<Version, uint64_t>, bool>> boundary_answers;
 
   explicit World(const Options& options);
@@ -193,12 +278,22 @@ struct World {
   size_t add_agent();
   void connect(size_t agent);
   void cut_link(size_t agent, const std::string& why, bool both_know);
-  void leader_does(const control::Actions& actions);
-  void agent_does(size_t agent, const control::Actions& actions);
-  void store_view(const StoreView& store_view);
+  void half_open(size_t agent, Duration for_long);
+  Lead& newest() { return *leads.back(); }
+  const Lead& newest() const { return *leads.back(); }
+  void leader_event(size_t which, Action action);  // now, or when it thaws; void when it leads no more
+  void agent_event(size_t agent, Action action);
+  void leader_does(size_t which, const control::Actions& actions);
+  // `own`: by its own clock, asked by nobody.
+  void agent_does(size_t agent, const control::Actions& actions, bool own = false);
+  Instant leader_now(size_t which) const { return now + leads[which]->clock; }
+  Instant agent_now(const Agent& agent) const { return now + agent.clock; }
+  void deliver_up(size_t agent, const Envelope& envelope);
+  void answer_store(size_t which, const StoreView& request, bool written);
+  void store_view(size_t which, const StoreView& store_view);
   void up(size_t agent, Envelope envelope);
   void down(NodeId node, Envelope envelope);
-  void schedule_leader();
+  void schedule_leader(size_t which);
   void schedule_agent(size_t agent);
   void spawn(size_t agent, uint32_t local_rank);
   void kill_process(MemberId id, int code);
@@ -206,9 +301,41 @@ struct World {
   void to_worker(size_t agent, const Envelope& envelope);
   Agent* agent_of(NodeId node);
 
+  // ---- leaders that change (leaders.cpp)
+  void look(size_t agent);
+  void looked(size_t agent, const Look& found, Instant asked_at);
+  void connect_to(size_t agent, size_t which);
+  void lead(size_t agent, const Look& found, Instant asked_at);
+  void renew(size_t which);
+  bool lease_over(size_t which);
+  bool anybody_of_the_run() const;
+  void stop_leading(size_t which, const std::string& why, bool silently);
+  bool record_end(size_t which, const EndJob& end);
+
+  // ---- the store's node is lost (rescue.cpp)
+  void lose_store_node(bool silently);
+  void see_to_rescue(size_t agent);
+  void rescue_next(size_t agent);
+  void rescue_collect(size_t agent);
+  void rescue_end(size_t agent);
+  void rescue_link(size_t from, size_t to, bool upward, uint64_t turn, Envelope envelope);
+  void rescue_from_peer(size_t agent, size_t peer, uint64_t turn, const Envelope& envelope);
+  void rescue_from_uplink(size_t agent, uint64_t turn, const Envelope& envelope);
+  void rescue_from_member(size_t agent, const Envelope& envelope);
+  void rescue_member_gone(size_t agent, MemberId id);
+  void rescue_peer_lost(size_t agent, size_t peer, uint64_t turn);
+  void rescue_reset(size_t agent);
+  void rescue_does(size_t agent, const control::Actions& actions);
+  void rescue_over(size_t agent, const RescueOver& over);
+  void schedule_rescue(size_t agent);
+  size_t index_of(NodeId node) const;
+
   // ---- processes (process.cpp)
   void process_does(MemberId id, const MemberActions& actions);
   void event_for(MemberId id, Action action);  // now, or when it thaws; void when it is dead
+  Instant process_now(const Process& process) const { return now + process.clock; }
+  Instant data_cut_until(const Group& group) const;
+  void group_fails(Generation generation, const std::string& why);
   void after_for(MemberId id, Duration delay, Action action) {
     after(delay, [this, id, action = std::move(action)] { event_for(id, action); });
   }
@@ -224,6 +351,8 @@ struct World {
   void begin_install(Process& process);
   void leave(Process& process, int code, const std::string& why);
   void compute_digest(Process& process, Version version);
+  void corrupt_before_digest(Process& process);
+  int64_t disk_slowness() const;
   void form_group(Process& process, const Install& install);
   void member_formed(Process& process, Generation generation);
   void enter_view(Process& process, const EnterView& enter);
@@ -239,22 +368,39 @@ struct World {
   // ---- faults (faults.cpp)
   void plan_faults();
   void fault();
+  void one_death_after_another();
   MemberId some_process(bool in_view);
   void freeze(MemberId id, Duration for_long);
+  void freeze_agent(size_t agent, Duration for_long);
+  void freeze_leader(Duration for_long);
+  void suspend_node(size_t agent, Duration for_long);
+  void partition(Duration for_long, bool one_way);
+  void notice_on(size_t agent, Scope scope);
+  void network_fault(uint64_t kind);
+  void host_fault(uint64_t kind);
+  void lasts(Duration for_long) { quiet_at = std::max(quiet_at, now + for_long); }
 
   // ---- invariants (checks.cpp)
   void check_permit(const Process& process, Generation generation, Version version, bool learner);
   void check_report(const Process& process, const Report& report);
   void check_enter(const Process& process, const View& view, bool planned);
   void check_store(const View& next);
+  void check_taken_over(size_t which, const View& next);
   void check_learn(const Learn& learn);
   void check_reduction(const Group& group, Version version);
   void check_boundary(const Process& process, Generation generation, Version version, uint64_t plan,
                       bool due);
   void check_version(const Process& process);
   void check_publish(const SaveRecord& save);
-  void check_signal(const Process& process, int signal);
+  bool goes_on(const SaveRecord& save) const;
+  void check_resume(Version version, const Lineage& lineage);
+  void check_signal(const Process& process, int signal, bool own);
   void check_leave(const Process& process, int code);
+  void check_start_again(const Process& process, const View& view);
+  void check_save_closed(const SaveClosed& closed, bool with_eviction);
+  void check_rescue(size_t collector, const RescueOver& over);
+  void check_rescue_report(const Process& process, const RescueReport& report);
+  void check_saved_before_end(const Agent& agent);
   void check_end();
   void note_commit(const Process& process);
 };

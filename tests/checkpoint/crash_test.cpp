@@ -87,6 +87,45 @@ TEST(Crash, SaveIsAllOrNothing) {
   });
 }
 
+// The same of a shard in three chunks with memory for two: its writes go in another order than they were
+// begun, and the copier waits for them.
+TEST(Crash, ShardsInSeveralChunksAreAllOrNothing) {
+  const auto large = [](uint64_t version) {
+    return WholeState{{{"w", DType::kUInt8, {9'000'001}}},
+                      {ByteBuffer(9'000'001, static_cast<std::byte>(version))}};
+  };
+  MemoryFiles files;
+  auto folder = Folder::own(files, "ckpt", "a job");
+  ASSERT_OK(folder);
+  ASSERT_OK(save(files, *folder, large(1), {1, 11}, {.participants = 1}));
+  const size_t first_done = files.log().size();
+  ASSERT_OK(save(files, *folder, large(2), {2, 12}, {.participants = 1, .parent = {1, 11}}));
+  size_t writes = 0;
+  for (size_t at = first_done; at <= files.log().size(); ++at) {
+    for (const CrashKind kind : {CrashKind::kKeepAll, CrashKind::kDropUnsynced, CrashKind::kRandom}) {
+      const auto disk = MemoryFiles::after_crash(files.log(), at, kind, at);
+      auto found = Folder::look(*disk, "ckpt");
+      ASSERT_OK(found);
+      const auto candidates = found->versions();
+      ASSERT_OK(candidates);
+      const auto good = usable(*candidates);
+      ASSERT_FALSE(good.empty()) << "after operation " << at;
+      for (const Candidate& candidate : *candidates) {
+        if (candidate.id != good.front()) continue;
+        const WholeState expected = large(candidate.id.version);
+        ASSERT_EQ(compare_restored(*disk, *found, *candidate.manifest, expected, expected.specs, 1), "")
+            << "after operation " << at << ", kind " << static_cast<int>(kind);
+      }
+      const uint64_t version = good.front().version;
+      ASSERT_TRUE(version == 2 || (version == 1 && at < files.log().size())) << "after operation " << at;
+    }
+    if (at < files.log().size() && files.log()[at].kind == OpKind::kWrite &&
+        files.log()[at].bytes.size() > 500'000)
+      ++writes;
+  }
+  EXPECT_EQ(writes, 3U) << "the test is about several writes";
+}
+
 // Falling back is durable: once abandoned, version 3 is never found again, whoever resumes.
 TEST(Crash, AbandonedVersionsStayAbandoned) {
   MemoryFiles files;

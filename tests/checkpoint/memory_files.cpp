@@ -27,6 +27,61 @@ void change(ByteBuffer& contents, const Op& op) {
 
 }  // namespace
 
+// Writes happen only when they are waited for, and in another order than they were begun: a save that syncs
+// before it waited has lost them.
+class MemoryQueue final : public WriteQueue {
+ public:
+  explicit MemoryQueue(File& file) : file_(file) {}
+  Status submit(ByteSpan bytes, uint64_t offset, uint64_t tag) override {
+    pending_.push_back({bytes, offset, tag});
+    return ok();
+  }
+  Result<uint64_t> wait() override {
+    const size_t next = pending_.size() / 2;
+    const Pending write = pending_[next];
+    pending_.erase(pending_.begin() + static_cast<ptrdiff_t>(next));
+    MUSTER_TRY(file_.pwrite(write.bytes, write.offset));
+    return write.tag;
+  }
+  IoMethod method() const override { return IoMethod::kInTurn; }
+
+ private:
+  struct Pending {
+    ByteSpan bytes;
+    uint64_t offset;
+    uint64_t tag;
+  };
+  File& file_;
+  std::vector<Pending> pending_;
+};
+
+// As MemoryQueue: the buffer holds nothing of the file before the read was waited for.
+class MemoryReadQueue final : public ReadQueue {
+ public:
+  Status submit(File& file, MutableByteSpan target, uint64_t offset, uint64_t tag) override {
+    std::fill(target.begin(), target.end(), std::byte{0xee});
+    pending_.push_back({&file, target, offset, tag});
+    return ok();
+  }
+  Result<Moved> wait() override {
+    const size_t next = pending_.size() / 2;
+    const Pending read = pending_[next];
+    pending_.erase(pending_.begin() + static_cast<ptrdiff_t>(next));
+    MUSTER_ASSIGN(const size_t got, read.file->pread(read.target, read.offset));
+    return Moved{read.tag, got};
+  }
+  IoMethod method() const override { return IoMethod::kInTurn; }
+
+ private:
+  struct Pending {
+    File* file;
+    MutableByteSpan target;
+    uint64_t offset;
+    uint64_t tag;
+  };
+  std::vector<Pending> pending_;
+};
+
 class MemoryFile final : public File {
  public:
   MemoryFile(MemoryFiles& files, std::string path, uint64_t inode, bool direct)
@@ -36,6 +91,10 @@ class MemoryFile final : public File {
     if (files_.refuse) {
       if (auto why = files_.refuse({OpKind::kRead, path_, "", inode_, offset, {}})) return *why;
     }
+    if (direct_ && (bytes.size() % 4096 != 0 || offset % 4096 != 0 ||
+                    reinterpret_cast<uintptr_t>(bytes.data()) % 4096 != 0))
+      return refused(path_, "unaligned direct read");
+    const std::lock_guard lock(files_.mutex_);
     const ByteBuffer& contents = files_.inodes_[inode_];
     if (offset >= contents.size()) return size_t{0};
     const size_t count = std::min<size_t>(bytes.size(), contents.size() - offset);
@@ -47,6 +106,9 @@ class MemoryFile final : public File {
                     reinterpret_cast<uintptr_t>(bytes.data()) % 4096 != 0))
       return refused(path_, "unaligned direct write");
     return files_.perform({OpKind::kWrite, path_, "", inode_, offset, {bytes.begin(), bytes.end()}});
+  }
+  std::unique_ptr<WriteQueue> write_queue(const WriteQueueOptions&) override {
+    return std::make_unique<MemoryQueue>(*this);
   }
   Status allocate(uint64_t bytes) override {
     return files_.perform({OpKind::kAllocate, path_, "", inode_, bytes, {}});
@@ -76,6 +138,10 @@ class MemoryLock final : public FileLock {
   MemoryFiles& files_;
   std::string path_;
 };
+
+std::unique_ptr<ReadQueue> MemoryFiles::read_queue(const ReadQueueOptions&) {
+  return std::make_unique<MemoryReadQueue>();
+}
 
 Status MemoryFiles::perform(Op op) {
   if (refuse) {

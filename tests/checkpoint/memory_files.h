@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <map>
+#include <mutex>
 #include <set>
 
 #include "runtime/base/files.h"
@@ -60,6 +61,7 @@ class MemoryFiles final : public FileSystem {
   void drop_locks() { locks_.clear(); }
 
   Result<std::unique_ptr<File>> open(const std::string& path, OpenMode mode, bool direct) override;
+  std::unique_ptr<ReadQueue> read_queue(const ReadQueueOptions& options) override;
   Status make_directory(const std::string& path) override;
   Status link(const std::string& source, const std::string& target) override;
   Status rename(const std::string& source, const std::string& target) override;
@@ -83,6 +85,7 @@ class MemoryFiles final : public FileSystem {
   std::map<uint64_t, ByteBuffer> inodes_;
   std::set<std::string> locks_;
   uint64_t next_inode_ = 1;
+  std::mutex mutex_;  // held while a file is read, which several threads may do at once
 };
 
 }  // namespace muster::testing

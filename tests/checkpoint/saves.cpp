@@ -80,11 +80,15 @@ Result<ShardRecord> save_shard(FileSystem& files, const Folder& folder, const Wh
   const std::vector<ByteBuffer> memory = state.locals(state.specs, participant, plan.participants());
   MUSTER_ASSIGN(auto shape, make_shard_template(plan, participant));
   StageProgress progress;
-  MUSTER_ASSIGN(const StagedShard staged,
-                stage(shape, id, read_from({memory.begin(), memory.end()}), {}, progress));
-  MUSTER_ASSIGN(const ShardRecord record, write_shard(files, folder.save_folder(id), staged,
-                                                      {.writer_nonce = 100 + participant}, progress));
-  return decode_shard_record(encode(record));
+  StagingBuffer buffer;
+  SaveShardOptions options;
+  options.write.writer_nonce = 100 + participant;
+  options.staging_bytes_max = 1;
+  options.folder = [&]() -> Result<std::string> { return folder.save_folder(id); };
+  MUSTER_ASSIGN(
+      const SaveShardReport report,
+      save_shard(files, shape, id, read_from({memory.begin(), memory.end()}), buffer, options, progress));
+  return decode_shard_record(encode(report.record));
 }
 
 }  // namespace
@@ -101,6 +105,7 @@ Result<Manifest> save(FileSystem& files, Folder& folder, const WholeState& state
   manifest.id = id;
   manifest.lineage = options.lineage;
   manifest.parent = options.parent;
+  manifest.saved_at_ms = options.saved_at_ms;
   manifest.tensors = state.specs;
   manifest.step_values["loss_scale"] = {std::byte{1}, std::byte{2}};
   MUSTER_TRY(adopt_shards(manifest, votes));

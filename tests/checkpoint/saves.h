@@ -3,6 +3,7 @@
 
 #include <gmock/gmock.h>
 
+#include "checkpoint/shard_save.h"
 #include "checkpoint/store.h"
 #include "runtime/base/random.h"
 #include "tests/checkpoint/memory_files.h"
@@ -37,6 +38,7 @@ struct SaveOptions {
   Lineage lineage = {{7, 1, 0}};
   VersionId parent;
   bool publish = true;
+  int64_t saved_at_ms = 0;
 };
 
 // A whole save: begin, stage, write, vote, publish.

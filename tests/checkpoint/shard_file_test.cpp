@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "tests/checkpoint/on_disk.h"
 #include "tests/checkpoint/saves.h"
 
 namespace muster::testing {
@@ -12,22 +13,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-class ShardFile : public ::testing::Test {
- protected:
-  ShardFile() {
-    std::string pattern = ::testing::TempDir() + "muster-shard-XXXXXX";
-    root_ = mkdtemp(pattern.data());
-  }
-  ~ShardFile() override { std::filesystem::remove_all(root_); }
-  int shell(const std::string& command) const {
-    return std::system(("cd " + root_ + " && " + command + " >out.txt 2>&1").c_str());
-  }
-  std::string output() const {
-    const auto bytes = read_file(real_files(), root_ + "/out.txt", 1 << 24);
-    return bytes.ok() ? std::string(reinterpret_cast<const char*>(bytes->data()), bytes->size()) : "";
-  }
-  std::string root_;
-};
+class ShardFile : public OnDisk {};
 
 Result<StagedShard> stage_state(const WholeState& state, uint32_t participant, uint32_t participants) {
   MUSTER_ASSIGN(const SavePlan plan, plan_save(state.specs, participants));
@@ -135,20 +121,16 @@ TEST_F(ShardFile, ValuesOfBfloat16ReadRight) {
 TEST_F(ShardFile, TornFilesAreRefusedByHdf5) {
   if (std::system("h5dump --version >/dev/null 2>&1") != 0)
     GTEST_SKIP() << "h5dump is missing; install hdf5-tools";
-  struct Watching final : PayloadWriter {
-    std::function<void()> watch;
-    Status write(File& file, ByteSpan bytes, uint64_t offset, const StageProgress& progress) override {
-      Status written = sequential_writer().write(file, bytes, offset, progress);
-      watch();
-      return written;
-    }
-  } writer;
-  int refused = 0;
-  writer.watch = [&] { refused = shell("h5dump -H *.h5"); };
   const auto staged = stage_state(WholeState::random({{"w", DType::kFloat32, {40, 40}}}, 1), 0, 1);
   ASSERT_OK(staged);
-  StageProgress progress;
-  ASSERT_OK(write_shard(real_files(), root_, *staged, {.writer = &writer}, progress));
+  const ShardGeometry& geometry = staged->shape->geometry;
+  auto writer = ShardWriter::create(real_files(), root_, staged->shape, staged->identity, {});
+  ASSERT_OK(writer);
+  ASSERT_OK(
+      writer->submit(staged->file_bytes().subspan(geometry.metadata_bytes, geometry.payload_bytes), 0, 5));
+  EXPECT_EQ(writer->wait().value(), 5U);
+  const int refused = shell("h5dump -H *.h5");
+  ASSERT_OK(writer->finish(staged->file_bytes().subspan(geometry.table_offset())));
   EXPECT_NE(refused, 0);
   EXPECT_EQ(shell("h5dump *.h5"), 0) << output();
   EXPECT_THAT(output(), HasSubstr("DATASET \"w\""));

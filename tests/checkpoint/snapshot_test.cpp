@@ -89,22 +89,22 @@ TEST(Snapshot, ProgressIsSeenAndCancelWorksFromAnotherThread) {
 // Templates may be made from several threads, since libhdf5 is used one at a time.
 TEST(Snapshot, TemplatesFromSeveralThreads) {
   std::vector<std::thread> threads;
-  std::vector<ByteBuffer> metadata(4);
+  std::vector<Digest> metadata(4);
   for (size_t i = 0; i < metadata.size(); ++i) {
     threads.emplace_back([&metadata, i] {
       for (int again = 0; again < 5; ++again)
-        metadata[i] = shape_of({{"w", DType::kBFloat16, {8, 8}}})->metadata;
+        metadata[i] = shape_of({{"w", DType::kBFloat16, {8, 8}}})->metadata_digest;
     });
   }
   for (std::thread& thread : threads) thread.join();
-  for (const ByteBuffer& bytes : metadata) EXPECT_EQ(bytes, metadata[0]);
+  for (const Digest& digest : metadata) EXPECT_EQ(digest, metadata[0]);
 }
 
 // No time of day in the metadata: participants that write the same bytes at other times write the same file.
 TEST(Snapshot, TemplatesDoNotDependOnTheTime) {
-  const ByteBuffer before = shape_of({{"w", DType::kBFloat16, {8, 8}}})->metadata;
+  const Digest before = shape_of({{"w", DType::kBFloat16, {8, 8}}})->metadata_digest;
   std::this_thread::sleep_for(std::chrono::milliseconds(1100));
-  EXPECT_EQ(shape_of({{"w", DType::kBFloat16, {8, 8}}})->metadata, before);
+  EXPECT_EQ(shape_of({{"w", DType::kBFloat16, {8, 8}}})->metadata_digest, before);
 }
 
 TEST(Snapshot, ReaderErrorsComeOut) {

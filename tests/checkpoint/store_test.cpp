@@ -1,6 +1,7 @@
 #include "checkpoint/store.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -51,6 +52,37 @@ TEST_F(OnDisk, SavesListsAndRestores) {
   ASSERT_OK(reader);
   EXPECT_THAT(versions_of(*reader), ElementsAre(2, 1));
   EXPECT_THAT(Folder::look(real_files(), root_ + "/none").error().message, HasSubstr("is not a folder"));
+}
+
+// Opening a pipe to read waits for a writer that never comes.
+TEST_F(OnDisk, PipesInPlaceOfFilesAreRefused) {
+  auto folder = Folder::own(real_files(), root_, "a job");
+  ASSERT_OK(folder);
+  ASSERT_OK(save(real_files(), *folder, state_of(1), {1, 11}));
+  const auto second = save(real_files(), *folder, state_of(2), {2, 12});
+  const auto third = save(real_files(), *folder, state_of(3), {3, 13});
+  ASSERT_OK(second);
+  ASSERT_OK(third);
+  const auto become_pipe = [](const std::string& path) {
+    ASSERT_TRUE(std::filesystem::remove(path));
+    ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);
+  };
+  const std::string second_folder = folder->save_folder({2, 12});
+  const std::string third_folder = folder->save_folder({3, 13});
+  become_pipe(third_folder + "/manifest.json");
+  become_pipe(second_folder + "/" + shard_file_name(1, second->shards[1].writer_nonce));
+  const auto candidates = folder->versions();
+  ASSERT_OK(candidates);
+  ASSERT_TRUE(candidates->front().unusable);
+  EXPECT_THAT(candidates->front().unusable->message,
+              HasSubstr("manifest.json is a named pipe and not a file"));
+  EXPECT_THAT(versions_of(*folder), ElementsAre(2, 1));
+  EXPECT_THAT(compare_restored(real_files(), *folder, *second, state_of(2), state_of(2).specs, 1),
+              HasSubstr("is a named pipe and not a file"));
+  const Status verified = verify_shards(real_files(), second_folder, *second);
+  ASSERT_FALSE(verified.ok());
+  EXPECT_EQ(verified.error().code, ErrorCode::kDropCheckpoint);
+  EXPECT_THAT(verified.error().message, HasSubstr("is a named pipe and not a file"));
 }
 
 TEST_F(OnDisk, SecondOwnerIsRefusedByName) {
@@ -165,9 +197,36 @@ TEST(Store, FencedOwnerCannotPublish) {
   EXPECT_FALSE(old_owner->begin_save({2, 12}).ok());
   EXPECT_FALSE(old_owner->prune({}, 0).ok());
   EXPECT_FALSE(old_owner->abandon_for({}, "").ok());
+  const auto guest = Folder::guest(files, "ckpt");
+  ASSERT_TRUE(guest.ok()) << guest.error().message;
+  EXPECT_EQ(guest->fence(), new_owner->fence());
+  EXPECT_FALSE(guest->owner());
   EXPECT_FALSE(Folder::join(files, "ckpt", old_owner->fence()).ok());
   EXPECT_TRUE(Folder::join(files, "ckpt", new_owner->fence()).ok());
   EXPECT_EQ(files.log().size(), operations);
+}
+
+TEST(Store, RetentionKeepsEveryKthAndTheYoung) {
+  MemoryFiles files;
+  auto folder = Folder::own(files, "ckpt", "a job");
+  ASSERT_OK(folder);
+  const WholeState state = WholeState::random({{"w", DType::kInt8, {8}}}, 1);
+  for (uint64_t version = 1; version <= 8; ++version) {
+    ASSERT_OK(save(files, *folder, state, {version, 10 + version},
+                   {.saved_at_ms = static_cast<int64_t>(1000 * version)}));
+    ASSERT_OK(folder->mark_verified({version, 10 + version}));
+  }
+  const auto kept = [&](const RetentionPolicy& policy) {
+    EXPECT_TRUE(folder->prune(policy, 9000).ok());
+    return versions_of(*folder);
+  };
+  RetentionPolicy policy{.keep_last = 2, .keep_every = 3, .keep_younger_ms = 4001, .live_nonces = {}};
+  EXPECT_THAT(kept(policy), ElementsAre(8, 7, 6, 5, 3))
+      << "saved at 5000 is younger than 4001, at 4000 is not";
+  policy.keep_younger_ms = 0;
+  EXPECT_THAT(kept(policy), ElementsAre(8, 7, 6, 3));
+  policy.keep_every = 0;
+  EXPECT_THAT(kept(policy), ElementsAre(8, 7));
 }
 
 TEST(Store, RetentionWaitsForVerifiedSuccessors) {

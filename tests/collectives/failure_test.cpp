@@ -26,6 +26,14 @@ Work any_operation(const Member& member, int which, std::vector<float>& in, std:
       return group.broadcast(in.data(), out.data(), in.size(), DType::kFloat32, 0, deadline);
     case 4:
       return group.barrier(deadline);
+    case 6:
+      return group.reduce(in.data(), out.data(), in.size(), DType::kFloat32, ReduceOp::kSum, 0, deadline);
+    case 7:
+      return group.gather(in.data(), out.data(), count, DType::kFloat32, 1, deadline);
+    case 8:
+      return group.scatter(in.data(), out.data(), count, DType::kFloat32, 2, deadline);
+    case 9:
+      return group.all_to_all(in.data(), out.data(), count, DType::kFloat32, deadline);
     default: {
       const CanonicalLayout layout{16, 16, assign_lanes(16, member.size)};
       const LaneRange mine = layout.assignment[static_cast<size_t>(member.rank)];
@@ -34,9 +42,10 @@ Work any_operation(const Member& member, int which, std::vector<float>& in, std:
     }
   }
 }
-constexpr int kKinds = 6;
-constexpr const char* kKindNames[kKinds] = {"all_reduce", "reduce_scatter", "all_gather",
-                                            "broadcast",  "barrier",        "canonical_all_reduce"};
+constexpr int kKinds = 10;
+constexpr const char* kKindNames[kKinds] = {
+    "all_reduce",           "reduce_scatter", "all_gather", "broadcast", "barrier",
+    "canonical_all_reduce", "reduce",         "gather",     "scatter",   "all_to_all"};
 
 // Repeats the operation, with a barrier so that every rank needs every other, until it fails.
 Status repeat_until_failure(const Member& member, int kind, Duration each, Instant limit,
@@ -155,6 +164,65 @@ TEST_P(Frozen, DeadlineNamesIt) {
 INSTANTIATE_TEST_SUITE_P(All, Frozen,
                          testing::ValuesIn(every({Medium::kNodeProcesses, Medium::kUcxProcesses})),
                          interrupted_name);
+
+// Rank 1 is frozen while it stores into its mates' buffers, excluded, and thawed while the others, in their
+// next group, use new ones.
+TEST(FrozenInStore, WakesUpAndHarmsNobody) {
+  constexpr int kVictim = 1;
+  constexpr size_t kCount = 1'000'000;
+  run_world(Medium::kNodeProcesses, 3, [](Member& member) {
+    std::thread freezer;
+    if (member.rank == kVictim) {
+      freezer = std::thread([] {
+        usleep(30'000 + static_cast<useconds_t>(random_nonce() % 10'000));
+        kill(getpid(), SIGSTOP);
+      });
+    }
+    Status status = ok();
+    {
+      const SharedBuffer in = member.group.allocate(kCount * sizeof(float)).value();
+      const SharedBuffer out = member.group.allocate(kCount * sizeof(float)).value();
+      for (const Instant limit = now() + 20 * kSecond; status.ok() && now() < limit;)
+        status = member.group
+                     .all_reduce(in.data(), out.data(), kCount, DType::kFloat32, ReduceOp::kSum,
+                                 now() + 700 * kMillisecond)
+                     .wait();
+    }
+    if (freezer.joinable()) freezer.join();
+    member.expect(!status.ok(), "did not notice");
+    member.process->mark(member.rank) = 1;
+    const auto survivors_are_at = [&](int mark) {
+      return member.process->mark(0) >= mark && member.process->mark(2) >= mark;
+    };
+    if (member.rank == kVictim) {
+      member.process->wait_until([&] { return survivors_are_at(2); });
+      return;
+    }
+    member.process->wait_until([&] { return survivors_are_at(1); });
+    GroupSpec next = member.spec;
+    next.generation.counter = 2;
+    next.contacts.erase(next.contacts.begin() + kVictim);
+    next.nodes.pop_back();
+    next.rank = member.rank / 2;
+    next.deadline = member.soon();
+    auto group = member.endpoint.form_group(next);
+    if (!group.ok()) return member.fail(group.error().message);
+    const SharedBuffer in = (*group)->allocate(kCount * sizeof(float)).value();
+    const SharedBuffer out = (*group)->allocate(kCount * sizeof(float)).value();
+    for (int round = 0; round < 60; ++round) {
+      if (round == 5 && member.rank == 0) kill(member.process->pid_of(kVictim), SIGCONT);
+      std::fill_n(in.as<float>(), kCount, static_cast<float>(round + next.rank));
+      const Work work =
+          (*group)->all_reduce(in.data(), out.data(), kCount, DType::kFloat32, ReduceOp::kSum, member.soon());
+      member.expect_ok(work.wait(), "in the next group");
+      const auto expected = static_cast<float>(2 * round + 1);
+      if (std::any_of(out.as<float>(), out.as<float>() + kCount, [&](float x) { return x != expected; }))
+        return member.fail("a late store was seen");
+    }
+    member.process->mark(member.rank) = 2;
+    member.process->wait_until([&] { return survivors_are_at(2); });
+  });
+}
 
 TEST(FrozenInProcess, DeadlineNamesItAndTheSlowCallerIsToldApart) {
   run_world(Medium::kInProcess, 4, [](Member& member) {

@@ -67,7 +67,8 @@ float sum_on_ranks(const std::vector<float>& values, int lanes, const std::vecto
   std::vector<const std::byte*> leaves;
   for (const float& partial : partials) leaves.push_back(reinterpret_cast<const std::byte*>(&partial));
   float result = NAN;
-  fold_tree(*plan, 1.0F, reinterpret_cast<std::byte*>(&result), leaves, 1);
+  std::byte* const target = reinterpret_cast<std::byte*>(&result);
+  fold_tree(*plan, 1.0F, {&target, 1}, 0, leaves, 1);
   return result;
 }
 

@@ -96,6 +96,80 @@ TEST_P(EveryWorldSize, Broadcast) {
   }
 }
 
+// Uneven blocks, some of them empty.
+std::vector<Slice> some_blocks(int ranks) {
+  std::vector<Slice> blocks;
+  uint64_t offset = 0;
+  for (int rank = 0; rank < ranks; ++rank) {
+    const auto count = static_cast<uint64_t>((rank * 5 + 2) % 4);
+    blocks.push_back({offset, count});
+    offset += count;
+  }
+  return blocks;
+}
+uint64_t end_of(const std::vector<Slice>& blocks) { return blocks.back().offset + blocks.back().count; }
+uint64_t owner_of(const std::vector<Slice>& blocks, uint64_t i) {
+  uint64_t rank = 0;
+  while (i >= blocks[rank].offset + blocks[rank].count) ++rank;
+  return rank;
+}
+
+TEST_P(EveryWorldSize, Reduce) {
+  const int ranks = GetParam();
+  const auto count = static_cast<uint64_t>(ranks) + 3;
+  for (const int root : {0, ranks / 2, ranks - 1}) {
+    ScheduleMeaning meaning = all_reduce_meaning(ranks, count);
+    meaning.output_count = [=](int rank) { return rank == root ? count : 0; };
+    for (const bool by_slices : {false, true})
+      expect_right(on_all(ranks, [&](int r) { return reduce_direct(ranks, r, count, root, by_slices); }),
+                   meaning);
+  }
+}
+
+TEST_P(EveryWorldSize, Blocks) {
+  const int ranks = GetParam();
+  const std::vector<Slice> blocks = some_blocks(ranks);
+  const std::vector<int> one(static_cast<size_t>(ranks), 1);
+  const auto block = [=](int rank) { return blocks[static_cast<size_t>(rank)].count; };
+  const auto whole = [=](int) { return end_of(blocks); };
+  const auto from_owner = [=](int, uint64_t i) {
+    const uint64_t owner = owner_of(blocks, i);
+    return ScheduleMeaning::Element{{static_cast<int>(owner)}, i - blocks[owner].offset};
+  };
+  expect_right(on_all(ranks, [&](int r) { return all_gather_blocks(r, blocks); }),
+               {one, block, whole, from_owner, false});
+  expect_right(
+      on_all(ranks, [&](int r) { return reduce_scatter_blocks(r, blocks); }),
+      {one, whole, block,
+       [=](int rank, uint64_t i) {
+         return ScheduleMeaning::Element{all_ranks(ranks), blocks[static_cast<size_t>(rank)].offset + i};
+       },
+       true});
+  for (const int root : {0, ranks / 2, ranks - 1}) {
+    expect_right(
+        on_all(ranks, [&](int r) { return gather_direct(r, blocks, root); }),
+        {one, block, [=](int rank) { return rank == root ? end_of(blocks) : 0; }, from_owner, false});
+    expect_right(on_all(ranks, [&](int r) { return scatter_direct(r, blocks, root); }),
+                 {one, [=](int rank) { return rank == root ? end_of(blocks) : 0; }, block,
+                  [=](int rank, uint64_t i) {
+                    return ScheduleMeaning::Element{{root}, blocks[static_cast<size_t>(rank)].offset + i};
+                  },
+                  false});
+  }
+}
+
+TEST_P(EveryWorldSize, AllToAll) {
+  const int ranks = GetParam();
+  const auto whole = [=](int) { return static_cast<uint64_t>(ranks) * 3; };
+  expect_right(
+      on_all(ranks, [&](int r) { return all_to_all_direct(ranks, r, 3); }),
+      {std::vector<int>(static_cast<size_t>(ranks), 1), whole, whole,
+       [](int rank, uint64_t i) {
+         return ScheduleMeaning::Element{{static_cast<int>(i / 3)}, static_cast<uint64_t>(rank) * 3 + i % 3};
+       },
+       false});
+}
+
 TEST_P(EveryWorldSize, Barrier) {
   const int ranks = GetParam();
   const auto schedules = on_all(ranks, [&](int r) { return barrier_dissemination(ranks, r); });

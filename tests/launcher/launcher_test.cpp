@@ -62,6 +62,12 @@ class Launcher : public testing::Test {
   Words toy(const Words& options = {}) const {
     return Words{TOY_WORKER, "--board", (folder_ / "board").string()} + options;
   }
+  // Its loop ends, and it does not.
+  Words hanging_after(const std::string& steps) const {
+    return {"/bin/sh", "-c",
+            std::string(TOY_WORKER) + " --board " + (folder_ / "board").string() + " --steps " + steps +
+                "; echo the loop is over; sleep 1000"};
+  }
   // One of two agents that make two nodes of this machine.
   Words node(const std::string& name, const Words& options = {}) const {
     return Words{"--nnodes",        "1:2",  "--nproc",        "2",     "--rdzv",           rdzv_,
@@ -137,6 +143,26 @@ TEST_F(Launcher, GivesUpOnARendezvousThatDoesNotAnswer) {
   // Another host's address, as far as this one can tell: nobody binds it, and nobody answers.
   expect_misuse(run({"--rdzv", "192.0.2.1:7", "--secret-file", secret_, "--rdzv-timeout", "0.3"}, {"true"}),
                 "no rendezvous at 192.0.2.1:7 within", {}, 75);
+}
+
+// The handshake's own deadline is ten seconds: it must not hold an agent longer than --rdzv-timeout.
+TEST_F(Launcher, GivesUpOnAListenerThatTakesConnectionsAndSaysNothing) {
+  const int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  ASSERT_EQ(bind(listener, reinterpret_cast<sockaddr*>(&address), size), 0);
+  ASSERT_EQ(listen(listener, 16), 0);
+  getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size);
+  const std::string mute = "127.0.0.1:" + std::to_string(ntohs(address.sin_port));
+  const Instant began = now();
+  expect_misuse(
+      run({"--rdzv", mute, "--secret-file", secret_, "--rdzv-timeout", "0.5"}, {"true"}),
+      "no rendezvous at " + mute + " within 0.5 s (" + mute + " takes the connection and says nothing)", {},
+      75);
+  EXPECT_LT(now() - began, 9 * kSecond) << "the handshake's deadline was waited for";
+  close(listener);
 }
 
 TEST_F(Launcher, RefusesAWrongSecretAndAnotherJob) {
@@ -251,6 +277,24 @@ TEST_F(Launcher, TheGracePeriodIsBounded) {
   ASSERT_TRUE(agent.says("ready"));
   agent.signal(SIGTERM);
   EXPECT_EQ(agent.wait(), 75) << agent.said();
+}
+
+// ---- a program that does not end after its last step
+
+TEST_F(Launcher, AProgramThatHangsAfterItsLastStepIsEndedByFinishGrace) {
+  AgentProcess agent(run({"--finish-grace", "0.5"}, hanging_after("3")));
+  EXPECT_EQ(agent.wait(), 1) << agent.said();
+  EXPECT_THAT(agent.said(), HasSubstr("had not ended within --finish-grace of the last step"));
+}
+
+TEST_F(Launcher, ANoticeAfterTheLastStepEndsAProgramThatHangs) {
+  AgentProcess agent(run({"--grace", "20"}, hanging_after("3")));
+  ASSERT_TRUE(agent.says("the loop is over")) << agent.said();
+  agent.signal(SIGTERM);
+  EXPECT_EQ(agent.wait(), 75) << agent.said();
+  EXPECT_THAT(agent.said(), HasSubstr("a notice came before a worker had ended"));
+  EXPECT_THAT(agent.said(), HasSubstr("safe to kill"));
+  EXPECT_THAT(agent.said(), testing::Not(HasSubstr("stopping at once")));
 }
 
 // ---- leaks

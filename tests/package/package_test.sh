@@ -40,11 +40,13 @@ cmake -S "$work/cpp" -B "$work/cpp/build" -DCMAKE_PREFIX_PATH="$work/prefix" -DC
 "$work/cpp/build/consumer" || fail "the C++17 consumer ended with $?"
 
 hdf5=/usr/include/hdf5/serial
-"$cxx" -std=c++17 "${flags[@]}" -I"$hdf5" "$here/clash.cpp" "${cflags[@]}" -lhdf5_serial -lssl -lcrypto -o "$work/clash"
-mkdir "$work/data"
-"$work/clash" "$work/data" || fail "the program with its own HDF5 and OpenSSL ended with $?"
+for pie in pie no-pie; do
+  "$cxx" -std=c++17 "${flags[@]}" "-f$pie" "-$pie" -I"$hdf5" "$here/clash.cpp" "${cflags[@]}" -lhdf5_serial -lssl -lcrypto -o "$work/clash"
+  rm -rf "$work/data" && mkdir "$work/data"
+  "$work/clash" "$work/data" || fail "the program ($pie) with its own HDF5 and OpenSSL ended with $?"
+done
 if command -v h5dump >/dev/null; then
-  shard=$(find "$work/data/ckpt" -name '*.h5' | head -n 1)
+  shard=$(find "$work/data/ckpt" -name 'shard-*.h5' | head -n 1)
   [ -n "$shard" ] && h5dump -H "$shard" >/dev/null || fail "no readable shard in $work/data/ckpt"
 fi
 echo "package_test: exports, pkg-config, find_package and the clash program are right"

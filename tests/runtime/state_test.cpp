@@ -21,6 +21,9 @@ TEST(State, RefusesBadTensorsByName) {
   EXPECT_NE(message("n", nullptr, {6}).find("'n'"), std::string::npos);
   EXPECT_NE(message("neg", data, {-1}).find("[-1]"), std::string::npos);
   EXPECT_NE(message("big", data, {INT64_MAX, 16}).find("too large"), std::string::npos);
+  char* const odd = reinterpret_cast<char*>(data) + 2;
+  EXPECT_NE(message("odd", odd, {1}).find("no multiple of 4"), std::string::npos);
+  EXPECT_NE(message("tied", data + 5, {1}).find("'w' and 'tied' share memory"), std::string::npos);
   EXPECT_TRUE(state.add_replicated("empty", nullptr, DType::kFloat32, {0}).ok());
   state.seal();
   EXPECT_NE(message("late", data, {6}).find("after the run had started"), std::string::npos);
@@ -55,9 +58,25 @@ TEST(State, CopiesOutAndBack) {
   state.copy_to(copy);
   w[1] = 0;
   step = 0;
-  state.copy_from(copy);
+  ASSERT_TRUE(state.install(copy, kNever).ok());
   EXPECT_EQ(w[1], 2);
   EXPECT_EQ(step, 9);
+}
+
+// A save may still be staging the version before when a view change brings another one (PROTOCOL 4, 8).
+TEST(State, AnInstallationWaitsForReadersOrWritesNothing) {
+  float w[3] = {1, 2, 3};
+  State state;
+  ASSERT_TRUE(state.add_replicated("w", w, DType::kFloat32, {3}).ok());
+  const ByteBuffer zeros(state.bytes());
+  ASSERT_TRUE(state.acquire_read(now()).ok());
+  EXPECT_EQ(state.install(zeros, now() + 5 * kMillisecond).error().code, ErrorCode::kRetry);
+  EXPECT_EQ(w[0], 1);
+  state.release_read();
+  ASSERT_TRUE(state.install(zeros, now()).ok());
+  EXPECT_EQ(w[0], 0);
+  EXPECT_TRUE(state.acquire_read(now()).ok());
+  state.release_read();
 }
 
 TEST(State, AnUpdateWaitsForReadersAndIsCounted) {

@@ -8,6 +8,7 @@ import ctypes.util
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,8 +18,6 @@ from pathlib import Path
 from rig import MISUSE, Failure, Job, newest_version, require_no_processes, run_tests
 
 STEPS, MORE_STEPS = 10, 12
-NOBODY = 65534
-
 
 
 class Hash128(ctypes.Structure):
@@ -84,7 +83,23 @@ class Mistakes:
     # ---- one mistake each
 
     def twins(self):
-        self.refused(["two tensors", "'weights'"], [self.job.build / "bin" / "system_twins"])
+        self.refused(["two tensors", "'weights'"], [self.job.build / "bin" / "system_careless", "twins"])
+
+    def left_out_update(self):
+        """One rank leaves an update out: it must not go on computing old gradients for the others' next steps."""
+        careless = self.job.build / "bin" / "system_careless"
+        def weights(mistake, workers):
+            code, text = self.run([self.job.muster, "run", "--nproc", workers, "--", careless, mistake])
+            found = re.findall(r"weights \S+ \S+ \S+ \S+", text)
+            if code != 0 or len(found) != workers:
+                raise Failure(f"{workers} workers, mistake {mistake}: ended with {code}: {text}")
+            return set(found), text
+        expected, _ = weights("none", 1)
+        actual, text = weights("skips", 3)
+        if actual != expected:
+            raise Failure(f"weights {actual} instead of {expected}: {text}")
+        if "at different steps" not in text:
+            raise Failure(f"nothing tells of the update that was left out: {text}")
 
     def other_shapes(self):
         self.refused(["embedding.byte", "[256, 32]", "[256, 64]"], self.program(self.good, MORE_STEPS, width=64))
@@ -103,7 +118,9 @@ class Mistakes:
         if os.geteuid() == 0:
             if not shutil.which("setpriv"):
                 return "setpriv is missing, and root may write everywhere"
-            before = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+            # Still root, so that a clone in /root can be read, but bound by the modes of files.
+            power = "-dac_override,-dac_read_search,-fowner"
+            before = ["setpriv", f"--bounding-set={power}", f"--inh-caps={power}"]
         for path in (*folder.rglob("*"), folder):
             path.chmod(0o555 if path.is_dir() else 0o444)
         try:
@@ -132,7 +149,8 @@ class Mistakes:
         return None
 
     def full_disk(self):
-        """Training goes on without the save, says so, and the older save stays."""
+        """Training goes on without the save, says so, ends as requeue since the last version is not kept, and the
+        older save stays."""
         if os.geteuid() != 0:
             return "only root can mount a small disk"
         disk = self.job.folder / "disk"
@@ -156,7 +174,8 @@ class Mistakes:
                 raise Failure(f"a save on a full disk was reported as done: {text}")
             if content_of(folder) != saved:
                 raise Failure("the saves that were there have changed")
-            print(f"bad_input: (training on a full disk ends with exit code {code})")
+            if code != 75 or "is NOT saved" not in text:
+                raise Failure(f"ends with {code}, though the last version is not saved: {text}")
         finally:
             subprocess.run(["umount", "-l", disk], check=False)
         return None
@@ -172,7 +191,7 @@ def main():
     try:
         mistakes = Mistakes(options.build)
         job = mistakes.job
-        names = ["twins", "other_shapes", "other_constants", "unknown_variable", "read_only_folder", "later_format", "full_disk"]
+        names = ["twins", "left_out_update", "other_shapes", "other_constants", "unknown_variable", "read_only_folder", "later_format", "full_disk"]
         tests = [(name, getattr(mistakes, name)) for name in names if options.only in (None, name)]
         code = run_tests([*tests, ("nothing left behind", lambda: require_no_processes(job))], "bad_input")
     finally:

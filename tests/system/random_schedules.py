@@ -3,8 +3,8 @@
 
 Each schedule is drawn from a seed: the same seed draws the same schedule, though not the same interleaving. Whatever
 happens, a run must end with the weights of an untouched one, bit for bit, with every sample trained on once, and leave
-nothing behind. The node with the store (a) is lost only in the test of its own (--store-lost), which all
-other nodes must end as requeue.
+nothing behind. The node with the store (a) is lost only in the tests of its own (--store-lost), which all other nodes
+must end as requeue, with all saved that they had.
 """
 import argparse
 import os
@@ -15,7 +15,7 @@ import time
 import traceback
 
 from rig import (LANES, MICROBATCHES, REQUEUE, STEP_LINE, Failure, Job, check_ledgers, events_text, gpt,
-                 newest_version, require_clean_checkpoints, require_no_processes, stacks_of, wait_until, weights_of)
+                 newest_version, require_clean_checkpoints, require_no_processes, stacks_of, untouched, wait_until, weights_of)
 
 # Long enough that a machine with more processes than cores does not look like a lost node.
 WORKER_SILENCE_S, NODE_SILENCE_S, PARTITION_WAIT_S = 4, 6, 3
@@ -72,7 +72,7 @@ class Schedule:
 
     def launch(self, nodes, workers):
         self.job.new_launch()
-        self.agents, self.names, self.moved = [], 0, time.monotonic()
+        self.agents, self.names, self.moved, self.preempted = [], 0, time.monotonic(), False
         store = self.start(workers[0])
         wait_until(lambda: any(event["event"] == "node joined" for event in store.events()), 30, "the store of node a")
         for count in workers[1:nodes]:
@@ -156,6 +156,7 @@ class Schedule:
         self.say("preempts all nodes")
         for agent in self.agents:
             agent.signal(signal.SIGTERM)
+        self.preempted = True
         if self.codes() == 0:
             return
         self.say(f"was preempted with version {newest_version(self.checkpoints)} saved; resumes")
@@ -165,7 +166,8 @@ class Schedule:
 
     def codes(self):
         """Waits for all agents; their exit code. The store's agent decides; the others must agree with it, but for
-        those that came too late to join, or were not even told apart from a plain process yet."""
+        those that came too late to join, or were not even told apart from a plain process yet, or had no worker when
+        they were told to go while the job was ending."""
         deadline = time.monotonic() + 90
         for agent in self.agents:
             while agent.alive():
@@ -175,7 +177,9 @@ class Schedule:
         code = self.agents[0].wait(1)
         joined = {event["text"] for event in self.agents[0].events() if event["event"] == "node joined"}
         for agent in self.agents[1:]:
-            if (other := agent.wait(1)) != code and (agent.name in joined or other not in (REQUEUE, -signal.SIGTERM)):
+            other = agent.wait(1)
+            told_to_go = self.preempted and other == REQUEUE
+            if other != code and not told_to_go and (agent.name in joined or other not in (REQUEUE, -signal.SIGTERM)):
                 raise Failure(f"node {agent.name} ended with {other}, node a with {code}; its last lines:\n" +
                               "\n".join(agent.lines[-10:]))
         if code not in (0, REQUEUE):
@@ -216,47 +220,58 @@ class Schedule:
         self.finish()
         self.check(reference)
 
-    def store_lost(self, reference):
-        """Node a dies; the others save what they have and end as requeue; a new launch goes on from there."""
+    def store_lost(self, reference, freeze=False):
+        """Node a dies, or is frozen: a silence, in which it still owns the checkpoint folder. The others save what they
+        have and end as requeue; a new launch goes on from there."""
         self.launch(3, [1, 2, 1])
         wait_until(lambda: self.watch() or self.step > self.steps * 0.4, 90, "40 % of the steps")
         wait_until(lambda: len({e["node"] for e in self.job.events() if e["event"] == "view ready"}) == 3, 60,
                    "all nodes in the view")
         step = self.step
-        self.agents[0].kill_node()
-        self.say("killed node a, which has the store")
+        if freeze:
+            self.agents[0].signal_node(signal.SIGSTOP)
+        else:
+            self.agents[0].kill_node()
+        self.say(f"{'froze' if freeze else 'killed'} node a, which has the store")
         for agent in self.agents[1:]:
             if (code := agent.wait(60)) != REQUEUE:
                 raise Failure(f"node {agent.name} ended with {code} when the store was lost, expected {REQUEUE}")
+        if freeze:
+            self.agents[0].kill_node()
         require_no_processes(self.job)
         self.say(f"the others ended as requeue, with version {newest_version(self.checkpoints)} saved")
-        if newest_version(self.checkpoints) < step - 7:
+        if newest_version(self.checkpoints) < step:
             raise Failure(f"the newest save is version {newest_version(self.checkpoints)}, but step {step} was done")
+        if not any(event["event"] == "rescued" for event in self.job.events()):
+            raise Failure("no agent said that it had saved what the workers held")
         self.launch(1, [2])
         self.finish()
         self.check(reference)
 
 
-def untouched(options):
-    """The run that all others are compared with."""
-    job = Job(options.build, "reference")
-    try:
-        job.new_launch()
-        summary = job.folder / "summary.json"
-        agent = job.start("quiet", 1, gpt(job.build, options.steps, "--ledger", job.ledger(), "--summary", summary), "1:1",
-                          extra=["--quiet"])
-        if (code := agent.wait(120)) != 0:
-            raise Failure(f"the untouched run ended with {code}; last lines:\n" + "\n".join(agent.lines[-20:]))
-        return {"weights": weights_of(summary), "samples": check_ledgers([job.ledger()], options.steps, MICROBATCHES)}
-    finally:
-        job.close()
+    def agent_killed(self, reference):
+        """Only the one agent dies: its workers must follow at once, and leave the folder to a relaunch."""
+        self.launch(1, [2])
+        wait_until(lambda: self.watch() or self.step > self.steps * 0.4, 90, "40 % of the steps")
+        self.agents[0].signal(signal.SIGKILL)
+        self.agents[0].process.wait(10)
+        self.say("killed the agent alone")
+        require_no_processes(self.job)
+        self.launch(1, [2])
+        self.finish()
+        self.check(reference)
 
 
 def attempt(options, seed, plan, reference):
     schedule = Schedule(options, seed, plan)
     keep = options.keep
     try:
-        schedule.run(reference) if plan else schedule.store_lost(reference)
+        if plan:
+            schedule.run(reference)
+        elif seed == "agent-killed":
+            schedule.agent_killed(reference)
+        else:
+            schedule.store_lost(reference, freeze=seed == "store-frozen")
         print(f"random_schedules: seed {seed}: ok, {schedule.job.launch} launches, "
               f"{len(schedule.log)} entries, {time.monotonic() - schedule.began:.1f} s", flush=True)
         if options.verbose:
@@ -291,7 +306,8 @@ def main():
     began = time.monotonic()
     reference = untouched(options)
     assert LANES >= 2 * NODES
-    results = [attempt(options, "store-lost", None, reference)] if options.store_lost else []
+    results = [attempt(options, seed_of, None, reference) for seed_of in ("agent-killed", "store-lost", "store-frozen")
+               if options.store_lost]
     for number in range(seed, seed + options.count):
         if time.monotonic() - began > options.seconds:
             break

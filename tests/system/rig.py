@@ -19,7 +19,7 @@ MICROBATCHES, LANES = 8, 8
 # Everything that docs/formats names, leftovers of crashes included.
 CHECKPOINT_FILES = re.compile(
     r"owner\.lock|owner\.json|branch-\d{10,}\.[ab]\.json|v\d{12,}-[0-9a-f]{16}(/(shard-\d{6,}-[0-9a-f]{16}\.h5|"
-    r"manifest\.json|verified\.json))?|(.*/)?[^/]*\.tmp-[^/]*")
+    r"manifest\.json|verified\.json|index\.h5))?|(.*/)?[^/]*\.tmp-[^/]*")
 
 
 def gpt(build, steps, *extra):
@@ -118,3 +118,18 @@ def run_tests(tests, name):
 
 def read_json(path):
     return json.loads(Path(path).read_text())
+
+
+def untouched(options):
+    """The run that all others are compared with."""
+    job = Job(options.build, "reference")
+    try:
+        job.new_launch()
+        summary = job.folder / "summary.json"
+        agent = job.start("quiet", 1, gpt(job.build, options.steps, "--ledger", job.ledger(), "--summary", summary), "1:1",
+                          extra=["--quiet"])
+        if (code := agent.wait(120)) != 0:
+            raise Failure(f"the untouched run ended with {code}; last lines:\n" + "\n".join(agent.lines[-20:]))
+        return {"weights": weights_of(summary), "samples": check_ledgers([job.ledger()], options.steps, MICROBATCHES)}
+    finally:
+        job.close()

@@ -1,12 +1,13 @@
 // The module over the fake CUDA run time: probe, copies, and the codec's launches, whose kernels the shim
 // runs on the stream's thread.
+#include <dlfcn.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <thread>
 
+#include "kernels/codec.cuh"
 #include "kernels/cuda_table.h"
-#include "kernels/int8.cuh"
 #include "runtime/base/clock.h"
 #include "tests/fakes/fakes.h"
 
@@ -18,22 +19,38 @@ const CudaTable& table() {
   return *loaded;
 }
 
+// Registers a kernel instead of launching it, under the name that the compilers gave it.
+struct Registrar {
+  template <typename Kernel, typename Task>
+  void operator()(Kernel kernel, unsigned, const Task&) const {
+    Dl_info info{};
+    ASSERT_NE(dladdr(reinterpret_cast<void*>(kernel), &info), 0);
+    ASSERT_NE(info.dli_sname, nullptr) << "the program does not export its kernels";
+    fakes::register_kernel(info.dli_sname, kernel);
+  }
+};
+
 void register_kernels() {
-  const std::string encode = "_ZN6muster4int813encode_kernelILb",
-                    decode = "_ZN6muster4int813decode_kernelILb";
-  const std::string encode_end = "EEEvNS0_6EncodeE", decode_end = "EEEvNS0_6DecodeE";
-  using namespace int8;
-  using namespace fakes;
-  register_kernel((encode + "0ELb0ELb0" + encode_end).c_str(), &encode_kernel<false, false, false>);
-  register_kernel((encode + "0ELb0ELb1" + encode_end).c_str(), &encode_kernel<false, false, true>);
-  register_kernel((encode + "1ELb0ELb0" + encode_end).c_str(), &encode_kernel<true, false, false>);
-  register_kernel((encode + "1ELb0ELb1" + encode_end).c_str(), &encode_kernel<true, false, true>);
-  register_kernel((encode + "0ELb1ELb0" + encode_end).c_str(), &encode_kernel<false, true, false>);
-  register_kernel((encode + "0ELb1ELb1" + encode_end).c_str(), &encode_kernel<false, true, true>);
-  register_kernel((decode + "0ELb0" + decode_end).c_str(), &decode_kernel<false, false>);
-  register_kernel((decode + "0ELb1" + decode_end).c_str(), &decode_kernel<false, true>);
-  register_kernel((decode + "1ELb0" + decode_end).c_str(), &decode_kernel<true, false>);
-  register_kernel((decode + "1ELb1" + decode_end).c_str(), &decode_kernel<true, true>);
+  alignas(16) static float memory[1024];
+  auto* bytes = reinterpret_cast<uint8_t*>(memory);
+  const auto register_all = [&](auto kernels) {
+    for (const int mode : {0, 1, 2}) {
+      // A whole grain and a bit: both kernels of each mode.
+      const codec::Encode encode{.values = memory,
+                                 .residual = mode == 2 ? memory : nullptr,
+                                 .scales = bytes,
+                                 .payload = bytes,
+                                 .count = 1025,
+                                 .first_index = 0,
+                                 .stochastic = mode == 1,
+                                 .slot = {}};
+      codec::Decode decode = codec::decode_one({bytes, bytes}, memory, 1025);
+      decode.accumulate = mode == 1;
+      kernels.encode(encode, 1, Registrar());
+      kernels.decode(decode, 1, Registrar());
+    }
+  };
+  for (const codec::CodecId id : codec::kCodecIds) codec::with_kernels(id, register_all);
 }
 
 bool nothing_lives() {
@@ -80,35 +97,53 @@ TEST_F(CudaModule, ProbeTellsWhatIsMissing) {
   EXPECT_NE(std::string(found.device_reason).find("shows no device"), std::string::npos);
 }
 
-// Encodes and decodes on a stream, and compares with the reference on the host.
-int round_trip(size_t count, size_t misalignment, bool stochastic, bool feedback, bool& right) {
+// Encodes, adds twice what it decodes, and encodes that again, all on a stream; compares with the reference
+// on the host. `right` tells.
+int round_trip(codec::CodecId id, size_t count, size_t misalignment, int mode, bool& right) {
   const CudaTable& cuda = table();
+  const codec::Shape shape = codec::shape_of(id);
   right = true;
-  const size_t blocks = int8::blocks_of(count);
   void *stream = nullptr, *event = nullptr, *memory = nullptr;
   int status = cuda.stream_create(&stream);
   if (status == 0) status = cuda.event_create(&event);
-  const size_t floats = (count + misalignment) * sizeof(float);
-  if (status == 0) status = cuda.device_allocate(&memory, 3 * floats + 4 * blocks + count + 256);
+  const size_t floats = (count + 7) / 4 * 4;
+  const size_t scales_bytes = codec::scales_bytes_of(shape, count),
+               payload_bytes = codec::payload_bytes_of(shape, count);
+  const size_t planes = (scales_bytes + 15) / 16 * 16 + (payload_bytes + 15) / 16 * 16;
+  if (status == 0) status = cuda.device_allocate(&memory, 3 * floats * sizeof(float) + 2 * planes);
   if (status == 0) {
     auto* values = static_cast<float*>(memory) + misalignment;
-    auto* residual = values + (count + 3) / 4 * 4;
-    auto* scales = reinterpret_cast<uint8_t*>(residual + (count + 3) / 4 * 4);
-    auto* payload = scales + (4 * blocks + 15) / 16 * 16;
-    std::vector<float> in(count), carried(count, 0.01f), out(count);
+    auto* residual = static_cast<float*>(memory) + floats + misalignment;
+    auto* sum = static_cast<float*>(memory) + 2 * floats + misalignment;
+    auto* scales = static_cast<uint8_t*>(memory) + 3 * floats * sizeof(float);
+    auto* payload = scales + (scales_bytes + 15) / 16 * 16;
+    std::vector<float> in(count), carried(count, 0.01f);
     for (size_t i = 0; i < count; ++i) values[i] = in[i] = static_cast<float>(i % 77) - 38.5f;
     for (size_t i = 0; i < count; ++i) residual[i] = carried[i];
-    int8::Encode encode{.values = values,
-                        .residual = feedback ? residual : nullptr,
-                        .scales = scales,
-                        .payload = payload,
-                        .count = count,
-                        .first_index = 256,
-                        .stochastic = stochastic,
-                        .slot = {.seed = 3, .step = 1, .tensor = 2, .lane = 4, .stage = 0}};
-    const int8::Decode decode{scales, payload, values, count, true};
-    status = cuda.int8_encode(&encode, stream);
-    if (status == 0) status = cuda.int8_decode(&decode, stream);
+    codec::Encode encode{.values = values,
+                         .residual = mode == 2 ? residual : nullptr,
+                         .scales = scales,
+                         .payload = payload,
+                         .count = count,
+                         .first_index = 1024,
+                         .stochastic = mode == 1 && shape.stochastic,
+                         .slot = {.seed = 3, .step = 1, .tensor = 2, .lane = 4, .stage = 0}};
+    codec::Decode decode = codec::decode_one({scales, payload}, values, count, 1024, encode.slot);
+    decode.sources[1] = decode.sources[0];
+    decode.source_count = 2;
+    codec::Encode again = encode;
+    again.scales += planes, again.payload += planes;
+    codec::Decode back = decode;
+    back.values = sum;
+    decode.accumulate = true;
+    for (size_t k = 0; shape.shared_scales && k < codec::blocks_of(shape, count); ++k) {
+      const float scale = 0.01f;  // in both messages
+      std::memcpy(scales + 4 * k, &scale, 4);
+      std::memcpy(scales + planes + 4 * k, &scale, 4);
+    }
+    status = cuda.codec_encode(id, &encode, stream);
+    if (status == 0) status = cuda.codec_decode(id, &decode, stream);
+    if (status == 0) status = cuda.codec_recode(id, &back, &again, stream);
     if (status == 0) status = cuda.event_record(event, stream);
     // Whatever happened, the stream is drained before its memory goes.
     int query = kCudaNotReady;
@@ -118,14 +153,25 @@ int round_trip(size_t count, size_t misalignment, bool stochastic, bool feedback
     }
     if (status == 0) status = query;
     if (status == 0) {
-      std::vector<uint8_t> host_scales(4 * blocks), host_payload(count);
+      std::vector<uint8_t> first(planes), second(planes);
       std::vector<float> expected = in;
-      encode.values = in.data(), encode.residual = feedback ? carried.data() : nullptr;
-      encode.scales = host_scales.data(), encode.payload = host_payload.data();
-      int8::encode_reference(encode);
-      int8::decode_reference({host_scales.data(), host_payload.data(), expected.data(), count, true});
+      std::memcpy(first.data(), scales, scales_bytes);
+      std::memcpy(second.data(), scales + planes, scales_bytes);
+      encode.values = in.data(), encode.residual = mode == 2 ? carried.data() : nullptr;
+      encode.scales = first.data(), encode.payload = first.data() + (payload - scales);
+      again.residual = encode.residual, again.scales = second.data(),
+      again.payload = second.data() + (payload - scales);
+      decode.sources[0] = decode.sources[1] = {encode.scales, encode.payload};
+      back.sources[0] = back.sources[1] = decode.sources[0];
+      decode.values = expected.data();
+      const codec::Codec& reference = codec::reference_of(id);
+      reference.encode(encode);
+      reference.decode(decode);
+      back.values = nullptr;
+      reference.recode(back, again);
       right = std::memcmp(expected.data(), values, count * sizeof(float)) == 0 &&
-              std::memcmp(host_payload.data(), payload, count) == 0 &&
+              std::memcmp(encode.payload, payload, payload_bytes) == 0 &&
+              std::memcmp(again.payload, payload + planes, payload_bytes) == 0 &&
               std::memcmp(carried.data(), residual, count * sizeof(float)) == 0;
     }
   }
@@ -136,13 +182,16 @@ int round_trip(size_t count, size_t misalignment, bool stochastic, bool feedback
   return status;
 }
 
-TEST_F(CudaModule, CodecOnAStreamGivesTheReferencesBits) {
-  for (const size_t count : {1, 255, 256, 1000, 5000}) {
-    for (const size_t misalignment : {0, 1}) {
-      for (const int mode : {0, 1, 2}) {
-        bool right = false;
-        EXPECT_EQ(round_trip(count, misalignment, mode == 1, mode == 2, right), 0);
-        EXPECT_TRUE(right) << count << " " << misalignment << " " << mode;
+TEST_F(CudaModule, CodecsOnAStreamGiveTheReferencesBits) {
+  for (const codec::CodecId id : codec::kCodecIds) {
+    for (const size_t count : {1, 255, 1024, 5000}) {
+      for (const size_t misalignment : {0, 1}) {
+        for (const int mode : {0, 1, 2}) {
+          bool right = false;
+          EXPECT_EQ(round_trip(id, count, misalignment, mode, right), 0);
+          EXPECT_TRUE(right) << codec::codec_of(id).name << " " << count << " " << misalignment << " "
+                             << mode;
+        }
       }
     }
   }
@@ -151,14 +200,14 @@ TEST_F(CudaModule, CodecOnAStreamGivesTheReferencesBits) {
 TEST_F(CudaModule, AFailureOfAnyCallIsReturnedAndLeaksNothing) {
   bool right = false;
   fakes::cuda_reset();
-  ASSERT_EQ(round_trip(1000, 0, true, false, right), 0);
+  ASSERT_EQ(round_trip(codec::CodecId::kInt8, 1000, 0, 1, right), 0);
   ASSERT_GT(fakes::cuda_calls(), 8);
   const int calls = std::min(fakes::cuda_calls(), 16);  // the rest are queries of the event
   int failed = 0;
   for (int call = 1; call <= calls; ++call) {
     fakes::cuda_reset();
     fakes::cuda_inject({.call = call, .code = 2});
-    failed += round_trip(1000, 0, true, false, right) != 0 ? 1 : 0;
+    failed += round_trip(codec::CodecId::kInt8, 1000, 0, 1, right) != 0 ? 1 : 0;
     ASSERT_TRUE(nothing_lives()) << "call " << call;
   }
   EXPECT_GE(failed, 7);  // all but the releases at the end

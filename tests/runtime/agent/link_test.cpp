@@ -2,9 +2,14 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <net/if.h>
+#include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
+#include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <optional>
 
 #include "runtime/base/random.h"
@@ -237,6 +242,43 @@ TEST_F(LinkTest, ConnectsThroughAListenerAndSaysWhenNobodyListens) {
                    [&](Result<UniqueFd> socket, const std::string&) { failure = socket.error(); });
   ASSERT_TRUE(until([&] { return failure.has_value(); }));
   EXPECT_THAT(failure->message, HasSubstr("127.0.0.1:" + std::to_string(port)));
+}
+
+// Brings the loopback of a network of its own up or down; down, every packet vanishes.
+bool set_loopback(bool up) {
+  const UniqueFd control(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  ifreq request{};
+  std::strcpy(request.ifr_name, "lo");
+  request.ifr_flags = static_cast<short>(up ? IFF_UP | IFF_RUNNING : 0);
+  return ioctl(control.get(), SIOCSIFFLAGS, &request) == 0;
+}
+
+// A machine that vanishes resets nothing: a rescue waited a quarter of an hour for its collector.
+TEST_F(LinkTest, APeerWhoseMachineVanishesIsNoticed) {
+  if (unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0 && unshare(CLONE_NEWNET) != 0)
+    GTEST_SKIP() << "a network of its own is refused here: " << std::strerror(errno);
+  ASSERT_TRUE(set_loopback(true));
+  int error_number = 0;
+  auto listener = Listener::open(loop_, resolve_now("127.0.0.1", 0).value().front(), &error_number).value();
+  LinkLimits limits;
+  limits.vanished_timeout = 3 * kSecond;
+  listener->start([&](UniqueFd socket, const std::string& from) {
+    server.link =
+        make_tls_link(loop_, std::move(socket), from, TlsRole::kServer, secret("job", 1), limits).value();
+    server.start();
+  });
+  Connector connector(loop_, resolve_now("127.0.0.1", listener->port()).value(), kSecond,
+                      [&](Result<UniqueFd> socket, const std::string& peer) {
+                        client.link = make_tls_link(loop_, std::move(socket).value(), peer, TlsRole::kClient,
+                                                    secret("job", 1), limits)
+                                          .value();
+                        client.start();
+                      });
+  ASSERT_TRUE(until([&] { return client.opened && server.opened; }));
+  ASSERT_TRUE(set_loopback(false));
+  EXPECT_TRUE(until([&] { return client.closed.has_value() && server.closed.has_value(); }));
+  ASSERT_TRUE(client.closed);
+  EXPECT_EQ(client.closed->code, ErrorCode::kRetry);
 }
 
 }  // namespace

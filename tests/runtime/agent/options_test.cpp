@@ -68,5 +68,13 @@ TEST(Options, BadValuesNameTheirSourceAndRange) {
   EXPECT_THAT(values.set("nnodes", "4:2", "--nnodes").error().message, HasSubstr("2:4"));
 }
 
+// An agent's limits hold for its workers too, and nothing else of its command line is theirs.
+TEST(Options, DurationsBecomeVariables) {
+  OptionValues values;
+  ASSERT_TRUE(values.set("frozen-timeout", "7.5", "--frozen-timeout").ok());
+  ASSERT_TRUE(values.set("secret-file", "/etc/hidden", "--secret-file").ok());
+  EXPECT_EQ(values.durations_as_variables(), std::vector<std::string>{"MUSTER_FROZEN_TIMEOUT=7.5"});
+}
+
 }  // namespace
 }  // namespace muster

@@ -1,5 +1,7 @@
 #include "runtime/control/coordinator.h"
 
+#include <gmock/gmock.h>
+
 #include "tests/runtime/control/support.h"
 
 namespace muster::control {
@@ -225,6 +227,63 @@ TEST_F(Loss, ExcludedProcessIsReapedBeforeTheViewIsReadyOnItsNode) {
   EXPECT_EQ(world(), (std::vector<MemberId>{100, 201}));
 }
 
+// A partition of one way: heartbeats arrive, and nothing that the leader says does. Rule 11 counts that as
+// silence, however many members it is.
+TEST_F(Loss, ManyNodesThatGiveNoReportAreNotExcludedAtOnce) {
+  for (const bool bounded : {true, false}) {
+    limits.rules.silence_is_bounded = bounded;
+    form(3, 1);
+    const Generation generation = leader->view().generation;
+    say(1, 100, Suspect{generation, {200}, "endpoint error"});
+    tick_at(now + limits.suspect_wait);
+    ASSERT_EQ(leader->phase(), "agreeing");
+    report(1, 100, 4);
+    tick_at(now + limits.report_timeout);
+    EXPECT_EQ(leader->view().generation == generation, bounded);
+    if (!bounded) continue;
+    EXPECT_EQ(sent<Evict>(last).size(), 2u) << "their deaths, once proven, may exclude any number";
+    gone(2, 200);
+    gone(3, 300);
+    EXPECT_EQ(leader->phase(), "running");
+    EXPECT_EQ(world(), (std::vector<MemberId>{100}));
+  }
+}
+
+TEST_F(Loss, NodesThatGiveNoReportAreExcludedAfterThePartitionWait) {
+  form(3, 1);
+  gone(1, 100);
+  const Generation generation = leader->view().generation;
+  tick_at(now + limits.report_timeout);
+  EXPECT_EQ(leader->view().generation, generation);
+  report(2, 200, 4);  // one of them hears after all
+  EXPECT_EQ(world(), (std::vector<MemberId>{200})) << "one of three is fewer than half";
+}
+
+// Descheduled or suspended, it has not read yet what the others said meanwhile.
+TEST_F(Loss, LeadersOwnAbsenceIsNobodysSilence) {
+  form(2, 2);
+  now += 2 * limits.node_silence;
+  last.clear();
+  carry(leader->tick(now));
+  EXPECT_EQ(leader->phase(), "running");
+  gone(2, 200);
+  now += limits.report_timeout + kSecond;
+  carry(leader->tick(now));
+  EXPECT_TRUE(sent<Evict>(all).empty()) << "the reports wait in its sockets";
+  for (const auto& [node, member] : {std::pair{1, 100}, {1, 101}, {2, 201}}) report(node, member, 4);
+  EXPECT_EQ(leader->phase(), "running");
+  EXPECT_EQ(world(), (std::vector<MemberId>{100, 101, 201}));
+}
+
+TEST_F(Loss, WithTheRuleOffTheLeadersAbsenceExpelsTheSlow) {
+  limits.rules.own_absence_noticed = false;
+  form(2, 2);
+  gone(2, 200);
+  now += limits.report_timeout + kSecond;
+  carry(leader->tick(now));
+  EXPECT_FALSE(has_event(all, EventKind::kViewReady) && leader->phase() == "running");
+}
+
 TEST_F(Loss, OfANodeByItsLinkIsSilence) {
   form(2, 2);
   last.clear();
@@ -287,6 +346,50 @@ TEST_F(Loss, SilenceThatComesInTwoRoundsOfOneChangeIsSummed) {
   EXPECT_EQ(leader->phase(), "agreeing") << "two of three: more than half of the view that members are in";
   tick_at(now + limits.partition_wait);
   EXPECT_EQ(leader->phase(), "running");
+}
+
+// The decision stands: who was left out by it is evicted, and never speaks again.
+TEST_F(Loss, NodesHeardAgainWhileTheStoreIsAskedOnceMoreStayExcluded) {
+  form(3, 1);
+  answer_store = false;
+  for (NodeId node : {2, 3}) {
+    alive.erase(node);
+    carry(leader->disconnected(now, node, "connection reset"));
+  }
+  report(1, 100, 4);
+  tick_at(now + limits.partition_wait);
+  ASSERT_EQ(leader->phase(), "storing");
+  const StoreView first = all_of_kind<StoreView>(all).back();
+  for (NodeId node : {2, 3}) {
+    node_comes(node, 1);
+    ASSERT_EQ(sent<Evict>(last).size(), 1u);
+    member_comes(node, 0);
+  }
+  tick_at(now + limits.store_timeout);
+  const StoreView again = all_of_kind<StoreView>(last).back();
+  EXPECT_EQ(again.view, first.view);
+  EXPECT_EQ(again.view.members.size(), 1u);
+}
+
+TEST_F(Loss, SecondRoundOfSilenceIsWaitedForThoughTheFirstNodeIsBack) {
+  form(3, 1);
+  answer_store = false;
+  alive.erase(1);
+  carry(leader->disconnected(now, 1, "connection reset"));
+  report(2, 200, 4);
+  report(3, 300, 4);
+  const StoreView store = all_of_kind<StoreView>(all).back();
+  alive.erase(3);
+  carry(leader->disconnected(now, 3, "connection reset"));
+  const Instant silent_since = now;
+  carry(leader->stored(now, store.attempt, true, store.view));
+  tick_at(now + limits.partition_wait / 2);
+  node_comes(1, 1);
+  tick_at(silent_since + limits.partition_wait - 1);
+  EXPECT_EQ(leader->phase(), "agreeing") << "two of three are left out without proof";
+  tick_at(silent_since + limits.partition_wait);
+  EXPECT_EQ(leader->phase(), "storing");
+  EXPECT_EQ(all_of_kind<StoreView>(last).back().view.members.size(), 1u);
 }
 
 TEST_F(Loss, HeartbeatsThatStopAreSilence) {
@@ -383,8 +486,8 @@ TEST_F(Loss, StoreHeldByAnotherLeaderMeansResigning) {
   foreign.members.clear();
   last.clear();
   carry(leader->stored(now, store.attempt, false, foreign));
-  ASSERT_EQ(all_of_kind<Finish>(last).size(), 1u);
-  EXPECT_EQ(all_of_kind<Finish>(last)[0].exit_code, 75);
+  EXPECT_EQ(all_of_kind<Resign>(last).size(), 1u);
+  EXPECT_TRUE(sent<End>(last).empty()) << "members freeze, and are saved or led on by another";
 }
 
 TEST_F(Loss, OwnEarlierWriteWithALostAnswerIsRecognised) {
@@ -616,10 +719,14 @@ TEST_F(Notices, ToANodeDrainIt) {
 
 TEST_F(Notices, StaggeredToAllNodesAreOneStopSave) {
   form(3, 1);
-  for (NodeId node : {1, 2, 3}) say(node, 0, notice_of(Scope::kNode));
-  tick_at(now + limits.notice_settle);
+  for (NodeId node : {1, 2}) {
+    say(node, 0, notice_of(Scope::kNode));
+    tick_at(now + limits.notice_settle / 4);
+    EXPECT_TRUE(sent<Agree>(last).empty()) << "others may follow";
+  }
+  say(3, 0, notice_of(Scope::kNode));
   EXPECT_TRUE(sent<PlanNumber>(all).empty());
-  EXPECT_EQ(sent<Agree>(last).size(), 3u);
+  EXPECT_EQ(sent<Agree>(last).size(), 3u) << "nobody else can";
 }
 
 TEST_F(Notices, DrainOfAWorkerThatLeavesTooFewIsNone) {
@@ -627,6 +734,103 @@ TEST_F(Notices, DrainOfAWorkerThatLeavesTooFewIsNone) {
   say(1, 0, notice_of(Scope::kRank, 100));
   tick_at(now + limits.notice_settle);
   EXPECT_EQ(sent<Agree>(last).size(), 1u) << "save and requeue";
+}
+
+// A save of `bytes` by both members that takes `took`.
+#define SAVE_DURABLE(version, bytes, took)                   \
+  say(1, 100, SaveDue{leader->view().generation, version});  \
+  {                                                          \
+    const uint64_t id = sent<SaveOpen>(last)[0].second.save; \
+    tick_at(now + (took));                                   \
+    say(1, 100, SaveVote{id, true, {}, "", (bytes) / 2});    \
+    say(2, 200, SaveVote{id, true, {}, "", (bytes) / 2});    \
+    say(1, 100, SavePublished{id, true, ""});                \
+  }
+
+std::string plan_of(const Actions& actions) {
+  for (const Event& event : all_of_kind<Event>(actions))
+    if (event.kind == EventKind::kNoticePlan) return event.text;
+  return "";
+}
+
+NoticeRaised notice_with(Duration left) {
+  NoticeRaised notice = notice_of(Scope::kJob);
+  notice.time_left = left;
+  return notice;
+}
+
+TEST_F(Notices, ThePlanIsSaidWithItsReason) {
+  form(2, 1);
+  SAVE_DURABLE(10, 2000000, 400 * kMillisecond);
+  say(1, 0, notice_with(10 * kSecond));
+  EXPECT_THAT(plan_of(last), testing::HasSubstr("full save: 2.0 MB need 0.5 s, 10.0 s are left"));
+  EXPECT_EQ(sent<Agree>(last).size(), 2u);
+}
+
+TEST_F(Notices, WhatIsTooLateIsSaidAndTriedAllTheSame) {
+  form(2, 1);
+  SAVE_DURABLE(10, 2000000, 400 * kMillisecond);
+  say(1, 0, notice_with(100 * kMillisecond));
+  EXPECT_THAT(plan_of(last), testing::HasSubstr("too late"));
+  EXPECT_THAT(plan_of(last), testing::HasSubstr("version 10 stays"));
+  EXPECT_EQ(sent<Agree>(last).size(), 2u);
+}
+
+TEST_F(Notices, ASaveInFlightIsFinishedBeforeTheStopSave) {
+  form(2, 1);
+  say(1, 100, SaveDue{leader->view().generation, 10});
+  const uint64_t save = sent<SaveOpen>(last)[0].second.save;
+  say(1, 0, notice_with(-1));
+  EXPECT_TRUE(sent<Agree>(last).empty()) << "members publish one save after the other";
+  say(1, 100, SaveVote{save, true, {}, "", 1});
+  say(2, 200, SaveVote{save, true, {}, "", 1});
+  EXPECT_TRUE(sent<Agree>(last).empty());
+  say(1, 100, SavePublished{save, true, ""});
+  EXPECT_EQ(sent<Agree>(last).size(), 2u);
+}
+
+TEST_F(Notices, ASaveThatIsDueBeforeTheStopSaveKeepsNobodysStateStill) {
+  form(2, 1);
+  say(1, 100, SaveDue{leader->view().generation, 10});
+  say(1, 0, notice_with(-1));
+  say(1, 100, SaveDue{leader->view().generation, 20});
+  ASSERT_EQ(sent<SaveClosed>(last).size(), 2u);
+  EXPECT_EQ(sent<SaveClosed>(last)[0].second.save, 0u);
+  EXPECT_EQ(sent<SaveClosed>(last)[0].second.version, 20);
+}
+
+TEST_F(Notices, WhereOnlyTheSaveInFlightFitsTheJobEndsWithIt) {
+  form(2, 1);
+  SAVE_DURABLE(10, 2000000, 4 * kSecond);
+  say(1, 100, SaveDue{leader->view().generation, 20});
+  const uint64_t save = sent<SaveOpen>(last)[0].second.save;
+  tick_at(now + 3 * kSecond);
+  say(1, 0, notice_with(3 * kSecond));
+  EXPECT_THAT(plan_of(last), testing::HasSubstr("finish the save of version 20"));
+  say(1, 100, SaveVote{save, true, {}, "", 1000000});
+  say(2, 200, SaveVote{save, true, {}, "", 1000000});
+  say(1, 100, SavePublished{save, true, ""});
+  ASSERT_FALSE(sent<EndJob>(last).empty());
+  EXPECT_EQ(sent<EndJob>(last)[0].second.exit_code, 75);
+  EXPECT_THAT(sent<EndJob>(last)[0].second.why,
+              testing::HasSubstr("version 20 is saved, the steps since it are NOT"));
+}
+
+TEST_F(Notices, ASaveInFlightThatFailsMakesRoomForTheStopSave) {
+  form(2, 1);
+  say(1, 100, SaveDue{leader->view().generation, 10});
+  const uint64_t save = sent<SaveOpen>(last)[0].second.save;
+  say(1, 0, notice_with(-1));
+  say(2, 200, SaveVote{save, false, {}, "the disk is full"});
+  EXPECT_EQ(sent<Agree>(last).size(), 2u);
+}
+
+TEST_F(Notices, ADrainThatLeavesTooFewKeepsItsDeadline) {
+  form(1, 1);
+  NoticeRaised notice = notice_of(Scope::kNode);
+  notice.time_left = 20 * kSecond;
+  say(1, 0, notice);
+  EXPECT_THAT(plan_of(last), testing::HasSubstr("20.0 s are left"));
 }
 
 // ---- the end
@@ -643,6 +847,22 @@ TEST_F(Ending, WaitsUntilAllHoldTheLastVersion) {
   gone(2, 200, 0, true);
   ASSERT_EQ(all_of_kind<Finish>(last).size(), 1u);
   EXPECT_EQ(all_of_kind<Finish>(last)[0].exit_code, 0);
+}
+
+// Node 3's machine is gone once its program has left, and its connection does not know.
+TEST_F(Ending, DoesNotWaitForANodeThatIsSilentThoughConnected) {
+  form(3, 1);
+  say(3, 300, Leaving{0, 10, "done"});
+  alive.erase(3);
+  tick_at(now + limits.node_silence);
+  ASSERT_EQ(leader->phase(), "agreeing");
+  say(1, 100, Leaving{0, 10, "done"});
+  say(2, 200, Leaving{0, 10, "done"});
+  ASSERT_EQ(leader->phase(), "ended");
+  gone(1, 100, 0, true);
+  gone(2, 200, 0, true);
+  tick_at(now + limits.end_timeout + kSecond);
+  EXPECT_EQ(all_of_kind<Finish>(all).size(), 1u);
 }
 
 TEST_F(Ending, ProgramFailureOfOneIsALoss) {

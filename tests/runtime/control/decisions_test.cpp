@@ -75,7 +75,8 @@ TEST(Silence, ExcludesFewerThanHalfAtOnce) {
   };
   EXPECT_EQ(kind(5, 2, false, 0), LossDecision::kShrink);
   EXPECT_EQ(kind(4, 2, false, 0), LossDecision::kShrink) << "half: the guarded write decides";
-  EXPECT_EQ(kind(5, 3, false, 3600 * kSecond), LossDecision::kFreeze);
+  EXPECT_EQ(kind(5, 3, false, limits.resign_wait), LossDecision::kFreeze);
+  EXPECT_EQ(kind(5, 3, false, 0), LossDecision::kWait) << "two links that broke at once may be back at once";
   EXPECT_EQ(kind(5, 3, true, 0), LossDecision::kWait);
   EXPECT_EQ(kind(5, 3, true, limits.partition_wait), LossDecision::kShrink);
   EXPECT_EQ(kind(5, 0, false, 0), LossDecision::kShrink) << "every death is proven";

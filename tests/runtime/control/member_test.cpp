@@ -175,16 +175,62 @@ TEST_F(MemberTest, GradientsOfAnotherViewOrVersionAreRefused) {
   EXPECT_FALSE(core->open_update(gen(1), 0).granted) << "one scope at a time";
 }
 
-TEST_F(MemberTest, FencingIsAFreezeThatEndsAtADeadline) {
-  core->control_lost(now, "the agent is gone");
-  EXPECT_FALSE(core->open_update(gen(1), 0).granted);
-  EXPECT_FALSE(core->may_run());
-  EXPECT_EQ(core->version(), 0) << "the state is kept";
-  now += limits.frozen_timeout;
-  EXPECT_LE(core->next_deadline(), now);
-  const auto leaves = all_of_kind<LeaveLoop>(core->tick(now));
+TEST_F(MemberTest, WithoutItsAgentAMemberEndsAsRequeue) {
+  const auto leaves = all_of_kind<LeaveLoop>(core->control_lost(now, "the agent is gone"));
   ASSERT_EQ(leaves.size(), 1u);
   EXPECT_EQ(leaves[0].exit_code, 75);
+  EXPECT_FALSE(core->open_update(gen(1), 0).granted);
+}
+
+TEST_F(MemberTest, AnAbandonedUpdateLeavesNoVersion) {
+  ASSERT_TRUE(core->open_update(gen(1), 0).granted);
+  agree(1);
+  const MemberActions said = core->update_abandoned(now, "an exception left the update");
+  const auto reports = sent<Report>(said);
+  ASSERT_EQ(reports.size(), 1u);
+  EXPECT_EQ(reports[0].second.version, kNoVersion);
+  ASSERT_EQ(sent<Leaving>(said).size(), 1u);
+  EXPECT_EQ(all_of_kind<LeaveLoop>(said)[0].exit_code, 1);
+}
+
+// PROTOCOL 10: the agent has lost the leader. What is open ends well, nothing new begins, until it is found.
+TEST_F(MemberTest, WithoutALeaderNothingBeginsAndNothingIsLost) {
+  ASSERT_TRUE(core->open_update(gen(1), 0).granted);
+  EXPECT_EQ(all_of_kind<Event>(core->receive(now, LeaderLink{true, "reset"})).size(), 1u);
+  core->update_closed(now);
+  EXPECT_EQ(core->version(), 1);
+  EXPECT_FALSE(core->open_update(gen(1), 1).granted);
+  EXPECT_FALSE(core->may_run());
+  core->receive(now, PlanNumber{4});
+  EXPECT_TRUE(core->frozen()) << "only the agent's word ends it";
+  core->receive(now, LeaderLink{false, ""});
+  EXPECT_TRUE(core->open_update(gen(1), 1).granted) << "the view lives: the step goes on where it stood";
+}
+
+// PROTOCOL 12.
+TEST_F(MemberTest, RescueReportWaitsForTheOpenScopeAndTheDigest) {
+  EXPECT_TRUE(core->receive(now, RescueAsk{}).empty()) << "its leader lives";
+  ASSERT_TRUE(core->open_update(gen(1), 0).granted);
+  core->receive(now, LeaderLink{true, "reset"});
+  core->receive(now, SaveClosed{5, true, "", 0});
+  EXPECT_TRUE(core->receive(now, RescueAsk{}).empty());
+  const auto digests = all_of_kind<ComputeDigest>(core->update_closed(now));
+  ASSERT_EQ(digests.size(), 1u);
+  EXPECT_EQ(digests[0].version, 1);
+  const auto reports = sent<RescueReport>(core->digest_ready(1, digest_at(1)));
+  ASSERT_EQ(reports.size(), 1u);
+  EXPECT_EQ(reports[0].second.version, 1);
+  EXPECT_EQ(reports[0].second.installed, gen(1));
+  EXPECT_EQ(reports[0].second.digest, digest_at(1));
+  EXPECT_EQ(reports[0].second.durable, 0);
+  EXPECT_TRUE(core->digest_ready(1, digest_at(1)).empty()) << "said once";
+}
+
+TEST_F(MemberTest, AQuestionIsForgottenWhenTheLeaderIsFound) {
+  core->receive(now, LeaderLink{true, "reset"});
+  core->receive(now, RescueAsk{});
+  core->receive(now, LeaderLink{false, ""});
+  EXPECT_TRUE(sent<RescueReport>(core->digest_ready(0, digest_at(0))).empty());
 }
 
 TEST_F(MemberTest, PlanNumberKnownBeforeGoIsTheViewsBaseline) {

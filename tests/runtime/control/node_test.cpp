@@ -98,6 +98,24 @@ TEST_F(NodeTest, ProgramThatCannotBeStartedIsMisuse) {
   EXPECT_NE(gone[0].second.why.find("./trian"), std::string::npos);
 }
 
+// It was killed at once, before it could say why it leaves.
+TEST_F(NodeTest, AnExcludedProgramThatSaidThatItLeavesHasAMomentToEnd) {
+  start(2);
+  hello(0, 50);
+  hello(1, 51);
+  core->from_worker(now, 0, Leaving{78, kNoVersion, "no such folder"});
+  const Actions asked = core->from_leader(now, {0, Evict{{77, 5}, {50}}});
+  EXPECT_TRUE(all_of_kind<SignalWorker>(asked).empty());
+  EXPECT_TRUE(sent<NodeReady>(asked).empty());
+  now += kSecond;
+  EXPECT_TRUE(all_of_kind<SignalWorker>(core->tick(now)).empty());
+  now += kSecond;
+  const auto killed = all_of_kind<SignalWorker>(core->tick(now));
+  ASSERT_EQ(killed.size(), 1u);
+  EXPECT_EQ(killed[0].signal, SIGKILL);
+  EXPECT_EQ(sent<NodeReady>(core->worker_exited(now, 0, -9)).size(), 1u);
+}
+
 TEST_F(NodeTest, NodeIsReadyOnlyWhenTheExcludedAreReaped) {
   start(2);
   hello(0, 50);
@@ -123,8 +141,32 @@ TEST_F(NodeTest, EvictionOfAReapedProcessProvesItsDeathAgain) {
 TEST_F(NodeTest, SilentWorkerIsKilledWhichProvesItsDeath) {
   start(1);
   hello(0, 50);
+  for (const int third : {1, 2}) core->tick(now + third * limits.worker_silence / 3);
   EXPECT_TRUE(all_of_kind<SignalWorker>(core->tick(now + limits.worker_silence - 1)).empty());
   EXPECT_EQ(all_of_kind<SignalWorker>(core->tick(now + limits.worker_silence)).size(), 1u);
+}
+
+TEST_F(NodeTest, WorkerThatTheLeaderNeverHeardOfIsToldTheEnd) {
+  start(2);
+  hello(0, 50);
+  const auto told = sent<End>(core->from_leader(now, {0, EndJob{0, "done"}}));
+  ASSERT_EQ(told.size(), 1u);
+  EXPECT_EQ(told[0].first, 50u);
+  EXPECT_EQ(told[0].second.exit_code, kExitRequeue) << "it does not hold the last version";
+  MemberHello late;
+  late.member = Member{51, 1, 1, "a", {}};
+  EXPECT_EQ(sent<End>(core->from_worker(now, 1, late)).size(), 1u) << "it said hello only now";
+}
+
+// A suspended machine: the agent's clock went on, its workers' heartbeats did not.
+TEST_F(NodeTest, OwnAbsenceIsNoWorkersSilence) {
+  for (const bool noticed : {true, false}) {
+    limits.rules.own_absence_noticed = noticed;
+    start(1);
+    hello(0, 50);
+    now += 2 * limits.worker_silence;
+    EXPECT_EQ(all_of_kind<SignalWorker>(core->tick(now)).empty(), noticed);
+  }
 }
 
 TEST_F(NodeTest, WhatTheLeaderMissedIsSaidAgain) {
@@ -153,6 +195,114 @@ TEST_F(NodeTest, AProgramMayTakeLongAfterTheLastStep) {
   const auto finish = all_of_kind<Finish>(core->worker_exited(now, 0, -15));
   ASSERT_EQ(finish.size(), 1u);
   EXPECT_EQ(finish[0].exit_code, 1);
+}
+
+class FinishedTest : public NodeTest {
+ protected:
+  void finish_training() {
+    start(1);
+    hello(0, 50);
+    core->from_worker(now, 0, Leaving{0, 10, "done"});
+    core->from_leader(now, {0, EndJob{0, "done"}});
+  }
+  // The signal that is due at `at`, and not a moment before.
+  int signal_at(Instant at) {
+    EXPECT_LE(core->next_deadline(), at);
+    EXPECT_TRUE(all_of_kind<SignalWorker>(core->tick(at - 1)).empty());
+    const auto signals = all_of_kind<SignalWorker>(core->tick(at));
+    return signals.size() == 1 ? signals[0].signal : 0;
+  }
+  int code_after(int exit_code_or_minus_signal) {
+    const auto finish =
+        all_of_kind<Finish>(core->worker_exited(now + 3600 * kSecond, 0, exit_code_or_minus_signal));
+    return finish.size() == 1 ? finish[0].exit_code : -1;
+  }
+};
+
+TEST_F(FinishedTest, ANoticeAfterTheLastStepLeavesAProgramItsTimeAndNoMore) {
+  finish_training();
+  core->notice(now, Scope::kNode, 0, 30 * kSecond, "SIGTERM");
+  EXPECT_EQ(signal_at(now + 29 * kSecond - limits.kill_grace), SIGTERM);
+  EXPECT_EQ(signal_at(now + 29 * kSecond), SIGKILL);
+  EXPECT_EQ(code_after(-9), 75) << "the next launch does what was cut off";
+}
+
+TEST_F(FinishedTest, AProgramThatEndsWellUponSigtermHasEndedWell) {
+  finish_training();
+  core->notice(now, Scope::kNode, 0, 30 * kSecond, "SIGTERM");
+  EXPECT_EQ(signal_at(now + 29 * kSecond - limits.kill_grace), SIGTERM);
+  EXPECT_EQ(code_after(0), 0);
+}
+
+TEST_F(FinishedTest, ShortTimeIsUsedWhole) {
+  finish_training();
+  const auto signals = all_of_kind<SignalWorker>(
+      (core->notice(now, Scope::kJob, 0, 3 * kSecond, "preempted"), core->tick(now)));
+  ASSERT_EQ(signals.size(), 1u);
+  EXPECT_EQ(signals[0].signal, SIGTERM);
+  EXPECT_EQ(signal_at(now + 2700 * kMillisecond), SIGKILL);
+}
+
+TEST_F(FinishedTest, WhereTheTimeIsNotKnownTheKillGraceCounts) {
+  finish_training();
+  core->notice(now, Scope::kNode, 0, -1, "SIGTERM");
+  EXPECT_EQ(signal_at(now + limits.kill_grace - kSecond), SIGTERM);
+  now += limits.kill_grace - kSecond;
+  core->notice(now, Scope::kNode, 0, 2 * kSecond, "a nearer one");
+  EXPECT_EQ(signal_at(now + 1800 * kMillisecond), SIGKILL);
+}
+
+// SIGUSR1 of Slurm comes before scontrol has told the time left.
+TEST_F(FinishedTest, AKnownDeadlineReplacesAGuess) {
+  finish_training();
+  core->notice(now, Scope::kNode, 0, -1, "SIGUSR1");
+  now += 2 * kSecond;
+  core->notice(now, Scope::kNode, 0, 300 * kSecond, "the time limit");
+  EXPECT_TRUE(all_of_kind<SignalWorker>(core->tick(now + 60 * kSecond)).empty());
+  EXPECT_EQ(signal_at(now + 299 * kSecond - limits.kill_grace), SIGTERM);
+}
+
+TEST_F(FinishedTest, AGuessDoesNotShortenAKnownDeadline) {
+  finish_training();
+  core->notice(now, Scope::kNode, 0, 300 * kSecond, "the time limit");
+  core->notice(now, Scope::kNode, 0, -1, "SIGUSR1");
+  EXPECT_TRUE(all_of_kind<SignalWorker>(core->tick(now + 60 * kSecond)).empty());
+}
+
+// As a store that outlives leaders tells it, without a connection to one.
+TEST_F(NodeTest, AnEndThatTheStoreTellsLeavesNoDeadlineBehind) {
+  start(1);
+  hello(0, 50);
+  core->leader_lost(now, "its node is gone");
+  core->ended(now, EndJob{0, "done"});
+  now += 2 * limits.leader_silence;
+  core->tick(now);
+  EXPECT_FALSE(core->leader_is_silent(now));
+  EXPECT_GT(core->next_deadline(), now);
+}
+
+TEST_F(FinishedTest, ANoticeBeforeTheLastStepCountsAsWell) {
+  start(1);
+  hello(0, 50);
+  core->notice(now, Scope::kNode, 0, 30 * kSecond, "SIGTERM");
+  now += 5 * kSecond;
+  core->from_worker(now, 0, Leaving{0, 10, "done"});
+  core->from_leader(now, {0, EndJob{0, "done"}});
+  EXPECT_EQ(signal_at(now + 24 * kSecond - limits.kill_grace), SIGTERM);
+}
+
+TEST_F(FinishedTest, AFarDeadlineDoesNotLengthenTheWait) {
+  limits.finish_grace = 20 * kSecond;
+  finish_training();
+  core->notice(now, Scope::kNode, 0, 3600 * kSecond, "maintenance");
+  EXPECT_EQ(signal_at(now + limits.finish_grace), SIGTERM);
+  EXPECT_EQ(code_after(-15), 1);
+}
+
+TEST_F(FinishedTest, ANoticeToOneWorkerEndsNoOther) {
+  finish_training();
+  core->notice(now, Scope::kRank, 0, kSecond, "SIGTERM to a worker");
+  EXPECT_TRUE(all_of_kind<SignalWorker>(core->tick(now + 60 * kSecond)).empty());
 }
 
 TEST_F(NodeTest, EndOfTheJobIsPolitelyThenFirmlyEnforced) {
@@ -201,6 +351,96 @@ TEST_F(NodeTest, MessagesForAWorkerFindItsSlot) {
   ASSERT_EQ(forwarded.size(), 1u);
   EXPECT_EQ(forwarded[0].node, 7u);
   EXPECT_TRUE(core->from_leader(now, {50, Go{}}).empty());
+}
+
+// ---- the loss of the store's node
+
+class OrphanTest : public NodeTest {
+ protected:
+  void SetUp() override {
+    limits.rescue_port = 4000;
+    start(2);
+    NodeWelcome welcome;
+    welcome.newest = gen(3);
+    core->from_leader(now, {0, welcome});
+    hello(0, 50);
+    hello(1, 51);
+  }
+  void lose() {
+    const auto links = sent<LeaderLink>(core->leader_lost(now, "reset"));
+    ASSERT_EQ(links.size(), 2u);
+    EXPECT_TRUE(links[0].second.lost);
+  }
+};
+
+TEST_F(OrphanTest, FreezesItsWorkersUntilTheSameStoreAnswers) {
+  lose();
+  now += kSecond;
+  core->leader_connected(now);
+  NodeWelcome welcome;
+  welcome.newest = gen(4);
+  const auto links = sent<LeaderLink>(core->from_leader(now, {0, welcome}));
+  ASSERT_EQ(links.size(), 2u);
+  EXPECT_FALSE(links[0].second.lost);
+  EXPECT_FALSE(core->without_leader());
+}
+
+// PROTOCOL 9: an emptied store's generations mean nothing to the workers of the one before.
+TEST_F(OrphanTest, AnotherStoreIsNoLeader) {
+  lose();
+  core->leader_connected(now);
+  NodeWelcome welcome;
+  welcome.newest = Generation{78, 0};
+  EXPECT_TRUE(sent<LeaderLink>(core->from_leader(now, {0, welcome})).empty()) << "they stay frozen";
+  EXPECT_TRUE(core->leader_is_gone());
+  EXPECT_TRUE(core->from_leader(now, {50, Agree{}}).empty());
+  EXPECT_TRUE(core->rescue_due(now));
+}
+
+TEST_F(OrphanTest, ASilentLeaderIsLost) {
+  now += limits.leader_silence - 1;
+  EXPECT_FALSE(core->leader_is_silent(now));
+  core->from_leader(now, {0, Heartbeat{}});
+  now += limits.leader_silence;
+  EXPECT_LE(core->next_deadline(), now);
+  EXPECT_TRUE(core->leader_is_silent(now));
+}
+
+TEST_F(OrphanTest, WaitsForTheLeaderThenRescuesThenEndsInOrder) {
+  lose();
+  EXPECT_FALSE(core->rescue_due(now));
+  for (const Instant due = now + limits.rescue_after; now < due;) {
+    EXPECT_LE(core->next_deadline(), due);
+    core->tick(now += kSecond);
+  }
+  EXPECT_TRUE(core->rescue_due(now));
+  EXPECT_EQ(core->members(), (std::vector<MemberId>{50, 51}));
+  const Actions told = core->rescue_over(now, RescueOver{7, "saved"});
+  EXPECT_TRUE(has_event(told, EventKind::kRescued));
+  EXPECT_FALSE(core->rescue_due(now)) << "once";
+  EXPECT_TRUE(sent<End>(told).empty()) << "the leader may still come back";
+  now += limits.partition_wait;
+  EXPECT_LE(core->next_deadline(), now);
+  const auto ends = sent<End>(core->tick(now));
+  ASSERT_EQ(ends.size(), 2u);
+  EXPECT_EQ(ends[0].second.exit_code, 75);
+}
+
+// The agent that collects may lose its power in the middle, which closes no connection.
+TEST_F(OrphanTest, ARescueThatNeverEndsIsGivenUp) {
+  lose();
+  core->rescue_began();
+  EXPECT_TRUE(sent<End>(core->tick(now += limits.frozen_timeout)).empty()) << "a save may take longer";
+  now += limits.rescue_timeout;
+  EXPECT_LE(core->next_deadline(), now);
+  EXPECT_EQ(sent<End>(core->tick(now)).size(), 2u);
+}
+
+TEST_F(OrphanTest, ALeaderThatIsGoneForGoodIsNotWaitedFor) {
+  lose();
+  core->leader_gone(now, "refused");
+  EXPECT_TRUE(core->rescue_due(now));
+  EXPECT_EQ(sent<End>(core->rescue_over(now, RescueOver{7, "saved"})).size(), 2u);
 }
 
 }  // namespace

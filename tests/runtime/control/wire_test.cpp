@@ -21,12 +21,12 @@ Event event() { return {EventKind::kViewReady, 77, 12, 40, 2, -5, "text \xff wit
 std::vector<Message> all_messages() {
   const Generation g{11, 12};
   const Digest d{21, 22};
-  return {NodeHello{5, "a", "job", 2, 4, 1, 8},
+  return {NodeHello{5, "a", "job", 2, 4, 1, 8, "10.0.0.5", 40001},
           MemberGone{6, true, true, "why", 3, -9, true},
           NodeReady{g},
           NoticeRaised{Scope::kNode, 7, 30 * kSecond, "SIGTERM"},
           Heartbeat{},
-          MemberHello{member(9), d, "described"},
+          MemberHello{member(9), d, "described", g},
           Started{g, 3, d, {{g, 3}}},
           Report{g, 2, 41, true, {11, 10}, d},
           Ready{g, 4},
@@ -39,7 +39,7 @@ std::vector<Message> all_messages() {
           SaveVote{9, true, ByteBuffer(1000, std::byte{7}), "no"},
           SavePublished{9, true, "done"},
           Leaving{75, 46, "told"},
-          NodeWelcome{g, 500},
+          NodeWelcome{g, 500, 3},
           NodeRefused{"no", 78},
           Evict{g, {4, 5}},
           EndJob{75, "over"},
@@ -52,11 +52,18 @@ std::vector<Message> all_messages() {
           Learn{13, member(5), view()},
           LessonOver{14},
           LearnUntil{15, 47},
-          SaveOpen{16, 48, {{g, 48}}, {1, 2}, true},
+          SaveOpen{16, 48, {{g, 48}}, {1, 2}, true, true},
           SavePublish{17, {ByteBuffer(3, std::byte{1}), ByteBuffer(), ByteBuffer(9, std::byte{2})}},
           SaveClosed{18, true, "durable"},
           End{1, "failed"},
-          WorkerEvent{event()}};
+          WorkerEvent{event()},
+          Neighbours{{{5, "a", "10.0.0.5", 40001}, {6, "b", "::1", 40002}}},
+          LeaderLink{true, "reset"},
+          RescueHello{6, "b", {1, 2}},
+          RescueRefused{"its leader lives"},
+          RescueAsk{},
+          RescueReport{49, g, d, 42},
+          RescueOver{49, "saved"}};
 }
 
 ByteBuffer encoded(const Envelope& envelope) {

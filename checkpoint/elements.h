@@ -1,0 +1,17 @@
+// Values of elements of any type, for statistics, comparison and casts. PURE.
+#pragma once
+
+#include <span>
+
+#include "runtime/base/bytes.h"
+#include "runtime/base/dtype.h"
+
+namespace muster::checkpoint {
+
+// Decodes values.size() elements. Exact for every type but int64 and uint64 beyond 2^53.
+// REQUIRES: bytes.size() == values.size() * size_of(dtype).
+void to_doubles(DType dtype, ByteSpan bytes, std::span<double> values);
+
+bool is_float(DType dtype);
+
+}  // namespace muster::checkpoint

@@ -1,0 +1,211 @@
+#include "checkpoint/shard_save.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <optional>
+
+#include "checkpoint/payload_filler.h"
+#include "runtime/base/threads.h"
+
+namespace muster::checkpoint {
+namespace {
+
+struct Chunk {
+  size_t index = 0;  // in the staging memory
+  Range payload;
+};
+
+// What the two threads share. Whoever fails first says why, and the other stops.
+class ChunkPipe {
+ public:
+  explicit ChunkPipe(size_t chunks) {
+    for (size_t i = 0; i < chunks; ++i) free_.push_back(i);
+  }
+
+  // For the copier. Empty: the writer has failed.
+  std::optional<size_t> take_free() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return failure_ || !free_.empty(); });
+    if (failure_) return std::nullopt;
+    const size_t index = free_.front();
+    free_.pop_front();
+    return index;
+  }
+  void push(const Chunk& chunk) {
+    const std::lock_guard lock(mutex_);
+    full_.push_back(chunk);
+    changed_.notify_all();
+  }
+  void end() {
+    const std::lock_guard lock(mutex_);
+    ended_ = true;
+    changed_.notify_all();
+  }
+
+  // For the writer. Empty: no more comes, or nothing is there and it has other things to wait for.
+  std::optional<Chunk> next(bool may_wait) {
+    std::unique_lock lock(mutex_);
+    if (may_wait) changed_.wait(lock, [this] { return failure_ || ended_ || !full_.empty(); });
+    if (failure_ || full_.empty()) return std::nullopt;
+    const Chunk chunk = full_.front();
+    full_.pop_front();
+    return chunk;
+  }
+  void give_back(size_t index) {
+    const std::lock_guard lock(mutex_);
+    free_.push_back(index);
+    changed_.notify_all();
+  }
+
+  void fail(const Error& error) {
+    const std::lock_guard lock(mutex_);
+    if (!failure_) failure_ = error;
+    changed_.notify_all();
+  }
+  std::optional<Error> failure() const {
+    const std::lock_guard lock(mutex_);
+    return failure_;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<size_t> free_;
+  std::deque<Chunk> full_;
+  bool ended_ = false;
+  std::optional<Error> failure_;
+};
+
+class ShardSave {
+ public:
+  ShardSave(FileSystem& files, const std::shared_ptr<const ShardTemplate>& shape, const VersionId& id,
+            const SaveShardOptions& options, MutableByteSpan memory, size_t chunks, StageProgress& progress)
+      : files_(files),
+        shape_(shape),
+        identity_{id, shape->participant, shape->participants},
+        options_(options),
+        progress_(progress),
+        chunks_(memory.first(chunks * kChunkBytes)),
+        table_bytes_(memory.subspan(chunks * kChunkBytes, shape->geometry.table_entries() * sizeof(Digest))),
+        pipe_(chunks) {}
+
+  Result<SaveShardReport> run(const TensorReader& reader) {
+    const Instant began = now();
+    auto writer = try_start_thread("muster-shard", [this] { write_all_chunks(); });
+    if (!writer)
+      return Error{ErrorCode::kEnvironment,
+                   "the system grants no thread to write " + to_string(identity_.id) +
+                       "; raise the limit of processes (ulimit -u, or the container's)"};
+    const Status copied = copy_all(reader);
+    report_.staged_after = now() - began;
+    if (!copied.ok()) pipe_.fail(copied.error());
+    if (copied.ok() && !pipe_.failure() && options_.staged) options_.staged();
+    pipe_.end();
+    writer->join();
+    if (const auto failure = pipe_.failure()) return *failure;
+    report_.staging_bytes = chunks_.size() + table_bytes_.size();
+    return report_;
+  }
+
+ private:
+  const ShardGeometry& geometry() const { return shape_->geometry; }
+  MutableByteSpan memory_of(const Chunk& chunk) const {
+    return chunks_.subspan(chunk.index * kChunkBytes, chunk.payload.size());
+  }
+
+  // Fills the slab table too, which is complete before end() and read by the writer only after it.
+  Status copy_all(const TensorReader& reader) {
+    const auto identity = identity_record(identity_, geometry());
+    PayloadFiller filler(shape_->layout, bytes_of(identity), reader, progress_);
+    std::fill(table_bytes_.begin(), table_bytes_.end(), std::byte{0});
+    set_table_entry(0, shape_->metadata_digest);
+    for (uint64_t at = 0; at < geometry().payload_bytes; at += kChunkBytes) {
+      if (progress_.cancelled()) return cancelled("staging");
+      const auto free = pipe_.take_free();
+      if (!free) return ok();  // the writer's error is the one to report
+      const Chunk chunk{*free, {at, std::min(at + kChunkBytes, geometry().payload_bytes)}};
+      MUSTER_TRY(fill(filler, chunk));
+      pipe_.push(chunk);
+    }
+    return ok();
+  }
+
+  Status fill(PayloadFiller& filler, const Chunk& chunk) {
+    const MutableByteSpan memory = memory_of(chunk);
+    for (uint64_t slab = chunk.payload.begin / kSlabBytes; slab * kSlabBytes < chunk.payload.end; ++slab) {
+      const Range range = geometry().slab(slab);
+      const MutableByteSpan bytes = memory.subspan(range.begin - chunk.payload.begin, range.size());
+      MUSTER_ASSIGN(const Digest digest, filler.fill(range, bytes));
+      set_table_entry(1 + slab, digest);
+    }
+    return ok();
+  }
+
+  void set_table_entry(uint64_t entry, const Digest& digest) {
+    std::memcpy(table_bytes_.data() + entry * sizeof(Digest), &digest, sizeof digest);
+  }
+
+  Error cancelled(const char* during) const {
+    return {ErrorCode::kDropCheckpoint,
+            "the save of " + to_string(identity_.id) + " was cancelled while " + during};
+  }
+
+  void write_all_chunks() {
+    const Status written = write_chunks();
+    if (!written.ok()) pipe_.fail(written.error());
+  }
+
+  Status write_chunks() {
+    MUSTER_ASSIGN(const std::string folder, options_.folder());
+    WriteOptions options = options_.write;
+    options.registered = {chunks_};
+    MUSTER_ASSIGN(ShardWriter writer, ShardWriter::create(files_, folder, shape_, identity_, options));
+    report_.method = writer.method();
+    uint32_t in_flight = 0;
+    while (true) {
+      if (progress_.cancelled()) return cancelled("writing");
+      std::optional<Chunk> chunk;
+      if (in_flight < options.depth) chunk = pipe_.next(in_flight == 0);
+      if (chunk) {
+        MUSTER_TRY(writer.submit(memory_of(*chunk), chunk->payload.begin, chunk->index));
+        ++in_flight;
+      } else if (in_flight > 0) {
+        MUSTER_ASSIGN(const uint64_t index, writer.wait());
+        pipe_.give_back(index);
+        --in_flight;
+      } else {
+        break;
+      }
+    }
+    if (pipe_.failure()) return ok();  // the copier's; the file goes with its writer
+    MUSTER_ASSIGN(report_.record, writer.finish(table_bytes_));
+    return ok();
+  }
+
+  FileSystem& files_;
+  const std::shared_ptr<const ShardTemplate>& shape_;
+  const ShardIdentity identity_;
+  const SaveShardOptions& options_;
+  StageProgress& progress_;
+  const MutableByteSpan chunks_;
+  const MutableByteSpan table_bytes_;
+  ChunkPipe pipe_;
+  SaveShardReport report_;
+};
+
+}  // namespace
+
+Result<SaveShardReport> save_shard(FileSystem& files, const std::shared_ptr<const ShardTemplate>& shape,
+                                   const VersionId& id, const TensorReader& reader, StagingBuffer& buffer,
+                                   const SaveShardOptions& options, StageProgress& progress) {
+  const ShardGeometry& geometry = shape->geometry;
+  const uint64_t needed = (geometry.payload_bytes + kChunkBytes - 1) / kChunkBytes;
+  const uint64_t allowed = options.staging_bytes_max == 0 ? needed : options.staging_bytes_max / kChunkBytes;
+  const uint64_t chunks = std::min(needed, std::max<uint64_t>(allowed, 2));
+  MUSTER_TRY(buffer.reserve(chunks * kChunkBytes + geometry.table_entries() * sizeof(Digest)));
+  return ShardSave(files, shape, id, options, buffer.bytes(), chunks, progress).run(reader);
+}
+
+}  // namespace muster::checkpoint

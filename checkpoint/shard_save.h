@@ -1,0 +1,37 @@
+// A shard saved in one stream: copied and digested in bounded memory while what was copied before is written.
+//
+// One thread copies into chunks, another writes them; when the writer falls behind, the copier waits, so that
+// never more than the bound is held. With room for all of the shard the copier never waits for the disk.
+#pragma once
+
+#include "checkpoint/shard_file.h"
+#include "runtime/base/clock.h"
+
+namespace muster::checkpoint {
+
+constexpr uint64_t kChunkBytes = 16 * kSlabBytes;  // one write
+
+struct SaveShardOptions {
+  WriteOptions write;
+  uint64_t staging_bytes_max = 0;  // 0: as much as the shard has; at least two chunks are used
+  // Where to write; called once, on the writing thread, so that it may wait.
+  std::function<Result<std::string>()> folder;
+  // Called once on the calling thread, when the tensors have been copied and may change again.
+  std::function<void()> staged;
+};
+
+struct SaveShardReport {
+  ShardRecord record;
+  IoMethod method = IoMethod::kUring;
+  uint64_t staging_bytes = 0;  // the memory that was used
+  Duration staged_after = 0;   // from the call until `staged`
+};
+
+// Nothing may change the tensors until `staged` was called. `buffer` keeps its memory for the next save.
+// Errors: kDropCheckpoint: this save is lost for this participant, what was written is removed where
+// possible; kEnvironment: no memory.
+Result<SaveShardReport> save_shard(FileSystem& files, const std::shared_ptr<const ShardTemplate>& shape,
+                                   const VersionId& id, const TensorReader& reader, StagingBuffer& buffer,
+                                   const SaveShardOptions& options, StageProgress& progress);
+
+}  // namespace muster::checkpoint

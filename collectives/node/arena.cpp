@@ -1,0 +1,116 @@
+#include "collectives/node/arena.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+namespace muster {
+namespace {
+
+constexpr uint64_t kPage = 4096;
+constexpr uint64_t kHugePage = 2 << 20;
+constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+
+Error refusal(const char* what) {
+  return {ErrorCode::kEnvironment, std::string(what) + ": " + strerror(errno)};
+}
+
+// As much as the host has, but where address space is limited only an eighth of it for all arenas.
+uint64_t arena_bytes(int ranks) {
+  const auto pages = static_cast<uint64_t>(std::max(sysconf(_SC_PHYS_PAGES), 1L));
+  uint64_t bytes = pages * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  rlimit limit{};
+  if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+    bytes = std::min<uint64_t>(bytes, limit.rlim_cur / 8 / static_cast<uint64_t>(std::max(ranks, 1)));
+  return std::max(bytes / kHugePage, uint64_t{1}) * kHugePage;
+}
+
+}  // namespace
+
+ArenaView::ArenaView(ArenaView&& other) noexcept
+    : base_(std::exchange(other.base_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+
+ArenaView& ArenaView::operator=(ArenaView&& other) noexcept {
+  std::swap(base_, other.base_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+ArenaView::~ArenaView() {
+  if (base_ != nullptr) munmap(base_, bytes_);
+}
+
+Result<ArenaView> ArenaView::map(int fd) {
+  struct stat status {};
+  const int seals = fcntl(fd, F_GET_SEALS);
+  if (seals < 0 || (seals & kSeals) != kSeals || fstat(fd, &status) != 0 || status.st_size <= 0)
+    return Error{ErrorCode::kEnvironment, "a node-mate's arena is of another version"};
+  const auto bytes = static_cast<size_t>(status.st_size);
+  void* base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+  if (base == MAP_FAILED) return refusal("cannot map an arena");
+  // Wishes only. A mate's buffers do not belong into this process's core dump.
+  madvise(base, bytes, MADV_HUGEPAGE);
+  madvise(base, bytes, MADV_DONTDUMP);
+  ArenaView view;
+  view.base_ = static_cast<std::byte*>(base);
+  view.bytes_ = bytes;
+  return view;
+}
+
+std::byte* ArenaView::at(uint64_t offset, uint64_t bytes) const {
+  return offset <= bytes_ && bytes <= bytes_ - offset ? base_ + offset : nullptr;
+}
+
+Result<std::shared_ptr<Arena>> Arena::create(int ranks) {
+  std::shared_ptr<Arena> arena(new Arena);
+  arena->fd_.reset(memfd_create("muster-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!arena->fd_) return refusal("cannot create an arena");
+  if (ftruncate(arena->fd(), static_cast<off_t>(arena_bytes(ranks))) != 0)
+    return refusal("cannot size an arena");
+  if (fcntl(arena->fd(), F_ADD_SEALS, kSeals) != 0) return refusal("cannot seal an arena");
+  MUSTER_ASSIGN(arena->view_, ArenaView::map(arena->fd()));
+  return arena;
+}
+
+// First fit. Large buffers begin on huge pages, so that they can have such.
+Result<MutableByteSpan> Arena::allocate(size_t bytes) {
+  const uint64_t alignment = bytes >= kHugePage ? kHugePage : kPage;
+  const uint64_t size = round_up(std::max<uint64_t>(bytes, 1), kPage);
+  const std::lock_guard lock(mutex_);
+  uint64_t offset = 0;
+  for (const auto& [begin, used] : used_) {
+    if (begin >= offset && begin - offset >= size) break;
+    offset = round_up(begin + used, alignment);
+  }
+  std::byte* data = view_.at(offset, size);
+  if (data == nullptr) {
+    return Error{ErrorCode::kEnvironment, "no room for a shared buffer of " + human_bytes(bytes) +
+                                              " in an arena of " + human_bytes(view_.bytes())};
+  }
+  used_[offset] = size;
+  return MutableByteSpan(data, bytes);
+}
+
+void Arena::release(std::byte* data) {
+  const std::lock_guard lock(mutex_);
+  const auto found = used_.find(static_cast<uint64_t>(data - view_.base()));
+  if (found == used_.end()) return;
+  fallocate(fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(found->first),
+            static_cast<off_t>(found->second));
+  used_.erase(found);
+}
+
+std::optional<uint64_t> Arena::offset_of(const std::byte* data, size_t bytes) const {
+  if (data < view_.base() || data > view_.base() + view_.bytes()) return std::nullopt;
+  const auto offset = static_cast<uint64_t>(data - view_.base());
+  if (bytes > view_.bytes() - offset) return std::nullopt;
+  return offset;
+}
+
+}  // namespace muster

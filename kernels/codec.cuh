@@ -1,0 +1,401 @@
+// The codecs' kernels: compiled by nvcc for devices, and by g++ against the SIMT shim for tests.
+//
+// Lanes is a type of codec_lanes.cuh. A lane's elements and codes are consecutive, so that it moves them in
+// 128 bits; where a lane has fewer codes than that, neighbours store and load together.
+//
+// Kernels that stream move whole grains, and need 16-byte alignment of everything but the scales. The ones of
+// Mode::kAny take any count and alignment, and serve tails and misaligned tensors.
+#pragma once
+
+#include "kernels/codec_lanes.cuh"
+
+namespace muster::codec {
+
+constexpr unsigned kThreads = 256;  // of a CUDA block
+
+enum class Mode : uint8_t { kNearest = 0, kStochastic = 1, kFeedback = 2, kAny = 3 };
+enum class Store : uint8_t { kPlain = 0, kAccumulate = 1, kAny = 2 };
+
+// How many of `most` elements exist from `first` on.
+MUSTER_DEVICE unsigned live_of(uint64_t first, uint64_t count, unsigned most) {
+  if (first >= count) return 0;
+  return count - first < most ? static_cast<unsigned>(count - first) : most;
+}
+
+// Elements j … j+3 of a lane.
+template <bool kVector>
+MUSTER_DEVICE float4 load_four(const float* from, unsigned j, unsigned live) {
+  if constexpr (kVector) {
+    return load128<float4>(from + j);
+  } else {
+    return {j < live ? from[j] : 0.0f, j + 1 < live ? from[j + 1] : 0.0f, j + 2 < live ? from[j + 2] : 0.0f,
+            j + 3 < live ? from[j + 3] : 0.0f};
+  }
+}
+
+template <bool kVector>
+MUSTER_DEVICE void store_four(float* to, unsigned j, unsigned live, float4 four) {
+  if constexpr (kVector) {
+    store128(to + j, four);
+  } else {
+    if (j < live) to[j] = four.x;
+    if (j + 1 < live) to[j + 1] = four.y;
+    if (j + 2 < live) to[j + 2] = four.z;
+    if (j + 3 < live) to[j + 3] = four.w;
+  }
+}
+
+template <unsigned kCount>
+MUSTER_DEVICE float4 four_of(const float (&x)[kCount], unsigned j) {
+  return {x[j], x[j + 1], x[j + 2], x[j + 3]};
+}
+
+// `to` is where the lane's own words go.
+template <typename Lanes>
+MUSTER_DEVICE void store_words(const Lane& lane, uint8_t* to, const uint32_t (&words)[Lanes::kWords]) {
+  if constexpr (Lanes::kWords % 4 == 0) {
+    MUSTER_UNROLL
+    for (unsigned w = 0; w < Lanes::kWords; w += 4) {
+      store128(to + 4 * w, uint4{words[w], words[w + 1], words[w + 2], words[w + 3]});
+    }
+  } else if constexpr (Lanes::kWords == 2) {
+    const uint32_t third = __shfl_xor_sync(lane.mask, words[0], 1);
+    const uint32_t fourth = __shfl_xor_sync(lane.mask, words[1], 1);
+    if (lane.member % 2 == 0) store128(to, uint4{words[0], words[1], third, fourth});
+  } else {
+    const uint32_t second = __shfl_xor_sync(lane.mask, words[0], 1);
+    const uint32_t third = __shfl_xor_sync(lane.mask, words[0], 2);
+    const uint32_t fourth = __shfl_xor_sync(lane.mask, words[0], 3);
+    if (lane.member % 4 == 0) store128(to, uint4{words[0], second, third, fourth});
+  }
+}
+
+template <typename Lanes>
+MUSTER_DEVICE void load_words(const Lane& lane, const uint8_t* from, uint32_t (&words)[Lanes::kWords]) {
+  if constexpr (Lanes::kWords % 4 == 0) {
+    MUSTER_UNROLL
+    for (unsigned w = 0; w < Lanes::kWords; w += 4) {
+      const uint4 four = load128<uint4>(from + 4 * w);
+      words[w] = four.x, words[w + 1] = four.y, words[w + 2] = four.z, words[w + 3] = four.w;
+    }
+  } else if constexpr (Lanes::kWords == 2) {
+    const bool second = lane.member % 2 != 0;
+    const uint4 four = load128<uint4>(from - (second ? 8 : 0));
+    words[0] = second ? four.z : four.x;
+    words[1] = second ? four.w : four.y;
+  } else {
+    const unsigned place = lane.member % 8;  // of sixteen bits
+    const uint4 four = load128<uint4>(from - 2 * place);
+    const uint32_t low = place / 2 % 2 == 0 ? four.x : four.y, high = place / 2 % 2 == 0 ? four.z : four.w;
+    words[0] = (place / 4 == 0 ? low : high) >> (16 * (place % 2)) & 0xFFFFu;
+  }
+}
+
+// Bytes of payload that a lane of `live` elements has.
+template <typename Lanes>
+MUSTER_DEVICE unsigned word_bytes(unsigned live) {
+  return Lanes::kWholeBlocks ? 4 * Lanes::kWords : (live * Lanes::kBits + 7) / 8;
+}
+
+template <typename Lanes>
+MUSTER_DEVICE void store_bytes(uint8_t* to, unsigned bytes, const uint32_t (&words)[Lanes::kWords]) {
+  MUSTER_UNROLL
+  for (unsigned b = 0; b < 4 * Lanes::kWords; ++b) {
+    if (b < bytes) to[b] = static_cast<uint8_t>(words[b / 4] >> (8 * (b % 4)));
+  }
+}
+
+template <typename Lanes>
+MUSTER_DEVICE void load_bytes(const uint8_t* from, unsigned bytes, uint32_t (&words)[Lanes::kWords]) {
+  MUSTER_UNROLL
+  for (unsigned b = 0; b < 4 * Lanes::kWords; ++b) {
+    const uint32_t byte = b < bytes ? from[b] : 0u;
+    words[b / 4] = b % 4 == 0 ? byte : words[b / 4] | byte << (8 * (b % 4));
+  }
+}
+
+template <unsigned kBytes, bool kVector>
+MUSTER_DEVICE void store_scale(uint8_t* to, uint32_t wire) {
+  if constexpr (kVector && kBytes == 4) {
+    store32(to, wire);
+  } else if constexpr (kVector && kBytes == 2) {
+    store16(to, static_cast<uint16_t>(wire));
+  } else {
+    MUSTER_UNROLL
+    for (unsigned byte = 0; byte < kBytes; ++byte) to[byte] = static_cast<uint8_t>(wire >> (8 * byte));
+  }
+}
+
+template <unsigned kBytes, bool kVector>
+MUSTER_DEVICE uint32_t load_scale(const uint8_t* from) {
+  if constexpr (kVector && kBytes == 4) return load32(from);
+  if constexpr (kVector && kBytes == 2) return load16(from);
+  uint32_t wire = 0;
+  MUSTER_UNROLL
+  for (unsigned byte = 0; byte < kBytes; ++byte) wire |= static_cast<uint32_t>(from[byte]) << (8 * byte);
+  return wire;
+}
+
+// A lane's place in one round of a kernel's loop.
+struct Place {
+  Lane lane;
+  uint64_t block;
+  uint64_t first;       // element of the lane
+  unsigned live;        // elements of the lane
+  unsigned block_live;  // elements of the block
+};
+
+// Calls body(place) for each block of `count` elements that the group of lanes has to do.
+template <typename Lanes, typename Body>
+MUSTER_DEVICE void for_each_block(uint64_t count, Body body) {
+  constexpr unsigned kGroups = kThreads / Lanes::kLanes;
+  const unsigned member = threadIdx.x % Lanes::kLanes;
+  unsigned mask = 0xFFFFFFFFu;
+  if constexpr (Lanes::kLanes < 32) mask = ((1u << Lanes::kLanes) - 1u) << (threadIdx.x % 32u - member);
+  const Lane lane{mask, member};
+  const uint64_t blocks = (count + Lanes::kBlock - 1) / Lanes::kBlock;
+  for (uint64_t block = uint64_t{blockIdx.x} * kGroups + threadIdx.x / Lanes::kLanes; block < blocks;
+       block += uint64_t{gridDim.x} * kGroups) {
+    const uint64_t first = block * Lanes::kBlock + member * Lanes::kPerLane;
+    body(Place{lane, block, first, live_of(first, count, Lanes::kPerLane),
+               live_of(block * Lanes::kBlock, count, Lanes::kBlock)});
+  }
+}
+
+// c = values + residual.
+template <typename Lanes, bool kVector>
+MUSTER_DEVICE void load_combined(const Encode& task, const Place& place, bool feedback,
+                                 float (&c)[Lanes::kPerLane]) {
+  MUSTER_UNROLL
+  for (unsigned j = 0; j < Lanes::kPerLane; j += 4) {
+    const float4 four = load_four<kVector>(task.values + place.first, j, place.live);
+    c[j] = four.x, c[j + 1] = four.y, c[j + 2] = four.z, c[j + 3] = four.w;
+    if (feedback) {
+      const float4 residual = load_four<kVector>(task.residual + place.first, j, place.live);
+      c[j] = c[j] + residual.x, c[j + 1] = c[j + 1] + residual.y;
+      c[j + 2] = c[j + 2] + residual.z, c[j + 3] = c[j + 3] + residual.w;
+    }
+  }
+}
+
+// c minus what the receiver decodes, where that is finite.
+template <typename Lanes, bool kVector>
+MUSTER_DEVICE void store_residual(const Encode& task, const Place& place, const float (&c)[Lanes::kPerLane],
+                                  const uint32_t (&words)[Lanes::kWords], const Scale& scale) {
+  float back[Lanes::kPerLane];
+  MUSTER_UNROLL
+  for (unsigned j = 0; j < Lanes::kPerLane; ++j) back[j] = Lanes::value(words, j, scale.decode);
+  Lanes::finish(place.lane, back, task.slot, task.first_index + place.first);
+  if (!scale.finite) return;
+  // Registers are short beside a rotation or tests of bounds, and the first-level cache is near.
+  constexpr bool kReload = !kVector || Lanes::kReloads;
+  float* residual = task.residual + place.first;
+  MUSTER_UNROLL
+  for (unsigned j = 0; j < Lanes::kPerLane; j += 4) {
+    float4 four = four_of(c, j), old{};
+    if constexpr (kReload || Lanes::kElementwise) old = load_four<kVector>(residual, j, place.live);
+    if constexpr (kReload) {
+      const float4 value = load_four<kVector>(task.values + place.first, j, place.live);
+      four = {value.x + old.x, value.y + old.y, value.z + old.z, value.w + old.w};
+    }
+    four = {four.x - back[j], four.y - back[j + 1], four.z - back[j + 2], four.w - back[j + 3]};
+    if constexpr (Lanes::kElementwise) {
+      four.x = is_finite(back[j]) ? four.x : old.x;
+      four.y = is_finite(back[j + 1]) ? four.y : old.y;
+      four.z = is_finite(back[j + 2]) ? four.z : old.z;
+      four.w = is_finite(back[j + 3]) ? four.w : old.w;
+    }
+    store_four<kVector>(residual, j, place.live, four);
+  }
+}
+
+template <typename Lanes, Mode kMode>
+MUSTER_KERNEL(kThreads)
+void encode_kernel(Encode task) {
+  constexpr bool kVector = kMode != Mode::kAny;
+  const bool feedback = kMode == Mode::kFeedback || (!kVector && task.residual != nullptr);
+  const bool stochastic = Lanes::kStochastic && (kMode == Mode::kStochastic || (!kVector && task.stochastic));
+  for_each_block<Lanes>(task.count, [&](const Place& place) {
+    float c[Lanes::kPerLane];
+    load_combined<Lanes, kVector>(task, place, feedback, c);
+    uint8_t* scales = task.scales + place.block * Lanes::kScaleBytes;
+    uint32_t wire = 0;
+    if constexpr (Lanes::kShared) wire = load_scale<Lanes::kScaleBytes, kVector>(scales);
+    uint32_t words[Lanes::kWords];
+    const LaneTask lane_task{&task.slot, task.first_index + place.first, place.block_live, wire, stochastic};
+    const Scale scale = Lanes::encode(place.lane, lane_task, c, words);
+    if constexpr (Lanes::kScaleBytes > 0 && !Lanes::kShared) {
+      if (place.lane.member == 0) store_scale<Lanes::kScaleBytes, kVector>(scales, scale.wire);
+    }
+    uint8_t* payload = task.payload + place.first * Lanes::kBits / 8;
+    if constexpr (kVector) {
+      store_words<Lanes>(place.lane, payload, words);
+    } else {
+      store_bytes<Lanes>(payload, word_bytes<Lanes>(place.live), words);
+    }
+    if (feedback) store_residual<Lanes, kVector>(task, place, c, words, scale);
+  });
+}
+
+template <typename Lanes, bool kVector>
+MUSTER_DEVICE void sum_lane(const Decode& task, const Place& place, float (&x)[Lanes::kPerLane]) {
+  MUSTER_UNROLL
+  for (unsigned j = 0; j < Lanes::kPerLane; ++j) x[j] = -0.0f;  // what changes no number that is added to it
+  MUSTER_NO_UNROLL
+  for (uint32_t s = 0; s < task.source_count; ++s) {
+    const Planes planes = task.sources[s];
+    uint32_t words[Lanes::kWords];
+    const uint8_t* payload = planes.payload + place.first * Lanes::kBits / 8;
+    if constexpr (kVector) {
+      load_words<Lanes>(place.lane, payload, words);
+    } else {
+      load_bytes<Lanes>(payload, word_bytes<Lanes>(place.live), words);
+    }
+    float scale = 1.0f;
+    if constexpr (Lanes::kScaleBytes > 0) {
+      scale = Lanes::decode_scale(
+          load_scale<Lanes::kScaleBytes, kVector>(planes.scales + place.block * Lanes::kScaleBytes));
+    }
+    MUSTER_UNROLL
+    for (unsigned j = 0; j < Lanes::kPerLane; ++j) x[j] = x[j] + Lanes::value(words, j, scale);
+  }
+  Lanes::finish(place.lane, x, task.slot, task.first_index + place.first);
+  MUSTER_UNROLL
+  for (unsigned j = 0; j < Lanes::kPerLane; ++j) x[j] = x[j] * task.factor;
+}
+
+template <typename Lanes, Store kStore>
+MUSTER_KERNEL(kThreads)
+void decode_kernel(Decode task) {
+  constexpr bool kVector = kStore != Store::kAny;
+  const bool accumulate = kStore == Store::kAccumulate || (!kVector && task.accumulate);
+  for_each_block<Lanes>(task.count, [&](const Place& place) {
+    float x[Lanes::kPerLane];
+    sum_lane<Lanes, kVector>(task, place, x);
+    float* values = task.values + place.first;
+    MUSTER_UNROLL
+    for (unsigned j = 0; j < Lanes::kPerLane; j += 4) {
+      float4 four = four_of(x, j);
+      if (accumulate) {
+        const float4 old = load_four<kVector>(values, j, place.live);
+        four = {old.x + four.x, old.y + four.y, old.z + four.z, old.w + four.w};
+      }
+      store_four<kVector>(values, j, place.live,
+                          float4{canonical(four.x), canonical(four.y), canonical(four.z), canonical(four.w)});
+    }
+  });
+}
+
+inline bool aligned(const void* address, uintptr_t bytes) {
+  return reinterpret_cast<uintptr_t>(address) % bytes == 0;
+}
+
+inline bool can_stream(const Shape& shape, const void* scales, const void* payload) {
+  return aligned(payload, 16) && (shape.scale_bytes == 0 || aligned(scales, shape.scale_bytes));
+}
+inline bool can_stream(const Shape& shape, const Encode& task) {
+  return can_stream(shape, task.scales, task.payload) && aligned(task.values, 16) &&
+         aligned(task.residual, 16);
+}
+inline bool can_stream(const Shape& shape, const Decode& task) {
+  for (uint32_t s = 0; s < task.source_count; ++s) {
+    if (!can_stream(shape, task.sources[s].scales, task.sources[s].payload)) return false;
+  }
+  return aligned(task.values, 16);
+}
+template <typename T>
+T* advanced(T* pointer, uint64_t by) {
+  return pointer == nullptr ? nullptr : pointer + by;
+}
+
+// `count` elements from `first`, a multiple of the grain, on.
+inline Encode part_of(const Shape& shape, Encode task, uint64_t first, uint64_t count) {
+  task.values = advanced(task.values, first);
+  task.residual = advanced(task.residual, first);
+  task.scales += scales_bytes_of(shape, first);
+  task.payload += payload_bytes_of(shape, first);
+  task.first_index += first;
+  task.count = count;
+  return task;
+}
+inline Decode part_of(const Shape& shape, Decode task, uint64_t first, uint64_t count) {
+  for (uint32_t s = 0; s < task.source_count; ++s) {
+    task.sources[s].scales += scales_bytes_of(shape, first);
+    task.sources[s].payload += payload_bytes_of(shape, first);
+  }
+  task.values = advanced(task.values, first);
+  task.first_index += first;
+  task.count = count;
+  return task;
+}
+// Calls launch(kernel, grid, task) for what has to be launched, at most two launches. The shim and the CUDA
+// launcher differ only in what `launch` does.
+template <typename Lanes, typename Task, typename Kernel, typename Launch>
+void launch_parts(const Shape& shape, const Task& task, unsigned grid_max, Kernel vector_kernel,
+                  Kernel any_kernel, Launch launch) {
+  const uint64_t count = task.count;
+  const uint64_t whole = can_stream(shape, task) ? count / shape.grain * shape.grain : 0;
+  const auto grid_of = [&](uint64_t elements) {
+    constexpr uint64_t kPerGrid = uint64_t{kThreads} * Lanes::kPerLane;
+    const uint64_t wanted = (elements + kPerGrid - 1) / kPerGrid;
+    return static_cast<unsigned>(wanted < grid_max ? wanted : grid_max);
+  };
+  if (whole > 0) launch(vector_kernel, grid_of(whole), part_of(shape, task, 0, whole));
+  const uint64_t rest = count - whole;
+  if (rest > 0) launch(any_kernel, grid_of(rest), part_of(shape, task, whole, rest));
+}
+
+// The kernels of one codec, by what a task asks for.
+template <typename Lanes, CodecId id, typename DecodeLanes = Lanes>
+struct Kernels {
+  static constexpr Shape kShape = shape_of(id);
+
+  template <typename Launch>
+  static void encode(const Encode& task, unsigned grid_max, Launch launch) {
+    // int4's rotation there and back leaves no registers for streaming.
+    constexpr Mode kFeedbackMode = Lanes::kStreamsFeedback ? Mode::kFeedback : Mode::kAny;
+    auto* kernel = task.residual != nullptr ? &encode_kernel<Lanes, kFeedbackMode>
+                                            : &encode_kernel<Lanes, Mode::kNearest>;
+    if constexpr (kShape.stochastic) {
+      if (task.stochastic) kernel = &encode_kernel<Lanes, Mode::kStochastic>;
+    }
+    launch_parts<Lanes>(kShape, task, grid_max, kernel, &encode_kernel<Lanes, Mode::kAny>, launch);
+  }
+  template <typename Launch>
+  static void decode(const Decode& task, unsigned grid_max, Launch launch) {
+    auto* kernel = task.accumulate ? &decode_kernel<DecodeLanes, Store::kAccumulate>
+                                   : &decode_kernel<DecodeLanes, Store::kPlain>;
+    launch_parts<DecodeLanes>(kShape, task, grid_max, kernel, &decode_kernel<DecodeLanes, Store::kAny>,
+                              launch);
+  }
+  // Through memory: one kernel that does both needs more registers than it may have.
+  template <typename Launch>
+  static void recode(const Decode& from, Encode to, unsigned grid_max, Launch launch) {
+    decode(from, grid_max, launch);
+    to.values = from.values;
+    encode(to, grid_max, launch);
+  }
+};
+
+// Calls use(kernels) with the kernels of a codec. REQUIRES: an id of kCodecIds.
+template <typename Use>
+void with_kernels(CodecId id, Use use) {
+  switch (id) {
+    case CodecId::kInt8:
+      return use(Kernels<ScaledLanes<Int8, 8>, CodecId::kInt8>());
+    case CodecId::kBf16:
+      return use(Kernels<ElementwiseLanes<Bf16>, CodecId::kBf16>());
+    case CodecId::kFp16:
+      return use(Kernels<ElementwiseLanes<Fp16>, CodecId::kFp16>());
+    case CodecId::kInt4:
+      return use(Kernels<ScaledLanes<Int4, 4>, CodecId::kInt4>());
+    case CodecId::kMxfp8:
+      return use(Kernels<ScaledLanes<Mxfp8, 8>, CodecId::kMxfp8>());
+    case CodecId::kOneBit:
+      return use(Kernels<OneBitLanes, CodecId::kOneBit, OneBitDecodeLanes>());
+    case CodecId::kShared16:
+      return use(Kernels<ScaledLanes<Shared16, 16>, CodecId::kShared16>());
+  }
+}
+
+}  // namespace muster::codec

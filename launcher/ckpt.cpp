@@ -1,0 +1,91 @@
+#include "launcher/ckpt.h"
+
+#include "launcher/ckpt_text.h"
+
+namespace muster::launcher {
+namespace {
+
+constexpr const char* kHelp =
+    "look at checkpoints: FOLDER means its newest usable version, FOLDER@VERSION a certain one. Exit codes: "
+    "0 fine, "
+    "1 damage or a difference was found, 2 it could not look, 78 the command is wrong";
+
+}  // namespace
+
+void CkptCommand::add_to(CLI::App& app) {
+  ckpt_ = app.add_subcommand("ckpt", kHelp);
+  ckpt_->require_subcommand(1);
+  const auto add = [this](const char* name, const char* help, int (*function)(const CkptArguments&)) {
+    CLI::App* command = ckpt_->add_subcommand(name, help);
+    command->add_flag("--json", arguments_.json, "one JSON object instead of a table");
+    commands_.emplace_back(command, function);
+    return command;
+  };
+  CkptArguments& to = arguments_;
+
+  CLI::App* command = add("ls", "the saves of a folder, newest first, with state, size and age", ckpt_ls);
+  command->add_option("FOLDER", to.first)->required();
+
+  command = add("show", "what one save holds, tensor by tensor", ckpt_show);
+  command->add_option("FOLDER[@VERSION]", to.first)->required();
+  command->add_flag("--stats", to.statistics, "read the values: least, greatest, mean, NaNs, magnitudes");
+  command->add_option("--tensor", to.tensors, "only this tensor; may be repeated")->allow_extra_args(false);
+
+  command = add("verify", "read every byte of a save and check it", ckpt_verify);
+  command->add_option("FOLDER[@VERSION]", to.first)->required();
+  command->add_flag("--all", to.all, "all finished saves of the folder");
+  command->add_flag("--mark", to.mark, "record those found good as verified; no job may run on the folder");
+
+  command = add("diff", "compare the tensors of two saves", ckpt_diff);
+  command->add_option("A", to.first, "FOLDER[@VERSION]")->required();
+  command->add_option("B", to.second, "FOLDER[@VERSION]")->required();
+  command->add_option("--tensor", to.tensors, "only this tensor; may be repeated")->allow_extra_args(false);
+
+  command = add("export", "write tensors to a new safetensors file", ckpt_export);
+  command->add_option("FOLDER[@VERSION]", to.first)->required();
+  command->add_option("FILE", to.second)->required();
+  command->add_option("--tensor", to.tensors, "only this tensor; may be repeated")->allow_extra_args(false);
+
+  command = add("import", "save the tensors of a safetensors file as a version of a folder", ckpt_import);
+  command->add_option("FILE", to.first)->required();
+  command->add_option("FOLDER", to.second, "created where missing; no job may run on it")->required();
+  command
+      ->add_option_function<uint64_t>(
+          "--version",
+          [&to](const uint64_t& version) {
+            to.version = version;
+            to.version_given = true;
+          },
+          "number of the version [what an export says, else 0]")
+      ->type_name("UINT");
+  command->add_option("--shards", to.shards, "files to spread it over")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  command
+      ->add_option(
+          "--job", to.job,
+          "NAME=VALUE: a constant of the job that shall resume from it, as it names it when it refuses")
+      ->allow_extra_args(false);
+
+  command =
+      add("index", "write the save's index.h5 anew, which shows h5py and h5dump whole tensors", ckpt_index);
+  command->add_option("FOLDER[@VERSION]", to.first)->required();
+
+  command = add("prune", "remove saves that are no longer needed; no job may run on the folder", ckpt_prune);
+  command->add_option("FOLDER", to.first)->required();
+  command->add_option("--keep", to.keep, "verified versions to keep, the newest")
+      ->check(CLI::Range(1, 1'000'000))
+      ->capture_default_str();
+  command->add_option("--keep-every", to.keep_every, "keep also versions that are multiples of this");
+  command->add_option("--keep-younger", to.keep_younger_s,
+                      "keep also what was saved less than so many seconds ago");
+  command->add_flag("--dry-run", to.dry_run, "only say what would be removed");
+}
+
+int CkptCommand::run() const {
+  for (const auto& [command, function] : commands_)
+    if (command->parsed()) return function(arguments_);
+  return kExitTrouble;
+}
+
+}  // namespace muster::launcher

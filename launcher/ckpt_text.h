@@ -1,0 +1,81 @@
+// How `muster ckpt` speaks: tables, progress, versions by name, errors as exit codes.
+#pragma once
+
+#include <nlohmann/json.hpp>
+
+#include "checkpoint/state_reader.h"
+#include "checkpoint/statistics.h"
+#include "checkpoint/store.h"
+#include "launcher/ckpt.h"
+#include "runtime/base/clock.h"
+
+namespace muster::launcher {
+
+using Json = nlohmann::json;
+
+// Prints the error and returns the exit code for it.
+int report(const Error& error);
+void print(const Json& json);
+
+class Table {
+ public:
+  explicit Table(std::vector<std::string> heads);
+  void add(std::vector<std::string> cells);
+  void print() const;  // columns of numbers are aligned to the right
+
+ private:
+  std::vector<std::vector<std::string>> rows_;
+};
+
+// On stderr, where that is a terminal and no JSON was asked for.
+class ProgressBar {
+ public:
+  ProgressBar(std::string label, uint64_t bytes_total, bool quiet);
+  ~ProgressBar();
+  void show(uint64_t bytes_done);
+
+ private:
+  std::string label_;
+  uint64_t total_;
+  bool visible_;
+  Instant began_ = 0;
+  Instant shown_ = 0;
+};
+
+std::string who_am_i();                // for the owner's file
+std::string age_text(int64_t age_ms);  // "3 h ago"
+std::string shape_text(const std::vector<uint64_t>& shape);
+std::string number_text(double value);
+
+// A version that the user named.
+struct Chosen {
+  std::string folder;  // of all saves
+  checkpoint::Candidate candidate;
+};
+// FOLDER (its newest usable version), FOLDER@VERSION, FOLDER@VERSION-NONCE, or the folder of one save.
+// Errors: kMisuse: there is none such; the sentence names those that there are.
+Result<Chosen> choose(const std::string& name);
+Result<checkpoint::StateReader> open_state(const Chosen& chosen);
+
+// Reads a whole tensor in chunks of whole elements: use(offset, bytes).
+Status for_each_chunk(checkpoint::StateReader& state, uint32_t tensor,
+                      const std::function<Status(uint64_t, ByteSpan)>& use);
+
+Json to_json(const checkpoint::VersionId& id);
+Json to_json(const checkpoint::Statistics& statistics);
+std::string histogram_text(const checkpoint::Statistics& statistics);  // a bar for each magnitude
+
+uint64_t bytes_of(const checkpoint::Manifest& manifest);  // of its shard files
+std::string state_text(const checkpoint::Candidate& candidate);
+
+// The commands, each in its own file where it is long.
+int ckpt_ls(const CkptArguments& arguments);
+int ckpt_show(const CkptArguments& arguments);
+int ckpt_verify(const CkptArguments& arguments);
+int ckpt_diff(const CkptArguments& arguments);
+int ckpt_export(const CkptArguments& arguments);
+int ckpt_import(const CkptArguments& arguments);
+int ckpt_index(const CkptArguments& arguments);
+int ckpt_prune(const CkptArguments& arguments);
+
+}  // namespace muster::launcher

@@ -1,0 +1,75 @@
+// etcd v3 through its HTTP/JSON gateway: the few calls that an election and a guarded store need. Blocks the
+// calling thread; every call ends by its deadline. Members are tried in turn, beginning with the one that
+// answered last.
+//
+// An error means that the outcome is unknown: read again and compare. Where an attempt at one member went
+// unanswered the call is repeated at the next, so a transaction may have been carried out before it is
+// refused.
+#pragma once
+
+#include <atomic>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "runtime/agent/settings.h"
+#include "runtime/base/bytes.h"
+#include "runtime/base/clock.h"
+
+namespace muster::launcher {
+
+// etcd://HOST:PORT[,HOST:PORT…]
+bool is_etcd(const std::string& rendezvous);
+Result<std::vector<agent::HostPort>> parse_etcd(const std::string& rendezvous);
+
+std::string to_base64(ByteSpan bytes);
+Result<ByteBuffer> from_base64(const std::string& text);
+
+struct EtcdEntry {
+  ByteBuffer value;
+  uint64_t created = 0;   // revision of the store at which the key came to be
+  uint64_t modified = 0;  // and was last written
+};
+
+// The revisions that keys must have; 0: the key is absent.
+struct EtcdGuard {
+  enum What { kCreated, kModified } what = kCreated;
+  std::string key;
+  uint64_t revision = 0;
+};
+struct EtcdPut {
+  std::string key;
+  ByteBuffer value;
+  int64_t lease = 0;
+};
+struct EtcdTransaction {
+  std::vector<EtcdGuard> guards;
+  std::vector<EtcdPut> puts;
+  std::vector<std::string> deletes;
+};
+struct EtcdOutcome {
+  bool written = false;
+  uint64_t revision = 0;  // of the store, after it
+};
+
+class Etcd {
+ public:
+  explicit Etcd(const std::vector<agent::HostPort>& members, Duration try_timeout = kSecond);
+
+  // Errors of all: kRetry: no member gave an answer that can be used, and why the last one did not.
+  Result<std::map<std::string, EtcdEntry>> with_prefix(const std::string& prefix,
+                                                       const std::atomic<bool>& stop);
+  Result<EtcdOutcome> transact(const EtcdTransaction& transaction, const std::atomic<bool>& stop);
+  Result<int64_t> grant(Duration time_to_live, const std::atomic<bool>& stop);  // in whole seconds; the lease
+  Result<bool> keep_alive(int64_t lease, const std::atomic<bool>& stop);        // false: it is over
+  Status revoke(int64_t lease, const std::atomic<bool>& stop);
+
+ private:
+  Result<std::string> call(const std::string& path, const std::string& body, const std::atomic<bool>& stop);
+
+  std::vector<std::string> members_;  // "http://HOST:PORT"
+  size_t newest_ = 0;                 // that answered
+  Duration try_timeout_;
+};
+
+}  // namespace muster::launcher

@@ -1,0 +1,2 @@
+#define MUSTER_DIGEST_WAY kAvx2Digest
+#include "runtime/base/digest-inl.h"

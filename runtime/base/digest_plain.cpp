@@ -1,0 +1,2 @@
+#define MUSTER_DIGEST_WAY kPlainDigest
+#include "runtime/base/digest-inl.h"

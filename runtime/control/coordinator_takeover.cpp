@@ -1,0 +1,77 @@
+// A new leader of a store that outlives leaders: from the view that it finds to the next one. Its agents and
+// members tell it the rest again (NodeCore::leader_connected); what the former leader had under way is given
+// up.
+#include <algorithm>
+
+#include "runtime/base/check.h"
+#include "runtime/control/coordinator_state.h"
+
+namespace muster::control {
+
+// The found view is as good as revoked: all its members are asked for their versions, and the next view is
+// written over it. Until they speak its nodes are silent since now, so that rule 11 holds for them, too.
+void Coordinator::State::take_over(Takeover found) {
+  MUSTER_CHECK(found.term <= kTermsMax, "more leaders than numbers for them");
+  term = found.term;
+  if (limits.rules.terms_counted) {
+    attempts = static_cast<uint32_t>(term - 1) << 20;
+    plan_number = (term - 1) << 32;
+    nonces = (term - 1) << 32;
+  }
+  if (found.view.generation.counter == 0) return;
+  view = std::move(found.view);
+  stored = view.generation;
+  for (const Member& member : view.members) {
+    MemberRecord& record = members[member.id];
+    record.member = member;
+    record.from_store = true;
+    NodeRecord& node = nodes[member.node];
+    if (node.id != 0) continue;
+    node.id = member.node;
+    node.name = member.node_name;
+    node.order = ++nodes_ever;
+    node.was_in_view = true;
+    node.heard_at = node.silent_since = now;
+  }
+  change = Change{};
+  change.why = "a new leader has taken over";
+  change.began = now;
+  change.asked = ++attempts;
+  phase = Phase::kAgreeing;
+  phase_deadline = kNever;  // until a node is heard
+  if (limits.rules.takeover_waits) recover_until = now + limits.recover_wait;
+  say(EventKind::kRevoked, change.why);
+}
+
+bool Coordinator::State::waits_for_nodes() const {
+  if (recover_until == kNever || now >= recover_until) return false;
+  return std::any_of(view.members.begin(), view.members.end(),
+                     [&](const Member& member) { return lives(member.id) && node_silent(member.node); });
+}
+
+// Its address is not in the store, and it alone knows it.
+void Coordinator::State::found_member_speaks(MemberId id, const MemberHello& hello) {
+  MemberRecord& record = members.at(id);
+  if (!record.from_store || record.member.node != hello.member.node) return;
+  record.from_store = false;
+  record.member = hello.member;
+  if (fingerprint) return;
+  fingerprint = hello.fingerprint;
+  fingerprint_words = hello.description;
+}
+
+// A member of a view before the one that was found: it was excluded, and the former leader may not have seen
+// it reaped (rule 13).
+bool Coordinator::State::is_leftover(const MemberHello& hello) const {
+  return term != 0 && hello.installed.counter != 0 && limits.rules.takeover_evicts;
+}
+
+void Coordinator::State::resign(const std::string& why) {
+  if (phase == Phase::kEnded) return;
+  phase = Phase::kEnded;
+  finished = resigned = true;
+  say(EventKind::kLog, "the leader resigns: " + why);
+  out.push_back(Resign{why});
+}
+
+}  // namespace muster::control

@@ -1,0 +1,172 @@
+// A store apart from all nodes, and the leaders that it has one after the other: what launcher/election.cpp
+// and runtime/agent/leader_host.cpp do around the same Coordinator, without etcd.
+#include "runtime/sim/world.h"
+
+namespace muster::sim {
+namespace {
+
+constexpr Duration kLease = 2 * kSecond;
+constexpr Duration kMargin = kLease / 5;  // kept from it by the holder
+constexpr Duration kRenewEvery = kLease / 6;
+constexpr Duration kRequestTimeout = kSecond;
+constexpr Duration kHoldOff = 4 * kSecond;  // of an agent whose leader could not go on
+
+}  // namespace
+
+// An agent asks who leads, and takes the place where it is vacant, if it has been in the run. The write may
+// happen and its answer be lost: then it finds itself named, by a campaign that it knows nothing of, and
+// waits.
+void World::look(size_t index) {
+  Agent& agent = *agents[index];
+  if (!agent.alive || agent.finished || agent.connected || agent.looks || agent.core->leader_is_gone())
+    return;
+  agent.looks = true;
+  const Instant asked_at = agent_now(agent);
+  const bool lost =
+      (options.faults && random.chance(0.02)) || now < store_away_until || now < agent.store_cut_until;
+  const bool answer_lost = options.faults && random.chance(0.03);
+  if (lost || answer_lost) ++outcome.faults;
+  const bool stands = now >= agent.not_before && !agent.noticed;
+  after(between(kMillisecond, 10 * kMillisecond), [this, index, asked_at, lost, answer_lost, stands] {
+    Look found;
+    const uint64_t of_run = agents[index]->core->store_incarnation();
+    const bool was_in_it = of_run == incarnation;
+    if (!lost && !store_emptied) {
+      found.term = store_term;
+      if (end_recorded && was_in_it) {
+        found.what = Look::kEnded;
+      } else if (now < store_lease_until) {
+        found.what = Look::kLed;
+      } else if (stands && !end_recorded && (was_in_it || (of_run == 0 && !anybody_of_the_run()))) {
+        if (!was_in_it && !store_empty) {  // a new run; the old one's view says nothing to it
+          ++incarnation;
+          store_empty = true;
+        }
+        found = {Look::kWon, ++store_term, incarnation, store_empty ? View{} : store};
+        store_lease_until = now + kLease;
+      }
+    }
+    const bool silent = lost || answer_lost;
+    after(silent ? kRequestTimeout : between(kMillisecond, 10 * kMillisecond),
+          [this, index, asked_at, found, silent] {
+            agent_event(index, [this, index, asked_at, found, silent] {
+              agents[index]->looks = false;
+              looked(index, silent ? Look{} : found, asked_at);
+            });
+          });
+  });
+}
+
+bool World::anybody_of_the_run() const {
+  return std::any_of(agents.begin(), agents.end(), [&](const auto& agent) {
+    return agent->alive && !agent->finished && agent->core->store_incarnation() == incarnation;
+  });
+}
+
+void World::looked(size_t index, const Look& found, Instant asked_at) {
+  Agent& agent = *agents[index];
+  if (!agent.alive || agent.finished || agent.connected) return;
+  if (found.what == Look::kEnded) {
+    agent.found_the_end = true;
+    return agent_does(index, agent.core->ended(agent_now(agent), *end_recorded));
+  }
+  if (found.what == Look::kWon) return lead(index, found, asked_at);
+  if (found.what == Look::kLed) {
+    for (size_t i = 0; i < leads.size(); ++i) {
+      if (leads[i]->term == found.term && !leads[i]->over) return connect_to(index, i);
+    }
+  }
+  after(between(100 * kMillisecond, 300 * kMillisecond), [this, index] { connect(index); });
+}
+
+// What it was told may be old by now: its lease counts from when it asked.
+void World::lead(size_t index, const Look& found, Instant asked_at) {
+  Agent& agent = *agents[index];
+  auto next = std::make_unique<Lead>();
+  next->seat = index;
+  next->term = found.term;
+  next->clock = agent.clock;
+  next->lease_until = asked_at + kLease - kMargin;
+  next->began = agent_now(agent);
+  next->found = found.view.generation;
+  next->core = std::make_unique<Coordinator>(limits, "job", found.incarnation, agent_now(agent),
+                                             Takeover{found.view, found.term});
+  trace("agent " + agent.name + " leads, term " + std::to_string(found.term) + ", from g" +
+        std::to_string(found.view.generation.counter));
+  leads.push_back(std::move(next));
+  const size_t which = leads.size() - 1;
+  renew(which);
+  if (leads[which]->over) return after(100 * kMillisecond, [this, index] { connect(index); });
+  schedule_leader(which);
+  connect_to(index, which);
+}
+
+// Looked at before whatever a leader does.
+bool World::lease_over(size_t which) {
+  if (!options.shared_store || leader_now(which) < leads[which]->lease_until) return false;
+  if (!options.rules.lease_checked) {
+    expect(leads[which]->term == store_term, "a leader goes on though its lease is over and another leads");
+    return false;
+  }
+  stop_leading(which, "its lease is over", false);
+  return true;
+}
+
+void World::renew(size_t which) {
+  leader_event(which, [this, which] {
+    const Lead& lead = *leads[which];
+    const Instant asked_at = leader_now(which);
+    const bool lost = now < store_away_until || now < agents[lead.seat]->store_cut_until;
+    after(between(kMillisecond, 10 * kMillisecond), [this, which, asked_at, lost] {
+      if (lost || leads[which]->term != store_term || now >= store_lease_until) return;
+      store_lease_until = now + kLease;
+      after(between(kMillisecond, 10 * kMillisecond), [this, which, asked_at] {
+        leader_event(which, [this, which, asked_at] {
+          Instant& until = leads[which]->lease_until;
+          until = std::max(until, asked_at + kLease - kMargin);
+        });
+      });
+    });
+    after(kRenewEvery, [this, which] { renew(which); });
+  });
+}
+
+// All its links break. One that resigns gives its lease back, if it reaches the store.
+void World::stop_leading(size_t which, const std::string& why, bool silently) {
+  Lead& lead = *leads[which];
+  if (std::exchange(lead.over, true)) return;
+  trace("leader " + std::to_string(lead.term) + " does not lead any more: " + why);
+  lead.held.clear();
+  Agent& seat = *agents[lead.seat];
+  if (options.shared_store) {
+    const bool reaches = now >= store_away_until && now >= seat.store_cut_until;
+    if (seat.alive && lead.term == store_term && reaches)
+      store_lease_until = std::min(store_lease_until, now);
+    seat.not_before = now + kHoldOff;
+  } else {
+    leader_finished = leader_lost = leader_refuses = true;
+    outcome.exit_code = kExitRequeue;
+  }
+  for (size_t i = 0; i < agents.size() && !silently; ++i) {
+    if (agents[i]->leader != which || !agents[i]->connected) continue;
+    after(between(kMillisecond, 20 * kMillisecond), [this, i, which] {
+      if (agents[i]->leader == which) cut_link(i, "connection closed", false);
+    });
+    after(between(50 * kMillisecond, 300 * kMillisecond), [this, i] { connect(i); });
+  }
+}
+
+// Before anybody is told. False: it is not its to decide any more.
+bool World::record_end(size_t which, const EndJob& end) {
+  const Lead& lead = *leads[which];
+  const bool reaches = now >= store_away_until && now >= agents[lead.seat]->store_cut_until;
+  if (!reaches || store_emptied || lead.term != store_term || now >= store_lease_until) {
+    stop_leading(which, "the store does not take the job's end", false);
+    return false;
+  }
+  trace("store: the job ends with " + std::to_string(end.exit_code));
+  end_recorded = end;
+  return true;
+}
+
+}  // namespace muster::sim

@@ -1,0 +1,145 @@
+// Seeded mutations of everything that is parsed: it is refused or read, never more. Run under sanitizers. A
+// digest guards the real files, so the parsers behind it are fed texts whose digest was made right again.
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+#include "checkpoint/safetensors.h"
+#include "tests/checkpoint/saves.h"
+
+namespace muster::testing {
+namespace {
+
+int rounds() {
+  const char* wanted = std::getenv("MUSTER_TEST_FUZZ_ROUNDS");
+  return wanted != nullptr ? std::atoi(wanted) : 4000;
+}
+
+std::string mutated(std::string text, SeededRandom& random) {
+  static const char* const kWords[] = {"0",
+                                       "-1",
+                                       "18446744073709551615",
+                                       "9223372036854775808",
+                                       "1e999",
+                                       "null",
+                                       "[]",
+                                       "{}",
+                                       "\"\"",
+                                       "[[[[[[[[[[[[",
+                                       "\\u0000",
+                                       "float32",
+                                       "4611686018427387904"};
+  for (uint64_t change = 1 + random.below(4); change > 0 && !text.empty(); --change) {
+    const size_t at = random.below(text.size());
+    switch (random.below(5)) {
+      case 0:
+        text[at] = static_cast<char>(random.next());
+        break;
+      case 1:
+        text.erase(at, 1 + random.below(20));
+        break;
+      case 2:
+        text.insert(at, kWords[random.below(std::size(kWords))]);
+        break;
+      case 3:
+        text.insert(at, text.substr(random.below(text.size()), random.below(60)));
+        break;
+      default: {  // a number becomes another one
+        const size_t digit = text.find_first_of("0123456789", at);
+        if (digit == std::string::npos) break;
+        const size_t end = text.find_first_not_of("0123456789", digit);
+        text.replace(digit, end - digit, kWords[random.below(4)]);
+      }
+    }
+  }
+  return text;
+}
+
+TEST(Fuzz, Manifests) {
+  SeededRandom random(1);
+  MemoryFiles files;
+  auto folder = Folder::own(files, "ckpt", "a job");
+  ASSERT_OK(folder);
+  const auto manifest =
+      save(files, *folder, WholeState::random(random_specs(random, 6), 1), {3, 4}, {.participants = 3});
+  ASSERT_OK(manifest);
+  const std::string with_line = encode(*manifest);
+  const std::string text = without_digest_line(as_bytes(with_line), "m").value();
+  int accepted = 0;
+  for (int i = 0; i < rounds(); ++i) {
+    const std::string bytes = with_digest_line(mutated(text, random));
+    const auto decoded = decode_manifest(as_bytes(bytes), "m");
+    if (!decoded.ok()) {
+      ASSERT_FALSE(decoded.error().message.empty());
+      continue;
+    }
+    ++accepted;
+    ASSERT_OK(decode_manifest(as_bytes(encode(*decoded)), "again"));
+  }
+  EXPECT_LT(accepted, rounds()) << "nothing was refused";
+  EXPECT_GT(accepted, 0) << "changes of texts for display are read";
+}
+
+TEST(Fuzz, SafetensorsHeaders) {
+  SeededRandom random(2);
+  const auto header = lay_out_safetensors(random_specs(random, 8), {{"format", "pt"}});
+  ASSERT_OK(header);
+  const std::string encoded = encode_safetensors(*header);
+  const uint64_t data_bytes = header->tensors.back().bytes.end;
+  int accepted = 0;
+  for (int i = 0; i < rounds(); ++i) {
+    const std::string json = mutated(encoded.substr(8), random);
+    const auto decoded = decode_safetensors(as_bytes(json), 8 + json.size() + data_bytes, "s");
+    if (!decoded.ok()) continue;
+    ++accepted;
+    uint64_t at = 0;
+    for (const SafetensorsEntry& entry : decoded->tensors) {
+      ASSERT_EQ(entry.bytes.begin, at) << json;
+      at = entry.bytes.end;
+    }
+    ASSERT_EQ(at, data_bytes) << json;
+  }
+  EXPECT_LT(accepted, rounds());
+}
+
+// The table of a shard, and the file around it: whatever is changed, no wrong byte is handed out.
+TEST(Fuzz, ShardFiles) {
+  SeededRandom random(3);
+  MemoryFiles files;
+  auto folder = Folder::own(files, "ckpt", "a job");
+  ASSERT_OK(folder);
+  const WholeState state =
+      WholeState::random({{"w", DType::kFloat32, {300, 400}, 0}, {"b", DType::kInt8, {900}}}, 1);
+  const auto manifest = save(files, *folder, state, {3, 4});
+  ASSERT_OK(manifest);
+  ByteBuffer& contents = files.contents(folder->save_folder({3, 4}) + "/" + shard_file_name(0, 100));
+  const ByteBuffer good = contents;
+  for (int i = 0; i < rounds() / 10; ++i) {
+    contents = good;
+    const bool in_table = random.chance(0.5);
+    const size_t table = manifest->shards[0].geometry.table_offset();
+    for (uint64_t change = 1 + random.below(3); change > 0; --change) {
+      const size_t at = in_table ? table + random.below(good.size() - table) : random.below(good.size());
+      contents[at] ^= static_cast<std::byte>(1 + random.below(255));
+    }
+    if (random.chance(0.1)) contents.resize(random.below(good.size() + 5000));
+    const std::string outcome = compare_restored(files, *folder, *manifest, state, state.specs, 2);
+    ASSERT_THAT(outcome, ::testing::Not(::testing::HasSubstr("differs"))) << "wrong bytes were accepted";
+    if (contents != good) {
+      ASSERT_FALSE(verify_shards(files, folder->save_folder({3, 4}), *manifest).ok());
+    }
+  }
+}
+
+TEST(Fuzz, Votes) {
+  SeededRandom random(4);
+  const ByteBuffer good = encode(ShardRecord{{{7, 9}, 2, 3}, 11, {8192, 4096}, {1, 2}});
+  for (int i = 0; i < rounds(); ++i) {
+    ByteBuffer bytes = good;
+    bytes[random.below(bytes.size())] ^= static_cast<std::byte>(1 + random.below(255));
+    ASSERT_FALSE(decode_shard_record(bytes).ok());
+  }
+}
+
+}  // namespace
+}  // namespace muster::testing

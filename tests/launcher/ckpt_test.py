@@ -1,0 +1,198 @@
+#!/usr/bin/env python3
+"""`muster ckpt` as people use it: files made here byte by byte, commands run, tables, JSON and exit codes held
+against what is known. With --peer FOLDER, files also go through the `safetensors` package in both directions."""
+import argparse
+import json
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+
+def safetensors(tensors, metadata=None):
+    header, data = ({"__metadata__": metadata} if metadata else {}), b""
+    for name, (dtype, shape, raw) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def read_safetensors(path):
+    raw = Path(path).read_bytes()
+    (length,) = struct.unpack("<Q", raw[:8])
+    header, data = json.loads(raw[8:8 + length]), raw[8 + length:]
+    metadata = header.pop("__metadata__", {})
+    return {n: (e["dtype"], e["shape"], data[slice(*e["data_offsets"])]) for n, e in header.items()}, metadata
+
+
+class Ckpt:
+    def __init__(self, muster, folder):
+        self.muster, self.folder = muster, folder
+
+    def __call__(self, *arguments, code=0):
+        done = subprocess.run([self.muster, "ckpt", *map(str, arguments)], capture_output=True, text=True, timeout=60,
+                              cwd=self.folder)
+        assert done.returncode == code, f"{arguments}: {done.returncode} instead of {code}\n{done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def json(self, *arguments, code=0):
+        return json.loads(self(*arguments, "--json", code=code))
+
+
+FLOATS = struct.pack("<6f", 1, -2, 0, float("nan"), 5, 4)
+TENSORS = {"w": ("F32", [2, 3], FLOATS), "step": ("I64", [], struct.pack("<q", 7)),
+           "half": ("BF16", [2], struct.pack("<2H", 0x3f80, 0xc040)), "f8": ("F8_E4M3", [3], bytes([0x38, 0x7e, 0x01]))}
+
+
+def looks(ckpt, folder):
+    (folder / "a.safetensors").write_bytes(safetensors(TENSORS))
+    ckpt("import", "a.safetensors", "ckpt", "--version", 100, "--job", "lanes=8", "--job", "codec=int8")
+    changed = dict(TENSORS, w=("F32", [2, 3], struct.pack("<6f", 1, -2, 0, 9, 5, 4.5)))
+    del changed["f8"]
+    (folder / "b.safetensors").write_bytes(safetensors(changed))
+    ckpt("import", "b.safetensors", "ckpt/", "--version", 200, "--shards", 3)
+
+    saves = ckpt.json("ls", "ckpt")["saves"]
+    assert [(s["version"], s["state"], s["shards"], s["tensors"]) for s in saves] == [(200, "durable", 3, 3),
+                                                                                    (100, "durable", 1, 4)], saves
+    on_disk = sum(f.stat().st_size for f in Path(saves[1]["folder"] if os.path.isabs(saves[1]["folder"]) else
+                                                 folder / saves[1]["folder"]).glob("shard-*"))
+    assert saves[1]["bytes"] == on_disk
+    table = ckpt("ls", "ckpt").splitlines()
+    assert table[0].split()[:4] == ["version", "save", "state", "size"] and len(table) == 3, table
+
+    shown = ckpt.json("show", "ckpt@100", "--stats")
+    assert shown["job"]["lanes"] == 8 and shown["job"]["codec"] == "int8"
+    stats = {t["name"]: t["statistics"] for t in shown["tensors"]}
+    assert (stats["w"]["min"], stats["w"]["max"], stats["w"]["nans"], stats["w"]["zeros"]) == (-2, 5, 1, 1)
+    assert stats["w"]["mean"] == 8 / 5 and stats["f8"]["max"] == 448 and stats["half"]["min"] == -3
+    assert "NaN" in ckpt("show", "ckpt@100", "--stats", "--tensor", "w")
+    assert "dimension" not in ckpt("show", "ckpt")
+
+    different = ckpt.json("diff", "ckpt@100", "ckpt@200", code=1)
+    w = next(t for t in different["tensors"] if t["name"] == "w")
+    assert (w["differing"], w["count"], w["first_differing"], w["largest"]) == (2, 6, 3, 0.5), w
+    assert {"name": "f8", "only_in": "A"} in different["tensors"] and different["equal"] == 2
+    assert "4 tensors equal, 0 different" in ckpt("diff", "ckpt@100", "ckpt@100")
+    assert "only in B" in ckpt("diff", "ckpt@200", "ckpt@100", code=1)
+
+
+def exchanges(ckpt, folder):
+    ckpt("export", "ckpt@100", "out.safetensors")
+    tensors, metadata = read_safetensors(folder / "out.safetensors")
+    assert tensors == TENSORS
+    assert json.loads(metadata["muster"])["version"] == 100
+    ckpt("import", "out.safetensors", "again")
+    assert ckpt.json("show", "again")["job"] == ckpt.json("show", "ckpt@100")["job"]
+    ckpt("diff", "ckpt@100", "again")
+    import h5py
+    assert list(h5py.File(next((folder / "ckpt").glob("v*100-*/index.h5")))["tensors/w"][0])[:2] == [1, -2]
+    next((folder / "ckpt").glob("v*100-*/index.h5")).unlink()
+    assert "index.h5" in ckpt("index", "ckpt@100")
+    assert h5py.File(next((folder / "ckpt").glob("v*100-*/index.h5")))["tensors/step"][()] == 7
+    ckpt("export", "ckpt@100", "half.safetensors", "--tensor", "half")
+    assert list(read_safetensors(folder / "half.safetensors")[0]) == ["half"]
+    assert "exists" in ckpt("export", "ckpt@100", "out.safetensors", code=1)
+
+
+def verifies(ckpt, folder):
+    assert "good" in ckpt("verify", "ckpt")
+    assert [s["good"] for s in ckpt.json("verify", "ckpt", "--all")["saves"]] == [True, True]
+    shard = sorted((folder / "ckpt").glob("v*200-*/shard-*"))[1]
+    good = shard.read_bytes()
+    shard.write_bytes(good[:-5000] + bytes([good[-5000] ^ 1]) + good[-4999:])
+    assert shard.name in ckpt("verify", "ckpt@200", code=1)
+    verdict = ckpt.json("verify", "ckpt", "--all", code=1)["saves"]
+    assert [s["good"] for s in verdict] == [False, True] and len(verdict[0]["problems"]) == 1
+    ckpt("export", "ckpt@200", "bad.safetensors", code=1)
+    assert not (folder / "bad.safetensors").exists()
+    ckpt("diff", "ckpt@200", "ckpt@100", code=2)
+    shard.write_bytes(good)
+    manifest = next((folder / "ckpt").glob("v*200-*/manifest.json"))
+    text = manifest.read_bytes()
+    manifest.write_bytes(text.replace(b"200", b"201", 1))
+    assert "damaged" in ckpt("ls", "ckpt", code=1)
+    assert ckpt.json("show", "ckpt")["version"] == 100, "the newest usable one"
+    ckpt("show", "ckpt@200", code=1)
+    manifest.write_bytes(text)
+
+
+def refuses(ckpt, folder):
+    assert "no version '300'; there are: 200, 100" in ckpt("show", "ckpt@300", code=78)
+    assert "not a folder" in ckpt("ls", "nowhere", code=78)
+    assert "did you mean 'half'" in ckpt("show", "ckpt@100", "--tensor", "halv", code=78)
+    assert "not a whole number" in ckpt("import", "a.safetensors", "new", "--job", "lanes=x", code=78)
+    assert "did you mean 'lanes'" in ckpt("import", "a.safetensors", "new", "--job", "lane=2", code=78)
+    assert not (folder / "new").exists(), "a refused import makes no folder"
+    (folder / "short.safetensors").write_bytes(safetensors(TENSORS)[:-1])
+    assert "bytes of data" in ckpt("import", "short.safetensors", "new", code=78)
+    assert "cannot open" in ckpt("import", "nothing.safetensors", "new", code=2)
+    ckpt("frobnicate", code=78)
+    ckpt("ls", code=78)
+    lock = open(folder / "ckpt" / "owner.lock", "r+")
+    import fcntl
+    fcntl.lockf(lock, fcntl.LOCK_EX)
+    assert "belongs to another running job" in ckpt("prune", "ckpt", code=2)
+    assert "belongs to another running job" in ckpt("import", "a.safetensors", "ckpt", code=2)
+    ckpt("ls", "ckpt")
+    lock.close()
+
+
+def prunes(ckpt, folder):
+    """Only verified saves count as successors, so nothing that was merely imported makes another go."""
+    assert "nothing to remove" in ckpt("prune", "ckpt", "--keep", 1)
+    ckpt("verify", "ckpt@200", "--mark")
+    assert ckpt.json("ls", "ckpt")["saves"][0]["state"] == "verified"
+    assert "would remove" in ckpt("prune", "ckpt", "--keep", 1, "--dry-run")
+    assert len(ckpt.json("ls", "ckpt")["saves"]) == 2
+    assert len(ckpt.json("prune", "ckpt", "--keep", 1)["removed"]) == 1
+    assert [s["version"] for s in ckpt.json("ls", "ckpt")["saves"]] == [200]
+
+
+def peer(ckpt, folder, packages):
+    sys.path.insert(0, str(packages))
+    import numpy
+    from safetensors import safe_open
+    from safetensors.numpy import load_file, save_file
+    source = {"a": numpy.arange(12, dtype=numpy.float32).reshape(3, 4), "b": numpy.array(5, numpy.int64),
+              "c": numpy.random.default_rng(1).standard_normal((70, 900)).astype(numpy.float16),
+              "d": numpy.array([], numpy.uint8)}
+    save_file(source, folder / "peer.safetensors", {"who": "numpy"})
+    ckpt("import", "peer.safetensors", "peer", "--shards", 2)
+    ckpt("export", "peer", "back.safetensors")
+    back = load_file(folder / "back.safetensors")
+    assert set(back) == set(source)
+    for name, array in source.items():
+        assert back[name].dtype == array.dtype and numpy.array_equal(back[name], array), name
+    with safe_open(folder / "back.safetensors", "numpy") as file:
+        assert "muster" in file.metadata()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--muster", required=True)
+    parser.add_argument("--peer", type=Path, help="a folder with the safetensors package; fetched where missing")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ckpt = Ckpt(options.muster, folder)
+        if options.peer:
+            if not (options.peer / "safetensors").exists():
+                fetched = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target",
+                                          options.peer, "safetensors"], capture_output=True, text=True, timeout=120)
+                if fetched.returncode != 0:
+                    print("skipped: the safetensors package cannot be fetched:", fetched.stderr.strip()[-300:])
+                    return 77
+            peer(ckpt, folder, options.peer)
+            return 0
+        for check in (looks, exchanges, verifies, refuses, prunes):
+            check(ckpt, folder)
+            print("ok", check.__name__)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

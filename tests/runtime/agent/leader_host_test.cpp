@@ -1,0 +1,239 @@
+// The leader's door with real sockets.
+#include "runtime/agent/leader_host.h"
+
+#include <arpa/inet.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include <optional>
+
+namespace muster::agent {
+namespace {
+
+using namespace control;
+
+TlsSecret secret_of_job() { return {"job", ByteBuffer(32, std::byte{7})}; }
+
+class LeaderHostTest : public testing::Test {
+ protected:
+  LeaderHostTest() {
+    LeaderOptions options;
+    options.secret = secret_of_job();
+    options.waiting_max = 16;
+    options.hello_timeout = 60 * kSecond;  // idle connections keep their places for the test's length
+    LeaderCallbacks callbacks;
+    callbacks.on_event = [this](const Event& event) {
+      if (event.kind == EventKind::kLog) lines_.push_back(event.text);
+    };
+    host_.emplace(loop_, std::make_unique<MemoryStore>(), std::move(options), std::move(callbacks));
+    int error_number = 0;
+    auto listener = Listener::open(loop_, resolve_now("127.0.0.1", 0).value().front(), &error_number);
+    port_ = (*listener)->port();
+    host_->listen(std::move(*listener));
+  }
+
+  // A connection from `from`, an address of the loopback network.
+  UniqueFd connect_from(const char* from) const {
+    UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_in here{};
+    here.sin_family = AF_INET;
+    inet_pton(AF_INET, from, &here.sin_addr);
+    EXPECT_EQ(bind(fd.get(), reinterpret_cast<const sockaddr*>(&here), sizeof here), 0);
+    sockaddr_in there = here;
+    inet_pton(AF_INET, "127.0.0.1", &there.sin_addr);
+    there.sin_port = htons(port_);
+    EXPECT_EQ(connect(fd.get(), reinterpret_cast<const sockaddr*>(&there), sizeof there), 0);
+    return fd;
+  }
+
+  template <typename F>
+  bool until(F condition) {
+    const Instant deadline = now() + 20 * kSecond;
+    bool done = false;
+    Timer* again = nullptr;
+    Timer poll(loop_, [&] {
+      done = condition();
+      if (done || now() > deadline) return loop_.stop();
+      again->after(kMillisecond);
+    });
+    again = &poll;
+    poll.after(0);
+    loop_.run();
+    return done;
+  }
+
+  Loop loop_;
+  std::optional<LeaderHost> host_;
+  uint16_t port_ = 0;
+  std::vector<std::string> lines_;
+};
+
+// 128 connections that never said a word kept every agent out for as long as they lived.
+TEST_F(LeaderHostTest, IdleConnectionsDoNotLockAgentsOut) {
+  std::vector<UniqueFd> idle;
+  for (int i = 0; i < 200; ++i) {
+    idle.push_back(connect_from("127.0.0.2"));
+    if (i % 8 == 0) until([] { return true; });  // lets the leader accept
+  }
+  auto link = make_tls_link(loop_, connect_from("127.0.0.3"), "the leader", TlsRole::kClient, secret_of_job())
+                  .value();
+  std::optional<Message> answer;
+  std::optional<Error> closed;
+  link->start({[&] {
+                 NodeHello hello;
+                 hello.node = 9;
+                 hello.name = "late";
+                 hello.job = "job";
+                 hello.workers = 1;
+                 EXPECT_TRUE(link->send({0, hello}).ok());
+               },
+               [&](Envelope envelope) { answer = std::move(envelope.message); },
+               [&](Error error) { closed = std::move(error); }});
+  EXPECT_TRUE(until([&] { return answer || closed; }));
+  ASSERT_FALSE(closed) << closed->message;
+  ASSERT_TRUE(answer);
+  EXPECT_TRUE(std::holds_alternative<NodeWelcome>(*answer)) << name_of(*answer);
+  EXPECT_GE(host_->refused(), 180u);
+  EXPECT_LE(lines_.size(), 24u) << "a flood fills the log";
+}
+
+// A store that outlives its leader, as etcd does; the test says when it answers, and when the lease ends.
+class LongStore final : public Store {
+ public:
+  struct World {
+    Instant lease_until = kNever;
+    std::map<std::string, StoreEntry> entries;
+    std::function<void(Result<bool>)> end_answer;  // not yet given
+    bool slow = false;                             // answers wait in `held`
+    std::vector<std::function<void()>> held;
+    int exit_code = -1;
+  };
+  explicit LongStore(World& world) : world_(world) {}
+  uint64_t incarnation() const override { return 77; }
+  void lead(std::function<void(Result<uint64_t>)> answer) override { answer(9); }
+  void get(const std::string& key, std::function<void(Result<StoreEntry>)> answer) override {
+    if (world_.slow) return world_.held.push_back([answer, entry = world_.entries[key]] { answer(entry); });
+    answer(world_.entries[key]);
+  }
+  void compare_and_swap(const std::string& key, uint64_t revision, ByteBuffer value, uint64_t token,
+                        std::function<void(Result<bool>)> answer) override {
+    StoreEntry& entry = world_.entries[key];
+    if (token != 9 || entry.revision != revision) return answer(false);
+    entry = {std::move(value), revision + 1};
+    answer(Error{ErrorCode::kRetry, "the answer is lost"});
+  }
+  bool outlives_leader() const override { return true; }
+  Instant lease_until() const override { return world_.lease_until; }
+  void record_end(int exit_code, const std::string&, uint64_t,
+                  std::function<void(Result<bool>)> answer) override {
+    world_.exit_code = exit_code;
+    world_.end_answer = std::move(answer);
+  }
+
+ private:
+  World& world_;
+};
+
+class LeaderOfLongStore : public LeaderHostTest {
+ protected:
+  LeaderOfLongStore() {
+    LeaderOptions options;
+    options.secret = secret_of_job();
+    options.limits.embedded_store = false;
+    options.limits.form_wait = 0;
+    options.takeover.term = 1;
+    LeaderCallbacks callbacks;
+    callbacks.on_resign = [this](const std::string& why) { resigned_ = why; };
+    callbacks.on_event = [this](const Event& event) { lines_.push_back(event.text); };
+    host_.emplace(loop_, std::make_unique<LongStore>(world_), std::move(options), std::move(callbacks));
+    link_ = host_->attach();
+    link_->start({[this] {
+                    NodeHello hello;
+                    hello.node = 5;
+                    hello.name = "a";
+                    hello.job = "job";
+                    hello.workers = 1;
+                    EXPECT_TRUE(link_->send({0, hello}).ok());
+                  },
+                  [this](Envelope envelope) { got_.push_back(std::move(envelope.message)); },
+                  [this](const Error&) { closed_ = true; }});
+  }
+  template <typename T>
+  const T* find() const {
+    for (const Message& message : got_)
+      if (const T* found = std::get_if<T>(&message)) return found;
+    return nullptr;
+  }
+  void join() {
+    MemberHello hello;
+    hello.member = Member{50, 5, 0, "a", ByteBuffer(40, std::byte{3})};
+    EXPECT_TRUE(link_->send({50, hello}).ok());
+  }
+  LongStore::World world_;
+  std::unique_ptr<Link> link_;
+  std::vector<Message> got_;
+  std::string resigned_;
+  bool closed_ = false;
+};
+
+TEST_F(LeaderOfLongStore, SaysNothingMoreOnceItsLeaseIsOver) {
+  ASSERT_TRUE(until([&] { return find<NodeWelcome>() != nullptr; }));
+  EXPECT_EQ(find<NodeWelcome>()->term, 1u);
+  world_.lease_until = now();
+  EXPECT_TRUE(until([&] { return closed_; }));
+  EXPECT_NE(resigned_.find("lease"), std::string::npos) << resigned_;
+  EXPECT_EQ(find<EndJob>(), nullptr) << "the job is not its to end";
+  EXPECT_EQ(host_->attach(), nullptr);
+}
+
+TEST_F(LeaderOfLongStore, WriteWhoseAnswerIsLostIsReadAgain) {
+  ASSERT_TRUE(until([&] { return find<NodeWelcome>() != nullptr; }));
+  join();
+  ASSERT_TRUE(until([&] { return find<Install>() != nullptr; }));
+  EXPECT_EQ(find<Install>()->view.members[0].contact.size(), 40u);
+  const auto stored = read_stored_view(world_.entries[kViewKey].value);
+  ASSERT_TRUE(stored.ok());
+  EXPECT_TRUE(stored->members[0].contact.empty()) << "others may read the store";
+}
+
+// Run under the address sanitizer: the answer must not reach for the leader that asked.
+TEST_F(LeaderOfLongStore, AnAnswerMayComeWhenTheLeaderIsNoMore) {
+  ASSERT_TRUE(until([&] { return find<NodeWelcome>() != nullptr; }));
+  world_.slow = true;
+  join();
+  ASSERT_TRUE(until([&] { return !world_.held.empty(); }));
+  world_.lease_until = now();
+  EXPECT_TRUE(until([&] { return closed_; }));
+  const size_t said = lines_.size();
+  for (const auto& answer : world_.held) answer();
+  EXPECT_EQ(lines_.size(), said) << "it leads no more";
+  host_.reset();
+  for (const auto& answer : world_.held) answer();
+}
+
+TEST_F(LeaderOfLongStore, EndIsRecordedBeforeAnybodyIsTold) {
+  ASSERT_TRUE(until([&] { return find<NodeWelcome>() != nullptr; }));
+  NoticeRaised notice;
+  notice.source = "test";
+  EXPECT_TRUE(link_->send({0, notice}).ok());
+  ASSERT_TRUE(until([&] { return world_.end_answer != nullptr; }));
+  EXPECT_EQ(world_.exit_code, 75);
+  EXPECT_EQ(find<EndJob>(), nullptr);
+  world_.end_answer(true);
+  EXPECT_TRUE(until([&] { return find<EndJob>() != nullptr; }));
+}
+
+TEST_F(LeaderOfLongStore, EndThatAnotherLeaderRefusesIsToldToNobody) {
+  ASSERT_TRUE(until([&] { return find<NodeWelcome>() != nullptr; }));
+  NoticeRaised notice;
+  notice.source = "test";
+  EXPECT_TRUE(link_->send({0, notice}).ok());
+  ASSERT_TRUE(until([&] { return world_.end_answer != nullptr; }));
+  world_.end_answer(false);
+  EXPECT_TRUE(until([&] { return closed_; }));
+  EXPECT_EQ(find<EndJob>(), nullptr);
+}
+
+}  // namespace
+}  // namespace muster::agent

@@ -1,0 +1,239 @@
+// muster.h as a careless program uses it, in a world of one: every misuse is answered by a status and a
+// sentence, and a run that suffered them all ends with the weights of one that suffered none.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <muster/muster.h>
+
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <thread>
+
+namespace {
+
+using testing::HasSubstr;
+
+constexpr int kSteps = 4;
+constexpr size_t kCount = 5;
+
+struct Misuse {
+  bool on = false;
+  int seen = 0;
+};
+
+// The call must be refused with `sentence`, unless the run is the quiet one, which does not make it.
+#define REFUSED(misuse, call, sentence)                      \
+  do {                                                       \
+    if ((misuse).on) {                                       \
+      EXPECT_EQ(call, MUSTER_MISUSE) << #call;               \
+      EXPECT_THAT(muster_last_error(), HasSubstr(sentence)); \
+      ++(misuse).seen;                                       \
+    }                                                        \
+  } while (false)
+
+struct Program {
+  std::array<float, kCount> weights{};
+  std::array<float, kCount> gradients{};
+  muster_session* session = nullptr;
+  muster_state* state = nullptr;
+  muster_run* run = nullptr;
+
+  explicit Program(const muster_join_options* options = nullptr) {
+    EXPECT_EQ(muster_join(options, &session), MUSTER_OK) << muster_last_error();
+    EXPECT_EQ(muster_state_create(session, &state), MUSTER_OK);
+    const int64_t shape[] = {kCount};
+    EXPECT_EQ(muster_state_replicated(state, "w", weights.data(), MUSTER_FLOAT32, shape, 1), MUSTER_OK);
+  }
+  ~Program() {
+    muster_run_destroy(run);
+    muster_state_destroy(state);
+    muster_leave(session);
+  }
+  Program(const Program&) = delete;
+  Program& operator=(const Program&) = delete;
+
+  static muster_train_options options() {
+    muster_train_options options;
+    muster_train_options_init(&options);
+    options.steps = kSteps;
+    options.microbatches = 4;
+    options.lanes = 2;
+    options.samples_per_microbatch = 3;
+    options.dataset_samples = 100;
+    return options;
+  }
+
+  muster_span all() { return {gradients.data(), kCount}; }
+
+  void step(muster_step* step, Misuse misuse_of_caller, Misuse* counted);
+};
+
+void Program::step(muster_step* step, Misuse misuse, Misuse* counted) {
+  gradients.fill(0);
+  const muster_span whole = all();
+  muster_step* other = nullptr;
+  REFUSED(misuse, muster_step_open_update(step), "without a successful reduce");
+  REFUSED(misuse, muster_step_close_update(step), "not open");
+  REFUSED(misuse, muster_step_abandon_update(step), "not open");
+  REFUSED(misuse, muster_step_reduce(step, &whole, 1), "before all microbatches");
+  REFUSED(misuse, muster_step_reduce(step, nullptr, 1), "null");
+  REFUSED(misuse, muster_step_next_microbatch(step, nullptr) == 0 ? MUSTER_MISUSE : MUSTER_OK, "null");
+  muster_microbatch micro;
+  bool first = true;
+  while (muster_step_next_microbatch(step, &micro) == 1) {
+    for (size_t i = 0; i < kCount; ++i)
+      gradients[i] = static_cast<float>(micro.samples[0] % 7) + static_cast<float>(i);
+    if (first) {
+      muster_microbatch never = micro;
+      never.index = 1000;
+      REFUSED(misuse, muster_step_accumulate(step, &never, &whole, 1), "microbatch 1000");
+      const muster_span none = {nullptr, kCount};
+      REFUSED(misuse, muster_step_accumulate(step, &micro, &none, 1), "null pointer");
+      REFUSED(misuse, muster_step_accumulate(step, nullptr, &whole, 1), "null");
+    }
+    if (first && muster_step_index(step) > 0) {
+      const muster_span shorter = {gradients.data(), kCount - 1};
+      REFUSED(misuse, muster_step_accumulate(step, &micro, &shorter, 1), "gradients of 4 elements");
+    }
+    ASSERT_EQ(muster_step_accumulate(step, &micro, &whole, 1), MUSTER_OK) << muster_last_error();
+    EXPECT_EQ(gradients[0], 0.0F) << "zeroed for the next microbatch";
+    if (first) REFUSED(misuse, muster_step_accumulate(step, &micro, &whole, 1), "microbatch");
+    first = false;
+  }
+  ASSERT_EQ(muster_step_reduce(step, &whole, 1), MUSTER_OK) << muster_last_error();
+  ASSERT_EQ(muster_step_open_update(step), MUSTER_OK) << muster_last_error();
+  REFUSED(misuse, muster_step_open_update(step), "open already");
+  REFUSED(misuse, muster_step_reduce(step, &whole, 1), "inside an open update");
+  REFUSED(misuse, muster_run_next(run, &other), "inside an open update");
+  for (size_t i = 0; i < kCount; ++i) weights[i] -= 0.125F * gradients[i];
+  ASSERT_EQ(muster_step_close_update(step), MUSTER_OK) << muster_last_error();
+  REFUSED(misuse, muster_step_close_update(step), "not open");
+  *counted = misuse;
+}
+
+std::array<float, kCount> train(Misuse& misuse) {
+  Program program;
+  const muster_train_options options = Program::options();
+  EXPECT_EQ(muster_train(program.session, program.state, &options, &program.run), MUSTER_OK)
+      << muster_last_error();
+  muster_run* second = nullptr;
+  REFUSED(misuse, muster_train(program.session, program.state, &options, &second), "had its run");
+  const int64_t shape[] = {1};
+  float late = 0;
+  REFUSED(misuse, muster_state_replicated(program.state, "late", &late, MUSTER_FLOAT32, shape, 1),
+          "after the run had started");
+  muster_step* step = nullptr;
+  muster_status status = MUSTER_OK;
+  while ((status = muster_run_next(program.run, &step)) == MUSTER_OK && step != nullptr) {
+    program.step(step, misuse, &misuse);
+    if (testing::Test::HasFatalFailure()) return {};
+  }
+  EXPECT_EQ(status, MUSTER_OK) << muster_last_error();
+  EXPECT_EQ(muster_run_exit_code(program.run), 0);
+  return program.weights;
+}
+
+TEST(CApi, MisuseInEveryPhaseOfAStepIsRefusedAndHarmsNothing) {
+  Misuse none;
+  const auto quiet = train(none);
+  EXPECT_NE(quiet[0], 0.0F);
+  Misuse all{true};
+  EXPECT_EQ(train(all), quiet);
+  EXPECT_EQ(all.seen, 2 + kSteps * 14 + kSteps - 1);
+}
+
+TEST(CApi, NullsAreRefusedEverywhere) {
+  EXPECT_EQ(muster_join(nullptr, nullptr), MUSTER_MISUSE);
+  EXPECT_THAT(muster_last_error(), HasSubstr("muster_join"));
+  EXPECT_EQ(muster_state_create(nullptr, nullptr), MUSTER_MISUSE);
+  EXPECT_EQ(muster_state_replicated(nullptr, nullptr, nullptr, MUSTER_FLOAT32, nullptr, 0), MUSTER_MISUSE);
+  EXPECT_EQ(muster_train(nullptr, nullptr, nullptr, nullptr), MUSTER_MISUSE);
+  EXPECT_EQ(muster_run_next(nullptr, nullptr), MUSTER_MISUSE);
+  EXPECT_EQ(muster_run_get_info(nullptr, nullptr), MUSTER_MISUSE);
+  EXPECT_EQ(muster_step_accumulate(nullptr, nullptr, nullptr, 0), MUSTER_MISUSE);
+  EXPECT_EQ(muster_step_reduce(nullptr, nullptr, 0), MUSTER_MISUSE);
+  EXPECT_EQ(muster_step_open_update(nullptr), MUSTER_MISUSE);
+  EXPECT_EQ(muster_step_close_update(nullptr), MUSTER_MISUSE);
+  EXPECT_EQ(muster_step_abandon_update(nullptr), MUSTER_MISUSE);
+  EXPECT_EQ(muster_session_notice(nullptr, 1, "x"), MUSTER_MISUSE);
+  EXPECT_EQ(muster_step_next_microbatch(nullptr, nullptr), 0);
+  EXPECT_EQ(muster_step_index(nullptr), -1);
+  EXPECT_EQ(muster_run_exit_code(nullptr), 1);
+  muster_train_options_init(nullptr);
+  muster_run_destroy(nullptr);
+  muster_state_destroy(nullptr);
+  muster_leave(nullptr);
+}
+
+TEST(CApi, OptionsThatCannotHoldAreNamed) {
+  Program program;
+  const auto refused = [&](const std::function<void(muster_train_options&)>& change) {
+    muster_train_options options = Program::options();
+    change(options);
+    muster_run* run = nullptr;
+    EXPECT_EQ(muster_train(program.session, program.state, &options, &run), MUSTER_MISUSE);
+    EXPECT_EQ(run, nullptr);
+    return std::string(muster_last_error());
+  };
+  using O = muster_train_options;
+  EXPECT_THAT(refused([](O& o) { o.size = 0; }), HasSubstr("size is not set"));
+  EXPECT_THAT(refused([](O& o) { o.steps = -1; }), HasSubstr("steps is -1"));
+  EXPECT_THAT(refused([](O& o) { o.lanes = 3; }), HasSubstr("divide microbatches"));
+  EXPECT_THAT(refused([](O& o) { o.lanes = 0; }), HasSubstr("divide microbatches"));
+  EXPECT_THAT(refused([](O& o) { o.microbatches = o.lanes = INT32_MAX; }), HasSubstr("at most 1048576"));
+  EXPECT_THAT(refused([](O& o) { o.samples_per_microbatch = INT64_MAX / 2; }), HasSubstr("64 bits"));
+  EXPECT_THAT(refused([](O& o) { o.steps = INT64_MAX; }), HasSubstr("64 bits"));
+  EXPECT_THAT(refused([](O& o) { o.dataset_samples = 0; }), HasSubstr("dataset_samples is 0"));
+  EXPECT_THAT(refused([](O& o) { o.step_timeout_seconds = std::nan(""); }), HasSubstr("not a number"));
+  EXPECT_THAT(refused([](O& o) {
+                o.checkpoint_dir = "somewhere";
+                o.checkpoint_keep = 1;
+              }),
+              HasSubstr("checkpoint_keep is 1"));
+  EXPECT_EQ(muster_session_notice(program.session, std::nan(""), "x"), MUSTER_MISUSE);
+  EXPECT_THAT(muster_last_error(), HasSubstr("not a number"));
+  const int64_t shape[] = {1};
+  EXPECT_EQ(muster_state_replicated(program.state, "t", program.gradients.data(),
+                                    static_cast<muster_dtype>(99), shape, 1),
+            MUSTER_MISUSE);
+  EXPECT_THAT(muster_last_error(), HasSubstr("unknown element type 99"));
+}
+
+// A callback that looks where the run stands deadlocked where an event arose under the run's lock.
+TEST(CApi, AnEventCallbackMayAskWhereTheRunStands) {
+  struct Context {
+    std::mutex mutex;
+    muster_run* run = nullptr;
+    std::atomic<int> asked = 0;
+  } context;
+  const auto show = [&](muster_run* run) {
+    const std::lock_guard lock(context.mutex);
+    context.run = run;
+  };
+  muster_join_options join{};
+  join.size = sizeof join;
+  join.event_context = &context;
+  join.on_event = [](void* given, const muster_event*) {
+    auto& c = *static_cast<Context*>(given);
+    const std::lock_guard lock(c.mutex);
+    muster_run_info info;
+    info.size = sizeof info;
+    if (c.run != nullptr && muster_run_get_info(c.run, &info) == MUSTER_OK) ++c.asked;
+  };
+  Program program(&join);
+  const muster_train_options options = Program::options();
+  ASSERT_EQ(muster_train(program.session, program.state, &options, &program.run), MUSTER_OK);
+  show(program.run);
+  muster_step* step = nullptr;
+  Misuse none;
+  while (muster_run_next(program.run, &step) == MUSTER_OK && step != nullptr) program.step(step, none, &none);
+  while (context.asked == 0) std::this_thread::yield();  // events are handed over by another thread
+  EXPECT_EQ(muster_run_exit_code(program.run), 0);
+  show(nullptr);  // the run ends before the events do
+}
+
+}  // namespace

@@ -1,0 +1,352 @@
+// A new leader of a store that outlives leaders: from the view that it finds to the next one; and the agent
+// that moves from one leader to the other.
+#include <gmock/gmock.h>
+
+#include "runtime/control/node.h"
+#include "tests/runtime/control/support.h"
+
+namespace muster::control {
+namespace {
+
+// Nodes 1…n of one worker stood in generation 5 under the leader of term 1; that of term 2 finds the view.
+class TakingOver : public LeaderTest {
+ protected:
+  View found;
+
+  void take_over(uint32_t nodes, Version base = 10, uint64_t term = 2) {
+    limits.nodes_min = 1;
+    limits.nodes_max = nodes;
+    limits.embedded_store = false;
+    found.generation = gen(5);
+    found.base = base;
+    found.lineage = {{gen(5), base}};
+    if (base != kNoVersion) found.lineage.insert(found.lineage.begin(), {gen(1), 0});
+    for (NodeId node = 1; node <= nodes; ++node)
+      found.members.push_back({id(node, 0), node, 0, "n" + std::to_string(node), {}});
+    leader = std::make_unique<Coordinator>(limits, "job", 77, now, Takeover{found, term});
+  }
+  void speaks(NodeId node, MemberId member, Generation installed) {
+    MemberHello hello;
+    hello.member = Member{member, node, 0, "n" + std::to_string(node), ByteBuffer(3, std::byte{9})};
+    hello.installed = installed;
+    say(node, member, hello);
+  }
+  void comes(NodeId node) {
+    node_comes(node, 1);
+    speaks(node, id(node, 0), gen(5));
+  }
+  void reports(NodeId node, Version version, Generation installed = gen(5)) {
+    Report message;
+    message.generation = gen(5);
+    message.attempt = asked();
+    message.version = version;
+    message.installed = installed;
+    message.digest = digest_at(version);
+    say(node, id(node, 0), message);
+  }
+};
+
+TEST_F(TakingOver, GoesOnFromTheNewestVersionThatAMemberHolds) {
+  take_over(3);
+  EXPECT_EQ(leader->phase(), "agreeing");
+  comes(1);
+  comes(2);
+  comes(3);
+  reports(1, 14);
+  reports(2, 14);
+  reports(3, 13);
+  ASSERT_EQ(leader->phase(), "running");
+  EXPECT_EQ(leader->view().generation, gen(6));
+  EXPECT_EQ(leader->view().base, 14);
+  EXPECT_EQ(leader->view().lineage, (Lineage{{gen(1), 0}, {gen(5), 10}, {gen(6), 14}}));
+  EXPECT_EQ(leader->view().members[0].contact.size(), 3u)
+      << "the address comes from the member, not the store";
+  const auto installs = sent<Install>(all);
+  ASSERT_EQ(installs.size(), 3u);
+  ASSERT_EQ(installs[0].second.transfers.size(), 1u);
+  EXPECT_EQ(installs[0].second.transfers[0].target, id(3, 0));
+}
+
+TEST_F(TakingOver, TheFormerLeadersNodeIsWaitedForAndThenExcluded) {
+  take_over(3);
+  comes(2);
+  comes(3);
+  reports(2, 12);
+  reports(3, 12);
+  EXPECT_EQ(leader->phase(), "agreeing") << "node 1 may still come";
+  tick_at(now + limits.recover_wait);
+  EXPECT_EQ(leader->phase(), "running");
+  EXPECT_EQ(world(), (std::vector<MemberId>{200, 300}));
+}
+
+TEST_F(TakingOver, HalfOfTheNodesMayGoOnBecauseTheyWriteTheStore) {
+  take_over(2);
+  comes(2);
+  reports(2, 12);
+  tick_at(now + limits.recover_wait);
+  EXPECT_EQ(leader->phase(), "running");
+}
+
+TEST_F(TakingOver, MoreThanHalfOutOfReachMakesItResignAndExcludeNobody) {
+  take_over(3);
+  comes(2);
+  reports(2, 12);
+  tick_at(now + limits.recover_wait + kSecond);
+  EXPECT_EQ(all_of_kind<Resign>(all).size(), 1u);
+  EXPECT_TRUE(sent<EndJob>(all).empty()) << "the job is not its to end";
+  EXPECT_TRUE(all_of_kind<StoreView>(all).empty());
+  EXPECT_TRUE(leader->receive(now, 2, {0, NodeHello{}}).empty()) << "it says nothing more";
+}
+
+TEST_F(TakingOver, ItsNumbersAreAboveAllOfTheFormerLeader) {
+  take_over(2, 10, 3);
+  comes(1);
+  EXPECT_GT(asked(), uint32_t{2} << 20);
+  comes(2);
+  reports(1, 11);
+  reports(2, 11);
+  const auto plans = sent<PlanNumber>(all);
+  ASSERT_FALSE(plans.empty()) << "the baseline of the view's plan numbers";
+  EXPECT_GE(plans[0].second.plan, uint64_t{2} << 32);
+  EXPECT_EQ(sent<NodeWelcome>(all)[0].second.term, 3u);
+}
+
+TEST_F(TakingOver, MemberOfAnOlderViewThatStillRunsIsKilledBeforeGo) {
+  take_over(2);
+  comes(1);
+  node_comes(2, 2);
+  speaks(2, id(2, 0), gen(5));
+  speaks(2, 999, gen(4));
+  const auto evictions = sent<Evict>(last);
+  ASSERT_EQ(evictions.size(), 1u);
+  EXPECT_EQ(evictions[0].second.members, std::vector<MemberId>{999});
+  reports(1, 11);
+  reports(2, 11);
+  EXPECT_EQ(leader->phase(), "installing") << "it is not known to be reaped";
+  gone(2, 999);
+  EXPECT_EQ(leader->phase(), "running");
+}
+
+TEST_F(TakingOver, FreshProcessIsNoLeftover) {
+  take_over(2);
+  comes(1);
+  node_comes(2, 2);
+  speaks(2, 999, Generation{});
+  EXPECT_TRUE(sent<Evict>(all).empty());
+}
+
+TEST_F(TakingOver, MemberThatDiedMeanwhileIsLostByProof) {
+  take_over(3);
+  comes(1);
+  comes(2);
+  node_comes(3, 1);
+  gone(3, id(3, 0));
+  reports(1, 11);
+  reports(2, 11);
+  EXPECT_EQ(leader->phase(), "running");
+  EXPECT_EQ(world(), (std::vector<MemberId>{100, 200}));
+}
+
+TEST_F(TakingOver, FirstViewsBaseIsToldByThoseWhoStartedIt) {
+  take_over(2, kNoVersion);
+  comes(1);
+  say(1, id(1, 0), Started{gen(5), 100, digest_at(100), {{Generation{66, 3}, 90}}});
+  comes(2);
+  reports(1, 105);
+  reports(2, 104);
+  ASSERT_EQ(leader->phase(), "running");
+  EXPECT_EQ(leader->view().base, 105) << "not from the newest save";
+  EXPECT_EQ(leader->view().lineage, (Lineage{{Generation{66, 3}, 90}, {gen(5), 100}, {gen(6), 105}}));
+}
+
+TEST_F(TakingOver, NothingStoredYetIsFormedAnew) {
+  limits.embedded_store = false;
+  leader = std::make_unique<Coordinator>(limits, "job", 77, now, Takeover{View{}, 2});
+  EXPECT_EQ(leader->phase(), "forming");
+  node_comes(1, 1);
+  member_comes(1, 0);
+  EXPECT_EQ(leader->phase(), "running");
+  EXPECT_EQ(leader->view().generation, gen(1));
+}
+
+TEST_F(TakingOver, TheFormerLeadersViewInTheStoreMakesItResign) {
+  take_over(2);
+  answer_store = false;
+  comes(1);
+  comes(2);
+  reports(1, 11);
+  reports(2, 11);
+  const auto asked_store = all_of_kind<StoreView>(all);
+  ASSERT_EQ(asked_store.size(), 1u);
+  EXPECT_EQ(asked_store[0].expected, gen(5));
+  View other = asked_store[0].view;
+  other.members.pop_back();
+  carry(leader->stored(now, asked_store[0].attempt, false, other));
+  EXPECT_EQ(all_of_kind<Resign>(all).size(), 1u);
+  EXPECT_TRUE(sent<Install>(all).empty());
+}
+
+TEST_F(TakingOver, StoreThatDoesNotAnswerEndsNoJob) {
+  take_over(1);
+  answer_store = false;
+  comes(1);
+  reports(1, 11);
+  for (int i = 0; i < 4; ++i) tick_at(now + limits.store_timeout);
+  EXPECT_EQ(all_of_kind<Resign>(all).size(), 1u);
+  EXPECT_TRUE(sent<End>(all).empty());
+}
+
+// ---- the agent between two leaders
+
+class Moving : public ::testing::Test {
+ protected:
+  NodeLimits limits;
+  Instant now = kSecond;
+  std::unique_ptr<NodeCore> core;
+
+  void start() {
+    limits.leader_changes = true;
+    limits.rescue_port = 1;
+    core = std::make_unique<NodeCore>(7, "a", "job", limits, now);
+    core->begin(now);
+    core->leader_connected(now);
+    welcome(1);
+    core->worker_spawned(now, 0, 1000);
+    MemberHello hello;
+    hello.member = Member{50, 7, 0, "a", {}};
+    core->from_worker(now, 0, hello);
+  }
+  Actions welcome(uint64_t term) { return core->from_leader(now, {0, NodeWelcome{gen(3), kSecond, term}}); }
+  void to_worker(Message message) { core->from_leader(now, {50, std::move(message)}); }
+};
+
+TEST_F(Moving, TellsTheNewLeaderTheStartAndTheNewestView) {
+  start();
+  View view;
+  view.generation = gen(4);
+  to_worker(Install{view, 1, {}, {}, ""});
+  core->from_worker(now, 0, Started{gen(4), 20, digest_at(20), {}});
+  core->leader_lost(now, "reset");
+  const Actions actions = core->leader_connected(now + kSecond);
+  ASSERT_EQ(sent<MemberHello>(actions).size(), 1u);
+  EXPECT_EQ(sent<MemberHello>(actions)[0].second.installed, gen(4));
+  ASSERT_EQ(sent<Started>(actions).size(), 1u);
+  EXPECT_EQ(sent<Started>(actions)[0].second.version, 20);
+}
+
+TEST_F(Moving, NewLeaderClosesWhatTheFormerLeftOpen) {
+  start();
+  to_worker(SaveOpen{71, 5, {}, {50}});
+  to_worker(SaveOpen{72, 6, {}, {50}});
+  to_worker(SaveOpen{73, 7, {}, {50}});
+  to_worker(SaveClosed{71, true, "", 5});
+  to_worker(SavePublish{73, {}});
+  to_worker(Teach{81, {}});
+  core->leader_lost(now, "reset");
+  core->leader_connected(now);
+  const Actions actions = welcome(2);
+  const auto closed = sent<SaveClosed>(actions);
+  ASSERT_EQ(closed.size(), 1u) << "what is being published may be on the disk";
+  EXPECT_EQ(closed[0].second.save, 72u);
+  EXPECT_FALSE(closed[0].second.durable);
+  ASSERT_EQ(sent<LessonOver>(actions).size(), 1u);
+  EXPECT_EQ(sent<LessonOver>(actions)[0].second.lesson, 81u);
+}
+
+TEST_F(Moving, SameLeaderAgainClosesNothing) {
+  start();
+  to_worker(SaveOpen{72, 6, {}, {50}});
+  core->leader_lost(now, "reset");
+  core->leader_connected(now);
+  EXPECT_TRUE(sent<SaveClosed>(welcome(1)).empty());
+}
+
+TEST_F(Moving, FormerLeaderIsNotObeyed) {
+  start();
+  core->leader_lost(now, "reset");
+  core->leader_connected(now);
+  welcome(3);
+  core->leader_lost(now, "reset");
+  core->leader_connected(now);
+  welcome(2);
+  EXPECT_TRUE(core->leader_is_fenced());
+  EXPECT_TRUE(core->from_leader(now, {0, EndJob{75, "by a fenced one"}}).empty());
+  EXPECT_TRUE(core->without_leader());
+  core->leader_connected(now);
+  welcome(3);
+  EXPECT_FALSE(core->leader_is_fenced());
+  EXPECT_FALSE(core->without_leader());
+}
+
+TEST_F(Moving, RefusedConnectionsProveNothing) {
+  start();
+  core->leader_lost(now, "reset");
+  EXPECT_TRUE(core->leader_gone(now, "connection refused").empty());
+  EXPECT_FALSE(core->leader_is_gone());
+  EXPECT_FALSE(core->rescue_due(now + kSecond));
+  EXPECT_TRUE(core->rescue_due(now + limits.rescue_after)) << "bounded: what the workers hold is saved then";
+}
+
+// Each finds more than half of the nodes out of reach, and resigns: the frozen side's deadline holds all the
+// same.
+TEST_F(Moving, LeadersThatComeAndGoWithoutAViewAreGivenUpAtTheDeadline) {
+  limits.frozen_timeout = 20 * kSecond;
+  start();
+  View view;
+  view.generation = gen(4);
+  to_worker(Install{view, 1, {}, {}, ""});
+  for (uint64_t term = 2; term <= 5; ++term) {
+    core->leader_lost(now, "reset");
+    EXPECT_FALSE(core->leader_is_gone()) << "term " << term;
+    now += 4 * kSecond;
+    core->leader_connected(now);
+    welcome(term);
+    now += 2 * kSecond;
+    core->tick(now);
+  }
+  EXPECT_TRUE(core->leader_is_gone());
+  EXPECT_TRUE(core->rescue_due(now)) << "what it holds is saved before it ends";
+  core->rescue_began();
+  const auto ends = all_of_kind<Event>(core->rescue_over(now, RescueOver{7, "saved"}));
+  EXPECT_TRUE(
+      std::any_of(ends.begin(), ends.end(), [](const Event& e) { return e.kind == EventKind::kJobEnded; }));
+}
+
+TEST_F(Moving, ViewEndsTheStall) {
+  limits.frozen_timeout = 20 * kSecond;
+  start();
+  View view;
+  view.generation = gen(4);
+  to_worker(Install{view, 1, {}, {}, ""});
+  for (uint64_t term = 2; term <= 5; ++term) {
+    core->leader_lost(now, "reset");
+    now += 4 * kSecond;
+    core->leader_connected(now);
+    welcome(term);
+    view.generation = gen(4 + term);
+    to_worker(Install{view, 1, {}, {}, ""});
+    now += 2 * kSecond;
+    core->tick(now);
+  }
+  EXPECT_FALSE(core->leader_is_gone());
+}
+
+TEST_F(Moving, AnotherRunsLeaderIsNoLeader) {
+  start();
+  core->leader_lost(now, "reset");
+  core->leader_connected(now);
+  core->from_leader(now, {0, NodeWelcome{Generation{78, 0}, kSecond, 1}});
+  EXPECT_TRUE(core->leader_is_gone());
+}
+
+TEST_F(Moving, NoticesTimeGoesOn) {
+  start();
+  core->notice(now, Scope::kNode, 0, 10 * kSecond, "SIGTERM");
+  core->leader_lost(now, "reset");
+  const auto notices = sent<NoticeRaised>(core->leader_connected(now + 4 * kSecond));
+  ASSERT_EQ(notices.size(), 1u);
+  EXPECT_EQ(notices[0].second.time_left, 6 * kSecond);
+}
+
+}  // namespace
+}  // namespace muster::control

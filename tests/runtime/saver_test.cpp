@@ -1,0 +1,266 @@
+// One rank's saving and verifying, with real files; the test plays the leader.
+#include "runtime/saver.h"
+
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <filesystem>
+#include <thread>
+
+#include "tests/forwarding_files.h"
+
+namespace muster {
+namespace {
+
+using namespace control;
+
+constexpr MemberId kSelf = 7;
+
+// The real disk, on which one path does not answer until it is released.
+class SlowFiles final : public testing::ForwardingFiles {
+ public:
+  SlowFiles() : ForwardingFiles(real_files()) {}
+
+  void hold(std::string path) {
+    const std::lock_guard lock(mutex_);
+    held_ = std::move(path);
+  }
+  void release() {
+    hold("");
+    changed_.notify_all();
+  }
+  // Whether someone waits for it, within a bounded time.
+  bool waited_for() {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::seconds(20), [this] { return waits_; });
+  }
+
+  Result<std::unique_ptr<File>> open(const std::string& path, OpenMode mode, bool direct) override {
+    std::unique_lock lock(mutex_);
+    waits_ = waits_ || path == held_;
+    changed_.notify_all();
+    changed_.wait(lock, [&] { return path != held_; });
+    return real_files().open(path, mode, direct);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::string held_;
+  bool waits_ = false;
+};
+
+class SaverTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = ::testing::TempDir() + "muster-saver-XXXXXX";  // mkdtemp fills in the X
+    ASSERT_NE(mkdtemp(folder_.data()), nullptr);
+    ASSERT_TRUE(state_.add_replicated("w", values_, DType::kFloat32, {1024}).ok());
+    state_.seal();
+    SaveOptions options;
+    options.folder = folder_;
+    options.keep = 2;
+    checkpoint::JobConstants job;
+    saver_.emplace(
+        state_, options, job, 1, [this](Message message) { note(messages_, std::move(message)); },
+        [this](Event event) { note(events_, std::move(event)); }, files_);
+  }
+
+  void TearDown() override {
+    files_.release();
+    saver_.reset();
+    std::filesystem::remove_all(folder_);
+  }
+
+  template <typename T>
+  void note(std::vector<T>& list, T item) {
+    const std::lock_guard lock(mutex_);
+    list.push_back(std::move(item));
+    changed_.notify_all();
+  }
+
+  // Waits for `find` to find something in what was said or emitted.
+  template <typename Find>
+  auto await(Find find) {
+    std::unique_lock lock(mutex_);
+    decltype(find()) found;
+    changed_.wait_for(lock, std::chrono::seconds(20), [&] { return bool(found = find()); });
+    return found;
+  }
+
+  template <typename T>
+  std::optional<T> said(uint64_t save) {
+    return await([&]() -> std::optional<T> {
+      for (const Message& message : messages_)
+        if (const auto* m = std::get_if<T>(&message); m != nullptr && m->save == save) return *m;
+      return {};
+    });
+  }
+
+  bool emitted(EventKind kind, Version version) {
+    return await([&] {
+      return std::any_of(events_.begin(), events_.end(),
+                         [&](const Event& e) { return e.kind == kind && e.version == version; });
+    });
+  }
+
+  // Saves `version` up to its publication.
+  void write(Version version) {
+    const uint64_t save = 100 + static_cast<uint64_t>(version);
+    saver_->hold(version, false);
+    SaveOpen open;
+    open.save = save;
+    open.version = version;
+    open.participants = {kSelf};
+    saver_->open(open, kSelf);
+    const auto vote = said<SaveVote>(save);
+    ASSERT_TRUE(vote) << "no vote for version " << version;
+    ASSERT_TRUE(vote->written) << vote->why;
+    saver_->publish({save, {vote->record}});
+    const auto published = said<SavePublished>(save);
+    ASSERT_TRUE(published) << "version " << version << " was not published";
+    ASSERT_TRUE(published->published) << published->why;
+  }
+
+  void close(Version version) { saver_->closed({100 + static_cast<uint64_t>(version), true, "", version}); }
+
+  // The text of the newest event of this kind; empty: there is none.
+  std::string told(EventKind kind) {
+    const std::lock_guard lock(mutex_);
+    const auto found =
+        std::find_if(events_.rbegin(), events_.rend(), [&](const Event& e) { return e.kind == kind; });
+    return found == events_.rend() ? "" : found->text;
+  }
+
+  std::string shard_of(Version version) const {
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(folder_)) {
+      // v000000000112-…: the number may stand in the random part of another name.
+      const std::string name = entry.path().filename().string();
+      const std::string of = entry.path().parent_path().filename().string();
+      if (name.starts_with("shard") && std::atoll(of.c_str() + 1) == version) return entry.path().string();
+    }
+    return "";
+  }
+
+  std::string folder_;
+  SlowFiles files_;
+  float values_[1024] = {};
+  State state_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Message> messages_;
+  std::vector<Event> events_;
+  std::optional<Saver> saver_;
+};
+
+TEST_F(SaverTest, WhatIsDurableIsReadBackAndOldVersionsGo) {
+  for (Version version = 111; version <= 114; ++version) {
+    write(version);
+    close(version);
+    ASSERT_TRUE(emitted(EventKind::kSaveVerified, version));
+    EXPECT_EQ(saver_->durable(), version);
+    EXPECT_EQ(saver_->outcome(version), "");
+  }
+  write(115);  // behind the pruning of 112 on the same thread
+  EXPECT_EQ(shard_of(112), "");
+  EXPECT_NE(shard_of(113), "");
+}
+
+// Reading back a large version took minutes, in which every further save was skipped or late.
+TEST_F(SaverTest, AVerificationThatTakesLongHoldsUpNoSave) {
+  write(111);
+  const std::string shard = shard_of(111);
+  ASSERT_NE(shard, "");
+  files_.hold(shard);
+  close(111);
+  ASSERT_TRUE(files_.waited_for());
+  write(112);
+  close(112);
+  write(113);
+  close(113);
+  std::filesystem::resize_file(shard, 4096);  // the disk answers: with something else
+  files_.release();
+  EXPECT_TRUE(emitted(EventKind::kVersionRejected, 111));
+  EXPECT_TRUE(emitted(EventKind::kSaveVerified, 113));
+  EXPECT_EQ(saver_->outcome(113), "");
+}
+
+// Full once, a disk stayed full: what failed saves had written stayed for an hour, and nothing was removed.
+TEST_F(SaverTest, WhatAFailedSaveHasWrittenGoesAtOnce) {
+  write(111);
+  close(111);
+  ASSERT_TRUE(emitted(EventKind::kSaveVerified, 111));
+  saver_->hold(112, false);
+  SaveOpen open;
+  open.save = 212;
+  open.version = 112;
+  open.participants = {kSelf, kSelf + 1};  // the other one never writes
+  saver_->open(open, kSelf);
+  ASSERT_TRUE(said<SaveVote>(212));
+  EXPECT_NE(shard_of(112), "");
+  saver_->closed({212, false, "rank 1 has no space", 112});
+  write(113);  // behind it on the same thread
+  EXPECT_EQ(shard_of(112), "");
+  EXPECT_NE(shard_of(111), "");
+  EXPECT_NE(shard_of(113), "");
+}
+
+// A run that silently began at step 0 beside the shards of another looked as if it had resumed.
+TEST_F(SaverTest, ShardsWithoutAnyManifestAreTold) {
+  ASSERT_TRUE(saver_->own().ok());
+  EXPECT_TRUE(saver_->usable_versions().value().empty());
+  EXPECT_EQ(told(EventKind::kVersionRejected), "") << "an empty folder is nothing to tell";
+  write(111);
+  write(112);
+  for (const Version version : {111, 112}) {
+    const auto save_folder = std::filesystem::path(shard_of(version)).parent_path();
+    ASSERT_TRUE(std::filesystem::remove(save_folder / "manifest.json"));
+  }
+  const auto usable = saver_->usable_versions();
+  ASSERT_TRUE(usable.ok()) << usable.error().message;
+  EXPECT_TRUE(usable->empty());
+  ASSERT_TRUE(emitted(EventKind::kVersionRejected, 112));
+  EXPECT_THAT(told(EventKind::kVersionRejected),
+              ::testing::AllOf(::testing::HasSubstr("shards of 2 saves"), ::testing::HasSubstr("no manifest"),
+                               ::testing::HasSubstr("starts at its beginning")));
+}
+
+TEST_F(SaverTest, OneFinishedSaveIsEnoughAndNothingIsTold) {
+  ASSERT_TRUE(saver_->own().ok());
+  write(111);
+  write(112);
+  std::filesystem::remove(std::filesystem::path(shard_of(112)).parent_path() / "manifest.json");
+  EXPECT_EQ(saver_->usable_versions().value().size(), 1U);
+  EXPECT_EQ(told(EventKind::kVersionRejected), "");
+}
+
+// It began anew, as if nothing had been saved, where every manifest was damaged.
+TEST_F(SaverTest, CheckpointsOfWhichNoneCanBeUsedAreNoEmptyFolder) {
+  ASSERT_TRUE(saver_->own().ok());
+  write(111);
+  const auto manifest = std::filesystem::path(shard_of(111)).parent_path() / "manifest.json";
+  std::filesystem::remove(manifest);
+  ASSERT_EQ(mkfifo(manifest.c_str(), 0600), 0);  // opening it to read would wait for a writer
+  const auto usable = saver_->usable_versions();
+  ASSERT_FALSE(usable.ok());
+  EXPECT_EQ(usable.error().code, ErrorCode::kEnvironment);
+  EXPECT_THAT(usable.error().message, ::testing::HasSubstr("none of the 1 checkpoints"));
+  EXPECT_THAT(told(EventKind::kVersionRejected), ::testing::HasSubstr("manifest.json is a named pipe"));
+}
+
+TEST_F(SaverTest, AFailedSaveSaysWhyAndHarmsNoOther) {
+  write(111);
+  close(111);
+  EXPECT_EQ(saver_->outcome(112), std::nullopt);
+  write(112);
+  saver_->closed({212, false, "rank 3 has no space", 112});
+  EXPECT_EQ(saver_->outcome(112), "rank 3 has no space");
+  EXPECT_EQ(saver_->durable(), 111);
+}
+
+}  // namespace
+}  // namespace muster

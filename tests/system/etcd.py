@@ -1,0 +1,296 @@
+#!/usr/bin/env python3
+"""Jobs whose store is etcd: three members of it on the loopback, real agents, real workers.
+
+Whoever is killed - the leader's agent, a member of etcd, the leader once more while the next one takes over - the job
+goes on without starting again, loses no committed step, and ends with the weights of an untouched run, bit for bit. With
+the whole of etcd gone it ends as requeue, with all saved that the workers held, and a new launch goes on from there.
+"""
+import argparse
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import urllib.request
+
+from rig import (MICROBATCHES, REQUEUE, STEP_LINE, Failure, Job, check_ledgers, events_text, gpt, newest_version,
+                 require_clean_checkpoints, require_no_processes, stacks_of, untouched, wait_until, weights_of)
+from jobs import free_port  # rig has made it findable
+
+LEASE_S, PARTITION_WAIT_S = 3, 4
+HANG_S = 90
+AGENT_OPTIONS = ["--rdzv-lease", LEASE_S, "--worker-silence", 4, "--node-silence", 4, "--partition-wait", PARTITION_WAIT_S,
+                 "--restart-delay", 0.1, "--restarts", 1000, "--form-wait", 0.5, "--rdzv-timeout", 30, "--grace", 60,
+                 "--frozen-timeout", 60]
+
+
+class Etcd:
+    """A cluster of three."""
+
+    def __init__(self, folder):
+        self.folder = folder / "etcd"
+        self.folder.mkdir()
+        self.clients, peers = [free_port() for _ in range(3)], [free_port() for _ in range(3)]
+        cluster = ",".join(f"m{i}=http://127.0.0.1:{port}" for i, port in enumerate(peers))
+        self.members = []
+        for i in range(3):
+            log = open(self.folder / f"m{i}.log", "w")
+            self.members.append(subprocess.Popen(
+                ["etcd", "--name", f"m{i}", "--data-dir", str(self.folder / f"m{i}"), "--unsafe-no-fsync",
+                 "--listen-client-urls", f"http://127.0.0.1:{self.clients[i]}",
+                 "--advertise-client-urls", f"http://127.0.0.1:{self.clients[i]}",
+                 "--listen-peer-urls", f"http://127.0.0.1:{peers[i]}",
+                 "--initial-advertise-peer-urls", f"http://127.0.0.1:{peers[i]}",
+                 "--initial-cluster", cluster, "--initial-cluster-state", "new", "--logger", "zap"],
+                stdout=log, stderr=subprocess.STDOUT, start_new_session=True))
+            log.close()
+        wait_until(self.healthy, 30, "three members of etcd")
+
+    def healthy(self):
+        for port in self.clients:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
+                    if json.load(answer).get("health") != "true":
+                        return False
+            except (OSError, ValueError):
+                return False
+        return True
+
+    def url(self):
+        return "etcd://" + ",".join(f"127.0.0.1:{port}" for port in self.clients)
+
+    def kill(self, which):
+        self.members[which].kill()
+        self.members[which].wait(10)
+
+    def close(self):
+        for member in self.members:
+            if member.poll() is None:
+                member.kill()
+                member.wait(10)
+
+
+class Run:
+    def __init__(self, options, title):
+        self.options, self.steps = options, options.steps
+        self.job = Job(options.build, "etcd")
+        self.etcd = Etcd(self.job.folder)
+        self.checkpoints, self.summary = self.job.folder / "checkpoints", self.job.folder / "summary.json"
+        self.agents, self.log, self.step, self.moved = {}, [], 0, time.monotonic()
+        self.began = time.monotonic()
+
+    def say(self, text):
+        self.log.append(f"{time.monotonic() - self.began:7.2f} s, step {self.step}: {text}")
+
+    def on_line(self, agent, line):
+        if found := STEP_LINE.search(line):
+            self.step, self.moved = int(found[1]), time.monotonic()
+
+    def start(self, name, workers):
+        program = gpt(self.job.build, self.steps, "--ledger", self.job.ledger(), "--summary", self.summary,
+                      "--checkpoint-dir", self.checkpoints, "--checkpoint-every", 50)
+        self.agents[name] = self.job.start(name, workers, program, "1:8", self.on_line,
+                                           extra=AGENT_OPTIONS, rdzv=self.etcd.url())
+        return self.agents[name]
+
+    def launch(self, workers):
+        self.job.new_launch()
+        self.agents = {}
+        for name, count in workers.items():
+            self.start(name, count)
+        wait_until(lambda: len(self.nodes_in_view()) >= len(workers), 60, "all nodes in the view")
+
+    def nodes_in_view(self):
+        return {agent.name for agent in self.agents.values()
+                if any(event["event"] == "view ready" and event["from"] != "leader" for event in agent.events())}
+
+    def leader(self):
+        """The living agent that said last that it leads."""
+        leads = {}
+        for agent in self.agents.values():
+            for line in list(agent.lines):
+                if "leads, as leader" in line and agent.alive():
+                    leads[int(line.split("leads, as leader ")[1].split()[0])] = agent
+        return leads[max(leads)] if leads else None
+
+    def until_step(self, step):
+        def there():
+            if time.monotonic() - self.moved > HANG_S:
+                raise Failure(f"no step for {HANG_S} s; the processes stand at\n{stacks_of(self.job)}")
+            return self.step >= step
+        wait_until(there, 120, f"step {step}")
+
+    def until_others_lead(self, than):
+        wait_until(lambda: self.leader() not in (None, than), 30, f"a leader after {than.name}")
+
+    def finish(self):
+        for agent in self.agents.values():
+            if agent.alive() and (code := agent.wait(120)) != 0:
+                raise Failure(f"node {agent.name} ended with {code}; its last lines:\n" + "\n".join(agent.lines[-20:]))
+
+    def check(self, reference, workers_started=None):
+        require_no_processes_but_etcd(self)
+        if (weights := weights_of(self.summary)) != reference["weights"]:
+            raise Failure(f"the weights differ from the untouched run's: {weights}, not {reference['weights']}")
+        ledgers = [self.job.ledger(number) for number in range(1, self.job.launch + 1)]
+        if check_ledgers(ledgers, self.steps, MICROBATCHES) != reference["samples"]:
+            raise Failure("some step had other samples than in the untouched run")
+        require_clean_checkpoints(self.checkpoints, self.steps)
+        started = sum(event["event"] == "worker started" for event in self.job.events())
+        if workers_started is not None and started != workers_started:
+            raise Failure(f"{started} workers were started, not {workers_started}: some started again")
+
+    def require_no_step_lost(self, version):
+        """After the leader's loss the members go on from what they held, not from a save."""
+        bases = [event["version"] for event in self.job.events()
+                 if event["event"] == "view installed" and event["from"] == "leader"]
+        if bases[-1] < version:
+            raise Failure(f"the newest view starts at version {bases[-1]}, and version {version} was committed")
+
+    def close(self, keep=False):
+        self.etcd.close()
+        self.job.close(keep=keep)
+
+
+def require_no_processes_but_etcd(run):
+    run.etcd.close()
+    require_no_processes(run.job)
+
+
+def leader_killed(run, reference):
+    """Its node with it, in the middle of training; then the next one's."""
+    run.launch({"a": 1, "b": 2, "c": 1})
+    run.until_step(run.steps * 0.3)
+    first, step = run.leader(), run.step
+    first.kill_node()
+    run.say(f"killed node {first.name}, which led")
+    run.until_others_lead(first)
+    run.until_step(step + 20)
+    run.require_no_step_lost(step - 1)
+    second, step = run.leader(), run.step
+    second.kill_node()
+    run.say(f"killed node {second.name}, which led then")
+    run.until_others_lead(second)
+    del run.agents[first.name], run.agents[second.name]
+    run.until_step(step + 20)
+    run.require_no_step_lost(step - 1)
+    run.finish()
+    run.check(reference, 4)
+
+
+def leader_frozen(run, reference):
+    """Its agent stands still for longer than its lease, and then goes on: it must not lead any more."""
+    run.launch({"a": 1, "b": 1, "c": 1})
+    run.until_step(run.steps * 0.3)
+    first = run.leader()
+    first.signal(signal.SIGSTOP)
+    run.say(f"froze the agent of node {first.name}, which leads")
+    run.until_others_lead(first)
+    step = run.step
+    run.until_step(step + 20)
+    first.signal(signal.SIGCONT)
+    run.say(f"node {first.name} goes on")
+    run.finish()
+    run.check(reference)
+
+
+def member_killed(run, reference):
+    """One of three members of etcd: nothing happens."""
+    run.launch({"a": 1, "b": 1})
+    run.until_step(run.steps * 0.3)
+    run.etcd.kill(0)
+    run.say("killed a member of etcd")
+    run.until_step(run.steps * 0.6)
+    first = run.leader()
+    if any("does not lead" in line for agent in run.agents.values() for line in agent.lines):
+        raise Failure("the leader went, though two of three members of etcd live")
+    first.kill_node()
+    run.say(f"killed node {first.name}, which led")
+    run.until_others_lead(first)
+    del run.agents[first.name]
+    run.finish()
+    run.check(reference, 2)
+
+
+def etcd_gone(run, reference):
+    """All of it, for good: everything is saved, and the job ends as requeue."""
+    run.launch({"a": 1, "b": 1})
+    run.until_step(run.steps * 0.4)
+    for i in range(3):
+        run.etcd.kill(i)
+    run.say("killed all of etcd")
+    for agent in run.agents.values():
+        if (code := agent.wait(100)) != REQUEUE:
+            raise Failure(f"node {agent.name} ended with {code} without etcd, expected {REQUEUE}; its last lines:\n" +
+                          "\n".join(agent.lines[-20:]))
+    newest, step = newest_version(run.checkpoints), run.step
+    run.say(f"the job ended as requeue, with version {newest} saved")
+    if newest < step:
+        raise Failure(f"the newest save is version {newest}, but step {step} was done")
+    shutil.rmtree(run.etcd.folder)
+    run.etcd = Etcd(run.job.folder)
+    run.launch({"a": 1})
+    run.finish()
+    run.check(reference)
+
+
+def joins_and_drains(run, reference):
+    """The leader's node is drained, and one joins: leading moves, and nobody starts again."""
+    run.launch({"a": 1, "b": 1})
+    run.until_step(run.steps * 0.2)
+    run.start("c", 1)
+    wait_until(lambda: "c" in run.nodes_in_view(), 60, "node c in the view")
+    first = run.leader()
+    first.signal(signal.SIGTERM)
+    run.say(f"drains node {first.name}, which leads")
+    if (code := first.wait(60)) != REQUEUE:
+        raise Failure(f"the drained node ended with {code}; its last lines:\n" + "\n".join(first.lines[-20:]))
+    run.until_others_lead(first)
+    del run.agents[first.name]
+    run.finish()
+    run.check(reference, 3)
+
+
+TESTS = {"leader-killed": leader_killed, "leader-frozen": leader_frozen, "member-killed": member_killed,
+         "etcd-gone": etcd_gone, "drain": joins_and_drains}
+
+
+def attempt(options, title, reference):
+    run = Run(options, title)
+    try:
+        TESTS[title](run, reference)
+        print(f"etcd: {title}: ok, {time.monotonic() - run.began:.1f} s", flush=True)
+        if options.verbose:
+            print("\n".join(run.log), flush=True)
+        return True
+    except Exception as problem:  # a defect of the test itself is reported like one of the product
+        text = str(problem) if isinstance(problem, Failure) else traceback.format_exc()
+        lines = "\n".join(f"[{agent.name}] {line}" for agent in run.job.agents for line in agent.lines[-25:]
+                          if not STEP_LINE.search(line))
+        print(f"etcd: {title}: FAILED: {text}\nwhat was done:\n" + "\n".join(run.log) +
+              f"\nevents:\n{events_text(run.job)}\nlines:\n{lines}", flush=True)
+        return False
+    finally:
+        run.close(keep=options.keep)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--build", required=True)
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--only", choices=sorted(TESTS))
+    parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--verbose", action="store_true")
+    options = parser.parse_args()
+    if not shutil.which("etcd"):
+        print("etcd: skipped: no etcd here (Debian: etcd-server)")
+        return 77
+    reference = untouched(options)
+    titles = [options.only] if options.only else list(TESTS)
+    return 0 if all([attempt(options, title, reference) for title in titles]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
