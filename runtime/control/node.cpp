@@ -124,7 +124,8 @@ struct NodeCore::State {
   void note_deadline(Duration time_left);
   void finish_by_notice();
   void note_cut_short();
-  void tell_end(const Slot& slot);
+  void tell_end(uint32_t local_rank);
+  void end_before_its_hello(uint32_t local_rank);
   void finish_if_empty();
 
   void on(const NodeWelcome& welcome);
@@ -260,9 +261,9 @@ void NodeCore::State::begin_ending(int exit_code, std::string why) {
   kill_all_at = term_at + limits.kill_grace;
   finishing = exit_code == 0;
   finish_by = term_at;
-  for (Slot& slot : slots) {
-    slot.respawn_at = kNever;
-    tell_end(slot);
+  for (uint32_t local_rank = 0; local_rank < slots.size(); ++local_rank) {
+    slots[local_rank].respawn_at = kNever;
+    tell_end(local_rank);
   }
   finish_by_notice();
   finish_if_empty();
@@ -295,12 +296,22 @@ void NodeCore::State::note_cut_short() {
 
 // The leader has told the members that it knew. One that it had excluded, or never heard of, would else wait
 // for a view until the grace of a finished job is over.
-void NodeCore::State::tell_end(const Slot& slot) {
-  if (slot.phase != Slot::kRunning || slot.member == 0) return;
+void NodeCore::State::tell_end(uint32_t local_rank) {
+  Slot& slot = slots[local_rank];
+  if (slot.phase != Slot::kRunning) return;
+  if (slot.member == 0) return end_before_its_hello(local_rank);
+  if (!slot.leaving) slot.kill_at = kNever;  // it has joined after all, and its silence is measured from now on
   // All who hold the last version have said Leaving before a job ends well (rule 19).
   const bool without_it = ending->exit_code == 0 && !slot.leaving;
   const int code = without_it ? kExitRequeue : ending->exit_code;
   out.push_back(Send{id, Envelope{slot.member, End{code, ending->why}}});
+}
+
+// It took no part in the job, so there is nothing to evaluate or export after the last step; and before its hello
+// nobody can tell whether it is slow or frozen.
+void NodeCore::State::end_before_its_hello(uint32_t local_rank) {
+  out.push_back(SignalWorker{local_rank, SIGTERM});
+  kill_later(slots[local_rank], limits.kill_grace, "the job ended before it had joined");
 }
 
 void NodeCore::State::finish_if_empty() {
@@ -475,7 +486,7 @@ void NodeCore::State::from_worker(uint32_t local_rank, const Message& message) {
     slot.member = hello_message->member.id;
     slot.hello = *hello_message;
     if (ending) {
-      tell_end(slot);
+      tell_end(local_rank);
     } else if (leader_lost_at != kNever && welcomed) {
       out.push_back(Send{id, Envelope{slot.member, LeaderLink{true, "the agent has lost the leader"}}});
     }
@@ -686,7 +697,7 @@ Actions NodeCore::worker_spawned(Instant now, uint32_t local_rank, int process_i
   slot.phase = Slot::kRunning;
   slot.spawned_at = now;
   state.say(EventKind::kWorkerStarted, state.name, local_rank, process_id);
-  if (state.ending) state.out.push_back(SignalWorker{local_rank, SIGTERM});
+  if (state.ending) state.end_before_its_hello(local_rank);
   return state.take();
 }
 

@@ -305,6 +305,39 @@ TEST_F(FinishedTest, ANoticeToOneWorkerEndsNoOther) {
   EXPECT_TRUE(all_of_kind<SignalWorker>(core->tick(now + 60 * kSecond)).empty());
 }
 
+// Frozen while the loader maps its libraries, say: nothing measures a silence before the first word.
+TEST_F(NodeTest, AProcessThatHasNotJoinedAFinishedJobGetsTheKillGraceOnly) {
+  start(2);
+  hello(0, 50);
+  core->from_worker(now, 0, Leaving{0, 10, "done"});
+  const auto first = all_of_kind<SignalWorker>(core->from_leader(now, {0, EndJob{0, "done"}}));
+  ASSERT_EQ(first.size(), 1u);
+  EXPECT_EQ(first[0].local_rank, 1u);
+  EXPECT_EQ(first[0].signal, SIGTERM);
+  core->worker_exited(now, 0, 0);
+  now += limits.kill_grace;
+  EXPECT_LE(core->next_deadline(), now);
+  const auto second = all_of_kind<SignalWorker>(core->tick(now));
+  ASSERT_EQ(second.size(), 1u);
+  EXPECT_EQ(second[0].signal, SIGKILL);
+  const auto finish = all_of_kind<Finish>(core->worker_exited(now, 1, -9));
+  ASSERT_EQ(finish.size(), 1u);
+  EXPECT_EQ(finish[0].exit_code, 0) << "it took no part in the job, and takes nothing from its success";
+}
+
+TEST_F(NodeTest, AProcessThatJoinsAFinishedJobAfterAllEndsByItself) {
+  start(1);
+  core->from_leader(now, {0, EndJob{0, "done"}});
+  MemberHello message;
+  message.member = Member{50, 7, 0, "a", {}};
+  const auto ends = sent<End>(core->from_worker(now, 0, message));
+  ASSERT_EQ(ends.size(), 1u);
+  EXPECT_EQ(ends[0].second.exit_code, 75);
+  now += limits.kill_grace;
+  core->from_worker(now, 0, Heartbeat{});
+  EXPECT_TRUE(all_of_kind<SignalWorker>(core->tick(now)).empty());
+}
+
 TEST_F(NodeTest, EndOfTheJobIsPolitelyThenFirmlyEnforced) {
   limits.worker_silence = 60 * kSecond;
   start(1);
