@@ -16,16 +16,30 @@ if(MUSTER_SANITIZE)
   target_compile_options(muster_rules INTERFACE $<$<COMPILE_LANGUAGE:CXX,C>:-fsanitize=${MUSTER_SANITIZE} -fno-omit-frame-pointer
     -fno-sanitize-recover=all -O1 -g1 -Wno-error=uninitialized>)
   target_link_options(muster_rules INTERFACE -fsanitize=${MUSTER_SANITIZE})
+  # The checks of each pointer that is followed (null, alignment, object size) double the time to compile. Where memory is
+  # reinterpreted they stay (MUSTER_RAW_MEMORY); elsewhere the address sanitizer finds the same. A test's own code
+  # (MUSTER_TEST_CODE) has no checks of undefined behaviour at all. Decision 0009. A target's own options come before these:
+  # what takes something back stands here.
+  if(MUSTER_SANITIZE MATCHES "undefined")
+    set(raw $<BOOL:$<TARGET_PROPERTY:MUSTER_RAW_MEMORY>>)
+    set(test $<BOOL:$<TARGET_PROPERTY:MUSTER_TEST_CODE>>)
+    target_compile_options(muster_rules INTERFACE
+      $<$<AND:$<COMPILE_LANGUAGE:CXX,C>,$<NOT:${raw}>>:-fno-sanitize=null,alignment,object-size>
+      $<$<AND:$<COMPILE_LANGUAGE:CXX,C>,${test},$<NOT:${raw}>>:-fno-sanitize=undefined>)
+  endif()
+  target_compile_options(muster_rules INTERFACE
+    $<$<AND:$<COMPILE_LANGUAGE:CXX,C>,$<BOOL:$<TARGET_PROPERTY:MUSTER_TEST_CODE>>,$<NOT:$<BOOL:$<TARGET_PROPERTY:MUSTER_RAW_MEMORY>>>>:-Og>)
 endif()
 
-# muster_layer(NAME SOURCES a.cpp … [PUBLIC targets…] [PRIVATE targets…])
-# A folder of the library: static, position independent, symbols hidden; alias muster::NAME.
+# muster_layer(NAME SOURCES a.cpp … [PUBLIC targets…] [PRIVATE targets…] [RAW_MEMORY])
+# A folder of the library: static, position independent, symbols hidden; alias muster::NAME. RAW_MEMORY: it reinterprets
+# memory as other types.
 function(muster_layer name)
-  cmake_parse_arguments(ARG "" "" "SOURCES;PUBLIC;PRIVATE" ${ARGN})
+  cmake_parse_arguments(ARG "RAW_MEMORY" "" "SOURCES;PUBLIC;PRIVATE" ${ARGN})
   add_library(muster_${name} STATIC ${ARG_SOURCES})
   add_library(muster::${name} ALIAS muster_${name})
   set_target_properties(muster_${name} PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden
-    C_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
+    C_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON MUSTER_RAW_MEMORY "${ARG_RAW_MEMORY}")
   target_link_libraries(muster_${name} PUBLIC muster_rules ${ARG_PUBLIC} PRIVATE ${ARG_PRIVATE})
 endfunction()
 
@@ -62,10 +76,9 @@ function(muster_test name)
   if("quick" IN_LIST ARG_LABELS)
     add_dependencies(quick_tests ${name})
   endif()
-  # Undefined behaviour is looked for in the library; in a test's own code that doubles the time to compile it, and -Og
-  # takes a third less than -O1. Kernels are compiled in their tests.
-  if(MUSTER_SANITIZE AND NOT CMAKE_CURRENT_SOURCE_DIR MATCHES "tests/(kernels|collectives/nccl)")
-    target_compile_options(${name} PRIVATE -Og -fno-sanitize=undefined)
+  set_target_properties(${name} PROPERTIES MUSTER_TEST_CODE ON)
+  if(CMAKE_CURRENT_SOURCE_DIR MATCHES "tests/(kernels|collectives/nccl)")  # kernels are compiled in their tests
+    set_target_properties(${name} PROPERTIES MUSTER_RAW_MEMORY ON)
   endif()
   add_test(NAME ${name} COMMAND ${name} ${ARG_ARGS})
   if(NOT ARG_BESIDE)

@@ -297,18 +297,17 @@ void NodeCore::State::note_cut_short() {
 // The leader has told the members that it knew. One that it had excluded, or never heard of, would else wait
 // for a view until the grace of a finished job is over.
 void NodeCore::State::tell_end(uint32_t local_rank) {
-  Slot& slot = slots[local_rank];
+  const Slot& slot = slots[local_rank];
   if (slot.phase != Slot::kRunning) return;
   if (slot.member == 0) return end_before_its_hello(local_rank);
-  if (!slot.leaving) slot.kill_at = kNever;  // it has joined after all, and its silence is measured from now on
   // All who hold the last version have said Leaving before a job ends well (rule 19).
   const bool without_it = ending->exit_code == 0 && !slot.leaving;
   const int code = without_it ? kExitRequeue : ending->exit_code;
   out.push_back(Send{id, Envelope{slot.member, End{code, ending->why}}});
 }
 
-// It took no part in the job, so there is nothing to evaluate or export after the last step; and before its hello
-// nobody can tell whether it is slow or frozen.
+// It took no part in the job, so there is nothing to evaluate or export after the last step; and before its
+// hello nobody can tell whether it is slow or frozen.
 void NodeCore::State::end_before_its_hello(uint32_t local_rank) {
   out.push_back(SignalWorker{local_rank, SIGTERM});
   kill_later(slots[local_rank], limits.kill_grace, "the job ended before it had joined");
@@ -486,6 +485,7 @@ void NodeCore::State::from_worker(uint32_t local_rank, const Message& message) {
     slot.member = hello_message->member.id;
     slot.hello = *hello_message;
     if (ending) {
+      slot.kill_at = kNever;  // it has joined after all, and its silence is measured from now on
       tell_end(local_rank);
     } else if (leader_lost_at != kNever && welcomed) {
       out.push_back(Send{id, Envelope{slot.member, LeaderLink{true, "the agent has lost the leader"}}});
