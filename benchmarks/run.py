@@ -5,6 +5,7 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +18,20 @@ from bench_scale import scale
 BENCHES = {"checkpoint": checkpoint, "codecs": codecs, "collectives": collectives, "preemption": preemption, "scale": scale}
 
 
+def processor():
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def versions():
+    """Of the peers that are packages of the system."""
+    packages = ["openmpi-bin", "mpich", "libhdf5-103-1", "libhdf5-openmpi-103-1", "libucx0", "libzstd1", "liblz4-1", "etcd-server"]
+    done = subprocess.run(["dpkg-query", "-W", "-f", "${Package} ${Version}\\n", *packages], capture_output=True, text=True)
+    return [line for line in done.stdout.splitlines() if not line.endswith(" ")]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}")
@@ -27,7 +42,8 @@ def main():
     unknown = [name for name in options.names if name not in BENCHES]
     if unknown:
         parser.error(f"unknown benchmark '{unknown[0]}'; there are: {', '.join(BENCHES)}")
-    print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}")
+    print(f"machine: {processor()}, {os.cpu_count()} cores, Linux {platform.release()}")
+    print(f"peers: {', '.join(versions()) or 'none of them is installed'}")
     print(f"{'bench':<12}{'case':<58}{'metric':<20}{'ours':>10}{'peer':>10}{'ratio':>7}{'of bound':>9}  peer")
     lines = []
     for name in options.names or BENCHES:

@@ -123,6 +123,8 @@ Work Endpoint::recv(PeerId peer, uint64_t tag, MutableByteSpan bytes, Instant de
                            bytes.size(), deadline);
 }
 
+void Endpoint::cancel(const Work& transfer) { transfers_->cancel(transfer.operation_); }
+
 // What is gathered on the way to a group.
 struct Endpoint::Forming {
   std::vector<Contact> contacts;

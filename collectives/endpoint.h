@@ -60,6 +60,9 @@ class Endpoint {
   Result<PeerId> peer(ByteSpan contact);
   Work send(PeerId peer, uint64_t tag, ByteSpan bytes, Instant deadline);
   Work recv(PeerId peer, uint64_t tag, MutableByteSpan bytes, Instant deadline);
+  // Ends a transfer that has not ended, with kEnded: its memory is the caller's again. What the peer still
+  // sends would meet the next receive of the same tag: do not use that tag again. From any thread.
+  void cancel(const Work& transfer);
 
  private:
   explicit Endpoint(EndpointOptions options);

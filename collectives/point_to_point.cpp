@@ -84,6 +84,12 @@ Work PointToPoint::start(bool is_send, PeerId peer, uint64_t channel, uint64_t t
   return Work(transfer);
 }
 
+void PointToPoint::cancel(const std::shared_ptr<Operation>& operation) {
+  const std::lock_guard lock(core_->mutex());
+  if (const auto transfer = std::dynamic_pointer_cast<Transfer>(operation))
+    end(transfer, Error{ErrorCode::kEnded, transfer->text() + ": cancelled"});
+}
+
 void PointToPoint::post_one(Transfer& transfer) {
   const size_t count = std::min(kPayload, transfer.size - transfer.posted);
   const uint64_t cookie = next_id_++;

@@ -18,6 +18,9 @@ class PointToPoint final : public Driven, public TransferOwner {
   Work start(bool is_send, PeerId peer, uint64_t channel, uint64_t tag, std::byte* data, size_t size,
              Instant deadline);
 
+  // Ends it, if it has not ended: its memory is not touched any more.
+  void cancel(const std::shared_ptr<Operation>& operation);
+
   size_t advance() override;
   Instant next_deadline() const override;
   void set_sleeping(bool) override {}

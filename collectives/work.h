@@ -34,6 +34,7 @@ class Work {
   std::vector<int> suspects() const;
 
  private:
+  friend class Endpoint;  // cancels transfers
   std::shared_ptr<Operation> operation_;
 };
 

@@ -49,6 +49,18 @@ struct Flags {
     }
   }
 
+  // What has a variable and no flag.
+  static std::string variables() {
+    std::string text = "Variables without a flag:\n";
+    for (const Option& option : options()) {
+      if (option.use != OptionUse::kVariable) continue;
+      const std::string default_value(option.default_value);
+      text += "  " + variable_of(option) + "  " + std::string(option.help) +
+              (default_value.empty() ? "" : " [" + default_value + "]") + "\n";
+    }
+    return text;
+  }
+
   Status apply_to(OptionValues& values, const CLI::App& command) const {
     for (const auto& [name, text] : texts)
       if (command.count("--" + name) > 0) MUSTER_TRY(values.set(name, text, "--" + name));
@@ -135,6 +147,7 @@ int main(int argc, char** argv) {
   CLI::App* run_command =
       app.add_subcommand("run", "start this node's agent: muster run [OPTIONS] -- PROGRAM ARGS…");
   run_command->allow_extras();
+  run_command->footer(Flags::variables());
   flags.add_to(*run_command);
   NoticeFlags notice_flags;
   CLI::App* notice_command = notice_flags.add_to(app);

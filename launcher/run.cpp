@@ -267,7 +267,10 @@ class Agent {
     show_probes();
     if (notice.may_acknowledge) to_acknowledge_ = notice.id;
     const Duration left = notice.deadline == kNever ? -1 : std::max<Duration>(0, notice.deadline - now());
-    node_->notice(notice.scope, 0, left, notice.words);
+    // The embedded store goes with this agent, and the job with the store: it stops while all can be saved.
+    const bool takes_the_store = leader_ && !election_ && notice.scope == control::Scope::kNode;
+    const auto scope = takes_the_store ? control::Scope::kJob : notice.scope;
+    node_->notice(scope, 0, left, notice.words);
     const Duration margin = notice.source == notice::Source::kSignal ? 0 : std::min(kEndMargin, left / 5);
     if (left >= 0 && notice.deadline - margin < end_at_) {
       end_at_ = notice.deadline - margin;

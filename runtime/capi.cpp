@@ -242,7 +242,14 @@ muster_status muster_run_next(muster_run* run, muster_step** step) {
   });
 }
 
-int muster_run_exit_code(const muster_run* run) { return run != nullptr ? run->run->exit_code() : 1; }
+int muster_run_exit_code(const muster_run* run) {
+  int code = 1;
+  (void)guarded([&] {
+    if (run != nullptr) code = run->run->exit_code();
+    return MUSTER_OK;
+  });
+  return code;
+}
 
 muster_status muster_run_get_info(const muster_run* run, muster_run_info* info) {
   return guarded([&] {

@@ -5,6 +5,7 @@
 
 #include "runtime/base/random.h"
 #include "runtime/base/threads.h"
+#include "runtime/state_transfer.h"
 
 namespace muster {
 namespace {
@@ -89,7 +90,8 @@ void Teacher::note(control::Version version, std::span<const float> gradient) {
 
 Status Teacher::send(Lesson& lesson, uint64_t item, ByteSpan bytes) {
   MUSTER_ASSIGN(const PeerId peer, endpoint_.peer(lesson.teach.learner.contact));
-  return endpoint_.send(peer, tag_of(lesson.teach.lesson, item), bytes, now() + limits_.item_timeout).wait();
+  const Instant deadline = now() + transfer_timeout(bytes.size(), limits_.item_timeout);
+  return endpoint_.send(peer, tag_of(lesson.teach.lesson, item), bytes, deadline).wait();
 }
 
 void Teacher::teach(Lesson& lesson) {
@@ -152,6 +154,11 @@ Learner::~Learner() {
   thread_.join();
 }
 
+bool Learner::has_snapshot() const {
+  const std::lock_guard lock(mutex_);
+  return snapshot_.has_value();
+}
+
 std::optional<Learner::Snapshot> Learner::take_snapshot() {
   const std::lock_guard lock(mutex_);
   return std::exchange(snapshot_, std::nullopt);
@@ -159,10 +166,13 @@ std::optional<Learner::Snapshot> Learner::take_snapshot() {
 
 std::optional<std::vector<float>> Learner::take_gradient(control::Version version) {
   const std::lock_guard lock(mutex_);
-  while (!gradients_.empty() && gradients_.front().first < version) gradients_.pop_front();
-  if (gradients_.empty() || gradients_.front().first != version) return std::nullopt;
-  auto gradient = std::move(gradients_.front().second);
-  gradients_.pop_front();
+  std::optional<std::vector<float>> gradient;
+  while (!gradients_.empty() && gradients_.front().first <= version && !gradient) {
+    auto [of, floats] = std::move(gradients_.front());
+    gradients_.pop_front();
+    waiting_bytes_ -= floats.size() * sizeof(float);
+    if (of == version) gradient = std::move(floats);
+  }
   return gradient;
 }
 
@@ -196,11 +206,15 @@ Status Learner::receive(uint64_t item, MutableByteSpan bytes, Duration timeout) 
   const Work work = endpoint_.recv(peer, tag_of(learn_.lesson, item), bytes, deadline);
   while (true) {
     const Instant until = std::min(deadline, now() + kPoll);
-    Status status = work.wait(until);
-    if (status.ok() || work.test()) return status;
-    const std::lock_guard lock(mutex_);
-    if (stopping_) return Error{ErrorCode::kEnded, "the learner is closing"};
-    if (now() >= deadline) return status;
+    if (Status status = work.wait(until); status.ok()) return status;
+    if (work.test()) return work.wait();
+    const bool closing = [&] {
+      const std::lock_guard lock(mutex_);
+      return stopping_;
+    }();
+    if (!closing) continue;  // at its deadline the transfer ends by itself
+    endpoint_.cancel(work);  // or it would go on writing into memory that is about to be given back
+    return Error{ErrorCode::kEnded, "the learner is closing"};
   }
 }
 
@@ -213,7 +227,7 @@ Status Learner::receive_snapshot() {
                                          "; start the same program with the same options"};
   }
   ByteBuffer bytes(state_bytes_);
-  MUSTER_TRY(receive(1, bytes, limits_.item_timeout));
+  MUSTER_TRY(receive(1, bytes, transfer_timeout(state_bytes_, limits_.item_timeout)));
   if (digest_of(ByteSpan(bytes)) != header.digest) {
     return Error{ErrorCode::kRetry,
                  "the state received from the teacher does not match its digest; asking again"};
@@ -233,9 +247,15 @@ Result<bool> Learner::receive_gradient(uint64_t item) {
                                          " elements, more than a lesson may hold"};
   }
   std::vector<float> gradient(header.count);
-  MUSTER_TRY(receive(item + 1, std::as_writable_bytes(std::span(gradient)), limits_.item_timeout));
+  MUSTER_TRY(receive(item + 1, std::as_writable_bytes(std::span(gradient)),
+                     transfer_timeout(gradient.size() * sizeof(float), limits_.item_timeout)));
   const std::lock_guard lock(mutex_);
   waiting_bytes_ += gradient.size() * sizeof(float);
+  if (waiting_bytes_ > limits_.log_bytes_max) {
+    return Error{ErrorCode::kRetry, "this process falls behind by more than " +
+                                        human_bytes(limits_.log_bytes_max) +
+                                        " of gradients, so it has to begin again"};
+  }
   gradients_.emplace_back(header.version, std::move(gradient));
   return true;
 }

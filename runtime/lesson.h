@@ -29,8 +29,8 @@
 namespace muster {
 
 struct LessonLimits {
-  uint64_t log_bytes_max = 512ULL << 20;  // of gradients that wait to be sent
-  Duration item_timeout = 60 * kSecond;   // for one item on the wire
+  uint64_t log_bytes_max = 512ULL << 20;  // of gradients that wait to be sent, and of those not yet taken
+  Duration item_timeout = 60 * kSecond;   // for one item on the wire, a large one longer (transfer_timeout)
 };
 
 // What a teacher and its learner must know of each other's data before any of it is trusted.
@@ -88,6 +88,7 @@ class Learner {
     control::Version version;
     ByteBuffer bytes;
   };
+  bool has_snapshot() const;
   std::optional<Snapshot> take_snapshot();
 
   // The gradient of `version`, once it has arrived.
@@ -113,7 +114,7 @@ class Learner {
   bool stopping_ = false;
   std::optional<Snapshot> snapshot_;
   std::deque<std::pair<control::Version, std::vector<float>>> gradients_;
-  uint64_t waiting_bytes_ = 0;
+  uint64_t waiting_bytes_ = 0;  // of gradients_
   std::optional<std::string> failure_;
   std::thread thread_;
 };

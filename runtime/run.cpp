@@ -148,8 +148,16 @@ Result<bool> Run::next() {
       wait(lock);
       continue;
     }
+    if (incoming_) {
+      if (!install_incoming(lock) && incoming_) wait(lock);
+      continue;
+    }
     if (!started_) {
-      MUSTER_TRY(start_up(lock));
+      if (leaving_said_) {
+        wait(lock);
+      } else {
+        MUSTER_TRY(start_up(lock));
+      }
       continue;
     }
     if (waits_at_limit()) {
@@ -176,11 +184,9 @@ bool Run::entered_new_view(Lock& lock) {
   FormedView formed = *std::exchange(formed_, std::nullopt);
   std::unique_ptr<Group> old = std::exchange(group_, std::move(formed.group));
   const control::Version before = core_.version();
-  if (formed.incoming && core_.open_install(formed.generation).granted) {
-    install(lock, *formed.incoming, entered.base);
-    open_stop_save();
-  }
+  incoming_ = std::move(formed.incoming);
   view_ = entered.view;
+  install_incoming(lock);
   group_failed_ = false;
   leaving_said_ = false;
   std::unique_ptr<Learner> graduated = std::move(learner_);
@@ -206,6 +212,21 @@ bool Run::entered_new_view(Lock& lock) {
   return true;
 }
 
+// What came with the view, once the leader allows it: while a report for a stop-save is out, nothing may
+// change. False where there is nothing to install, or it has to wait.
+bool Run::install_incoming(Lock& lock) {
+  if (!incoming_) return false;
+  if (!core_.install_due()) {
+    incoming_.reset();
+    return false;
+  }
+  if (!core_.open_install(view_.generation).granted) return false;
+  const ByteBuffer staged = *std::exchange(incoming_, std::nullopt);
+  install(lock, staged, view_.base);
+  open_stop_save();
+  return true;
+}
+
 // Not under the lock: the control connection's heartbeats would wait for a large state. The core holds back
 // its report while an installation is open.
 void Run::install(Lock& lock, ByteSpan staged, control::Version version) {
@@ -215,6 +236,7 @@ void Run::install(Lock& lock, ByteSpan staged, control::Version version) {
     installed = state_.install(staged, now() + kSecond).ok();
     lock.lock();
   }
+  trained_ = true;
   perform(core_.state_installed(now(), version));
 }
 
@@ -395,7 +417,7 @@ Status Run::reduce_in_view(const Gradients& gradients) {
   int64_t combined[3] = {};
   Work agreed = group_->all_reduce(mine, combined, 3, DType::kInt64, ReduceOp::kMax, deadline);
   for (Work* work : {&sum, &agreed}) {
-    if (Status status = work->wait(deadline); !status.ok()) {
+    if (Status status = work->wait(); !status.ok()) {  // both end by their own deadline
       Lock lock(mutex_);
       return step_failed(lock, status.error(), work->suspects());
     }
@@ -460,10 +482,12 @@ Status Run::open_update() {
     const control::Permit permit = core_.open_update(view_.generation, step_version_);
     if (permit.granted) {
       update_open_ = true;
+      trained_ = true;
       return ok();
     }
     state_.end_write();
-    if (view_is_over() || waits_at_limit()) {
+    const bool lesson_is_over = learn_asked_ || core_.version() != step_version_;
+    if (view_is_over() || waits_at_limit() || lesson_is_over) {
       emit(EventKind::kPermitRefused, step_version_, permit.why);
       return revoked_error();
     }
@@ -540,8 +564,12 @@ Result<bool> Run::next_as_learner(Lock& lock) {
     lock.lock();
     return false;
   }
-  if (auto snapshot = learner_->take_snapshot()) {
-    if (!core_.open_install({}).granted) return false;
+  if (learner_->has_snapshot()) {
+    if (!core_.open_install({}).granted) {
+      wait(lock);
+      return false;
+    }
+    const auto snapshot = learner_->take_snapshot();
     install(lock, snapshot->bytes, snapshot->version);
     started_ = true;
     emit(EventKind::kLearnerStarted, snapshot->version, "", static_cast<int64_t>(snapshot->bytes.size()));
@@ -566,7 +594,7 @@ Status Run::reduce_as_learner(const Gradients& gradients) {
   Lock lock(mutex_);
   while (true) {
     if (entered_ || learn_asked_ || core_.ended() || learner_->failure()) return revoked_error();
-    if (waits_at_limit()) return revoked_error();
+    if (waits_at_limit() || core_.version() != step_version_) return revoked_error();
     if (auto gradient = learner_->take_gradient(step_version_)) {
       if (gradient->size() != total(gradients)) {
         return Error{ErrorCode::kMisuse, "the teacher's gradient has " + std::to_string(gradient->size()) +

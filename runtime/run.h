@@ -118,6 +118,7 @@ class Run final : private Session::Listener {
 
   // program side (run.cpp); each is one reason why there is no step yet, or none. True: look again.
   bool entered_new_view(Lock& lock);
+  bool install_incoming(Lock& lock);
   void install(Lock& lock, ByteSpan staged, control::Version version);
   Digest digest_of_state(Lock& lock) const;
   Status start_up(Lock& lock);
@@ -173,9 +174,11 @@ class Run final : private Session::Listener {
   std::vector<LaneRange> assignment_;
   std::optional<control::EnterView> entered_;  // Go came, the program has not been in next() since
   std::optional<FormedView> formed_;
+  std::optional<ByteBuffer> incoming_;  // the entered view's base, still to be installed
   Instant revoked_at_ = 0;
   bool started_ = false;       // the starting version is known
   bool leaving_said_ = false;  // in this view
+  bool trained_ = false;  // the state is not what the program initialised: written by an update or a transfer
 
   // the step at hand
   control::Version step_version_ = control::kNoVersion;

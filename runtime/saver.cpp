@@ -267,8 +267,15 @@ Result<checkpoint::Manifest> Saver::publish_now(const Save& save, const control:
     MUSTER_ASSIGN(records.emplace_back(), checkpoint::decode_shard_record(bytes));
   }
   MUSTER_TRY(adopt_shards(manifest, records));
-  MUSTER_TRY(folder->publish(manifest));
-  return manifest;
+  const Status published = folder->publish(manifest);
+  if (published.ok()) return manifest;
+  // Another publisher may have died before it could say so, or its word was lost: that save stands.
+  if (auto versions = folder->versions(); versions.ok()) {
+    for (checkpoint::Candidate& candidate : *versions) {
+      if (candidate.id == save.id && candidate.manifest) return *std::move(candidate.manifest);
+    }
+  }
+  return published.error();
 }
 
 void Saver::closed(const control::SaveClosed& closed) {
@@ -277,6 +284,7 @@ void Saver::closed(const control::SaveClosed& closed) {
     held_.reset();
     state_.release_read();
   }
+  if (early_ && early_->open.save == closed.save) early_.reset();
   if (!save_ || save_->open.save != closed.save) return;
   const control::Version version = save_->open.version;
   if (!closed.durable) {

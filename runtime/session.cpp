@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "collectives/transport/ucx.h"
+#include "runtime/base/options.h"
 
 namespace muster {
 
@@ -31,7 +32,12 @@ Result<std::unique_ptr<Session>> Session::join(SessionOptions options) {
 
 Session::~Session() {
   signals_.reset();
-  control_.reset();  // no callback runs after this
+  std::unique_ptr<agent::ControlClient> control;
+  {
+    const std::lock_guard lock(control_mutex_);
+    control = std::move(control_);
+  }
+  control.reset();  // no callback of it runs after this; the program's own may, until events_ has told all
   endpoint_.reset();
 }
 
@@ -39,7 +45,10 @@ Session::~Session() {
 // alone, and an error only where a view spans nodes, which form_group() then names.
 Result<EndpointOptions> Session::open_transport() {
   EndpointOptions options;
-  auto ucx = open_ucx();
+  MUSTER_ASSIGN(const OptionValues values, OptionValues::from_environment());
+  UcxOptions ucx_options;
+  ucx_options.transports = values.text("ucx-transports");
+  auto ucx = open_ucx(ucx_options);
   if (ucx.ok()) {
     options.transport = std::move(*ucx);
   } else {
@@ -76,17 +85,20 @@ void Session::control_lost(const Error& error) {
 }
 
 Status Session::notice(Duration time_left, std::string source) {
+  const std::lock_guard lock(control_mutex_);
+  if (!control_) return Error{ErrorCode::kEnded, "the session is being left; there is nobody to tell"};
   control::NoticeRaised notice;
   notice.scope = control::Scope::kRank;
   notice.member = control_->member();
   notice.time_left = time_left;
   notice.source = std::move(source);
-  return send(std::move(notice));
+  return control_->send(std::move(notice));
 }
 
 void Session::emit(Event event) {
   events_.push(event);
   // Events are told as far as they can be; a lost connection is told by other means.
+  const std::lock_guard lock(control_mutex_);
   if (control_ && control_->world() == agent::World::kElastic)
     (void)control_->send(control::WorkerEvent{std::move(event)});
 }

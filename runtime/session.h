@@ -63,6 +63,7 @@ class Session {
   Listener* listener_ = nullptr;
   std::string lost_;  // why the control connection ended; empty while it lives
   std::unique_ptr<Endpoint> endpoint_;
+  std::mutex control_mutex_;  // of the pointer, against its end; a leaf
   std::unique_ptr<agent::ControlClient> control_;
   std::unique_ptr<SignalIntake> signals_;
 };

@@ -86,6 +86,10 @@ Result<std::unique_ptr<SignalIntake>> SignalIntake::install(std::vector<int> sig
 }
 
 SignalIntake::~SignalIntake() {
+  if (owner != getpid()) {  // a forked child that runs its parent's destructors: all of this is the parent's
+    if (thread_.joinable()) thread_.detach();
+    return;
+  }
   for (const int signal : signals_) {
     struct sigaction current {};
     sigaction(signal, nullptr, &current);
@@ -94,7 +98,7 @@ SignalIntake::~SignalIntake() {
   }
   const unsigned char stop = 0;
   [[maybe_unused]] const ssize_t written = write(writing_end_.get(), &stop, 1);
-  thread_.join();
+  if (thread_.joinable()) thread_.join();  // the system may have granted none
   pipe_fd = -1;
   installed = false;
 }

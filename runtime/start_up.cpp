@@ -16,19 +16,20 @@ Verdict verdict_on(const Error& error) {
   return error.code == ErrorCode::kRetry ? Verdict::kUnable : Verdict::kDamaged;
 }
 
+// Every wait below is for the operation's own end, which its deadline bounds: until then it uses the buffers.
+
 // One rank's bytes to all. Every rank passes a buffer; its size is the root's afterwards.
 Status broadcast_bytes(Group& group, ByteBuffer& bytes, int root, Instant deadline) {
   int64_t size = static_cast<int64_t>(bytes.size());
-  MUSTER_TRY(group.broadcast(&size, &size, 1, DType::kInt64, root, deadline).wait(deadline));
+  MUSTER_TRY(group.broadcast(&size, &size, 1, DType::kInt64, root, deadline).wait());
   bytes.resize(static_cast<size_t>(size));
   if (bytes.empty()) return ok();
-  return group.broadcast(bytes.data(), bytes.data(), bytes.size(), DType::kUInt8, root, deadline)
-      .wait(deadline);
+  return group.broadcast(bytes.data(), bytes.data(), bytes.size(), DType::kUInt8, root, deadline).wait();
 }
 
 Result<Verdict> combine(Group& group, Verdict mine, Instant deadline) {
   auto value = static_cast<int64_t>(mine);
-  MUSTER_TRY(group.all_reduce(&value, &value, 1, DType::kInt64, ReduceOp::kMin, deadline).wait(deadline));
+  MUSTER_TRY(group.all_reduce(&value, &value, 1, DType::kInt64, ReduceOp::kMin, deadline).wait());
   return static_cast<Verdict>(value);
 }
 
@@ -39,7 +40,7 @@ Status exchange_parts(Group& group, const Saver& saver, MutableByteSpan staged, 
                   saver.pieces(static_cast<uint32_t>(root), static_cast<uint32_t>(group.size())));
     for (const checkpoint::Range& range : ranges) {
       std::byte* data = staged.data() + range.begin;
-      MUSTER_TRY(group.broadcast(data, data, range.size(), DType::kUInt8, root, deadline).wait(deadline));
+      MUSTER_TRY(group.broadcast(data, data, range.size(), DType::kUInt8, root, deadline).wait());
     }
   }
   return ok();
@@ -48,7 +49,7 @@ Status exchange_parts(Group& group, const Saver& saver, MutableByteSpan staged, 
 // Replicated state must be the same bits everywhere before the first step (PROTOCOL 5).
 Status check_equal(Group& group, const Digest& digest, Instant deadline) {
   std::vector<Digest> all(static_cast<size_t>(group.size()));
-  MUSTER_TRY(group.all_gather(&digest, all.data(), 2, DType::kUInt64, deadline).wait(deadline));
+  MUSTER_TRY(group.all_gather(&digest, all.data(), 2, DType::kUInt64, deadline).wait());
   std::string differing;
   for (size_t rank = 1; rank < all.size(); ++rank) {
     if (all[rank] != all[0]) differing += (differing.empty() ? "" : ", ") + std::to_string(rank);
@@ -74,6 +75,11 @@ Status Run::start_up(Lock& lock) {
       say(control::Leaving{78, control::kNoVersion, error.message});
       return error;
     }
+    if (error.code == ErrorCode::kRetry) {
+      leaving_said_ = true;
+      say(control::Leaving{control::kExitRequeue, control::kNoVersion, error.message});
+      return ok();
+    }
     (void)step_failed(lock, error, {});
     return ok();
   }
@@ -83,6 +89,7 @@ Status Run::start_up(Lock& lock) {
     const Status installed = state_.install(*start->state, now() + options_.step_timeout);
     lock.lock();
     MUSTER_TRY(installed);
+    trained_ = true;
   }
   if (view_is_over()) return ok();
   started_ = true;
@@ -106,6 +113,13 @@ Result<Run::Start> Run::agree_on_start(Group& group) {
     }
     start.digest = digest_of(parts);
   } else {
+    // Nothing to start from but what the program initialised, which is gone where it has trained.
+    MUSTER_ASSIGN(const Verdict fresh,
+                  combine(group, trained_ ? Verdict::kUnable : Verdict::kGood, deadline));
+    if (fresh != Verdict::kGood)
+      return Error{
+          ErrorCode::kRetry,
+          "no member holds a whole version and none is saved; the next launch starts at the beginning"};
     start.digest = state_.digest();
   }
   MUSTER_TRY(check_equal(group, start.digest, deadline));

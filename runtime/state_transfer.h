@@ -5,6 +5,7 @@
 // it. The program's thread installs what is staged, when it enters the view.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -14,6 +15,14 @@
 #include "runtime/state.h"
 
 namespace muster {
+
+// For `bytes` on their way between two processes: never less than `least`, and else as long as a link takes
+// that gives 32 MB/s, a quarter of a gigabit Ethernet. A peer that dies ends a transfer at once; this only
+// bounds one that is slower than anything that a training could use.
+constexpr Duration transfer_timeout(uint64_t bytes, Duration least) {
+  constexpr uint64_t kBytesPerSecond = 32'000'000;
+  return std::max(least, static_cast<Duration>(bytes / kBytesPerSecond) * kSecond);
+}
 
 struct StateTransfer {
   Endpoint& endpoint;

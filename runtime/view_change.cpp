@@ -45,7 +45,8 @@ void Run::form(const control::Install& install) {
     return fail(std::move(suspects), group.error().message);
   }
   formed.group = std::move(*group);
-  StateTransfer transfer{session_.endpoint(), state_, self_.id, now() + kFormTimeout, {}};
+  StateTransfer transfer{
+      session_.endpoint(), state_, self_.id, now() + transfer_timeout(state_.bytes(), kFormTimeout), {}};
   if (Status moved = transfer.run(install, suspects); !moved.ok()) {
     return fail(std::move(suspects), moved.error().message);
   }

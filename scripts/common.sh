@@ -33,7 +33,7 @@ build() {
   if command -v ccache >/dev/null; then launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_C_COMPILER_LAUNCHER=ccache); fi
   [ -z "${BUILD_CUDA:-}" ] || launcher+=("-DMUSTER_CUDA=$BUILD_CUDA")
   cmake --preset "$preset" "${launcher[@]}" >"build.$preset.log" 2>&1 || { cat "build.$preset.log"; die "configuring preset $preset failed"; }
-  grep -E '^-- (Muster|CUDA)' "build.$preset.log" || true
+  grep -E '^-- (Muster|CUDA|.* not )' "build.$preset.log" || true
   rm -f "build.$preset.log"
   cmake --build --preset "$preset" -j"$(nproc)" ${1:+--target "$@"}
 }

@@ -117,7 +117,7 @@ class Demo:
         display.begin()
         self.job.new_launch()
         a = self.agent("a", 2, summary)
-        time.sleep(0.3)  # so that agent a is the one with the store
+        wait_until(lambda: any(event["event"] == "node joined" for event in a.events()), 30, "the store of node a")
         b = self.agent("b", 2, summary)
         self.reach(0.10, [a, b])
         victim = wait_until(lambda: b.worker_pids().get(1), 30, "worker 1 of node b")

@@ -187,13 +187,18 @@ def check_ledgers(folders, steps, microbatches):
     for step in range(steps):
         if step not in applied:
             raise Failure(f"no process has applied step {step}")
-        counts = contributed[step][max(applied[step])]
+        counts = contributed.get(step, {}).get(max(applied[step]), {})
         if sorted(counts) != list(range(microbatches)):
             raise Failure(f"step {step} was applied with microbatches {sorted(counts)} of {microbatches}")
         for tries in contributed[step].values():
             if any(counts[index] != samples for index, samples in tries.items()):
                 raise Failure(f"step {step}: two tries of one microbatch had different samples")
         order.append(tuple(counts[index] for index in range(microbatches)))
+    # Each epoch visits every sample once: what repeats does so only after all others were there.
+    samples = [sample for counts in order for part in counts for sample in part]
+    distinct = len(set(samples))
+    if len(set(samples[:distinct])) != distinct:
+        raise Failure(f"of {distinct} samples one came again before all had been seen")
     return order
 
 

@@ -1,12 +1,24 @@
 #include "examples/gpt/summary.h"
 
 #include <cstdio>
+#include <cstring>
 #include <fstream>
+#include <stdexcept>
 
 #include "examples/gpt/ngram.h"
 #include "runtime/base/bytes.h"
 
 namespace gpt {
+namespace {
+
+void write_file(const std::string& path, const char* bytes, size_t size) {
+  std::ofstream file(path, std::ios::binary);
+  file.write(bytes, static_cast<std::streamsize>(size));
+  file.close();
+  if (!file) throw std::runtime_error("cannot write " + path + "; is the disk full, or the folder missing?");
+}
+
+}  // namespace
 
 void print_summary(Model& model, std::span<const float> weights, const Corpus& corpus,
                    const SampleOptions& sample, float training_loss, const std::string& file) {
@@ -27,10 +39,8 @@ void print_summary(Model& model, std::span<const float> weights, const Corpus& c
       "{\"validation\": %.6f, \"bigram\": %.6f, \"trigram\": %.6f, \"training\": %.9g, \"words\": %zu, "
       "\"known\": %zu, \"weights\": \"%s\"}\n",
       loss, bigram, trigram, static_cast<double>(training_loss), words.words, words.known, digest.c_str());
-  std::ofstream(file) << json;
-  std::ofstream(file + ".weights", std::ios::binary)
-      .write(reinterpret_cast<const char*>(weights.data()),
-             static_cast<std::streamsize>(weights.size_bytes()));
+  write_file(file, json, std::strlen(json));
+  write_file(file + ".weights", reinterpret_cast<const char*>(weights.data()), weights.size_bytes());
 }
 
 }  // namespace gpt

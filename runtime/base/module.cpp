@@ -1,23 +1,28 @@
 #include "runtime/base/module.h"
 
 #include <dlfcn.h>
+#include <errno.h>
 #include <unistd.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <vector>
 
 namespace muster {
 namespace {
 
+// Absolute, without links. Of a program the loader knows only the name that it was called by, which may have
+// been looked up in PATH.
 std::string folder_of_this_object() {
   Dl_info info{};
-  if (dladdr(reinterpret_cast<const void*>(&load_module), &info) == 0 || info.dli_fname == nullptr)
-    return ".";
-  const std::string path = info.dli_fname;
-  const size_t slash = path.rfind('/');
-  return slash == std::string::npos ? "." : path.substr(0, slash);
+  if (dladdr(reinterpret_cast<const void*>(&load_module), &info) == 0 || info.dli_fname == nullptr) return "";
+  const bool is_program = std::strcmp(info.dli_fname, program_invocation_name) == 0;
+  const std::unique_ptr<char, decltype(&std::free)> path(
+      realpath(is_program ? "/proc/self/exe" : info.dli_fname, nullptr), &std::free);
+  return path ? std::string(path.get(), std::strrchr(path.get(), '/')) : "";
 }
 
 std::vector<std::string> candidates(const std::string& file) {
@@ -25,9 +30,11 @@ std::vector<std::string> candidates(const std::string& file) {
   if (const char* folder = std::getenv("MUSTER_MODULE_PATH"))
     paths.push_back(std::string(folder) + "/" + file);
   const std::string here = folder_of_this_object();
+  if (here.empty()) return paths;
   paths.push_back(here + "/" + file);
   paths.push_back(here + "/muster/" + file);
-  paths.push_back(here + "/../lib/" + file);
+  paths.push_back(here + "/../lib/" + file);                       // the command of a build tree
+  paths.push_back(here + "/../" MUSTER_LIBDIR "/muster/" + file);  // and of an installed one
   return paths;
 }
 

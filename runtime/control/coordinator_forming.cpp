@@ -44,7 +44,8 @@ void Coordinator::State::on(NodeId from, MemberId, const NodeHello& hello) {
   to_node(from, NodeWelcome{stored, limits.heartbeat_every, term});
   tell_neighbours(from);
   send_eviction(from);
-  if (came_back) resume_node(node);
+  if (known) save_messages_lost(node);
+  if (came_back && phase != Phase::kEnded) resume_node(node);
 }
 
 // Whom to meet should this leader be lost (rule 12): a few that came first, so that thousands of nodes do not

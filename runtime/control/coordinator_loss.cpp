@@ -179,7 +179,9 @@ void Coordinator::State::evict_members(const std::vector<MemberId>& ids, const s
 void Coordinator::State::on(NodeId, MemberId id, const Suspect& suspect) {
   if (suspect.generation != view.generation || !in_view(id)) return;
   if (phase != Phase::kRunning && phase != Phase::kInstalling) return;
-  for (MemberId suspected : suspect.members) suspects[suspected].insert(id);
+  for (MemberId suspected : suspect.members) {
+    if (in_view(suspected) && lives(suspected)) suspects[suspected].insert(id);
+  }
   suspect_why = named(id) + ": " + suspect.why;
   if (suspect_at == kNever) suspect_at = now + limits.suspect_wait;
 }

@@ -120,6 +120,28 @@ void Coordinator::State::save_member_lost(MemberId id) {
   }
 }
 
+// A node has connected anew: what was under way to and from its members is lost, and a vote is not said
+// twice. Such a save fails at once, so that nothing, least of all a stop-save, waits for it until its
+// deadline. Publishing is asked for again; it never overwrites.
+void Coordinator::State::save_messages_lost(const NodeRecord& node) {
+  const auto behind_it = [&](MemberId id) { return lives(id) && members.at(id).member.node == node.id; };
+  std::vector<uint64_t> failed;
+  std::vector<uint64_t> unpublished;
+  for (const auto& [save_id, save] : saves) {
+    const bool vote_missing =
+        !save.all_voted && std::any_of(save.participants.begin(), save.participants.end(), [&](MemberId id) {
+          return behind_it(id) && !save.records.contains(id);
+        });
+    if (vote_missing) failed.push_back(save_id);
+    if (save.all_voted && behind_it(save.publisher)) unpublished.push_back(save_id);
+  }
+  for (uint64_t save_id : failed)
+    close_save(save_id, false, "node " + node.name + " connected anew before all had voted");
+  for (uint64_t save_id : unpublished) {
+    if (saves.contains(save_id)) publish(saves.at(save_id));
+  }
+}
+
 void Coordinator::State::fail_unvoted_saves(const std::string& why) {
   std::vector<uint64_t> unvoted;
   for (const auto& [id, save] : saves) {

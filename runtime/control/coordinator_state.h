@@ -293,6 +293,7 @@ struct Coordinator::State {
   void publish(Save& save);
   void close_save(uint64_t id, bool durable, const std::string& why);
   void saves_overdue();
+  void save_messages_lost(const NodeRecord& node);
   void fail_unvoted_saves(const std::string& why);
 
   // ---- stop

@@ -193,7 +193,7 @@ void MemberCore::State::on(const Go& go, MemberActions& out) {
 void MemberCore::State::end(int exit_code, std::string why, MemberActions& out) {
   if (ended) return;
   ended = LeaveLoop{exit_code, std::move(why)};
-  if (!revoked) out.push_back(RevokeGroup{newest(), ended->why});
+  if (!revoked || pending) out.push_back(RevokeGroup{newest(), ended->why});
   out.push_back(*ended);
 }
 

@@ -36,6 +36,7 @@ struct Slot {
   std::set<uint64_t> lessons;
   Instant spawned_at = 0;
   Instant heard_at = kNever;  // kNever until its hello
+  bool link_open = false;     // since its hello: heartbeats come, whatever the program does
   Instant respawn_at = kNever;
   Instant kill_at = kNever;
   std::string kill_at_why;
@@ -43,6 +44,9 @@ struct Slot {
   bool dies_young = false;  // its newest run ended within quick_death, and so did all before
   bool lived = false;
   std::string kill_why;
+
+  // A program that has left its session evaluates and exports without a word.
+  bool is_heard() const { return !leaving || link_open; }
 };
 
 }  // namespace
@@ -123,7 +127,7 @@ struct NodeCore::State {
   void begin_ending(int exit_code, std::string why);
   void note_deadline(Duration time_left);
   void finish_by_notice();
-  void note_cut_short();
+  void note_bad_end(const Slot& slot, int code, const std::string& how);
   void tell_end(uint32_t local_rank);
   void end_before_its_hello(uint32_t local_rank);
   void finish_if_empty();
@@ -285,13 +289,21 @@ void NodeCore::State::finish_by_notice() {
   if (!term_sent) term_at = std::min(finish_by, std::max(now, kill_all_at - limits.kill_grace));
 }
 
-// What a program is killed in is no success; one that ends well all the same is.
-void NodeCore::State::note_cut_short() {
-  if (!finishing || !term_sent) return;
-  ending->exit_code = hurried ? kExitRequeue : 1;
-  ending->why =
-      hurried ? "a notice came before a worker had ended; every step is saved, start again to do the rest"
-              : "a worker had not ended within --finish-grace of the last step";
+// What a program fails in after the last step, or is killed in, is no success; one that ends well all the
+// same is. Every step is saved, so the next launch does the rest of what was killed from outside.
+void NodeCore::State::note_bad_end(const Slot& slot, int code, const std::string& how) {
+  if (!finishing || ending->exit_code != 0) return;
+  if (term_sent) {
+    ending->exit_code = hurried ? kExitRequeue : 1;
+    ending->why =
+        hurried ? "a notice came before a worker had ended; every step is saved, start again to do the rest"
+                : "a worker had not ended within --finish-grace of the last step";
+  } else if (slot.leaving) {  // others were told to requeue, or took no part
+    const bool killed = code == 128 + SIGKILL;
+    ending->exit_code = killed ? kExitRequeue : code;
+    ending->why = "a worker " + how + " after the last step; every step is saved" +
+                  (killed ? ", start again to do the rest" : "");
+  }
 }
 
 // The leader has told the members that it knew. One that it had excluded, or never heard of, would else wait
@@ -415,7 +427,7 @@ void NodeCore::State::process_ended(uint32_t local_rank, int code, const std::st
   const auto ends_well = [](int candidate) { return candidate == 0 || candidate == kExitRequeue; };
   message.orderly = said_so && ends_well(meant) && ends_well(code);
   say(EventKind::kWorkerEnded, message.why, local_rank, code);
-  if (code != 0) note_cut_short();
+  if (code != 0) note_bad_end(slot, code, why);
   decide_restart(local_rank, message.exit_code, message);
   for (auto& [generation, waiting] : evictions) waiting.erase(slot.member);
   slot.kill_why.clear();
@@ -484,6 +496,7 @@ void NodeCore::State::from_worker(uint32_t local_rank, const Message& message) {
   if (const auto* hello_message = std::get_if<MemberHello>(&message)) {
     slot.member = hello_message->member.id;
     slot.hello = *hello_message;
+    slot.link_open = true;
     if (ending) {
       slot.kill_at = kNever;  // it has joined after all, and its silence is measured from now on
       tell_end(local_rank);
@@ -519,7 +532,7 @@ void NodeCore::State::tick_slots() {
     if (slot.phase != Slot::kRunning) continue;
     if (now >= slot.kill_at) kill(local_rank, slot.kill_at_why);
     const bool silent = slot.heard_at != kNever && now - slot.heard_at >= limits.worker_silence;
-    if (silent && !slot.leaving) {
+    if (silent && slot.is_heard()) {
       slot.heard_at = now;
       kill(local_rank, "silent for longer than the deadline");
     }
@@ -730,6 +743,7 @@ Actions NodeCore::from_worker(Instant now, uint32_t local_rank, const Message& m
 Actions NodeCore::worker_link_closed(Instant now, uint32_t local_rank) {
   state_->advance_to(now);
   Slot& slot = state_->slots.at(local_rank);
+  slot.link_open = false;
   if (slot.phase == Slot::kRunning && slot.member != 0 && !slot.leaving)
     state_->kill_later(slot, kLinkGrace, "it closed its control link and went on");
   return state_->take();
@@ -776,7 +790,7 @@ Instant NodeCore::next_deadline() const {
     if (slot.phase == Slot::kIdle && !state.ending) next = std::min(next, slot.respawn_at);
     if (slot.phase != Slot::kRunning) continue;
     next = std::min(next, slot.kill_at);
-    if (slot.heard_at != kNever && !slot.leaving) {
+    if (slot.heard_at != kNever && slot.is_heard()) {
       next = std::min({next, slot.heard_at + state.limits.worker_silence, state.now + state.longest_pause()});
     }
   }

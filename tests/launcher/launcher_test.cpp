@@ -287,6 +287,14 @@ TEST_F(Launcher, AProgramThatHangsAfterItsLastStepIsEndedByFinishGrace) {
   EXPECT_THAT(agent.said(), HasSubstr("had not ended within --finish-grace of the last step"));
 }
 
+TEST_F(Launcher, AProgramThatFailsAfterItsLastStepFailsTheJob) {
+  Words words = hanging_after("3");
+  words.back().replace(words.back().find("sleep 1000"), 10, "exit 3");
+  AgentProcess agent(run({}, words));
+  EXPECT_EQ(agent.wait(), 3) << agent.said();
+  EXPECT_THAT(agent.said(), HasSubstr("exited with code 3 after the last step"));
+}
+
 TEST_F(Launcher, ANoticeAfterTheLastStepEndsAProgramThatHangs) {
   AgentProcess agent(run({"--grace", "20"}, hanging_after("3")));
   ASSERT_TRUE(agent.says("the loop is over")) << agent.said();

@@ -24,6 +24,15 @@ read -ra cflags <<<"$(pkg-config --cflags --libs muster)"
 "${CC:-gcc}" -std=c11 -Wall -Wextra -Werror -pedantic "${flags[@]}" "$here/consumer.c" "${cflags[@]}" -o "$work/consumer_c"
 "$work/consumer_c" || fail "the C consumer ended with $?"
 
+# The command finds its modules from where it is installed, and not from where it is called.
+(
+  cd "$work"
+  unset MUSTER_MODULE_PATH
+  PATH=$work/prefix/bin:$PATH
+  if muster info | grep missing | grep -v "module cuda"; then fail "the installed muster does not find its modules"; fi
+  muster run --quiet -- "$work/consumer_c" || fail "the installed muster run ended with $?"
+)
+
 mkdir "$work/cpp"
 cat >"$work/cpp/CMakeLists.txt" <<CMAKE
 cmake_minimum_required(VERSION 3.25)

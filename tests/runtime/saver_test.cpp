@@ -252,6 +252,30 @@ TEST_F(SaverTest, CheckpointsOfWhichNoneCanBeUsedAreNoEmptyFolder) {
   EXPECT_THAT(told(EventKind::kVersionRejected), ::testing::HasSubstr("manifest.json is a named pipe"));
 }
 
+// Its word was lost, or it died before it could say so: the save stands, and the next publisher says so.
+TEST_F(SaverTest, ASaveThatIsPublishedAlreadyIsPublished) {
+  write(111);
+  const auto vote = said<SaveVote>(211);
+  messages_.clear();
+  saver_->publish({211, {vote->record}});
+  const auto again = said<SavePublished>(211);
+  ASSERT_TRUE(again);
+  EXPECT_TRUE(again->published) << again->why;
+}
+
+// Opened by a member that was sooner, and closed before this rank came to the version.
+TEST_F(SaverTest, ASaveThatWasClosedBeforeItsVersionCameDoesNotTakeTheNextOnesPlace) {
+  saver_->hold(111, false);
+  saver_->release();
+  SaveOpen open;
+  open.save = 1;
+  open.version = 112;
+  open.participants = {kSelf};
+  saver_->open(open, kSelf);
+  saver_->closed({1, false, "a participant was lost", 112});
+  write(112);
+}
+
 TEST_F(SaverTest, AFailedSaveSaysWhyAndHarmsNoOther) {
   write(111);
   close(111);

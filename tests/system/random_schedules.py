@@ -31,7 +31,8 @@ def draw(seed):
     moment after the one before it, so that losses fall into recoveries too."""
     chance = random.Random(seed)
     actions = []
-    kinds = ["kill worker"] * 4 + ["freeze worker"] * 2 + ["thaw worker"] + ["kill node"] * 2 + ["join node"] * 3 + ["preempt"]
+    kinds = (["kill worker"] * 4 + ["freeze worker"] * 2 + ["thaw worker"] + ["kill node"] * 2 + ["freeze node"] + ["join node"] * 3 +
+             ["preempt"])
     for _ in range(chance.randint(2, 6)):
         when = ("share", chance.uniform(0.02, 0.85)) if chance.random() < 0.6 else ("moment", chance.uniform(0, 0.5))
         actions.append({"kind": chance.choice(kinds), "when": when, "pick": chance.random(),
@@ -51,6 +52,7 @@ class Schedule:
         self.checkpoints, self.summary = self.job.folder / "checkpoints", self.job.folder / "summary.json"
         self.agents, self.log, self.frozen = [], [], []  # living agents; what was done; (time, pid, agent) to watch
         self.step, self.moved, self.names, self.base = 0, time.monotonic(), 0, 0
+        self.late = False  # something was done to the end: what a worker has then still to do is the next launch's
         self.began = time.monotonic()
 
     def say(self, text):
@@ -146,6 +148,14 @@ class Schedule:
                 agent.kill_node()
                 self.agents.remove(agent)
                 self.say(f"killed node {agent.name}")
+        elif kind == "freeze node":
+            # As a machine that stops: the others go on, and nothing it does when it wakes counts.
+            if agent := self.pick(action, [agent for agent in self.agents[1:] if agent.alive()]):
+                frozen_s = 7 * action["frozen_s"]  # longer than --node-silence now and then
+                agent.signal_node(signal.SIGSTOP)
+                time.sleep(frozen_s)
+                agent.signal_node(signal.SIGCONT)
+                self.say(f"froze node {agent.name} for {frozen_s:.2f} s")
         elif kind == "join node":
             if sum(agent.alive() for agent in self.agents) < NODES:
                 self.start(action["workers"][0])
@@ -178,7 +188,7 @@ class Schedule:
         joined = {event["text"] for event in self.agents[0].events() if event["event"] == "node joined"}
         for agent in self.agents[1:]:
             other = agent.wait(1)
-            told_to_go = self.preempted and other == REQUEUE
+            told_to_go = (self.preempted or self.late) and other == REQUEUE
             if other != code and not told_to_go and (agent.name in joined or other not in (REQUEUE, -signal.SIGTERM)):
                 raise Failure(f"node {agent.name} ended with {other}, node a with {code}; its last lines:\n" +
                               "\n".join(agent.lines[-10:]))
@@ -191,6 +201,11 @@ class Schedule:
             self.watch()
             time.sleep(0.01)
         code = self.codes()
+        if self.late and REQUEUE in [agent.wait(1) for agent in self.agents]:
+            self.say("a worker was killed after the last step; launches once more for what it had still to do")
+            self.late = False
+            self.launch(1, [2])
+            return self.finish()
         if code != 0:
             raise Failure(f"the job ended with {code} without a reason for it; last lines:\n" +
                           "\n".join(self.agents[0].lines[-20:]))
@@ -209,10 +224,10 @@ class Schedule:
         done = 0
         for action in self.plan["actions"]:
             self.wait_for(action)
-            # The last steps are left in peace: a worker killed while it leaves ends the job with another code.
-            if self.over() or self.step >= self.steps - 8:
+            if self.over():
                 break
             self.act(action)
+            self.late = self.late or self.step >= self.steps - 8
             done += 1
             if self.over() and self.agents[0].wait(1) == 0:
                 break

@@ -639,6 +639,34 @@ TEST_F(Saving, SurvivesAViewChangeUnlessAParticipantIsLostBeforeItVoted) {
   EXPECT_EQ(sent<SavePublish>(last)[0].first, 200u);
 }
 
+// A vote is not said twice: what waited for one until the save's deadline was the stop-save of a notice.
+TEST_F(Saving, AVoteThatAConnectionTookWithItFailsTheSaveAtOnce) {
+  form(2, 1);
+  say(1, 100, SaveDue{leader->view().generation, 10});
+  const uint64_t save = sent<SaveOpen>(last)[0].second.save;
+  say(1, 100, SaveVote{save, true, {}, ""});
+  last.clear();
+  carry(leader->disconnected(now, 2, "reset by peer"));
+  node_comes(2, 1);
+  const auto closed = sent<SaveClosed>(last);
+  ASSERT_EQ(closed.size(), 2u);
+  EXPECT_EQ(closed[0].second.save, save);
+  EXPECT_FALSE(closed[0].second.durable);
+}
+
+TEST_F(Saving, APublisherThatConnectsAnewIsAskedAgain) {
+  form(2, 1);
+  say(1, 100, SaveDue{leader->view().generation, 10});
+  const uint64_t save = sent<SaveOpen>(last)[0].second.save;
+  say(2, 200, SaveVote{save, true, {}, ""});
+  say(1, 100, SaveVote{save, true, {}, ""});
+  last.clear();
+  carry(leader->disconnected(now, 1, "reset by peer"));
+  node_comes(1, 1);
+  ASSERT_EQ(sent<SavePublish>(last).size(), 1u);
+  EXPECT_EQ(sent<SavePublish>(last)[0].first, 100u);
+}
+
 TEST_F(Saving, DeathBeforeTheVoteFailsThatSaveAlone) {
   form(2, 1);
   say(1, 100, SaveDue{leader->view().generation, 10});

@@ -126,6 +126,31 @@ TEST_F(MemberTest, StagedStateOfARevokedViewIsDropped) {
   EXPECT_FALSE(core->open_install(gen(2)).granted);
 }
 
+// The process that forms a view would else wait for mates that have ended, while its agent wants it gone.
+TEST_F(MemberTest, TheEndRevokesAViewThatIsBeingFormed) {
+  agree(1);
+  Install install;
+  install.view = view_of(2, 0);
+  core->receive(now, install);
+  const auto revoked = all_of_kind<RevokeGroup>(core->receive(now, End{78, "another state"}));
+  ASSERT_EQ(revoked.size(), 1u);
+  EXPECT_EQ(revoked[0].generation, gen(2));
+}
+
+// A report for a stop-save is out when the program comes to install what the view brought: it may try again.
+TEST_F(MemberTest, AnInstallationThatWasRefusedIsGrantedOnceTheStopSaveIsOpen) {
+  enter(2, 5, {{200, 100}});
+  ASSERT_TRUE(core->install_due());
+  const MemberActions asked = agree(2, false);
+  EXPECT_FALSE(core->open_install(gen(2)).granted);
+  EXPECT_TRUE(core->install_due());
+  SaveOpen save;
+  save.version = 5;
+  save.stop = true;
+  core->receive(now, save);
+  EXPECT_TRUE(core->open_install(gen(2)).granted);
+}
+
 TEST_F(MemberTest, OpenInstallationDelaysTheReport) {
   agree(1);
   core->digest_ready(0, digest_at(0));

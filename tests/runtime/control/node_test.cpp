@@ -205,6 +205,10 @@ class FinishedTest : public NodeTest {
     core->from_worker(now, 0, Leaving{0, 10, "done"});
     core->from_leader(now, {0, EndJob{0, "done"}});
   }
+  void finish_and_leave() {
+    finish_training();
+    core->worker_link_closed(now, 0);
+  }
   // The signal that is due at `at`, and not a moment before.
   int signal_at(Instant at) {
     EXPECT_LE(core->next_deadline(), at);
@@ -220,7 +224,7 @@ class FinishedTest : public NodeTest {
 };
 
 TEST_F(FinishedTest, ANoticeAfterTheLastStepLeavesAProgramItsTimeAndNoMore) {
-  finish_training();
+  finish_and_leave();
   core->notice(now, Scope::kNode, 0, 30 * kSecond, "SIGTERM");
   EXPECT_EQ(signal_at(now + 29 * kSecond - limits.kill_grace), SIGTERM);
   EXPECT_EQ(signal_at(now + 29 * kSecond), SIGKILL);
@@ -228,14 +232,55 @@ TEST_F(FinishedTest, ANoticeAfterTheLastStepLeavesAProgramItsTimeAndNoMore) {
 }
 
 TEST_F(FinishedTest, AProgramThatEndsWellUponSigtermHasEndedWell) {
-  finish_training();
+  finish_and_leave();
   core->notice(now, Scope::kNode, 0, 30 * kSecond, "SIGTERM");
   EXPECT_EQ(signal_at(now + 29 * kSecond - limits.kill_grace), SIGTERM);
   EXPECT_EQ(code_after(0), 0);
 }
 
-TEST_F(FinishedTest, ShortTimeIsUsedWhole) {
+// In its final evaluation, say. The scheduler must not be told that all is well.
+TEST_F(FinishedTest, AProgramThatFailsAfterTheLastStepHasNotEndedWell) {
+  finish_and_leave();
+  EXPECT_EQ(code_after(3), 3);
+}
+
+TEST_F(FinishedTest, OfAProgramThatWasKilledAfterTheLastStepTheNextLaunchDoesTheRest) {
+  finish_and_leave();
+  EXPECT_EQ(code_after(-9), 75);
+}
+
+TEST_F(NodeTest, AMemberWithoutTheLastStepThatIsToldToRequeueTakesNothingFromTheJobsSuccess) {
+  start(2);
+  hello(0, 50);
+  hello(1, 51);
+  core->from_worker(now, 0, Leaving{0, 10, "done"});
+  core->from_leader(now, {0, EndJob{0, "done"}});
+  core->worker_exited(now, 1, 75);
+  const auto finish = all_of_kind<Finish>(core->worker_exited(now, 0, 0));
+  ASSERT_EQ(finish.size(), 1u);
+  EXPECT_EQ(finish[0].exit_code, 0);
+}
+
+// Else a frozen one would be waited for through the finish grace.
+TEST_F(FinishedTest, AProgramIsHeardAsLongAsItsLinkIsOpen) {
   finish_training();
+  for (const int third : {1, 2}) core->tick(now + third * limits.worker_silence / 3);
+  const auto signals = all_of_kind<SignalWorker>(core->tick(now + limits.worker_silence));
+  ASSERT_EQ(signals.size(), 1u);
+  EXPECT_EQ(signals[0].signal, SIGKILL);
+  EXPECT_EQ(code_after(-9), 75);
+}
+
+TEST_F(FinishedTest, AProgramThatHasLeftItsSessionMayBeSilent) {
+  finish_training();
+  core->worker_link_closed(now, 0);
+  for (const int third : {1, 2, 3}) {
+    EXPECT_TRUE(all_of_kind<SignalWorker>(core->tick(now + third * limits.worker_silence / 3)).empty());
+  }
+}
+
+TEST_F(FinishedTest, ShortTimeIsUsedWhole) {
+  finish_and_leave();
   const auto signals = all_of_kind<SignalWorker>(
       (core->notice(now, Scope::kJob, 0, 3 * kSecond, "preempted"), core->tick(now)));
   ASSERT_EQ(signals.size(), 1u);
@@ -244,7 +289,7 @@ TEST_F(FinishedTest, ShortTimeIsUsedWhole) {
 }
 
 TEST_F(FinishedTest, WhereTheTimeIsNotKnownTheKillGraceCounts) {
-  finish_training();
+  finish_and_leave();
   core->notice(now, Scope::kNode, 0, -1, "SIGTERM");
   EXPECT_EQ(signal_at(now + limits.kill_grace - kSecond), SIGTERM);
   now += limits.kill_grace - kSecond;
@@ -254,7 +299,7 @@ TEST_F(FinishedTest, WhereTheTimeIsNotKnownTheKillGraceCounts) {
 
 // SIGUSR1 of Slurm comes before scontrol has told the time left.
 TEST_F(FinishedTest, AKnownDeadlineReplacesAGuess) {
-  finish_training();
+  finish_and_leave();
   core->notice(now, Scope::kNode, 0, -1, "SIGUSR1");
   now += 2 * kSecond;
   core->notice(now, Scope::kNode, 0, 300 * kSecond, "the time limit");
@@ -263,7 +308,7 @@ TEST_F(FinishedTest, AKnownDeadlineReplacesAGuess) {
 }
 
 TEST_F(FinishedTest, AGuessDoesNotShortenAKnownDeadline) {
-  finish_training();
+  finish_and_leave();
   core->notice(now, Scope::kNode, 0, 300 * kSecond, "the time limit");
   core->notice(now, Scope::kNode, 0, -1, "SIGUSR1");
   EXPECT_TRUE(all_of_kind<SignalWorker>(core->tick(now + 60 * kSecond)).empty());
@@ -293,14 +338,14 @@ TEST_F(FinishedTest, ANoticeBeforeTheLastStepCountsAsWell) {
 
 TEST_F(FinishedTest, AFarDeadlineDoesNotLengthenTheWait) {
   limits.finish_grace = 20 * kSecond;
-  finish_training();
+  finish_and_leave();
   core->notice(now, Scope::kNode, 0, 3600 * kSecond, "maintenance");
   EXPECT_EQ(signal_at(now + limits.finish_grace), SIGTERM);
   EXPECT_EQ(code_after(-15), 1);
 }
 
 TEST_F(FinishedTest, ANoticeToOneWorkerEndsNoOther) {
-  finish_training();
+  finish_and_leave();
   core->notice(now, Scope::kRank, 0, kSecond, "SIGTERM to a worker");
   EXPECT_TRUE(all_of_kind<SignalWorker>(core->tick(now + 60 * kSecond)).empty());
 }

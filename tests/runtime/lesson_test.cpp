@@ -1,0 +1,179 @@
+// A teacher and a learner on the real data plane (PROTOCOL 17): what arrives, and how a lesson ends.
+#include "runtime/lesson.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+
+#include "collectives/transport/in_process.h"
+#include "runtime/base/random.h"
+
+namespace muster {
+namespace {
+
+constexpr size_t kFloats = 300'000;  // several messages
+constexpr uint64_t kLesson = 4711;
+constexpr Duration kSoon = 20 * kSecond;
+
+// As lesson.cpp names its items.
+uint64_t tag_of(uint64_t item) { return mix64(kLesson ^ mix64(item)); }
+
+struct Process {
+  std::vector<float> weights = std::vector<float>(kFloats);
+  State state;
+  std::unique_ptr<Endpoint> endpoint;
+
+  Process(const std::shared_ptr<InProcessNetwork>& network, float value) {
+    for (size_t i = 0; i < kFloats; ++i) weights[i] = value + static_cast<float>(i % 1000);
+    EXPECT_TRUE(state.add_replicated("w", weights.data(), DType::kFloat32, {kFloats}).ok());
+    EndpointOptions options;
+    options.transport = network->make_transport();
+    options.shared_memory = false;
+    endpoint = Endpoint::create(std::move(options)).value();
+  }
+};
+
+class LessonTest : public ::testing::Test {
+ protected:
+  std::shared_ptr<InProcessNetwork> network = InProcessNetwork::create();
+  Process old{network, 1};
+  Process young{network, 2};
+  LessonLimits limits;
+  std::atomic<int> notices = 0;
+
+  control::Teach teach() const {
+    control::Teach message;
+    message.lesson = kLesson;
+    message.learner.contact = young.endpoint->contact();
+    return message;
+  }
+  control::Learn learn() const {
+    control::Learn message;
+    message.lesson = kLesson;
+    message.source.contact = old.endpoint->contact();
+    return message;
+  }
+  std::unique_ptr<Learner> learner(uint64_t state_bytes = kFloats * sizeof(float)) {
+    return std::make_unique<Learner>(
+        *young.endpoint, learn(), state_bytes, [this] { ++notices; }, limits);
+  }
+  template <typename Condition>
+  static bool soon(Condition condition) {
+    for (const Instant deadline = now() + kSoon; now() < deadline;) {
+      if (condition()) return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));  // two threads' progress; nothing to wait on
+    }
+    return condition();
+  }
+  std::optional<std::vector<float>> gradient(Learner& from, control::Version version) {
+    std::optional<std::vector<float>> found;
+    soon([&] { return (found = from.take_gradient(version)).has_value() || from.failure(); });
+    return found;
+  }
+  void send(uint64_t item, ByteSpan bytes) {
+    const PeerId peer = old.endpoint->peer(young.endpoint->contact()).value();
+    (void)old.endpoint->send(peer, tag_of(item), bytes, now() + kSoon).wait();
+  }
+};
+
+TEST_F(LessonTest, TheStateAndThenEachGradientArrive) {
+  Teacher teacher(*old.endpoint, old.state, limits);
+  const auto pupil = learner();
+  ASSERT_TRUE(teacher.begin(teach(), 7));
+  ASSERT_TRUE(soon([&] { return pupil->has_snapshot(); })) << pupil->failure().value_or("nothing came");
+  const auto snapshot = pupil->take_snapshot();
+  EXPECT_EQ(snapshot->version, 7);
+  ASSERT_TRUE(young.state.install(snapshot->bytes, kNever).ok());
+  EXPECT_EQ(young.state.digest(), old.state.digest());
+  for (control::Version version = 7; version < 10; ++version) {
+    const std::vector<float> sent = {1.0F, static_cast<float>(version)};
+    teacher.note(version, sent);
+    teacher.note(version, std::vector<float>{0, 0});  // the step is repeated under a new view: the same bits
+    EXPECT_EQ(gradient(*pupil, version), sent);
+  }
+  EXPECT_TRUE(pupil->level());
+  teacher.end(kLesson);
+  EXPECT_TRUE(soon([&] { return pupil->failure().has_value(); }));
+  EXPECT_EQ(pupil->failure(), "the teacher ended the lesson");
+}
+
+TEST_F(LessonTest, AStateOfAnotherSizeIsRefused) {
+  Teacher teacher(*old.endpoint, old.state, limits);
+  const auto pupil = learner(8);
+  ASSERT_TRUE(teacher.begin(teach(), 7));
+  ASSERT_TRUE(soon([&] { return pupil->failure().has_value(); }));
+  EXPECT_THAT(*pupil->failure(), ::testing::HasSubstr("this process registered 8"));
+}
+
+TEST_F(LessonTest, BytesThatDoNotMatchTheirDigestAreNeverInstalled) {
+  const auto pupil = learner();
+  ByteBuffer state(kFloats * sizeof(float));
+  const LessonHeader header{7, state.size(), digest_of(ByteSpan(state))};
+  state[5] = std::byte{1};
+  send(0, bytes_of(header));
+  send(1, state);
+  ASSERT_TRUE(soon([&] { return pupil->failure().has_value(); }));
+  EXPECT_THAT(*pupil->failure(), ::testing::HasSubstr("does not match its digest"));
+  EXPECT_FALSE(pupil->has_snapshot());
+}
+
+TEST_F(LessonTest, ATeachersDeathEndsTheLesson) {
+  const auto pupil = learner();
+  const LessonHeader header{7, kFloats * sizeof(float), {}};
+  send(0, bytes_of(header));
+  network->kill(0);
+  EXPECT_TRUE(soon([&] { return pupil->failure().has_value(); }));
+}
+
+// Else its memory would fill at the speed of the network.
+TEST_F(LessonTest, ALearnerThatFallsTooFarBehindBeginsAgain) {
+  limits.log_bytes_max = 4 * kFloats * sizeof(float);
+  Teacher teacher(*old.endpoint, old.state);
+  const auto pupil = learner();
+  ASSERT_TRUE(teacher.begin(teach(), 0));
+  const std::vector<float> big(kFloats, 1.0F);
+  for (control::Version version = 0; version < 2; ++version) teacher.note(version, big);
+  EXPECT_EQ(gradient(*pupil, 0), big);
+  EXPECT_EQ(gradient(*pupil, 1), big) << "what was taken does not count";
+  for (control::Version version = 2; version < 7; ++version) teacher.note(version, big);
+  ASSERT_TRUE(soon([&] { return pupil->failure().has_value(); }));
+  EXPECT_THAT(*pupil->failure(), ::testing::HasSubstr("falls behind"));
+}
+
+// The run was destroyed in the middle of the state: what comes after must not touch the memory given back,
+// which the address sanitizer sees.
+TEST_F(LessonTest, ALearnerThatGoesLeavesNothingBehindThatIsStillWrittenTo) {
+  auto pupil = learner();
+  ByteBuffer state(kFloats * sizeof(float), std::byte{3});
+  const LessonHeader header{7, state.size(), digest_of(ByteSpan(state))};
+  send(0, bytes_of(header));
+  // Its receive of the state stands when a part of it has been taken.
+  const PeerId peer = old.endpoint->peer(young.endpoint->contact()).value();
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));  // whichever side comes first is right as well
+  pupil.reset();
+  const Work late = old.endpoint->send(peer, tag_of(1), state, now() + kSecond);
+  (void)late.wait();
+  EXPECT_EQ(notices, 1) << "of its end";
+}
+
+TEST(CancelledTransfer, EndsAtOnceAndTouchesItsMemoryNoMore) {
+  const auto network = InProcessNetwork::create();
+  Process one(network, 1);
+  Process other(network, 2);
+  ByteBuffer memory(1 << 20, std::byte{9});
+  const PeerId peer = other.endpoint->peer(one.endpoint->contact()).value();
+  const Work receive = other.endpoint->recv(peer, 5, memory, kNever);
+  other.endpoint->cancel(receive);
+  EXPECT_TRUE(receive.test());
+  EXPECT_EQ(receive.wait().error().code, ErrorCode::kEnded);
+  const ByteBuffer bytes(1 << 20);
+  const PeerId back = one.endpoint->peer(other.endpoint->contact()).value();
+  (void)one.endpoint->send(back, 5, bytes, now() + 100 * kMillisecond).wait();
+  EXPECT_EQ(memory[0], std::byte{9});
+  other.endpoint->cancel(receive);  // again: nothing
+}
+
+}  // namespace
+}  // namespace muster
