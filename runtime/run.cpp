@@ -181,6 +181,7 @@ bool Run::entered_new_view(Lock& lock) {
     open_stop_save();
   }
   view_ = entered.view;
+  saver_.get_ready(static_cast<uint32_t>(group_->rank()), static_cast<uint32_t>(group_->size()));
   group_failed_ = false;
   leaving_said_ = false;
   std::unique_ptr<Learner> graduated = std::move(learner_);
