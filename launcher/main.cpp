@@ -8,7 +8,9 @@
 #include "launcher/http.h"
 #include "launcher/run.h"
 #include "launcher/sim.h"
+#include "runtime/base/files.h"
 #include "runtime/base/module.h"
+#include "runtime/notice/account.h"
 
 namespace {
 
@@ -133,6 +135,20 @@ int give_notice(const NoticeFlags& flags) {
   return 0;
 }
 
+// ---- muster account: what the launches of a job have written with --account, for people.
+
+constexpr uint64_t kAccountBytesMax = 64 << 20;
+
+int show_account(const std::string& path) {
+  const auto bytes = read_file(real_files(), path, kAccountBytesMax);
+  if (!bytes.ok())
+    return fail(bytes.error().message + "; name the file that muster run was given as --account");
+  const auto launches = notice::read_account({reinterpret_cast<const char*>(bytes->data()), bytes->size()});
+  if (launches.empty()) return fail(path + " holds no account of a job, as --account keeps it");
+  std::printf("%s", notice::account_report(launches).c_str());
+  return 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -151,6 +167,10 @@ int main(int argc, char** argv) {
   flags.add_to(*run_command);
   NoticeFlags notice_flags;
   CLI::App* notice_command = notice_flags.add_to(app);
+  std::string account_path;
+  CLI::App* account_command =
+      app.add_subcommand("account", "print what preemptions have cost a job, launch by launch");
+  account_command->add_option("file", account_path, "that muster run was given as --account")->required();
   CLI::App* info_command = app.add_subcommand("info", "print the version and the modules found");
   launcher::CkptCommand ckpt;
   ckpt.add_to(app);
@@ -163,6 +183,7 @@ int main(int argc, char** argv) {
   }
   if (ckpt.parsed()) return ckpt.run();
   if (notice_command->parsed()) return give_notice(notice_flags);
+  if (account_command->parsed()) return show_account(account_path);
   if (sim_command.parsed()) return sim_command.run();
   return info_command->parsed() ? info() : run(*run_command, flags, program);
 }

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -61,14 +62,17 @@ struct Plan {
 Status check_notices(const OptionValues& values, Plan& plan) {
   std::istringstream words(values.text("notices"));
   for (std::string word; std::getline(words, word, ',');) {
-    if (word != "aws" && word != "gcp" && word != "azure" && word != "slurm") {
-      const std::string known[] = {"aws", "gcp", "azure", "slurm"};
+    const std::string known[] = {"aws", "gcp", "azure", "slurm", "pbs", "lsf"};
+    if (std::find(std::begin(known), std::end(known), word) == std::end(known))
       return misuse("--notices has '" + word + "'" + suggestion(word, known) +
-                    "; it takes aws, gcp, azure and slurm, with commas between");
+                    "; it takes aws, gcp, azure, slurm, pbs and lsf, with commas between");
+    const std::pair<const char*, const char*> jobs[] = {
+        {"slurm", "SLURMD_NODENAME"}, {"pbs", "PBS_JOBID"}, {"lsf", "LSB_JOBID"}};
+    for (const auto& [scheduler, variable] : jobs) {
+      if (word == scheduler && getenv(variable) == nullptr)
+        return misuse("--notices has " + word + ", and this is no job of it (" + variable +
+                      " is not set); leave it out");
     }
-    if (word == "slurm" && getenv("SLURMD_NODENAME") == nullptr)
-      return misuse(
-          "--notices has slurm, and this is no Slurm job (SLURMD_NODENAME is not set); leave it out");
     plan.clouds.push_back(word);
   }
   return ok();
@@ -84,10 +88,6 @@ Status check_rendezvous(const OptionValues& values, Plan& plan) {
   }
   if (is_etcd(values.text("rdzv"))) {
     MUSTER_ASSIGN(plan.etcd, parse_etcd(values.text("rdzv")));
-    if (!values.text("account").empty())
-      return misuse(
-          "--account is kept by the agent that leads from the first step to the last; with etcd that "
-          "may be another at any time: leave it out");
   } else {
     MUSTER_ASSIGN(plan.rendezvous, parse_host_port(values.text("rdzv")));
   }
@@ -130,6 +130,12 @@ Result<Plan> make_plan(const OptionValues& values, std::vector<std::string> comm
 void open_standard_streams() {
   for (int fd = 0; fd <= 2; ++fd)
     if (fcntl(fd, F_GETFD) < 0) (void)!open("/dev/null", fd == 0 ? O_RDONLY : O_WRONLY);
+}
+
+std::string hex_of(uint64_t number) {
+  char text[17];
+  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(number));
+  return text;
 }
 
 const char* name_of_signal(uint32_t number) {
@@ -320,6 +326,10 @@ class Agent {
       if (cloud == "slurm")
         watch(notice::Source::kSlurm, values_.duration("drain-every"),
               ask_slurm_drain(getenv("SLURMD_NODENAME")));
+      if (cloud == "pbs")
+        watch(notice::Source::kPbs, values_.duration("drain-every"), ask_pbs_limit(getenv("PBS_JOBID")));
+      if (cloud == "lsf")
+        watch(notice::Source::kLsf, values_.duration("drain-every"), ask_lsf_limit(getenv("LSB_JOBID")));
       if (cloud == "azure") watch(notice::Source::kAzure, kAskCloudEvery, ask_azure(link_local));
     }
     if (values_.is_set("notice-file"))
@@ -403,31 +413,43 @@ class Agent {
     requeue_deadline_ = now() + kRequeueWait;
     slurm_->requeue(cancelled_, progressed_, [this](bool asked, const std::string& words) {
       requeue_deadline_ = 0;
-      if (account_sink_)
-        output_.write(*account_sink_, notice::Account::requeue_line(wall_time_ms(), asked, words));
+      if (account_sink_ && account_)
+        output_.write(*account_sink_, account_->requeue_line(wall_time_ms(), asked, words));
       printer_.say(words);
     });
   }
 
-  // ---- what preemptions cost: kept by the agent with the store, which hears of every save
+  // ---- what preemptions cost: kept by the agent that leads, which hears of every save. What the agents
+  // before it wrote is read when this one starts, and at its end, but not while others wait for it to lead.
 
   void open_account() {
-    if (!leader_) return;
-    std::string before;
-    const std::string path = values_.text("account");
-    if (!path.empty()) {
-      auto sink = output_.open_file(path);
+    if (!leader_ && plan_.etcd.empty()) return;
+    if (!values_.text("account").empty()) {
+      auto sink = output_.open_file(values_.text("account"));
       // What a job costs is worth less than the job.
       if (sink.ok())
         account_sink_ = *std::move(sink);
       else
         printer_.say("no account is kept: " + sink.error().message);
-      const auto read = read_file(real_files(), path, kAccountBytesMax);
-      if (!read.ok()) printer_.say("what the launches before cost is not known: " + read.error().message);
-      if (read.ok()) before.assign(reinterpret_cast<const char*>(read->data()), read->size());
     }
-    account_.emplace(notice::read_account(before), notice::Moment{now(), wall_time_ms()});
-    const bool torn = !before.empty() && before.back() != '\n';  // by a launch that was killed
+    account_before_ = read_account_file();
+    if (leader_) begin_account({});
+  }
+
+  std::string read_account_file() {
+    const std::string path = values_.text("account");
+    if (path.empty()) return "";
+    const auto read = read_file(real_files(), path, kAccountBytesMax);
+    if (!read.ok()) printer_.say("what the launches before cost is not known: " + read.error().message);
+    return read.ok() ? std::string(reinterpret_cast<const char*>(read->data()), read->size()) : "";
+  }
+
+  void begin_account(notice::AccountKey self) {
+    account_self_ = self;
+    account_.emplace(notice::read_account(account_before_, self), notice::Moment{now(), wall_time_ms()},
+                     self);
+    // By a launch that was killed.
+    const bool torn = !account_before_.empty() && account_before_.back() != '\n';
     if (account_sink_) output_.write(*account_sink_, (torn ? "\n" : "") + account_->began_line());
   }
 
@@ -436,8 +458,16 @@ class Agent {
     if (auto entry = account_->note(event, wall_time_ms())) show_cost(*entry);
   }
 
+  // By the agent that led last. One that led before leaves it to the next.
+  void end_account(Instant at) {
+    if (!account_) return;
+    if (!account_self_.run.empty())
+      account_->reread(notice::read_account(read_account_file(), account_self_));
+    show_cost(account_->ended({at, wall_time_ms()}, exit_code_.value_or(kExitRequeue), saved_));
+  }
+
   void show_cost(const notice::Account::Entry& entry) {
-    if (account_sink_) output_.write(*account_sink_, entry.line);
+    if (account_sink_ && !entry.line.empty()) output_.write(*account_sink_, entry.line);
     if (!entry.event.text.empty()) printer_.show("agent", entry.event);
   }
 
@@ -548,6 +578,9 @@ class Agent {
       const bool leaves = board_.acted() || signalled_ || end_deadline_ != 0;
       if (standing->what == Standing::kVacant && !leaves) return campaign(incarnation, answer);
       LeaderPlace place;
+      // If this one led before, the next keeps the account.
+      const bool own = standing->what == Standing::kLed && standing->leader.node == id_;
+      if (standing->what != Standing::kVacant && standing->what != Standing::kWait && !own) account_.reset();
       if (standing->what == Standing::kLed) {
         place.address = {standing->leader.host, standing->leader.port, plan_.secret};
       } else if (standing->what == Standing::kEnded) {
@@ -593,6 +626,7 @@ class Agent {
       }
       takeover.view = std::move(view).value();
     }
+    begin_account({hex_of(won.incarnation), won.term});
     printer_.say("leads, as leader " + std::to_string(won.term) + " of this run" +
                  (won.view.empty() ? "" : ", from generation " + to_string(takeover.view.generation)));
     start_leader(election_->store_of(won), std::move(takeover));
@@ -614,8 +648,8 @@ class Agent {
   // ---- the node
 
   void start_node() {
-    const control::NodeId id = random_nonce();
     const EventSink sink = [this](const Event& event) {
+      if (event.kind == EventKind::kRescued) saved_ = std::max(saved_, event.version);
       account(event);
       trained_ = trained_ || (event.kind == EventKind::kJobEnded && event.amount == 0);
       printer_.show("agent", event);
@@ -623,7 +657,7 @@ class Agent {
     ProcessOptions processes;
     processes.command = plan_.command;
     processes.node_name = plan_.node_name;
-    processes.node = id;
+    processes.node = id_;
     processes.workers = static_cast<uint32_t>(values_.integer("nproc"));
     processes.job = plan_.secret.job;
     processes.variables = values_.durations_as_variables();
@@ -633,7 +667,7 @@ class Agent {
     processes_ = workers.get();
 
     NodeOptions options;
-    options.id = id;
+    options.id = id_;
     options.name = plan_.node_name;
     options.job = plan_.secret.job;
     options.limits = node_limits(values_);
@@ -713,6 +747,7 @@ class Agent {
     // Its node's part is over and the job's is not: others lead as well.
     if (node_finished_ && leader_ && election_ && !leader_ends_) {
       leader_.reset();
+      account_.reset();
       election_->resign(0);
     }
     if (node_finished_ && (!leader_ || leader_finished_)) begin_end();
@@ -737,8 +772,7 @@ class Agent {
     event.amount = board_.deadline() == kNever ? -1 : board_.deadline() - now();
     printer_.show("agent", event);
     if (server_) server_->safe_to_kill();
-    if (account_)
-      show_cost(account_->ended({event.at, wall_time_ms()}, exit_code_.value_or(kExitRequeue), saved_));
+    end_account(event.at);
   }
 
   // The job is over on all nodes when the agent with the store ends: it alone asks for the requeue, as its
@@ -758,6 +792,7 @@ class Agent {
 
   const OptionValues& values_;
   Plan plan_;
+  const control::NodeId id_ = random_nonce();
   Loop loop_;
   WorkerProcesses* processes_ = nullptr;  // owned by node_
   Output output_;
@@ -788,7 +823,9 @@ class Agent {
   std::string to_acknowledge_;
   notice::Source scheduler_ = notice::Source::kSignal;  // whose job this is; kSignal: nobody's
 
-  std::optional<notice::Account> account_;  // of the agent with the store
+  std::optional<notice::Account> account_;  // of the agent that leads, or led last
+  notice::AccountKey account_self_;
+  std::string account_before_;  // what stood in its file when this agent started
   std::optional<Output::Sink> account_sink_;
 
   std::unique_ptr<Slurm> slurm_;  // where this is part of a Slurm job

@@ -5,6 +5,7 @@
 #include "launcher/command.h"
 #include "launcher/http.h"
 #include "runtime/base/files.h"
+#include "runtime/notice/batch.h"
 #include "runtime/notice/order.h"
 #include "runtime/notice/slurm.h"
 
@@ -14,7 +15,7 @@ namespace {
 using namespace notice;
 
 constexpr Duration kCallTimeout = 2 * kSecond;
-constexpr Duration kScontrolTimeout = 10 * kSecond;
+constexpr Duration kToolTimeout = 10 * kSecond;
 // "The first call may take up to two minutes", says Azure: it turns the service on.
 constexpr Duration kAzureFirstTimeout = 130 * kSecond;
 constexpr char kAwsTokenHeader[] = "X-aws-ec2-metadata-token: ";
@@ -253,9 +254,9 @@ Watch::Ask ask_azure(std::string base) {
 
 Watch::Ask ask_slurm_drain(std::string node) {
   return [node = std::move(node)](const std::atomic<bool>& stop) -> Result<std::vector<Notice>> {
-    MUSTER_ASSIGN(const CommandResult result,
-                  run_command({"scontrol", "show", "node", node}, {"SLURM_TIME_FORMAT=standard"},
-                              kScontrolTimeout, stop));
+    MUSTER_ASSIGN(
+        const CommandResult result,
+        run_command({"scontrol", "show", "node", node}, {"SLURM_TIME_FORMAT=standard"}, kToolTimeout, stop));
     if (result.exit_code != 0)
       return Error{ErrorCode::kRetry,
                    "scontrol show node " + node + ": " + result.output.substr(0, result.output.find('\n'))};
@@ -269,6 +270,62 @@ Watch::Ask ask_slurm_drain(std::string node) {
     notice.words = *drains;
     standing.push_back(notice);
     return standing;
+  };
+}
+
+namespace {
+
+// What a scheduler tells of the time used lags behind, so the earliest end of all answers is the right one,
+// until the limit is another.
+class JobLimit {
+ public:
+  JobLimit(Source source, std::string words) : source_(source), words_(std::move(words)) {}
+
+  std::vector<Notice> notices(const std::optional<BatchTime>& time) {
+    if (!time) {
+      ends_at_ = kNever;
+      return {};
+    }
+    const Instant ends_at = now() + time->left_s * kSecond;
+    const bool another = time->limit_s != std::exchange(limit_s_, time->limit_s);
+    // LSF does not tell the limit: an end that is later by more than it rounds to was moved.
+    const bool later = ends_at_ != kNever && limit_s_ == 0 && ends_at > ends_at_ + 2 * 60 * kSecond;
+    ends_at_ = another || later ? ends_at : std::min(ends_at_, ends_at);
+    Notice notice;
+    notice.scope = Scope::kJob;
+    notice.source = source_;
+    notice.id = "time limit";
+    notice.words = words_;
+    notice.may_wait = true;
+    notice.deadline = ends_at_;
+    return {notice};
+  }
+
+ private:
+  const Source source_;
+  const std::string words_;
+  int64_t limit_s_ = 0;
+  Instant ends_at_ = kNever;
+};
+
+}  // namespace
+
+Watch::Ask ask_pbs_limit(std::string job) {
+  const auto limit = std::make_shared<JobLimit>(Source::kPbs, "PBS ends job " + job + " by its wall time");
+  return [job = std::move(job), limit](const std::atomic<bool>& stop) -> Result<std::vector<Notice>> {
+    MUSTER_ASSIGN(const CommandResult result, run_command({"qstat", "-f", job}, {}, kToolTimeout, stop));
+    MUSTER_ASSIGN(const auto time, parse_pbs_time(result.output));
+    return limit->notices(time);
+  };
+}
+
+Watch::Ask ask_lsf_limit(std::string job) {
+  const auto limit = std::make_shared<JobLimit>(Source::kLsf, "LSF ends job " + job + " by its run limit");
+  return [job = std::move(job), limit](const std::atomic<bool>& stop) -> Result<std::vector<Notice>> {
+    MUSTER_ASSIGN(const CommandResult result,
+                  run_command({"bjobs", "-noheader", "-o", "time_left", job}, {}, kToolTimeout, stop));
+    MUSTER_ASSIGN(const auto time, parse_lsf_time(result.output));
+    return limit->notices(time);
   };
 }
 

@@ -1,6 +1,6 @@
-// Sources that must be asked again and again: a file, and the metadata services of AWS, GCP and Azure. Each
-// has a thread of its own, because an answer may take minutes (Azure's first one does) and a file system may
-// hang.
+// Sources that must be asked again and again: a file, the metadata services of AWS, GCP and Azure,
+// schedulers. Each has a thread of its own, because an answer may take minutes (Azure's first one does) and a
+// file system may hang.
 //
 // INVARIANTS
 //  - A source that fails says so once, and once more when it answers again. It never stops the job, and what
@@ -65,6 +65,10 @@ Watch::Ask ask_azure(std::string base);
 // Whether Slurm empties this node (SLURMD_NODENAME): a notice without a deadline, since Slurm ends nothing
 // there.
 Watch::Ask ask_slurm_drain(std::string node);
+// When the job ends by its time limit, of which PBS and LSF tell nothing before it is there: a planned
+// notice.
+Watch::Ask ask_pbs_limit(std::string job);
+Watch::Ask ask_lsf_limit(std::string job);
 
 // Azure may begin now with an event that names this machine alone. A sentence for people, or an error.
 Result<std::string> acknowledge_azure(const std::string& base, const std::string& event_id,

@@ -187,6 +187,7 @@ bool Run::entered_new_view(Lock& lock) {
   incoming_ = std::move(formed.incoming);
   view_ = entered.view;
   install_incoming(lock);
+  saver_.get_ready(static_cast<uint32_t>(group_->rank()), static_cast<uint32_t>(group_->size()));
   group_failed_ = false;
   leaving_said_ = false;
   std::unique_ptr<Learner> graduated = std::move(learner_);

@@ -176,7 +176,7 @@ Result<checkpoint::ShardRecord> Saver::stage_and_write(const Save& save, bool& h
     MUSTER_TRY(state_.acquire_read(now() + kReadTimeout));
     held = true;
   }
-  MUSTER_TRY(prepare_template(save));
+  MUSTER_TRY(prepare_template(save.index, static_cast<uint32_t>(save.open.participants.size())));
   checkpoint::SaveShardOptions options;
   options.write.writer_nonce = random_nonce();
   options.staging_bytes_max = options_.staging_bytes_max;
@@ -199,12 +199,18 @@ Result<checkpoint::ShardRecord> Saver::stage_and_write(const Save& save, bool& h
 }
 
 // What libhdf5 has to say about a shard depends on shapes alone, so it is asked once for a world.
-Status Saver::prepare_template(const Save& save) {
-  const auto count = static_cast<uint32_t>(save.open.participants.size());
-  if (template_ && template_->participant == save.index && template_->participants == count) return ok();
+Status Saver::prepare_template(uint32_t index, uint32_t count) {
+  if (template_ && template_->participant == index && template_->participants == count) return ok();
   MUSTER_ASSIGN(const checkpoint::SavePlan plan, checkpoint::plan_save(specs(), count));
-  MUSTER_ASSIGN(template_, checkpoint::make_shard_template(plan, save.index));
+  MUSTER_ASSIGN(template_, checkpoint::make_shard_template(plan, index));
   return ok();
+}
+
+// libhdf5 brings some forty libraries with it: to load them takes longer than to write a small state.
+void Saver::get_ready(uint32_t index, uint32_t count) {
+  if (!enabled()) return;
+  worker_.post(
+      [this, index, count] { (void)prepare_template(index, count); });  // the save says what is wrong
 }
 
 Result<std::string> Saver::folder_of(const Save& save) {

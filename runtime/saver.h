@@ -57,6 +57,8 @@ class Saver {
   // then, or until release(), or for a bounded time unless it is the run's `last` version, which no update
   // will change.
   void hold(control::Version version, bool last);
+  // This rank is one of `count` in a new view: what a save needs and can be made ahead is made meanwhile.
+  void get_ready(uint32_t index, uint32_t count);
   void hold_for_rescue(control::Version version);  // an earlier save that waits for this version is over
   void release();
   void expire(Instant now);  // called now and then
@@ -99,7 +101,7 @@ class Saver {
 
   void run(const Save& save, bool held);
   Result<checkpoint::ShardRecord> stage_and_write(const Save& save, bool& held);
-  Status prepare_template(const Save& save);
+  Status prepare_template(uint32_t index, uint32_t count);
   Result<std::string> folder_of(const Save& save);  // runs on save_shard's writing thread
   Status wait_for_folder(const Save& save, const std::string& folder);
   bool is_newest(const Save& save) const;

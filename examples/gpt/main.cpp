@@ -29,7 +29,8 @@ struct Options {
   gpt::Schedule schedule;
   gpt::AdamWOptions adamw;
   gpt::SampleOptions sample;
-  size_t microbatches = 16, lanes = 8, sequences = 2, report_every = 10, checkpoint_every = 50;
+  size_t microbatches = 16, lanes = 8, sequences = 2, report_every = 10, checkpoint_every = 50,
+         evaluate_every = 0;
   uint64_t seed = 1;
   std::string checkpoint_dir, ledger_dir, summary;
 };
@@ -51,6 +52,10 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--checkpoint-dir", o.checkpoint_dir, "Where to save and resume; empty: nowhere");
   app.add_option("--checkpoint-every", o.checkpoint_every, "Steps between saves")->capture_default_str();
   app.add_option("--report-every", o.report_every, "Steps between lines")->capture_default_str();
+  app.add_option(
+         "--evaluate-every", o.evaluate_every,
+         "Steps between validations by the first process, for which the others wait; 0: only at the end")
+      ->capture_default_str();
   app.add_option("--ledger", o.ledger_dir, "Folder for the list of samples that each process trained on");
   app.add_option("--summary", o.summary, "File for the final loss and the weights' digest, as JSON");
   app.add_option("--sample-bytes", o.sample.bytes, "Length of the text at the end")->capture_default_str();
@@ -127,6 +132,15 @@ int train(const Options& o) {
       std::fflush(stdout);
       since = now;
       reported = info.version;
+    }
+    if (o.evaluate_every > 0 && info.rank == 0 && info.learner == 0 &&
+        info.version % static_cast<int64_t>(o.evaluate_every) == 0) {
+      std::printf("evaluating version %lld\n", static_cast<long long>(info.version));
+      std::fflush(stdout);
+      const double validation = model.loss(weights, corpus.validation_windows());
+      std::printf("evaluated version %lld: %.4f nats/byte\n", static_cast<long long>(info.version),
+                  validation);
+      std::fflush(stdout);
     }
     std::fill(gradients.begin(), gradients.end(), 0.0f);
   }

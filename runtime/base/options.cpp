@@ -38,11 +38,11 @@ constexpr Option kOptions[] = {
     {"finish-grace", kSeconds, "3600", 0, 7 * kDay, kRun,
      "after the last step a program may take so long to evaluate and export; then its workers are ended"},
     {"notices", kText, "", 0, 0, kRun,
-     "whom to ask for notices: of aws, gcp, azure, and slurm for node drains, comma between; signals of "
-     "schedulers "
-     "are recognised without it"},
+     "whom to ask for notices: of aws, gcp, azure, slurm for node drains, pbs and lsf for the time limit, "
+     "comma "
+     "between; signals of schedulers are recognised without it"},
     {"drain-every", kSeconds, "30", 0.1, kDay, kRun,
-     "with --notices slurm: between questions whether the node is drained"},
+     "with --notices slurm, pbs or lsf: between questions to the scheduler"},
     {"notice-file", kText, "", 0, 0, kRun,
      "file that is a notice while it exists: [job|node] [SECONDS] [WORDS]"},
     {"notice-listen", kText, "", 0, 0, kRun,

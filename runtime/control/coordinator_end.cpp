@@ -68,6 +68,9 @@ void Coordinator::State::end_job(int code, const std::string& why) {
   for (const auto& [id, node] : nodes) {
     if (node.connected) to_node(id, EndJob{code, why});
   }
+  for (const JobNotice& notice : job_notices) {
+    if (code == 0) pass_on(notice.from, notice.message, now - notice.at);
+  }
 }
 
 // Programs of a finished job take their time; those of a node that is out of reach are not waited for.

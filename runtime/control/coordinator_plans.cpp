@@ -104,6 +104,7 @@ void Coordinator::State::finish_boundary() {
                std::to_string(boundary->version);
   change.digest = boundary->digest;
   plan_next(std::move(next), boundary->version);
+  if (drained > 0 && std::exchange(hands_over, false)) stop_after_drain();
   store_next();
 }
 
@@ -142,14 +143,47 @@ bool Coordinator::State::drain_leaves_enough() const {
          });
 }
 
+// Nodes of the view that keep a living member when the drained have left.
+uint32_t Coordinator::State::nodes_holding() const {
+  std::set<NodeId> holding;
+  for (const Member& member : view.members) {
+    if (lives(member.id) && !members.at(member.id).draining && !nodes.at(member.node).draining)
+      holding.insert(member.node);
+  }
+  return static_cast<uint32_t>(holding.size());
+}
+
+// Where too few would be left to go on, all save together if there is time for it. If not, those who leave do
+// so first, at a boundary, where all hold one version: nothing has to be sent, and the time of those who stay
+// is not theirs.
 void Coordinator::State::settle_drains() {
-  if (stop || !drains_wanted() || now < settle_notices_at) return;
-  const Instant deadline = std::exchange(drain_deadline, kNever);
+  if (stop) return;
+  if (!drains_wanted()) {
+    drain_deadline = kNever;
+    hands_over = false;
+    return;
+  }
+  if (now < settle_notices_at) return;
+  const bool told = std::exchange(drain_told, true);
   if (drain_leaves_enough()) {
-    if (deadline != kNever) say_plan(nodes_able(), deadline);
+    hands_over = false;
+    if (!told && drain_deadline != kNever) say_plan(plan_until(drain_deadline, nodes_able(), 0));
     return want_plan("members are being drained");
   }
-  want_stop(kExitRequeue, "too few would be left after the drain", deadline);
+  if (!told) {
+    const NoticePlan plan = plan_until(drain_deadline, 0, nodes_holding());
+    hands_over = plan.kind == NoticePlan::kHandOver;
+    if (hands_over) say_plan(plan);
+  }
+  if (hands_over && nodes_holding() > 0) return want_plan("members are being drained, the others save");
+  hands_over = false;
+  want_stop(kExitRequeue, "too few would be left after the drain", drain_deadline);
+}
+
+// From the next view on: its base is saved, and no step goes beyond it.
+void Coordinator::State::stop_after_drain() {
+  stop = Stop{};
+  stop->why = "too few are left after the drain";
 }
 
 void Coordinator::State::end_drained() {

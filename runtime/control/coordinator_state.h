@@ -13,6 +13,7 @@
 //   end          leaving, the job's end
 #pragma once
 
+#include <deque>
 #include <set>
 #include <utility>
 
@@ -163,7 +164,9 @@ struct Coordinator::State {
   bool plan_pending = false;  // plan_number is out, its boundary not yet reached
   std::optional<Boundary> boundary;
   Instant settle_notices_at = kNever;
-  Instant drain_deadline = kNever;  // the nearest of the notices to nodes and ranks
+  Instant drain_deadline = kNever;  // the nearest of the notices to nodes and ranks of the view
+  bool drain_told = false;          // the plan for it
+  bool hands_over = false;          // those who stay are too few to go on, and save when the others have left
 
   std::map<MemberId, Lesson> lessons;  // by learner
   std::map<MemberId, Instant> learn_not_before;
@@ -176,6 +179,12 @@ struct Coordinator::State {
   uint64_t state_bytes = 0;  // of the newest durable save
 
   std::optional<Stop> stop;
+  struct JobNotice {
+    NodeId from = 0;
+    NoticeRaised message;
+    Instant at = 0;
+  };
+  std::deque<JobNotice> job_notices;  // for the others, should the last step be done before the stop
   int exit_code = 0;
   std::string end_why;
   bool finished = false;
@@ -268,6 +277,8 @@ struct Coordinator::State {
   bool drains_wanted() const;
   void settle_drains();
   bool drain_leaves_enough() const;
+  uint32_t nodes_holding() const;
+  void stop_after_drain();
   void end_drained();
 
   // ---- lessons
@@ -298,6 +309,7 @@ struct Coordinator::State {
 
   // ---- stop
   void on(NodeId from, MemberId, const NoticeRaised& notice);
+  void pass_on(NodeId from, NoticeRaised notice, Duration ago);
   void want_stop(int code, const std::string& why, Instant notice_deadline);
   void settle_stop();
   void ask_for_stop_version();
@@ -306,7 +318,8 @@ struct Coordinator::State {
   void stop_save_closed(bool durable, const std::string& why);
   void abandon_stop_save();
   void check_notice_deadline();
-  NoticePlan say_plan(uint32_t nodes_staying, Instant notice_deadline);
+  NoticePlan plan_until(Instant notice_deadline, uint32_t nodes_staying, uint32_t nodes_holding) const;
+  void say_plan(const NoticePlan& plan);
   bool save_in_flight() const;
 
   // ---- end

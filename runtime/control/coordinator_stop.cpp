@@ -8,20 +8,27 @@ namespace muster::control {
 namespace {
 
 constexpr uint32_t kStopSaveTriesMax = 2;
+constexpr size_t kJobNoticesMax = 64;  // from as many nodes, and told anew when a deadline moves
 
 }  // namespace
 
 void Coordinator::State::on(NodeId from, MemberId, const NoticeRaised& notice) {
-  if (phase == Phase::kEnded) return;
+  if (phase == Phase::kEnded) {
+    if (notice.scope == Scope::kJob) pass_on(from, notice, 0);
+    return;
+  }
   NodeRecord& node = nodes.at(from);
   const Instant deadline = notice.time_left < 0 ? kNever : now + notice.time_left;
   say(EventKind::kNotice, notice.source).amount = notice.time_left;
+  if (notice.scope == Scope::kJob) job_notices.push_back({from, notice, now});
+  if (job_notices.size() > kJobNoticesMax) job_notices.pop_front();
   if (notice.scope == Scope::kJob || limits.fixed_world)
     return want_stop(kExitRequeue, notice.source, deadline);
   const Duration settle =
       notice.time_left < 0 ? limits.notice_settle : std::min(limits.notice_settle, notice.time_left / 4);
   if (settle_notices_at == kNever || now > settle_notices_at) settle_notices_at = now + settle;
   drain_deadline = std::min(drain_deadline, deadline);
+  drain_told = false;
   if (notice.scope == Scope::kNode) {
     node.draining = true;
   } else if (lives(notice.member)) {
@@ -35,19 +42,32 @@ void Coordinator::State::on(NodeId from, MemberId, const NoticeRaised& notice) {
   if (phase != Phase::kStoring) end_drained();  // those in no view; the others at a boundary
 }
 
+// Programs of a finished job may run for long, and of a notice to the job perhaps one node alone hears: the
+// others have to end theirs in time, too.
+void Coordinator::State::pass_on(NodeId from, NoticeRaised notice, Duration ago) {
+  if (notice.time_left >= 0) notice.time_left = std::max<Duration>(0, notice.time_left - ago);
+  for (const auto& [id, node] : nodes) {
+    if (id != from && node.connected) to_node(id, notice);
+  }
+}
+
 void Coordinator::State::want_stop(int code, const std::string& why, Instant notice_deadline) {
   if (phase == Phase::kEnded) return;
   if (stop) {
     if (notice_deadline >= stop->notice_deadline) return;
     stop->notice_deadline = notice_deadline;
-    stop->only_finish = say_plan(0, notice_deadline).only;
+    const NoticePlan plan = plan_until(notice_deadline, 0, 0);
+    say_plan(plan);
+    stop->only_finish = plan.only;
     return;
   }
   stop = Stop{};
   stop->exit_code = code;
   stop->why = why;
   stop->notice_deadline = notice_deadline;
-  stop->only_finish = say_plan(0, notice_deadline).only;
+  const NoticePlan plan = plan_until(notice_deadline, 0, 0);
+  say_plan(plan);
+  stop->only_finish = plan.only;
   if (phase == Phase::kRunning) cancel_lessons("the job is being stopped");
   boundary.reset();
   plan_pending = false;
@@ -57,20 +77,23 @@ bool Coordinator::State::save_in_flight() const {
   return std::any_of(saves.begin(), saves.end(), [](const auto& entry) { return !entry.second.stop; });
 }
 
-// The plan and its reason, told once for each notice that changes it.
-NoticePlan Coordinator::State::say_plan(uint32_t nodes_staying, Instant notice_deadline) {
+NoticePlan Coordinator::State::plan_until(Instant notice_deadline, uint32_t nodes_staying,
+                                          uint32_t nodes_holding) const {
   NoticeFacts facts;
   facts.left = notice_deadline == kNever ? -1 : std::max<Duration>(0, notice_deadline - now);
   facts.nodes_staying = nodes_staying;
+  facts.nodes_holding = nodes_holding;
   facts.state_bytes = state_bytes;
   facts.speed = save_speed;
   facts.newest_durable = newest_durable;
   for (const auto& [id, save] : saves)
     if (!save.stop) facts.in_flight = {save.version, now - save.opened_at};
-  NoticePlan plan = plan_for_notice(facts);
-  Event& event = say(EventKind::kNoticePlan, plan.why);
-  event.amount = plan.needs;
-  return plan;
+  return plan_for_notice(facts);
+}
+
+// The plan and its reason, told once for each notice that changes it.
+void Coordinator::State::say_plan(const NoticePlan& plan) {
+  say(EventKind::kNoticePlan, plan.why).amount = plan.needs;
 }
 
 // Members write one save after the other, and publish in the same order: a save in flight is finished first,

@@ -154,7 +154,7 @@ void Coordinator::State::conclude_agreement() {
     say(EventKind::kLog, decision.error + ": the members start again from the newest save");
   }
   if (nodes_able() < limits.nodes_min) {
-    want_stop(kExitRequeue, "fewer than MIN nodes are left: " + change.why, kNever);
+    want_stop(kExitRequeue, "fewer than MIN nodes are left: " + change.why, drain_deadline);
   }
   plan_next(std::move(next), decision.base);
   if (decision.base != kNoVersion) {

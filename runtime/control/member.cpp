@@ -124,7 +124,9 @@ void MemberCore::State::revoke(const std::string& why, MemberActions& out) {
   plan_waiting = 0;
 }
 
-// The report waits for an open scope, then for the digest; both have an end.
+// The report waits for an open scope, then for the digest; both have an end. Where no state is to be sent
+// (a stop-save looks for its version) nobody compares digests, and reading the state would only delay the
+// save.
 void MemberCore::State::answer(MemberActions& out) {
   if (!asked || answered) return;
   const bool scope_open = update_open || install_open;
@@ -133,7 +135,7 @@ void MemberCore::State::answer(MemberActions& out) {
     return;
   }
   tear_at = kNever;
-  if (version != kNoVersion && !torn && !digest) {
+  if (version != kNoVersion && !torn && !digest && asked->revoke) {
     out.push_back(ComputeDigest{version});
     return;
   }

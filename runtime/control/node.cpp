@@ -137,6 +137,7 @@ struct NodeCore::State {
   void on(const Evict& evict);
   void on(const EndJob& end);
   void on(const Neighbours& message) { neighbours = message.nodes; }
+  void on(const NoticeRaised& notice);
   template <typename Other>
   void on(const Other&) {}
 
@@ -287,6 +288,14 @@ void NodeCore::State::finish_by_notice() {
   hurried = last_moment < finish_by + limits.kill_grace;
   kill_all_at = std::min(finish_by + limits.kill_grace, last_moment);
   if (!term_sent) term_at = std::min(finish_by, std::max(now, kill_all_at - limits.kill_grace));
+}
+
+// Another node has heard it, and it concerns the whole job, which is over but for its programs.
+void NodeCore::State::on(const NoticeRaised& notice) {
+  if (!ending) return;
+  say(EventKind::kNotice, notice.source, -1, notice.time_left);
+  note_deadline(notice.time_left);
+  finish_by_notice();
 }
 
 // What a program fails in after the last step, or is killed in, is no success; one that ends well all the

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <ctime>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -29,6 +30,17 @@ std::string line_of(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
+std::string line_by(const AccountKey& leader, uint32_t launch, const char* what, int64_t wall_ms,
+                    const Json& more) {
+  Json json = {{"what", what}, {"launch", launch}, {"time_ms", wall_ms}};
+  if (!leader.run.empty()) {
+    json["run"] = leader.run;
+    json["term"] = leader.term;
+  }
+  json.update(more);
+  return line_of(json);
+}
+
 double number(const Json& json, const char* key) {
   const auto found = json.find(key);
   return found != json.end() && found->is_number() ? found->get<double>() : 0;
@@ -37,66 +49,179 @@ int64_t whole(const Json& json, const char* key, int64_t otherwise) {
   const auto found = json.find(key);
   return found != json.end() && found->is_number_integer() ? found->get<int64_t>() : otherwise;
 }
+std::string text_of(const Json& json, const char* key) {
+  const auto found = json.find(key);
+  return found != json.end() && found->is_string() ? found->get<std::string>() : "";
+}
 
-void add(AccountHistory& history, const Json& json, bool& open) {
-  const auto what_found = json.find("what");
-  const std::string what =
-      what_found != json.end() && what_found->is_string() ? what_found->get<std::string>() : "";
-  if (what == "began") {
-    if (std::exchange(open, true)) {
-      ++history.interruptions;
-      ++history.silent;
-    }
-    ++history.launches;
-    history.ended_ms = 0;
-    history.last_step = -1;
-  } else if (what == "first step") {
-    history.away_s += number(json, "away_s");
-    history.starting_s += number(json, "starting_s");
-  } else if (what == "shrunk") {
-    ++history.shrunk;
-    history.shrinking_s += number(json, "stalled_s");
-  } else if (what == "ended") {
-    open = false;
-    history.ended_ms = whole(json, "time_ms", 0);
-    history.last_step = whole(json, "last_step", -1);
-    history.steps_lost += whole(json, "steps_lost", 0);
-    if (whole(json, "exit_code", 0) == 0) return;
-    ++history.interruptions;
-    history.stopping_s += number(json, "stopping_s");
-    history.saving_s += number(json, "saving_s");
+void read_ended(LaunchAccount& launch, const Json& json) {
+  if (std::exchange(launch.ended, true)) return;  // a leader that was frozen has come to its end as well
+  launch.ended_ms = whole(json, "time_ms", 0);
+  launch.exit_code = static_cast<int>(std::clamp<int64_t>(whole(json, "exit_code", 0), -1000, 1000));
+  launch.cause = text_of(json, "cause");
+  launch.steps = whole(json, "steps", 0);
+  launch.saved = std::max(launch.saved, whole(json, "saved", -1));
+  launch.steps_lost = whole(json, "steps_lost", 0);
+  launch.stopping_s = number(json, "stopping_s");
+  launch.saving_s = number(json, "saving_s");
+}
+
+void read_line(std::vector<LaunchAccount>& launches, const Json& json) {
+  const std::string what = text_of(json, "what");
+  const std::string run = text_of(json, "run");
+  // A run's first leader may have been lost before it wrote a word.
+  const bool begins = what == "began" || (!run.empty() && (launches.empty() || launches.back().run != run));
+  if (begins) {
+    launches.emplace_back();
+    launches.back().run = run;
+    launches.back().began_ms = what == "began" ? whole(json, "time_ms", 0) : 0;
   }
+  if (launches.empty()) return;
+  LaunchAccount& launch = launches.back();
+  if (what == "leader") {
+    launch.leaders = static_cast<uint32_t>(std::clamp<int64_t>(whole(json, "term", 1), 1, UINT32_MAX));
+  } else if (what == "first step" && !std::exchange(launch.stepped, true)) {
+    launch.away_s = number(json, "away_s");
+    launch.starting_s = number(json, "starting_s");
+    launch.resumed = whole(json, "resumed", -1);
+  } else if (what == "shrunk") {
+    launch.shrinks.push_back({text_of(json, "cause"), number(json, "stalled_s")});
+  } else if (what == "saved") {
+    launch.saved = std::max(launch.saved, whole(json, "version", -1));
+  } else if (what == "ended") {
+    read_ended(launch, json);
+  } else if (what == "requeue") {
+    launch.requeue = text_of(json, "why");
+  }
+}
+
+void add(AccountHistory& sum, const LaunchAccount& launch) {
+  sum.away_s += launch.away_s;
+  sum.starting_s += launch.starting_s;
+  sum.shrunk += static_cast<uint32_t>(launch.shrinks.size());
+  for (const LaunchAccount::Shrink& shrink : launch.shrinks) sum.shrinking_s += shrink.stalled_s;
+  sum.steps_lost += launch.steps_lost;
+  if (!launch.ended || launch.exit_code == 0) return;
+  sum.stopping_s += launch.stopping_s;
+  sum.saving_s += launch.saving_s;
+}
+
+std::string utc(int64_t wall_ms) {
+  const time_t seconds = static_cast<time_t>(wall_ms / 1000);
+  tm parts{};
+  gmtime_r(&seconds, &parts);
+  char text[32];
+  std::strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S UTC", &parts);
+  return text;
+}
+
+std::string report_of(const LaunchAccount& launch, size_t number, bool newest) {
+  std::string text = "launch " + std::to_string(number);
+  if (launch.began_ms > 0) text += ", began " + utc(launch.began_ms);
+  if (launch.away_s > 0) text += ", " + words(launch.away_s) + " after the end of the one before";
+  text += "\n";
+  if (launch.stepped)
+    text += "  first step after " + words(launch.starting_s) +
+            (launch.resumed >= 0 ? ", from version " + std::to_string(launch.resumed) : "") + "\n";
+  if (launch.leaders > 1) text += "  led by " + std::to_string(launch.leaders) + " agents in turn\n";
+  for (const LaunchAccount::Shrink& shrink : launch.shrinks)
+    text += "  went on without a part: " + shrink.cause + "; 0 steps lost, " + words(shrink.stalled_s) +
+            " of stall\n";
+  if (!launch.ended) {
+    text += newest ? "  has not ended, or was killed without a word" : "  was killed without a word";
+    if (launch.saved >= 0) text += "; version " + std::to_string(launch.saved) + " was saved";
+    return text + "\n";
+  }
+  text +=
+      "  ended with " + std::to_string(launch.exit_code) + " after " + counted(launch.steps, "step", "steps");
+  if (!launch.cause.empty()) text += ", told by " + launch.cause;
+  if (launch.exit_code != 0)
+    text += ": " + counted(launch.steps_lost, "step", "steps") + " lost, " + words(launch.stopping_s) +
+            " to stop (" + words(launch.saving_s) + " of it saving)";
+  text += "\n";
+  if (!launch.requeue.empty()) text += "  requeue: " + launch.requeue + "\n";
+  return text;
+}
+
+// Control characters of a notice's words must not reach a terminal.
+std::string printable(std::string text) {
+  for (char& c : text) {
+    if ((static_cast<unsigned char>(c) < 32 && c != '\n') || c == 127) c = '?';
+  }
+  return text;
 }
 
 }  // namespace
 
-AccountHistory read_account(std::string_view text) {
-  AccountHistory history;
-  bool open = false;
+std::vector<LaunchAccount> read_account(std::string_view text, const AccountKey& without) {
+  std::vector<LaunchAccount> launches;
   while (!text.empty()) {
     const size_t end = text.find('\n');
     const Json json = Json::parse(text.substr(0, end), nullptr, false);
-    if (json.is_object()) add(history, json, open);
     text.remove_prefix(end == std::string_view::npos ? text.size() : end + 1);
+    if (!json.is_object()) continue;
+    const bool own = !without.run.empty() && text_of(json, "run") == without.run &&
+                     whole(json, "term", 0) == static_cast<int64_t>(without.term);
+    if (!own) read_line(launches, json);
   }
-  if (open) {
-    ++history.interruptions;
-    ++history.silent;
-  }
-  return history;
+  return launches;
 }
 
-Account::Account(AccountHistory history, Moment began)
-    : history_(history), began_(began), launch_(history.launches + 1) {}
+AccountHistory sum_of(const std::vector<LaunchAccount>& launches) {
+  AccountHistory sum;
+  for (const LaunchAccount& launch : launches) {
+    ++sum.launches;
+    if (!launch.ended) ++sum.silent;
+    if (!launch.ended || launch.exit_code != 0) ++sum.interruptions;
+    add(sum, launch);
+  }
+  return sum;
+}
+
+std::string words_of(const AccountHistory& sum) {
+  std::string text = "all in all " + counted(sum.launches, "launch", "launches") + ", " +
+                     counted(sum.interruptions, "interruption", "interruptions");
+  if (sum.silent > 0) text += " (" + std::to_string(sum.silent) + " without a word, so without its cost)";
+  text += ": " + counted(sum.steps_lost, "step", "steps") + " lost, " + words(sum.stopping_s) + " to stop (" +
+          words(sum.saving_s) + " of it saving), " + words(sum.away_s) + " until started again, " +
+          words(sum.starting_s) + " from the starts to the first steps";
+  if (sum.shrunk > 0)
+    text += "; " + counted(sum.shrunk, "shrink", "shrinks") + ", " + words(sum.shrinking_s) + " of stall";
+  return text;
+}
+
+std::string account_report(const std::vector<LaunchAccount>& launches) {
+  std::string text;
+  for (size_t i = 0; i < launches.size(); ++i)
+    text += report_of(launches[i], i + 1, i + 1 == launches.size());
+  return printable(text + words_of(sum_of(launches)) + "\n");
+}
+
+// ---- one launch, as it goes
+
+Account::Account(std::vector<LaunchAccount> before, Moment began, AccountKey self)
+    : self_(std::move(self)), began_(began) {
+  reread(std::move(before));
+}
+
+void Account::reread(std::vector<LaunchAccount> before) {
+  others_ = {};
+  if (!self_.run.empty() && !before.empty() && before.back().run == self_.run) {
+    others_ = std::move(before.back());
+    before.pop_back();
+  }
+  before_ = sum_of(before);
+  before_ended_ms_ = before.empty() ? 0 : before.back().ended_ms;
+}
 
 std::string Account::began_line() const {
-  return line_of({{"what", "began"}, {"launch", launch_}, {"time_ms", began_.wall_ms}});
+  return line_by(self_, number(), goes_on() ? "leader" : "began", began_.wall_ms, Json::object());
 }
 
 std::optional<Account::Entry> Account::note(const Event& event, int64_t wall_ms) {
   switch (event.kind) {
     case EventKind::kResumed:
-      resumed_ = std::max(resumed_, event.version);
+      own_.resumed = std::max(own_.resumed, event.version);
       return std::nullopt;
     case EventKind::kNotice:
       if (noticed_at_ == 0) {
@@ -109,47 +234,62 @@ std::optional<Account::Entry> Account::note(const Event& event, int64_t wall_ms)
       return std::nullopt;
     case EventKind::kSaveStarted:
       if (event.text.starts_with("stop-save")) stop_save_at_ = event.at;
+      reached(event);
       return std::nullopt;
     case EventKind::kSaveDurable:
       if (stop_save_at_ != 0) saving_ = event.at - stop_save_at_;
-      return std::nullopt;
+      return saved(event, wall_ms);
     case EventKind::kViewReady:
       return shrunk(event, wall_ms);
     case EventKind::kStepCommitted:
+      ++steps_;
+      last_step_ = std::max(last_step_, event.version);
+      last_step_at_ = event.at;
       return first_step(event, wall_ms);
     default:
       return std::nullopt;
   }
 }
 
-std::optional<Account::Entry> Account::first_step(const Event& event, int64_t wall_ms) {
-  last_step_ = std::max(last_step_, event.version);
-  last_step_at_ = event.at;
-  if (steps_++ > 0) return std::nullopt;
-  const double starting = shown_seconds(event.at - began_.at);
-  // Clocks of two nodes may differ: what would be negative is nothing.
-  const double away =
-      history_.ended_ms > 0
-          ? std::max<double>(0, static_cast<double>(began_.wall_ms - history_.ended_ms) * 1e-3)
-          : 0;
-  history_.starting_s += starting;
-  history_.away_s += away;
+// Of a view whose first rank is on another node nothing else is heard of its steps. Of one on this node the
+// steps themselves are: a save may be opened two versions on, while the last step's word is on its way.
+void Account::reached(const Event& save) {
+  if (save.version - 1 <= last_step_ + 2) return;
+  last_step_ = save.version - 1;  // step s makes version s + 1
+  last_step_at_ = save.at;
+}
+
+// Only the next leader needs it, which has not heard of the saves before its time.
+std::optional<Account::Entry> Account::saved(const Event& event, int64_t wall_ms) const {
+  if (self_.run.empty()) return std::nullopt;
   Entry entry;
-  entry.line = line_of({{"what", "first step"},
-                        {"launch", launch_},
-                        {"time_ms", wall_ms},
-                        {"step", event.version},
-                        {"resumed", resumed_},
-                        {"starting_s", starting},
-                        {"away_s", away}});
-  if (launch_ == 1) return entry;
+  entry.line = line_by(self_, number(), "saved", wall_ms, {{"version", event.version}});
+  return entry;
+}
+
+std::optional<Account::Entry> Account::first_step(const Event& event, int64_t wall_ms) {
+  // A leader that goes on knows neither when the launch began nor whether it is the first to see a step.
+  if (last_step_ < 0 || goes_on() || std::exchange(own_.stepped, true)) return std::nullopt;
+  own_.starting_s = shown_seconds(last_step_at_ - began_.at);
+  // Clocks of two nodes may differ: what would be negative is nothing.
+  own_.away_s = before_ended_ms_ > 0
+                    ? std::max<double>(0, static_cast<double>(began_.wall_ms - before_ended_ms_) * 1e-3)
+                    : 0;
+  Entry entry;
+  entry.line = line_by(self_, number(), "first step", wall_ms,
+                       {{"step", last_step_},
+                        {"resumed", own_.resumed},
+                        {"starting_s", own_.starting_s},
+                        {"away_s", own_.away_s}});
+  if (number() == 1) return entry;
+  const double all = own_.away_s + own_.starting_s;
   entry.event.kind = EventKind::kPreemptionCost;
   entry.event.at = event.at;
-  entry.event.version = event.version;
-  entry.event.amount = static_cast<int64_t>((away + starting) * 1e9);
-  entry.event.text =
-      "start " + std::to_string(launch_) + ": its first step came " + words(starting) + " after it began" +
-      (history_.ended_ms > 0 ? ", " + words(away + starting) + " after the launch before had ended" : "");
+  entry.event.version = last_step_;
+  entry.event.amount = static_cast<int64_t>(all * 1e9);
+  entry.event.text = "start " + std::to_string(number()) + ": its first step came " + words(own_.starting_s) +
+                     " after it began" +
+                     (before_ended_ms_ > 0 ? ", " + words(all) + " after the launch before had ended" : "");
   return entry;
 }
 
@@ -157,15 +297,10 @@ std::optional<Account::Entry> Account::shrunk(const Event& event, int64_t wall_m
   if (!std::exchange(shrinks_, false)) return std::nullopt;
   noticed_at_ = 0;  // it is dealt with: the next one has a cause and a time of its own
   const double stalled = shown_seconds(event.amount);
-  ++history_.shrunk;
-  history_.shrinking_s += stalled;
+  own_.shrinks.push_back({cause_, stalled});
   Entry entry;
-  entry.line = line_of({{"what", "shrunk"},
-                        {"launch", launch_},
-                        {"time_ms", wall_ms},
-                        {"cause", cause_},
-                        {"steps_lost", 0},
-                        {"stalled_s", stalled}});
+  entry.line = line_by(self_, number(), "shrunk", wall_ms,
+                       {{"cause", cause_}, {"steps_lost", 0}, {"stalled_s", stalled}});
   entry.event.kind = EventKind::kPreemptionCost;
   entry.event.at = event.at;
   entry.event.amount = event.amount;
@@ -176,29 +311,34 @@ std::optional<Account::Entry> Account::shrunk(const Event& event, int64_t wall_m
 }
 
 Account::Entry Account::ended(Moment end, int exit_code, int64_t saved) {
-  const int64_t newest = std::max(saved, resumed_);
-  // Step s makes version s + 1.
+  const int64_t start = std::max<int64_t>({own_.resumed, others_.resumed, 0});
+  const int64_t newest = std::max({saved, others_.saved, own_.resumed, others_.resumed});
+  const bool stepped = last_step_ >= start;
+  const int64_t steps = std::max<int64_t>(static_cast<int64_t>(steps_), stepped ? last_step_ + 1 - start : 0);
   const int64_t lost =
-      exit_code == 0 || steps_ == 0 ? 0 : std::max<int64_t>(0, last_step_ + 1 - std::max<int64_t>(newest, 0));
-  const Duration stopping = end.at - (steps_ > 0 ? last_step_at_ : began_.at);
+      exit_code == 0 || !stepped ? 0 : std::max<int64_t>(0, last_step_ + 1 - std::max<int64_t>(newest, 0));
+  const Duration stopping = end.at - (last_step_ >= 0 ? last_step_at_ : began_.at);
   const Duration noticed = noticed_at_ == 0 ? -1 : end.at - noticed_at_;
   const bool over = exit_code == 0;
-  Json json = {{"what", "ended"},        {"launch", launch_},  {"time_ms", end.wall_ms},
-               {"exit_code", exit_code}, {"steps", steps_},    {"last_step", last_step_},
+  Json json = {{"exit_code", exit_code}, {"steps", steps},     {"last_step", last_step_},
                {"saved", newest},        {"steps_lost", lost}, {"stopping_s", shown_seconds(stopping)}};
   if (noticed >= 0) json["cause"] = cause_;
   if (noticed >= 0) json["noticed_s"] = shown_seconds(noticed);
   if (saving_ >= 0) json["saving_s"] = shown_seconds(saving_);
-  if (!over) {
-    ++history_.interruptions;
-    history_.stopping_s += shown_seconds(stopping);
-    history_.saving_s += saving_ >= 0 ? shown_seconds(saving_) : 0;
-  }
-  ++history_.launches;
-  history_.steps_lost += lost;
+
+  own_.ended = true;
+  own_.exit_code = exit_code;
+  own_.steps_lost = lost;
+  own_.stopping_s = shown_seconds(stopping);
+  own_.saving_s = saving_ >= 0 ? shown_seconds(saving_) : 0;
+  AccountHistory sum = before_;
+  ++sum.launches;
+  if (!over) ++sum.interruptions;
+  add(sum, others_);
+  add(sum, own_);
 
   Entry entry;
-  entry.line = line_of(json);
+  entry.line = line_by(self_, number(), "ended", end.wall_ms, json);
   entry.event.kind = EventKind::kPreemptionCost;
   entry.event.at = end.at;
   entry.event.version = newest;
@@ -210,26 +350,12 @@ Account::Entry Account::ended(Moment end, int exit_code, int64_t saved) {
     if (noticed >= 0) entry.event.text += ", " + words(noticed) + " since the notice";
     if (saving_ >= 0) entry.event.text += ", of these " + words(saving_) + " for the save";
   }
-  if (launch_ > 1 || over) entry.event.text += (over ? "" : "; ") + summary();
+  if (before_.launches > 0 || over) entry.event.text += (over ? "" : "; ") + words_of(sum);
   return entry;
 }
 
-std::string Account::summary() const {
-  std::string text = "all in all " + counted(history_.launches, "launch", "launches") + ", " +
-                     counted(history_.interruptions, "interruption", "interruptions");
-  if (history_.silent > 0)
-    text += " (" + std::to_string(history_.silent) + " without a word, so without its cost)";
-  text += ": " + counted(history_.steps_lost, "step", "steps") + " lost, " + words(history_.stopping_s) +
-          " to stop (" + words(history_.saving_s) + " of it saving), " + words(history_.away_s) +
-          " until started again, " + words(history_.starting_s) + " from the starts to the first steps";
-  if (history_.shrunk > 0)
-    text += "; " + counted(history_.shrunk, "shrink", "shrinks") + ", " + words(history_.shrinking_s) +
-            " of stall";
-  return text;
-}
-
-std::string Account::requeue_line(int64_t wall_ms, bool asked, const std::string& why) {
-  return line_of({{"what", "requeue"}, {"time_ms", wall_ms}, {"asked", asked}, {"why", why}});
+std::string Account::requeue_line(int64_t wall_ms, bool asked, const std::string& why) const {
+  return line_by(self_, number(), "requeue", wall_ms, {{"asked", asked}, {"why", why}});
 }
 
 }  // namespace muster::notice

@@ -78,6 +78,7 @@ class Run:
         self.job = Job(options.build, "etcd")
         self.etcd = Etcd(self.job.folder)
         self.checkpoints, self.summary = self.job.folder / "checkpoints", self.job.folder / "summary.json"
+        self.account = self.job.folder / "account.jsonl"
         self.agents, self.log, self.step, self.moved = {}, [], 0, time.monotonic()
         self.began = time.monotonic()
 
@@ -92,7 +93,7 @@ class Run:
         program = gpt(self.job.build, self.steps, "--ledger", self.job.ledger(), "--summary", self.summary,
                       "--checkpoint-dir", self.checkpoints, "--checkpoint-every", 50)
         self.agents[name] = self.job.start(name, workers, program, "1:8", self.on_line,
-                                           extra=AGENT_OPTIONS, rdzv=self.etcd.url())
+                                           extra=[*AGENT_OPTIONS, "--account", self.account], rdzv=self.etcd.url())
         return self.agents[name]
 
     def launch(self, workers):
@@ -142,6 +143,25 @@ class Run:
         if workers_started is not None and started != workers_started:
             raise Failure(f"{started} workers were started, not {workers_started}: some started again")
 
+    def require_account(self, leaders, launches=1, interruptions=0):
+        """Whoever led, the job has one account: of so many launches, the newest led by so many agents in turn."""
+        lines = [json.loads(line) for line in self.account.read_text().splitlines()]
+        whats = [line["what"] for line in lines]
+        runs = {line["run"] for line in lines}
+        if whats.count("began") != launches or whats.count("ended") != launches or len(runs) != launches:
+            raise Failure(f"the account of {launches} launches holds {whats} of runs {runs}")
+        newest = [line for line in lines if line["run"] == lines[-1]["run"]]
+        terms = sorted({line["term"] for line in newest})
+        if terms != list(range(1, leaders + 1)) or newest[0]["what"] != "began" or newest[-1]["what"] != "ended":
+            raise Failure(f"leaders {terms} of {leaders} wrote {[line['what'] for line in newest]}")
+        if newest[-1]["exit_code"] != 0 or any(line.get("steps_lost", 0) != 0 for line in lines):
+            raise Failure(f"the ends are {[line for line in lines if line['what'] == 'ended']}")
+        told = subprocess.run([self.job.muster, "account", self.account], capture_output=True, text=True, timeout=30)
+        words = (f"all in all {launches} launch{'' if launches == 1 else 'es'}, {interruptions} "
+                 f"interruption{'' if interruptions == 1 else 's'}: 0 steps lost")
+        if told.returncode != 0 or words not in told.stdout:
+            raise Failure(f"muster account: {told.returncode} {told.stdout}{told.stderr}, without '{words}'")
+
     def require_no_step_lost(self, version):
         """After the leader's loss the members go on from what they held, not from a save."""
         bases = [event["version"] for event in self.job.events()
@@ -177,6 +197,7 @@ def leader_killed(run, reference):
     run.until_step(step + 20)
     run.require_no_step_lost(step - 1)
     run.finish()
+    run.require_account(leaders=3)
     run.check(reference, 4)
 
 
@@ -227,12 +248,16 @@ def etcd_gone(run, reference):
                           "\n".join(agent.lines[-20:]))
     newest, step = newest_version(run.checkpoints), run.step
     run.say(f"the job ended as requeue, with version {newest} saved")
+    ended = [line for line in map(json.loads, run.account.read_text().splitlines()) if line["what"] == "ended"]
+    if len(ended) != 1 or ended[0]["exit_code"] != REQUEUE or ended[0]["saved"] != newest or ended[0]["steps_lost"] != 0:
+        raise Failure(f"version {newest} is saved, and the account's end is {ended}")
     if newest < step:
         raise Failure(f"the newest save is version {newest}, but step {step} was done")
     shutil.rmtree(run.etcd.folder)
     run.etcd = Etcd(run.job.folder)
     run.launch({"a": 1})
     run.finish()
+    run.require_account(leaders=1, launches=2, interruptions=1)
     run.check(reference)
 
 
@@ -250,6 +275,7 @@ def joins_and_drains(run, reference):
     run.until_others_lead(first)
     del run.agents[first.name]
     run.finish()
+    run.require_account(leaders=2)
     run.check(reference, 3)
 
 

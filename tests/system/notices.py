@@ -202,6 +202,31 @@ class Notices:
             if any("stopping at once" in line for line in agent.lines):
                 raise Failure(f"{variable}: the second signal was taken for impatience")
 
+    def time_limits(self):
+        """PBS and LSF say nothing before the limit: they are asked, and the job saves --notice-lead before it."""
+        tools = self.job.folder / "tools"
+        tools.mkdir()
+        answer = tools / "answer"
+        for tool in ("qstat", "bjobs"):
+            (tools / tool).write_text(f"#!/bin/sh\necho $0 $* >>{tools}/asked\ncat {answer}\n")
+            (tools / tool).chmod(0o755)
+        pbs = "Job Id: 7.server\n    resources_used.walltime = {used}\n    Resource_List.walltime = {limit}\n"
+        cases = (("pbs", "PBS_JOBID", "7.server", pbs.format(used="00:00:10", limit="02:00:00"),
+                  pbs.format(used="00:00:20", limit="00:00:50"), "qstat -f 7.server", "by its wall time"),
+                 ("lsf", "LSB_JOBID", "7", "2:00 L\n", "0:01 L\n", "bjobs -noheader -o time_left 7", "by its run limit"))
+        for scheduler, variable, job, long, short, asked, words in cases:
+            answer.write_text("no server\n")
+            agent = self.train("--notices", scheduler, "--drain-every", "0.3",
+                               env={variable: job, "PATH": f"{tools}:{os.environ['PATH']}"})
+            self.said(agent, "answers what cannot be read: no server")
+            answer.write_text(long)
+            self.said(agent, f"{words}: acted on 120 s before its deadline")
+            self.goes_on(agent)
+            answer.write_text(short)
+            self.saved_and_ended(agent)
+            if asked not in (tools / "asked").read_text():
+                raise Failure(f"{scheduler} was asked: {(tools / 'asked').read_text()[-500:]}")
+
     def a_signal_after_a_notice(self):
         """SIGTERM after a notice of another kind is the first signal: it must not end a save under way."""
         path = self.job.folder / "before-a-signal"
@@ -243,6 +268,51 @@ class Notices:
         if len(events) != 1 or events[0]["subject"] != 0 or events[0]["version"] != saved:
             raise Failure(f"the first launch's events of its cost: {events}")
 
+    def handing_over(self):
+        """Two nodes, both needed; one is told that it goes before a save could be done. It leaves in time and in good order, and the
+        other saves the newest version all the same."""
+        slow = self.job.folder / "slow-disk"
+        slow.write_text("1.0")  # for each write: a save takes some seconds
+        self.job.new_launch()
+        checkpoints = self.job.folder / "checkpoints-handed-over"
+        program = gpt(self.job.build, FOREVER, "--checkpoint-dir", checkpoints, "--checkpoint-every", 300)
+        env = {"LD_PRELOAD": str(self.job.build / "lib" / "system_slow_disk.so"), "SLOW_DISK": str(slow)}
+        stays = self.job.start("stays", 1, program, "2:2", env=env)
+        wait_until(lambda: any("node joined" in line for line in stays.lines), 20, "the first node")
+        leaves = self.job.start("leaves", 1, program, "2:2", env=env, extra=["--grace", "2.5"])
+        self.said(stays, "save durable", 120)
+        step = self.steps(stays)
+        began = time.monotonic()
+        leaves.signal(signal.SIGTERM)
+        code, took = leaves.wait(60), time.monotonic() - began
+        self.said(stays, "hand over: 1 nodes stay")
+        if code != REQUEUE or took > 2.5 or any("stopping at once" in line for line in leaves.lines):
+            raise Failure(f"the node that leaves ended with {code} after {took:.1f} s:\n" + "\n".join(leaves.lines[-20:]))
+        self.said(leaves, "safe to kill", 1)
+        if (code := stays.wait(60)) != REQUEUE:
+            raise Failure(f"the node that stays ended with {code}")
+        self.said(stays, "cost: 0 steps lost", 1)
+        if newest_version(checkpoints) < step:
+            raise Failure(f"step {step} was made, and the newest save is version {newest_version(checkpoints)}")
+        require_no_processes(self.job)
+
+    def after_the_last_step(self):
+        """A notice to the job that one node hears ends the programs of all nodes in time."""
+        self.job.new_launch()
+        program = ["/bin/sh", "-c", f"{self.job.build}/bin/system_careless none && echo the loop is over; exec sleep 1000"]
+        first, second = [self.job.start(name, 1, program, "2:2", extra=["--notice-file", self.job.folder / f"file-{name}"])
+                         for name in ("first", "second")]
+        for agent in (first, second):
+            self.said(agent, "the loop is over", 60)
+        began = time.monotonic()
+        (self.job.folder / "file-second").write_text("job 6")
+        for agent in (second, first):
+            if (code := agent.wait(60)) != REQUEUE:
+                raise Failure(f"the agent of {agent.name} ended with {code}:\n" + "\n".join(agent.lines[-20:]))
+        if (took := time.monotonic() - began) > 7:
+            raise Failure(f"both were gone after {took:.1f} s, and the notice left 6 s")
+        require_no_processes(self.job)
+
     def only_loopback_is_listened_on(self):
         done = subprocess.run([self.job.muster, "run", "--notice-listen", "0.0.0.0:7411", "--", "true"], capture_output=True,
                               text=True, timeout=30)
@@ -250,7 +320,7 @@ class Notices:
             raise Failure(f"0.0.0.0 was taken: {done.returncode} {done.stderr}")
         done = subprocess.run([self.job.muster, "run", "--notices", "asw", "--", "true"], capture_output=True, text=True,
                               timeout=30)
-        if done.returncode != 78 or "it takes aws, gcp, azure and slurm" not in done.stderr:
+        if done.returncode != 78 or "it takes aws, gcp, azure, slurm, pbs and lsf" not in done.stderr:
             raise Failure(f"an unknown cloud was taken: {done.returncode} {done.stderr}")
 
 
@@ -271,7 +341,10 @@ def main():
                  ("file", test.file),
                  ("HTTP call, probes, muster notice", test.http),
                  ("LSF and PBS repeat their signals", test.impatient_schedulers),
+                 ("time limits of PBS and LSF", test.time_limits),
                  ("SIGTERM after another notice", test.a_signal_after_a_notice),
+                 ("too few stay, and a save by all does not fit", test.handing_over),
+                 ("a notice to the job after the last step", test.after_the_last_step),
                  ("what each preemption cost", test.cost),
                  ("what is not listened on", test.only_loopback_is_listened_on)]
         return run_tests([entry for entry in tests if options.only in entry[0]], "notices")

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Random notices against the GPT: from a random source, with a random time left, in every phase of a training, with members
 dying meanwhile. Each must end with 75 before its deadline, with nobody killed, nothing left behind, and the newest step saved
-whenever the leader said that a save fits."""
+whenever the leader said that a save fits. What the training did at the moment of each notice is read from the events, and
+counted: a long run must have hit every phase."""
 import argparse
 import os
 import re
@@ -18,8 +19,13 @@ from jobs import free_port  # noqa: E402, from scripts/, which rig adds
 
 FOREVER = 100000000
 SOURCES = ("SIGTERM", "SIGUSR1", "file", "HTTP")
-# What the training does when the notice comes. Each seed takes the next one, so that a run of nine has them all.
-PHASES = ("start", "steps", "restore", "save", "save, slow disk", "view change", "a member dies after", "stall", "two notices")
+# What the training does when the notice comes. Each seed takes the next one, so that a run of eleven has them all.
+PHASES = ("start", "steps", "restore", "save", "save, slow disk", "view change", "a member dies after", "stall", "two notices",
+          "first step", "evaluation")
+# What a notice may have met, as the events tell it afterwards, and how many notices must have met each.
+LANDINGS = ("before a view", "restoring", "before the first step", "between revocation and view", "a save being written",
+            "evaluating", "all workers standing still", "steps")
+LONG_RUN = 100
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
@@ -35,6 +41,7 @@ class Round:
         self.checkpoints = self.job.folder / f"checkpoints-{seed}"
         self.file = self.job.folder / f"notice-{seed}"
         self.slow = self.job.folder / f"slow-{seed}"
+        self.slow_reads = self.job.folder / f"slow-reads-{seed}"
         self.address = f"127.0.0.1:{free_port()}"
         self.victims = set()
         self.resumes = -1
@@ -44,10 +51,12 @@ class Round:
 
     def launch(self):
         self.job.new_launch()
-        program = gpt(self.job.build, FOREVER, "--checkpoint-dir", self.checkpoints, "--checkpoint-every", self.every)
+        program = gpt(self.job.build, FOREVER, "--checkpoint-dir", self.checkpoints, "--checkpoint-every", self.every,
+                      *(["--evaluate-every", 10] if self.phase == "evaluation" else []))
         env = {}
-        if self.phase == "save, slow disk":
-            env = {"LD_PRELOAD": self.job.build / "lib" / "system_slow_disk.so", "SLOW_DISK": self.slow}
+        if self.phase in ("save, slow disk", "restore"):
+            env = {"LD_PRELOAD": self.job.build / "lib" / "system_slow_disk.so", "SLOW_DISK": self.slow,
+                   "SLOW_READS": self.slow_reads}
         self.agent = self.job.start(self.name, self.workers, program, "1:1", env={key: str(value) for key, value in env.items()},
                                     extra=["--grace", str(self.left), "--notice-file", str(self.file), "--notice-listen",
                                            self.address, "--restart-delay", "0.2"])
@@ -80,10 +89,15 @@ class Round:
             self.agent.signal(signal.SIGTERM)
             self.agent.wait(60)
             self.resumes = newest_version(self.checkpoints)
+            self.slow_reads.write_text(str(round(pause(0.05, 0.2), 2)))
         self.launch()
         wait_until(self.listens, 20, "the agent to hold its signals: before that it is the scheduler's loss")
-        if self.phase in ("start", "restore"):
+        if self.phase == "start":
             return time.sleep(pause(0, 0.9))
+        if self.phase in ("restore", "first step"):
+            # What comes next takes some milliseconds, or with slow reads some tenths of a second.
+            wait_until(lambda: self.happened("view ready"), 60, "the first view")
+            return time.sleep(pause(0, 0.3) if self.phase == "restore" else pause(0, 0.03))
         wait_until(lambda: self.steps() > 3, 60, "the first steps")
         time.sleep(pause(0, 0.5))
         if self.phase == "save":
@@ -96,12 +110,25 @@ class Round:
             time.sleep(pause(0, 1.0))
         if self.phase == "view change":
             self.kill_worker()
-            time.sleep(pause(0, 0.6))  # the death, the view of those who are left, the restart, the join
+            if self.random.random() < 0.5:
+                wait_until(lambda: self.happened("revoked"), 20, "the revocation")
+            else:
+                time.sleep(pause(0, 0.6))  # the death, the view of those who are left, the restart, the join
+        if self.phase == "evaluation":
+            wait_until(self.evaluates, 60, "an evaluation")
+            time.sleep(pause(0, 0.1))
         if self.phase == "stall":
             for pid in self.agent.worker_pids().values():
                 os.kill(pid, signal.SIGSTOP)
             time.sleep(pause(0, 0.5))
         return None
+
+    def happened(self, what):
+        return any(event["event"] == what for event in self.agent.events())
+
+    def evaluates(self):
+        lines = self.agent.lines
+        return sum("evaluating version" in line for line in lines) > sum("evaluated version" in line for line in lines)
 
     # ---- the notice, and what comes with it
 
@@ -131,6 +158,32 @@ class Round:
     def tell(self, left):
         return subprocess.run([self.job.muster, "notice", "--to", self.address, f"job {left}"], capture_output=True,
                               timeout=90).returncode
+
+    # ---- what it met
+
+    def landing(self):
+        """By the events before the first notice, which is the agent's own, and by the lines that the program printed."""
+        before = []
+        for event in self.agent.events():
+            if event["event"] == "notice":
+                break
+            before.append(event["event"])
+        if "view ready" not in before:
+            return "before a view"
+        if "step" not in before:
+            return "restoring" if self.resumes >= 0 and "resumed" not in before else "before the first step"
+        if before.count("revoked") and "view ready" not in before[len(before) - before[::-1].index("revoked"):]:
+            return "between revocation and view"
+        if before.count("save started") > before.count("save durable") + before.count("save failed"):
+            return "a save being written"
+        if self.phase == "stall":
+            return "all workers standing still"
+        lines = self.agent.lines
+        told = next((index for index, line in enumerate(lines) if "] notice: " in line), len(lines))
+        evaluating = sum("evaluating version" in line for line in lines[:told])
+        if evaluating > sum("evaluated version" in line for line in lines[:told]):
+            return "evaluating"
+        return "steps"
 
     # ---- what must hold
 
@@ -178,6 +231,7 @@ class RandomNotices:
     def __init__(self, build):
         self.job = Job(build and Path(build), "random-notices")
         self.took = {phase: [] for phase in PHASES}
+        self.landings = {landing: 0 for landing in LANDINGS}
         self.planned = 0
 
     def run(self, seed, count):
@@ -189,11 +243,18 @@ class RandomNotices:
             require_no_processes(self.job)
             self.took[one.phase].append(took)
             self.planned += planned
-            print(f"random notices: {one.what()}: {took:.2f} s", flush=True)
+            landing = one.landing()
+            self.landings[landing] += 1
+            print(f"random notices: {one.what()}: met {landing}, {took:.2f} s", flush=True)
         for phase, times in self.took.items():
             if times:
                 print(f"random notices: {phase}: {len(times)} times, median {statistics.median(times):.2f} s, "
                       f"longest {max(times):.2f} s")
+        met = ", ".join(f"{landing} {number}" for landing, number in self.landings.items())
+        print(f"random notices: met: {met}")
+        missed = [landing for landing, number in self.landings.items() if number == 0]
+        if count >= LONG_RUN and missed:
+            raise Failure(f"no notice met the training at: {', '.join(missed)}")
         print(f"random notices: {count} of {count} in time, {self.planned} with a save that was said to fit; nobody was killed",
               flush=True)
 
@@ -201,7 +262,7 @@ class RandomNotices:
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", help="the build folder; default: build/dev")
-    parser.add_argument("--count", type=int, default=len(PHASES), help="notices; every ninth is of the same phase")
+    parser.add_argument("--count", type=int, default=len(PHASES), help="notices; every eleventh is of the same phase")
     parser.add_argument("--seed", type=int, default=0, help="of the first notice; one that failed is repeated by its own")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))

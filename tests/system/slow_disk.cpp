@@ -1,17 +1,26 @@
 // LD_PRELOAD: while the file $SLOW_DISK exists, every write at an offset first takes the seconds that it
-// holds. Only the shard files of checkpoints are written that way, so it stands for a file system that has
-// become slow.
+// holds, and while $SLOW_READS does, every read. Only checkpoints are written and read that way, so it stands
+// for a file system that has become slow. io_uring is refused, since its transfers come by no function.
 #include <dlfcn.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 
+#include "tests/refused_calls.h"
+
 namespace {
 
-void wait_as_told() {
-  const char* const path = getenv("SLOW_DISK");
+__attribute__((constructor)) void refuse_io_uring() {
+  if (!muster::testing::refuse_calls({SYS_io_uring_setup}, EPERM))
+    std::fputs("slow_disk: no filter of system calls here\n", stderr);
+}
+
+void wait_as_told(const char* variable) {
+  const char* const path = getenv(variable);
   FILE* const file = path != nullptr ? fopen(path, "re") : nullptr;
   if (file == nullptr) return;
   double seconds = 0;
@@ -23,19 +32,38 @@ void wait_as_told() {
   }
 }
 
-using Pwrite = ssize_t (*)(int, const void*, size_t, off64_t);
+template <typename Call>
+Call real(const char* name) {
+  return reinterpret_cast<Call>(dlsym(RTLD_NEXT, name));
+}
 
-ssize_t slow(const char* name, int fd, const void* bytes, size_t size, off64_t offset) {
-  wait_as_told();
-  return reinterpret_cast<Pwrite>(dlsym(RTLD_NEXT, name))(fd, bytes, size, offset);
+using Pwrite = ssize_t (*)(int, const void*, size_t, off64_t);
+using Pread = ssize_t (*)(int, void*, size_t, off64_t);
+
+ssize_t slow_write(const char* name, int fd, const void* bytes, size_t size, off64_t offset) {
+  wait_as_told("SLOW_DISK");
+  return real<Pwrite>(name)(fd, bytes, size, offset);
+}
+
+ssize_t slow_read(const char* name, int fd, void* bytes, size_t size, off64_t offset) {
+  wait_as_told("SLOW_READS");
+  return real<Pread>(name)(fd, bytes, size, offset);
 }
 
 }  // namespace
 
 extern "C" ssize_t pwrite(int fd, const void* bytes, size_t size, off_t offset) {
-  return slow("pwrite", fd, bytes, size, offset);
+  return slow_write("pwrite", fd, bytes, size, offset);
 }
 
 extern "C" ssize_t pwrite64(int fd, const void* bytes, size_t size, off64_t offset) {
-  return slow("pwrite64", fd, bytes, size, offset);
+  return slow_write("pwrite64", fd, bytes, size, offset);
+}
+
+extern "C" ssize_t pread(int fd, void* bytes, size_t size, off_t offset) {
+  return slow_read("pread", fd, bytes, size, offset);
+}
+
+extern "C" ssize_t pread64(int fd, void* bytes, size_t size, off64_t offset) {
+  return slow_read("pread64", fd, bytes, size, offset);
 }

@@ -3,6 +3,7 @@
 preempted, signalled, timed out or cancelled; what it saved, whether it came back, and whether its weights in the end are
 those of a training that nobody disturbed."""
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -63,8 +64,18 @@ class Preemptions:
 
     def preempt(self, seconds=2):
         """Takes all processors for a job of higher priority; its id."""
-        return self.cluster.submit(f"#!/bin/sh\nsleep {seconds}\n", "--partition=high", "--ntasks=1",
-                                   f"--cpus-per-task={self.cluster.cpus}")
+        return self.cluster.submit(f"#!/bin/sh\nsleep {seconds}\n", "--partition=high", f"--nodes={len(self.cluster.nodes)}",
+                                   "--ntasks-per-node=1", f"--cpus-per-task={self.cluster.cpus}")
+
+    @contextlib.contextmanager
+    def two_nodes(self):
+        """Jobs go to a cluster of two nodes, one processor each."""
+        one, self.cluster = self.cluster, Cluster(grace=GRACE, nodes=2)
+        try:
+            yield
+        finally:
+            self.cluster.close()
+            self.cluster = one
 
     # ---- what is to be seen
 
@@ -179,9 +190,55 @@ class Preemptions:
         self.require_said(job, "asked Slurm to requeue")
         self.cancel(job)
 
+    def heterogeneous_job(self):
+        """deploy/slurm/hetero.sbatch as it stands, as a real heterogeneous job: two components on two nodes are one world,
+        preempted together, requeued together, resumed, with the weights of an undisturbed training."""
+        self.reference()
+        with self.two_nodes():
+            job, folder = self.deploy("hetero.sbatch", "hetero-job", self.steps, TRAIN_WORKERS_0=2, TRAIN_WORKERS_1=1,
+                                      TRAIN_NODES_MIN=2)
+            self.wait_steps(job, 40)
+            self.require_said(job, "world 3 nodes 2")
+            began = time.monotonic()
+            winner = self.preempt()
+            self.cluster.wait_state(winner, ["RUNNING", "COMPLETED"], GRACE + 30)
+            took = time.monotonic() - began
+            if took > GRACE:
+                raise Failure(f"the components held their nodes for {took:.1f} s, longer than the grace time")
+            saved = newest_version(folder / "checkpoints")
+            # Slurm's backfill scheduler takes three minutes to start a requeued heterogeneous job on free nodes.
+            self.cluster.wait_state(job, ["COMPLETED"], 600)
+            self.require_said(job, "asked Slurm to requeue")
+            self.require_said(job, f"resumed: version {saved}")
+            self.require_said(job, "all in all 2 launches, 1 interruption: 0 steps lost")
+            if self.cluster.restarts(job) != 1 or self.cluster.restarts(job + 1) != 1:
+                raise Failure(f"the components were started again {self.cluster.restarts(job)} and "
+                              f"{self.cluster.restarts(job + 1)} times, not once")
+            self.require_same_weights("hetero-job")
+            if list(folder.glob("secret-*")):
+                raise Failure("the script has left the secret behind")
+            print(f"slurm: a heterogeneous job: preempted, gone after {took:.1f} s, resumed from version {saved}", flush=True)
+
+    def drained_node_of_two(self):
+        """deploy/slurm/elastic.sbatch on two nodes, of which one is drained: the other goes on, without a requeue."""
+        self.reference()
+        with self.two_nodes():
+            job, _ = self.deploy("elastic.sbatch", "shrunk", self.steps, "--nodes=2", MUSTER_NOTICES="slurm", MUSTER_DRAIN_EVERY="0.5",
+                                 TRAIN_WORKERS=1, TRAIN_NODES_MIN=1)
+            self.wait_steps(job, 40)
+            self.require_said(job, "world 2 nodes 2")
+            self.cluster.ask("scontrol", "update", f"NodeName={self.cluster.nodes[1]}", "State=DRAIN", "Reason=rack 7")
+            self.cluster.wait_state(job, ["COMPLETED"], 200)
+            self.require_said(job, f"Slurm drains node {self.cluster.nodes[1]}: rack 7")
+            self.require_said(job, "shrink: 1 nodes hold the same state and go on")
+            self.require_said(job, "world 1 nodes 1")
+            if self.cluster.restarts(job) != 0:
+                raise Failure("the job was started again, though one node was left")
+            self.require_same_weights("shrunk")
+
     def heterogeneous(self):
-        """deploy/slurm/hetero.sbatch. Slurm gives a component nodes of its own, and this cluster has one: so srun and scontrol
-        are played here, and only what the script itself does is shown. Two components make one world, save, and resume."""
+        """The same script where srun and scontrol are played: what it does with a signal that comes to it alone, and with more
+        workers in one component. Two components make one world, save, and resume."""
         folder, tools = self.job.folder / "hetero", self.job.folder / "played"
         tools.mkdir()
         program = [str(part) for part in self.training("hetero", 400)]
@@ -324,7 +381,9 @@ def main():
             ("--signal=USR1@100", test.signalled_early)]
         if not options.short:
             tests += [("the script in deploy/slurm", test.the_script_in_deploy),
-                      ("the script for heterogeneous jobs", test.heterogeneous),
+                      ("the script for heterogeneous jobs, played", test.heterogeneous),
+                      ("a heterogeneous job", test.heterogeneous_job),
+                      ("a drained node of two", test.drained_node_of_two),
                       ("--signal=B:USR1@100", test.signalled_through_the_script),
                       ("time limit", test.over_its_time_limit),
                       ("a state that cannot be written in time", test.too_slow_to_save)]

@@ -1,5 +1,6 @@
-"""A Slurm cluster of one node on this machine: munged, slurmctld and slurmd, started without systemd, with a
-configuration, folders, ports and a key of their own. Nothing of the system's own Slurm or munge is read or touched.
+"""A Slurm cluster of one or several nodes on this machine: munged, slurmctld and a slurmd for each node, started without
+systemd, with a configuration, folders, ports and a key of their own. Nothing of the system's own Slurm or munge is read or
+touched.
 
 It works on a bare container: processes are tracked through /proc, not cgroups, and nobody accounts.
 """
@@ -22,18 +23,17 @@ CONFIGURATION = """
 ClusterName=muster
 SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort={controller_port}
-SlurmdPort={node_port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge/socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 SlurmctldDebug=verbose
 SlurmdDebug=verbose
 ProctrackType=proctrack/linuxproc
@@ -45,16 +45,16 @@ MpiDefault=none
 SwitchType=switch/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-SchedulerType=sched/builtin
-SchedulerParameters=sched_interval=1
+SchedulerType={scheduler}
+SchedulerParameters=sched_interval=1,bf_interval=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait={kill_wait}
 MinJobAge=3600
 ReturnToService=2
-NodeName=localhost NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
-PartitionName=low Nodes=localhost Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace} State=UP
-PartitionName=high Nodes=localhost PriorityTier=10 PreemptMode=OFF State=UP
+{nodes}
+PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace} State=UP
+PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF State=UP
 """
 BASE_STATE = re.compile(r"JobState=(\S+)")
 
@@ -74,11 +74,14 @@ def search_path():
 
 
 class Cluster:
-    def __init__(self, grace=20, kill_wait=10):
+    def __init__(self, grace=20, kill_wait=10, nodes=1):
+        """Several nodes have one processor each, and the scheduler that starts heterogeneous jobs."""
         self.folder = Path(tempfile.mkdtemp(prefix="muster-slurm-"))
         self.grace, self.kill_wait = grace, kill_wait
         self.daemons = []
-        self.cpus = os.cpu_count() or 1
+        self.cpus = (os.cpu_count() or 1) if nodes == 1 else 1
+        # Names that mean something to a batch script, which has to find its first node by it.
+        self.nodes = ["localhost"] if nodes == 1 else [f"127.0.0.{number + 1}" for number in range(nodes)]
         # A job must see its cluster and no other; and this test no job that it may itself run in.
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
         self.env["SLURM_CONF"] = str(self.folder / "slurm.conf")
@@ -90,25 +93,29 @@ class Cluster:
             raise
 
     def _start(self):
-        for name in ("munge", "state", "spool"):
+        for name in ("munge", "state", *(f"spool-{node}" for node in self.nodes)):
             (self.folder / name).mkdir(mode=0o755)
         self.folder.chmod(0o755)
         key = self.folder / "munge" / "key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o600)
         (self.folder / "slurm.conf").write_text(CONFIGURATION.format(
-            folder=self.folder, controller_port=free_port(), node_port=free_port(), cpus=self.cpus, grace=self.grace,
-            kill_wait=self.kill_wait, user=pwd.getpwuid(os.geteuid()).pw_name))
+            folder=self.folder, controller_port=free_port(), grace=self.grace, kill_wait=self.kill_wait,
+            scheduler="sched/builtin" if len(self.nodes) == 1 else "sched/backfill", user=pwd.getpwuid(os.geteuid()).pw_name,
+            nodes="\n".join(f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.1 Port={free_port()} CPUs={self.cpus} "
+                            "State=UNKNOWN" for node in self.nodes)))
         munge = self.folder / "munge"
         self._daemon("munged", "--foreground", "--force", f"--key-file={key}", f"--socket={munge / 'socket'}",
                      f"--pid-file={munge / 'pid'}", f"--log-file={munge / 'log'}", f"--seed-file={munge / 'seed'}")
         wait_until((munge / "socket").exists, 20, "munged's socket")
         self._daemon("slurmctld", "-D", "-i", "-c")
-        self._daemon("slurmd", "-D")
-        wait_until(lambda: "idle" in self.ask("sinfo", "-h", "-o", "%T", fail=False), 60, "Slurm's node to be idle")
+        for node in self.nodes:
+            self._daemon("slurmd", "-D", "-N", node)
+        wait_until(lambda: self.ask("sinfo", "-h", "-N", "-p", "low", "-o", "%T", fail=False).split() == ["idle"] * len(self.nodes),
+                   60, "Slurm's nodes to be idle")
 
     def _daemon(self, name, *arguments):
-        log = open(self.folder / f"{name}.out", "wb")
+        log = open(self.folder / f"{name}.out", "ab")
         process = subprocess.Popen([shutil.which(name, path=search_path()), *arguments], env=self.env, stdout=log,
                                    stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, cwd=self.folder)
         log.close()
@@ -129,7 +136,7 @@ class Cluster:
 
     def log_of(self, daemon, lines=15):
         text = ""
-        for path in (self.folder / f"{daemon}.log", self.folder / f"{daemon}.out"):
+        for path in (*sorted(self.folder.glob(f"{daemon}*.log")), self.folder / f"{daemon}.out"):
             if path.exists():
                 text += "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
         return text

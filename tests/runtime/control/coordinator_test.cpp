@@ -804,6 +804,155 @@ TEST_F(Notices, WhatIsTooLateIsSaidAndTriedAllTheSame) {
   EXPECT_EQ(sent<Agree>(last).size(), 2u);
 }
 
+// ---- too few stay to go on, and there is no time for a save by all
+
+NoticeRaised node_notice_with(Duration left) {
+  NoticeRaised notice = notice_of(Scope::kNode);
+  notice.time_left = left;
+  return notice;
+}
+
+class HandingOver : public LeaderTest {
+ protected:
+  // Two nodes, both of them needed; a save takes 4 s, and the second node has 2 s left.
+  void hear_of_a_notice_that_is_too_near() {
+    begin(2, 2, 1);
+    for (NodeId node : {1, 2}) {
+      node_comes(node, 1);
+      member_comes(node, 0);
+    }
+    SAVE_DURABLE(10, 2000000, 4 * kSecond);
+    say(2, 0, node_notice_with(2 * kSecond));
+    tick_at(now + limits.notice_settle);
+  }
+  void come_to_the_boundary(Version version) {
+    const Generation old = leader->view().generation;
+    const uint64_t plan = sent<PlanNumber>(all).back().second.plan;
+    say(1, 100, AtBoundary{old, plan, version, digest_at(version)});
+    say(2, 200, AtBoundary{old, plan, version, digest_at(version)});
+  }
+};
+
+TEST_F(HandingOver, WhoStaysSavesWhenTheOthersHaveLeft) {
+  hear_of_a_notice_that_is_too_near();
+  EXPECT_THAT(plan_of(last), testing::HasSubstr("hand over: 1 nodes stay"));
+  EXPECT_TRUE(sent<Agree>(last).empty()) << "no save by all";
+  EXPECT_EQ(sent<PlanNumber>(last).size(), 2u);
+  come_to_the_boundary(16);
+  EXPECT_EQ(world(), (std::vector<MemberId>{100}));
+  ASSERT_EQ(sent<End>(last).size(), 1u);
+  EXPECT_EQ(sent<End>(last)[0].first, 200u);
+  ASSERT_EQ(sent<EndJob>(last).size(), 1u) << "its agent may say that it is safe to kill";
+  const auto opens = sent<SaveOpen>(last);
+  ASSERT_EQ(opens.size(), 1u);
+  EXPECT_TRUE(opens[0].second.stop);
+  EXPECT_EQ(opens[0].second.version, 16);
+  EXPECT_EQ(opens[0].second.participants, std::vector<MemberId>{100});
+  gone(2, 200);
+  EXPECT_EQ(leader->phase(), "running") << "it is no loss";
+  say(1, 100, SaveVote{opens[0].second.save, true, {}, "", 2000000});
+  say(1, 100, SavePublished{opens[0].second.save, true, ""});
+  ASSERT_FALSE(sent<EndJob>(last).empty());
+  EXPECT_EQ(sent<EndJob>(last)[0].second.exit_code, 75);
+}
+
+TEST_F(HandingOver, NoStepIsMadeByTheFewWhoStay) {
+  hear_of_a_notice_that_is_too_near();
+  come_to_the_boundary(16);
+  bool bound_first = false;
+  bool went = false;
+  for (const Send& send : all_of_kind<Send>(last)) {
+    if (std::holds_alternative<SaveOpen>(send.envelope.message)) bound_first = true;
+    if (!std::holds_alternative<Go>(send.envelope.message)) continue;
+    went = true;
+    EXPECT_TRUE(bound_first) << "a step could slip in";
+  }
+  EXPECT_TRUE(went);
+}
+
+TEST_F(HandingOver, WhoDiesBeforeTheBoundaryTakesNothingWithIt) {
+  hear_of_a_notice_that_is_too_near();
+  gone(2, 200);
+  report(1, 100, 15);
+  const auto opens = sent<SaveOpen>(last);
+  ASSERT_EQ(opens.size(), 1u);
+  EXPECT_TRUE(opens[0].second.stop);
+  EXPECT_EQ(opens[0].second.version, 15);
+}
+
+TEST_F(HandingOver, ANoticeToTheOthersAsWellMakesASaveByAll) {
+  hear_of_a_notice_that_is_too_near();
+  say(1, 0, node_notice_with(2 * kSecond));
+  EXPECT_EQ(sent<Agree>(last).size(), 2u) << "nobody stays";
+  EXPECT_THAT(plan_of(last), testing::HasSubstr("too late for a save"));
+}
+
+TEST_F(HandingOver, TimeEnoughMakesASaveByAll) {
+  begin(2, 2, 1);
+  for (NodeId node : {1, 2}) {
+    node_comes(node, 1);
+    member_comes(node, 0);
+  }
+  SAVE_DURABLE(10, 2000000, 4 * kSecond);
+  say(2, 0, node_notice_with(20 * kSecond));
+  tick_at(now + limits.notice_settle);
+  EXPECT_THAT(plan_of(last), testing::HasSubstr("full save"));
+  EXPECT_EQ(sent<Agree>(last).size(), 2u);
+}
+
+// A view change between the notice and the boundary must not make the plan forget the deadline.
+TEST_F(HandingOver, TheDeadlineOutlivesAViewChange) {
+  begin(2, 3, 1);
+  for (NodeId node : {1, 2, 3}) {
+    node_comes(node, 1);
+    member_comes(node, 0);
+  }
+  say(1, 100, SaveDue{leader->view().generation, 10});
+  const uint64_t save = sent<SaveOpen>(last)[0].second.save;
+  tick_at(now + 4 * kSecond);
+  for (NodeId node : {1, 2, 3}) say(node, id(node, 0), SaveVote{save, true, {}, "", 700000});
+  say(1, 100, SavePublished{save, true, ""});
+  say(2, 0, node_notice_with(2 * kSecond));
+  tick_at(now + limits.notice_settle);
+  EXPECT_THAT(plan_of(last), testing::HasSubstr("shrink: 2 nodes"));
+  last.clear();
+  carry(leader->disconnected(now, 3, "connection reset"));
+  report(1, 100, 15);
+  report(2, 200, 15);
+  EXPECT_TRUE(sent<SaveOpen>(last).back().second.stop) << "one node stays, and two are needed";
+  EXPECT_THAT(plan_of(last), testing::HasSubstr("too late for a save"));
+}
+
+// ---- after the last step
+
+TEST_F(Notices, AfterTheLastStepTheOtherNodesHearOfOneToTheJob) {
+  form(3, 1);
+  for (NodeId node : {1, 2, 3}) say(node, id(node, 0), Leaving{0, 10, "done"});
+  ASSERT_EQ(sent<EndJob>(last).size(), 3u);
+  say(2, 0, notice_with(20 * kSecond));
+  std::set<NodeId> told;
+  for (const Send& send : all_of_kind<Send>(last))
+    if (const auto* notice = std::get_if<NoticeRaised>(&send.envelope.message)) {
+      told.insert(send.node);
+      EXPECT_EQ(notice->time_left, 20 * kSecond);
+      EXPECT_EQ(notice->scope, Scope::kJob);
+    }
+  EXPECT_EQ(told, (std::set<NodeId>{1, 3})) << "the one that told it knows it";
+  say(2, 0, node_notice_with(20 * kSecond));
+  EXPECT_TRUE(sent<NoticeRaised>(last).empty()) << "that of a node is its own";
+}
+
+// The stop-save comes too late: the last step is done. Its programs have the time that the notice leaves.
+TEST_F(Notices, OneToTheJobThatTheLastStepOvertakesIsPassedOn) {
+  form(2, 1);
+  say(1, 0, notice_with(20 * kSecond));
+  tick_at(now + kSecond);
+  for (NodeId node : {1, 2}) say(node, id(node, 0), Leaving{0, 10, "done"});
+  ASSERT_EQ(sent<EndJob>(last).size(), 2u);
+  ASSERT_EQ(sent<NoticeRaised>(last).size(), 1u);
+  EXPECT_EQ(sent<NoticeRaised>(last)[0].second.time_left, 19 * kSecond);
+}
+
 TEST_F(Notices, ASaveInFlightIsFinishedBeforeTheStopSave) {
   form(2, 1);
   say(1, 100, SaveDue{leader->view().generation, 10});

@@ -232,6 +232,18 @@ TEST_F(MemberTest, WithoutALeaderNothingBeginsAndNothingIsLost) {
   EXPECT_TRUE(core->open_update(gen(1), 1).granted) << "the view lives: the step goes on where it stood";
 }
 
+// Only the version counts: reading the whole state would delay the save by as long as a large state takes.
+TEST_F(MemberTest, TheQuestionBeforeAStopSaveNeedsNoDigest) {
+  step();
+  const MemberActions asked = agree(1, false);
+  EXPECT_TRUE(all_of_kind<ComputeDigest>(asked).empty());
+  const auto reports = sent<Report>(asked);
+  ASSERT_EQ(reports.size(), 1u);
+  EXPECT_EQ(reports[0].second.version, 1);
+  EXPECT_EQ(all_of_kind<ComputeDigest>(agree(2)).size(), 1u)
+      << "a view change sends states, and compares them";
+}
+
 // PROTOCOL 12.
 TEST_F(MemberTest, RescueReportWaitsForTheOpenScopeAndTheDigest) {
   EXPECT_TRUE(core->receive(now, RescueAsk{}).empty()) << "its leader lives";

@@ -336,6 +336,30 @@ TEST_F(FinishedTest, ANoticeBeforeTheLastStepCountsAsWell) {
   EXPECT_EQ(signal_at(now + 24 * kSecond - limits.kill_grace), SIGTERM);
 }
 
+TEST_F(FinishedTest, WhatAnotherNodeHasHeardCountsHereAsWell) {
+  finish_training();
+  NoticeRaised notice;
+  notice.scope = Scope::kJob;
+  notice.time_left = 30 * kSecond;
+  notice.source = "SIGTERM to another node";
+  core->from_leader(now, {0, notice});
+  EXPECT_EQ(signal_at(now + 29 * kSecond - limits.kill_grace), SIGTERM);
+  EXPECT_EQ(signal_at(now + 29 * kSecond), SIGKILL);
+  EXPECT_EQ(code_after(-9), 75);
+}
+
+TEST_F(NodeTest, ANoticeFromTheLeaderEndsNothingBeforeTheEnd) {
+  start(1);
+  hello(0, 50);
+  NoticeRaised notice;
+  notice.scope = Scope::kJob;
+  notice.time_left = kSecond;
+  core->from_leader(now, {0, notice});
+  core->from_worker(now, 0, Leaving{0, 10, "done"});
+  core->from_leader(now, {0, EndJob{0, "done"}});
+  EXPECT_TRUE(all_of_kind<SignalWorker>(core->tick(now + kSecond)).empty());
+}
+
 TEST_F(FinishedTest, AFarDeadlineDoesNotLengthenTheWait) {
   limits.finish_grace = 20 * kSecond;
   finish_and_leave();
