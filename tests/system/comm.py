@@ -142,6 +142,12 @@ class Comm:
         self.require(said, "refused: MPICH's mpiexec", 2)
         return None
 
+    def preloaded(self):
+        preload = {"LD_PRELOAD": str(self.job.build / "lib" / "libmuster_pmpi.so")}
+        for ranks in (2, 3):
+            said = self.run(ranks, "plain_mpi", "-", preload)
+            self.require(said, rf"of {ranks}: the same, [1-9]\d+ operations by Muster", ranks)
+
     def mpi_session(self):
         self.require(self.run(2, "comm_mpi", "session"), "trained in a world of 2", 2)
 
@@ -164,7 +170,7 @@ def main():
         tests += [("MPI: every operation, the world and its halves", test.mpi_results),
                   ("MPI: a killed rank", test.mpi_killed), ("MPI: different counts", test.mpi_mismatch),
                   ("MPI: a rank that does not come", test.mpi_absent), ("MPI: what is refused", test.mpi_refused),
-                  ("MPI: a program of MPICH", test.mpich), ("MPI: a session", test.mpi_session)]
+                  ("MPI: a program of MPICH", test.mpich), ("MPI: a session", test.mpi_session), ("MPI: a preloaded program", test.preloaded)]
     else:
         print("comm: programs of Open MPI were not built: install libopenmpi-dev and configure again")
     try:
