@@ -45,7 +45,7 @@ int Group::rank() const { return state_->rank(); }
 int Group::size() const { return state_->size(); }
 Generation Group::generation() const { return state_->generation(); }
 std::string_view Group::medium() const { return state_->engine()->medium(); }
-void Group::revoke(Error reason) { state_->revoke(std::move(reason)); }
+void Group::revoke(Error reason, Tell tell) { state_->revoke(std::move(reason), tell == Tell::kPeers); }
 std::optional<Failure> Group::failure() const { return state_->failure(); }
 
 // Arguments of an operation, as the caller gave them.

@@ -87,8 +87,10 @@ class Group {
   Work canonical_all_reduce(std::span<const float* const> partials, float* out, size_t count,
                             const CanonicalLayout& layout, Instant deadline, float scale = 0);
 
-  // From any thread: ends all pending and later operations at once with kReconfigure and this reason.
-  void revoke(Error reason);
+  // From any thread: ends all pending and later operations at once with kReconfigure and this reason. The
+  // other ranks hear of it where nobody else tells them.
+  enum class Tell : uint8_t { kNobody, kPeers };
+  void revoke(Error reason, Tell tell = Tell::kNobody);
 
   // Why the group is unusable, if it is.
   std::optional<Failure> failure() const;

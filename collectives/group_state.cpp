@@ -29,9 +29,9 @@ void GroupState::close(Error reason) {
   core_->stir(true);
 }
 
-void GroupState::revoke(Error reason) {
+void GroupState::revoke(Error reason, bool tell_peers) {
   const std::lock_guard lock(core_->mutex());
-  fail({ErrorCode::kReconfigure, std::move(reason.message), {}}, false);
+  fail({ErrorCode::kReconfigure, std::move(reason.message), {}}, tell_peers);
   core_->stir(true);
 }
 

@@ -47,7 +47,7 @@ class GroupState final : public Driven, public std::enable_shared_from_this<Grou
   void open(std::unique_ptr<Engine> engine);
   // Takes the mutex: fails what is pending and leaves the core.
   void close(Error reason);
-  void revoke(Error reason);
+  void revoke(Error reason, bool tell_peers);
 
   // `fill(operation)` is called under the mutex, and sets what the caller asked for. An operation that has
   // ended well by then leaves no handle: an empty Work says the same, and its memory serves the next one.

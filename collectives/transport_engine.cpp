@@ -119,7 +119,7 @@ class TransportEngine final : public Engine, public TransferOwner {
   PeerId peer(int rank) const { return peers_[rank]; }
 
   std::string_view medium() const override {
-    return group_.core().transport() != nullptr ? group_.core().transport()->name() : "alone";
+    return group_.size() > 1 ? group_.core().transport()->name() : "alone";
   }
 
   void start(const CollectivePtr& operation) override {

@@ -1,12 +1,7 @@
-// muster.h over the C++ runtime. INVARIANT: no exception crosses this file, and every failure leaves its
-// sentence in muster_last_error of the calling thread.
-#include <muster/muster.h>
+// muster.h over the C++ runtime: sessions and runs. Communicators are in capi_comm.cpp.
+#include "runtime/capi.h"
 
-#include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <exception>
-#include <new>
 
 #include "runtime/base/options.h"
 #include "runtime/run.h"
@@ -29,62 +24,9 @@ struct muster_run {
 
 namespace {
 
-using muster::ErrorCode;
+using namespace muster::capi;
 
 thread_local std::string last_error;
-
-muster_status to_c(ErrorCode code) {
-  switch (code) {
-    case ErrorCode::kRetry:
-      return MUSTER_RETRY;
-    case ErrorCode::kReconfigure:
-      return MUSTER_AGAIN;
-    case ErrorCode::kDropCheckpoint:
-      return MUSTER_DROP_CHECKPOINT;
-    case ErrorCode::kMisuse:
-      return MUSTER_MISUSE;
-    case ErrorCode::kEnvironment:
-      return MUSTER_ENVIRONMENT;
-    case ErrorCode::kEnded:
-      return MUSTER_ENDED;
-  }
-  return MUSTER_ENVIRONMENT;
-}
-
-muster_status failed(muster_status status, std::string message) {
-  last_error = std::move(message);
-  return status;
-}
-
-template <typename T>
-muster_status to_c(const muster::Result<T>& result) {
-  return result.ok() ? MUSTER_OK : failed(to_c(result.error().code), result.error().message);
-}
-
-// Runs `body`, which returns a muster_status; nothing it throws gets out.
-template <typename Body>
-muster_status guarded(Body body) noexcept {
-  try {
-    return body();
-  } catch (const std::bad_alloc&) {
-    return failed(MUSTER_ENVIRONMENT, "out of memory");
-  } catch (const std::exception& error) {
-    return failed(MUSTER_ENVIRONMENT, std::string("unexpected failure inside Muster: ") + error.what());
-  }
-}
-
-muster_status null_argument(const char* function) {
-  return failed(MUSTER_MISUSE, std::string(function) + " was called with a null handle or pointer");
-}
-
-// Copies the part of the caller's structure that both sides know; a caller built against an older header has
-// a shorter one.
-template <typename T>
-bool read_options(const T* given, T* known) {
-  if (given->size < sizeof(size_t) || given->size > 4096) return false;
-  std::memcpy(known, given, std::min(given->size, sizeof(T)));
-  return true;
-}
 
 muster::EventSink sink_of(const muster_join_options& options) {
   if (options.on_event == nullptr) return nullptr;
@@ -109,13 +51,34 @@ muster::Gradients gradients_of(const muster_span* spans, size_t count) {
   return gradients;
 }
 
-// A year stands for all that is longer, infinity included: later sums of it and a moment do not overflow.
-muster::Duration from_seconds(double value) {
-  constexpr double kYear = 365.0 * 86400;
-  return static_cast<muster::Duration>(std::min(value, kYear) * 1e9);
+}  // namespace
+
+namespace muster::capi {
+
+muster_status to_c(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::kRetry:
+      return MUSTER_RETRY;
+    case ErrorCode::kReconfigure:
+      return MUSTER_AGAIN;
+    case ErrorCode::kDropCheckpoint:
+      return MUSTER_DROP_CHECKPOINT;
+    case ErrorCode::kMisuse:
+      return MUSTER_MISUSE;
+    case ErrorCode::kEnvironment:
+      return MUSTER_ENVIRONMENT;
+    case ErrorCode::kEnded:
+      return MUSTER_ENDED;
+  }
+  return MUSTER_ENVIRONMENT;
 }
 
-}  // namespace
+muster_status failed(muster_status status, std::string message) {
+  last_error = std::move(message);
+  return status;
+}
+
+}  // namespace muster::capi
 
 extern "C" {
 
@@ -164,10 +127,7 @@ muster_status muster_state_replicated(muster_state* state, const char* name, voi
     if (state == nullptr || name == nullptr || (shape == nullptr && rank > 0)) {
       return null_argument("muster_state_replicated");
     }
-    // A C program may pass any number, which C++ may not even load as the enumeration.
-    int type = 0;
-    static_assert(sizeof type == sizeof dtype);
-    std::memcpy(&type, &dtype, sizeof type);
+    const int type = number_of(dtype);
     if (type < 0 || type >= muster::kDTypeCount) {
       return failed(MUSTER_MISUSE, std::string("tensor '") + name + "' has the unknown element type " +
                                        std::to_string(type));

@@ -4,16 +4,21 @@
 
 #include <algorithm>
 
-#include "collectives/transport/ucx.h"
-#include "runtime/base/options.h"
+#include "runtime/data_plane.h"
 
 namespace muster {
 
 Result<std::unique_ptr<Session>> Session::join(SessionOptions options) {
   std::unique_ptr<Session> session(new Session(std::move(options)));
 
-  MUSTER_ASSIGN(EndpointOptions data_plane, session->open_transport());
-  MUSTER_ASSIGN(session->endpoint_, Endpoint::create(std::move(data_plane)));
+  MUSTER_ASSIGN(DataPlane data_plane, open_data_plane());
+  session->endpoint_ = std::move(data_plane.endpoint);
+  if (!data_plane.lacks.empty()) {
+    Event event;
+    event.at = now();
+    event.text = data_plane.lacks;
+    session->events_.push(std::move(event));
+  }
 
   agent::ControlCallbacks callbacks;
   callbacks.on_message = [raw = session.get()](const control::Message& message) { raw->deliver(message); };
@@ -39,25 +44,6 @@ Session::~Session() {
   }
   control.reset();  // no callback of it runs after this; the program's own may, until events_ has told all
   endpoint_.reset();
-}
-
-// Without UCX the job is limited to one node, on which ranks share memory. That is enough for a process
-// alone, and an error only where a view spans nodes, which form_group() then names.
-Result<EndpointOptions> Session::open_transport() {
-  EndpointOptions options;
-  MUSTER_ASSIGN(const OptionValues values, OptionValues::from_environment());
-  UcxOptions ucx_options;
-  ucx_options.transports = values.text("ucx-transports");
-  auto ucx = open_ucx(ucx_options);
-  if (ucx.ok()) {
-    options.transport = std::move(*ucx);
-  } else {
-    Event event;
-    event.at = now();
-    event.text = ucx.error().message + "; without it this process can only work with ranks of its own node";
-    events_.push(std::move(event));
-  }
-  return options;
 }
 
 Status Session::begin_run() {

@@ -52,7 +52,6 @@ class Session {
 
  private:
   explicit Session(SessionOptions options) : options_(std::move(options)), events_(options_.on_event) {}
-  Result<EndpointOptions> open_transport();
   void deliver(const control::Message& message);
   void control_lost(const Error& error);
 

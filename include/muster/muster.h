@@ -1,5 +1,5 @@
 /* Muster: the binary interface, in C11. Start here in C; in C++ start at muster.hpp, a header-only wrapper
- * over this.
+ * over this. Only the collectives: start at muster_comm.
  *
  * Muster is linked into a training program and keeps it training through preemptions, lost nodes and joining
  * nodes. A program calls muster_join, registers its state, starts a run with muster_train, and loops:
@@ -54,7 +54,8 @@ MUSTER_API const char* muster_version(void);
 typedef enum muster_status {
   MUSTER_OK = 0,
   MUSTER_RETRY = 1,           /* the same call may succeed later */
-  MUSTER_AGAIN = 2,           /* the view changed: go on with muster_run_next, which repeats the step */
+  MUSTER_AGAIN = 2,           /* the view changed: go on with muster_run_next, which repeats the step; of a
+                                 communicator: it is unusable, make another */
   MUSTER_DROP_CHECKPOINT = 3, /* this save or version is unusable; training is unharmed */
   MUSTER_MISUSE = 4,      /* the program asked for something wrong: muster_last_error says what to change */
   MUSTER_ENVIRONMENT = 5, /* the machine lacks or refuses something: muster_last_error names it */
@@ -248,6 +249,157 @@ MUSTER_API muster_status muster_step_close_update(muster_step* step);
 /* Instead of closing: the state is half written, as after an exception. No version of it is kept, saved or
  * sent; the run ends as failed on this process, and the others go on. */
 MUSTER_API muster_status muster_step_abandon_update(muster_step* step);
+
+/* ---- collectives on their own
+ * ------------------------------------------------------------------------------
+ *
+ * A communicator is a fixed set of processes that compute together, without a training run:
+ *
+ *     muster_comm* comm;
+ *     muster_comm_create(NULL, &comm);                        // of all that mpirun or srun started, or alone
+ *     float* x = NULL;
+ *     muster_comm_allocate(comm, n * sizeof *x, (void**)&x);  // copies nothing on one node; any memory will
+ * do muster_comm_all_reduce(comm, x, x, n, MUSTER_FLOAT32, MUSTER_SUM, NULL, NULL);
+ *
+ * What always holds
+ *  - All ranks issue the same operations in the same order, from one thread at a time. What differs between
+ *    ranks (operation, type, count, operator, root) ends the operation on all of them with MUSTER_MISUSE and
+ * a sentence that names two ranks.
+ *  - With `work` NULL an operation is blocking. Else it goes on in the background, *work is its handle, and
+ *    its buffers are the library's until it has ended. Several may be in flight; each ends by its deadline.
+ *  - In place (`out` is `in`, or this rank's part of it) is allowed; other overlap is not. Any alignment, any
+ *    count, 0 included.
+ *  - MUSTER_AGAIN: a rank died, left, or did not do its part by the deadline, or the communicator was
+ * revoked. It is unusable from then on, on all ranks: every pending and later operation ends with that
+ * reason. Inputs that are not outputs are intact; outputs are undefined, and those from muster_comm_allocate
+ * may still be written to by other ranks. muster_comm_failed_ranks names the ranks to blame.
+ *  - A forked child must not use its parent's communicators; destroying them there does nothing. */
+
+typedef struct muster_comm muster_comm;
+typedef struct muster_work muster_work;
+
+/* Floats of 16 bits and less are added in float32 and rounded once; integers wrap. */
+typedef enum muster_reduce_op {
+  MUSTER_SUM = 0,
+  MUSTER_MIN = 1, /* NaN where any input is NaN; MUSTER_MAX as well */
+  MUSTER_MAX = 2,
+  MUSTER_AVG = 3, /* the sum over the number of ranks; of integers, towards zero */
+  MUSTER_PROD = 4,
+  MUSTER_PREMUL_SUM = 5 /* the sum of inputs times muster_call.factor */
+} muster_reduce_op;
+
+typedef struct muster_comm_options {
+  size_t size;                 /* sizeof(muster_comm_options) */
+  double form_timeout_seconds; /* for all ranks to come; 0: MUSTER_COMM_FORM_TIMEOUT, else 120 */
+  double timeout_seconds;      /* of an operation that names none; 0: MUSTER_COMM_TIMEOUT, else 600 */
+} muster_comm_options;
+
+/* Of all processes that one mpirun (Open MPI) or srun --mpi=pmix started, in their order, or of a process
+ * alone, rank 0 of 1. Collective: all of them call it, each time. The program need not use MPI. Under `muster
+ * run`, whose members may change, it is refused with MUSTER_MISUSE. `options` may be NULL. Errors also:
+ * MUSTER_RETRY or MUSTER_AGAIN: some had not come in time; MUSTER_ENVIRONMENT. End with muster_comm_destroy.
+ */
+MUSTER_API muster_status muster_comm_create(const muster_comm_options* options, muster_comm** comm);
+
+/* Of the ranks of an MPI communicator of this program, in their order: `mpi_comm` points to an MPI_Comm, as
+ * in muster_comm_from_mpi(&my_comm, NULL, &comm). Collective over it. MPI is used within this call only, and
+ * only by the calling thread, on a duplicate that is freed before it returns; operations use shared memory
+ * and UCX. So the communicator may outlive MPI_Finalize. Refused with MUSTER_MISUSE: a program that runs no
+ * MPI or another than Open MPI, MPI that is not initialised or was finalised, MPI_COMM_NULL, an
+ * intercommunicator, and another thread than the main one where MPI was initialised for that one alone.
+ * Errors also as above. */
+MUSTER_API muster_status muster_comm_from_mpi(const void* mpi_comm, const muster_comm_options* options,
+                                              muster_comm** comm);
+
+/* Operations that are still pending end at once; ranks that still need this one fail with MUSTER_AGAIN. Frees
+ * what muster_comm_allocate gave. Handles of operations stay valid. */
+MUSTER_API void muster_comm_destroy(muster_comm* comm);
+
+MUSTER_API int32_t muster_comm_rank(const muster_comm* comm); /* -1 for NULL */
+MUSTER_API int32_t muster_comm_size(const muster_comm* comm); /* 0 for NULL */
+MUSTER_API const char* muster_comm_medium(
+    const muster_comm* comm); /* "shared memory", "UCX", …; for display */
+
+/* Makes the communicator unusable on all ranks: all its pending and later operations end with MUSTER_AGAIN
+ * and `reason`. Any thread. */
+MUSTER_API muster_status muster_comm_revoke(muster_comm* comm, const char* reason);
+
+/* The ranks that made the communicator unusable, as far as known: writes up to `capacity` of them and returns
+ * how many there are. 0 too while it is usable. */
+MUSTER_API size_t muster_comm_failed_ranks(const muster_comm* comm, int32_t* ranks, size_t capacity);
+
+/* Zeroed memory that ranks on one node read and write in place; elsewhere ordinary memory. Freed with its
+ * communicator at the latest, and not to be used beyond it. Any thread. */
+MUSTER_API muster_status muster_comm_allocate(muster_comm* comm, size_t bytes, void** data);
+MUSTER_API muster_status muster_comm_free(muster_comm* comm, void* data);
+
+/* How one operation is carried out; NULL stands for the defaults. Fill with zeros before setting fields. */
+typedef struct muster_call {
+  size_t size;            /* sizeof(muster_call) */
+  double timeout_seconds; /* after which it fails, and names who held it up; 0: the communicator's */
+  double factor;          /* MUSTER_PREMUL_SUM's, the same on all ranks */
+} muster_call;
+
+/* Counts are in elements; N is the number of ranks. What only the root has may be NULL elsewhere: `in` of
+ * broadcast and scatter, `out` of reduce and gather. */
+
+MUSTER_API muster_status muster_comm_all_reduce(muster_comm* comm, const void* in, void* out, size_t count,
+                                                muster_dtype dtype, muster_reduce_op op,
+                                                const muster_call* call, muster_work** work);
+MUSTER_API muster_status muster_comm_reduce(muster_comm* comm, const void* in, void* out, size_t count,
+                                            muster_dtype dtype, muster_reduce_op op, int32_t root,
+                                            const muster_call* call, muster_work** work);
+/* in: N × count; out: count. */
+MUSTER_API muster_status muster_comm_reduce_scatter(muster_comm* comm, const void* in, void* out,
+                                                    size_t count, muster_dtype dtype, muster_reduce_op op,
+                                                    const muster_call* call, muster_work** work);
+/* in: count; out: N × count. */
+MUSTER_API muster_status muster_comm_all_gather(muster_comm* comm, const void* in, void* out, size_t count,
+                                                muster_dtype dtype, const muster_call* call,
+                                                muster_work** work);
+MUSTER_API muster_status muster_comm_gather(muster_comm* comm, const void* in, void* out, size_t count,
+                                            muster_dtype dtype, int32_t root, const muster_call* call,
+                                            muster_work** work);
+/* in: N × count; out: count. */
+MUSTER_API muster_status muster_comm_scatter(muster_comm* comm, const void* in, void* out, size_t count,
+                                             muster_dtype dtype, int32_t root, const muster_call* call,
+                                             muster_work** work);
+/* in and out: N × count. Block r goes to rank r. */
+MUSTER_API muster_status muster_comm_all_to_all(muster_comm* comm, const void* in, void* out, size_t count,
+                                                muster_dtype dtype, const muster_call* call,
+                                                muster_work** work);
+/* The root's `in` to everyone's `out`. */
+MUSTER_API muster_status muster_comm_broadcast(muster_comm* comm, const void* in, void* out, size_t count,
+                                               muster_dtype dtype, int32_t root, const muster_call* call,
+                                               muster_work** work);
+/* Ends on no rank before it was issued on all. */
+MUSTER_API muster_status muster_comm_barrier(muster_comm* comm, const muster_call* call, muster_work** work);
+
+/* The same with blocks of different sizes, one after the other in rank order: counts[r], of N, is rank r's,
+ * and all ranks pass all of them. */
+MUSTER_API muster_status muster_comm_reduce_scatter_v(muster_comm* comm, const void* in, void* out,
+                                                      const size_t* counts, muster_dtype dtype,
+                                                      muster_reduce_op op, const muster_call* call,
+                                                      muster_work** work);
+MUSTER_API muster_status muster_comm_all_gather_v(muster_comm* comm, const void* in, void* out,
+                                                  const size_t* counts, muster_dtype dtype,
+                                                  const muster_call* call, muster_work** work);
+MUSTER_API muster_status muster_comm_gather_v(muster_comm* comm, const void* in, void* out,
+                                              const size_t* counts, muster_dtype dtype, int32_t root,
+                                              const muster_call* call, muster_work** work);
+MUSTER_API muster_status muster_comm_scatter_v(muster_comm* comm, const void* in, void* out,
+                                               const size_t* counts, muster_dtype dtype, int32_t root,
+                                               const muster_call* call, muster_work** work);
+
+/* *done: whether the operation has ended, well or not. Returns its end; MUSTER_OK while it goes on. */
+MUSTER_API muster_status muster_work_test(const muster_work* work, int32_t* done);
+
+/* Waits for the end, and returns it. timeout_seconds is this wait's own, 0: none but the operation's; where
+ * it passes, MUSTER_RETRY, and the operation goes on. Any thread. */
+MUSTER_API muster_status muster_work_wait(const muster_work* work, double timeout_seconds);
+
+/* Frees the handle. An operation that goes on is not cancelled. */
+MUSTER_API void muster_work_destroy(muster_work* work);
 
 #ifdef __cplusplus
 }

@@ -61,8 +61,15 @@ struct DestroyState {
 struct DestroyRun {
   void operator()(muster_run* run) const { muster_run_destroy(run); }
 };
+struct DestroyComm {
+  void operator()(muster_comm* comm) const { muster_comm_destroy(comm); }
+};
+struct DestroyWork {
+  void operator()(muster_work* work) const { muster_work_destroy(work); }
+};
 }  // namespace detail
 
+// A program with types of its own for narrow floats may add them.
 template <typename T>
 struct DTypeOf;
 template <>
@@ -84,6 +91,26 @@ struct DTypeOf<int64_t> {
 template <>
 struct DTypeOf<uint8_t> {
   static constexpr muster_dtype value = MUSTER_UINT8;
+};
+template <>
+struct DTypeOf<int8_t> {
+  static constexpr muster_dtype value = MUSTER_INT8;
+};
+template <>
+struct DTypeOf<int16_t> {
+  static constexpr muster_dtype value = MUSTER_INT16;
+};
+template <>
+struct DTypeOf<uint16_t> {
+  static constexpr muster_dtype value = MUSTER_UINT16;
+};
+template <>
+struct DTypeOf<uint32_t> {
+  static constexpr muster_dtype value = MUSTER_UINT32;
+};
+template <>
+struct DTypeOf<uint64_t> {
+  static constexpr muster_dtype value = MUSTER_UINT64;
 };
 
 using Microbatch = muster_microbatch;
@@ -230,6 +257,157 @@ class Run {
 
  private:
   std::unique_ptr<muster_run, detail::DestroyRun> handle_;
+};
+
+// ---- collectives on their own; the manual is at muster_comm in muster.h
+
+// How one operation is carried out.
+struct Call : muster_call {
+  explicit Call(double timeout = 0, double premul_factor = 1) : muster_call{} {
+    size = sizeof(muster_call);
+    timeout_seconds = timeout;
+    factor = premul_factor;
+  }
+};
+
+// An operation under way. Empty: has ended.
+class Work {
+ public:
+  Work() = default;
+  explicit Work(muster_work* handle) : handle_(handle) {}
+  // Throws where the operation failed.
+  bool test() const {
+    int32_t done = 1;
+    if (handle_ != nullptr) detail::check(muster_work_test(handle_.get(), &done));
+    return done != 0;
+  }
+  // False: it goes on after that many seconds. Throws where the operation failed.
+  bool wait(double timeout_seconds = 0) const {
+    const muster_status status =
+        handle_ != nullptr ? muster_work_wait(handle_.get(), timeout_seconds) : MUSTER_OK;
+    if (status == MUSTER_RETRY) return false;
+    detail::check(status);
+    return true;
+  }
+  muster_work* handle() const { return handle_.get(); }
+
+ private:
+  std::unique_ptr<muster_work, detail::DestroyWork> handle_;
+};
+
+//     muster::Communicator comm;                                  // of all that mpirun or srun started
+//     comm.all_reduce(in, out, count);                            // blocking
+//     muster::Work work;
+//     comm.all_reduce(in, out, count, MUSTER_SUM, muster::Call(), &work);   // in the background
+//
+// Failures of operations are thrown as muster::Failure; with status MUSTER_AGAIN the communicator is
+// unusable.
+class Communicator {
+ public:
+  explicit Communicator(const muster_comm_options* options = nullptr) {
+    muster_comm* comm = nullptr;
+    detail::check(muster_comm_create(options, &comm));
+    handle_.reset(comm);
+  }
+
+  // Of an MPI communicator: Communicator::from_mpi(&mpi_comm).
+  static Communicator from_mpi(const void* mpi_comm, const muster_comm_options* options = nullptr) {
+    muster_comm* comm = nullptr;
+    detail::check(muster_comm_from_mpi(mpi_comm, options, &comm));
+    return Communicator(comm);
+  }
+  explicit Communicator(muster_comm* handle) : handle_(handle) {}
+
+  int rank() const { return muster_comm_rank(handle_.get()); }
+  int size() const { return muster_comm_size(handle_.get()); }
+  std::string medium() const { return muster_comm_medium(handle_.get()); }
+  void revoke(const std::string& reason) { detail::check(muster_comm_revoke(handle_.get(), reason.c_str())); }
+  std::vector<int32_t> failed_ranks() const {
+    std::vector<int32_t> ranks(muster_comm_failed_ranks(handle_.get(), nullptr, 0));
+    muster_comm_failed_ranks(handle_.get(), ranks.data(), ranks.size());
+    return ranks;
+  }
+  template <typename T>
+  T* allocate(size_t count) {
+    void* data = nullptr;
+    detail::check(muster_comm_allocate(handle_.get(), count * sizeof(T), &data));
+    return static_cast<T*>(data);
+  }
+  void free(void* data) { detail::check(muster_comm_free(handle_.get(), data)); }
+
+  template <typename T>
+  void all_reduce(const T* in, T* out, size_t count, muster_reduce_op op = MUSTER_SUM,
+                  const Call& call = Call(), Work* work = nullptr) {
+    run(work, muster_comm_all_reduce, in, out, count, DTypeOf<T>::value, op, &call);
+  }
+  template <typename T>
+  void reduce(const T* in, T* out, size_t count, int root, muster_reduce_op op = MUSTER_SUM,
+              const Call& call = Call(), Work* work = nullptr) {
+    run(work, muster_comm_reduce, in, out, count, DTypeOf<T>::value, op, root, &call);
+  }
+  template <typename T>
+  void reduce_scatter(const T* in, T* out, size_t count, muster_reduce_op op = MUSTER_SUM,
+                      const Call& call = Call(), Work* work = nullptr) {
+    run(work, muster_comm_reduce_scatter, in, out, count, DTypeOf<T>::value, op, &call);
+  }
+  template <typename T>
+  void reduce_scatter(const T* in, T* out, const std::vector<size_t>& counts,
+                      muster_reduce_op op = MUSTER_SUM, const Call& call = Call(), Work* work = nullptr) {
+    run(work, muster_comm_reduce_scatter_v, in, out, of_all(counts), DTypeOf<T>::value, op, &call);
+  }
+  template <typename T>
+  void all_gather(const T* in, T* out, size_t count, const Call& call = Call(), Work* work = nullptr) {
+    run(work, muster_comm_all_gather, in, out, count, DTypeOf<T>::value, &call);
+  }
+  template <typename T>
+  void all_gather(const T* in, T* out, const std::vector<size_t>& counts, const Call& call = Call(),
+                  Work* work = nullptr) {
+    run(work, muster_comm_all_gather_v, in, out, of_all(counts), DTypeOf<T>::value, &call);
+  }
+  template <typename T>
+  void gather(const T* in, T* out, size_t count, int root, const Call& call = Call(), Work* work = nullptr) {
+    run(work, muster_comm_gather, in, out, count, DTypeOf<T>::value, root, &call);
+  }
+  template <typename T>
+  void gather(const T* in, T* out, const std::vector<size_t>& counts, int root, const Call& call = Call(),
+              Work* work = nullptr) {
+    run(work, muster_comm_gather_v, in, out, of_all(counts), DTypeOf<T>::value, root, &call);
+  }
+  template <typename T>
+  void scatter(const T* in, T* out, size_t count, int root, const Call& call = Call(), Work* work = nullptr) {
+    run(work, muster_comm_scatter, in, out, count, DTypeOf<T>::value, root, &call);
+  }
+  template <typename T>
+  void scatter(const T* in, T* out, const std::vector<size_t>& counts, int root, const Call& call = Call(),
+               Work* work = nullptr) {
+    run(work, muster_comm_scatter_v, in, out, of_all(counts), DTypeOf<T>::value, root, &call);
+  }
+  template <typename T>
+  void all_to_all(const T* in, T* out, size_t count, const Call& call = Call(), Work* work = nullptr) {
+    run(work, muster_comm_all_to_all, in, out, count, DTypeOf<T>::value, &call);
+  }
+  template <typename T>
+  void broadcast(const T* in, T* out, size_t count, int root, const Call& call = Call(),
+                 Work* work = nullptr) {
+    run(work, muster_comm_broadcast, in, out, count, DTypeOf<T>::value, root, &call);
+  }
+  void barrier(const Call& call = Call(), Work* work = nullptr) { run(work, muster_comm_barrier, &call); }
+
+  muster_comm* handle() const { return handle_.get(); }
+
+ private:
+  template <typename Function, typename... Arguments>
+  void run(Work* work, Function function, Arguments... arguments) {
+    muster_work* handle = nullptr;
+    detail::check(function(handle_.get(), arguments..., work != nullptr ? &handle : nullptr));
+    if (work != nullptr) *work = Work(handle);
+  }
+  const size_t* of_all(const std::vector<size_t>& counts) const {
+    if (counts.size() == static_cast<size_t>(size())) return counts.data();
+    throw Failure(MUSTER_MISUSE, std::to_string(counts.size()) + " counts for " + std::to_string(size()) +
+                                     " ranks; give one for each");
+  }
+  std::unique_ptr<muster_comm, detail::DestroyComm> handle_;
 };
 
 }  // namespace muster

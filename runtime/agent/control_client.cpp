@@ -81,37 +81,6 @@ class EmbeddedWorker final : public Workers {
   bool alive_ = false;
 };
 
-// ---- what started this process
-
-struct Place {
-  World world = World::kAlone;
-  uint32_t rank = 0;
-  uint32_t size = 1;
-  uint32_t local_rank = 0;
-  bool by_slurm = false;
-};
-
-std::optional<uint32_t> number_in(const char* variable) {
-  const char* text = std::getenv(variable);
-  if (text == nullptr || *text < '0' || *text > '9') return std::nullopt;
-  return static_cast<uint32_t>(std::strtoul(text, nullptr, 10));
-}
-
-Place find_place(const ControlOptions& options) {
-  if (options.ignore_environment) return {};
-  if (std::getenv("MUSTER_CONTROL_FD") != nullptr) return {.world = World::kElastic};
-  if (const auto size = number_in("OMPI_COMM_WORLD_SIZE"); size.value_or(1) > 1) {
-    return {World::kFixed, number_in("OMPI_COMM_WORLD_RANK").value_or(0), *size,
-            number_in("OMPI_COMM_WORLD_LOCAL_RANK").value_or(0), false};
-  }
-  // Within an allocation but outside srun these are set too, without a step's task: SLURM_STEP_ID tells.
-  if (const auto size = number_in("SLURM_NTASKS");
-      size.value_or(1) > 1 && number_in("SLURM_PROCID") && number_in("SLURM_STEP_ID")) {
-    return {World::kFixed, *number_in("SLURM_PROCID"), *size, number_in("SLURM_LOCALID").value_or(0), true};
-  }
-  return {};
-}
-
 // ---- (a) the agent's socket
 
 // One client a process: the socket is one stream. A forked child inherits `taken` as well.
@@ -182,11 +151,6 @@ std::vector<std::string> own_addresses() {
   return addresses;
 }
 
-bool one_host(const Place& place) {
-  return number_in(place.by_slurm ? "SLURM_NNODES" : "OMPI_COMM_WORLD_LOCAL_SIZE").value_or(0) ==
-         (place.by_slurm ? 1 : place.size);
-}
-
 }  // namespace
 
 struct ControlClient::State {
@@ -253,7 +217,7 @@ struct ControlClient::State {
   Status prepare() {
     MUSTER_ASSIGN(values, options.ignore_environment ? Result<OptionValues>(OptionValues{})
                                                      : OptionValues::from_environment());
-    place = find_place(options);
+    if (!options.ignore_environment) place = find_place();
     switch (place.world) {
       case World::kElastic:
         return prepare_elastic();
@@ -287,10 +251,8 @@ struct ControlClient::State {
 
   Status prepare_fixed() {
     node_name = host_name() + "/" + std::to_string(place.rank);
-    description = "rank " + std::to_string(place.rank) + " of " + std::to_string(place.size) +
-                  (place.by_slurm ? " by srun" : " by mpirun");
-    if (place.by_slurm && std::getenv("PMIX_NAMESPACE") == nullptr) return meet_by_address();
-    return meet_by_pmix();
+    description = place.description();
+    return place.pmix ? meet_by_pmix() : meet_by_address();
   }
 
   Status meet_by_pmix() {
@@ -301,7 +263,8 @@ struct ControlClient::State {
       start_leader({values.text("job"), meeting.secret});
       MUSTER_ASSIGN(meeting.addresses, listen_for_peers());
     }
-    MUSTER_ASSIGN(const std::string text, pmix->from_rank_zero(to_text(meeting)));
+    MUSTER_ASSIGN(const std::string text, pmix->from_rank_zero("muster.rendezvous", to_text(meeting),
+                                                               now() + options.connect_timeout));
     MUSTER_ASSIGN(meeting, meeting_from(text));
     start_node(std::move(meeting), place.rank == 0);
     return ok();
@@ -309,10 +272,8 @@ struct ControlClient::State {
 
   Status meet_by_address() {
     if (!values.is_set("rdzv") || (!values.is_set("secret-file") && !values.is_set("secret-fd"))) {
-      return misuse(
-          "srun started " + std::to_string(place.size) +
-          " tasks without PMIx: run srun --mpi=pmix, or set MUSTER_RDZV=HOST:PORT (HOST of task 0) and "
-          "MUSTER_SECRET_FILE, or start one `muster run` per node");
+      return misuse(advice_without_pmix(place) +
+                    "; or set MUSTER_RDZV=HOST:PORT (HOST of rank 0) and MUSTER_SECRET_FILE");
     }
     MUSTER_ASSIGN(const HostPort address, parse_host_port(values.text("rdzv")));
     Meeting meeting;
@@ -327,7 +288,7 @@ struct ControlClient::State {
   }
 
   Result<std::vector<HostPort>> listen_for_peers() {
-    const bool local = one_host(place);
+    const bool local = place.one_host;
     MUSTER_ASSIGN(const uint16_t port, listen_on(local ? "127.0.0.1" : "0.0.0.0", 0));
     std::vector<HostPort> addresses;
     for (const std::string& host : local ? std::vector<std::string>{"127.0.0.1"} : own_addresses())

@@ -16,13 +16,12 @@
 #include <memory>
 #include <string>
 
+#include "runtime/agent/place.h"
 #include "runtime/base/events.h"
 #include "runtime/base/result.h"
 #include "runtime/control/member.h"
 
 namespace muster::agent {
-
-enum class World : uint8_t { kElastic, kFixed, kAlone };
 
 struct ControlOptions {
   Duration connect_timeout = 120 * kSecond;

@@ -41,19 +41,20 @@ std::vector<std::string> candidates(const std::string& file) {
 // DEEPBIND puts the module's own libraries before the program's in symbol look-up. The sanitizers' run time
 // refuses it, since it replaces malloc.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr int kOpenFlags = RTLD_NOW | RTLD_LOCAL;
+constexpr int kOwnFirst = 0;
 #else
-constexpr int kOpenFlags = RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND;
+constexpr int kOwnFirst = RTLD_DEEPBIND;
 #endif
 
-Result<void*> open_module(const std::string& file) {
+Result<void*> open_module(const std::string& file, ModuleScope scope) {
+  const int flags = RTLD_NOW | RTLD_LOCAL | (scope == ModuleScope::kOwnFirst ? kOwnFirst : 0);
   std::string tried;
   for (const std::string& path : candidates(file)) {
     if (access(path.c_str(), R_OK) != 0) {
       tried += " " + path;
       continue;
     }
-    if (void* handle = dlopen(path.c_str(), kOpenFlags)) return handle;
+    if (void* handle = dlopen(path.c_str(), flags)) return handle;
     const char* reason = dlerror();
     return Error{ErrorCode::kEnvironment, "cannot load " + path + ": " + (reason != nullptr ? reason : "?") +
                                               "; install the library that it names"};
@@ -64,7 +65,7 @@ Result<void*> open_module(const std::string& file) {
 
 }  // namespace
 
-Result<const void*> load_module(const std::string& name, int table_version) {
+Result<const void*> load_module(const std::string& name, int table_version, ModuleScope scope) {
   static std::mutex mutex;
   static std::map<std::string, void*> opened;
   const std::lock_guard lock(mutex);
@@ -72,7 +73,7 @@ Result<const void*> load_module(const std::string& name, int table_version) {
   const std::string file = "libmuster_" + name + ".so";
   auto [entry, is_new] = opened.try_emplace(name, nullptr);
   if (is_new || entry->second == nullptr) {
-    auto handle = open_module(file);
+    auto handle = open_module(file, scope);
     if (!handle.ok()) return std::move(handle).error();
     entry->second = *handle;
   }

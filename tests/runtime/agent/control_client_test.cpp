@@ -164,5 +164,17 @@ TEST(ControlClient, SrunWithoutPmixSaysWhatToDo) {
   EXPECT_THAT(client.error().message, HasSubstr("MUSTER_SECRET_FILE"));
 }
 
+// It trained the whole job in each process, as so many worlds of one.
+TEST(ControlClient, ProcessesOfMpichAreNotWorldsOfOne) {
+  setenv("PMI_SIZE", "3", 1);
+  setenv("PMI_RANK", "1", 1);
+  const auto client = ControlClient::connect({}, {});
+  unsetenv("PMI_SIZE");
+  unsetenv("PMI_RANK");
+  ASSERT_FALSE(client.ok());
+  EXPECT_EQ(client.error().code, ErrorCode::kMisuse);
+  EXPECT_THAT(client.error().message, HasSubstr("started 3 processes"));
+}
+
 }  // namespace
 }  // namespace muster::agent

@@ -1,0 +1,316 @@
+// muster.h over the C++ runtime: communicators.
+#include <cmath>
+#include <memory>
+
+#include "runtime/capi.h"
+#include "runtime/communicator.h"
+
+struct muster_comm {
+  std::unique_ptr<muster::Communicator> communicator;
+};
+struct muster_work {
+  muster::Work work;
+};
+
+namespace {
+
+using namespace muster::capi;
+using muster::DType;
+using muster::Duration;
+using muster::Instant;
+using muster::ReduceOp;
+using muster::Work;
+
+static_assert(MUSTER_FLOAT8_E5M2 + 1 == muster::kDTypeCount);
+static_assert(MUSTER_PREMUL_SUM == static_cast<int>(ReduceOp::kPremulSum));
+static_assert(MUSTER_PREMUL_SUM + 1 == muster::kReduceOpCount);
+
+bool is_time(double seconds) { return !std::isnan(seconds) && seconds >= 0; }
+
+muster_status read_options(const muster_comm_options* given, muster::CommunicatorOptions& options) {
+  muster_comm_options known{};
+  if (given == nullptr) return MUSTER_OK;
+  if (!muster::capi::read_options(given, &known)) {
+    return failed(MUSTER_MISUSE,
+                  "muster_comm_options.size is not set; set it to sizeof(muster_comm_options)");
+  }
+  if (!is_time(known.form_timeout_seconds) || !is_time(known.timeout_seconds))
+    return failed(MUSTER_MISUSE, "a timeout of muster_comm_options is negative or not a number");
+  options.form_timeout = from_seconds(known.form_timeout_seconds);
+  options.timeout = from_seconds(known.timeout_seconds);
+  return MUSTER_OK;
+}
+
+struct Call {
+  Instant deadline = 0;
+  double factor = 1;
+  DType dtype = DType::kFloat32;
+  ReduceOp op = ReduceOp::kSum;
+};
+
+// What every operation has: `type` and `op` are null where it has none.
+muster_status read_call(muster_comm* comm, const char* function, const muster_dtype* dtype,
+                        const muster_reduce_op* op, const muster_call* given, Call& call) {
+  if (comm == nullptr) return null_argument(function);
+  muster_call known{};
+  if (given != nullptr) {
+    if (!muster::capi::read_options(given, &known))
+      return failed(MUSTER_MISUSE, "muster_call.size is not set; set it to sizeof(muster_call)");
+    if (!is_time(known.timeout_seconds))
+      return failed(MUSTER_MISUSE, "muster_call.timeout_seconds is negative or not a number");
+  }
+  if (dtype != nullptr) {
+    const int type = number_of(*dtype);
+    if (type < 0 || type >= muster::kDTypeCount) {
+      return failed(MUSTER_MISUSE, std::string(function) + ": unknown element type " + std::to_string(type));
+    }
+    call.dtype = static_cast<DType>(type);
+  }
+  if (op != nullptr) {
+    const int which = number_of(*op);
+    if (which < 0 || which >= muster::kReduceOpCount)
+      return failed(MUSTER_MISUSE, std::string(function) + ": unknown operator " + std::to_string(which));
+    call.op = static_cast<ReduceOp>(which);
+    if (call.op == ReduceOp::kPremulSum) {
+      if (given == nullptr)
+        return failed(MUSTER_MISUSE, std::string(function) + ": MUSTER_PREMUL_SUM needs muster_call.factor");
+      call.factor = known.factor;
+    }
+  }
+  call.deadline = comm->communicator->deadline(from_seconds(known.timeout_seconds));
+  return MUSTER_OK;
+}
+
+// Runs one operation: `issue(group, call)` gives its Work.
+template <typename Issue>
+muster_status run(muster_comm* comm, const char* function, const muster_dtype* dtype,
+                  const muster_reduce_op* op, const muster_call* given, muster_work** handle, Issue issue) {
+  return guarded([&] {
+    if (handle != nullptr) *handle = nullptr;
+    Call call;
+    if (const muster_status status = read_call(comm, function, dtype, op, given, call); status != MUSTER_OK)
+      return status;
+    // Before the operation begins: afterwards it could not be taken back.
+    auto slot = handle != nullptr ? std::make_unique<muster_work>() : nullptr;
+    Work work = issue(comm->communicator->group(), call);
+    if (handle == nullptr) return to_c(work.wait());
+    slot->work = std::move(work);
+    *handle = slot.release();
+    return MUSTER_OK;
+  });
+}
+
+// The same with a count for each rank: `issue(group, call, counts)`.
+template <typename Issue>
+muster_status run_v(muster_comm* comm, const char* function, const size_t* counts, const muster_dtype* dtype,
+                    const muster_reduce_op* op, const muster_call* given, muster_work** handle, Issue issue) {
+  // Without counts there is no operation, as without a communicator.
+  return run(counts != nullptr ? comm : nullptr, function, dtype, op, given, handle,
+             [&](muster::Group& group, const Call& call) {
+               return issue(group, call, std::span(counts, static_cast<size_t>(group.size())));
+             });
+}
+
+}  // namespace
+
+extern "C" {
+
+muster_status muster_comm_create(const muster_comm_options* options, muster_comm** comm) {
+  return guarded([&] {
+    if (comm == nullptr) return null_argument("muster_comm_create");
+    *comm = nullptr;
+    muster::CommunicatorOptions known;
+    if (const muster_status status = read_options(options, known); status != MUSTER_OK) return status;
+    auto created = muster::Communicator::create(known);
+    if (created.ok()) *comm = new muster_comm{std::move(*created)};
+    return to_c(created);
+  });
+}
+
+muster_status muster_comm_from_mpi(const void* mpi_comm, const muster_comm_options* options,
+                                   muster_comm** comm) {
+  return guarded([&] {
+    if (mpi_comm == nullptr || comm == nullptr) return null_argument("muster_comm_from_mpi");
+    *comm = nullptr;
+    muster::CommunicatorOptions known;
+    if (const muster_status status = read_options(options, known); status != MUSTER_OK) return status;
+    auto created = muster::Communicator::from_mpi(mpi_comm, known);
+    if (created.ok()) *comm = new muster_comm{std::move(*created)};
+    return to_c(created);
+  });
+}
+
+void muster_comm_destroy(muster_comm* comm) { delete comm; }
+
+int32_t muster_comm_rank(const muster_comm* comm) {
+  return comm != nullptr ? comm->communicator->group().rank() : -1;
+}
+int32_t muster_comm_size(const muster_comm* comm) {
+  return comm != nullptr ? comm->communicator->group().size() : 0;
+}
+const char* muster_comm_medium(const muster_comm* comm) {
+  return comm != nullptr ? comm->communicator->medium().c_str() : "";
+}
+
+muster_status muster_comm_revoke(muster_comm* comm, const char* reason) {
+  return guarded([&] {
+    if (comm == nullptr || reason == nullptr) return null_argument("muster_comm_revoke");
+    comm->communicator->group().revoke({muster::ErrorCode::kReconfigure, reason},
+                                       muster::Group::Tell::kPeers);
+    return MUSTER_OK;
+  });
+}
+
+size_t muster_comm_failed_ranks(const muster_comm* comm, int32_t* ranks, size_t capacity) {
+  size_t count = 0;
+  (void)guarded([&] {
+    if (comm == nullptr || (ranks == nullptr && capacity > 0))
+      return null_argument("muster_comm_failed_ranks");
+    const auto failure = comm->communicator->group().failure();
+    if (!failure) return MUSTER_OK;
+    count = failure->suspects.size();
+    for (size_t i = 0; i < std::min(count, capacity); ++i) ranks[i] = failure->suspects[i];
+    return MUSTER_OK;
+  });
+  return count;
+}
+
+muster_status muster_comm_allocate(muster_comm* comm, size_t bytes, void** data) {
+  return guarded([&] {
+    if (comm == nullptr || data == nullptr) return null_argument("muster_comm_allocate");
+    *data = nullptr;
+    const auto allocated = comm->communicator->allocate(bytes);
+    if (allocated.ok()) *data = *allocated;
+    return to_c(allocated);
+  });
+}
+
+muster_status muster_comm_free(muster_comm* comm, void* data) {
+  return guarded([&] {
+    return comm == nullptr ? null_argument("muster_comm_free") : to_c(comm->communicator->free(data));
+  });
+}
+
+muster_status muster_comm_all_reduce(muster_comm* comm, const void* in, void* out, size_t count,
+                                     muster_dtype dtype, muster_reduce_op op, const muster_call* call,
+                                     muster_work** work) {
+  return run(comm, __func__, &dtype, &op, call, work, [&](muster::Group& group, const Call& c) {
+    return group.all_reduce(in, out, count, c.dtype, c.op, c.deadline, c.factor);
+  });
+}
+
+muster_status muster_comm_reduce(muster_comm* comm, const void* in, void* out, size_t count,
+                                 muster_dtype dtype, muster_reduce_op op, int32_t root,
+                                 const muster_call* call, muster_work** work) {
+  return run(comm, __func__, &dtype, &op, call, work, [&](muster::Group& group, const Call& c) {
+    return group.reduce(in, out, count, c.dtype, c.op, root, c.deadline, c.factor);
+  });
+}
+
+muster_status muster_comm_reduce_scatter(muster_comm* comm, const void* in, void* out, size_t count,
+                                         muster_dtype dtype, muster_reduce_op op, const muster_call* call,
+                                         muster_work** work) {
+  return run(comm, __func__, &dtype, &op, call, work, [&](muster::Group& group, const Call& c) {
+    return group.reduce_scatter(in, out, count, c.dtype, c.op, c.deadline, c.factor);
+  });
+}
+
+muster_status muster_comm_all_gather(muster_comm* comm, const void* in, void* out, size_t count,
+                                     muster_dtype dtype, const muster_call* call, muster_work** work) {
+  return run(comm, __func__, &dtype, nullptr, call, work, [&](muster::Group& group, const Call& c) {
+    return group.all_gather(in, out, count, c.dtype, c.deadline);
+  });
+}
+
+muster_status muster_comm_gather(muster_comm* comm, const void* in, void* out, size_t count,
+                                 muster_dtype dtype, int32_t root, const muster_call* call,
+                                 muster_work** work) {
+  return run(comm, __func__, &dtype, nullptr, call, work, [&](muster::Group& group, const Call& c) {
+    return group.gather(in, out, count, c.dtype, root, c.deadline);
+  });
+}
+
+muster_status muster_comm_scatter(muster_comm* comm, const void* in, void* out, size_t count,
+                                  muster_dtype dtype, int32_t root, const muster_call* call,
+                                  muster_work** work) {
+  return run(comm, __func__, &dtype, nullptr, call, work, [&](muster::Group& group, const Call& c) {
+    return group.scatter(in, out, count, c.dtype, root, c.deadline);
+  });
+}
+
+muster_status muster_comm_all_to_all(muster_comm* comm, const void* in, void* out, size_t count,
+                                     muster_dtype dtype, const muster_call* call, muster_work** work) {
+  return run(comm, __func__, &dtype, nullptr, call, work, [&](muster::Group& group, const Call& c) {
+    return group.all_to_all(in, out, count, c.dtype, c.deadline);
+  });
+}
+
+muster_status muster_comm_broadcast(muster_comm* comm, const void* in, void* out, size_t count,
+                                    muster_dtype dtype, int32_t root, const muster_call* call,
+                                    muster_work** work) {
+  return run(comm, __func__, &dtype, nullptr, call, work, [&](muster::Group& group, const Call& c) {
+    return group.broadcast(in, out, count, c.dtype, root, c.deadline);
+  });
+}
+
+muster_status muster_comm_barrier(muster_comm* comm, const muster_call* call, muster_work** work) {
+  return run(comm, __func__, nullptr, nullptr, call, work,
+             [](muster::Group& group, const Call& c) { return group.barrier(c.deadline); });
+}
+
+muster_status muster_comm_reduce_scatter_v(muster_comm* comm, const void* in, void* out, const size_t* counts,
+                                           muster_dtype dtype, muster_reduce_op op, const muster_call* call,
+                                           muster_work** work) {
+  return run_v(comm, __func__, counts, &dtype, &op, call, work,
+               [&](muster::Group& group, const Call& c, auto all) {
+                 return group.reduce_scatter_v(in, out, all, c.dtype, c.op, c.deadline, c.factor);
+               });
+}
+
+muster_status muster_comm_all_gather_v(muster_comm* comm, const void* in, void* out, const size_t* counts,
+                                       muster_dtype dtype, const muster_call* call, muster_work** work) {
+  return run_v(comm, __func__, counts, &dtype, nullptr, call, work,
+               [&](muster::Group& group, const Call& c, auto all) {
+                 return group.all_gather_v(in, out, all, c.dtype, c.deadline);
+               });
+}
+
+muster_status muster_comm_gather_v(muster_comm* comm, const void* in, void* out, const size_t* counts,
+                                   muster_dtype dtype, int32_t root, const muster_call* call,
+                                   muster_work** work) {
+  return run_v(comm, __func__, counts, &dtype, nullptr, call, work,
+               [&](muster::Group& group, const Call& c, auto all) {
+                 return group.gather_v(in, out, all, c.dtype, root, c.deadline);
+               });
+}
+
+muster_status muster_comm_scatter_v(muster_comm* comm, const void* in, void* out, const size_t* counts,
+                                    muster_dtype dtype, int32_t root, const muster_call* call,
+                                    muster_work** work) {
+  return run_v(comm, __func__, counts, &dtype, nullptr, call, work,
+               [&](muster::Group& group, const Call& c, auto all) {
+                 return group.scatter_v(in, out, all, c.dtype, root, c.deadline);
+               });
+}
+
+muster_status muster_work_test(const muster_work* work, int32_t* done) {
+  return guarded([&] {
+    if (work == nullptr || done == nullptr) return null_argument("muster_work_test");
+    *done = work->work.test() ? 1 : 0;
+    return *done != 0 ? to_c(work->work.wait()) : MUSTER_OK;
+  });
+}
+
+muster_status muster_work_wait(const muster_work* work, double timeout_seconds) {
+  return guarded([&] {
+    if (work == nullptr) return null_argument("muster_work_wait");
+    if (!is_time(timeout_seconds))
+      return failed(MUSTER_MISUSE, "muster_work_wait: timeout_seconds is negative or not a number");
+    const Duration own = from_seconds(timeout_seconds);
+    return to_c(work->work.wait(own > 0 ? muster::now() + own : muster::kNever));
+  });
+}
+
+void muster_work_destroy(muster_work* work) { delete work; }
+
+}  // extern "C"

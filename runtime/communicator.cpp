@@ -1,0 +1,148 @@
+#include "runtime/communicator.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "collectives/mpi/mpi_exchange.h"
+#include "runtime/agent/place.h"
+#include "runtime/agent/pmix.h"
+#include "runtime/base/options.h"
+#include "runtime/data_plane.h"
+
+namespace muster {
+namespace {
+
+// What the communicators of this process share, while there are any. A forked child begins anew: it must not
+// touch what its parent's threads are in the middle of.
+struct Shared {
+  std::mutex mutex;
+  pid_t owner = 0;
+  std::weak_ptr<Endpoint> endpoint;
+  std::string lacks;
+  std::weak_ptr<agent::Pmix> pmix;
+};
+
+Shared& shared() {
+  static Shared* const instance = new Shared;  // not destroyed: a program may exit with communicators
+  return *instance;
+}
+
+Result<std::shared_ptr<Endpoint>> share_endpoint(std::string& lacks) {
+  Shared& all = shared();
+  const std::lock_guard lock(all.mutex);
+  if (auto endpoint = all.owner == getpid() ? all.endpoint.lock() : nullptr) {
+    lacks = all.lacks;
+    return endpoint;
+  }
+  MUSTER_ASSIGN(DataPlane plane, open_data_plane());
+  std::shared_ptr<Endpoint> endpoint = std::move(plane.endpoint);
+  all.owner = getpid();
+  all.endpoint = endpoint;
+  all.lacks = lacks = plane.lacks;
+  return endpoint;
+}
+
+Result<std::shared_ptr<agent::Pmix>> share_pmix() {
+  Shared& all = shared();
+  const std::lock_guard lock(all.mutex);
+  if (auto pmix = all.pmix.lock()) return pmix;
+  MUSTER_ASSIGN(std::shared_ptr<agent::Pmix> pmix, agent::Pmix::open());
+  all.pmix = pmix;
+  return pmix;
+}
+
+class PmixExchange final : public ContactExchange {
+ public:
+  explicit PmixExchange(agent::Pmix& pmix) : pmix_(pmix) {}
+  int rank() const override { return static_cast<int>(pmix_.rank()); }
+  int size() const override { return static_cast<int>(pmix_.size()); }
+
+  Result<std::vector<ByteBuffer>> all_gather(ByteSpan mine, Instant deadline) override {
+    // All processes form their communicators in the same order.
+    static std::atomic<uint64_t> count{0};
+    const std::string key = "muster.communicator." + std::to_string(count.fetch_add(1));
+    MUSTER_ASSIGN(const std::vector<std::string> texts, pmix_.all_gather(key, to_hex(mine), deadline));
+    std::vector<ByteBuffer> all;
+    for (const std::string& text : texts) all.push_back(from_hex(text));
+    return all;
+  }
+
+ private:
+  agent::Pmix& pmix_;
+};
+
+Result<CommunicatorOptions> with_defaults(CommunicatorOptions options) {
+  MUSTER_ASSIGN(const OptionValues values, OptionValues::from_environment());
+  if (options.form_timeout <= 0) options.form_timeout = values.duration("comm-form-timeout");
+  if (options.timeout <= 0) options.timeout = values.duration("comm-timeout");
+  return options;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Communicator>> Communicator::create(const CommunicatorOptions& given) {
+  MUSTER_ASSIGN(const CommunicatorOptions options, with_defaults(given));
+  const Instant deadline = now() + options.form_timeout;
+  const agent::Place place = agent::find_place();
+  if (place.world == agent::World::kElastic) {
+    return Error{ErrorCode::kMisuse,
+                 "this process is a worker of `muster run`, whose members may change, and a communicator's "
+                 "cannot; start it with mpirun or srun --mpi=pmix, or use a run (muster_train)"};
+  }
+  if (place.world == agent::World::kAlone) {
+    Alone alone;
+    return form(alone, deadline, options.timeout);
+  }
+  if (!place.pmix) return Error{ErrorCode::kMisuse, agent::advice_without_pmix(place)};
+  MUSTER_ASSIGN(std::shared_ptr<agent::Pmix> pmix, share_pmix());
+  PmixExchange exchange(*pmix);
+  MUSTER_ASSIGN(std::unique_ptr<Communicator> communicator, form(exchange, deadline, options.timeout));
+  communicator->parts_->bootstrap = std::move(pmix);
+  return communicator;
+}
+
+Result<std::unique_ptr<Communicator>> Communicator::from_mpi(const void* mpi_comm,
+                                                             const CommunicatorOptions& given) {
+  MUSTER_ASSIGN(const CommunicatorOptions options, with_defaults(given));
+  const Instant deadline = now() + options.form_timeout;
+  MUSTER_ASSIGN(const std::unique_ptr<MpiExchange> exchange, MpiExchange::open(mpi_comm, deadline));
+  return form(*exchange, deadline, options.timeout);
+}
+
+Result<std::unique_ptr<Communicator>> Communicator::form(ContactExchange& exchange, Instant deadline,
+                                                         Duration timeout) {
+  std::string lacks;
+  std::unique_ptr<Communicator> communicator(new Communicator);
+  Parts& parts = *communicator->parts_;
+  MUSTER_ASSIGN(parts.endpoint, share_endpoint(lacks));
+  auto group = form_group(*parts.endpoint, exchange, deadline);
+  if (!group.ok()) {
+    Error error = std::move(group).error();
+    if (error.code == ErrorCode::kEnvironment && !lacks.empty()) error.message += "; here: " + lacks;
+    return error;
+  }
+  parts.group = std::move(*group);
+  communicator->medium_ = parts.group->medium();
+  communicator->timeout_ = timeout;
+  return communicator;
+}
+
+Communicator::~Communicator() {
+  if (getpid() != owner_) (void)parts_.release();
+}
+
+Result<void*> Communicator::allocate(size_t bytes) {
+  MUSTER_ASSIGN(SharedBuffer buffer, parts_->group->allocate(std::max<size_t>(bytes, 1)));
+  void* const data = buffer.data();
+  const std::lock_guard lock(buffers_mutex_);
+  parts_->buffers[data] = std::move(buffer);
+  return data;
+}
+
+Status Communicator::free(void* data) {
+  const std::lock_guard lock(buffers_mutex_);
+  if (data == nullptr || parts_->buffers.erase(data) > 0) return ok();
+  return Error{ErrorCode::kMisuse, "this address was not allocated by this communicator, or freed already"};
+}
+
+}  // namespace muster

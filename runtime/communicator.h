@@ -1,0 +1,68 @@
+// The collectives on their own: a fixed set of processes, without a leader, a view or a training run.
+//
+// INVARIANTS
+//  - All communicators of a process share one endpoint, and thereby one progress thread and one UCX worker.
+//  - The ranks never change. After a loss a communicator is unusable; another one may be made.
+//  - In a forked child a communicator is dead: the destructor touches nothing.
+#pragma once
+
+#include <unistd.h>
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "collectives/contact_exchange.h"
+
+namespace muster {
+
+struct CommunicatorOptions {
+  Duration form_timeout = 0;  // for all ranks to come; 0: by the option comm-form-timeout
+  Duration timeout = 0;       // of an operation that names none; 0: by the option comm-timeout
+};
+
+class Communicator {
+ public:
+  // Of all processes that one mpirun or srun started, or of a process alone. Collective.
+  // Errors: kMisuse: under `muster run`, whose world changes; bad variables. kRetry, kReconfigure: some did
+  // not come in time. kEnvironment.
+  static Result<std::unique_ptr<Communicator>> create(const CommunicatorOptions& options);
+
+  // Of the ranks of an MPI communicator of this program, to which `mpi_comm` points: see MpiExchange::open.
+  // Collective. MPI is not used afterwards.
+  static Result<std::unique_ptr<Communicator>> from_mpi(const void* mpi_comm,
+                                                        const CommunicatorOptions& options);
+  ~Communicator();
+
+  Group& group() { return *parts_->group; }
+  const std::string& medium() const { return medium_; }
+
+  // When an operation that begins now must have ended; 0: the communicator's own timeout.
+  Instant deadline(Duration timeout) const { return now() + (timeout > 0 ? timeout : timeout_); }
+
+  // Memory of the group, until it is given back or the communicator ends. From any thread.
+  Result<void*> allocate(size_t bytes);
+  Status free(void* data);
+
+ private:
+  Communicator() = default;
+  static Result<std::unique_ptr<Communicator>> form(ContactExchange& exchange, Instant deadline,
+                                                    Duration timeout);
+
+  // Ends in this order from below: nothing touches buffers once the group is closed.
+  struct Parts {
+    std::shared_ptr<void> bootstrap;  // what must not end before the communicator does
+    std::shared_ptr<Endpoint> endpoint;
+    std::map<const void*, SharedBuffer> buffers;  // under buffers_mutex_
+    std::unique_ptr<Group> group;
+  };
+
+  const pid_t owner_ = getpid();
+  Duration timeout_ = 0;
+  std::string medium_;
+  std::mutex buffers_mutex_;
+  std::unique_ptr<Parts> parts_ = std::make_unique<Parts>();
+};
+
+}  // namespace muster

@@ -1,0 +1,142 @@
+// A program with a communicator and without MPI, for comm.py:
+//   comm_pmix results | again | absent | kill | freeze | mismatch | revoke | leave | refused
+#include "tests/system/comm_results.h"
+
+namespace {
+
+// From the inputs of all ranks, which every rank can compute.
+class Computed {
+ public:
+  explicit Computed(muster_comm* comm) : rank_(muster_comm_rank(comm)), size_(muster_comm_size(comm)) {}
+
+  template <typename T>
+  std::vector<T> all_reduce(uint64_t seed, size_t count, muster_reduce_op op) const {
+    std::vector<T> result = input<T>(seed, 0, count);
+    for (int rank = 1; rank < size_; ++rank) {
+      const std::vector<T> theirs = input<T>(seed, rank, count);
+      for (size_t i = 0; i < count; ++i) result[i] = combine(op, result[i], theirs[i]);
+    }
+    return result;
+  }
+  template <typename T>
+  std::vector<T> reduce_scatter(uint64_t seed, const std::vector<size_t>& counts, muster_reduce_op op) const {
+    return block(all_reduce<T>(seed, total(counts), op), counts);
+  }
+  template <typename T>
+  std::vector<T> all_gather(uint64_t seed, const std::vector<size_t>& counts) const {
+    std::vector<T> result;
+    for (int rank = 0; rank < size_; ++rank) {
+      const std::vector<T> theirs = input<T>(seed, rank, counts[static_cast<size_t>(rank)]);
+      result.insert(result.end(), theirs.begin(), theirs.end());
+    }
+    return result;
+  }
+  template <typename T>
+  std::vector<T> all_to_all(uint64_t seed, size_t count) const {
+    std::vector<T> result;
+    for (int rank = 0; rank < size_; ++rank) {
+      const std::vector<T> theirs = input<T>(seed, rank, count * static_cast<size_t>(size_));
+      const auto begin = theirs.begin() + static_cast<std::ptrdiff_t>(count) * rank_;
+      result.insert(result.end(), begin, begin + static_cast<std::ptrdiff_t>(count));
+    }
+    return result;
+  }
+  template <typename T>
+  std::vector<T> broadcast(uint64_t seed, size_t count, int root) const {
+    return input<T>(seed, root, count);
+  }
+  template <typename T>
+  std::vector<T> scatter(uint64_t seed, const std::vector<size_t>& counts, int root) const {
+    return block(input<T>(seed, root, total(counts)), counts);
+  }
+
+ private:
+  static size_t total(const std::vector<size_t>& counts) {
+    return std::accumulate(counts.begin(), counts.end(), size_t{0});
+  }
+  template <typename T>
+  std::vector<T> block(const std::vector<T>& whole, const std::vector<size_t>& counts) const {
+    const auto begin =
+        whole.begin() + std::accumulate(counts.begin(), counts.begin() + rank_, std::ptrdiff_t{0});
+    return {begin, begin + static_cast<std::ptrdiff_t>(counts[static_cast<size_t>(rank_)])};
+  }
+  template <typename T>
+  static T combine(muster_reduce_op op, T a, T b) {
+    switch (op) {
+      case MUSTER_MIN:
+        return std::min(a, b);
+      case MUSTER_MAX:
+        return std::max(a, b);
+      case MUSTER_PROD:
+        return static_cast<T>(a * b);
+      default:
+        return static_cast<T>(a + b);
+    }
+  }
+  const int rank_;
+  const int size_;
+};
+
+// Several at once, and one after the last was gone.
+int make_again() {
+  for (int round = 0; round < 3; ++round) {
+    muster_comm* first = nullptr;
+    muster_comm* second = nullptr;
+    require(muster_comm_create(nullptr, &first), "create");
+    require(muster_comm_create(nullptr, &second), "create a second");
+    int32_t one = 1;
+    int32_t two = 10;
+    muster_work* work = nullptr;
+    require(muster_comm_all_reduce(first, &one, &one, 1, MUSTER_INT32, MUSTER_SUM, nullptr, &work), "first");
+    require(muster_comm_all_reduce(second, &two, &two, 1, MUSTER_INT32, MUSTER_SUM, nullptr, nullptr),
+            "second");
+    require(muster_work_wait(work, 0), "first, wait");
+    muster_work_destroy(work);
+    if (one != muster_comm_size(first) || two != 10 * one) die("wrong sums");
+    require(muster_comm_barrier(first, nullptr, nullptr), "barrier");
+    require(muster_comm_barrier(second, nullptr, nullptr), "barrier");
+    muster_comm_destroy(first);
+    muster_comm_destroy(second);
+  }
+  say("made again");
+  return 0;
+}
+
+// Only rank 0 wants a communicator.
+int wait_for_the_absent(bool wants) {
+  muster_comm_options options{};
+  options.size = sizeof options;
+  options.form_timeout_seconds = 1;
+  muster_comm* comm = nullptr;
+  const double began_s = clock_s();
+  if (!wants) {
+    sleep(4);
+    return 0;
+  }
+  const muster_status status = muster_comm_create(&options, &comm);
+  if (status != MUSTER_RETRY) die("status " + std::to_string(status) + ": " + muster_last_error());
+  if (clock_s() - began_s > 3) die("gave up only after " + std::to_string(clock_s() - began_s) + " s");
+  say(std::string("gave up: ") + muster_last_error());
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string mode = argc == 2 ? argv[1] : "";
+  const char* const rank = getenv("OMPI_COMM_WORLD_RANK");
+  if (mode == "again") return make_again();
+  if (mode == "absent") return wait_for_the_absent(rank != nullptr && atoi(rank) == 0);
+  muster_comm* comm = nullptr;
+  if (mode == "refused") {
+    if (muster_comm_create(nullptr, &comm) != MUSTER_MISUSE) die("not refused");
+    say(std::string("refused: ") + muster_last_error());
+    return 0;
+  }
+  require(muster_comm_create(nullptr, &comm), "muster_comm_create");
+  if (mode != "results") return run_into_trouble(comm, mode);
+  Computed reference(comm);
+  check_results(comm, reference);
+  muster_comm_destroy(comm);
+  return 0;
+}

@@ -1,0 +1,189 @@
+// Every operation of a communicator, for several types, counts, operators and roots, in place and not, in
+// memory of the library and of the program, against a reference: expected(world) of comm_pmix.cpp or
+// comm_mpi.cpp.
+#pragma once
+
+#include <cstring>
+
+#include "tests/system/comm_world.h"
+
+// What the reference must offer, for a type T:
+//   all_reduce(seed, count, op), reduce_scatter(seed, counts, op): this rank's result
+//   all_gather(seed, counts), all_to_all(seed, count), broadcast(seed, count, root), scatter(seed, counts,
+//   root)
+template <typename T, typename Reference>
+class Results {
+ public:
+  Results(muster_comm* comm, Reference& reference)
+      : comm_(comm), reference_(reference), rank_(muster_comm_rank(comm)), size_(muster_comm_size(comm)) {}
+
+  void check_all(uint64_t seed, size_t count) {
+    const auto ranks = static_cast<size_t>(size_);
+    const int root = static_cast<int>(seed % ranks);
+    counts_.clear();
+    for (size_t rank = 0; rank < ranks; ++rank) counts_.push_back((count + rank * seed) % (count + 2));
+    const size_t total = std::accumulate(counts_.begin(), counts_.end(), size_t{0});
+    const std::vector<size_t> even(ranks, count);
+    seed_ = seed;
+    for (const muster_reduce_op op : {MUSTER_SUM, MUSTER_MIN, MUSTER_MAX, MUSTER_PROD}) {
+      check("all_reduce", count, count, reference_.template all_reduce<T>(seed, count, op),
+            [&](const T* in, T* out) {
+              return muster_comm_all_reduce(comm_, in, out, count, type, op, nullptr, next());
+            });
+      check("reduce", count, count, at(root, reference_.template all_reduce<T>(seed, count, op)),
+            [&](const T* in, T* out) {
+              return muster_comm_reduce(comm_, in, rank_ == root ? out : nullptr, count, type, op, root,
+                                        nullptr, next());
+            });
+      check("reduce_scatter", count * ranks, count, reference_.template reduce_scatter<T>(seed, even, op),
+            [&](const T* in, T* out) {
+              return muster_comm_reduce_scatter(comm_, in, out, count, type, op, nullptr, next());
+            });
+      check("reduce_scatter_v", total, mine(), reference_.template reduce_scatter<T>(seed, counts_, op),
+            [&](const T* in, T* out) {
+              return muster_comm_reduce_scatter_v(comm_, in, out, counts_.data(), type, op, nullptr, next());
+            });
+    }
+    check("all_gather", count, count * ranks, reference_.template all_gather<T>(seed, even),
+          [&](const T* in, T* out) {
+            return muster_comm_all_gather(comm_, in, out, count, type, nullptr, next());
+          });
+    check("all_gather_v", mine(), total, reference_.template all_gather<T>(seed, counts_),
+          [&](const T* in, T* out) {
+            return muster_comm_all_gather_v(comm_, in, out, counts_.data(), type, nullptr, next());
+          });
+    check("gather", count, count * ranks, at(root, reference_.template all_gather<T>(seed, even)),
+          [&](const T* in, T* out) {
+            return muster_comm_gather(comm_, in, rank_ == root ? out : nullptr, count, type, root, nullptr,
+                                      next());
+          });
+    check("gather_v", mine(), total, at(root, reference_.template all_gather<T>(seed, counts_)),
+          [&](const T* in, T* out) {
+            return muster_comm_gather_v(comm_, in, rank_ == root ? out : nullptr, counts_.data(), type, root,
+                                        nullptr, next());
+          });
+    check("scatter", count * ranks, count, reference_.template scatter<T>(seed, even, root),
+          [&](const T* in, T* out) {
+            return muster_comm_scatter(comm_, rank_ == root ? in : nullptr, out, count, type, root, nullptr,
+                                       next());
+          });
+    check("scatter_v", total, mine(), reference_.template scatter<T>(seed, counts_, root),
+          [&](const T* in, T* out) {
+            return muster_comm_scatter_v(comm_, rank_ == root ? in : nullptr, out, counts_.data(), type, root,
+                                         nullptr, next());
+          });
+    check("all_to_all", count * ranks, count * ranks, reference_.template all_to_all<T>(seed, count),
+          [&](const T* in, T* out) {
+            return muster_comm_all_to_all(comm_, in, out, count, type, nullptr, next());
+          });
+    check("broadcast", count, count, reference_.template broadcast<T>(seed, count, root),
+          [&](const T* in, T* out) {
+            return muster_comm_broadcast(comm_, rank_ == root ? in : nullptr, out, count, type, root, nullptr,
+                                         next());
+          });
+    in_place(seed, count);
+    require(muster_comm_barrier(comm_, nullptr, nullptr), "barrier");
+  }
+
+  static int checked() { return checked_count; }
+
+ private:
+  static constexpr muster_dtype type = TypeOf<T>::value;
+  static inline int checked_count = 0;
+
+  size_t mine() const { return counts_[static_cast<size_t>(rank_)]; }
+
+  // Every other operation is asynchronous.
+  muster_work** next() { return ++issued_ % 2 == 0 ? &work_ : nullptr; }
+
+  // Only the root gets a result.
+  std::vector<T> at(int root, std::vector<T> result) const {
+    return rank_ == root ? std::move(result) : std::vector<T>();
+  }
+
+  T* memory(size_t count) {
+    void* data = nullptr;
+    require(muster_comm_allocate(comm_, count * sizeof(T), &data), "allocate");
+    return static_cast<T*>(data);
+  }
+
+  template <typename Operation>
+  void check(const char* name, size_t in_count, size_t out_count, const std::vector<T>& expected,
+             Operation operation) {
+    const std::vector<T> given = input<T>(seed_, rank_, in_count);
+    std::vector<T> in = given;
+    std::vector<T> out(out_count + 1, T(99));
+    finish(name, operation(in.data(), out.data()));
+    compare(name, given, in.data(), in_count);
+    compare(name, expected, out.data(), expected.size());
+    if (out[out_count] != T(99)) die(std::string(name) + " wrote behind its output");
+
+    T* const own_in = memory(in_count);
+    T* const own_out = memory(out_count);
+    if (in_count > 0) std::memcpy(own_in, given.data(), in_count * sizeof(T));
+    finish(name, operation(own_in, own_out));
+    compare(name, expected, own_out, expected.size());
+    require(muster_comm_free(comm_, own_in), "free");
+    require(muster_comm_free(comm_, own_out), "free");
+  }
+
+  void in_place(uint64_t seed, size_t count) {
+    std::vector<T> values = input<T>(seed, rank_, count);
+    finish("in place", muster_comm_all_reduce(comm_, values.data(), values.data(), count, type, MUSTER_SUM,
+                                              nullptr, next()));
+    compare("all_reduce in place", reference_.template all_reduce<T>(seed, count, MUSTER_SUM), values.data(),
+            count);
+  }
+
+  void finish(const char* name, muster_status status) {
+    require(status, name);
+    if (work_ == nullptr) return;
+    require(muster_work_wait(work_, 0), name);
+    muster_work_destroy(work_);
+    work_ = nullptr;
+  }
+
+  void compare(const char* name, const std::vector<T>& expected, const T* got, size_t count) {
+    ++checked_count;
+    if (count > 0 && std::memcmp(got, expected.data(), count * sizeof(T)) != 0) {
+      size_t i = 0;
+      while (got[i] == expected[i]) ++i;
+      die("rank " + std::to_string(rank_) + ": " + name + " of type " + std::to_string(type) + ", seed " +
+          std::to_string(seed_) + ": element " + std::to_string(i) + " of " + std::to_string(count) + " is " +
+          std::to_string(got[i]) + ", not " + std::to_string(expected[i]));
+    }
+  }
+
+  muster_comm* const comm_;
+  Reference& reference_;
+  const int rank_;
+  const int size_;
+  uint64_t seed_ = 0;
+  std::vector<size_t> counts_;
+  unsigned issued_ = 0;
+  muster_work* work_ = nullptr;
+};
+
+template <typename Reference>
+void check_results(muster_comm* comm, Reference& reference) {
+  // Each type with two of the counts.
+  constexpr size_t kCounts[] = {0, 1, 7, 5003};
+  for (uint64_t round = 0; round < 2; ++round) {
+    uint64_t seed = 2 * round + 1;
+    const auto run = [&](auto results) {
+      results.check_all(seed, kCounts[seed % 4]);
+      ++seed;
+    };
+    run(Results<float, Reference>(comm, reference));
+    run(Results<double, Reference>(comm, reference));
+    run(Results<int8_t, Reference>(comm, reference));
+    run(Results<uint8_t, Reference>(comm, reference));
+    run(Results<int16_t, Reference>(comm, reference));
+    run(Results<int32_t, Reference>(comm, reference));
+    run(Results<int64_t, Reference>(comm, reference));
+    run(Results<uint64_t, Reference>(comm, reference));
+  }
+  const int checked = Results<float, Reference>::checked();
+  say("rank " + std::to_string(muster_comm_rank(comm)) + " of " + std::to_string(muster_comm_size(comm)) +
+      ": right over " + muster_comm_medium(comm) + ", " + std::to_string(checked) + " float results");
+}
