@@ -195,16 +195,23 @@ class ShardSave {
   SaveShardReport report_;
 };
 
+uint64_t chunks_for(const ShardGeometry& geometry, uint64_t staging_bytes_max) {
+  const uint64_t needed = (geometry.payload_bytes + kChunkBytes - 1) / kChunkBytes;
+  const uint64_t allowed = staging_bytes_max == 0 ? needed : staging_bytes_max / kChunkBytes;
+  return std::min(needed, std::max<uint64_t>(allowed, 2));
+}
+
 }  // namespace
+
+uint64_t staging_bytes_for(const ShardGeometry& geometry, uint64_t staging_bytes_max) {
+  return chunks_for(geometry, staging_bytes_max) * kChunkBytes + geometry.table_entries() * sizeof(Digest);
+}
 
 Result<SaveShardReport> save_shard(FileSystem& files, const std::shared_ptr<const ShardTemplate>& shape,
                                    const VersionId& id, const TensorReader& reader, StagingBuffer& buffer,
                                    const SaveShardOptions& options, StageProgress& progress) {
-  const ShardGeometry& geometry = shape->geometry;
-  const uint64_t needed = (geometry.payload_bytes + kChunkBytes - 1) / kChunkBytes;
-  const uint64_t allowed = options.staging_bytes_max == 0 ? needed : options.staging_bytes_max / kChunkBytes;
-  const uint64_t chunks = std::min(needed, std::max<uint64_t>(allowed, 2));
-  MUSTER_TRY(buffer.reserve(chunks * kChunkBytes + geometry.table_entries() * sizeof(Digest)));
+  const uint64_t chunks = chunks_for(shape->geometry, options.staging_bytes_max);
+  MUSTER_TRY(buffer.reserve(staging_bytes_for(shape->geometry, options.staging_bytes_max)));
   return ShardSave(files, shape, id, options, buffer.bytes(), chunks, progress).run(reader);
 }
 

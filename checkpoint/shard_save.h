@@ -27,6 +27,9 @@ struct SaveShardReport {
   Duration staged_after = 0;   // from the call until `staged`
 };
 
+// The memory that a save of such a shard takes under a bound: what to have ready before the first one.
+uint64_t staging_bytes_for(const ShardGeometry& geometry, uint64_t staging_bytes_max);
+
 // Nothing may change the tensors until `staged` was called. `buffer` keeps its memory for the next save.
 // Errors: kDropCheckpoint: this save is lost for this participant, what was written is removed where
 // possible; kEnvironment: no memory.

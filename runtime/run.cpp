@@ -198,6 +198,7 @@ bool Run::entered_new_view(Lock& lock) {
        "rank " + std::to_string(group_->rank()) + " of " + std::to_string(group_->size()),
        revoked_at_ != 0 ? now() - revoked_at_ : 0, static_cast<int64_t>(group_->size()));
   revoked_at_ = 0;
+  if (started_) saver_.prepare(static_cast<uint32_t>(group_->rank()), static_cast<uint32_t>(group_->size()));
   report_progress(true);
   lock.unlock();
   old.reset();  // may wait until no peer can write into its memory any more

@@ -20,6 +20,7 @@ constexpr Duration kReadTimeout = 60 * kSecond;
 // Nobody computes beside a last save, so its copies need not be ahead of the disk. Memory that was never used
 // can cost more than the disk does: 1 GiB of it took 3.5 to 7 s on a virtual machine, and the disk 1.1 s.
 constexpr uint64_t kLastStagingBytes = 64 << 20;
+constexpr uint64_t kFaultInBytes = 4 << 20;  // 2 to 10 ms, on that machine
 
 std::string who_am_i() {
   char host[256] = "?";
@@ -176,13 +177,10 @@ Result<checkpoint::ShardRecord> Saver::stage_and_write(const Save& save, bool& h
     MUSTER_TRY(state_.acquire_read(now() + kReadTimeout));
     held = true;
   }
-  MUSTER_TRY(prepare_template(save));
+  MUSTER_TRY(prepare_template(save.index, static_cast<uint32_t>(save.open.participants.size())));
   checkpoint::SaveShardOptions options;
   options.write.writer_nonce = random_nonce();
-  options.staging_bytes_max = options_.staging_bytes_max;
-  const bool last = save.open.stop || save.open.rescue;
-  if (last && (options.staging_bytes_max == 0 || options.staging_bytes_max > kLastStagingBytes))
-    options.staging_bytes_max = kLastStagingBytes;
+  options.staging_bytes_max = staging_bytes_max(save.open.stop || save.open.rescue);
   options.folder = [&] { return folder_of(save); };
   const Instant began = now();
   options.staged = [&] {
@@ -199,12 +197,34 @@ Result<checkpoint::ShardRecord> Saver::stage_and_write(const Save& save, bool& h
 }
 
 // What libhdf5 has to say about a shard depends on shapes alone, so it is asked once for a world.
-Status Saver::prepare_template(const Save& save) {
-  const auto count = static_cast<uint32_t>(save.open.participants.size());
-  if (template_ && template_->participant == save.index && template_->participants == count) return ok();
+Status Saver::prepare_template(uint32_t index, uint32_t count) {
+  if (template_ && template_->participant == index && template_->participants == count) return ok();
   MUSTER_ASSIGN(const checkpoint::SavePlan plan, checkpoint::plan_save(specs(), count));
-  MUSTER_ASSIGN(template_, checkpoint::make_shard_template(plan, save.index));
+  MUSTER_ASSIGN(template_, checkpoint::make_shard_template(plan, index));
   return ok();
+}
+
+uint64_t Saver::staging_bytes_max(bool last) const {
+  const uint64_t given = options_.staging_bytes_max;
+  return last && (given == 0 || given > kLastStagingBytes) ? kLastStagingBytes : given;
+}
+
+void Saver::prepare(uint32_t index, uint32_t count) {
+  if (!enabled()) return;
+  worker_.post([this, index, count] {
+    // What fails here fails again in the save, which says so.
+    if (!prepare_template(index, count).ok()) return;
+    const uint64_t bound = staging_bytes_max(options_.every == 0);
+    if (!buffer_.reserve(checkpoint::staging_bytes_for(template_->geometry, bound)).ok()) return;
+    fault_in_some(index, count);
+  });
+}
+
+// In steps, so that a save that is opened meanwhile waits for one of them.
+void Saver::fault_in_some(uint32_t index, uint32_t count) {
+  const bool same_world = template_ && template_->participant == index && template_->participants == count;
+  if (!same_world || !buffer_.fault_in(kFaultInBytes)) return;
+  worker_.post([this, index, count] { fault_in_some(index, count); });
 }
 
 Result<std::string> Saver::folder_of(const Save& save) {

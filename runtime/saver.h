@@ -53,6 +53,12 @@ class Saver {
 
   // ---- saving; any thread, none of these blocks
 
+  // This rank is the `index`-th of `count` from now on. In the background, and behind nothing else: asks
+  // libhdf5 for the shard's shape and has the system give the memory that the first save will need, so that
+  // neither that save nor one on notice pays for it. Where no periodic saves are asked for, at most
+  // kLastStagingBytes.
+  void prepare(uint32_t index, uint32_t count);
+
   // A save of `version`, which the state holds now, is about to be opened: keeps the state as it is until
   // then, or until release(), or for a bounded time unless it is the run's `last` version, which no update
   // will change.
@@ -99,7 +105,9 @@ class Saver {
 
   void run(const Save& save, bool held);
   Result<checkpoint::ShardRecord> stage_and_write(const Save& save, bool& held);
-  Status prepare_template(const Save& save);
+  Status prepare_template(uint32_t index, uint32_t count);
+  void fault_in_some(uint32_t index, uint32_t count);
+  uint64_t staging_bytes_max(bool last) const;
   Result<std::string> folder_of(const Save& save);  // runs on save_shard's writing thread
   Status wait_for_folder(const Save& save, const std::string& folder);
   bool is_newest(const Save& save) const;
