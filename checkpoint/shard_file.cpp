@@ -101,7 +101,7 @@ struct VoteBytes {
   uint64_t magic, version, nonce, participant, participants, writer_nonce, metadata_bytes, payload_bytes;
   Digest root, check;
 };
-static_assert(sizeof(VoteBytes) == 96);
+static_assert(sizeof(VoteBytes) == kVoteBytes);
 
 Digest check_of(const VoteBytes& vote) { return digest_of(bytes_of(vote).first(offsetof(VoteBytes, check))); }
 

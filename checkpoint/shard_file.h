@@ -22,7 +22,8 @@ struct ShardRecord {
   Digest root;
 };
 
-// A vote on the wire: fixed size, little-endian, with a digest.
+// A vote on the wire: fixed size, little-endian, with a digest. PieceChanges may follow it (changes.h).
+constexpr size_t kVoteBytes = 96;
 ByteBuffer encode(const ShardRecord& record);
 // Errors: kMisuse; the sentence says what is wrong with the bytes.
 Result<ShardRecord> decode_shard_record(ByteSpan bytes);

@@ -129,6 +129,7 @@ class ShardSave {
       MUSTER_TRY(fill(filler, chunk));
       pipe_.push(chunk);
     }
+    report_.piece_digests = filler.piece_digests();
     return ok();
   }
 

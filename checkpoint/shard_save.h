@@ -23,8 +23,9 @@ struct SaveShardOptions {
 struct SaveShardReport {
   ShardRecord record;
   IoMethod method = IoMethod::kUring;
-  uint64_t staging_bytes = 0;  // the memory that was used
-  Duration staged_after = 0;   // from the call until `staged`
+  uint64_t staging_bytes = 0;         // the memory that was used
+  Duration staged_after = 0;          // from the call until `staged`
+  std::vector<Digest> piece_digests;  // see PayloadFiller
 };
 
 // The memory that a save of such a shard takes under a bound: what to have ready before the first one.

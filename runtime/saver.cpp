@@ -22,6 +22,12 @@ constexpr Duration kReadTimeout = 60 * kSecond;
 constexpr uint64_t kLastStagingBytes = 64 << 20;
 constexpr uint64_t kFaultInBytes = 4 << 20;  // 2 to 10 ms, on that machine
 
+std::vector<checkpoint::Expectation> expectations_of(const State& state) {
+  std::vector<checkpoint::Expectation> expectations;
+  for (const TensorInfo& tensor : state.tensors()) expectations.push_back(tensor.expectation);
+  return expectations;
+}
+
 std::string who_am_i() {
   char host[256] = "?";
   gethostname(host, sizeof host - 1);
@@ -68,6 +74,7 @@ Saver::Saver(State& state, SaveOptions options, checkpoint::JobConstants job, in
       samples_per_step_(samples_per_step),
       say_(std::move(say)),
       emit_(std::move(emit)),
+      guard_(expectations_of(state)),
       worker_("muster-save"),
       verifier_("muster-verify") {}
 
@@ -115,6 +122,7 @@ void Saver::hold(control::Version version, bool last) {
   if (!state_.acquire_read(now()).ok()) return;  // an update is open: not the program's thread in next()
   const std::lock_guard lock(mutex_);
   last_hold_ = version;
+  if (last) last_of_run_ = version;
   if (failed_ == version) failed_ = control::kNoVersion;  // in a new view: it is saved anew
   if (early_ && early_->open.version == version) {  // opened by a member that reached the version sooner
     worker_.post([this, save = *std::exchange(early_, std::nullopt)] { run(save, true); });
@@ -162,16 +170,17 @@ void Saver::open(const control::SaveOpen& open, control::MemberId self) {
 }
 
 void Saver::run(const Save& save, bool held) {
-  auto record = stage_and_write(save, held);
+  auto vote = stage_and_write(save, held);
   if (held) state_.release_read();
-  if (record.ok()) {
-    say_(control::SaveVote{save.open.save, true, encode(*record), "", record->geometry.payload_bytes});
+  if (vote.ok()) {
+    say_(control::SaveVote{save.open.save, true, std::move(*vote), "", template_->geometry.payload_bytes});
   } else {
-    say_(control::SaveVote{save.open.save, false, {}, record.error().message});
+    say_(control::SaveVote{save.open.save, false, {}, vote.error().message});
   }
 }
 
-Result<checkpoint::ShardRecord> Saver::stage_and_write(const Save& save, bool& held) {
+// The vote on the wire.
+Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held) {
   if (!enabled()) return Error{ErrorCode::kDropCheckpoint, "the program gave no checkpoint folder"};
   if (!held) {
     MUSTER_TRY(state_.acquire_read(now() + kReadTimeout));
@@ -190,10 +199,15 @@ Result<checkpoint::ShardRecord> Saver::stage_and_write(const Save& save, bool& h
   };
   std::vector<ByteSpan> memory;
   for (const TensorInfo& tensor : state_.tensors()) memory.emplace_back(tensor.data, tensor.bytes);
-  MUSTER_ASSIGN(const checkpoint::SaveShardReport report,
+  MUSTER_ASSIGN(checkpoint::SaveShardReport report,
                 save_shard(files_, template_, save.id, checkpoint::read_from(std::move(memory)), buffer_,
                            options, *save.progress));
-  return report.record;
+  ByteBuffer vote = encode(report.record);
+  if (const auto changes = pieces_.note(template_, save.id.version, std::move(report.piece_digests))) {
+    const ByteBuffer bytes = encode(*changes);
+    vote.insert(vote.end(), bytes.begin(), bytes.end());
+  }
+  return vote;
 }
 
 // What libhdf5 has to say about a shard depends on shapes alone, so it is asked once for a world.
@@ -283,12 +297,38 @@ Result<checkpoint::Manifest> Saver::publish_now(const Save& save, const control:
   manifest.fence = folder->fence();
   manifest.tensors = specs();
   std::vector<checkpoint::ShardRecord> records;
-  for (const ByteBuffer& bytes : publish.records) {
-    MUSTER_ASSIGN(records.emplace_back(), checkpoint::decode_shard_record(bytes));
+  std::vector<std::optional<checkpoint::PieceChanges>> changes(publish.records.size());
+  for (const ByteBuffer& vote : publish.records) {
+    const ByteSpan bytes(vote);
+    const size_t split = std::min(bytes.size(), checkpoint::kVoteBytes);
+    MUSTER_ASSIGN(const auto record, checkpoint::decode_shard_record(bytes.first(split)));
+    records.push_back(record);
+    if (split == bytes.size()) continue;
+    MUSTER_ASSIGN(auto said, checkpoint::decode_piece_changes(bytes.subspan(split)));
+    if (record.identity.participant < changes.size()) changes[record.identity.participant] = std::move(said);
   }
   MUSTER_TRY(adopt_shards(manifest, records));
+  MUSTER_TRY(judge(save, manifest, changes));
   MUSTER_TRY(folder->publish(manifest));
   return manifest;
+}
+
+// A state that may be wrong is told, and where the program wants that, refused: but not when it is the last
+// word of this launch, since then the work since the save before would be lost with it.
+Status Saver::judge(const Save& save, const checkpoint::Manifest& manifest,
+                    const std::vector<std::optional<checkpoint::PieceChanges>>& changes) {
+  MUSTER_ASSIGN(const auto plan,
+                checkpoint::plan_save(manifest.tensors, static_cast<uint32_t>(manifest.shards.size())));
+  const checkpoint::Judgement judgement = guard_.judge(plan, save.id.version, changes);
+  const std::string& wrong = options_.stale_fails ? judgement.standing : judgement.news;
+  if (wrong.empty()) return ok();
+  tell(EventKind::kStale, save.open.version, wrong);
+  const bool last = save.open.stop || save.open.rescue || [&] {
+    const std::lock_guard lock(mutex_);
+    return save.open.version == last_of_run_;
+  }();
+  if (!options_.stale_fails || last) return ok();
+  return Error{ErrorCode::kDropCheckpoint, "the state may be stale: " + wrong};
 }
 
 void Saver::closed(const control::SaveClosed& closed) {

@@ -16,6 +16,7 @@
 #include <set>
 #include <string>
 
+#include "checkpoint/changes.h"
 #include "checkpoint/shard_save.h"
 #include "checkpoint/store.h"
 #include "runtime/base/events.h"
@@ -32,6 +33,7 @@ struct SaveOptions {
   uint64_t keep_every = 0;         // versions that are multiples of it stay; 0: none for that reason
   int64_t keep_younger_ms = 0;     // and versions that were saved less than so long ago
   uint64_t staging_bytes_max = 0;  // memory for copies on the way to disk; 0: as much as this rank saves
+  bool stale_fails = false;        // a periodic save with a tensor that should have changed is not published
 };
 
 checkpoint::Lineage to_checkpoint(const control::Lineage& lineage);
@@ -104,7 +106,9 @@ class Saver {
   };
 
   void run(const Save& save, bool held);
-  Result<checkpoint::ShardRecord> stage_and_write(const Save& save, bool& held);
+  Result<ByteBuffer> stage_and_write(const Save& save, bool& held);
+  Status judge(const Save& save, const checkpoint::Manifest& manifest,
+               const std::vector<std::optional<checkpoint::PieceChanges>>& changes);
   Status prepare_template(uint32_t index, uint32_t count);
   void fault_in_some(uint32_t index, uint32_t count);
   uint64_t staging_bytes_max(bool last) const;
@@ -135,8 +139,9 @@ class Saver {
   std::optional<control::Version> held_;  // a read lease is held for this version
   Instant expires_ = 0;
   control::Version last_hold_ = control::kNoVersion;
-  std::optional<Save> early_;  // opened before this rank reached the version
-  std::optional<Save> save_;   // the newest that this rank takes part in
+  control::Version last_of_run_ = control::kNoVersion;  // nothing comes after it
+  std::optional<Save> early_;                           // opened before this rank reached the version
+  std::optional<Save> save_;                            // the newest that this rank takes part in
   control::Version durable_ = control::kNoVersion;
   control::Version failed_ = control::kNoVersion;
   std::string failed_why_;
@@ -152,6 +157,8 @@ class Saver {
   std::deque<uint64_t> failed_nonces_;
   std::shared_ptr<const checkpoint::ShardTemplate> template_;
   checkpoint::StagingBuffer buffer_;
+  checkpoint::PieceHistory pieces_;  // of this rank
+  checkpoint::ChangeGuard guard_;    // of all; where this rank publishes
 
   Executor worker_;
   Executor verifier_;  // reads back what is durable
