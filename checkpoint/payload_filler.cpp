@@ -13,6 +13,11 @@ void zero(MutableByteSpan slab, Range gap, uint64_t slab_begin) {
 
 }  // namespace
 
+void PayloadFiller::seek(uint64_t at) {
+  next_ = 0;
+  while (next_ < layout_.pieces.size() && placed(next_).end <= at) ++next_;
+}
+
 Result<Digest> PayloadFiller::fill(Range range, MutableByteSpan slab) {
   const size_t piece = next_;
   if (const auto source = only_source(range)) {
@@ -23,6 +28,16 @@ Result<Digest> PayloadFiller::fill(Range range, MutableByteSpan slab) {
   }
   MUSTER_TRY(gather(range, slab));
   return digest_of(slab);
+}
+
+Result<Digest> PayloadFiller::digest(Range range, MutableByteSpan scratch) {
+  const size_t piece = next_;
+  const auto source = only_source(range);
+  if (!source) return fill(range, scratch);
+  const Digest digest = digest_of(*source);
+  add_to_piece(piece, digest);
+  progress_.add(source->size());
+  return digest;
 }
 
 // The memory that has all bytes of the range, where one piece in host memory has them.

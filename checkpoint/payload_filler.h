@@ -17,9 +17,13 @@ class PayloadFiller {
         progress_(progress),
         digests_(layout.pieces.size()) {}
 
+  // Goes on from this byte of the payload; pieces before it have no digests then.
+  void seek(uint64_t at);
   // Bytes `range` of the payload into `slab`; gaps become zero. Returns their digest.
   // Errors: those of the reader.
   Result<Digest> fill(Range range, MutableByteSpan slab);
+  // Only their digest; `scratch` has room for them.
+  Result<Digest> digest(Range range, MutableByteSpan scratch);
   // One for each piece: over the digests of its parts, slab by slab, so equal bytes in an equal layout have
   // equal ones. Complete when all slabs are filled.
   const std::vector<Digest>& piece_digests() const { return digests_; }

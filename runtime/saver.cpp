@@ -74,6 +74,7 @@ Saver::Saver(State& state, SaveOptions options, checkpoint::JobConstants job, in
       samples_per_step_(samples_per_step),
       say_(std::move(say)),
       emit_(std::move(emit)),
+      history_(static_cast<size_t>(std::max(options_.keep, 1))),
       guard_(expectations_of(state)),
       worker_("muster-save"),
       verifier_("muster-verify") {}
@@ -170,17 +171,18 @@ void Saver::open(const control::SaveOpen& open, control::MemberId self) {
 }
 
 void Saver::run(const Save& save, bool held) {
-  auto vote = stage_and_write(save, held);
+  uint64_t bytes_written = 0;
+  auto vote = stage_and_write(save, held, bytes_written);
   if (held) state_.release_read();
   if (vote.ok()) {
-    say_(control::SaveVote{save.open.save, true, std::move(*vote), "", template_->geometry.payload_bytes});
+    say_(control::SaveVote{save.open.save, true, std::move(*vote), "", bytes_written});
   } else {
     say_(control::SaveVote{save.open.save, false, {}, vote.error().message});
   }
 }
 
 // The vote on the wire.
-Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held) {
+Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, uint64_t& bytes_written) {
   if (!enabled()) return Error{ErrorCode::kDropCheckpoint, "the program gave no checkpoint folder"};
   if (!held) {
     MUSTER_TRY(state_.acquire_read(now() + kReadTimeout));
@@ -191,6 +193,13 @@ Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held) {
   options.write.writer_nonce = random_nonce();
   options.staging_bytes_max = staging_bytes_max(save.open.stop || save.open.rescue);
   options.folder = [&] { return folder_of(save); };
+  options.earlier = std::exchange(to_link_, std::nullopt);
+  if (options.earlier) {
+    const checkpoint::ShardRecord& earlier = options.earlier->record;
+    options.earlier_path = folder_->save_folder(earlier.identity.id) + "/" +
+                           checkpoint::shard_file_name(save.index, earlier.writer_nonce);
+    options.suspect = history_.suspect;
+  }
   const Instant began = now();
   options.staged = [&] {
     held = false;
@@ -202,6 +211,9 @@ Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held) {
   MUSTER_ASSIGN(checkpoint::SaveShardReport report,
                 save_shard(files_, template_, save.id, checkpoint::read_from(std::move(memory)), buffer_,
                            options, *save.progress));
+  if (options.earlier && !report.linked) history_.suspect = report.suspect;
+  history_.wrote(template_, {report.record, report.table}, report.piece_digests);
+  bytes_written = report.linked ? 0 : template_->geometry.payload_bytes;
   ByteBuffer vote = encode(report.record);
   if (const auto changes = pieces_.note(template_, save.id.version, std::move(report.piece_digests))) {
     const ByteBuffer bytes = encode(*changes);
@@ -313,6 +325,15 @@ Result<checkpoint::Manifest> Saver::publish_now(const Save& save, const control:
   return manifest;
 }
 
+// Not when the save begins, which holds the state. A version that was not found whole is not linked to, and
+// so does not spread.
+void Saver::look_for_link(const checkpoint::VersionId& id, bool durable) {
+  history_.closed(id, durable);
+  if (!options_.link_unchanged || !template_ || !folder_) return;
+  to_link_ = history_.to_link(template_);
+  if (to_link_ && !folder_->is_verified(to_link_->record.identity.id)) to_link_.reset();
+}
+
 // A state that may be wrong is told, and where the program wants that, refused: but not when it is the last
 // word of this launch, since then the work since the save before would be lost with it.
 Status Saver::judge(const Save& save, const checkpoint::Manifest& manifest,
@@ -339,6 +360,7 @@ void Saver::closed(const control::SaveClosed& closed) {
   }
   if (!save_ || save_->open.save != closed.save) return;
   const control::Version version = save_->open.version;
+  worker_.post([this, id = save_->id, durable = closed.durable] { look_for_link(id, durable); });
   if (!closed.durable) {
     failed_save_ = closed.save;
     failed_ = version;

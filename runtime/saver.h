@@ -18,6 +18,7 @@
 
 #include "checkpoint/changes.h"
 #include "checkpoint/shard_save.h"
+#include "checkpoint/sharing.h"
 #include "checkpoint/store.h"
 #include "runtime/base/events.h"
 #include "runtime/control/messages.h"
@@ -33,6 +34,7 @@ struct SaveOptions {
   uint64_t keep_every = 0;         // versions that are multiples of it stay; 0: none for that reason
   int64_t keep_younger_ms = 0;     // and versions that were saved less than so long ago
   uint64_t staging_bytes_max = 0;  // memory for copies on the way to disk; 0: as much as this rank saves
+  bool link_unchanged = true;      // a shard with the bytes of an earlier one gets its file
   bool stale_fails = false;        // a periodic save with a tensor that should have changed is not published
 };
 
@@ -106,12 +108,13 @@ class Saver {
   };
 
   void run(const Save& save, bool held);
-  Result<ByteBuffer> stage_and_write(const Save& save, bool& held);
+  Result<ByteBuffer> stage_and_write(const Save& save, bool& held, uint64_t& bytes_written);
   Status judge(const Save& save, const checkpoint::Manifest& manifest,
                const std::vector<std::optional<checkpoint::PieceChanges>>& changes);
   Status prepare_template(uint32_t index, uint32_t count);
   void fault_in_some(uint32_t index, uint32_t count);
   uint64_t staging_bytes_max(bool last) const;
+  void look_for_link(const checkpoint::VersionId& id, bool durable);
   Result<std::string> folder_of(const Save& save);  // runs on save_shard's writing thread
   Status wait_for_folder(const Save& save, const std::string& folder);
   bool is_newest(const Save& save) const;
@@ -157,8 +160,10 @@ class Saver {
   std::deque<uint64_t> failed_nonces_;
   std::shared_ptr<const checkpoint::ShardTemplate> template_;
   checkpoint::StagingBuffer buffer_;
-  checkpoint::PieceHistory pieces_;  // of this rank
-  checkpoint::ChangeGuard guard_;    // of all; where this rank publishes
+  checkpoint::ShardHistory history_;                 // of this rank
+  std::optional<checkpoint::EarlierShard> to_link_;  // by the next save, if nothing changes
+  checkpoint::PieceHistory pieces_;                  // of this rank
+  checkpoint::ChangeGuard guard_;                    // of all; where this rank publishes
 
   Executor worker_;
   Executor verifier_;  // reads back what is durable

@@ -88,6 +88,10 @@ constexpr Option kOptions[] = {
      "keep also checkpoints that are younger than this"},
     {"staging-mib", kInteger, "0", 0, 1 << 24, kVariable,
      "memory for a save on its way to disk, in MiB; 0: as much as a rank saves. Less makes update() wait"},
+    {"link-unchanged", kSwitch, "1", 0, 0, kVariable,
+     "a shard whose bytes did not change becomes a hard link to an earlier one; the newest checkpoints that "
+     "are "
+     "kept never share a file"},
     {"module-path", kText, "", 0, 0, kVariable, "folder of libmuster_*.so"},
     {"control-fd", kText, "", 0, 0, kInternal, "the worker's socket to its agent, FD:INODE"},
     {"local-rank", kInteger, "0", 0, 65535, kInternal, "the worker's slot on its node"},

@@ -324,6 +324,56 @@ TEST_F(SaverTest, AStaleTensorFailsSavesUntilItChangesAgain) {
   saver_.reset();  // before its state
 }
 
+// Frozen layers were written again with every save.
+TEST_F(SaverTest, AShardThatDoesNotChangeIsLinkedAndTheNewestTwoNeverShareAFile) {
+  std::map<Version, ino_t> inodes;
+  const auto save_as_it_is = [&](Version version) {
+    ASSERT_TRUE(try_to_write(version).published);
+    close(version);
+    ASSERT_TRUE(emitted(EventKind::kSaveVerified, version));
+    struct stat status = {};
+    ASSERT_EQ(stat(shard_of(version).c_str(), &status), 0);
+    inodes[version] = status.st_ino;
+  };
+  for (Version version = 111; version <= 115; ++version) save_as_it_is(version);
+  EXPECT_NE(inodes[111], inodes[112]);
+  EXPECT_EQ(inodes[113], inodes[111]);
+  EXPECT_EQ(inodes[114], inodes[112]);
+  EXPECT_EQ(inodes[115], inodes[113]);
+  EXPECT_EQ(said<SaveVote>(215)->bytes, 0U) << "nothing was written";
+  values_[1000] = 5;
+  save_as_it_is(116);
+  EXPECT_NE(inodes[116], inodes[114]);
+  EXPECT_NE(inodes[116], inodes[115]);
+  EXPECT_GT(said<SaveVote>(216)->bytes, 0U);
+}
+
+// Damage must not spread from version to version by links.
+TEST_F(SaverTest, AFileThatWasNotFoundWholeIsNotLinkedTo) {
+  for (Version version = 111; version <= 112; ++version) {
+    ASSERT_TRUE(try_to_write(version).published);
+    if (version == 111) std::filesystem::resize_file(shard_of(111), 4096);
+    close(version);
+  }
+  ASSERT_TRUE(emitted(EventKind::kSaveVerified, 112));
+  ASSERT_TRUE(emitted(EventKind::kVersionRejected, 111));
+  ASSERT_TRUE(try_to_write(113).published);
+  EXPECT_GT(said<SaveVote>(213)->bytes, 0U);
+  EXPECT_EQ(std::filesystem::hard_link_count(shard_of(113)), 1U);
+}
+
+TEST_F(SaverTest, LinksCanBeSwitchedOff) {
+  SaveOptions options;
+  options.link_unchanged = false;
+  start(options);
+  for (Version version = 111; version <= 114; ++version) {
+    ASSERT_TRUE(try_to_write(version).published);
+    close(version);
+    ASSERT_TRUE(emitted(EventKind::kSaveVerified, version));
+    EXPECT_GT(said<SaveVote>(100 + static_cast<uint64_t>(version))->bytes, 0U);
+  }
+}
+
 // The first save took the time of its memory's first touch, as did one on notice.
 TEST_F(SaverTest, TheMemoryOfTheFirstSaveIsThereBeforeIt) {
   constexpr size_t kCount = 12 << 20;  // 48 MiB
