@@ -229,6 +229,14 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
     train.save.every = known.checkpoint_every;
     train.save.keep = known.checkpoint_keep;
     train.save.stale_fails = known.stale_fails != 0;
+    constexpr int32_t kRules =
+        MUSTER_RESTORE_MISSING | MUSTER_RESTORE_EXTRA | MUSTER_RESTORE_RESHAPED | MUSTER_RESTORE_CASTS;
+    if ((known.restore_rules & ~kRules) != 0)
+      return failed(MUSTER_MISUSE, "restore_rules has a bit that is no muster_restore_rule");
+    train.save.rules = {(known.restore_rules & MUSTER_RESTORE_MISSING) != 0,
+                        (known.restore_rules & MUSTER_RESTORE_EXTRA) != 0,
+                        (known.restore_rules & MUSTER_RESTORE_RESHAPED) != 0,
+                        (known.restore_rules & MUSTER_RESTORE_CASTS) != 0};
     // A variable that is wrong was refused when the session was joined.
     if (const auto values = muster::OptionValues::from_environment(); values.ok()) {
       train.save.staging_bytes_max = static_cast<uint64_t>(values->integer("staging-mib")) << 20;

@@ -587,6 +587,8 @@ Status Saver::restore(const checkpoint::Candidate& candidate, uint32_t part, uin
   request.part = part;
   request.parts = parts;
   request.share = checkpoint::ReadShare::kPart;
+  request.rules = options_.rules;
+  if (request.rules.missing) state_.copy_to(staged);  // what the checkpoint lacks stays as the program has it
   std::vector<MutableByteSpan> memory;
   size_t offset = 0;
   for (const TensorInfo& tensor : state_.tensors()) {
@@ -596,7 +598,30 @@ Status Saver::restore(const checkpoint::Candidate& candidate, uint32_t part, uin
   auto report =
       checkpoint::restore(files_, folder_->save_folder(candidate.id), *candidate.manifest, request, memory);
   if (!report.ok()) return std::move(report).error();
+  if (part == 0) tell_of_differences(*candidate.manifest, *report);
   return ok();
+}
+
+void Saver::tell_of_differences(const checkpoint::Manifest& manifest,
+                                const checkpoint::RestoreReport& report) {
+  const auto match = checkpoint::match_tensors(manifest.tensors, specs(), options_.rules);
+  if (!match.ok()) return;  // not restored either
+  std::string text;
+  const auto add = [&text](const char* what, const std::vector<std::string>& names) {
+    if (names.empty()) return;
+    text += (text.empty() ? "" : "; ") + std::string(what) + ":";
+    constexpr size_t kNamed = 8;
+    for (size_t i = 0; i < std::min(names.size(), kNamed); ++i) text += " '" + names[i] + "'";
+    if (names.size() > kNamed) text += " and " + std::to_string(names.size() - kNamed) + " more";
+  };
+  add("not in the checkpoint, left as the program had them", match->missing);
+  add("in the checkpoint only, not read", match->extra);
+  add("of another shape there", match->reshaped);
+  add("of another type there", match->cast);
+  if (report.became_infinite > 0)
+    text += "; values that became infinite in this rank's part: " + std::to_string(report.became_infinite);
+  if (!text.empty())
+    tell(EventKind::kLog, static_cast<control::Version>(manifest.id.version), "restored, " + text);
 }
 
 Status Saver::go_on_from(const checkpoint::Candidate& candidate, const control::Lineage& lineage) {

@@ -17,6 +17,7 @@
 #include <string>
 
 #include "checkpoint/changes.h"
+#include "checkpoint/restore.h"
 #include "checkpoint/shard_save.h"
 #include "checkpoint/sharing.h"
 #include "checkpoint/store.h"
@@ -34,6 +35,7 @@ struct SaveOptions {
   uint64_t keep_every = 0;         // versions that are multiples of it stay; 0: none for that reason
   int64_t keep_younger_ms = 0;     // and versions that were saved less than so long ago
   uint64_t staging_bytes_max = 0;  // memory for copies on the way to disk; 0: as much as this rank saves
+  checkpoint::RestoreRules rules;  // what may differ between a checkpoint and this program
   bool link_unchanged = true;      // a shard with the bytes of an earlier one gets its file
   bool stale_fails = false;        // a periodic save with a tensor that should have changed is not published
 };
@@ -122,6 +124,7 @@ class Saver {
   void verify_newest();
   Status verify(const Save& save) const;
   Error none_usable(size_t count) const;
+  void tell_of_differences(const checkpoint::Manifest& manifest, const checkpoint::RestoreReport& report);
   void tell_of_unfinished(std::span<const checkpoint::Candidate> unfinished);
   void note_verified_and_prune(const Save& save);
   void clear_failed(const Save& save);

@@ -167,6 +167,15 @@ MUSTER_API muster_status muster_state_expect(muster_state* state, const char* na
 typedef struct muster_run muster_run;
 typedef struct muster_step muster_step;
 
+/* What may differ between the newest checkpoint and the program that goes on from it; by default nothing
+ * does, and a difference is refused by name. What differed is told by an event. */
+typedef enum muster_restore_rule {
+  MUSTER_RESTORE_MISSING = 1,  /* a tensor that the checkpoint lacks stays as the program has set it */
+  MUSTER_RESTORE_EXTRA = 2,    /* a tensor that only the checkpoint has is not read, and not saved again */
+  MUSTER_RESTORE_RESHAPED = 4, /* as many elements in another shape, in row-major order */
+  MUSTER_RESTORE_CASTS = 8 /* float32, float64, bfloat16 and float16 into each other, rounded to nearest */
+} muster_restore_rule;
+
 typedef struct muster_train_options {
   size_t size;                    /* sizeof(muster_train_options) */
   int64_t steps;                  /* the run is over when this version is reached */
@@ -183,6 +192,7 @@ typedef struct muster_train_options {
   int32_t stale_fails;         /* 1: a periodic save with a stale tensor (muster_expectation) fails, and so do
                                   later ones until it changes; training goes on, older checkpoints stay.
                                   A save on notice and the last one are told only */
+  int32_t restore_rules;       /* muster_restore_rule, added up */
 } muster_train_options;
 
 /* Fills in the defaults, so that a program sets only what it means. */
