@@ -2,7 +2,7 @@
 //
 //   bench_checkpoint MODE FOLDER MIB RANKS
 //
-// MODE: save, save_bounded (64 MiB of staging a rank), restore, verify; raw_write, raw_read (O_DIRECT on
+// MODE: save, save_N (at most N MiB of staging a rank), restore, verify; raw_write, raw_read (O_DIRECT on
 // plain files by threads that pread) and raw_read_uring (the same by io_uring), the bounds; hdf5_write
 // (H5Dwrite and fsync); copies (ways of copying and digesting, in one process); manifest. Prints "METRIC
 // VALUE" lines; all times are of the slowest rank.
@@ -448,7 +448,8 @@ int main(int argc, char** argv) {
   if (memory == MAP_FAILED) return fail("no memory");
   Shared& shared = *new (memory) Shared;
   if (mode == "save") return save(bench, 0, shared);
-  if (mode == "save_bounded") return save(bench, 64 << 20, shared);
+  if (mode.starts_with("save_"))
+    return save(bench, std::strtoull(mode.c_str() + 5, nullptr, 10) << 20, shared);
   if (mode == "restore") return restore(bench, shared);
   if (mode == "verify") return verify(bench);
   if (mode == "raw_write") return raw_write(bench, shared);

@@ -1,5 +1,6 @@
 #include "checkpoint/elements.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cmath>
@@ -51,7 +52,73 @@ void decode_number(ByteSpan bytes, std::span<double> values) {
   decode<T>(bytes, values, [](T raw) { return static_cast<double>(raw); });
 }
 
+// With infinities. Rounded once, from the exact value.
+uint16_t to_small_float(double value, int exponent_bits, int mantissa_bits) {
+  const int bias = (1 << (exponent_bits - 1)) - 1;
+  const uint32_t infinity = ((1U << exponent_bits) - 1) << mantissa_bits;
+  const uint32_t sign = std::signbit(value) ? 1U << (exponent_bits + mantissa_bits) : 0U;
+  const double size = std::fabs(value);
+  if (std::isnan(value)) return static_cast<uint16_t>(sign | infinity | 1U << (mantissa_bits - 1));
+  if (std::isinf(value)) return static_cast<uint16_t>(sign | infinity);
+  if (size == 0) return static_cast<uint16_t>(sign);
+  const int exponent = std::max(std::ilogb(size), 1 - bias);
+  // In units of the last place; rounding up to the next power of two carries into the exponent by itself.
+  const auto units = static_cast<uint32_t>(std::nearbyint(std::ldexp(size, mantissa_bits - exponent)));
+  const uint32_t bits = units + (static_cast<uint32_t>(exponent + bias - 1) << mantissa_bits);
+  return static_cast<uint16_t>(sign | std::min(bits, infinity));
+}
+
+template <typename T, typename Convert>
+void encode(std::span<const double> values, MutableByteSpan bytes, Convert convert) {
+  for (size_t i = 0; i < values.size(); ++i) {
+    const T raw = convert(values[i]);
+    std::memcpy(bytes.data() + i * sizeof(T), &raw, sizeof(T));
+  }
+}
+
+void from_doubles(DType dtype, std::span<const double> values, MutableByteSpan bytes) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return encode<float>(values, bytes, [](double value) { return static_cast<float>(value); });
+    case DType::kFloat64:
+      return encode<double>(values, bytes, [](double value) { return value; });
+    case DType::kBFloat16:
+      return encode<uint16_t>(values, bytes, [](double value) { return to_small_float(value, 8, 7); });
+    case DType::kFloat16:
+      return encode<uint16_t>(values, bytes, [](double value) { return to_small_float(value, 5, 10); });
+    default:
+      MUSTER_CHECK(false, "no cast to this type");
+  }
+}
+
+bool casts(DType dtype) {
+  return dtype == DType::kFloat32 || dtype == DType::kFloat64 || dtype == DType::kBFloat16 ||
+         dtype == DType::kFloat16;
+}
+
 }  // namespace
+
+bool can_cast(DType from, DType to) { return casts(from) && casts(to); }
+
+uint64_t cast_elements(DType from, ByteSpan source, DType to, MutableByteSpan target) {
+  constexpr size_t kAtOnce = 512;
+  const size_t count = source.size() / size_of(from);
+  MUSTER_CHECK(can_cast(from, to) && target.size() == count * size_of(to), "wrong sizes for a cast");
+  uint64_t overflowed = 0;
+  double values[kAtOnce];
+  double narrowed[kAtOnce];
+  for (size_t at = 0; at < count; at += kAtOnce) {
+    const size_t some = std::min(kAtOnce, count - at);
+    const MutableByteSpan out = target.subspan(at * size_of(to), some * size_of(to));
+    to_doubles(from, source.subspan(at * size_of(from), some * size_of(from)), {values, some});
+    from_doubles(to, {values, some}, out);
+    if (size_of(to) >= size_of(from) && to != DType::kFloat16) continue;  // nothing is out of range
+    to_doubles(to, out, {narrowed, some});
+    for (size_t i = 0; i < some; ++i)
+      overflowed += std::isinf(narrowed[i]) && std::isfinite(values[i]) ? 1 : 0;
+  }
+  return overflowed;
+}
 
 bool is_float(DType dtype) {
   switch (dtype) {

@@ -14,4 +14,10 @@ void to_doubles(DType dtype, ByteSpan bytes, std::span<double> values);
 
 bool is_float(DType dtype);
 
+// Between float32, float64, bfloat16 and float16, in every direction.
+bool can_cast(DType from, DType to);
+// Rounds to the nearest, ties to even; NaN stays NaN. Returns how many finite values became infinite.
+// REQUIRES: can_cast; as many elements on both sides.
+uint64_t cast_elements(DType from, ByteSpan source, DType to, MutableByteSpan target);
+
 }  // namespace muster::checkpoint

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "checkpoint/elements.h"
 #include "checkpoint/index.h"
 #include "checkpoint/manifest_json.h"
 #include "checkpoint/shard_save.h"
@@ -20,26 +21,38 @@ std::pair<std::string, std::string> folder_and_name(const std::string& path) {
   return {slash == 0 ? "/" : path.substr(0, slash), path.substr(slash + 1)};
 }
 
-Status copy_tensors(File& file, StateReader& state, const SafetensorsHeader& header,
-                    const Progress& progress) {
+// In pieces of whole elements.
+Status copy_tensors(File& file, StateReader& state, const SafetensorsHeader& header, const Progress& progress,
+                    ExportReport& report) {
   ByteBuffer buffer(kCopyBytes);
+  ByteBuffer cast(kCopyBytes);
   for (const SafetensorsEntry& entry : header.tensors) {
     MUSTER_ASSIGN(const uint32_t tensor, state.find(entry.name));
-    for (uint64_t at = 0; at < entry.bytes.size(); at += kCopyBytes) {
-      const auto chunk = MutableByteSpan(buffer).first(std::min(kCopyBytes, entry.bytes.size() - at));
-      MUSTER_TRY(state.read(tensor, at, chunk));
-      MUSTER_TRY(file.pwrite(chunk, header.data_offset + entry.bytes.begin + at));
-      if (progress) progress(entry.bytes.begin + at + chunk.size());
+    const DType saved = state.manifest().tensors[tensor].dtype;
+    const uint64_t count = entry.bytes.size() / size_of(entry.dtype);
+    const uint64_t at_once = kCopyBytes / std::max(size_of(saved), size_of(entry.dtype));
+    for (uint64_t at = 0; at < count; at += at_once) {
+      const uint64_t some = std::min(at_once, count - at);
+      auto chunk = MutableByteSpan(buffer).first(some * size_of(saved));
+      MUSTER_TRY(state.read(tensor, at * size_of(saved), chunk));
+      if (saved != entry.dtype) {
+        const auto target = MutableByteSpan(cast).first(some * size_of(entry.dtype));
+        report.became_infinite += cast_elements(saved, chunk, entry.dtype, target);
+        chunk = target;
+      }
+      const uint64_t offset = entry.bytes.begin + at * size_of(entry.dtype);
+      MUSTER_TRY(file.pwrite(chunk, header.data_offset + offset));
+      if (progress) progress(offset + chunk.size());
     }
   }
   return ok();
 }
 
 Status write_export(FileSystem& files, const std::string& path, StateReader& state,
-                    const SafetensorsHeader& header, const Progress& progress) {
+                    const SafetensorsHeader& header, const Progress& progress, ExportReport& report) {
   MUSTER_ASSIGN(auto file, files.open(path, OpenMode::kCreate));
   MUSTER_TRY(file->pwrite(as_bytes(encode_safetensors(header)), 0));
-  MUSTER_TRY(copy_tensors(*file, state, header, progress));
+  MUSTER_TRY(copy_tensors(*file, state, header, progress, report));
   MUSTER_TRY(file->sync());
   return file->close();
 }
@@ -48,7 +61,10 @@ Status write_export(FileSystem& files, const std::string& path, StateReader& sta
 
 Result<ExportReport> export_safetensors(FileSystem& files, StateReader& state,
                                         std::span<const std::string> names, const std::string& target,
-                                        const Progress& progress) {
+                                        const Progress& progress, std::optional<DType> cast) {
+  if (cast && !can_cast(*cast, *cast))
+    return Error{ErrorCode::kMisuse, "no cast to " + std::string(to_string(*cast)) +
+                                         "; choose one of float32, float64, bfloat16 and float16"};
   std::vector<TensorSpec> specs;
   if (names.empty()) specs = state.manifest().tensors;
   for (const std::string& name : names) {
@@ -56,22 +72,29 @@ Result<ExportReport> export_safetensors(FileSystem& files, StateReader& state,
     specs.push_back(state.manifest().tensors[tensor]);
   }
   MUSTER_TRY(check_specs(specs));
-  MUSTER_ASSIGN(
-      const SafetensorsHeader header,
-      lay_out_safetensors(
-          specs, {{"format", "pt"},
-                  {kContextName,
-                   context_json(state.manifest()).dump(-1, ' ', false, Json::error_handler_t::replace)}}));
+  ExportReport report;
+  for (TensorSpec& spec : specs) {
+    if (!cast || spec.dtype == *cast || !can_cast(spec.dtype, *cast)) continue;
+    spec.dtype = *cast;
+    ++report.cast;
+  }
+  std::map<std::string, std::string> metadata = {{"format", "pt"}};
+  if (report.cast == 0)
+    metadata[kContextName] =
+        context_json(state.manifest()).dump(-1, ' ', false, Json::error_handler_t::replace);
+  MUSTER_ASSIGN(const SafetensorsHeader header, lay_out_safetensors(specs, metadata));
   MUSTER_ASSIGN(const auto taken, files.stat(target));
   if (taken) return Error{ErrorCode::kDropCheckpoint, target + " exists; remove it or choose another name"};
   const auto [folder, name] = folder_and_name(target);
   const std::string temporary = target + ".tmp-" + hex64(random_nonce());
-  Status done = write_export(files, temporary, state, header, progress);
+  Status done = write_export(files, temporary, state, header, progress, report);
   if (done.ok()) done = files.link(temporary, target);
   (void)files.unlink(temporary);
   MUSTER_TRY(std::move(done));
   MUSTER_TRY(files.sync_directory(folder));
-  return ExportReport{specs.size(), header.tensors.empty() ? 0 : header.tensors.back().bytes.end};
+  report.tensors = specs.size();
+  report.bytes = header.tensors.empty() ? 0 : header.tensors.back().bytes.end;
+  return report;
 }
 
 Result<SafetensorsFile> SafetensorsFile::open(FileSystem& files, const std::string& path) {

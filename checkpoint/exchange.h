@@ -12,13 +12,17 @@ namespace muster::checkpoint {
 
 // Writes the named tensors (none: all) into a new file, whole or not at all. Errors: kDropCheckpoint: the
 // checkpoint is damaged, or the file exists; kMisuse; kEnvironment.
+// With `cast`, float32, float64, bfloat16 and float16 become that type, the others stay as they are, and the
+// file says nothing of the job: no run goes on from rounded values as if they were its own.
 struct ExportReport {
   uint64_t tensors = 0;
   uint64_t bytes = 0;
+  uint64_t cast = 0;             // tensors
+  uint64_t became_infinite = 0;  // finite values that the narrower type cannot hold
 };
 Result<ExportReport> export_safetensors(FileSystem& files, StateReader& state,
                                         std::span<const std::string> names, const std::string& target,
-                                        const Progress& progress);
+                                        const Progress& progress, std::optional<DType> cast = {});
 
 // An open safetensors file whose header was read and checked.
 class SafetensorsFile {

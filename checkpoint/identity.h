@@ -25,7 +25,7 @@ bool is_prefix(std::span<const LineageEntry> shorter, std::span<const LineageEnt
 bool is_on_branch(uint64_t version, std::span<const LineageEntry> lineage,
                   std::span<const LineageEntry> branch);
 
-// One save. Two saves of the same version differ in their nonce, and never share a file.
+// One save. Two saves of the same version differ in their nonce.
 struct VersionId {
   uint64_t version = 0;
   uint64_t nonce = 0;

@@ -4,6 +4,8 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "checkpoint/elements.h"
+
 namespace muster::checkpoint {
 namespace {
 
@@ -444,40 +446,10 @@ struct TensorMove {
   }
 };
 
-// For each wanted tensor its index in the checkpoint.
-Result<std::vector<uint32_t>> match(std::span<const TensorSpec> saved, std::span<const TensorSpec> wanted) {
-  std::unordered_map<std::string_view, uint32_t> index;
-  for (uint32_t t = 0; t < saved.size(); ++t) index[saved[t].name] = t;
-  std::vector<uint32_t> matched;
-  for (const TensorSpec& spec : wanted) {
-    const auto found = index.find(spec.name);
-    if (found == index.end())
-      return misuse("the checkpoint has no tensor '" + spec.name +
-                    "'; resume with the program that saved it, or start in another folder");
-    const TensorSpec& there = saved[found->second];
-    if (there.shape != spec.shape)
-      return misuse("tensor '" + spec.name + "' has the shape " + shape_text(there.shape) +
-                    " in the checkpoint and " + shape_text(spec.shape) +
-                    " in the program; make them the same, or start in another folder");
-    if (there.dtype != spec.dtype)
-      return misuse("tensor '" + spec.name + "' is " + std::string(to_string(there.dtype)) +
-                    " in the checkpoint and " + std::string(to_string(spec.dtype)) +
-                    " in the program; make them the same, or start in another folder");
-    matched.push_back(found->second);
-    index.erase(found);
-  }
-  if (!index.empty()) {
-    const auto extra = std::min_element(index.begin(), index.end(),
-                                        [](const auto& a, const auto& b) { return a.second < b.second; });
-    return misuse("the checkpoint has a tensor '" + std::string(extra->first) +
-                  "' that the program does not have; resume with the program that saved it");
-  }
-  return matched;
-}
-
 // From piece-relative sources to offsets in the shard, and into reading order. Layouts are made one shard at
 // a time, since all of them together could be larger than the state.
-void place(const SavePlan& saved, std::span<const uint32_t> saved_index, std::vector<Copy>& copies) {
+void place(const SavePlan& saved, std::span<const std::optional<uint32_t>> saved_index,
+           std::vector<Copy>& copies) {
   std::stable_sort(copies.begin(), copies.end(),
                    [](const Copy& a, const Copy& b) { return a.participant < b.participant; });
   std::vector<uint64_t> offset_of_tensor(saved.specs().size());
@@ -488,7 +460,7 @@ void place(const SavePlan& saved, std::span<const uint32_t> saved_index, std::ve
       offset_of_tensor[layout.pieces[k].tensor] = layout.offsets[k];
     const size_t first = i;
     for (; i < copies.size() && copies[i].participant == participant; ++i)
-      copies[i].source += offset_of_tensor[saved_index[copies[i].tensor]];
+      copies[i].source += offset_of_tensor[saved_index[copies[i].tensor].value()];
     std::sort(copies.begin() + static_cast<ptrdiff_t>(first), copies.begin() + static_cast<ptrdiff_t>(i),
               [](const Copy& a, const Copy& b) { return a.source < b.source; });
   }
@@ -496,19 +468,76 @@ void place(const SavePlan& saved, std::span<const uint32_t> saved_index, std::ve
 
 }  // namespace
 
+Result<TensorMatch> match_tensors(std::span<const TensorSpec> saved, std::span<const TensorSpec> wanted,
+                                  const RestoreRules& rules) {
+  std::unordered_map<std::string_view, uint32_t> index;
+  for (uint32_t t = 0; t < saved.size(); ++t) index[saved[t].name] = t;
+  TensorMatch match;
+  for (const TensorSpec& spec : wanted) {
+    const auto found = index.find(spec.name);
+    if (found == index.end()) {
+      if (!rules.missing)
+        return misuse("the checkpoint has no tensor '" + spec.name +
+                      "'; resume with the program that saved it, or start in another folder");
+      match.saved.emplace_back();
+      match.missing.push_back(spec.name);
+      continue;
+    }
+    const TensorSpec& there = saved[found->second];
+    if (there.shape != spec.shape) {
+      const std::string shapes = "tensor '" + spec.name + "' has the shape " + shape_text(there.shape) +
+                                 " in the checkpoint and " + shape_text(spec.shape) + " in the program; ";
+      if (!rules.reshaped) return misuse(shapes + "make them the same, or start in another folder");
+      if (total_bytes(there) / size_of(there.dtype) != total_bytes(spec) / size_of(spec.dtype))
+        return misuse(shapes + "these have different numbers of elements, which is no reshaping");
+      if (spec.split != kReplicated)
+        return misuse(shapes + "a tensor that the program splits is not reshaped; make them the same");
+      match.reshaped.push_back(spec.name);
+    }
+    if (there.dtype != spec.dtype) {
+      const std::string types = "tensor '" + spec.name + "' is " + std::string(to_string(there.dtype)) +
+                                " in the checkpoint and " + std::string(to_string(spec.dtype)) +
+                                " in the program; ";
+      if (!rules.casts) return misuse(types + "make them the same, or start in another folder");
+      if (!can_cast(there.dtype, spec.dtype))
+        return misuse(types + "only float32, float64, bfloat16 and float16 are cast into each other");
+      match.cast.push_back(spec.name);
+    }
+    match.saved.emplace_back(found->second);
+    index.erase(found);
+  }
+  for (const TensorSpec& there : saved)
+    if (index.contains(there.name)) match.extra.push_back(there.name);
+  if (!match.extra.empty() && !rules.extra)
+    return misuse("the checkpoint has a tensor '" + match.extra.front() +
+                  "' that the program does not have; resume with the program that saved it");
+  return match;
+}
+
 Result<std::vector<Copy>> plan_restore(const SavePlan& saved, std::span<const TensorSpec> wanted,
-                                       uint32_t part, uint32_t parts, ReadShare share) {
+                                       uint32_t part, uint32_t parts, ReadShare share,
+                                       const RestoreRules& rules) {
   if (part >= parts) return misuse("rank " + std::to_string(part) + " of " + std::to_string(parts));
   MUSTER_ASSIGN(const SavePlan shares, plan_save({wanted.begin(), wanted.end()}, parts));
-  MUSTER_ASSIGN(const std::vector<uint32_t> saved_index, match(saved.specs(), wanted));
+  MUSTER_ASSIGN(const TensorMatch match, match_tensors(saved.specs(), wanted, rules));
   std::vector<Copy> copies;
   for (uint32_t t = 0; t < wanted.size(); ++t) {
-    const bool in_shares = share == ReadShare::kPart && wanted[t].split == kReplicated;
-    const Range bytes =
-        in_shares ? shares.replicated_piece(t, part) : Range{0, local_bytes(wanted[t], part, parts)};
-    TensorMove{saved, saved_index[t], wanted[t], t, part, parts, bytes, copies}.plan();
+    if (!match.saved[t]) continue;
+    const TensorSpec& there = saved.specs()[*match.saved[t]];
+    // As the program wants it, but of the checkpoint's type; and a reshaped one in the checkpoint's shape,
+    // whose bytes come in the same order.
+    TensorSpec spec = wanted[t];
+    spec.dtype = there.dtype;
+    spec.shape = there.shape;
+    Range bytes{0, local_bytes(spec, part, parts)};
+    if (share == ReadShare::kPart && spec.split == kReplicated) {
+      const Range share_of = shares.replicated_piece(t, part);
+      const uint64_t unit = size_of(wanted[t].dtype);
+      bytes = {share_of.begin / unit * size_of(there.dtype), share_of.end / unit * size_of(there.dtype)};
+    }
+    TensorMove{saved, *match.saved[t], spec, t, part, parts, bytes, copies}.plan();
   }
-  place(saved, saved_index, copies);
+  place(saved, match.saved, copies);
   return copies;
 }
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -120,11 +121,29 @@ enum class ReadShare : uint8_t {
   kPart,  // of replicated tensors only what SavePlan(wanted, parts) gives this rank; others read the rest
 };
 
+// What may differ between a checkpoint and the program that restores it; by default nothing.
+struct RestoreRules {
+  bool missing = false;   // a tensor that the checkpoint lacks: its memory is left as it is
+  bool extra = false;     // a tensor that the program does not want: not read
+  bool reshaped = false;  // as many elements in another shape, in row-major order; not into a split tensor
+  bool casts = false;     // float32, float64, bfloat16 and float16 into each other
+};
+
+// For each wanted tensor the one of the checkpoint, by name.
+struct TensorMatch {
+  std::vector<std::optional<uint32_t>> saved;               // its index there; empty: missing
+  std::vector<std::string> missing, extra, reshaped, cast;  // names, in the order of the specs
+};
+// Errors: kMisuse, in one sentence that names the tensor: what differs, and is not allowed to.
+Result<TensorMatch> match_tensors(std::span<const TensorSpec> saved, std::span<const TensorSpec> wanted,
+                                  const RestoreRules& rules);
+
 // What rank `part` of `parts` reads, in the order of the shards and of the bytes within each.
-// Errors: kMisuse, in one sentence that names the tensor: missing from the checkpoint, or of another type or
-// shape there; or a tensor of the checkpoint that the program does not have.
+// Targets are counted in the checkpoint's type of the tensor, which may be another than the program's.
+// Errors: those of match_tensors.
 Result<std::vector<Copy>> plan_restore(const SavePlan& saved, std::span<const TensorSpec> wanted,
-                                       uint32_t part, uint32_t parts, ReadShare share = ReadShare::kAll);
+                                       uint32_t part, uint32_t parts, ReadShare share = ReadShare::kAll,
+                                       const RestoreRules& rules = {});
 
 // What gives bytes [bytes.begin, bytes.end) of a saved tensor as a whole, in row-major order, in memory that
 // begins with them. Sources are counted from the beginning of the participant's piece of the tensor.

@@ -22,8 +22,12 @@ Json to_json(const TensorSpec& spec) {
 }
 
 Json to_json(const ShardEntry& shard) {
-  return Json::array({hex64(shard.writer_nonce), shard.geometry.metadata_bytes, shard.geometry.payload_bytes,
-                      to_string(shard.root)});
+  Json json = Json::array({hex64(shard.writer_nonce), shard.geometry.metadata_bytes,
+                           shard.geometry.payload_bytes, to_string(shard.root)});
+  if (shard.written_by.nonce == 0) return json;
+  json.push_back(shard.written_by.version);
+  json.push_back(hex64(shard.written_by.nonce));
+  return json;
 }
 
 Json to_json(const VersionId& id) { return {{"version", id.version}, {"nonce", hex64(id.nonce)}}; }
@@ -66,7 +70,7 @@ std::optional<TensorSpec> as_tensor(const Json& json) {
 }
 
 std::optional<ShardEntry> as_shard(const Json& json) {
-  if (!json.is_array() || json.size() != 4) return std::nullopt;
+  if (!json.is_array() || (json.size() != 4 && json.size() != 6)) return std::nullopt;
   const auto nonce = as_hex64(json[0]);
   const auto metadata_bytes = as_number(json[1]);
   const auto payload_bytes = as_number(json[2]);
@@ -75,7 +79,13 @@ std::optional<ShardEntry> as_shard(const Json& json) {
   for (uint64_t size : {*metadata_bytes, *payload_bytes}) {
     if (size == 0 || size % kBlockBytes != 0 || size > kStateBytesMax) return std::nullopt;
   }
-  return ShardEntry{*nonce, {*metadata_bytes, *payload_bytes}, *root};
+  ShardEntry entry{*nonce, {*metadata_bytes, *payload_bytes}, *root};
+  if (json.size() == 4) return entry;
+  const auto version = as_number(json[4]);
+  const auto save = as_hex64(json[5]);
+  if (!version || !save || *save == 0) return std::nullopt;
+  entry.written_by = {*version, *save};
+  return entry;
 }
 
 template <typename T, typename Convert>
@@ -144,10 +154,10 @@ Status check_format(const Json& json, const std::string& where) {
   const uint64_t major = reader.number("format_major");
   const uint64_t minor = reader.number("format_minor");
   if (!reader.ok() || kind != "muster checkpoint") return damaged(where, "it is not a checkpoint's manifest");
-  if (major == kFormatMajor) return ok();
+  if (major == kFormatMajor || major == kSharedFormatMajor) return ok();
   return Error{ErrorCode::kMisuse, where + " has format version " + std::to_string(major) + "." +
-                                       std::to_string(minor) + ", and this Muster reads version " +
-                                       std::to_string(kFormatMajor) +
+                                       std::to_string(minor) + ", and this Muster reads versions up to " +
+                                       std::to_string(kSharedFormatMajor) +
                                        "; resume with the Muster that wrote it, or a later one"};
 }
 
@@ -242,7 +252,13 @@ ShardRecord Manifest::shard(uint32_t participant) const {
   return {{id, participant, static_cast<uint32_t>(shards.size())},
           entry.writer_nonce,
           entry.geometry,
-          entry.root};
+          entry.root,
+          entry.written_by};
+}
+
+bool Manifest::shares() const {
+  return std::any_of(shards.begin(), shards.end(),
+                     [](const ShardEntry& shard) { return shard.written_by.nonce != 0; });
 }
 
 Status adopt_shards(Manifest& manifest, std::span<const ShardRecord> records) {
@@ -261,7 +277,7 @@ Status adopt_shards(Manifest& manifest, std::span<const ShardRecord> records) {
                      std::to_string(records.size()) + " votes");
     if (seen[p]) return refused("participant " + std::to_string(p) + " voted twice");
     seen[p] = true;
-    shards[p] = {record.writer_nonce, record.geometry, record.root};
+    shards[p] = {record.writer_nonce, record.geometry, record.root, record.written_by};
   }
   manifest.shards = std::move(shards);
   return check_shards(manifest, "the manifest of " + to_string(manifest.id));
@@ -289,7 +305,7 @@ Result<std::string> without_digest_line(ByteSpan bytes, const std::string& where
 std::string encode(const Manifest& manifest) {
   Json json = context_json(manifest);
   json.update({{"kind", "muster checkpoint"},
-               {"format_major", kFormatMajor},
+               {"format_major", manifest.shares() ? kSharedFormatMajor : kFormatMajor},
                {"format_minor", kFormatMinor},
                {"nonce", hex64(manifest.id.nonce)},
                {"parent", to_json(manifest.parent)},
@@ -314,6 +330,10 @@ Result<Manifest> decode_manifest(ByteSpan bytes, const std::string& where) {
   Manifest manifest = read_manifest(reader);
   if (reader.number("slab_bytes") != kSlabBytes)
     reader.fail("slab_bytes", "is not " + std::to_string(kSlabBytes));
+  if (manifest.shares() && reader.number("format_major") != kSharedFormatMajor)
+    reader.fail("shards", "has one that another save wrote, which this format version does not have");
+  for (const ShardEntry& shard : manifest.shards)
+    if (shard.written_by == manifest.id) reader.fail("shards", "has one that says twice who wrote it");
   if (!reader.ok()) return damaged(where, reader.problem());
   MUSTER_TRY(check_shards(manifest, where));
   return manifest;

@@ -46,6 +46,7 @@ struct ShardEntry {
   uint64_t writer_nonce = 0;
   ShardGeometry geometry;
   Digest root;
+  VersionId written_by = {};  // the earlier save whose file this one has a link to; nonce 0: none
 };
 
 struct Manifest {
@@ -62,6 +63,7 @@ struct Manifest {
   std::vector<ShardEntry> shards;                 // by participant
 
   ShardRecord shard(uint32_t participant) const;
+  bool shares() const;  // it has a shard that an earlier save wrote
 };
 
 // The shards of all participants, in any order, into manifest.shards.

@@ -13,14 +13,31 @@ void zero(MutableByteSpan slab, Range gap, uint64_t slab_begin) {
 
 }  // namespace
 
+void PayloadFiller::seek(uint64_t at) {
+  next_ = 0;
+  while (next_ < layout_.pieces.size() && placed(next_).end <= at) ++next_;
+}
+
 Result<Digest> PayloadFiller::fill(Range range, MutableByteSpan slab) {
+  const size_t piece = next_;
   if (const auto source = only_source(range)) {
     const Digest digest = copy_and_digest(slab, *source);
+    add_to_piece(piece, digest);
     progress_.add(source->size());
     return digest;
   }
   MUSTER_TRY(gather(range, slab));
   return digest_of(slab);
+}
+
+Result<Digest> PayloadFiller::digest(Range range, MutableByteSpan scratch) {
+  const size_t piece = next_;
+  const auto source = only_source(range);
+  if (!source) return fill(range, scratch);
+  const Digest digest = digest_of(*source);
+  add_to_piece(piece, digest);
+  progress_.add(source->size());
+  return digest;
 }
 
 // The memory that has all bytes of the range, where one piece in host memory has them.
@@ -45,12 +62,19 @@ Status PayloadFiller::gather(Range range, MutableByteSpan slab) {
     const Range piece = placed(next_);
     const Range part{std::max(piece.begin, range.begin), std::min(piece.end, range.end)};
     zero(slab, {filled, part.begin}, range.begin);
-    MUSTER_TRY(copy(piece, part, slab.subspan(part.begin - range.begin, part.size())));
+    const MutableByteSpan target = slab.subspan(part.begin - range.begin, part.size());
+    MUSTER_TRY(copy(piece, part, target));
+    add_to_piece(next_, digest_of(target));
     filled = part.end;
     if (piece.end > range.end) return ok();
   }
   zero(slab, {filled, range.end}, range.begin);
   return ok();
+}
+
+void PayloadFiller::add_to_piece(size_t piece, const Digest& part) {
+  const Digest both[] = {digests_[piece], part};
+  digests_[piece] = digest_of(both);
 }
 
 Status PayloadFiller::copy(Range piece, Range part, MutableByteSpan target) {

@@ -5,10 +5,6 @@
 namespace muster::checkpoint {
 namespace {
 
-// One row of runs, from the beginning of the first to the end of the last.
-uint64_t row_bytes(const Copy& copy) {
-  return (copy.counts[1] - 1) * copy.source_strides[1] + copy.run_bytes;
-}
 uint64_t end_of(const Copy& copy) {
   return copy.source + (copy.counts[0] - 1) * copy.source_strides[0] + row_bytes(copy);
 }
@@ -33,25 +29,6 @@ void each_extent(const Copy& copy, Visit visit) {
       const uint64_t run = begin + j * copy.source_strides[1];
       visit(Range{run, run + copy.run_bytes});
     }
-  }
-}
-
-// The first of `count` steps of `stride` from `begin` on whose `size` bytes do not end at or before `at`.
-uint64_t first_step(uint64_t begin, uint64_t size, uint64_t stride, uint64_t at) {
-  if (begin + size > at || stride == 0) return 0;
-  return (at - begin - size) / stride + 1;
-}
-
-void copy_row(const Copy& copy, uint64_t source, uint64_t target, Range window, ByteSpan bytes,
-              MutableByteSpan memory) {
-  for (uint64_t j = first_step(source, copy.run_bytes, copy.source_strides[1], window.begin);
-       j < copy.counts[1]; ++j) {
-    const uint64_t run = source + j * copy.source_strides[1];
-    if (run >= window.end) return;
-    const Range part{std::max(run, window.begin), std::min(run + copy.run_bytes, window.end)};
-    const MutableByteSpan to =
-        memory.subspan(target + j * copy.target_strides[1] + (part.begin - run), part.size());
-    std::memcpy(to.data(), bytes.data() + (part.begin - window.begin), part.size());
   }
 }
 
@@ -85,13 +62,10 @@ std::vector<SlabRun> slabs_needed(std::span<const Copy> copies, uint64_t payload
 }
 
 void copy_within(const Copy& copy, Range window, ByteSpan bytes, MutableByteSpan memory) {
-  if (bytes_of_copy(copy) == 0) return;
-  for (uint64_t i = first_step(copy.source, row_bytes(copy), copy.source_strides[0], window.begin);
-       i < copy.counts[0]; ++i) {
-    const uint64_t source = copy.source + i * copy.source_strides[0];
-    if (source >= window.end) return;
-    copy_row(copy, source, copy.target + i * copy.target_strides[0], window, bytes, memory);
-  }
+  each_run_within(copy, window, [&](Range part, uint64_t target) {
+    const MutableByteSpan to = memory.subspan(target, part.size());
+    std::memcpy(to.data(), bytes.data() + (part.begin - window.begin), part.size());
+  });
 }
 
 std::optional<MutableByteSpan> whole_window(const Copy& copy, Range window, MutableByteSpan memory) {

@@ -5,6 +5,7 @@
 #include <mutex>
 #include <thread>
 
+#include "checkpoint/elements.h"
 #include "checkpoint/read_plan.h"
 #include "runtime/base/check.h"
 #include "runtime/base/digest.h"
@@ -81,11 +82,28 @@ struct Read {
   SlabRun slabs;
 };
 
+struct Cast {
+  DType from;
+  DType to;
+};
+
+std::vector<std::optional<Cast>> casts_of(const TensorMatch& match, std::span<const TensorSpec> saved,
+                                          std::span<const TensorSpec> wanted) {
+  std::vector<std::optional<Cast>> casts(wanted.size());
+  for (size_t t = 0; t < wanted.size(); ++t) {
+    if (!match.saved[t]) continue;
+    const DType from = saved[*match.saved[t]].dtype;
+    if (from != wanted[t].dtype) casts[t] = Cast{from, wanted[t].dtype};
+  }
+  return casts;
+}
+
 // Some shards, all of whose needed slabs are read once.
 class Batch {
  public:
-  Batch(FileSystem& files, const ReadOptions& options, std::span<const MutableByteSpan> memory)
-      : files_(files), options_(options), memory_(memory) {}
+  Batch(FileSystem& files, const ReadOptions& options, std::span<const MutableByteSpan> memory,
+        std::span<const std::optional<Cast>> casts)
+      : files_(files), options_(options), memory_(memory), casts_(casts) {}
 
   // The copies from each shard.
   Status run(const std::string& folder, const Manifest& manifest,
@@ -98,6 +116,7 @@ class Batch {
     uint64_t buffer_bytes = 0;
     for (const StagingBuffer& buffer : buffers_) buffer_bytes += buffer.bytes().size();
     report.buffer_bytes = std::max(report.buffer_bytes, buffer_bytes);
+    report.became_infinite += became_infinite_;
     return failure_.status();
   }
 
@@ -191,13 +210,13 @@ class Batch {
   std::optional<MutableByteSpan> only_target(const OpenShard& shard, Range slab) const {
     std::optional<MutableByteSpan> target;
     shard.index.each(slab, [&](const Copy& copy) {
-      if (!target) target = whole_window(copy, slab, memory_[copy.tensor]);
+      if (!target && !casts_[copy.tensor]) target = whole_window(copy, slab, memory_[copy.tensor]);
     });
     return target;
   }
 
   // Slab by slab, so that what was just digested is copied from the cache.
-  Status use(const Read& read, ByteSpan buffer, const Moved& moved) const {
+  Status use(const Read& read, ByteSpan buffer, const Moved& moved) {
     const ShardReader& reader = read.shard->reader;
     const Range all = reader.geometry().range_of(read.slabs.first, read.slabs.count);
     MUSTER_TRY(reader.check_length(all, moved.bytes));
@@ -209,15 +228,35 @@ class Batch {
         continue;
       }
       MUSTER_TRY(reader.check(i, bytes));
-      read.shard->index.each(slab,
-                             [&](const Copy& copy) { copy_within(copy, slab, bytes, memory_[copy.tensor]); });
+      read.shard->index.each(slab, [&](const Copy& copy) {
+        if (casts_[copy.tensor])
+          cast_within(copy, slab, bytes);
+        else
+          copy_within(copy, slab, bytes, memory_[copy.tensor]);
+      });
     }
     return ok();
+  }
+
+  // Slabs and pieces begin at multiples of every element's size, so a run has whole elements.
+  void cast_within(const Copy& copy, Range slab, ByteSpan bytes) {
+    const Cast& cast = *casts_[copy.tensor];
+    uint64_t became_infinite = 0;
+    each_run_within(copy, slab, [&](Range part, uint64_t target) {
+      const uint64_t first = target / size_of(cast.from);
+      const uint64_t count = part.size() / size_of(cast.from);
+      became_infinite +=
+          cast_elements(cast.from, bytes.subspan(part.begin - slab.begin, part.size()), cast.to,
+                        memory_[copy.tensor].subspan(first * size_of(cast.to), count * size_of(cast.to)));
+    });
+    became_infinite_ += became_infinite;
   }
 
   FileSystem& files_;
   const ReadOptions& options_;
   const std::span<const MutableByteSpan> memory_;
+  const std::span<const std::optional<Cast>> casts_;  // by tensor
+  std::atomic<uint64_t> became_infinite_{0};
   std::vector<std::unique_ptr<OpenShard>> shards_;
   std::vector<Read> reads_;
   std::atomic<size_t> next_read_{0};
@@ -243,15 +282,17 @@ Result<RestoreReport> restore(FileSystem& files, const std::string& folder, cons
                               const ReadOptions& options) {
   MUSTER_ASSIGN(const SavePlan saved,
                 plan_save(manifest.tensors, static_cast<uint32_t>(manifest.shards.size())));
-  MUSTER_ASSIGN(const std::vector<Copy> copies,
-                plan_restore(saved, request.tensors, request.part, request.parts, request.share));
+  MUSTER_ASSIGN(const std::vector<Copy> copies, plan_restore(saved, request.tensors, request.part,
+                                                             request.parts, request.share, request.rules));
+  MUSTER_ASSIGN(const TensorMatch match, match_tensors(manifest.tensors, request.tensors, request.rules));
+  const auto casts = casts_of(match, manifest.tensors, request.tensors);
   check_memory(request, memory);
   const auto sources = by_shard(copies);
   RestoreReport report;
   for (const Copy& copy : copies) report.bytes_needed += bytes_of_copy(copy);
   for (size_t at = 0; at < sources.size(); at += kOpenShardsMax) {
     const auto some = std::span(sources).subspan(at, std::min(kOpenShardsMax, sources.size() - at));
-    MUSTER_TRY(Batch(files, options, memory).run(folder, manifest, some, report));
+    MUSTER_TRY(Batch(files, options, memory, casts).run(folder, manifest, some, report));
   }
   return report;
 }

@@ -13,6 +13,7 @@ struct RestoreRequest {
   uint32_t part = 0;                // this rank
   uint32_t parts = 1;               // of so many
   ReadShare share = ReadShare::kAll;
+  RestoreRules rules;  // what may differ
 };
 
 // Memory for buffers: at most lanes × depth × kReadBytes, beside the slab tables of 64 shards.
@@ -31,6 +32,7 @@ struct RestoreReport {
   uint32_t shards = 0;
   uint64_t buffer_bytes = 0;           // the most memory that reads went to
   IoMethod method = IoMethod::kUring;  // that was used
+  uint64_t became_infinite = 0;        // finite values that a cast to a narrower type made infinite
   bool direct = false;                 // whether any shard was read past the page cache
 };
 

@@ -8,7 +8,7 @@ namespace {
 static_assert(kBlockBytes == kDirectAlignment);
 constexpr uint64_t kWriteBytes = 4 * 1024 * 1024;
 constexpr uint64_t kVerifySlabs = 2;  // so that what was read is digested in the second-level cache
-constexpr uint64_t kVoteMagic = 0x3130'6574'6f76'756dULL;  // "muvote01"
+constexpr uint64_t kVoteMagic = 0x3230'6574'6f76'756dULL;  // "muvote02"
 
 Error as_save_error(const ShardIdentity& identity, const Error& cause) {
   return {ErrorCode::kDropCheckpoint, "the save of " + to_string(identity.id) + " failed for participant " +
@@ -99,9 +99,10 @@ namespace {
 
 struct VoteBytes {
   uint64_t magic, version, nonce, participant, participants, writer_nonce, metadata_bytes, payload_bytes;
+  uint64_t written_by_version, written_by_nonce;
   Digest root, check;
 };
-static_assert(sizeof(VoteBytes) == 96);
+static_assert(sizeof(VoteBytes) == kVoteBytes);
 
 Digest check_of(const VoteBytes& vote) { return digest_of(bytes_of(vote).first(offsetof(VoteBytes, check))); }
 
@@ -120,6 +121,8 @@ ByteBuffer encode(const ShardRecord& record) {
                  record.writer_nonce,
                  record.geometry.metadata_bytes,
                  record.geometry.payload_bytes,
+                 record.written_by.version,
+                 record.written_by.nonce,
                  record.root,
                  {}};
   vote.check = check_of(vote);
@@ -143,7 +146,8 @@ Result<ShardRecord> decode_shard_record(ByteSpan bytes) {
                       static_cast<uint32_t>(vote.participants)},
                      vote.writer_nonce,
                      {vote.metadata_bytes, vote.payload_bytes},
-                     vote.root};
+                     vote.root,
+                     {vote.written_by_version, vote.written_by_nonce}};
 }
 
 Error ShardReader::damaged(const std::string& what) const {
@@ -236,7 +240,7 @@ Status ShardReader::verify(const Progress& progress, const Stop& stop) {
   if (digest_of(metadata) != entry(0))
     return damaged("its HDF5 metadata (bytes 0 to " + std::to_string(metadata.size()) +
                    ") does not match its digest");
-  const auto identity = identity_record(record_.identity, geometry());
+  const auto identity = identity_record(record_.identity_in_file(), geometry());
   for (uint64_t i = 0; i < geometry().slab_count(); i += kVerifySlabs) {
     const uint64_t count = std::min(kVerifySlabs, geometry().slab_count() - i);
     const uint64_t size = geometry().slab(i + count - 1).end - geometry().slab(i).begin;

@@ -20,9 +20,17 @@ struct ShardRecord {
   uint64_t writer_nonce = 0;  // part of the file's name: who wrote it
   ShardGeometry geometry;
   Digest root;
+  // The earlier save that wrote the file, and so is in its identity; nonce 0: this one did.
+  VersionId written_by = {};
+
+  // As the file says it.
+  ShardIdentity identity_in_file() const {
+    return {written_by.nonce != 0 ? written_by : identity.id, identity.participant, identity.participants};
+  }
 };
 
-// A vote on the wire: fixed size, little-endian, with a digest.
+// A vote on the wire: fixed size, little-endian, with a digest. PieceChanges may follow it (changes.h).
+constexpr size_t kVoteBytes = 112;
 ByteBuffer encode(const ShardRecord& record);
 // Errors: kMisuse; the sentence says what is wrong with the bytes.
 Result<ShardRecord> decode_shard_record(ByteSpan bytes);

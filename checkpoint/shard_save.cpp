@@ -1,6 +1,7 @@
 #include "checkpoint/shard_save.h"
 
 #include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
@@ -11,6 +12,9 @@
 
 namespace muster::checkpoint {
 namespace {
+
+// Tensors are held meanwhile, and a folder that takes longer is no reason to hold up an update.
+constexpr Duration kFolderPatience = 250 * kMillisecond;
 
 struct Chunk {
   size_t index = 0;  // in the staging memory
@@ -59,6 +63,29 @@ class ChunkPipe {
     changed_.notify_all();
   }
 
+  // The folder to write into. The copier waits for it, but not longer; the writer then waits to be told
+  // whether there is anything to write.
+  void set_folder(std::string folder) {
+    const std::lock_guard lock(mutex_);
+    folder_ = std::move(folder);
+    changed_.notify_all();
+  }
+  std::optional<std::string> folder(Duration patience) {
+    std::unique_lock lock(mutex_);
+    changed_.wait_for(lock, std::chrono::nanoseconds(patience), [this] { return failure_ || folder_; });
+    return folder_;
+  }
+  void decide(bool write) {
+    const std::lock_guard lock(mutex_);
+    write_ = write;
+    changed_.notify_all();
+  }
+  bool is_to_be_written() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return failure_ || write_; });
+    return write_.value_or(false);
+  }
+
   void fail(const Error& error) {
     const std::lock_guard lock(mutex_);
     if (!failure_) failure_ = error;
@@ -75,6 +102,8 @@ class ChunkPipe {
   std::deque<size_t> free_;
   std::deque<Chunk> full_;
   bool ended_ = false;
+  std::optional<std::string> folder_;
+  std::optional<bool> write_;
   std::optional<Error> failure_;
 };
 
@@ -98,13 +127,17 @@ class ShardSave {
       return Error{ErrorCode::kEnvironment,
                    "the system grants no thread to write " + to_string(identity_.id) +
                        "; raise the limit of processes (ulimit -u, or the container's)"};
-    const Status copied = copy_all(reader);
+    const Status copied = stage(reader);
     report_.staged_after = now() - began;
     if (!copied.ok()) pipe_.fail(copied.error());
     if (copied.ok() && !pipe_.failure() && options_.staged) options_.staged();
     pipe_.end();
     writer->join();
     if (const auto failure = pipe_.failure()) return *failure;
+    if (report_.linked) MUSTER_TRY(sync_link());
+    const auto* entries = reinterpret_cast<const Digest*>(table_bytes_.data());
+    if (!report_.linked)
+      report_.table = std::make_shared<std::vector<Digest>>(entries, entries + geometry().table_entries());
     report_.staging_bytes = chunks_.size() + table_bytes_.size();
     return report_;
   }
@@ -113,6 +146,74 @@ class ShardSave {
   const ShardGeometry& geometry() const { return shape_->geometry; }
   MutableByteSpan memory_of(const Chunk& chunk) const {
     return chunks_.subspan(chunk.index * kChunkBytes, chunk.payload.size());
+  }
+
+  Status stage(const TensorReader& reader) {
+    if (options_.earlier) {
+      MUSTER_ASSIGN(const bool same, has_earlier_bytes(reader));
+      report_.linked = same && link();
+    }
+    pipe_.decide(!report_.linked);
+    if (!report_.linked) return copy_all(reader);
+    progress_.add(compared_bytes_);
+    return ok();
+  }
+
+  // Digests alone, up to the first slab that differs: what differed the last time comes first, so that a
+  // state that changes costs next to nothing here.
+  Result<bool> has_earlier_bytes(const TensorReader& reader) {
+    const std::vector<Digest>& table = *options_.earlier->table;
+    const ShardIdentity& theirs = options_.earlier->record.identity;
+    if (theirs.participant != identity_.participant || theirs.participants != identity_.participants)
+      return false;
+    if (table.size() != geometry().table_entries() || table[0] != shape_->metadata_digest) return false;
+    const auto identity = identity_record(options_.earlier->record.identity_in_file(), geometry());
+    StageProgress unseen;  // nothing is staged until all is known to be the same
+    const auto same = [&](PayloadFiller& filler, uint64_t slab) -> Result<bool> {
+      if (progress_.cancelled()) return cancelled("comparing");
+      const Range range = geometry().slab(slab);
+      MUSTER_ASSIGN(const Digest digest, filler.digest(range, chunks_.first(range.size())));
+      if (digest != table[1 + slab]) report_.suspect = slab;
+      return digest == table[1 + slab];
+    };
+    if (options_.suspect > 0 && options_.suspect < geometry().slab_count()) {
+      PayloadFiller filler(shape_->layout, bytes_of(identity), reader, unseen);
+      filler.seek(geometry().slab(options_.suspect).begin);
+      MUSTER_ASSIGN(const bool first, same(filler, options_.suspect));
+      if (!first) return false;
+    }
+    PayloadFiller filler(shape_->layout, bytes_of(identity), reader, unseen);
+    for (uint64_t slab = 0; slab < geometry().slab_count(); ++slab) {
+      MUSTER_ASSIGN(const bool equal, same(filler, slab));
+      if (!equal) return false;
+    }
+    report_.piece_digests = filler.piece_digests();
+    compared_bytes_ = unseen.staged_bytes();
+    return true;
+  }
+
+  // While the tensors are still held: they are written if it cannot be had.
+  bool link() {
+    const auto folder = pipe_.folder(kFolderPatience);
+    if (!folder) return false;
+    const uint64_t nonce = options_.write.writer_nonce;
+    const std::string path = *folder + "/" + shard_file_name(identity_.participant, nonce);
+    if (!files_.link(options_.earlier_path, path).ok()) return false;
+    const ShardRecord& earlier = options_.earlier->record;
+    report_.record = {identity_, nonce, geometry(), earlier.root, earlier.identity_in_file().id};
+    report_.table = options_.earlier->table;
+    linked_in_ = *folder;
+    return true;
+  }
+
+  Status sync_link() {
+    const Status synced = files_.sync_directory(linked_in_);
+    if (synced.ok()) return ok();
+    (void)files_.unlink(linked_in_ + "/" +
+                        shard_file_name(identity_.participant, options_.write.writer_nonce));
+    return Error{ErrorCode::kDropCheckpoint,
+                 "the save of " + to_string(identity_.id) + " failed for participant " +
+                     std::to_string(identity_.participant) + ": " + synced.error().message};
   }
 
   // Fills the slab table too, which is complete before end() and read by the writer only after it.
@@ -129,6 +230,7 @@ class ShardSave {
       MUSTER_TRY(fill(filler, chunk));
       pipe_.push(chunk);
     }
+    report_.piece_digests = filler.piece_digests();
     return ok();
   }
 
@@ -159,6 +261,8 @@ class ShardSave {
 
   Status write_chunks() {
     MUSTER_ASSIGN(const std::string folder, options_.folder());
+    pipe_.set_folder(folder);
+    if (!pipe_.is_to_be_written()) return ok();
     WriteOptions options = options_.write;
     options.registered = {chunks_};
     MUSTER_ASSIGN(ShardWriter writer, ShardWriter::create(files_, folder, shape_, identity_, options));
@@ -192,19 +296,28 @@ class ShardSave {
   const MutableByteSpan chunks_;
   const MutableByteSpan table_bytes_;
   ChunkPipe pipe_;
+  uint64_t compared_bytes_ = 0;  // found the same as in options_.earlier
+  std::string linked_in_;
   SaveShardReport report_;
 };
 
+uint64_t chunks_for(const ShardGeometry& geometry, uint64_t staging_bytes_max) {
+  const uint64_t needed = (geometry.payload_bytes + kChunkBytes - 1) / kChunkBytes;
+  const uint64_t allowed = staging_bytes_max == 0 ? needed : staging_bytes_max / kChunkBytes;
+  return std::min(needed, std::max<uint64_t>(allowed, 2));
+}
+
 }  // namespace
+
+uint64_t staging_bytes_for(const ShardGeometry& geometry, uint64_t staging_bytes_max) {
+  return chunks_for(geometry, staging_bytes_max) * kChunkBytes + geometry.table_entries() * sizeof(Digest);
+}
 
 Result<SaveShardReport> save_shard(FileSystem& files, const std::shared_ptr<const ShardTemplate>& shape,
                                    const VersionId& id, const TensorReader& reader, StagingBuffer& buffer,
                                    const SaveShardOptions& options, StageProgress& progress) {
-  const ShardGeometry& geometry = shape->geometry;
-  const uint64_t needed = (geometry.payload_bytes + kChunkBytes - 1) / kChunkBytes;
-  const uint64_t allowed = options.staging_bytes_max == 0 ? needed : options.staging_bytes_max / kChunkBytes;
-  const uint64_t chunks = std::min(needed, std::max<uint64_t>(allowed, 2));
-  MUSTER_TRY(buffer.reserve(chunks * kChunkBytes + geometry.table_entries() * sizeof(Digest)));
+  const uint64_t chunks = chunks_for(shape->geometry, options.staging_bytes_max);
+  MUSTER_TRY(buffer.reserve(staging_bytes_for(shape->geometry, options.staging_bytes_max)));
   return ShardSave(files, shape, id, options, buffer.bytes(), chunks, progress).run(reader);
 }
 

@@ -4,7 +4,7 @@
 // never more than the bound is held. With room for all of the shard the copier never waits for the disk.
 #pragma once
 
-#include "checkpoint/shard_file.h"
+#include "checkpoint/sharing.h"
 #include "runtime/base/clock.h"
 
 namespace muster::checkpoint {
@@ -16,6 +16,12 @@ struct SaveShardOptions {
   uint64_t staging_bytes_max = 0;  // 0: as much as the shard has; at least two chunks are used
   // Where to write; called once, on the writing thread, so that it may wait.
   std::function<Result<std::string>()> folder;
+  // A file with the same bytes, as it seems, and where it is. If all digests agree nothing is written: it
+  // gets a second name in `folder`. Where `folder` does not answer soon, or the link is refused, it is
+  // written.
+  std::optional<EarlierShard> earlier;
+  std::string earlier_path;
+  uint64_t suspect = 0;  // the slab to compare first
   // Called once on the calling thread, when the tensors have been copied and may change again.
   std::function<void()> staged;
 };
@@ -23,9 +29,16 @@ struct SaveShardOptions {
 struct SaveShardReport {
   ShardRecord record;
   IoMethod method = IoMethod::kUring;
-  uint64_t staging_bytes = 0;  // the memory that was used
-  Duration staged_after = 0;   // from the call until `staged`
+  uint64_t staging_bytes = 0;                        // the memory that was used
+  Duration staged_after = 0;                         // from the call until `staged`
+  std::vector<Digest> piece_digests;                 // see PayloadFiller
+  std::shared_ptr<const std::vector<Digest>> table;  // of the slabs, metadata first
+  bool linked = false;                               // to options.earlier
+  uint64_t suspect = 0;                              // the slab that was found different from it
 };
+
+// The memory that a save of such a shard takes under a bound: what to have ready before the first one.
+uint64_t staging_bytes_for(const ShardGeometry& geometry, uint64_t staging_bytes_max);
 
 // Nothing may change the tensors until `staged` was called. `buffer` keeps its memory for the next save.
 // Errors: kDropCheckpoint: this save is lost for this participant, what was written is removed where

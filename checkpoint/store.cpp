@@ -249,6 +249,14 @@ Status Folder::mark_verified(const VersionId& id) {
   return replace_file(*files_, folder, kVerifiedName, as_bytes(small_file(verified_text(manifest))));
 }
 
+bool Folder::is_verified(const VersionId& id) {
+  const std::string folder = save_folder(id);
+  const auto manifest = read_file(*files_, folder + "/" + kManifestName, kManifestBytesMax);
+  if (!manifest.ok()) return false;
+  const auto verified = read_json(*files_, folder + "/" + kVerifiedName);
+  return verified.ok() && *verified == verified_text(*manifest);
+}
+
 Result<Candidate> Folder::examine(const std::string& name) {
   Candidate candidate;
   candidate.id = parse_save_name(name).value();
@@ -338,11 +346,31 @@ Status Folder::remove_save(const std::string& name) {
 
 namespace {
 
+// The files of versions that count as independent of each other.
+class IndependentFiles {
+ public:
+  // False, and nothing is added: a version that was added before has one of these files.
+  bool add(const Manifest& manifest) {
+    std::vector<File> files;
+    for (uint32_t p = 0; p < manifest.shards.size(); ++p) {
+      files.push_back({manifest.shard(p).identity_in_file().id, p});
+      if (known_.contains(files.back())) return false;
+    }
+    known_.insert(files.begin(), files.end());
+    return true;
+  }
+
+ private:
+  using File = std::pair<VersionId, uint32_t>;  // the save that wrote it, and the participant
+  std::set<File> known_;
+};
+
 // What a policy no longer keeps. Saves that only a person can judge (a later format) stay.
 std::vector<const Candidate*> to_remove(std::span<const Candidate> candidates, const RetentionPolicy& policy,
                                         int64_t now_ms) {
   const size_t keep = std::max<size_t>(policy.keep_last, 1);
   size_t verified = 0;
+  IndependentFiles files;
   std::vector<const Candidate*> removed;
   for (const Candidate& candidate : candidates) {
     if (candidate.unusable) continue;
@@ -352,7 +380,9 @@ std::vector<const Candidate*> to_remove(std::span<const Candidate> candidates, c
         policy.keep_younger_ms > 0 && candidate.manifest->saved_at_ms > now_ms - policy.keep_younger_ms;
     if (verified >= keep && !held && !young)
       removed.push_back(&candidate);
-    else if (candidate.state == SaveState::kVerified || policy.verified_nonces.contains(candidate.id.nonce))
+    else if ((candidate.state == SaveState::kVerified ||
+              policy.verified_nonces.contains(candidate.id.nonce)) &&
+             files.add(*candidate.manifest))
       ++verified;
   }
   if (verified < keep) return removed;

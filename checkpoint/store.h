@@ -93,6 +93,8 @@ class Folder {
 
   // Records that verify_shards succeeded for this save. Once; a second time is fine.
   Status mark_verified(const VersionId& id);
+  // Whether that was recorded for the save as it is now.
+  bool is_verified(const VersionId& id);
 
   // All saves, newest first, whether they can be used or not.
   // Errors: kEnvironment: the folder cannot be read; kDropCheckpoint: no copy of the newest branch record
@@ -105,7 +107,8 @@ class Folder {
   Result<std::vector<VersionId>> abandon_for(const Lineage& branch, const std::string& why);
 
   // Removes what the policy no longer keeps: a version only when keep_last newer ones on the branch are
-  // verified, and none of the policy's other reasons holds it. Owner only.
+  // verified, and none of the policy's other reasons holds it. Of versions that share a file only the newest
+  // counts as one of the keep_last: the same damage would take both. Owner only.
   Result<PruneReport> prune(const RetentionPolicy& policy, int64_t now_ms);
   // What prune() would remove. Not only for the owner.
   Result<PruneReport> would_prune(const RetentionPolicy& policy, int64_t now_ms);

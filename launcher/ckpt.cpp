@@ -45,6 +45,11 @@ void CkptCommand::add_to(CLI::App& app) {
   command->add_option("FOLDER[@VERSION]", to.first)->required();
   command->add_option("FILE", to.second)->required();
   command->add_option("--tensor", to.tensors, "only this tensor; may be repeated")->allow_extra_args(false);
+  command
+      ->add_option(
+          "--cast", to.cast,
+          "write float tensors as this type, rounded to the nearest; the file then says nothing of the job")
+      ->check(CLI::IsMember({"float32", "float64", "bfloat16", "float16"}));
 
   command = add("import", "save the tensors of a safetensors file as a version of a folder", ckpt_import);
   command->add_option("FILE", to.first)->required();

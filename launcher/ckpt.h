@@ -17,6 +17,7 @@ struct CkptArguments {
   std::string first;   // a folder, FOLDER@VERSION, or a file to import
   std::string second;  // what to compare with, or the target
   std::vector<std::string> tensors;
+  std::string cast;              // a type
   std::vector<std::string> job;  // NAME=VALUE
   uint64_t version = 0;
   bool version_given = false;

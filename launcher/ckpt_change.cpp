@@ -78,8 +78,9 @@ Result<ExportReport> export_file(const CkptArguments& arguments) {
   uint64_t total = 0;
   for (const TensorSpec& spec : state.manifest().tensors) total += total_bytes(spec);
   ProgressBar bar("exporting " + to_string(chosen.candidate.id), total, arguments.json);
-  return export_safetensors(real_files(), state, arguments.tensors, arguments.second,
-                            [&](uint64_t done) { bar.show(done); });
+  return export_safetensors(
+      real_files(), state, arguments.tensors, arguments.second, [&](uint64_t done) { bar.show(done); },
+      dtype_from(arguments.cast));
 }
 
 }  // namespace
@@ -88,10 +89,17 @@ int ckpt_export(const CkptArguments& arguments) {
   const auto exported = export_file(arguments);
   if (!exported.ok()) return report(exported.error());
   if (arguments.json)
-    print({{"file", arguments.second}, {"tensors", exported->tensors}, {"bytes", exported->bytes}});
+    print({{"file", arguments.second},
+           {"tensors", exported->tensors},
+           {"bytes", exported->bytes},
+           {"cast", exported->cast},
+           {"became_infinite", exported->became_infinite}});
   else
     std::printf("%s: %llu tensors, %s\n", arguments.second.c_str(),
                 static_cast<unsigned long long>(exported->tensors), human_bytes(exported->bytes).c_str());
+  if (exported->became_infinite > 0 && !arguments.json)
+    std::fprintf(stderr, "muster: %llu finite values do not fit into %s and became infinite\n",
+                 static_cast<unsigned long long>(exported->became_infinite), arguments.cast.c_str());
   return 0;
 }
 

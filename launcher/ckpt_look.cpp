@@ -73,6 +73,13 @@ Json tensor_json(const TensorSpec& spec) {
           {"bytes", total_bytes(spec)}};
 }
 
+// Whose file an earlier save wrote.
+size_t shared_shards(const Manifest& manifest) {
+  return static_cast<size_t>(
+      std::count_if(manifest.shards.begin(), manifest.shards.end(),
+                    [](const ShardEntry& shard) { return shard.written_by.nonce != 0; }));
+}
+
 Json header_json(const Candidate& candidate) {
   const Manifest& manifest = *candidate.manifest;
   Json lineage = Json::array();
@@ -81,6 +88,7 @@ Json header_json(const Candidate& candidate) {
         {{"store", hex64(entry.store_nonce)}, {"generation", entry.generation}, {"base", entry.base}});
   Json json = summary(candidate);
   json["saved_by"] = manifest.saved_by;
+  json["shared_shards"] = shared_shards(manifest);
   json["lineage"] = lineage;
   json["job"] = {{"microbatches", manifest.job.microbatches},
                  {"lanes", manifest.job.lanes},
@@ -109,6 +117,9 @@ void print_header(const Candidate& candidate) {
   line("sample position", std::to_string(manifest.sample_position));
   line("size", human_bytes(bytes_of(manifest)) + " in " + std::to_string(manifest.shards.size()) + " shard" +
                    (manifest.shards.size() == 1 ? "" : "s"));
+  if (const size_t shared = shared_shards(manifest); shared > 0)
+    line("shared",
+         std::to_string(shared) + " of these files with earlier versions, whose bytes were the same");
   const JobConstants& job = manifest.job;
   line("job", "microbatches " + std::to_string(job.microbatches) + ", lanes " + std::to_string(job.lanes) +
                   ", seed " + std::to_string(job.seed) + ", codec " + job.codec);

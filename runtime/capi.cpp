@@ -137,6 +137,20 @@ muster_status muster_state_replicated(muster_state* state, const char* name, voi
   });
 }
 
+muster_status muster_state_expect(muster_state* state, const char* name, muster_expectation expectation) {
+  return guarded([&] {
+    if (state == nullptr || name == nullptr) return null_argument("muster_state_expect");
+    int number = 0;
+    static_assert(sizeof number == sizeof expectation);
+    std::memcpy(&number, &expectation, sizeof number);
+    if (number < MUSTER_EXPECT_WATCHED || number > MUSTER_EXPECT_FREE) {
+      return failed(MUSTER_MISUSE, std::string("tensor '") + name + "' is given the unknown expectation " +
+                                       std::to_string(number));
+    }
+    return to_c(state->state.expect(name, static_cast<muster::checkpoint::Expectation>(number)));
+  });
+}
+
 void muster_train_options_init(muster_train_options* options) {
   if (options == nullptr) return;
   *options = {};
@@ -174,9 +188,19 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
     train.save.folder = known.checkpoint_dir != nullptr ? known.checkpoint_dir : "";
     train.save.every = known.checkpoint_every;
     train.save.keep = known.checkpoint_keep;
+    train.save.stale_fails = known.stale_fails != 0;
+    constexpr int32_t kRules =
+        MUSTER_RESTORE_MISSING | MUSTER_RESTORE_EXTRA | MUSTER_RESTORE_RESHAPED | MUSTER_RESTORE_CASTS;
+    if ((known.restore_rules & ~kRules) != 0)
+      return failed(MUSTER_MISUSE, "restore_rules has a bit that is no muster_restore_rule");
+    train.save.rules = {(known.restore_rules & MUSTER_RESTORE_MISSING) != 0,
+                        (known.restore_rules & MUSTER_RESTORE_EXTRA) != 0,
+                        (known.restore_rules & MUSTER_RESTORE_RESHAPED) != 0,
+                        (known.restore_rules & MUSTER_RESTORE_CASTS) != 0};
     // A variable that is wrong was refused when the session was joined.
     if (const auto values = muster::OptionValues::from_environment(); values.ok()) {
       train.save.staging_bytes_max = static_cast<uint64_t>(values->integer("staging-mib")) << 20;
+      train.save.link_unchanged = values->on("link-unchanged");
       train.save.keep_every = static_cast<uint64_t>(values->integer("keep-every"));
       train.save.keep_younger_ms = values->duration("keep-younger") / muster::kMillisecond;
     }

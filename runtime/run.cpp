@@ -187,7 +187,6 @@ bool Run::entered_new_view(Lock& lock) {
   incoming_ = std::move(formed.incoming);
   view_ = entered.view;
   install_incoming(lock);
-  saver_.get_ready(static_cast<uint32_t>(group_->rank()), static_cast<uint32_t>(group_->size()));
   group_failed_ = false;
   leaving_said_ = false;
   std::unique_ptr<Learner> graduated = std::move(learner_);
@@ -205,6 +204,7 @@ bool Run::entered_new_view(Lock& lock) {
        "rank " + std::to_string(group_->rank()) + " of " + std::to_string(group_->size()),
        revoked_at_ != 0 ? now() - revoked_at_ : 0, static_cast<int64_t>(group_->size()));
   revoked_at_ = 0;
+  if (started_) saver_.prepare(static_cast<uint32_t>(group_->rank()), static_cast<uint32_t>(group_->size()));
   report_progress(true);
   lock.unlock();
   old.reset();  // may wait until no peer can write into its memory any more

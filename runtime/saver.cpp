@@ -20,6 +20,13 @@ constexpr Duration kReadTimeout = 60 * kSecond;
 // Nobody computes beside a last save, so its copies need not be ahead of the disk. Memory that was never used
 // can cost more than the disk does: 1 GiB of it took 3.5 to 7 s on a virtual machine, and the disk 1.1 s.
 constexpr uint64_t kLastStagingBytes = 64 << 20;
+constexpr uint64_t kFaultInBytes = 4 << 20;  // 2 to 10 ms, on that machine
+
+std::vector<checkpoint::Expectation> expectations_of(const State& state) {
+  std::vector<checkpoint::Expectation> expectations;
+  for (const TensorInfo& tensor : state.tensors()) expectations.push_back(tensor.expectation);
+  return expectations;
+}
 
 std::string who_am_i() {
   char host[256] = "?";
@@ -67,6 +74,8 @@ Saver::Saver(State& state, SaveOptions options, checkpoint::JobConstants job, in
       samples_per_step_(samples_per_step),
       say_(std::move(say)),
       emit_(std::move(emit)),
+      history_(static_cast<size_t>(std::max(options_.keep, 1))),
+      guard_(expectations_of(state)),
       worker_("muster-save"),
       verifier_("muster-verify") {}
 
@@ -114,6 +123,7 @@ void Saver::hold(control::Version version, bool last) {
   if (!state_.acquire_read(now()).ok()) return;  // an update is open: not the program's thread in next()
   const std::lock_guard lock(mutex_);
   last_hold_ = version;
+  if (last) last_of_run_ = version;
   if (failed_ == version) failed_ = control::kNoVersion;  // in a new view: it is saved anew
   if (early_ && early_->open.version == version) {  // opened by a member that reached the version sooner
     worker_.post([this, save = *std::exchange(early_, std::nullopt)] { run(save, true); });
@@ -161,16 +171,18 @@ void Saver::open(const control::SaveOpen& open, control::MemberId self) {
 }
 
 void Saver::run(const Save& save, bool held) {
-  auto record = stage_and_write(save, held);
+  uint64_t bytes_written = 0;
+  auto vote = stage_and_write(save, held, bytes_written);
   if (held) state_.release_read();
-  if (record.ok()) {
-    say_(control::SaveVote{save.open.save, true, encode(*record), "", record->geometry.payload_bytes});
+  if (vote.ok()) {
+    say_(control::SaveVote{save.open.save, true, std::move(*vote), "", bytes_written});
   } else {
-    say_(control::SaveVote{save.open.save, false, {}, record.error().message});
+    say_(control::SaveVote{save.open.save, false, {}, vote.error().message});
   }
 }
 
-Result<checkpoint::ShardRecord> Saver::stage_and_write(const Save& save, bool& held) {
+// The vote on the wire.
+Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, uint64_t& bytes_written) {
   if (!enabled()) return Error{ErrorCode::kDropCheckpoint, "the program gave no checkpoint folder"};
   if (!held) {
     MUSTER_TRY(state_.acquire_read(now() + kReadTimeout));
@@ -179,11 +191,15 @@ Result<checkpoint::ShardRecord> Saver::stage_and_write(const Save& save, bool& h
   MUSTER_TRY(prepare_template(save.index, static_cast<uint32_t>(save.open.participants.size())));
   checkpoint::SaveShardOptions options;
   options.write.writer_nonce = random_nonce();
-  options.staging_bytes_max = options_.staging_bytes_max;
-  const bool last = save.open.stop || save.open.rescue;
-  if (last && (options.staging_bytes_max == 0 || options.staging_bytes_max > kLastStagingBytes))
-    options.staging_bytes_max = kLastStagingBytes;
+  options.staging_bytes_max = staging_bytes_max(save.open.stop || save.open.rescue);
   options.folder = [&] { return folder_of(save); };
+  options.earlier = std::exchange(to_link_, std::nullopt);
+  if (options.earlier) {
+    const checkpoint::ShardRecord& earlier = options.earlier->record;
+    options.earlier_path = folder_->save_folder(earlier.identity.id) + "/" +
+                           checkpoint::shard_file_name(save.index, earlier.writer_nonce);
+    options.suspect = history_.suspect;
+  }
   const Instant began = now();
   options.staged = [&] {
     held = false;
@@ -192,10 +208,18 @@ Result<checkpoint::ShardRecord> Saver::stage_and_write(const Save& save, bool& h
   };
   std::vector<ByteSpan> memory;
   for (const TensorInfo& tensor : state_.tensors()) memory.emplace_back(tensor.data, tensor.bytes);
-  MUSTER_ASSIGN(const checkpoint::SaveShardReport report,
+  MUSTER_ASSIGN(checkpoint::SaveShardReport report,
                 save_shard(files_, template_, save.id, checkpoint::read_from(std::move(memory)), buffer_,
                            options, *save.progress));
-  return report.record;
+  if (options.earlier && !report.linked) history_.suspect = report.suspect;
+  history_.wrote(template_, {report.record, report.table}, report.piece_digests);
+  bytes_written = report.linked ? 0 : template_->geometry.payload_bytes;
+  ByteBuffer vote = encode(report.record);
+  if (const auto changes = pieces_.note(template_, save.id.version, std::move(report.piece_digests))) {
+    const ByteBuffer bytes = encode(*changes);
+    vote.insert(vote.end(), bytes.begin(), bytes.end());
+  }
+  return vote;
 }
 
 // What libhdf5 has to say about a shard depends on shapes alone, so it is asked once for a world.
@@ -206,11 +230,27 @@ Status Saver::prepare_template(uint32_t index, uint32_t count) {
   return ok();
 }
 
-// libhdf5 brings some forty libraries with it: to load them takes longer than to write a small state.
-void Saver::get_ready(uint32_t index, uint32_t count) {
+uint64_t Saver::staging_bytes_max(bool last) const {
+  const uint64_t given = options_.staging_bytes_max;
+  return last && (given == 0 || given > kLastStagingBytes) ? kLastStagingBytes : given;
+}
+
+void Saver::prepare(uint32_t index, uint32_t count) {
   if (!enabled()) return;
-  worker_.post(
-      [this, index, count] { (void)prepare_template(index, count); });  // the save says what is wrong
+  worker_.post([this, index, count] {
+    // What fails here fails again in the save, which says so.
+    if (!prepare_template(index, count).ok()) return;
+    const uint64_t bound = staging_bytes_max(options_.every == 0);
+    if (!buffer_.reserve(checkpoint::staging_bytes_for(template_->geometry, bound)).ok()) return;
+    fault_in_some(index, count);
+  });
+}
+
+// In steps, so that a save that is opened meanwhile waits for one of them.
+void Saver::fault_in_some(uint32_t index, uint32_t count) {
+  const bool same_world = template_ && template_->participant == index && template_->participants == count;
+  if (!same_world || !buffer_.fault_in(kFaultInBytes)) return;
+  worker_.post([this, index, count] { fault_in_some(index, count); });
 }
 
 Result<std::string> Saver::folder_of(const Save& save) {
@@ -269,10 +309,18 @@ Result<checkpoint::Manifest> Saver::publish_now(const Save& save, const control:
   manifest.fence = folder->fence();
   manifest.tensors = specs();
   std::vector<checkpoint::ShardRecord> records;
-  for (const ByteBuffer& bytes : publish.records) {
-    MUSTER_ASSIGN(records.emplace_back(), checkpoint::decode_shard_record(bytes));
+  std::vector<std::optional<checkpoint::PieceChanges>> changes(publish.records.size());
+  for (const ByteBuffer& vote : publish.records) {
+    const ByteSpan bytes(vote);
+    const size_t split = std::min(bytes.size(), checkpoint::kVoteBytes);
+    MUSTER_ASSIGN(const auto record, checkpoint::decode_shard_record(bytes.first(split)));
+    records.push_back(record);
+    if (split == bytes.size()) continue;
+    MUSTER_ASSIGN(auto said, checkpoint::decode_piece_changes(bytes.subspan(split)));
+    if (record.identity.participant < changes.size()) changes[record.identity.participant] = std::move(said);
   }
   MUSTER_TRY(adopt_shards(manifest, records));
+  MUSTER_TRY(judge(save, manifest, changes));
   const Status published = folder->publish(manifest);
   if (published.ok()) return manifest;
   // Another publisher may have died before it could say so, or its word was lost: that save stands.
@@ -284,6 +332,33 @@ Result<checkpoint::Manifest> Saver::publish_now(const Save& save, const control:
   return published.error();
 }
 
+// Not when the save begins, which holds the state. A version that was not found whole is not linked to, and
+// so does not spread.
+void Saver::look_for_link(const checkpoint::VersionId& id, bool durable) {
+  history_.closed(id, durable);
+  if (!options_.link_unchanged || !template_ || !folder_) return;
+  to_link_ = history_.to_link(template_);
+  if (to_link_ && !folder_->is_verified(to_link_->record.identity.id)) to_link_.reset();
+}
+
+// A state that may be wrong is told, and where the program wants that, refused: but not when it is the last
+// word of this launch, since then the work since the save before would be lost with it.
+Status Saver::judge(const Save& save, const checkpoint::Manifest& manifest,
+                    const std::vector<std::optional<checkpoint::PieceChanges>>& changes) {
+  MUSTER_ASSIGN(const auto plan,
+                checkpoint::plan_save(manifest.tensors, static_cast<uint32_t>(manifest.shards.size())));
+  const checkpoint::Judgement judgement = guard_.judge(plan, save.id.version, changes);
+  const std::string& wrong = options_.stale_fails ? judgement.standing : judgement.news;
+  if (wrong.empty()) return ok();
+  tell(EventKind::kStale, save.open.version, wrong);
+  const bool last = save.open.stop || save.open.rescue || [&] {
+    const std::lock_guard lock(mutex_);
+    return save.open.version == last_of_run_;
+  }();
+  if (!options_.stale_fails || last) return ok();
+  return Error{ErrorCode::kDropCheckpoint, "the state may be stale: " + wrong};
+}
+
 void Saver::closed(const control::SaveClosed& closed) {
   const std::lock_guard lock(mutex_);
   if (closed.save == 0 && held_ == closed.version) {
@@ -293,6 +368,7 @@ void Saver::closed(const control::SaveClosed& closed) {
   if (early_ && early_->open.save == closed.save) early_.reset();
   if (!save_ || save_->open.save != closed.save) return;
   const control::Version version = save_->open.version;
+  worker_.post([this, id = save_->id, durable = closed.durable] { look_for_link(id, durable); });
   if (!closed.durable) {
     failed_save_ = closed.save;
     failed_ = version;
@@ -519,6 +595,8 @@ Status Saver::restore(const checkpoint::Candidate& candidate, uint32_t part, uin
   request.part = part;
   request.parts = parts;
   request.share = checkpoint::ReadShare::kPart;
+  request.rules = options_.rules;
+  if (request.rules.missing) state_.copy_to(staged);  // what the checkpoint lacks stays as the program has it
   std::vector<MutableByteSpan> memory;
   size_t offset = 0;
   for (const TensorInfo& tensor : state_.tensors()) {
@@ -528,7 +606,30 @@ Status Saver::restore(const checkpoint::Candidate& candidate, uint32_t part, uin
   auto report =
       checkpoint::restore(files_, folder_->save_folder(candidate.id), *candidate.manifest, request, memory);
   if (!report.ok()) return std::move(report).error();
+  if (part == 0) tell_of_differences(*candidate.manifest, *report);
   return ok();
+}
+
+void Saver::tell_of_differences(const checkpoint::Manifest& manifest,
+                                const checkpoint::RestoreReport& report) {
+  const auto match = checkpoint::match_tensors(manifest.tensors, specs(), options_.rules);
+  if (!match.ok()) return;  // not restored either
+  std::string text;
+  const auto add = [&text](const char* what, const std::vector<std::string>& names) {
+    if (names.empty()) return;
+    text += (text.empty() ? "" : "; ") + std::string(what) + ":";
+    constexpr size_t kNamed = 8;
+    for (size_t i = 0; i < std::min(names.size(), kNamed); ++i) text += " '" + names[i] + "'";
+    if (names.size() > kNamed) text += " and " + std::to_string(names.size() - kNamed) + " more";
+  };
+  add("not in the checkpoint, left as the program had them", match->missing);
+  add("in the checkpoint only, not read", match->extra);
+  add("of another shape there", match->reshaped);
+  add("of another type there", match->cast);
+  if (report.became_infinite > 0)
+    text += "; values that became infinite in this rank's part: " + std::to_string(report.became_infinite);
+  if (!text.empty())
+    tell(EventKind::kLog, static_cast<control::Version>(manifest.id.version), "restored, " + text);
 }
 
 Status Saver::go_on_from(const checkpoint::Candidate& candidate, const control::Lineage& lineage) {

@@ -16,7 +16,10 @@
 #include <set>
 #include <string>
 
+#include "checkpoint/changes.h"
+#include "checkpoint/restore.h"
 #include "checkpoint/shard_save.h"
+#include "checkpoint/sharing.h"
 #include "checkpoint/store.h"
 #include "runtime/base/events.h"
 #include "runtime/control/messages.h"
@@ -32,6 +35,9 @@ struct SaveOptions {
   uint64_t keep_every = 0;         // versions that are multiples of it stay; 0: none for that reason
   int64_t keep_younger_ms = 0;     // and versions that were saved less than so long ago
   uint64_t staging_bytes_max = 0;  // memory for copies on the way to disk; 0: as much as this rank saves
+  checkpoint::RestoreRules rules;  // what may differ between a checkpoint and this program
+  bool link_unchanged = true;      // a shard with the bytes of an earlier one gets its file
+  bool stale_fails = false;        // a periodic save with a tensor that should have changed is not published
 };
 
 checkpoint::Lineage to_checkpoint(const control::Lineage& lineage);
@@ -53,12 +59,16 @@ class Saver {
 
   // ---- saving; any thread, none of these blocks
 
+  // This rank is the `index`-th of `count` from now on. In the background, and behind nothing else: asks
+  // libhdf5 for the shard's shape and has the system give the memory that the first save will need, so that
+  // neither that save nor one on notice pays for it. Where no periodic saves are asked for, at most
+  // kLastStagingBytes.
+  void prepare(uint32_t index, uint32_t count);
+
   // A save of `version`, which the state holds now, is about to be opened: keeps the state as it is until
   // then, or until release(), or for a bounded time unless it is the run's `last` version, which no update
   // will change.
   void hold(control::Version version, bool last);
-  // This rank is one of `count` in a new view: what a save needs and can be made ahead is made meanwhile.
-  void get_ready(uint32_t index, uint32_t count);
   void hold_for_rescue(control::Version version);  // an earlier save that waits for this version is over
   void release();
   void expire(Instant now);  // called now and then
@@ -100,8 +110,13 @@ class Saver {
   };
 
   void run(const Save& save, bool held);
-  Result<checkpoint::ShardRecord> stage_and_write(const Save& save, bool& held);
+  Result<ByteBuffer> stage_and_write(const Save& save, bool& held, uint64_t& bytes_written);
+  Status judge(const Save& save, const checkpoint::Manifest& manifest,
+               const std::vector<std::optional<checkpoint::PieceChanges>>& changes);
   Status prepare_template(uint32_t index, uint32_t count);
+  void fault_in_some(uint32_t index, uint32_t count);
+  uint64_t staging_bytes_max(bool last) const;
+  void look_for_link(const checkpoint::VersionId& id, bool durable);
   Result<std::string> folder_of(const Save& save);  // runs on save_shard's writing thread
   Status wait_for_folder(const Save& save, const std::string& folder);
   bool is_newest(const Save& save) const;
@@ -109,6 +124,7 @@ class Saver {
   void verify_newest();
   Status verify(const Save& save) const;
   Error none_usable(size_t count) const;
+  void tell_of_differences(const checkpoint::Manifest& manifest, const checkpoint::RestoreReport& report);
   void tell_of_unfinished(std::span<const checkpoint::Candidate> unfinished);
   void note_verified_and_prune(const Save& save);
   void clear_failed(const Save& save);
@@ -129,8 +145,9 @@ class Saver {
   std::optional<control::Version> held_;  // a read lease is held for this version
   Instant expires_ = 0;
   control::Version last_hold_ = control::kNoVersion;
-  std::optional<Save> early_;  // opened before this rank reached the version
-  std::optional<Save> save_;   // the newest that this rank takes part in
+  control::Version last_of_run_ = control::kNoVersion;  // nothing comes after it
+  std::optional<Save> early_;                           // opened before this rank reached the version
+  std::optional<Save> save_;                            // the newest that this rank takes part in
   control::Version durable_ = control::kNoVersion;
   control::Version failed_ = control::kNoVersion;
   std::string failed_why_;
@@ -146,6 +163,10 @@ class Saver {
   std::deque<uint64_t> failed_nonces_;
   std::shared_ptr<const checkpoint::ShardTemplate> template_;
   checkpoint::StagingBuffer buffer_;
+  checkpoint::ShardHistory history_;                 // of this rank
+  std::optional<checkpoint::EarlierShard> to_link_;  // by the next save, if nothing changes
+  checkpoint::PieceHistory pieces_;                  // of this rank
+  checkpoint::ChangeGuard guard_;                    // of all; where this rank publishes
 
   Executor worker_;
   Executor verifier_;  // reads back what is durable

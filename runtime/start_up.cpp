@@ -93,6 +93,7 @@ Status Run::start_up(Lock& lock) {
   }
   if (view_is_over()) return ok();
   started_ = true;
+  saver_.prepare(static_cast<uint32_t>(group.rank()), static_cast<uint32_t>(group.size()));
   perform(core_.started(start->version, start->digest, start->lineage));
   return ok();
 }

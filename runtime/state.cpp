@@ -61,8 +61,22 @@ Status State::add_replicated(std::string name, void* data, DType dtype, std::vec
                                          "' share memory; register tied tensors once, under one name"};
   }
   bytes_ += bytes;
-  tensors_.push_back({std::move(name), dtype, std::move(shape), static_cast<std::byte*>(data), bytes});
+  tensors_.push_back({std::move(name), dtype, std::move(shape), static_cast<std::byte*>(data), bytes,
+                      checkpoint::Expectation::kWatched});
   return ok();
+}
+
+Status State::expect(const std::string& name, checkpoint::Expectation expectation) {
+  if (sealed_) {
+    return Error{ErrorCode::kMisuse,
+                 "what to expect of tensor '" + name + "' was said after the run had started; say it before"};
+  }
+  for (TensorInfo& tensor : tensors_) {
+    if (tensor.name != name) continue;
+    tensor.expectation = expectation;
+    return ok();
+  }
+  return Error{ErrorCode::kMisuse, "no tensor is named '" + name + "'; register it first"};
 }
 
 void State::seal() { sealed_ = true; }

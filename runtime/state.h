@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/expectation.h"
 #include "runtime/base/bytes.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/dtype.h"
@@ -24,6 +25,7 @@ struct TensorInfo {
   std::vector<int64_t> shape;
   std::byte* data = nullptr;
   uint64_t bytes = 0;
+  checkpoint::Expectation expectation = checkpoint::Expectation::kWatched;
 };
 
 class State {
@@ -31,6 +33,9 @@ class State {
   // Errors: kMisuse for a name used twice or empty, a null or misaligned pointer, memory that another tensor
   // has too, a negative extent, an overflowing product, or after seal().
   Status add_replicated(std::string name, void* data, DType dtype, std::vector<int64_t> shape);
+
+  // Errors: kMisuse: no such tensor, or after seal().
+  Status expect(const std::string& name, checkpoint::Expectation expectation);
 
   // From here on the set of tensors is fixed.
   void seal();

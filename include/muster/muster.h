@@ -148,11 +148,34 @@ MUSTER_API void muster_state_destroy(muster_state* state);
 MUSTER_API muster_status muster_state_replicated(muster_state* state, const char* name, void* data,
                                                  muster_dtype dtype, const int64_t* shape, size_t rank);
 
+/* What the program says of a tensor's bytes from one save to the next. A tensor that should have changed and
+ * did not is told by an event ("stale"), with its name: a program that trains a copy of what it registered
+ * would else save and resume its first values for ever. */
+typedef enum muster_expectation {
+  MUSTER_EXPECT_WATCHED = 0,  /* default: told when it stops changing, or when nothing at all has changed */
+  MUSTER_EXPECT_CONSTANT = 1, /* frozen: told when it changes */
+  MUSTER_EXPECT_CHANGING = 2, /* told whenever it has not changed between two saves of different versions */
+  MUSTER_EXPECT_FREE = 3      /* may do either: never told */
+} muster_expectation;
+
+/* Sets it for a registered tensor, before muster_train. The same on every process. */
+MUSTER_API muster_status muster_state_expect(muster_state* state, const char* name,
+                                             muster_expectation expectation);
+
 /* ---- run
  * --------------------------------------------------------------------------------------------------- */
 
 typedef struct muster_run muster_run;
 typedef struct muster_step muster_step;
+
+/* What may differ between the newest checkpoint and the program that goes on from it; by default nothing
+ * does, and a difference is refused by name. What differed is told by an event. */
+typedef enum muster_restore_rule {
+  MUSTER_RESTORE_MISSING = 1,  /* a tensor that the checkpoint lacks stays as the program has set it */
+  MUSTER_RESTORE_EXTRA = 2,    /* a tensor that only the checkpoint has is not read, and not saved again */
+  MUSTER_RESTORE_RESHAPED = 4, /* as many elements in another shape, in row-major order */
+  MUSTER_RESTORE_CASTS = 8 /* float32, float64, bfloat16 and float16 into each other, rounded to nearest */
+} muster_restore_rule;
 
 typedef struct muster_train_options {
   size_t size;                    /* sizeof(muster_train_options) */
@@ -167,6 +190,10 @@ typedef struct muster_train_options {
   int64_t checkpoint_every;    /* steps between saves; 0: only on notice and at the end */
   int32_t checkpoint_keep;     /* newest verified versions to keep, ≥ 2 */
   double step_timeout_seconds; /* a wait for peers inside one step; 0: 600 */
+  int32_t stale_fails;         /* 1: a periodic save with a stale tensor (muster_expectation) fails, and so do
+                                  later ones until it changes; training goes on, older checkpoints stay.
+                                  A save on notice and the last one are told only */
+  int32_t restore_rules;       /* muster_restore_rule, added up */
 } muster_train_options;
 
 /* Fills in the defaults, so that a program sets only what it means. */

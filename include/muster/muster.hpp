@@ -150,6 +150,10 @@ class State {
     detail::check(
         muster_state_replicated(handle_.get(), name.c_str(), data, dtype, shape.data(), shape.size()));
   }
+  // Of a tensor that is registered already.
+  void expect(const std::string& name, muster_expectation expectation) {
+    detail::check(muster_state_expect(handle_.get(), name.c_str(), expectation));
+  }
   muster_state* handle() const { return handle_.get(); }
 
  private:

@@ -42,7 +42,8 @@ enum class EventKind : uint16_t {
   kSafeToKill = 26,       // version: newest durable, -1: none known here; amount: nanoseconds left, or -1
   kNoticePlan = 27,  // text: what is done with the time left, and why; amount: nanoseconds it needs, or -1
   kPreemptionCost =
-      28,  // subject: steps lost, or -1; version: newest durable; amount: nanoseconds without a step
+      28,       // subject: steps lost, or -1; version: newest durable; amount: nanoseconds without a step
+  kStale = 29,  // version; text: which tensors of the state have not changed, or have, and should not
 };
 
 std::string_view to_string(EventKind kind);

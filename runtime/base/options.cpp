@@ -96,6 +96,9 @@ constexpr Option kOptions[] = {
      "an operation of a communicator that takes longer fails, and says who held it up"},
     {"shared-memory", kSwitch, "1", 0, 0, kVariable,
      "ranks on one node share memory; 0: they use the network too, as on different nodes"},
+    {"link-unchanged", kSwitch, "1", 0, 0, kVariable,
+     "a shard whose bytes did not change becomes a hard link to an earlier one; the newest that are kept "
+     "never share a file"},
     {"module-path", kText, "", 0, 0, kVariable, "folder of libmuster_*.so"},
     {"control-fd", kText, "", 0, 0, kInternal, "the worker's socket to its agent, FD:INODE"},
     {"local-rank", kInteger, "0", 0, 65535, kInternal, "the worker's slot on its node"},

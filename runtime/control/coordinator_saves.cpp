@@ -93,8 +93,9 @@ void Coordinator::State::close_save(uint64_t id, bool durable, const std::string
   event.version = save.version;
   if (durable) {
     event.amount = static_cast<int64_t>(save.bytes);
-    save_speed.add({save.bytes, now - save.opened_at});
-    state_bytes = save.bytes;
+    // One that was mostly links to older files says nothing of how long a full one takes.
+    if (save.bytes >= state_bytes / 2) save_speed.add({save.bytes, now - save.opened_at});
+    state_bytes = std::max(state_bytes, save.bytes);
     newest_durable = std::max(newest_durable, save.version);
   }
   if (save.stop && phase != Phase::kEnded) stop_save_closed(durable, why);

@@ -139,7 +139,7 @@ struct SaveVote {
   bool written = false;
   ByteBuffer record;   // checkpoint's shard record, opaque here
   std::string why;     // when not written
-  uint64_t bytes = 0;  // that it has written
+  uint64_t bytes = 0;  // that it has written; 0 where it has linked an older file
 };
 
 // Answer of the publisher to SavePublish. Publishing never overwrites, so a second publisher is harmless.

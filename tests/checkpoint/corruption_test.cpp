@@ -130,6 +130,36 @@ TEST(Corruption, TruncatedZeroedExtendedOrEmptyFiles) {
   }
 }
 
+// A file with two names has one set of bytes: what hits it is found in both versions.
+TEST(Corruption, DamageToASharedFileIsFoundInEveryVersionThatHasIt) {
+  Disk disk;
+  const WholeState state = state_of(2);
+  auto third = save(disk.files, *disk.folder, state, {3, 13}, {.earlier = &*disk.newest});
+  ASSERT_OK(third);
+  ASSERT_TRUE(third->shares());
+  const auto complaint_of = [&](const Manifest& manifest) {
+    const Status verified = verify_shards(disk.files, disk.folder->save_folder(manifest.id), manifest);
+    return verified.ok() ? "" : verified.error().message;
+  };
+  for (uint32_t p = 0; p < 2; ++p) {
+    const std::string name = shard_file_name(p, third->shards[p].writer_nonce);
+    ByteBuffer& contents = disk.files.contents(disk.folder->save_folder({3, 13}) + "/" + name);
+    for (size_t i = 0; i < contents.size(); i += 1 + i % 97) {
+      contents[i] ^= std::byte{4};
+      ASSERT_THAT(complaint_of(*third), HasSubstr("v000000000003-000000000000000d/" + name)) << "byte " << i;
+      ASSERT_THAT(complaint_of(*disk.newest), HasSubstr("v000000000002-")) << "byte " << i;
+      contents[i] ^= std::byte{4};
+    }
+  }
+  EXPECT_EQ(complaint_of(*third), "");
+  // A manifest that says another save wrote the file is wrong about the identity in it.
+  Manifest forged = *third;
+  forged.shards[0].written_by = {1, 11};
+  EXPECT_THAT(complaint_of(forged), HasSubstr("belongs to another save"));
+  forged.shards[0].written_by = {};
+  EXPECT_THAT(complaint_of(forged), HasSubstr("belongs to another save"));
+}
+
 TEST(Corruption, DeletedFiles) {
   for (size_t i = 0; i < 3; ++i) {
     Disk disk;

@@ -87,6 +87,56 @@ TEST(Crash, SaveIsAllOrNothing) {
   });
 }
 
+// Versions 3 and 4 are links to the files of 1 and 2, which go meanwhile.
+TEST(Crash, LinkedSavesAreAllOrNothing) {
+  const WholeState state = state_of(7);
+  MemoryFiles files;
+  auto folder = Folder::own(files, "ckpt", "a job");
+  ASSERT_OK(folder);
+  const auto first = save(files, *folder, state, {1, 11});
+  const auto second = save(files, *folder, state, {2, 12}, {.parent = {1, 11}});
+  ASSERT_OK(first);
+  ASSERT_OK(second);
+  for (uint64_t v = 1; v <= 2; ++v) ASSERT_OK(folder->mark_verified({v, 10 + v}));
+  const size_t begin = files.log().size();
+  std::vector<size_t> done = {begin};
+  for (uint64_t v = 3; v <= 4; ++v) {
+    ASSERT_OK(save(files, *folder, state, {v, 10 + v},
+                   {.parent = {v - 1, 9 + v}, .earlier = v == 3 ? &*first : &*second}));
+    done.push_back(files.log().size());
+    ASSERT_OK(folder->mark_verified({v, 10 + v}));
+    const auto pruned = folder->prune({.keep_last = 2}, 0);
+    ASSERT_OK(pruned);
+    EXPECT_EQ(pruned->removed.size(), 1U);
+  }
+  const auto links = std::count_if(
+      files.log().begin() + static_cast<ptrdiff_t>(begin), files.log().end(),
+      [](const Op& op) { return op.kind == OpKind::kLink && op.path.find("shard-") != std::string::npos; });
+  EXPECT_EQ(links, 4) << "the test is about links";
+  for (size_t at = begin; at <= files.log().size(); ++at) {
+    for (const Crash& crash : crashes(at)) {
+      const auto disk = MemoryFiles::after_crash(files.log(), at, crash.kind, crash.seed);
+      auto found = Folder::own(*disk, "ckpt", "the next job");
+      ASSERT_OK(found);
+      const auto candidates = found->versions();
+      ASSERT_OK(candidates);
+      // All that count are whole, and the newest is the one that was published or is being published.
+      const auto good = usable(*candidates);
+      ASSERT_FALSE(good.empty()) << "after operation " << at;
+      for (const Candidate& candidate : *candidates) {
+        if (candidate.unusable) continue;
+        ASSERT_EQ(compare_restored(*disk, *found, *candidate.manifest, state, state.specs, 2), "")
+            << to_string(candidate.id) << " after operation " << at << ", kind "
+            << static_cast<int>(crash.kind);
+        ASSERT_OK(verify_shards(*disk, candidate.folder, *candidate.manifest));
+      }
+      const uint64_t least = at < done[1] ? 2 : at < done[2] ? 3 : 4;
+      ASSERT_TRUE(good.front().version == least || good.front().version == least + 1)
+          << good.front().version << " after operation " << at;
+    }
+  }
+}
+
 // The same of a shard in three chunks with memory for two: its writes go in another order than they were
 // begun, and the copier waits for them.
 TEST(Crash, ShardsInSeveralChunksAreAllOrNothing) {

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "checkpoint/elements.h"
 #include "tests/checkpoint/saves.h"
 
 namespace muster::testing {
@@ -117,6 +118,45 @@ TEST(Exchange, ExportsSomeTensorsAndNeverOverwrites) {
             ErrorCode::kMisuse);
   for (const std::string& file : disk.files.all_files())
     EXPECT_THAT(file, ::testing::Not(HasSubstr(".tmp-")));
+}
+
+TEST(Exchange, ExportsCastFloatsAndLeavesTheRest) {
+  Disk disk;
+  WholeState state = WholeState::random({{"w", DType::kFloat32, {3, 1'500'000}, 1},
+                                         {"n", DType::kInt64, {5}},
+                                         {"f8", DType::kFloat8E5M2, {7}},
+                                         {"h", DType::kFloat16, {9}}},
+                                        1);
+  const auto manifest = save(disk.files, *disk.folder, state, {4, 1}, {.participants = 2});
+  ASSERT_OK(manifest);
+  auto reader = disk.reader(*manifest);
+  ASSERT_OK(reader);
+  const auto report = export_safetensors(disk.files, *reader, {}, "ckpt/cast", {}, DType::kBFloat16);
+  ASSERT_OK(report);
+  EXPECT_EQ(report->cast, 2U);
+  auto source = SafetensorsFile::open(disk.files, "ckpt/cast");
+  ASSERT_OK(source);
+  EXPECT_FALSE(source->context()->has_value()) << "no run goes on from rounded values as its own";
+  const auto specs = source->specs();
+  for (size_t i = 0; i < specs.size(); ++i) {
+    size_t t = 0;
+    while (state.specs[t].name != specs[i].name) ++t;
+    ByteBuffer expected = state.tensors[t];
+    if (can_cast(state.specs[t].dtype, DType::kBFloat16)) {
+      EXPECT_EQ(specs[i].dtype, DType::kBFloat16);
+      expected.resize(total_bytes(specs[i]));
+      cast_elements(state.specs[t].dtype, state.tensors[t], DType::kBFloat16, expected);
+    }
+    ByteBuffer read(total_bytes(specs[i]));
+    ASSERT_OK(source->read(static_cast<uint32_t>(i), 0, read));
+    EXPECT_EQ(read, expected) << specs[i].name;
+  }
+  ASSERT_OK(
+      export_safetensors(disk.files, *reader, std::vector<std::string>{"n"}, "ckpt/n", {}, DType::kFloat16));
+  EXPECT_TRUE(SafetensorsFile::open(disk.files, "ckpt/n")->context()->has_value()) << "nothing was cast";
+  const auto refused = export_safetensors(disk.files, *reader, {}, "ckpt/int", {}, DType::kInt8);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_THAT(refused.error().message, HasSubstr("no cast to int8"));
 }
 
 TEST(Exchange, FailedExportLeavesNothing) {

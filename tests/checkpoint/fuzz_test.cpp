@@ -133,7 +133,7 @@ TEST(Fuzz, ShardFiles) {
 
 TEST(Fuzz, Votes) {
   SeededRandom random(4);
-  const ByteBuffer good = encode(ShardRecord{{{7, 9}, 2, 3}, 11, {8192, 4096}, {1, 2}});
+  const ByteBuffer good = encode(ShardRecord{{{7, 9}, 2, 3}, 11, {8192, 4096}, {1, 2}, {6, 8}});
   for (int i = 0; i < rounds(); ++i) {
     ByteBuffer bytes = good;
     bytes[random.below(bytes.size())] ^= static_cast<std::byte>(1 + random.below(255));

@@ -79,11 +79,41 @@ TEST(Manifest, EveryFlippedOrMissingByteIsFound) {
 }
 
 TEST(Manifest, LaterFormatIsAClearSentence) {
-  EXPECT_EQ(
-      refusal_of_edit("\"format_major\":1", "\"format_major\":2"),
-      "M has format version 2.0, and this Muster reads version 1; resume with the Muster that wrote it, or "
-      "a later one");
+  EXPECT_EQ(refusal_of_edit("\"format_major\":1", "\"format_major\":3"),
+            "M has format version 3.0, and this Muster reads versions up to 2; resume with the Muster that "
+            "wrote it, or a later one");
   EXPECT_EQ(refusal_of_edit("\"format_minor\":0", "\"format_minor\":9"), "");
+}
+
+// Readers of version 1 would have called such a shard damaged; so they refuse, in words, and do not fall
+// back.
+TEST(Manifest, ShardsOfEarlierSavesMakeItVersionTwo) {
+  EXPECT_THAT(encode(sample()), HasSubstr("\"format_major\":1"));
+  Manifest manifest = sample();
+  manifest.shards[1].written_by = {150, 0xabc};
+  const std::string text = encode(manifest);
+  EXPECT_THAT(text, HasSubstr("\"format_major\":2"));
+  const auto decoded = decode_manifest(as_bytes(text), "M");
+  ASSERT_OK(decoded);
+  EXPECT_EQ(encode(*decoded), text);
+  EXPECT_TRUE(decoded->shares());
+  EXPECT_EQ(decoded->shards[1].written_by, (VersionId{150, 0xabc}));
+  EXPECT_EQ(decoded->shards[0].written_by, VersionId{});
+  EXPECT_EQ(decoded->shard(1).identity_in_file().id, (VersionId{150, 0xabc}));
+  EXPECT_EQ(decoded->shard(0).identity_in_file().id, manifest.id);
+
+  const std::string body = *without_digest_line(as_bytes(text), "M");
+  const auto edited = [&](const std::string& from, const std::string& to) {
+    std::string changed = body;
+    const size_t at = changed.find(from);
+    EXPECT_NE(at, std::string::npos) << from;
+    return refusal(with_digest_line(changed.replace(at, from.size(), to)));
+  };
+  EXPECT_THAT(edited("\"format_major\":2", "\"format_major\":1"), HasSubstr("another save wrote"));
+  EXPECT_THAT(edited(",150,\"0000000000000abc\"", ",150"), HasSubstr("'shards[1]'"));
+  EXPECT_THAT(edited(",150,\"0000000000000abc\"", ",150,\"0000000000000000\""), HasSubstr("'shards[1]'"));
+  EXPECT_THAT(edited(",150,\"0000000000000abc\"", ",-1,\"0000000000000abc\""), HasSubstr("'shards[1]'"));
+  EXPECT_THAT(edited(",150,\"0000000000000abc\"", ",200,\"fedcba9876543210\""), HasSubstr("twice"));
 }
 
 TEST(Manifest, HostileFieldsAreNamed) {

@@ -297,9 +297,11 @@ struct Platters {
         for (const Op* name_op : unsynced_names[op.path]) name(*name_op);
         unsynced_names[op.path].clear();
         break;
+      case OpKind::kLink:  // a new name, in a folder that may be another one
+        unsynced_names[parent_of(op.target)].push_back(&op);
+        break;
       case OpKind::kCreate:
       case OpKind::kMakeDirectory:
-      case OpKind::kLink:
       case OpKind::kRename:
       case OpKind::kUnlink:
       case OpKind::kRemoveDirectory:

@@ -73,10 +73,21 @@ std::vector<TensorSpec> resplit(std::vector<TensorSpec> specs, SeededRandom& ran
   return specs;
 }
 
+Result<EarlierShard> earlier_shard(FileSystem& files, const Folder& folder, const Manifest& manifest,
+                                   uint32_t participant) {
+  const ShardRecord record = manifest.shard(participant);
+  const std::string path =
+      folder.save_folder(manifest.id) + "/" + shard_file_name(participant, record.writer_nonce);
+  MUSTER_ASSIGN(const ByteBuffer bytes, read_file(files, path, 1 << 30));
+  const auto* entries = reinterpret_cast<const Digest*>(bytes.data() + record.geometry.table_offset());
+  return EarlierShard{record, std::make_shared<const std::vector<Digest>>(
+                                  entries, entries + record.geometry.table_entries())};
+}
+
 namespace {
 
 Result<ShardRecord> save_shard(FileSystem& files, const Folder& folder, const WholeState& state, VersionId id,
-                               const SavePlan& plan, uint32_t participant) {
+                               const SavePlan& plan, uint32_t participant, const Manifest* earlier) {
   const std::vector<ByteBuffer> memory = state.locals(state.specs, participant, plan.participants());
   MUSTER_ASSIGN(auto shape, make_shard_template(plan, participant));
   StageProgress progress;
@@ -85,6 +96,11 @@ Result<ShardRecord> save_shard(FileSystem& files, const Folder& folder, const Wh
   options.write.writer_nonce = 100 + participant;
   options.staging_bytes_max = 1;
   options.folder = [&]() -> Result<std::string> { return folder.save_folder(id); };
+  if (earlier != nullptr) {
+    MUSTER_ASSIGN(options.earlier, earlier_shard(files, folder, *earlier, participant));
+    options.earlier_path = folder.save_folder(earlier->id) + "/" +
+                           shard_file_name(participant, earlier->shards[participant].writer_nonce);
+  }
   MUSTER_ASSIGN(
       const SaveShardReport report,
       save_shard(files, shape, id, read_from({memory.begin(), memory.end()}), buffer, options, progress));
@@ -99,7 +115,7 @@ Result<Manifest> save(FileSystem& files, Folder& folder, const WholeState& state
   MUSTER_TRY(folder.begin_save(id));
   std::vector<ShardRecord> votes;
   for (uint32_t p = options.participants; p-- > 0;) {
-    MUSTER_ASSIGN(votes.emplace_back(), save_shard(files, folder, state, id, plan, p));
+    MUSTER_ASSIGN(votes.emplace_back(), save_shard(files, folder, state, id, plan, p, options.earlier));
   }
   Manifest manifest;
   manifest.id = id;

@@ -39,7 +39,12 @@ struct SaveOptions {
   VersionId parent;
   bool publish = true;
   int64_t saved_at_ms = 0;
+  const Manifest* earlier = nullptr;  // whose shards are linked where they have the same bytes
 };
+
+// What a participant remembers of a save that it made.
+Result<EarlierShard> earlier_shard(FileSystem& files, const Folder& folder, const Manifest& manifest,
+                                   uint32_t participant);
 
 // A whole save: begin, stage, write, vote, publish.
 Result<Manifest> save(FileSystem& files, Folder& folder, const WholeState& state, VersionId id,

@@ -250,6 +250,35 @@ TEST(Store, RetentionWaitsForVerifiedSuccessors) {
   EXPECT_THAT(kept(), ElementsAre(5, 4));
 }
 
+// Damage to a file that two versions share is damage to both: they are one for retention.
+TEST(Store, RetentionCountsVersionsThatShareAFileOnce) {
+  MemoryFiles files;
+  auto folder = Folder::own(files, "ckpt", "a job");
+  ASSERT_OK(folder);
+  const WholeState state = WholeState::random({{"w", DType::kInt8, {8}}}, 1);
+  const auto first = save(files, *folder, state, {1, 11});
+  const auto second = save(files, *folder, state, {2, 12});
+  ASSERT_OK(first);
+  ASSERT_OK(second);
+  ASSERT_OK(save(files, *folder, state, {3, 13}, {.earlier = &*second}));
+  ASSERT_OK(save(files, *folder, state, {4, 14}, {.earlier = &*second}));
+  for (uint64_t v = 1; v <= 4; ++v) ASSERT_OK(folder->mark_verified({v, 10 + v}));
+  const auto kept = [&] {
+    EXPECT_TRUE(folder->prune({.keep_last = 2}, 0).ok());
+    return versions_of(*folder);
+  };
+  EXPECT_THAT(kept(), ElementsAre(4, 3, 2, 1)) << "only 1 does not share the file of 4";
+  ASSERT_OK(save(files, *folder, state, {5, 15}));
+  ASSERT_OK(folder->mark_verified({5, 15}));
+  EXPECT_THAT(kept(), ElementsAre(5, 4));
+  const Status verified =
+      verify_shards(files, folder->save_folder({4, 14}), *folder->versions()->back().manifest);
+  EXPECT_TRUE(verified.ok()) << "its file outlives the version that wrote it";
+  ASSERT_OK(save(files, *folder, state, {6, 16}));
+  ASSERT_OK(folder->mark_verified({6, 16}));
+  EXPECT_THAT(kept(), ElementsAre(6, 5));
+}
+
 TEST(Store, UnfinishedSavesArePrunedWhenNobodyCanBeWriting) {
   MemoryFiles files;
   auto folder = Folder::own(files, "ckpt", "a job");

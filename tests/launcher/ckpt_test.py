@@ -95,6 +95,13 @@ def exchanges(ckpt, folder):
     assert h5py.File(next((folder / "ckpt").glob("v*100-*/index.h5")))["tensors/step"][()] == 7
     ckpt("export", "ckpt@100", "half.safetensors", "--tensor", "half")
     assert list(read_safetensors(folder / "half.safetensors")[0]) == ["half"]
+    cast = ckpt.json("export", "ckpt@100", "cast.safetensors", "--cast", "bfloat16")
+    assert (cast["cast"], cast["became_infinite"]) == (1, 0), cast
+    tensors, metadata = read_safetensors(folder / "cast.safetensors")
+    assert tensors["w"] == ("BF16", [2, 3], b"".join(struct.pack("<f", x)[2:] for x in struct.unpack("<6f", FLOATS))), tensors["w"]
+    assert {name: tensors[name] for name in TENSORS if name != "w"} == {n: t for n, t in TENSORS.items() if n != "w"}
+    assert "muster" not in metadata
+    ckpt("export", "ckpt@100", "int.safetensors", "--cast", "int8", code=78)
     assert "exists" in ckpt("export", "ckpt@100", "out.safetensors", code=1)
 
 

@@ -126,6 +126,10 @@ std::array<float, kCount> train(Misuse& misuse) {
   float late = 0;
   REFUSED(misuse, muster_state_replicated(program.state, "late", &late, MUSTER_FLOAT32, shape, 1),
           "after the run had started");
+  REFUSED(misuse, muster_state_expect(program.state, "w", MUSTER_EXPECT_CHANGING),
+          "after the run had started");
+  REFUSED(misuse, muster_state_expect(program.state, "w", static_cast<muster_expectation>(4)),
+          "unknown expectation 4");
   muster_step* step = nullptr;
   muster_status status = MUSTER_OK;
   while ((status = muster_run_next(program.run, &step)) == MUSTER_OK && step != nullptr) {
@@ -143,13 +147,14 @@ TEST(CApi, MisuseInEveryPhaseOfAStepIsRefusedAndHarmsNothing) {
   EXPECT_NE(quiet[0], 0.0F);
   Misuse all{true};
   EXPECT_EQ(train(all), quiet);
-  EXPECT_EQ(all.seen, 2 + kSteps * 14 + kSteps - 1);
+  EXPECT_EQ(all.seen, 4 + kSteps * 14 + kSteps - 1);
 }
 
 TEST(CApi, NullsAreRefusedEverywhere) {
   EXPECT_EQ(muster_join(nullptr, nullptr), MUSTER_MISUSE);
   EXPECT_THAT(muster_last_error(), HasSubstr("muster_join"));
   EXPECT_EQ(muster_state_create(nullptr, nullptr), MUSTER_MISUSE);
+  EXPECT_EQ(muster_state_expect(nullptr, nullptr, MUSTER_EXPECT_FREE), MUSTER_MISUSE);
   EXPECT_EQ(muster_state_replicated(nullptr, nullptr, nullptr, MUSTER_FLOAT32, nullptr, 0), MUSTER_MISUSE);
   EXPECT_EQ(muster_train(nullptr, nullptr, nullptr, nullptr), MUSTER_MISUSE);
   EXPECT_EQ(muster_run_next(nullptr, nullptr), MUSTER_MISUSE);

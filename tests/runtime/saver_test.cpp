@@ -9,6 +9,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <filesystem>
+#include <fstream>
 #include <thread>
 
 #include "tests/forwarding_files.h"
@@ -61,7 +62,12 @@ class SaverTest : public ::testing::Test {
     ASSERT_NE(mkdtemp(folder_.data()), nullptr);
     ASSERT_TRUE(state_.add_replicated("w", values_, DType::kFloat32, {1024}).ok());
     state_.seal();
-    SaveOptions options;
+    start({});
+  }
+
+  // A saver with these options, and a folder.
+  void start(SaveOptions options) {
+    saver_.reset();
     options.folder = folder_;
     options.keep = 2;
     checkpoint::JobConstants job;
@@ -108,25 +114,34 @@ class SaverTest : public ::testing::Test {
     });
   }
 
-  // Saves `version` up to its publication.
-  void write(Version version) {
+  // Saves `version` up to its publication, or its refusal.
+  SavePublished try_to_write(Version version, bool stop = false, bool last = false) {
     const uint64_t save = 100 + static_cast<uint64_t>(version);
-    saver_->hold(version, false);
+    saver_->hold(version, last);
     SaveOpen open;
     open.save = save;
     open.version = version;
     open.participants = {kSelf};
+    open.stop = stop;
     saver_->open(open, kSelf);
     const auto vote = said<SaveVote>(save);
-    ASSERT_TRUE(vote) << "no vote for version " << version;
-    ASSERT_TRUE(vote->written) << vote->why;
+    if (!vote || !vote->written) return {save, false, vote ? vote->why : "no vote"};
     saver_->publish({save, {vote->record}});
-    const auto published = said<SavePublished>(save);
-    ASSERT_TRUE(published) << "version " << version << " was not published";
-    ASSERT_TRUE(published->published) << published->why;
+    return said<SavePublished>(save).value_or(SavePublished{save, false, "no answer"});
+  }
+  void write(Version version) {
+    values_[version % 1024] += 1;  // a step was made
+    const auto published = try_to_write(version);
+    ASSERT_TRUE(published.published) << "version " << version << ": " << published.why;
   }
 
   void close(Version version) { saver_->closed({100 + static_cast<uint64_t>(version), true, "", version}); }
+
+  bool has(EventKind kind, Version version) {
+    const std::lock_guard lock(mutex_);
+    return std::any_of(events_.begin(), events_.end(),
+                       [&](const Event& e) { return e.kind == kind && e.version == version; });
+  }
 
   // The text of the newest event of this kind; empty: there is none.
   std::string told(EventKind kind) {
@@ -274,6 +289,139 @@ TEST_F(SaverTest, ASaveThatWasClosedBeforeItsVersionCameDoesNotTakeTheNextOnesPl
   saver_->open(open, kSelf);
   saver_->closed({1, false, "a participant was lost", 112});
   write(112);
+}
+
+// What was saved again and again was the state of the first save.
+TEST_F(SaverTest, AStateThatDoesNotChangeIsTold) {
+  ASSERT_TRUE(try_to_write(111).published);
+  ASSERT_TRUE(try_to_write(112).published);
+  EXPECT_TRUE(emitted(EventKind::kStale, 112));
+  EXPECT_THAT(told(EventKind::kStale), ::testing::HasSubstr("no tensor has changed since version 111"));
+  write(113);
+  write(114);
+  EXPECT_FALSE(has(EventKind::kStale, 113) || has(EventKind::kStale, 114));
+}
+
+TEST_F(SaverTest, WhereItIsAskedForAStaleStateFailsItsSaveAndTheLastWordIsSaved) {
+  SaveOptions options;
+  options.stale_fails = true;
+  start(options);
+  ASSERT_TRUE(try_to_write(111).published);
+  const auto refused = try_to_write(112);
+  EXPECT_FALSE(refused.published);
+  EXPECT_THAT(refused.why, ::testing::HasSubstr("may be stale"));
+  EXPECT_EQ(saver_->usable_versions().value().size(), 1U) << "the older one stays";
+  EXPECT_FALSE(try_to_write(113).published) << "it is as stale as before";
+  EXPECT_TRUE(try_to_write(114, true).published) << "on notice";
+  EXPECT_TRUE(try_to_write(115, false, true).published) << "the run's last version";
+  EXPECT_TRUE(has(EventKind::kStale, 114) && has(EventKind::kStale, 115)) << "told all the same";
+  values_[0] += 1;
+  EXPECT_TRUE(try_to_write(116).published);
+}
+
+// A tensor that has stopped is told once, but where it is to fail saves it does so until it changes again.
+TEST_F(SaverTest, AStaleTensorFailsSavesUntilItChangesAgain) {
+  float counter = 0;
+  State state;
+  ASSERT_TRUE(state.add_replicated("w", values_, DType::kFloat32, {1024}).ok());
+  ASSERT_TRUE(state.add_replicated("n", &counter, DType::kFloat32, {}).ok());
+  state.seal();
+  saver_.reset();
+  SaveOptions options;
+  options.folder = folder_;
+  options.stale_fails = true;
+  saver_.emplace(
+      state, options, checkpoint::JobConstants{}, 1,
+      [this](Message message) { note(messages_, std::move(message)); },
+      [this](Event event) { note(events_, std::move(event)); }, files_);
+  const auto step = [&](Version version, bool w_changes) {
+    counter += 1;
+    values_[3] += w_changes ? 1 : 0;
+    return try_to_write(version).published;
+  };
+  EXPECT_TRUE(step(111, true));
+  EXPECT_TRUE(step(112, true));
+  EXPECT_FALSE(step(113, false));
+  EXPECT_THAT(told(EventKind::kStale), ::testing::HasSubstr("tensor 'w' did not change since version 112"));
+  EXPECT_FALSE(step(114, false));
+  EXPECT_TRUE(step(115, true));
+  saver_.reset();  // before its state
+}
+
+// Frozen layers were written again with every save.
+TEST_F(SaverTest, AShardThatDoesNotChangeIsLinkedAndTheNewestTwoNeverShareAFile) {
+  std::map<Version, ino_t> inodes;
+  const auto save_as_it_is = [&](Version version) {
+    ASSERT_TRUE(try_to_write(version).published);
+    close(version);
+    ASSERT_TRUE(emitted(EventKind::kSaveVerified, version));
+    struct stat status = {};
+    ASSERT_EQ(stat(shard_of(version).c_str(), &status), 0);
+    inodes[version] = status.st_ino;
+  };
+  for (Version version = 111; version <= 115; ++version) save_as_it_is(version);
+  EXPECT_NE(inodes[111], inodes[112]);
+  EXPECT_EQ(inodes[113], inodes[111]);
+  EXPECT_EQ(inodes[114], inodes[112]);
+  EXPECT_EQ(inodes[115], inodes[113]);
+  EXPECT_EQ(said<SaveVote>(215)->bytes, 0U) << "nothing was written";
+  values_[1000] = 5;
+  save_as_it_is(116);
+  EXPECT_NE(inodes[116], inodes[114]);
+  EXPECT_NE(inodes[116], inodes[115]);
+  EXPECT_GT(said<SaveVote>(216)->bytes, 0U);
+}
+
+// Damage must not spread from version to version by links.
+TEST_F(SaverTest, AFileThatWasNotFoundWholeIsNotLinkedTo) {
+  for (Version version = 111; version <= 112; ++version) {
+    ASSERT_TRUE(try_to_write(version).published);
+    if (version == 111) std::filesystem::resize_file(shard_of(111), 4096);
+    close(version);
+  }
+  ASSERT_TRUE(emitted(EventKind::kSaveVerified, 112));
+  ASSERT_TRUE(emitted(EventKind::kVersionRejected, 111));
+  ASSERT_TRUE(try_to_write(113).published);
+  EXPECT_GT(said<SaveVote>(213)->bytes, 0U);
+  EXPECT_EQ(std::filesystem::hard_link_count(shard_of(113)), 1U);
+}
+
+TEST_F(SaverTest, LinksCanBeSwitchedOff) {
+  SaveOptions options;
+  options.link_unchanged = false;
+  start(options);
+  for (Version version = 111; version <= 114; ++version) {
+    ASSERT_TRUE(try_to_write(version).published);
+    close(version);
+    ASSERT_TRUE(emitted(EventKind::kSaveVerified, version));
+    EXPECT_GT(said<SaveVote>(100 + static_cast<uint64_t>(version))->bytes, 0U);
+  }
+}
+
+// The first save took the time of its memory's first touch, as did one on notice.
+TEST_F(SaverTest, TheMemoryOfTheFirstSaveIsThereBeforeIt) {
+  constexpr size_t kCount = 12 << 20;  // 48 MiB
+  const auto resident = [] {
+    std::ifstream file("/proc/self/statm");
+    uint64_t all = 0, pages = 0;
+    file >> all >> pages;
+    return pages * 4096;
+  };
+  const std::vector<float> large(kCount, 1.0F);
+  State state;
+  ASSERT_TRUE(state.add_replicated("w", const_cast<float*>(large.data()), DType::kFloat32, {kCount}).ok());
+  state.seal();
+  SaveOptions options;
+  options.folder = folder_;
+  options.every = 10;
+  Saver saver(
+      state, options, {}, 1, [](Message) {}, [](Event) {}, files_);
+  const uint64_t before = resident();
+  saver.prepare(0, 1);
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (resident() < before + 4 * kCount && std::chrono::steady_clock::now() < deadline)
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  EXPECT_GE(resident(), before + 4 * kCount);
 }
 
 TEST_F(SaverTest, AFailedSaveSaysWhyAndHarmsNoOther) {

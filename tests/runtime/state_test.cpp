@@ -30,6 +30,22 @@ TEST(State, RefusesBadTensorsByName) {
   EXPECT_EQ(state.bytes(), sizeof data);
 }
 
+TEST(State, ExpectationsAreOfTensorsThatAreThereBeforeTheStart) {
+  State state;
+  float data[6] = {};
+  ASSERT_TRUE(state.add_replicated("w", data, DType::kFloat32, {6}).ok());
+  const auto message = [&](const std::string& name) {
+    const Status status = state.expect(name, checkpoint::Expectation::kConstant);
+    return status.ok() ? std::string("accepted") : status.error().message;
+  };
+  EXPECT_EQ(state.tensors()[0].expectation, checkpoint::Expectation::kWatched);
+  EXPECT_EQ(message("w"), "accepted");
+  EXPECT_EQ(state.tensors()[0].expectation, checkpoint::Expectation::kConstant);
+  EXPECT_NE(message("v").find("no tensor is named 'v'"), std::string::npos);
+  state.seal();
+  EXPECT_NE(message("w").find("after the run had started"), std::string::npos);
+}
+
 TEST(State, DigestSeesEveryByteAndFingerprintSeesEveryShape) {
   float data[6] = {1, 2, 3, 4, 5, 6};
   State a;
