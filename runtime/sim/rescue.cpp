@@ -7,6 +7,7 @@ namespace muster::sim {
 namespace {
 
 constexpr Duration kConnectTimeout = kSecond;
+constexpr Duration kFirstWord = 4 * kSecond;  // longer than the collector gathers
 constexpr Duration kSaveTimeout = 20 * kSecond;
 
 // A save makes up for what was held in a view (its counter, the version) of `lineage`. One of a newer view
@@ -88,6 +89,12 @@ void World::rescue_next(size_t index) {
   if (to < agents.size() && agents[to]->alive && !agents[to]->finished && !parted) {
     side.uplink = to;
     RescueHello hello{agents[index]->id, agents[index]->name, side.members};
+    after(kFirstWord, [this, index, turn] {
+      agent_event(index, [this, index, turn] {
+        const RescueSide& self = agents[index]->rescue;
+        if (self.turn == turn && !self.joined && !agents[index]->finished) rescue_next(index);
+      });
+    });
     return rescue_link(index, to, true, turn, {0, hello});
   }
   after(parted || random.chance(0.3) ? kConnectTimeout : kMillisecond, [this, index, turn] {

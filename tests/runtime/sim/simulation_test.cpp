@@ -122,7 +122,7 @@ TEST(Simulation, QuietRunHasOneViewAndRepeatsExactly) {
 // Schedules that were taken for breaches of rule 12: of what a rescue must save, and of what it calls saved
 // already.
 TEST(Simulation, RescuesSaveTheNewestVersionOfTheNewestView) {
-  for (const uint64_t seed : {2030956, 2039463, 2045355, 2069861, 2162539, 3021938, 3022245}) {
+  for (const uint64_t seed : {2030956, 2039463, 2045355, 2069861, 2162539, 3021938, 3022245, 3075599}) {
     Options options;
     options.seed = seed;
     EXPECT_EQ(simulate(options).violation, "") << "seed " << seed << "\n" << told(options);
