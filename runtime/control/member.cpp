@@ -229,10 +229,11 @@ void MemberCore::State::on(const RescueAsk&, MemberActions& out) {
   answer_rescue(out);
 }
 
-// A learner's copy is not reported: its source holds the same or a newer version, and knows its history.
+// A learner's copy is not reported, nor that of one which was about to enter its first view: its source holds
+// the same or a newer version, and knows the history under which it is to be saved.
 void MemberCore::State::answer_rescue(MemberActions& out) {
   if (!rescue_asked || update_open || install_open) return;
-  const bool whole = version != kNoVersion && !torn && !lesson;
+  const bool whole = version != kNoVersion && !torn && !lesson && entered.generation.counter != 0;
   if (whole && !digest) return out.push_back(ComputeDigest{version});
   rescue_asked = false;
   RescueReport report;

@@ -20,6 +20,9 @@ bool covers(const SaveRecord& save, const std::pair<uint64_t, Version>& held, co
   return view == held.first || on_branch(save.lineage, save.version, lineage);
 }
 
+// Its copy is no version that a rescue must save.
+bool is_newcomer(const MemberCore& core) { return core.learning() || core.view().generation.counter == 0; }
+
 }  // namespace
 
 size_t World::index_of(NodeId node) const {
@@ -297,7 +300,7 @@ void World::check_rescue(size_t collector, const RescueOver& over) {
     if (held.second == over.version) saved = std::max(saved, held);
     const bool there = process.agent == collector || side.peers.contains(process.agent);
     if (!there || !process.alive || process.evictable || !process.core->frozen()) continue;
-    if (process.writing || process.core->learning() || process.core->version() == kNoVersion) continue;
+    if (process.writing || is_newcomer(*process.core) || process.core->version() == kNoVersion) continue;
     newest = std::max(newest, held);
   }
   expect(saved >= newest || over.version >= newest.second,
@@ -311,7 +314,7 @@ void World::check_saved_before_end(const Agent& agent) {
   for (MemberId id : agent.slots) {
     if (id == 0) continue;
     const Process& process = *processes.at(id);
-    if (!process.alive || process.evictable || process.writing || process.core->learning()) continue;
+    if (!process.alive || process.evictable || process.writing || is_newcomer(*process.core)) continue;
     if (process.core->version() == kNoVersion || process.doing == Process::kLeft) continue;
     const std::pair held{process.state_in.counter, process.core->version()};
     const bool could_not = std::any_of(saves.begin(), saves.end(), [&](const auto& entry) {

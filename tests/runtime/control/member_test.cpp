@@ -291,6 +291,23 @@ TEST_F(MemberTest, ASaveThatIsOffTheBranchIsNotReportedAsOne) {
   EXPECT_EQ(durable(), 1) << "both histories have version 1";
 }
 
+// It holds its teacher's version, and knows no history under which that could be saved.
+TEST_F(MemberTest, OneThatWasAboutToEnterItsFirstViewReportsNothingToARescue) {
+  core = std::make_unique<MemberCore>(100, limits);
+  core->receive(now, Learn{1, Member{200, 2, 0, "b", {}}, view_of(1, 0)});
+  ASSERT_TRUE(core->open_install({}).granted);
+  core->state_installed(now, 5);
+  Install install;
+  install.view = view_of(2, 5);
+  core->receive(now, install);
+  core->receive(now, Agree{gen(2), 1, true, "a loss"});
+  core->digest_ready(5, digest_at(5));
+  core->receive(now, LeaderLink{true, "reset"});
+  const auto reports = sent<RescueReport>(core->receive(now, RescueAsk{}));
+  ASSERT_EQ(reports.size(), 1u);
+  EXPECT_EQ(reports[0].second.version, kNoVersion);
+}
+
 TEST_F(MemberTest, AQuestionIsForgottenWhenTheLeaderIsFound) {
   core->receive(now, LeaderLink{true, "reset"});
   core->receive(now, RescueAsk{});
