@@ -13,9 +13,11 @@ from bench_checkpoint import checkpoint
 from bench_codecs import codecs
 from bench_collectives import collectives
 from bench_preemption import preemption
+from bench_recovery import overhead, recovery
 from bench_scale import scale
 
-BENCHES = {"checkpoint": checkpoint, "codecs": codecs, "collectives": collectives, "preemption": preemption, "scale": scale}
+BENCHES = {"checkpoint": checkpoint, "codecs": codecs, "collectives": collectives, "overhead": overhead, "preemption": preemption,
+           "recovery": recovery, "scale": scale}
 
 
 def processor():

@@ -128,13 +128,13 @@ class Job:
     def ledger(self, launch=None):
         return self.folder / f"ledger-{self.launch if launch is None else launch:03d}"
 
-    def start(self, name, workers, program, nodes="1:8", on_line=None, env=None, extra=(), rdzv=None):
-        """Starts an agent of this job. `program` is the worker's command line."""
+    def start(self, name, workers, program, nodes="1:8", on_line=None, env=None, extra=(), rdzv=None, prefix=()):
+        """Starts an agent of this job. `program` is the worker's command line; `prefix` a command that becomes the agent."""
         self.ledger().mkdir(exist_ok=True)
 
         def command(events):
             return [str(part) for part in (
-                self.muster, "run", "--nnodes", nodes, "--nproc", workers, "--rdzv",
+                *prefix, self.muster, "run", "--nnodes", nodes, "--nproc", workers, "--rdzv",
                 rdzv or f"127.0.0.1:{self.port}",
                 "--secret-file", self.secret, "--node-name", name, "--events", events, *extra, "--", *program)]
 

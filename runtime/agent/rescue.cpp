@@ -27,6 +27,7 @@ struct Rescue::State : std::enable_shared_from_this<Rescue::State> {
         options(std::move(o)),
         callbacks(std::move(c)),
         timer(l, [this] { tick(); }),
+        first_word(l, [this] { try_next(); }),
         waiting(options.waiting_max) {}
 
   void log(const std::string& text) {
@@ -75,8 +76,9 @@ struct Rescue::State : std::enable_shared_from_this<Rescue::State> {
           if (!made.ok()) return try_next();
           uplink = std::move(made).value();
           uplink->start({[this, turn] {
-                           if (turn == turns)
-                             tell_uplink({0, RescueHello{options.node, options.name, members}});
+                           if (turn != turns) return;
+                           first_word.after(options.first_word_timeout);
+                           tell_uplink({0, RescueHello{options.node, options.name, members}});
                          },
                          [this, turn](const Envelope& envelope) {
                            if (turn == turns) from_uplink(envelope);
@@ -96,6 +98,7 @@ struct Rescue::State : std::enable_shared_from_this<Rescue::State> {
       log(uplink->peer() + " does not collect: " + refused->why);
       return try_next();
     }
+    first_word.cancel();
     if (!std::exchange(joined, true)) refuse_waiting("it has joined another agent");
     if (const auto* over = std::get_if<RescueOver>(&envelope.message)) return finish(*over);
     if (envelope.member != 0) callbacks.to_member(envelope);
@@ -104,6 +107,7 @@ struct Rescue::State : std::enable_shared_from_this<Rescue::State> {
   // Handlers of these may be on the stack: they go when they have returned.
   void drop_uplink() {
     ++turns;
+    first_word.cancel();
     if (uplink) loop.post([old = std::shared_ptr<Link>(std::move(uplink))] {});
     uplink.reset();
     if (connector) loop.post([old = std::shared_ptr<Connector>(std::move(connector))] {});
@@ -256,6 +260,7 @@ struct Rescue::State : std::enable_shared_from_this<Rescue::State> {
   RescueOptions options;
   RescueCallbacks callbacks;
   Timer timer;
+  Timer first_word;  // of the agent that this one has come to
   std::unique_ptr<Listener> listener;
   bool active = false;
   bool joined = false;   // another agent collects

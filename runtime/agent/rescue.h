@@ -21,7 +21,10 @@ struct RescueOptions {
   TlsSecret secret;
   control::RescueLimits limits;
   Duration connect_timeout = 2 * kSecond;  // to one agent
-  size_t waiting_max = 128;                // connections that have not said RescueHello
+  // One that says nothing for so long does not collect: it is frozen, or waits for this one, because the
+  // order of joining that it knows is older. Longer than RescueLimits::gather.
+  Duration first_word_timeout = 10 * kSecond;
+  size_t waiting_max = 128;  // connections that have not said RescueHello
 };
 
 struct RescueCallbacks {

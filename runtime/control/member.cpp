@@ -1,6 +1,7 @@
 #include "runtime/control/member.h"
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
 namespace muster::control {
@@ -42,8 +43,9 @@ struct MemberCore::State {
   std::optional<Version> learn_until;
 
   bool is_frozen = false;
-  bool rescue_asked = false;  // and not yet answered
-  Version durable = kNoVersion;
+  bool rescue_asked = false;                    // and not yet answered
+  Version durable = kNoVersion;                 // newest that is saved, on the branch of `entered`
+  std::map<uint64_t, Version> saves_under_way;  // on that branch
   std::optional<LeaveLoop> ended;
 
   Send to_leader(Message message) const { return Send{0, Envelope{id, std::move(message)}}; }
@@ -78,6 +80,7 @@ struct MemberCore::State {
   void on(const End& end, MemberActions& out);
   void on(const LeaderLink& link, MemberActions& out);
   void on(const RescueAsk& ask, MemberActions& out);
+  void forget_saves_off_branch();
   template <typename Other>
   void on(const Other& message, MemberActions& out) {
     out.push_back(Forward{message});
@@ -187,9 +190,17 @@ void MemberCore::State::on(const Go& go, MemberActions& out) {
     hold_none();  // members restore together; what one held is not on the new branch
     torn = false;
   }
+  forget_saves_off_branch();
   install_due = entered.base != kNoVersion && (is_target || torn || version != entered.base);
   if (!install_due && version == entered.base && version != kNoVersion) state_in = entered.generation;
   out.push_back(EnterView{entered, entered.base});
+}
+
+// What was saved of versions beyond the view's base is another history now: a rescue must not count it as its
+// own.
+void MemberCore::State::forget_saves_off_branch() {
+  if (durable > entered.base) durable = kNoVersion;
+  std::erase_if(saves_under_way, [&](const auto& save) { return save.second > entered.base; });
 }
 
 void MemberCore::State::end(int exit_code, std::string why, MemberActions& out) {
@@ -218,10 +229,11 @@ void MemberCore::State::on(const RescueAsk&, MemberActions& out) {
   answer_rescue(out);
 }
 
-// A learner's copy is not reported: its source holds the same or a newer version, and knows its history.
+// A learner's copy is not reported, nor that of one which was about to enter its first view: its source holds
+// the same or a newer version, and knows the history under which it is to be saved.
 void MemberCore::State::answer_rescue(MemberActions& out) {
   if (!rescue_asked || update_open || install_open) return;
-  const bool whole = version != kNoVersion && !torn && !lesson;
+  const bool whole = version != kNoVersion && !torn && !lesson && entered.generation.counter != 0;
   if (whole && !digest) return out.push_back(ComputeDigest{version});
   rescue_asked = false;
   RescueReport report;
@@ -275,11 +287,13 @@ void MemberCore::State::on(const LessonOver& over, MemberActions& out) {
 
 void MemberCore::State::on(const SaveOpen& save, MemberActions& out) {
   if (save.stop) stop_at = save.version;
+  saves_under_way[save.save] = save.version;
   out.push_back(Forward{save});
 }
 
 void MemberCore::State::on(const SaveClosed& closed, MemberActions& out) {
-  if (closed.durable) durable = std::max(durable, closed.version);
+  const bool of_this_branch = saves_under_way.erase(closed.save) > 0;
+  if (closed.durable && of_this_branch) durable = std::max(durable, closed.version);
   out.push_back(Forward{closed});
 }
 
@@ -369,6 +383,7 @@ MemberActions MemberCore::started(Version version, const Digest& digest, Lineage
   const Generation generation = state.entered.generation;
   state.hold(version, generation);
   state.digest = digest;
+  if (!lineage.empty()) state.durable = version;  // it was read from there
   state.entered.base = version;
   state.entered.lineage = lineage;
   state.entered.lineage.push_back({generation, version});

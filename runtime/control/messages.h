@@ -301,7 +301,7 @@ struct RescueReport {
   Version version = kNoVersion;  // kNoVersion: none that could be saved
   Generation installed;          // as in Report
   Digest digest;
-  Version durable = kNoVersion;  // newest version that this member knows to be saved
+  Version durable = kNoVersion;  // newest version that this member knows to be saved on its own branch
 };
 // Collector → agents: nothing more can be saved.
 struct RescueOver {

@@ -469,7 +469,9 @@ void NodeCore::State::decide_restart(uint32_t local_rank, int code, MemberGone& 
     return;
   }
   slot.phase = Slot::kIdle;
-  slot.respawn_at = now + (limits.restart_delay << (slot.deaths.size() - 1));
+  Duration delay = limits.restart_delay;
+  for (size_t i = 1; i < slot.deaths.size() && delay < limits.restart_window; ++i) delay *= 2;
+  slot.respawn_at = now + std::min(delay, std::max(limits.restart_delay, limits.restart_window));
 }
 
 bool NodeCore::State::whole_node_dies_young() const {

@@ -10,9 +10,7 @@ namespace muster::control {
 RescueDecision decide_rescue(const std::vector<std::pair<MemberId, RescueReport>>& reports) {
   RescueDecision decision;
   const RescueReport* best = nullptr;
-  Version durable = kNoVersion;
   for (const auto& [id, report] : reports) {
-    durable = std::max(durable, report.durable);
     if (report.version == kNoVersion) continue;
     const auto newness = [](const RescueReport& r) { return std::tuple(r.installed.counter, r.version); };
     if (best == nullptr || newness(report) > newness(*best)) best = &report;
@@ -22,7 +20,11 @@ RescueDecision decide_rescue(const std::vector<std::pair<MemberId, RescueReport>
     return decision;
   }
   decision.version = best->version;
-  if (durable >= best->version) {
+  // What members of older views know to be saved may be off the newest one's branch.
+  const bool saved = std::any_of(reports.begin(), reports.end(), [&](const auto& entry) {
+    return entry.second.installed == best->installed && entry.second.durable >= best->version;
+  });
+  if (saved) {
     decision.why = "version " + std::to_string(best->version) + " is saved already";
     return decision;
   }

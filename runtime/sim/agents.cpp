@@ -4,6 +4,12 @@
 #include "runtime/sim/world.h"
 
 namespace muster::sim {
+namespace {
+
+constexpr Duration kVanished = 15 * kSecond;
+
+}  // namespace
+
 void World::start() {
   if (!options.shared_store) {
     leads.push_back(std::make_unique<Lead>());
@@ -447,6 +453,8 @@ void World::kill_agent(size_t index, bool silently) {
     if (id != 0) kill_process(id, -SIGKILL);
   }
   agent.rescue.active = false;
+  // Its connections break at once, or, where nothing of it answers any more, by their keepalive.
+  if (silently) after(kVanished, [this, index] { rescue_reset(index); });
   if (!silently) rescue_reset(index);
   if (!silently) return cut_link(index, "connection closed", true);
   agent.connected = false;

@@ -7,7 +7,21 @@ namespace muster::sim {
 namespace {
 
 constexpr Duration kConnectTimeout = kSecond;
+constexpr Duration kFirstWord = 4 * kSecond;  // longer than the collector gathers
 constexpr Duration kSaveTimeout = 20 * kSecond;
+
+// A save makes up for what was held in a view (its counter, the version) of `lineage`. One of a newer view
+// does: what the older one has done since the newer one's base is off its branch. Of an older view it counts
+// where it is on the branch.
+bool covers(const SaveRecord& save, const std::pair<uint64_t, Version>& held, const Lineage& lineage) {
+  const uint64_t view = save.lineage.empty() ? 0 : save.lineage.back().generation.counter;
+  if (view > held.first) return true;
+  if (save.version < held.second) return false;
+  return view == held.first || on_branch(save.lineage, save.version, lineage);
+}
+
+// Its copy is no version that a rescue must save.
+bool is_newcomer(const MemberCore& core) { return core.learning() || core.view().generation.counter == 0; }
 
 }  // namespace
 
@@ -78,6 +92,12 @@ void World::rescue_next(size_t index) {
   if (to < agents.size() && agents[to]->alive && !agents[to]->finished && !parted) {
     side.uplink = to;
     RescueHello hello{agents[index]->id, agents[index]->name, side.members};
+    after(kFirstWord, [this, index, turn] {
+      agent_event(index, [this, index, turn] {
+        const RescueSide& self = agents[index]->rescue;
+        if (self.turn == turn && !self.joined && !agents[index]->finished) rescue_next(index);
+      });
+    });
     return rescue_link(index, to, true, turn, {0, hello});
   }
   after(parted || random.chance(0.3) ? kConnectTimeout : kMillisecond, [this, index, turn] {
@@ -265,33 +285,36 @@ void World::check_rescue_report(const Process& process, const RescueReport& repo
          named(process.id) + " reports a wrong state to the rescue");
 }
 
-// 12: what was saved is the newest of the newest view among those who were asked and could answer.
+// 12: what was saved is the newest of the newest view among those who were asked and could answer. One that a
+// fault has touched may have answered too: then its newer view counts, and a higher number of an older view
+// is off the branch.
 void World::check_rescue(size_t collector, const RescueOver& over) {
   const RescueSide& side = agents[collector]->rescue;
   if (side.excused || corrupted) return;
-  std::pair<uint64_t, Version> newest{0, kNoVersion};
+  using Held = std::pair<uint64_t, Version>;
+  Held newest{0, kNoVersion};
+  Held saved{0, over.version};
   for (MemberId id : side.asked) {
     const Process& process = *processes.at(id);
+    const Held held{process.state_in.counter, process.core->version()};
+    if (held.second == over.version) saved = std::max(saved, held);
     const bool there = process.agent == collector || side.peers.contains(process.agent);
     if (!there || !process.alive || process.evictable || !process.core->frozen()) continue;
-    if (process.writing || process.core->learning() || process.core->version() == kNoVersion) continue;
-    newest = std::max(newest, {process.state_in.counter, process.core->version()});
+    if (process.writing || is_newcomer(*process.core) || process.core->version() == kNoVersion) continue;
+    newest = std::max(newest, held);
   }
-  expect(over.version >= newest.second, "the rescue saved version " + std::to_string(over.version) +
-                                            ", and version " + std::to_string(newest.second) +
-                                            " was among those who were asked: " + over.why);
+  expect(saved >= newest || over.version >= newest.second,
+         "the rescue saved version " + std::to_string(over.version) + ", and version " +
+             std::to_string(newest.second) + " was among those who were asked: " + over.why);
 }
 
 // 12: a node that ends because the leader is lost has had its workers' state saved, or a newer one.
 void World::check_saved_before_end(const Agent& agent) {
   if (!agent.core->without_leader() || agent.connected || corrupted || agent.found_the_end) return;
-  // A collector whose machine vanished is waited for until the deadline: the connection to it stays silent.
-  const std::optional<size_t>& collector = agent.rescue.uplink;
-  if (collector && !agents[*collector]->alive && !agent.rescue.over) return;
   for (MemberId id : agent.slots) {
     if (id == 0) continue;
     const Process& process = *processes.at(id);
-    if (!process.alive || process.evictable || process.writing || process.core->learning()) continue;
+    if (!process.alive || process.evictable || process.writing || is_newcomer(*process.core)) continue;
     if (process.core->version() == kNoVersion || process.doing == Process::kLeft) continue;
     const std::pair held{process.state_in.counter, process.core->version()};
     const bool could_not = std::any_of(saves.begin(), saves.end(), [&](const auto& entry) {
@@ -301,8 +324,7 @@ void World::check_saved_before_end(const Agent& agent) {
     });
     if (could_not) continue;
     const bool saved = std::any_of(folder.begin(), folder.end(), [&](const auto& entry) {
-      const SaveRecord& record = entry.second;
-      return record.version >= held.second;  // by number: of an older view, too
+      return covers(entry.second, held, process.core->view().lineage);
     });
     expect(saved, named(id) + " ends with version " + std::to_string(held.second) + ", which is not saved");
   }

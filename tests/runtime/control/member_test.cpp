@@ -249,6 +249,7 @@ TEST_F(MemberTest, RescueReportWaitsForTheOpenScopeAndTheDigest) {
   EXPECT_TRUE(core->receive(now, RescueAsk{}).empty()) << "its leader lives";
   ASSERT_TRUE(core->open_update(gen(1), 0).granted);
   core->receive(now, LeaderLink{true, "reset"});
+  core->receive(now, SaveOpen{5, 0, {}, {100}});
   core->receive(now, SaveClosed{5, true, "", 0});
   EXPECT_TRUE(core->receive(now, RescueAsk{}).empty());
   const auto digests = all_of_kind<ComputeDigest>(core->update_closed(now));
@@ -261,6 +262,50 @@ TEST_F(MemberTest, RescueReportWaitsForTheOpenScopeAndTheDigest) {
   EXPECT_EQ(reports[0].second.digest, digest_at(1));
   EXPECT_EQ(reports[0].second.durable, 0);
   EXPECT_TRUE(core->digest_ready(1, digest_at(1)).empty()) << "said once";
+}
+
+// PROTOCOL 12, 25: versions 1 and 2 were saved in generation 1; generation 2 begins at version 1.
+TEST_F(MemberTest, ASaveThatIsOffTheBranchIsNotReportedAsOne) {
+  step();
+  core->receive(now, SaveOpen{6, 1, {}, {100}});
+  step();
+  core->receive(now, SaveOpen{7, 2, {}, {100}});
+  core->receive(now, SaveOpen{8, 2, {}, {100}});
+  core->receive(now, SaveClosed{7, true, "", 2});
+  agree(1);
+  core->digest_ready(2, digest_at(2));
+  enter(2, 1, {{200, 100}});
+  ASSERT_TRUE(core->open_install(gen(2)).granted);
+  core->state_installed(now, 1);
+  const auto durable = [&] {
+    core->receive(now, LeaderLink{true, "reset"});
+    auto reports = sent<RescueReport>(core->receive(now, RescueAsk{}));  // at once where the digest is known
+    if (reports.empty()) reports = sent<RescueReport>(core->digest_ready(1, digest_at(1)));
+    core->receive(now, LeaderLink{false, ""});
+    return reports.empty() ? Version{-2} : reports[0].second.durable;
+  };
+  EXPECT_EQ(durable(), kNoVersion) << "version 2 of generation 1 is another history";
+  core->receive(now, SaveClosed{8, true, "", 2});
+  EXPECT_EQ(durable(), kNoVersion) << "also where its save ends later";
+  core->receive(now, SaveClosed{6, true, "", 1});
+  EXPECT_EQ(durable(), 1) << "both histories have version 1";
+}
+
+// It holds its teacher's version, and knows no history under which that could be saved.
+TEST_F(MemberTest, OneThatWasAboutToEnterItsFirstViewReportsNothingToARescue) {
+  core = std::make_unique<MemberCore>(100, limits);
+  core->receive(now, Learn{1, Member{200, 2, 0, "b", {}}, view_of(1, 0)});
+  ASSERT_TRUE(core->open_install({}).granted);
+  core->state_installed(now, 5);
+  Install install;
+  install.view = view_of(2, 5);
+  core->receive(now, install);
+  core->receive(now, Agree{gen(2), 1, true, "a loss"});
+  core->digest_ready(5, digest_at(5));
+  core->receive(now, LeaderLink{true, "reset"});
+  const auto reports = sent<RescueReport>(core->receive(now, RescueAsk{}));
+  ASSERT_EQ(reports.size(), 1u);
+  EXPECT_EQ(reports[0].second.version, kNoVersion);
 }
 
 TEST_F(MemberTest, AQuestionIsForgottenWhenTheLeaderIsFound) {

@@ -44,6 +44,18 @@ TEST_F(NodeTest, DeathIsProvenAndTheSlotIsRestartedAfterACoolDown) {
   EXPECT_EQ(all_of_kind<SpawnWorker>(core->tick(now)).size(), 1u);
 }
 
+TEST_F(NodeTest, TheCoolDownDoublesUpToTheWindow) {
+  limits.restarts_max = 1000;
+  start(1);
+  for (int death = 1; death <= 100; ++death) {
+    core->worker_exited(now, 0, -9);
+    core->worker_spawned(now, 0, 1000);
+  }
+  core->worker_exited(now, 0, -9);
+  EXPECT_TRUE(all_of_kind<SpawnWorker>(core->tick(now + limits.restart_window - kSecond)).empty());
+  EXPECT_EQ(all_of_kind<SpawnWorker>(core->tick(now + limits.restart_window)).size(), 1u);
+}
+
 TEST_F(NodeTest, OrderlyEndIsNotRestarted) {
   start(1);
   hello(0, 50);

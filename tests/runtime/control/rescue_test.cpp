@@ -38,6 +38,14 @@ TEST(DecideRescue, NothingToDo) {
   EXPECT_EQ(decision.version, 11) << "which is saved already";
 }
 
+TEST(DecideRescue, WhatAnOlderViewHasSavedIsNotTheNewestVersion) {
+  RescueReport older = holding(12, 2);
+  older.durable = 12;
+  const auto decision = decide_rescue({{100, holding(11)}, {300, older}});
+  EXPECT_EQ(decision.version, 11);
+  EXPECT_EQ(decision.holders, std::vector<MemberId>{100}) << "version 12 is off the branch, saved or not";
+}
+
 // ---- the machine: node 1 collects, with members 100 and 101; node 2 has 200
 
 class RescueTest : public ::testing::Test {

@@ -119,6 +119,16 @@ TEST(Simulation, QuietRunHasOneViewAndRepeatsExactly) {
   EXPECT_EQ(simulate(options).trace, first.trace);
 }
 
+// Schedules that were taken for breaches of rule 12: of what a rescue must save, and of what it calls saved
+// already.
+TEST(Simulation, RescuesSaveTheNewestVersionOfTheNewestView) {
+  for (const uint64_t seed : {2030956, 2039463, 2045355, 2069861, 2162539, 3021938, 3022245, 3075599}) {
+    Options options;
+    options.seed = seed;
+    EXPECT_EQ(simulate(options).violation, "") << "seed " << seed << "\n" << told(options);
+  }
+}
+
 // The checker of rule 11, which once took these lawful schedules for breaches.
 class Silence : public ::testing::Test {
  protected:

@@ -1,0 +1,372 @@
+"""How long a loss costs: 8 workers on 2 agents, 64 MiB of replicated state of which a step reduces and updates 1 MiB, and
+20 ms of sleep in each step whatever a rank's share of it. From SIGKILL of a worker, or of an agent, to the leader's "view
+ready", and to the first update that the last member of the new view has closed; how long a join makes the others wait.
+Peers: everything killed and started again from a checkpoint; torchrun's elastic restart of a script that does the same
+(MUSTER_BENCH_TORCH names a Python that has torch; without it that row says so).
+
+And, for `overhead`: processor time of the control plane for each step, and the time of a step, beside the same loop with
+MPI_Allreduce."""
+import json
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+STATE_BYTES, UPDATED_BYTES, SLEEP_MS = 64 << 20, 1 << 20, 20
+WORKERS = 4  # of each agent
+KILLS_OF_A_ROUND = 10
+PATIENCE = 60
+FOREVER = 1_000_000_000
+TORCH_SCRIPT = Path(__file__).parent / "recovery_torch.py"
+
+
+def boot_ns():
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def until(condition, what, seconds=PATIENCE):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"after {seconds} s still waiting for {what}")
+        time.sleep(0.002)
+    return value
+
+
+class Lines:
+    """The whole lines of a file that grows, read as they come."""
+
+    def __init__(self, path):
+        self.path, self.offset, self.rest = path, 0, b""
+
+    def read(self):
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                new = file.read()
+        except FileNotFoundError:
+            return []
+        self.offset += len(new)
+        *whole, self.rest = (self.rest + new).split(b"\n")
+        return [line.decode(errors="replace") for line in whole]
+
+
+class Training:
+    """Agents `a` (with the store) and `b`, their events and their workers' lines."""
+
+    def __init__(self, build, program_extra=(), sleep_ms=SLEEP_MS, steps=FOREVER, nodes="1:2"):
+        self.build, self.sleep_ms, self.steps, self.extra = build, sleep_ms, steps, list(program_extra)
+        self.folder = Path(tempfile.mkdtemp(prefix="muster-bench-"))
+        (self.folder / "updates").mkdir()
+        self.secret = self.folder / "secret"
+        self.secret.write_text(secrets.token_hex(32))
+        self.secret.chmod(0o600)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.nodes = nodes
+        self.agents, self.sources, self.updates, self.events, self.count = {}, {}, [], [], 0
+        self.worlds, self.pids = {}, {"a": {}, "b": {}}
+        for name in "ab":
+            self.start(name)
+        self.until_world(2 * WORKERS)
+
+    def start(self, name):
+        self.count += 1
+        events = self.folder / f"events-{self.count}"
+        command = [self.build / "bin" / "muster", "run", "--quiet", "--nnodes", self.nodes, "--nproc", WORKERS, "--rdzv",
+                   f"127.0.0.1:{self.port}", "--secret-file", self.secret, "--node-name", name, "--events", events,
+                   "--form-wait", 1, "--restarts", 1000, "--restart-window", 1, "--restart-delay", 0.2, "--",
+                   self.build / "bin" / "bench_recovery", STATE_BYTES, UPDATED_BYTES, self.sleep_ms, self.steps,
+                   self.folder / "updates", *self.extra]
+        self.pids[name] = {}
+        self.sources[Lines(events)] = name
+        self.agents[name] = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL,
+                                             stderr=subprocess.DEVNULL, start_new_session=True)
+        if name == "a":
+            until(lambda: self.look() or any(event["event"] == "node joined" for event in self.events), "the store")
+
+    def look(self):
+        """Takes in what is new."""
+        for lines, name in self.sources.items():
+            for line in lines.read():
+                event = json.loads(line)
+                self.events.append(event)
+                if event["event"] == "worker started":
+                    self.pids[name][event["subject"]] = event["amount"]
+                elif event["event"] == "worker ended":
+                    self.pids[name].pop(event["subject"], None)
+
+    def read_updates(self):
+        """generation → version → moments of the updates; read at leisure."""
+        found = {}
+        for path in (self.folder / "updates").iterdir():
+            for line in path.read_text(errors="replace").splitlines():
+                words = line.split()
+                if len(words) != 4 or words[0] == "cpu" or words[3] == "0":
+                    continue
+                version, generation, at, world = (int(word) for word in words)
+                found.setdefault(generation, {}).setdefault(version, []).append((at, world))
+        return found
+
+    def newest_version(self):
+        return max((version for versions in self.read_updates().values() for version in versions), default=0)
+
+    def views(self):
+        self.look()
+        return [event for event in self.events if event["event"] == "view ready" and event["from"] == "leader"]
+
+    def until_world(self, size, seconds=PATIENCE):
+        """The newest view has so many members, and has made some steps. Its generation."""
+        def there():
+            views = self.views()
+            if not views:
+                return None
+            generation = views[-1]["generation"]
+            installed = [event for event in self.events if event["event"] == "view installed" and
+                         event["generation"] == generation and event["from"] == "leader"]
+            return generation if installed and installed[-1]["amount"] == size else None
+        generation = until(there, f"a view of {size} members", seconds)
+        time.sleep(0.4)
+        return until(there, f"a view of {size} members", seconds)
+
+    def recovery(self, killed_at, generation, size):
+        """Milliseconds from a kill to the ready view, and to the first update that all of it have closed."""
+        def ready():
+            return [view for view in self.views() if view["generation"] > generation]
+        view = until(ready, "the next view")[0]
+
+        def committed():
+            versions = self.read_updates().get(view["generation"], {})
+            done = [max(at for at, _ in moments) for moments in versions.values() if len(moments) >= size]
+            return min(done, default=None)
+        time.sleep(0.15)  # reading must not take the processor from what is measured
+        done = until(committed, "an update of the next view")
+        return (view["at_ns"] - killed_at) / 1e6, (done - killed_at) / 1e6
+
+    def close(self):
+        for agent in self.agents.values():
+            if agent.poll() is None:
+                os.killpg(agent.pid, signal.SIGKILL)
+                agent.wait(10)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def kill_worker(training, chance):
+    generation = training.until_world(2 * WORKERS)
+    time.sleep(chance.uniform(0, SLEEP_MS / 1000))
+    pids = [pid for name in "ab" for pid in training.pids[name].values()]
+    killed_at = boot_ns()
+    os.kill(chance.choice(pids), signal.SIGKILL)
+    return training.recovery(killed_at, generation, 2 * WORKERS - 1)
+
+
+def kill_agent(training, chance):
+    generation = training.until_world(2 * WORKERS)
+    time.sleep(chance.uniform(0, SLEEP_MS / 1000))
+    killed_at = boot_ns()
+    training.agents["b"].kill()
+    figures = training.recovery(killed_at, generation, WORKERS)
+    training.agents["b"].wait(10)
+    return figures
+
+
+def join_again(training):
+    """The longest time between two updates of the members while node b joins, less the usual time."""
+    before = training.until_world(WORKERS)
+    training.start("b")
+    after = training.until_world(2 * WORKERS)
+    moments = []
+    for generation, versions in training.read_updates().items():
+        if before <= generation <= after:
+            moments += [(version, max(at for at, _ in found)) for version, found in versions.items()]
+    times = [at for _, at in sorted(moments)]
+    gaps = [(later - earlier) / 1e6 for earlier, later in zip(times, times[1:])]
+    return max(gaps) - statistics.median(gaps), statistics.median(gaps)
+
+
+def restart_way(build, folder):
+    """Everything is killed and started again; milliseconds to the first update after it."""
+    extra = [folder / "checkpoints", 25]
+    training = Training(build, extra, nodes="2:2")  # so that nobody waits for more
+    try:
+        until(lambda: training.look() or any(event["event"] == "save durable" for event in training.events), "a save")
+    except BaseException:
+        training.close()
+        raise
+    killed_at = boot_ns()
+    training.close()
+    training = Training(build, extra, nodes="2:2")
+    try:
+        def firsts():
+            return [max(at for at, _ in moments) for versions in training.read_updates().values()
+                    for moments in versions.values() if len(moments) == 2 * WORKERS]
+        return (min(until(firsts, "an update of all")) - killed_at) / 1e6
+    finally:
+        training.close()
+
+
+def torchrun(python, rounds):
+    """Milliseconds from SIGKILL of one of 8 workers to the first step of all 8 after torchrun has restarted them."""
+    folder = Path(tempfile.mkdtemp(prefix="muster-bench-"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    command = [python, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", str(WORKERS), "--max-restarts", "1000",
+               "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--monitor-interval", "0.1", str(TORCH_SCRIPT),
+               str(STATE_BYTES), str(UPDATED_BYTES), str(SLEEP_MS), str(folder)]
+    agents = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
+                               start_new_session=True) for _ in range(2)]
+
+    def steps():
+        found = {}  # start of the processes → step → moments
+        for path in folder.glob("updates-*"):
+            for line in path.read_text().splitlines():
+                restart, version, at, pid = (int(word) for word in line.split())
+                found.setdefault(restart, {}).setdefault(version, []).append((at, pid))
+        return found
+
+    def running(restart):
+        """Processes and moment of the first step that all have made since a restart."""
+        whole = [moments for moments in steps().get(restart, {}).values() if len(moments) == 2 * WORKERS]
+        return min(whole, key=lambda moments: max(moments)[0]) if len(whole) >= 10 else None
+
+    took = []
+    try:
+        for restart in range(rounds):
+            first = until(lambda: running(restart), f"torchrun's start {restart}", 120)
+            killed_at = boot_ns()
+            os.kill(first[0][1], signal.SIGKILL)
+            first = until(lambda: running(restart + 1), f"torchrun's start {restart + 1}", 120)
+            took.append((max(at for at, _ in first) - killed_at) / 1e6)
+    finally:
+        for agent in agents:
+            os.killpg(agent.pid, signal.SIGKILL)
+            agent.wait(10)
+        for pid in {pid for versions in steps().values() for moments in versions.values() for _, pid in moments}:
+            try:  # torchrun gives its workers sessions of their own
+                if str(folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
+            except OSError:
+                pass
+        shutil.rmtree(folder, ignore_errors=True)
+    return took
+
+
+def percentile(values, share):
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def row(case, metric, value, bound=None, peer=None, peer_value=None):
+    return {"bench": "recovery", "case": case, "metric": metric, "unit": "ms", "ours": round(value, 1), "peer": peer,
+            "peer_value": None if peer_value is None else round(peer_value, 1),
+            "ratio": None if peer_value is None else round(peer_value / value, 1), "bound": bound,
+            "of_bound": None if bound is None else round(bound / value, 2)}
+
+
+def recovery(build, rounds):
+    chance = random.Random(1)
+    killed, lost, joins = [], [], []
+    training = Training(build)
+    try:
+        for _ in range(KILLS_OF_A_ROUND * rounds):
+            killed.append(kill_worker(training, chance))
+        for _ in range(2 * rounds):
+            lost.append(kill_agent(training, chance))
+            joins.append(join_again(training))
+    finally:
+        training.close()
+    folder = Path(tempfile.mkdtemp(prefix="muster-bench-"))
+    try:
+        again = statistics.median(restart_way(build, folder) for _ in range(min(rounds, 3)))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    ready, committed = [a for a, _ in killed], [b for _, b in killed]
+    case = f"worker killed, {len(killed)} times"
+    yield row(case, "view ready p50", statistics.median(ready), 25)
+    yield row(case, "view ready p99", percentile(ready, 0.99))
+    yield row(case, "next commit p50", statistics.median(committed), 60, "all started again", again)
+    yield row(case, "next commit p99", percentile(committed, 0.99), 250)
+    if python := os.environ.get("MUSTER_BENCH_TORCH"):
+        yield row(case, "next commit p50", statistics.median(committed), None, "torchrun", statistics.median(torchrun(python, min(rounds, 5))))
+    else:
+        yield row(case, "next commit p50", statistics.median(committed), None, "torchrun: not measured (MUSTER_BENCH_TORCH)")
+    case = f"agent killed, {len(lost)} times"
+    yield row(case, "view ready p50", statistics.median(a for a, _ in lost), 25)
+    yield row(case, "next commit p50", statistics.median(b for _, b in lost), 60)
+    yield row(case, "next commit p99", percentile([b for _, b in lost], 0.99), 250)
+    yield row(f"node joins, {len(joins)} times", "stall of others", statistics.median(a for a, _ in joins),
+              round(statistics.median(b for _, b in joins), 1))
+
+
+STEPS_MEASURED = 300
+
+
+def ticks_of(pid):
+    """Seconds of processor time of one process."""
+    words = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def own_loop(build):
+    """Processor seconds of the control plane and of all for each step, and the median time of a step in milliseconds, of 8
+    workers on 2 agents."""
+    training = Training(build, steps=STEPS_MEASURED)
+    try:
+        # From the first step on; what forming the view took is not a step's.
+        before, began = sum(ticks_of(agent.pid) for agent in training.agents.values()), training.newest_version()
+        after, ended = before, began
+        while training.newest_version() < STEPS_MEASURED - 5:
+            after, ended = sum(ticks_of(agent.pid) for agent in training.agents.values()), training.newest_version()
+            time.sleep(0.2)
+        for agent in training.agents.values():
+            agent.wait(PATIENCE)
+        control = every = 0.0
+        for path in (training.folder / "updates").iterdir():
+            for line in path.read_text().splitlines():
+                if line.startswith("cpu "):
+                    threads, whole, steps = (int(word) for word in line.split()[1:])
+                    control += threads / 1e9 / steps
+                    every += whole / 1e9 / steps
+        of_agents = (after - before) / (ended - began)
+        moments = sorted(max(at for at, _ in found) for versions in training.read_updates().values() for found in versions.values())
+        gaps = [(later - earlier) / 1e6 for earlier, later in zip(moments, moments[1:])]
+        return control + of_agents, every + of_agents, statistics.median(gaps)
+    finally:
+        training.close()
+
+
+def mpi_loop(build):
+    """The median time in milliseconds of a step with MPI_Allreduce, or None where there is no Open MPI."""
+    program = build / "bin" / "bench_overhead_openmpi"
+    if not program.exists():
+        return None
+    done = subprocess.run(["mpirun.openmpi", "--allow-run-as-root", "--oversubscribe", "-np", str(2 * WORKERS), str(program),
+                           str(UPDATED_BYTES), str(SLEEP_MS), str(STEPS_MEASURED)], capture_output=True, text=True, timeout=PATIENCE)
+    return int(done.stdout) / 1e6
+
+
+def overhead(build, rounds):
+    ours, peers = [], []
+    for number in range(rounds):
+        for turn in (0, 1) if number % 2 == 0 else (1, 0):
+            if turn == 0:
+                ours.append(own_loop(build))
+            elif (peer := mpi_loop(build)) is not None:
+                peers.append(peer)
+    control, step = statistics.median(one[0] for one in ours), statistics.median(one[2] for one in ours)
+    bound = 0.005 * SLEEP_MS
+    case = f"{2 * WORKERS} workers on 2 agents, 1 MiB"
+    # With the transport's progress thread (recovery_worker.cpp): a bound from above.
+    yield dict(row(case, "control CPU/worker", control * 1e3 / (2 * WORKERS), bound), bench="overhead",
+               ours=round(control * 1e3 / (2 * WORKERS), 4), of_bound=round(bound / (control * 1e3 / (2 * WORKERS)), 2))
+    peer = statistics.median(peers) if peers else None
+    yield dict(row(case, "step", step, None, "MPI_Allreduce, one host" if peers else "no Open MPI", peer), bench="overhead")

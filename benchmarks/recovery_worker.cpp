@@ -1,0 +1,117 @@
+// A training of which only the recovery matters: a replicated state of which each step reduces and updates
+// the first piece, and a sleep in place of computing, the same for every rank whatever its lanes.
+//
+//   bench_recovery STATE_BYTES UPDATED_BYTES SLEEP_MS STEPS FOLDER [CHECKPOINT_FOLDER EVERY]
+//
+// Each process writes FOLDER/PID: a line "VERSION GENERATION AT_NS WORLD" (CLOCK_BOOTTIME) when it has closed
+// the update that made VERSION, and at the end "cpu CONTROL_NS ALL_NS STEPS": processor time of the threads
+// that serve the control plane, and of all.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <ctime>
+#include <filesystem>
+#include <fstream>
+#include <muster/muster.hpp>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace {
+
+int64_t clock_ns(clockid_t clock) {
+  timespec time{};
+  clock_gettime(clock, &time);
+  return int64_t{time.tv_sec} * 1000000000 + time.tv_nsec;
+}
+
+// Time on the processor of the threads that serve the control plane; the kernel counts it in nanoseconds. The
+// control loop and the transport's progress thread have no name of their own, so what this says is a bound
+// from above.
+int64_t control_ns() {
+  const auto name_of = [](const std::filesystem::path& task) {
+    std::string name;
+    std::getline(std::ifstream(task / "comm"), name);
+    return name;
+  };
+  const std::string main_thread = std::to_string(getpid());
+  const std::string unnamed = name_of("/proc/self/task/" + main_thread);
+  int64_t sum = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task")) {
+    const std::string name = name_of(entry.path());
+    const bool counts = name == unnamed || name == "muster-tick" || name == "muster-events";
+    if (!counts || entry.path().filename() == main_thread) continue;
+    int64_t ns = 0;
+    std::ifstream(entry.path() / "schedstat") >> ns;
+    sum += ns;
+  }
+  return sum;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  if (argc != 6 && argc != 8) return 78;
+  const auto number = [&](int which) { return std::strtoull(argv[which], nullptr, 10); };
+  const size_t count = number(1) / sizeof(float), updated = number(2) / sizeof(float);
+  const auto computing = std::chrono::milliseconds(number(3));
+  std::vector<float> weights(count);
+  for (size_t i = 0; i < count; ++i) weights[i] = static_cast<float>(i % 1000003);
+  std::vector<float> gradient(updated);
+
+  const std::string path = std::string(argv[5]) + "/" + std::to_string(getpid());
+  std::FILE* log = std::fopen(path.c_str(), "w");
+  if (log == nullptr) return 78;
+  muster::Session session;
+  muster::State state(session);
+  state.replicated("weights", weights.data(), {static_cast<int64_t>(count)});
+  muster::TrainOptions options;
+  options.steps = static_cast<int64_t>(number(4));
+  options.microbatches = 8;
+  options.lanes = 8;
+  options.samples_per_microbatch = 1;
+  options.dataset_samples = 1000;
+  if (argc == 8) {
+    options.checkpoint_dir = argv[6];
+    options.checkpoint_every = static_cast<int64_t>(number(7));
+  }
+  muster::Run run(session, state, options);
+  int64_t control_began = -1, all_began = 0, steps_began = 0, steps = 0;
+  while (auto step = run.next()) {
+    // After the first steps: what joining and forming cost is not a step's.
+    if (control_began < 0 && steps == 20) {
+      control_began = control_ns();
+      all_began = clock_ns(CLOCK_PROCESS_CPUTIME_ID);
+      steps_began = steps;
+    }
+    std::fill(gradient.begin(), gradient.end(), 1e-3F);
+    std::this_thread::sleep_for(computing);
+    for (const auto& micro : step.microbatches()) {
+      std::fill(gradient.begin(), gradient.end(), 1e-3F);
+      step.accumulate(micro, gradient);
+    }
+    if (!step.reduce(gradient)) continue;
+    if (auto update = step.update()) {
+      for (size_t i = 0; i < updated; ++i) weights[i] -= gradient[i];
+    }
+    ++steps;
+    const muster_run_info info = run.info();
+    std::fprintf(log, "%lld %llu %lld %d\n", static_cast<long long>(info.version),
+                 static_cast<unsigned long long>(info.generation),
+                 static_cast<long long>(clock_ns(CLOCK_BOOTTIME)), info.learner ? 0 : info.world_size);
+    std::fflush(log);
+  }
+  if (control_began >= 0)
+    std::fprintf(log, "cpu %lld %lld %lld\n", static_cast<long long>(control_ns() - control_began),
+                 static_cast<long long>(clock_ns(CLOCK_PROCESS_CPUTIME_ID) - all_began),
+                 static_cast<long long>(steps - steps_began));
+  std::fclose(log);
+  return run.exit_code();
+} catch (const muster::Failure& failure) {
+  std::fprintf(stderr, "bench_recovery: %s\n", failure.what());
+  return failure.exit_code();
+}

@@ -1,0 +1,355 @@
+#!/usr/bin/env python3
+"""Nodes whose network is cut, deaf on one side, or slow: real agents and trainings, each node in a network namespace of its
+own behind a router that can lose what one side sends to the other, or throttle a node's link.
+
+Whoever keeps the store goes on, the others freeze and end as requeue; where the network comes back in time nobody is
+lost; and the weights are those of an untouched run, bit for bit.
+
+The test makes a sandbox for itself (namespaces for users, mounts, processes and networks) and starts anew inside: when it
+ends, so does everything in it, and nothing of it was ever seen outside.
+"""
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+
+from rig import (MICROBATCHES, REQUEUE, STEP_LINE, Failure, Job, check_ledgers, events_text, gpt, newest_version,
+                 require_clean_checkpoints, require_no_processes, stacks_of, untouched, wait_until, weights_of)
+
+HEARTBEAT_S, SILENCE_S, PARTITION_WAIT_S = 0.2, 3, 5
+HANG_S = 60
+AGENT_OPTIONS = ["--heartbeat", HEARTBEAT_S, "--node-silence", SILENCE_S, "--partition-wait", PARTITION_WAIT_S,
+                 "--worker-silence", 6, "--restart-delay", 0.1, "--form-wait", 0.5, "--rdzv-timeout", 30,
+                 "--frozen-timeout", 20, "--quiet"]
+INSIDE = "NETNS_TEST_IN_SANDBOX"
+ROUTER = "router"
+SLOW_RATE = "4mbit"  # at which a step takes a good part of a second
+
+
+def ip(*words):
+    done = subprocess.run(["ip", *[str(word) for word in words]], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Failure(f"ip {' '.join(str(word) for word in words)}: {done.stderr.strip()}")
+
+
+def enter_sandbox():
+    """Starts this program anew inside; returns an exit code, or the reason why that cannot be."""
+    for tool in ("unshare", "ip", "tc"):
+        if not shutil.which(tool):
+            return f"no {tool} here (Debian: {'util-linux' if tool == 'unshare' else 'iproute2'})"
+    kinds = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if os.geteuid() != 0:
+        kinds.append("--map-root-user")
+    probe = ("mount -t tmpfs none /run && ip link set lo up && ip netns add probe && ip link add one type veth peer two "
+             "netns probe && tc qdisc add dev one root tbf rate 1mbit burst 16kb latency 100ms && "
+             "ip rule add iif one blackhole && ip netns exec probe sh -c 'echo 1 > /proc/sys/net/ipv4/ip_forward'")
+    tried = subprocess.run(["unshare", *kinds, "sh", "-c", probe], capture_output=True, text=True)
+    if tried.returncode != 0:
+        return "the kernel refuses what is needed: " + (tried.stderr.strip().splitlines() or ["no words"])[-1]
+    return subprocess.run(["unshare", *kinds, sys.executable, *sys.argv], env=dict(os.environ, **{INSIDE: "1"})).returncode
+
+
+class Network:
+    """A router, and nodes around it: node NAME has the address 10.77.N.2 on its device `eth`, the router's end is
+    `to-NAME`."""
+
+    def __init__(self, names):
+        self.names, self.rules = list(names), []
+        ip("netns", "add", ROUTER)
+        ip("-n", ROUTER, "link", "set", "lo", "up")
+        subprocess.run(["ip", "netns", "exec", ROUTER, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"], check=True)
+        for number, name in enumerate(self.names):
+            ip("netns", "add", name)
+            ip("link", "add", "eth", "netns", name, "type", "veth", "peer", "name", f"to-{name}", "netns", ROUTER)
+            for space, device, last in ((name, "eth", 2), (ROUTER, f"to-{name}", 1)):
+                ip("-n", space, "addr", "add", f"10.77.{number}.{last}/24", "dev", device)
+                ip("-n", space, "link", "set", device, "up")
+            ip("-n", name, "link", "set", "lo", "up")
+            ip("-n", name, "route", "add", "default", "via", f"10.77.{number}.1")
+
+    def address(self, name):
+        return f"10.77.{self.names.index(name)}.2"
+
+    def lose(self, senders, receivers):
+        """What any of `senders` sends to any of `receivers` is lost from now on, without a word."""
+        for sender in senders:
+            for receiver in receivers:
+                rule = ("from", self.address(sender), "to", self.address(receiver), "blackhole", "priority", 100)
+                ip("-n", ROUTER, "rule", "add", *rule)
+                self.rules.append(rule)
+
+    def cut(self, side, other):
+        self.lose(side, other)
+        self.lose(other, side)
+
+    def heal(self):
+        for rule in self.rules:
+            ip("-n", ROUTER, "rule", "del", *rule)
+        self.rules = []
+
+    def throttle(self, name, rate):
+        """Both ways. The queue is short, so that what waits in it is late by a moment, and the rest lost."""
+        for space, device in ((name, "eth"), (ROUTER, f"to-{name}")):
+            done = subprocess.run(["tc", "-n", space, "qdisc", "add", "dev", device, "root", "tbf", "rate", rate, "burst",
+                                   "16kb", "latency", "300ms"], capture_output=True, text=True)
+            if done.returncode != 0:
+                raise Failure(f"tc: {done.stderr.strip()}")
+
+    def unthrottle(self, name):
+        for space, device in ((name, "eth"), (ROUTER, f"to-{name}")):
+            subprocess.run(["tc", "-n", space, "qdisc", "del", "dev", device, "root"], check=True)
+
+    def close(self):
+        for name in [*self.names, ROUTER]:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+class Run:
+    def __init__(self, options, nodes):
+        self.options, self.steps = options, options.steps
+        self.network = Network(nodes)
+        self.job = Job(options.build, "netns")
+        self.checkpoints, self.summary = self.job.folder / "checkpoints", self.job.folder / "summary.json"
+        self.agents, self.log, self.step, self.moved = {}, [], 0, time.monotonic()
+        self.began = time.monotonic()
+
+    def say(self, text):
+        self.log.append(f"{time.monotonic() - self.began:7.2f} s, step {self.step}: {text}")
+
+    def on_line(self, agent, line):
+        if found := STEP_LINE.search(line):
+            self.step, self.moved = int(found[1]), time.monotonic()
+
+    def start(self, name, nodes):
+        program = gpt(self.job.build, self.steps, "--ledger", self.job.ledger(), "--summary", self.summary,
+                      "--checkpoint-dir", self.checkpoints, "--checkpoint-every", 50)
+        # UCX takes two namespaces of one machine for one host, and would meet the other on the loopback device.
+        self.agents[name] = self.job.start(
+            name, 1, program, nodes, self.on_line, env={"UCX_NET_DEVICES": "eth"}, extra=AGENT_OPTIONS,
+            rdzv=f"{self.network.address(next(iter(self.agents), name))}:{self.job.port}",
+            prefix=["ip", "netns", "exec", name])
+        return self.agents[name]
+
+    def launch(self, names, nodes="1:8"):
+        self.job.new_launch()
+        self.agents, self.step = {}, 0
+        for name in names:
+            agent = self.start(name, nodes)
+            if len(self.agents) == 1:
+                wait_until(lambda: any(event["event"] == "node joined" for event in agent.events()), 30, "the store")
+        wait_until(lambda: self.nodes_in_view() >= set(names), 60, "all nodes in the view")
+
+    def nodes_in_view(self):
+        return {name for name, agent in self.agents.items()
+                if any(event["event"] == "view ready" and event["from"] != "leader" for event in agent.events())}
+
+    def until_step(self, step):
+        def there():
+            if time.monotonic() - self.moved > HANG_S:
+                raise Failure(f"no step for {HANG_S} s; the processes stand at\n{stacks_of(self.job)}")
+            return self.step >= step
+        wait_until(there, 120, f"step {step}")
+
+    def count(self, kind, names=None):
+        """Events of a kind that the leader, or an agent, has told."""
+        return [event for name, agent in self.agents.items() if names is None or name in names
+                for event in agent.events() if event["event"] == kind and not event["from"].startswith("worker")]
+
+    def generation(self):
+        return max((event["generation"] for event in self.count("view ready")), default=0)
+
+    def require_code(self, name, code, seconds=60):
+        if (got := self.agents[name].wait(seconds)) != code:
+            raise Failure(f"node {name} ended with {got}, expected {code}; its last lines:\n" +
+                          "\n".join(self.agents[name].lines[-20:]))
+
+    def require_frozen(self, names, generation):
+        """They have frozen, ended as requeue, and entered no view after `generation`."""
+        for name in names:
+            self.require_code(name, REQUEUE)
+            if not self.count("frozen", [name]):
+                raise Failure(f"node {name} does not say that it froze")
+            entered = [event["generation"] for event in self.agents[name].events() if event["event"] == "view ready"]
+            if max(entered) > generation:
+                raise Failure(f"node {name}, which the store's side had lost, entered generation {max(entered)}")
+        self.say(f"{' and '.join(names)} froze, and ended as requeue")
+
+    def require_nobody_lost(self):
+        """As long as the job went on."""
+        ended = min((event["at_ns"] for event in self.count("job ended")), default=float("inf"))
+        for kind in ("node lost", "member lost", "frozen", "worker ended"):
+            if found := [event for event in self.count(kind) if event["at_ns"] < ended]:
+                raise Failure(f"somebody was lost: {found[0]}")
+
+    def finish(self, reference, names):
+        for name in names:
+            self.require_code(name, 0, 120)
+        require_no_processes(self.job)
+        if (weights := weights_of(self.summary)) != reference["weights"]:
+            raise Failure(f"the weights differ from the untouched run's: {weights}, not {reference['weights']}")
+        ledgers = [self.job.ledger(number) for number in range(1, self.job.launch + 1)]
+        if check_ledgers(ledgers, self.steps, MICROBATCHES) != reference["samples"]:
+            raise Failure("some step had other samples than in the untouched run")
+        require_clean_checkpoints(self.checkpoints, self.steps)
+
+    def close(self, keep=False):
+        self.job.close(keep=keep)
+        self.network.close()
+
+
+def parted(run, reference, side, other, how, after_s=0.0):
+    """`side` has the store. It goes on, not earlier than `after_s`; the others freeze."""
+    run.launch(side + other)
+    run.until_step(run.steps * 0.2)
+    generation = run.generation()
+    how()
+    cut_at = time.monotonic()
+    run.say("the network is cut")
+    wait_until(lambda: run.generation() > generation, 60, "a view of the side that has the store")
+    took = time.monotonic() - cut_at
+    run.say(f"{' and '.join(side)} go on, {took:.2f} s after the cut")
+    if took < after_s:
+        raise Failure(f"more than half of the nodes were given up after {took:.2f} s, before the {after_s} s of the wait")
+    step = run.step
+    run.until_step(step + 5)
+    run.require_frozen(other, generation)
+    run.finish(reference, side)
+
+
+def partition_of_two(run, reference):
+    parted(run, reference, ["a"], ["b"], lambda: run.network.cut(["a"], ["b"]))
+
+
+def even_split(run, reference):
+    parted(run, reference, ["a", "b"], ["c", "d"], lambda: run.network.cut(["a", "b"], ["c", "d"]))
+
+
+def minority_with_store(run, reference):
+    """More than half of the nodes are silent: their return is waited for (rule 11)."""
+    parted(run, reference, ["a"], ["b", "c"], lambda: run.network.cut(["a"], ["b", "c"]), PARTITION_WAIT_S)
+
+
+def deaf(run, reference):
+    """Node b hears nothing any more, and is heard for a while."""
+    parted(run, reference, ["a", "c"], ["b"], lambda: run.network.lose(["a", "c"], ["b"]))
+
+
+def mute(run, reference):
+    """Node b hears all, and nobody hears it."""
+    parted(run, reference, ["a", "c"], ["b"], lambda: run.network.lose(["b"], ["a", "c"]))
+
+
+def heals(run, reference):
+    """The cut is over before anybody is given up: one view from the beginning to the end, so no step is repeated."""
+    run.launch(["a", "b"])
+    run.until_step(run.steps * 0.2)
+    generation = run.generation()
+    for _ in range(2):
+        run.network.cut(["a"], ["b"])
+        time.sleep(SILENCE_S * 0.4)
+        run.network.heal()
+        step = run.step
+        run.until_step(step + 10)
+    run.finish(reference, ["a", "b"])
+    run.require_nobody_lost()
+    if run.generation() != generation:
+        raise Failure(f"the view changed, from generation {generation} to {run.generation()}")
+
+
+def heals_late(run, reference):
+    """More than half of the nodes are silent, and come back before the wait for them is over: all stay members."""
+    run.launch(["a", "b", "c"])
+    run.until_step(run.steps * 0.2)
+    run.network.cut(["a"], ["b", "c"])
+    wait_until(lambda: len(run.count("node lost")) >= 2, 60, "both nodes silent")
+    run.network.heal()
+    run.say("the network is whole again")
+    run.finish(reference, ["a", "b", "c"])
+    if lost := run.count("member lost"):
+        raise Failure(f"somebody was lost: {lost[0]}")
+
+
+def throttled(run, reference):
+    """A slow link makes a slow training, and no loss; also one that joins over it is not given up."""
+    run.launch(["a", "b"])
+    for name in ("b", "c"):
+        run.network.throttle(name, SLOW_RATE)
+    began, step = time.monotonic(), run.step
+    run.until_step(step + run.steps // 10)
+    run.say(f"{(time.monotonic() - began) / (run.step - step):.3f} s a step over {SLOW_RATE}")
+    run.start("c", "1:8")
+    wait_until(lambda: "c" in run.nodes_in_view(), 90, "node c in the view")
+    run.say("c has joined")
+    run.until_step(run.step + 10)
+    for name in ("b", "c"):
+        run.network.unthrottle(name)
+    run.finish(reference, ["a", "b", "c"])
+    run.require_nobody_lost()
+
+
+def too_few(run, reference):
+    """The side with the store has fewer than MIN nodes: it saves and ends as requeue too, and a new launch goes on."""
+    run.launch(["a", "b"], "2:8")
+    run.until_step(run.steps * 0.3)
+    run.network.cut(["a"], ["b"])
+    step = run.step
+    for name in ("b", "a"):
+        run.require_code(name, REQUEUE)
+    if (saved := newest_version(run.checkpoints)) < step:
+        raise Failure(f"the newest save is version {saved}, but step {step} was done")
+    run.network.heal()
+    run.launch(["a", "b"], "2:8")
+    run.finish(reference, ["a", "b"])
+
+
+TESTS = {"partition": (partition_of_two, "ab"), "deaf": (deaf, "abc"), "heals": (heals, "ab"), "mute": (mute, "abc"),
+         "even-split": (even_split, "abcd"), "minority-with-store": (minority_with_store, "abc"),
+         "heals-late": (heals_late, "abc"), "throttled": (throttled, "abc"), "too-few": (too_few, "ab")}
+SHORT = ["partition", "deaf", "heals"]
+
+
+def attempt(options, title, reference):
+    test, nodes = TESTS[title]
+    run = Run(options, nodes)
+    try:
+        test(run, reference)
+        print(f"netns: {title}: ok, {time.monotonic() - run.began:.1f} s", flush=True)
+        if options.verbose:
+            print("\n".join(run.log), flush=True)
+        return True
+    except Exception as problem:  # a defect of the test itself is reported like one of the product
+        text = str(problem) if isinstance(problem, Failure) else traceback.format_exc()
+        print(f"netns: {title}: FAILED: {text}\nwhat was done:\n" + "\n".join(run.log) +
+              f"\nevents:\n{events_text(run.job)}", flush=True)
+        return False
+    finally:
+        run.close(keep=options.keep)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--build", required=True)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--short", action="store_true", help=f"only {', '.join(SHORT)}")
+    parser.add_argument("--only", choices=sorted(TESTS))
+    parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--verbose", action="store_true")
+    options = parser.parse_args()
+    if not os.environ.get(INSIDE):
+        outcome = enter_sandbox()
+        if isinstance(outcome, int):
+            return outcome
+        print(f"netns: skipped: {outcome}")
+        return 77
+    ip("link", "set", "lo", "up")
+    subprocess.run(["mount", "-t", "tmpfs", "none", "/run"], check=True)
+    reference = untouched(options)
+    titles = [options.only] if options.only else SHORT if options.short else list(TESTS)
+    return 0 if all([attempt(options, title, reference) for title in titles]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
