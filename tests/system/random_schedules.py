@@ -9,6 +9,7 @@ must end as requeue, with all saved that they had.
 import argparse
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -21,9 +22,15 @@ from rig import (LANES, MICROBATCHES, REQUEUE, STEP_LINE, Failure, Job, check_le
 WORKER_SILENCE_S, NODE_SILENCE_S, PARTITION_WAIT_S = 4, 6, 3
 NODES = 3
 HANG_S = 90  # without any step; many times what any recovery takes on a busy machine
-AGENT_OPTIONS = ["--worker-silence", WORKER_SILENCE_S, "--node-silence", NODE_SILENCE_S,
-                 "--partition-wait", PARTITION_WAIT_S, "--restart-delay", 0.1, "--restarts", 1000, "--form-wait", 0.5, 
-                 "--rdzv-timeout", 30, "--grace", 60, "--frozen-timeout", 10]
+# What a sanitizer has to say, in the output of agents and workers.
+REPORT = re.compile(r"ERROR: AddressSanitizer|WARNING: ThreadSanitizer|runtime error: ")
+
+
+def agent_options(patience):
+    """`patience` is what an instrumented build is slower by."""
+    return ["--worker-silence", patience * WORKER_SILENCE_S, "--node-silence", patience * NODE_SILENCE_S,
+            "--partition-wait", patience * PARTITION_WAIT_S, "--restart-delay", 0.1, "--restarts", 1000, "--form-wait", 0.5,
+            "--rdzv-timeout", 30 * patience, "--grace", 60 * patience, "--frozen-timeout", 10 * patience]
 
 
 def draw(seed):
@@ -54,11 +61,14 @@ class Schedule:
         self.step, self.moved, self.names, self.base = 0, time.monotonic(), 0, 0
         self.late = False  # something was done to the end: what a worker has then still to do is the next launch's
         self.began = time.monotonic()
+        self.reports = []
 
     def say(self, text):
         self.log.append(f"{time.monotonic() - self.began:7.2f} s, step {self.step}: {text}")
 
     def on_line(self, agent, line):
+        if REPORT.search(line):
+            self.reports.append(line)
         if found := STEP_LINE.search(line):
             self.step, self.moved = int(found[1]), time.monotonic()
 
@@ -67,7 +77,7 @@ class Schedule:
         self.names += 1
         program = gpt(self.job.build, self.steps, "--ledger", self.job.ledger(), "--summary", self.summary,
                       "--checkpoint-dir", self.checkpoints, "--checkpoint-every", 7)
-        agent = self.job.start(name, workers, program, "1:8", self.on_line, extra=[*AGENT_OPTIONS, "--quiet"])
+        agent = self.job.start(name, workers, program, "1:8", self.on_line, extra=[*agent_options(self.options.patience), "--quiet"])
         self.agents.append(agent)
         self.say(f"starts node {name} with {workers} workers (agent {agent.process.pid})")
         return agent
@@ -88,14 +98,14 @@ class Schedule:
 
     def watch(self):
         """Called again and again: fails where something hangs."""
-        if time.monotonic() - self.moved > HANG_S:
-            raise Failure(f"no step for {HANG_S} s; the processes stand at\n{stacks_of(self.job)}")
+        if time.monotonic() - self.moved > (hang := self.options.patience * HANG_S):
+            raise Failure(f"no step for {hang} s; the processes stand at\n{stacks_of(self.job)}")
         for entry in list(self.frozen):
             since, pid, agent = entry
             if not agent.alive() or pid not in agent.worker_pids().values():
                 self.frozen.remove(entry)
-            elif time.monotonic() - since > WORKER_SILENCE_S + 30:
-                raise Failure(f"worker process {pid} of node {agent.name} is frozen for {WORKER_SILENCE_S + 30} s and "
+            elif time.monotonic() - since > (patience := self.options.patience * (WORKER_SILENCE_S + 30)):
+                raise Failure(f"worker process {pid} of node {agent.name} is frozen for {patience} s and "
                               "was not replaced")
 
     def wait_for(self, action):
@@ -178,7 +188,7 @@ class Schedule:
         """Waits for all agents; their exit code. The store's agent decides; the others must agree with it, but for
         those that came too late to join, or were not even told apart from a plain process yet, or had no worker when
         they were told to go while the job was ending."""
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 90 * self.options.patience
         for agent in self.agents:
             while agent.alive():
                 if time.monotonic() > deadline:
@@ -212,6 +222,8 @@ class Schedule:
 
     def check(self, reference):
         require_no_processes(self.job)
+        if self.reports:
+            raise Failure("a sanitizer has something to say: " + self.reports[0])
         if (weights := weights_of(self.summary)) != reference["weights"]:
             raise Failure(f"the weights differ from the untouched run's: {weights}, not {reference['weights']}")
         ledgers = [self.job.ledger(number) for number in range(1, self.job.launch + 1)]
@@ -311,6 +323,7 @@ def main():
     parser.add_argument("--count", type=int, default=4)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=1e9, help="start no further schedule after so long")
+    parser.add_argument("--patience", type=int, default=1, help="of an instrumented build: all deadlines times this")
     parser.add_argument("--store-lost", action="store_true", help="also lose the node with the store, first")
     parser.add_argument("--verbose", action="store_true", help="print what was done in each schedule")
     parser.add_argument("--keep", action="store_true", help="keep all working folders")
