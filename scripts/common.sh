@@ -30,6 +30,8 @@ install_packages() {
 build() {
   local preset=$1 launcher=()
   shift
+  # A cache, where there is one, is shared by all clones: paths count from the top of each.
+  export CCACHE_BASEDIR=$top CCACHE_NOHASHDIR=1
   if command -v ccache >/dev/null; then launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache -DCMAKE_C_COMPILER_LAUNCHER=ccache); fi
   [ -z "${BUILD_CUDA:-}" ] || launcher+=("-DMUSTER_CUDA=$BUILD_CUDA")
   cmake --preset "$preset" "${launcher[@]}" >"build.$preset.log" 2>&1 || { cat "build.$preset.log"; die "configuring preset $preset failed"; }

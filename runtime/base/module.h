@@ -16,9 +16,9 @@ namespace muster {
 enum class ModuleScope : uint8_t { kOwnFirst, kProgramFirst };
 
 // Finds and opens the module and returns its table. Looked for in $MUSTER_MODULE_PATH, then beside the object
-// that holds this code, in its muster/ folder, and in the library folder beside its bin/; never in the current
-// folder. Thread-safe; the second call is cheap.
-// Errors: kEnvironment; the message names the file, what the loader said, and what to install.
+// that holds this code, in its muster/ folder, and in the library folder beside its bin/; never in the
+// current folder. Thread-safe; the second call is cheap. Errors: kEnvironment; the message names the file,
+// what the loader said, and what to install.
 Result<const void*> load_module(const std::string& name, int table_version,
                                 ModuleScope scope = ModuleScope::kOwnFirst);
 

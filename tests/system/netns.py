@@ -243,13 +243,14 @@ def mute(run, reference):
 
 
 def heals(run, reference):
-    """The cut is over before anybody is given up: one view from the beginning to the end, so no step is repeated."""
+    """The cut is over before anybody is given up: one view from the beginning to the end, so no step is repeated. TCP doubles
+    the intervals at which it sends again, so the end of a cut is noticed after up to twice its length."""
     run.launch(["a", "b"])
     run.until_step(run.steps * 0.2)
     generation = run.generation()
     for _ in range(2):
         run.network.cut(["a"], ["b"])
-        time.sleep(SILENCE_S * 0.4)
+        time.sleep(SILENCE_S * 0.25)
         run.network.heal()
         step = run.step
         run.until_step(step + 10)
