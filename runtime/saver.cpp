@@ -83,6 +83,9 @@ Saver::~Saver() {
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
+    // What a process that goes is still writing is for nobody: the others save without it. To finish it would
+    // take the time that its notice leaves.
+    if (save_) save_->progress->cancel();
   }
   verifier_.stop();
   worker_.stop();

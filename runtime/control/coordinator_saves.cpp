@@ -128,13 +128,13 @@ void Coordinator::State::save_messages_lost(const NodeRecord& node) {
   const auto behind_it = [&](MemberId id) { return lives(id) && members.at(id).member.node == node.id; };
   std::vector<uint64_t> failed;
   std::vector<uint64_t> unpublished;
-  for (const auto& [save_id, save] : saves) {
-    const bool vote_missing =
-        !save.all_voted && std::any_of(save.participants.begin(), save.participants.end(), [&](MemberId id) {
-          return behind_it(id) && !save.records.contains(id);
-        });
-    if (vote_missing) failed.push_back(save_id);
-    if (save.all_voted && behind_it(save.publisher)) unpublished.push_back(save_id);
+  for (const auto& entry : saves) {
+    const Save& save = entry.second;
+    const bool vote_missing = std::any_of(
+        save.participants.begin(), save.participants.end(),
+        [&](MemberId id) { return behind_it(id) && !save.all_voted && !save.records.contains(id); });
+    if (vote_missing) failed.push_back(save.id);
+    if (save.all_voted && behind_it(save.publisher)) unpublished.push_back(save.id);
   }
   for (uint64_t save_id : failed)
     close_save(save_id, false, "node " + node.name + " connected anew before all had voted");

@@ -272,7 +272,7 @@ class Notices:
         """Two nodes, both needed; one is told that it goes before a save could be done. It leaves in time and in good order, and the
         other saves the newest version all the same."""
         slow = self.job.folder / "slow-disk"
-        slow.write_text("1.0")  # for each write: a save takes some seconds
+        slow.write_text("0.4")  # for each write: a save takes longer than the time that is left
         self.job.new_launch()
         checkpoints = self.job.folder / "checkpoints-handed-over"
         program = gpt(self.job.build, FOREVER, "--checkpoint-dir", checkpoints, "--checkpoint-every", 300)
@@ -287,7 +287,8 @@ class Notices:
         code, took = leaves.wait(60), time.monotonic() - began
         self.said(stays, "hand over: 1 nodes stay")
         if code != REQUEUE or took > 2.5 or any("stopping at once" in line for line in leaves.lines):
-            raise Failure(f"the node that leaves ended with {code} after {took:.1f} s:\n" + "\n".join(leaves.lines[-20:]))
+            raise Failure(f"the node that leaves ended with {code} after {took:.1f} s:\n" + "\n".join(leaves.lines[-20:]) +
+                          "\nand the one that stays:\n" + "\n".join(stays.lines[-30:]))
         self.said(leaves, "safe to kill", 1)
         if (code := stays.wait(60)) != REQUEUE:
             raise Failure(f"the node that stays ended with {code}")
