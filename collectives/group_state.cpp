@@ -41,6 +41,10 @@ std::optional<Failure> GroupState::failure() {
 }
 
 Result<SharedBuffer> GroupState::allocate(size_t bytes) {
+  constexpr size_t kAddressSpace = size_t{1} << 47;
+  if (bytes >= kAddressSpace)
+    return Error{ErrorCode::kEnvironment,
+                 human_bytes(bytes) + " is more memory than a process can address; check the size"};
   std::shared_ptr<Arena> arena;
   {
     const std::lock_guard lock(core_->mutex());

@@ -153,7 +153,7 @@ Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
   }
   MUSTER_TRY(broadcast_bytes(group, proposals, 0, deadline));
   std::vector<checkpoint::VersionId> ids(proposals.size() / sizeof(checkpoint::VersionId));
-  std::memcpy(ids.data(), proposals.data(), proposals.size());
+  if (!ids.empty()) std::memcpy(ids.data(), proposals.data(), proposals.size());
 
   for (const checkpoint::VersionId& id : ids) {
     const auto mine =
