@@ -4,6 +4,7 @@
 
 #include <gmock/gmock.h>
 
+#include <atomic>
 #include <thread>
 
 #include "tests/checkpoint/saves.h"
@@ -253,7 +254,7 @@ TEST_F(LinkedSave, AFolderThatComesLateIsNotWaitedForBeforeStaging) {
 }
 
 TEST_F(LinkedSave, ASyncThatFailsFailsTheSave) {
-  size_t links = 0;
+  std::atomic<size_t> links = 0;  // by the threads of the save
   files_.refuse = [&](const Op& op) -> std::optional<Error> {
     links += op.kind == OpKind::kLink ? 1 : 0;
     if (op.kind != OpKind::kSyncDirectory || links == 0) return std::nullopt;
