@@ -23,7 +23,7 @@ int main(int argc, char** argv) {
   for (int i = 0; i < steps; ++i) {
     const auto began = std::chrono::steady_clock::now();
     std::fill(gradient.begin(), gradient.end(), 1e-3F);
-    std::this_thread::sleep_for(computing);
+    std::this_thread::sleep_for(computing);  // stands for the computing of a step
     MPI_Allreduce(gradient.data(), reduced.data(), static_cast<int>(count), MPI_FLOAT, MPI_SUM,
                   MPI_COMM_WORLD);
     for (size_t k = 0; k < count; ++k) weights[k] -= reduced[k] / 8;

@@ -89,7 +89,7 @@ int main(int argc, char** argv) try {
       steps_began = steps;
     }
     std::fill(gradient.begin(), gradient.end(), 1e-3F);
-    std::this_thread::sleep_for(computing);
+    std::this_thread::sleep_for(computing);  // stands for the computing of a step
     for (const auto& micro : step.microbatches()) {
       std::fill(gradient.begin(), gradient.end(), 1e-3F);
       step.accumulate(micro, gradient);

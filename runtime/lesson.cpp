@@ -205,8 +205,7 @@ Status Learner::receive(uint64_t item, MutableByteSpan bytes, Duration timeout) 
   const Instant deadline = timeout == kNever ? kNever : now() + timeout;
   const Work work = endpoint_.recv(peer, tag_of(learn_.lesson, item), bytes, deadline);
   while (true) {
-    const Instant until = std::min(deadline, now() + kPoll);
-    if (Status status = work.wait(until); status.ok()) return status;
+    if (Status status = work.wait(now() + kPoll); status.ok()) return status;
     if (work.test()) return work.wait();
     const bool closing = [&] {
       const std::lock_guard lock(mutex_);

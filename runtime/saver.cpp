@@ -323,8 +323,8 @@ Result<checkpoint::Manifest> Saver::publish_now(const Save& save, const control:
     if (record.identity.participant < changes.size()) changes[record.identity.participant] = std::move(said);
   }
   MUSTER_TRY(adopt_shards(manifest, records));
-  MUSTER_TRY(judge(save, manifest, changes));
-  const Status published = folder->publish(manifest);
+  Status published = judge(save, manifest, changes);
+  if (published.ok()) published = folder->publish(manifest);
   if (published.ok()) return manifest;
   // Another publisher may have died before it could say so, or its word was lost: that save stands.
   if (auto versions = folder->versions(); versions.ok()) {

@@ -230,7 +230,9 @@ TEST_F(LinkedSave, AFolderThatComesLateIsNotWaitedForBeforeStaging) {
   SaveShardOptions options;
   options.folder = [&]() -> Result<std::string> {
     const auto deadline = now() + 20 * kSecond;
-    while (!staged && now() < deadline) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    while (!staged && now() < deadline)
+      std::this_thread::sleep_for(
+          std::chrono::milliseconds(1));  // the other thread's work; nothing tells of it
     return folder_->save_folder({2, 12});
   };
   options.staged = [&] { staged = true; };

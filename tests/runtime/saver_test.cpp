@@ -278,6 +278,22 @@ TEST_F(SaverTest, ASaveThatIsPublishedAlreadyIsPublished) {
   EXPECT_TRUE(again->published) << again->why;
 }
 
+// Whatever the staleness guard thinks of it when it sees it again.
+TEST_F(SaverTest, ASaveThatIsPublishedAlreadyDoesNotBecomeStale) {
+  SaveOptions options;
+  options.stale_fails = true;
+  start(options);
+  ASSERT_TRUE(try_to_write(111).published);
+  values_[0] += 1;
+  ASSERT_TRUE(try_to_write(112).published);
+  const auto vote = said<SaveVote>(212);
+  messages_.clear();
+  for (int i = 0; i < 2; ++i) saver_->publish({212, {vote->record}});
+  const auto again = said<SavePublished>(212);
+  ASSERT_TRUE(again);
+  EXPECT_TRUE(again->published) << again->why;
+}
+
 // Opened by a member that was sooner, and closed before this rank came to the version.
 TEST_F(SaverTest, ASaveThatWasClosedBeforeItsVersionCameDoesNotTakeTheNextOnesPlace) {
   saver_->hold(111, false);
@@ -420,7 +436,7 @@ TEST_F(SaverTest, TheMemoryOfTheFirstSaveIsThereBeforeIt) {
   saver.prepare(0, 1);
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
   while (resident() < before + 4 * kCount && std::chrono::steady_clock::now() < deadline)
-    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));  // the kernel's work; nothing tells of it
   EXPECT_GE(resident(), before + 4 * kCount);
 }
 

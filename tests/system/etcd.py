@@ -15,12 +15,10 @@ import time
 import traceback
 import urllib.request
 
-from rig import (MICROBATCHES, REQUEUE, STEP_LINE, Failure, Job, check_ledgers, events_text, gpt, newest_version,
-                 require_clean_checkpoints, require_no_processes, stacks_of, untouched, wait_until, weights_of)
+from rig import REQUEUE, STEP_LINE, Failure, Training, events_text, newest_version, require_no_processes, untouched, wait_until
 from jobs import free_port  # rig has made it findable
 
 LEASE_S, PARTITION_WAIT_S = 3, 4
-HANG_S = 90
 AGENT_OPTIONS = ["--rdzv-lease", LEASE_S, "--worker-silence", 4, "--node-silence", 4, "--partition-wait", PARTITION_WAIT_S,
                  "--restart-delay", 0.1, "--restarts", 1000, "--form-wait", 0.5, "--rdzv-timeout", 30, "--grace", 60,
                  "--frozen-timeout", 60]
@@ -72,27 +70,14 @@ class Etcd:
                 member.wait(10)
 
 
-class Run:
+class Run(Training):
     def __init__(self, options, title):
-        self.options, self.steps = options, options.steps
-        self.job = Job(options.build, "etcd")
+        super().__init__(options, "etcd")
         self.etcd = Etcd(self.job.folder)
-        self.checkpoints, self.summary = self.job.folder / "checkpoints", self.job.folder / "summary.json"
         self.account = self.job.folder / "account.jsonl"
-        self.agents, self.log, self.step, self.moved = {}, [], 0, time.monotonic()
-        self.began = time.monotonic()
-
-    def say(self, text):
-        self.log.append(f"{time.monotonic() - self.began:7.2f} s, step {self.step}: {text}")
-
-    def on_line(self, agent, line):
-        if found := STEP_LINE.search(line):
-            self.step, self.moved = int(found[1]), time.monotonic()
 
     def start(self, name, workers):
-        program = gpt(self.job.build, self.steps, "--ledger", self.job.ledger(), "--summary", self.summary,
-                      "--checkpoint-dir", self.checkpoints, "--checkpoint-every", 50)
-        self.agents[name] = self.job.start(name, workers, program, "1:8", self.on_line,
+        self.agents[name] = self.job.start(name, workers, self.program(50), "1:8", self.on_line,
                                            extra=[*AGENT_OPTIONS, "--account", self.account], rdzv=self.etcd.url())
         return self.agents[name]
 
@@ -103,10 +88,6 @@ class Run:
             self.start(name, count)
         wait_until(lambda: len(self.nodes_in_view()) >= len(workers), 60, "all nodes in the view")
 
-    def nodes_in_view(self):
-        return {agent.name for agent in self.agents.values()
-                if any(event["event"] == "view ready" and event["from"] != "leader" for event in agent.events())}
-
     def leader(self):
         """The living agent that said last that it leads."""
         leads = {}
@@ -115,13 +96,6 @@ class Run:
                 if "leads, as leader" in line and agent.alive():
                     leads[int(line.split("leads, as leader ")[1].split()[0])] = agent
         return leads[max(leads)] if leads else None
-
-    def until_step(self, step):
-        def there():
-            if time.monotonic() - self.moved > HANG_S:
-                raise Failure(f"no step for {HANG_S} s; the processes stand at\n{stacks_of(self.job)}")
-            return self.step >= step
-        wait_until(there, 120, f"step {step}")
 
     def until_others_lead(self, than):
         wait_until(lambda: self.leader() not in (None, than), 30, f"a leader after {than.name}")
@@ -133,12 +107,7 @@ class Run:
 
     def check(self, reference, workers_started=None):
         require_no_processes_but_etcd(self)
-        if (weights := weights_of(self.summary)) != reference["weights"]:
-            raise Failure(f"the weights differ from the untouched run's: {weights}, not {reference['weights']}")
-        ledgers = [self.job.ledger(number) for number in range(1, self.job.launch + 1)]
-        if check_ledgers(ledgers, self.steps, MICROBATCHES) != reference["samples"]:
-            raise Failure("some step had other samples than in the untouched run")
-        require_clean_checkpoints(self.checkpoints, self.steps)
+        self.check_result(reference)
         started = sum(event["event"] == "worker started" for event in self.job.events())
         if workers_started is not None and started != workers_started:
             raise Failure(f"{started} workers were started, not {workers_started}: some started again")

@@ -16,16 +16,15 @@ import sys
 import time
 import traceback
 
-from rig import (MICROBATCHES, REQUEUE, STEP_LINE, Failure, Job, check_ledgers, events_text, gpt, newest_version,
-                 require_clean_checkpoints, require_no_processes, stacks_of, untouched, wait_until, weights_of)
+from rig import REQUEUE, Failure, Training, events_text, newest_version, require_no_processes, untouched, wait_until
 
 HEARTBEAT_S, SILENCE_S, PARTITION_WAIT_S = 0.2, 3, 5
-HANG_S = 60
 AGENT_OPTIONS = ["--heartbeat", HEARTBEAT_S, "--node-silence", SILENCE_S, "--partition-wait", PARTITION_WAIT_S,
                  "--worker-silence", 6, "--restart-delay", 0.1, "--form-wait", 0.5, "--rdzv-timeout", 30,
                  "--frozen-timeout", 20, "--quiet"]
 INSIDE = "NETNS_TEST_IN_SANDBOX"
 ROUTER = "router"
+STEADY_RATE = "30mbit"  # at which a training of 300 steps outlasts two cuts, however fast the machine
 SLOW_RATE = "4mbit"  # at which a step takes a good part of a second
 
 
@@ -107,28 +106,15 @@ class Network:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
-class Run:
+class Run(Training):
     def __init__(self, options, nodes):
-        self.options, self.steps = options, options.steps
         self.network = Network(nodes)
-        self.job = Job(options.build, "netns")
-        self.checkpoints, self.summary = self.job.folder / "checkpoints", self.job.folder / "summary.json"
-        self.agents, self.log, self.step, self.moved = {}, [], 0, time.monotonic()
-        self.began = time.monotonic()
-
-    def say(self, text):
-        self.log.append(f"{time.monotonic() - self.began:7.2f} s, step {self.step}: {text}")
-
-    def on_line(self, agent, line):
-        if found := STEP_LINE.search(line):
-            self.step, self.moved = int(found[1]), time.monotonic()
+        super().__init__(options, "netns")
 
     def start(self, name, nodes):
-        program = gpt(self.job.build, self.steps, "--ledger", self.job.ledger(), "--summary", self.summary,
-                      "--checkpoint-dir", self.checkpoints, "--checkpoint-every", 50)
         # UCX takes two namespaces of one machine for one host, and would meet the other on the loopback device.
         self.agents[name] = self.job.start(
-            name, 1, program, nodes, self.on_line, env={"UCX_NET_DEVICES": "eth"}, extra=AGENT_OPTIONS,
+            name, 1, self.program(50), nodes, self.on_line, env={"UCX_NET_DEVICES": "eth"}, extra=AGENT_OPTIONS,
             rdzv=f"{self.network.address(next(iter(self.agents), name))}:{self.job.port}",
             prefix=["ip", "netns", "exec", name])
         return self.agents[name]
@@ -141,17 +127,6 @@ class Run:
             if len(self.agents) == 1:
                 wait_until(lambda: any(event["event"] == "node joined" for event in agent.events()), 30, "the store")
         wait_until(lambda: self.nodes_in_view() >= set(names), 60, "all nodes in the view")
-
-    def nodes_in_view(self):
-        return {name for name, agent in self.agents.items()
-                if any(event["event"] == "view ready" and event["from"] != "leader" for event in agent.events())}
-
-    def until_step(self, step):
-        def there():
-            if time.monotonic() - self.moved > HANG_S:
-                raise Failure(f"no step for {HANG_S} s; the processes stand at\n{stacks_of(self.job)}")
-            return self.step >= step
-        wait_until(there, 120, f"step {step}")
 
     def count(self, kind, names=None):
         """Events of a kind that the leader, or an agent, has told."""
@@ -188,12 +163,7 @@ class Run:
         for name in names:
             self.require_code(name, 0, 120)
         require_no_processes(self.job)
-        if (weights := weights_of(self.summary)) != reference["weights"]:
-            raise Failure(f"the weights differ from the untouched run's: {weights}, not {reference['weights']}")
-        ledgers = [self.job.ledger(number) for number in range(1, self.job.launch + 1)]
-        if check_ledgers(ledgers, self.steps, MICROBATCHES) != reference["samples"]:
-            raise Failure("some step had other samples than in the untouched run")
-        require_clean_checkpoints(self.checkpoints, self.steps)
+        self.check_result(reference)
 
     def close(self, keep=False):
         self.job.close(keep=keep)
@@ -246,14 +216,17 @@ def heals(run, reference):
     """The cut is over before anybody is given up: one view from the beginning to the end, so no step is repeated. TCP doubles
     the intervals at which it sends again, so the end of a cut is noticed after up to twice its length."""
     run.launch(["a", "b"])
+    run.network.throttle("b", STEADY_RATE)
     run.until_step(run.steps * 0.2)
     generation = run.generation()
+    cut_s = SILENCE_S * 0.25
     for _ in range(2):
         run.network.cut(["a"], ["b"])
-        time.sleep(SILENCE_S * 0.25)
+        time.sleep(cut_s)
         run.network.heal()
         step = run.step
         run.until_step(step + 10)
+        time.sleep(2 * cut_s)  # each connection doubles on its own; a cut before that is over is one long cut to it
     run.finish(reference, ["a", "b"])
     run.require_nobody_lost()
     if run.generation() != generation:

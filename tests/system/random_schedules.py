@@ -15,8 +15,8 @@ import sys
 import time
 import traceback
 
-from rig import (LANES, MICROBATCHES, REQUEUE, STEP_LINE, Failure, Job, check_ledgers, events_text, gpt,
-                 newest_version, require_clean_checkpoints, require_no_processes, stacks_of, untouched, wait_until, weights_of)
+from rig import (LANES, REQUEUE, STEP_LINE, Failure, Job, check_result, events_text, gpt, newest_version,
+                 require_no_processes, stacks_of, untouched, wait_until)
 
 # Long enough that a machine with more processes than cores does not look like a lost node.
 WORKER_SILENCE_S, NODE_SILENCE_S, PARTITION_WAIT_S = 4, 6, 3
@@ -226,12 +226,7 @@ class Schedule:
         require_no_processes(self.job)
         if self.reports:
             raise Failure("a sanitizer has something to say: " + self.reports[0])
-        if (weights := weights_of(self.summary)) != reference["weights"]:
-            raise Failure(f"the weights differ from the untouched run's: {weights}, not {reference['weights']}")
-        ledgers = [self.job.ledger(number) for number in range(1, self.job.launch + 1)]
-        if check_ledgers(ledgers, self.steps, MICROBATCHES) != reference["samples"]:
-            raise Failure("some step had other samples than in the untouched run")
-        require_clean_checkpoints(self.checkpoints, self.steps)
+        check_result(self.job, self.summary, self.checkpoints, self.steps, reference)
 
     def run(self, reference):
         self.launch(self.plan["nodes"], self.plan["workers"])

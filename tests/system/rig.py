@@ -120,6 +120,53 @@ def read_json(path):
     return json.loads(Path(path).read_text())
 
 
+class Training:
+    """Agents, by name, that train the small model together, and how far they have come."""
+    HANG_S = 90  # without any step; many times what any recovery takes on a busy machine
+
+    def __init__(self, options, name):
+        self.options, self.steps = options, options.steps
+        self.job = Job(options.build, name)
+        self.checkpoints, self.summary = self.job.folder / "checkpoints", self.job.folder / "summary.json"
+        self.agents, self.log, self.step, self.moved = {}, [], 0, time.monotonic()
+        self.began = time.monotonic()
+
+    def say(self, text):
+        self.log.append(f"{time.monotonic() - self.began:7.2f} s, step {self.step}: {text}")
+
+    def on_line(self, agent, line):
+        if found := STEP_LINE.search(line):
+            self.step, self.moved = int(found[1]), time.monotonic()
+
+    def program(self, checkpoint_every):
+        return gpt(self.job.build, self.steps, "--ledger", self.job.ledger(), "--summary", self.summary,
+                   "--checkpoint-dir", self.checkpoints, "--checkpoint-every", checkpoint_every)
+
+    def nodes_in_view(self):
+        return {name for name, agent in self.agents.items()
+                if any(event["event"] == "view ready" and event["from"] != "leader" for event in agent.events())}
+
+    def until_step(self, step):
+        def there():
+            if time.monotonic() - self.moved > self.HANG_S:
+                raise Failure(f"no step for {self.HANG_S} s; the processes stand at\n{stacks_of(self.job)}")
+            return self.step >= step
+        wait_until(there, 120, f"step {step}")
+
+    def check_result(self, reference):
+        check_result(self.job, self.summary, self.checkpoints, self.steps, reference)
+
+
+def check_result(job, summary, checkpoints, steps, reference):
+    """The weights and the samples are those of the untouched run, and nothing but saves is in the folder."""
+    if (weights := weights_of(summary)) != reference["weights"]:
+        raise Failure(f"the weights differ from the untouched run's: {weights}, not {reference['weights']}")
+    ledgers = [job.ledger(number) for number in range(1, job.launch + 1)]
+    if check_ledgers(ledgers, steps, MICROBATCHES) != reference["samples"]:
+        raise Failure("some step had other samples than in the untouched run")
+    require_clean_checkpoints(checkpoints, steps)
+
+
 def untouched(options):
     """The run that all others are compared with."""
     job = Job(options.build, "reference")
