@@ -76,8 +76,11 @@ class Round:
         pids = self.agent.worker_pids()
         if pids:
             slot = self.random.choice(sorted(pids))
+            try:
+                os.kill(pids[slot], signal.SIGKILL)
+            except ProcessLookupError:
+                return  # it had saved and ended before
             self.victims.add(slot)
-            os.kill(pids[slot], signal.SIGKILL)
 
     # ---- before the notice
 
