@@ -99,7 +99,8 @@ void Coordinator::State::close_save(uint64_t id, bool durable, const std::string
     newest_durable = std::max(newest_durable, save.version);
   }
   if (save.stop && phase != Phase::kEnded) stop_save_closed(durable, why);
-  if (saves.empty() && last_save_waits && !stop && phase == Phase::kRunning) {
+  // With a loss the view is about to change: the members of the next one ask again, if it has any.
+  if (saves.empty() && last_save_waits && !stop && phase == Phase::kRunning && !losses_pending) {
     open_save(*std::exchange(last_save_waits, std::nullopt), false);
   }
 }

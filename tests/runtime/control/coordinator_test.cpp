@@ -676,6 +676,35 @@ TEST_F(Saving, DeathBeforeTheVoteFailsThatSaveAlone) {
   EXPECT_FALSE(sent<SaveClosed>(last)[0].second.durable);
 }
 
+// A save of nobody is voted by nobody: it stood in the way of all later ones until its deadline, and held up
+// the end.
+TEST_F(Saving, TheLastSaveThatWaitsIsNotOpenedForAViewThatIsLost) {
+  form(1, 1);
+  say(1, 100, SaveDue{leader->view().generation, 10});
+  say(1, 100, SaveDue{leader->view().generation, 20, true});
+  ASSERT_TRUE(sent<SaveOpen>(last).empty()) << "it waits for the one before";
+  gone(1, 100);
+  EXPECT_TRUE(has_event(last, EventKind::kSaveFailed));
+  EXPECT_FALSE(has_event(last, EventKind::kSaveStarted));
+  member_comes(1, 0, 111);
+  tick_at(now + limits.form_wait);
+  ASSERT_EQ(leader->phase(), "running");
+  say(1, 111, SaveDue{leader->view().generation, 10});
+  EXPECT_EQ(sent<SaveOpen>(last).size(), 1u);
+}
+
+TEST_F(Saving, TheLastSaveThatWaitsIsOpenedAnewInTheNextView) {
+  form(2, 1);
+  say(1, 100, SaveDue{leader->view().generation, 10});
+  say(1, 100, SaveDue{leader->view().generation, 20, true});
+  gone(2, 200);
+  EXPECT_FALSE(has_event(last, EventKind::kSaveStarted));
+  report(1, 100, 20);
+  ASSERT_EQ(leader->phase(), "running");
+  say(1, 100, SaveDue{leader->view().generation, 20, true});
+  EXPECT_EQ(sent<SaveOpen>(last).size(), 1u);
+}
+
 // ---- notices
 // -------------------------------------------------------------------------------------------------
 
