@@ -110,13 +110,19 @@ Status check_log_dir(const std::string& folder) {
                 std::strerror(errno == EEXIST ? ENOTDIR : errno) + "; give a folder that can be written");
 }
 
+// Slurm's own name where it has one: that is what its messages, and scontrol, call the node.
+std::string default_node_name() {
+  const char* slurm = getenv("SLURMD_NODENAME");
+  return slurm != nullptr && *slurm != '\0' ? slurm : host_name();
+}
+
 Result<Plan> make_plan(const OptionValues& values, std::vector<std::string> command) {
   Plan plan;
   if (command.empty())
     return misuse("no program given; put it after --, as in: muster run --nproc 4 -- ./train");
   MUSTER_ASSIGN(command[0], find_program(command[0]));
   plan.command = std::move(command);
-  plan.node_name = values.is_set("node-name") ? values.text("node-name") : host_name();
+  plan.node_name = values.is_set("node-name") ? values.text("node-name") : default_node_name();
   plan.secret.job = values.text("job");
   MUSTER_ASSIGN(plan.secret.secret, read_secret(values));
   MUSTER_TRY(check_rendezvous(values, plan));

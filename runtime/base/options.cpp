@@ -32,7 +32,7 @@ constexpr Option kOptions[] = {
     {"secret-fd", kInteger, "-1", -1, 1 << 20, kVariable,
      "inherited descriptor to read the job's secret from"},
     {"log-dir", kText, "", 0, 0, kRun, "folder for one output and one error file per worker"},
-    {"node-name", kText, "", 0, 0, kRun, "this node's name in messages (default: the host's)"},
+    {"node-name", kText, "", 0, 0, kRun, "this node's name in messages (default: Slurm's, or the host's)"},
     {"grace", kSeconds, "30", 0, kDay, kRun,
      "from a signal to the agent until the workers are killed; under Slurm its own deadline"},
     {"finish-grace", kSeconds, "3600", 0, 7 * kDay, kRun,
