@@ -6,6 +6,7 @@
 #include <string>
 
 #include "runtime/base/check.h"
+#include "runtime/base/float_mode.h"
 
 namespace muster {
 namespace {
@@ -179,46 +180,90 @@ Accumulator::Accumulator(AccumulationPlan plan, std::vector<float*> buffers, siz
   MUSTER_CHECK(buffers_.size() >= static_cast<size_t>(plan_.buffers), "too few accumulation buffers");
 }
 
-void Accumulator::reset() { next_ = 0; }
+void Accumulator::reset() {
+  next_ = 0;
+  added_.clear();
+  added_elements_ = 0;
+}
 
 int Accumulator::next_microbatch() const { return complete() ? -1 : plan_.steps[next_].microbatch; }
 
 Status Accumulator::add(int microbatch, std::span<const float> gradient) {
-  return add(microbatch, std::span<const std::span<const float>>(&gradient, 1));
-}
-
-Status Accumulator::add(int microbatch, std::span<const std::span<const float>> pieces) {
-  size_t total = 0;
-  for (const auto& piece : pieces) total += piece.size();
-  if (total != count_) {
+  if (gradient.size() != count_) {
     return Error{ErrorCode::kMisuse, "the gradient of microbatch " + std::to_string(microbatch) + " has " +
-                                         std::to_string(total) + " elements, expected " +
+                                         std::to_string(gradient.size()) + " elements, expected " +
                                          std::to_string(count_)};
   }
+  return add(microbatch, 0, gradient);
+}
+
+Status Accumulator::add(int microbatch, size_t begin, std::span<const float> piece) {
+  const size_t size = piece.size();
   if (complete() || plan_.steps[next_].microbatch != microbatch) {
     const std::string expected = complete() ? "none" : std::to_string(plan_.steps[next_].microbatch);
     return Error{ErrorCode::kMisuse, "microbatch " + std::to_string(microbatch) + " was added where " +
                                          expected +
                                          " comes next; add each of the step's microbatches once, in order"};
   }
-  const AccumulationStep& step = plan_.steps[next_++];
-  float* target = buffers_[step.target];
-  for (const auto& piece : pieces) {
-    if (step.adds) {
-      add_into(target, piece.data(), piece.size());
-    } else if (!piece.empty()) {
-      std::memcpy(target, piece.data(), piece.size_bytes());
-    }
-    target += piece.size();
+  if (begin > count_ || size > count_ - begin || !mark_added(begin, begin + size)) {
+    return Error{ErrorCode::kMisuse,
+                 "elements [" + std::to_string(begin) + ", " + std::to_string(begin + size) +
+                     ") of the gradient of microbatch " + std::to_string(microbatch) +
+                     " were added, which is beyond its " + std::to_string(count_) +
+                     " elements or holds some that were added before; add each element once"};
   }
-  for (const auto& merge : step.merges) add_into(buffers_[merge.target], buffers_[merge.source], count_);
+  const DefaultFloatMode mode;
+  const AccumulationStep& step = plan_.steps[next_];
+  float* target = buffers_[step.target] + begin;
+  if (step.adds) {
+    add_into(target, piece.data(), size);
+  } else if (size > 0) {
+    std::memcpy(target, piece.data(), piece.size_bytes());
+  }
+  for (const auto& merge : step.merges)
+    add_into(buffers_[merge.target] + begin, buffers_[merge.source] + begin, size);
+  if (added_elements_ == count_) {
+    ++next_;
+    added_.clear();
+    added_elements_ = 0;
+  }
   return ok();
 }
 
-std::vector<const float*> Accumulator::partials() const {
-  MUSTER_CHECK(complete(), "partials() before the last microbatch of the step");
+// False where some of it is there already. Neighbours become one, so an ordered pass keeps one interval.
+bool Accumulator::mark_added(size_t begin, size_t end) {
+  if (begin == end) return true;
+  auto after = added_.lower_bound(begin);
+  if (after != added_.end() && after->first < end) return false;
+  if (after != added_.begin()) {
+    const auto before = std::prev(after);
+    if (before->second > begin) return false;
+    if (before->second == begin) {
+      begin = before->first;
+      added_elements_ -= before->second - before->first;
+      added_.erase(before);
+    }
+  }
+  if (after != added_.end() && after->first == end) {
+    end = after->second;
+    added_elements_ -= after->second - after->first;
+    added_.erase(after);
+  }
+  added_.emplace(begin, end);
+  added_elements_ += end - begin;
+  return true;
+}
+
+bool Accumulator::covers(size_t begin, size_t end) const {
+  if (complete() || begin == end) return true;
+  if (next_ + 1 != plan_.steps.size()) return false;
+  auto after = added_.upper_bound(begin);
+  return after != added_.begin() && std::prev(after)->second >= end;
+}
+
+std::vector<const float*> Accumulator::partials(size_t begin) const {
   std::vector<const float*> partials;
-  for (int buffer : plan_.results) partials.push_back(buffers_[buffer]);
+  for (int buffer : plan_.results) partials.push_back(buffers_[buffer] + begin);
   return partials;
 }
 

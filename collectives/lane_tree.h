@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <span>
 #include <vector>
 
@@ -79,22 +80,32 @@ class Accumulator {
   // Forgets what was added: the step is repeated, or the next one begins.
   void reset();
 
-  // Adds the gradient of `microbatch`, given as pieces that together are `count` long.
-  // Errors: kMisuse where microbatches come out of order, twice, or in another size; nothing is added then.
-  Status add(int microbatch, std::span<const std::span<const float>> pieces);
+  // Adds elements [begin, begin + piece.size()) of the gradient of `microbatch`. A microbatch may come in any
+  // number of pieces and in any order of them; the next one may come once all its elements are there.
+  // Errors: kMisuse where microbatches come out of order, an element twice, or beyond the end; nothing is
+  // added then.
+  Status add(int microbatch, size_t begin, std::span<const float> piece);
+  // All of it at once. Errors: kMisuse also for another size.
   Status add(int microbatch, std::span<const float> gradient);
 
   bool complete() const { return next_ == plan_.steps.size(); }
   int next_microbatch() const;  // −1 when complete
 
-  // One per aligned node. REQUIRES: complete().
-  std::vector<const float*> partials() const;
+  // Every microbatch's gradient of elements [begin, end) is in.
+  bool covers(size_t begin, size_t end) const;
+
+  // One per aligned node, each from element `begin` on. What covers() is final.
+  std::vector<const float*> partials(size_t begin = 0) const;
 
  private:
+  bool mark_added(size_t begin, size_t end);
+
   AccumulationPlan plan_;
   std::vector<float*> buffers_;
   size_t count_;
   size_t next_ = 0;
+  std::map<size_t, size_t> added_;  // of the next microbatch: begin → end, apart from each other
+  size_t added_elements_ = 0;
 };
 
 }  // namespace muster

@@ -19,6 +19,7 @@
 
 #include "collectives/small_floats.h"
 #include "runtime/base/check.h"
+#include "runtime/base/float_mode.h"
 
 #if defined(__x86_64__)
 #include <emmintrin.h>
@@ -332,6 +333,7 @@ void fold(const FoldTask& task) {
       if (target != task.sources[0]) std::memmove(target, task.sources[0], task.count * size_of(task.dtype));
     return;
   }
+  const DefaultFloatMode mode;
   loops().fold(task);
   if (task.streaming != 0) end_streaming();
 }
@@ -345,6 +347,7 @@ void fold_tree(const CombinePlan& plan, float scale, std::span<std::byte* const>
                std::span<const std::byte* const> leaves, size_t count) {
   MUSTER_CHECK(leaves.size() == static_cast<size_t>(plan.leaves),
                "fold_tree() with another number of leaves");
+  const DefaultFloatMode mode;
   loops().fold_tree(plan, scale, targets, streaming, leaves, count);
   if (streaming != 0) end_streaming();
 }

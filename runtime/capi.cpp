@@ -205,6 +205,7 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
       train.save.keep_younger_ms = values->duration("keep-younger") / muster::kMillisecond;
     }
     if (known.step_timeout_seconds > 0) train.step_timeout = from_seconds(known.step_timeout_seconds);
+    if (known.bucket_bytes > 0) train.bucket_bytes = known.bucket_bytes;
     auto started = muster::Run::start(*session->session, state->state, std::move(train));
     if (started.ok()) {
       *run = new muster_run{std::move(*started), {}};
@@ -283,6 +284,16 @@ muster_status muster_step_accumulate(muster_step* step, const muster_microbatch*
     if (step == nullptr || microbatch == nullptr || gradients == nullptr)
       return null_argument("muster_step_accumulate");
     return to_c(step->run->accumulate(microbatch->index, gradients_of(gradients, spans)));
+  });
+}
+
+muster_status muster_step_accumulate_part(muster_step* step, const muster_microbatch* microbatch,
+                                          const muster_span* gradients, size_t spans, size_t begin,
+                                          size_t end) {
+  return guarded([&] {
+    if (step == nullptr || microbatch == nullptr || gradients == nullptr)
+      return null_argument("muster_step_accumulate_part");
+    return to_c(step->run->accumulate_part(microbatch->index, gradients_of(gradients, spans), begin, end));
   });
 }
 

@@ -69,6 +69,23 @@ size_t total(const Gradients& gradients) {
   return count;
 }
 
+// What lies within elements [begin, end) of the gradients, piece by piece; one empty part where nothing does.
+struct Part {
+  size_t begin;
+  std::span<float> values;
+};
+std::vector<Part> parts_of(const Gradients& gradients, size_t begin, size_t end) {
+  std::vector<Part> parts;
+  size_t offset = 0;
+  for (const auto& piece : gradients) {
+    const size_t from = std::max(begin, offset), to = std::min(end, offset + piece.size());
+    if (from < to) parts.push_back({from, piece.subspan(from - offset, to - from)});
+    offset += piece.size();
+  }
+  if (parts.empty()) parts.push_back({begin, {}});
+  return parts;
+}
+
 void scatter(std::span<const float> source, const Gradients& target) {
   size_t offset = 0;
   for (const auto& piece : target) {
@@ -168,7 +185,7 @@ Result<bool> Run::next() {
     save_if_due();
     if (waits_for_end(lock)) continue;
     step_version_ = core_.version();
-    prepare_step();
+    prepare_step(lock);
     return true;
   }
 }
@@ -191,7 +208,7 @@ bool Run::entered_new_view(Lock& lock) {
   leaving_said_ = false;
   std::unique_ptr<Learner> graduated = std::move(learner_);
   assignment_ = assign_lanes(options_.lanes, static_cast<int>(view_.members.size()));
-  accumulator_.reset();
+  std::unique_ptr<Reducer> reducer = std::move(reducer_);
   boundary_plan_ = 0;
   // Without a base nobody's start has counted yet: all agree on it anew, together.
   started_ = entered.base != control::kNoVersion;
@@ -208,6 +225,7 @@ bool Run::entered_new_view(Lock& lock) {
   report_progress(true);
   lock.unlock();
   old.reset();  // may wait until no peer can write into its memory any more
+  reducer.reset();
   graduated.reset();
   lock.lock();
   return true;
@@ -294,7 +312,9 @@ bool Run::waits_for_end(Lock& lock) {
   return true;
 }
 
-void Run::prepare_step() {
+// Buckets are under way here only where the program left reduce() out; they read and write what the step
+// needs.
+void Run::prepare_step(Lock& lock) {
   microbatches_.clear();
   if (!learner_) {
     const LaneRange lanes = assignment_[static_cast<size_t>(group_->rank())];
@@ -302,7 +322,11 @@ void Run::prepare_step() {
     for (int32_t i = lanes.begin * per_lane; i < lanes.end * per_lane; ++i) microbatches_.push_back(i);
   }
   next_microbatch_ = 0;
-  if (accumulator_) accumulator_->reset();
+  if (reducer_) {
+    lock.unlock();
+    reducer_->begin();
+    lock.lock();
+  }
   step_began_ = now();
 }
 
@@ -338,32 +362,44 @@ Error Run::revoked_error() const {
 }
 
 Status Run::accumulate(int32_t microbatch, const Gradients& gradients) {
+  return accumulate_part(microbatch, gradients, 0, total(gradients));
+}
+
+Status Run::accumulate_part(int32_t microbatch, const Gradients& gradients, size_t begin, size_t end) {
+  std::vector<Part> parts;
   {
     const std::lock_guard lock(mutex_);
+    MUSTER_TRY(check_count(gradients));
+    if (begin > end || end > gradient_count_) {
+      return Error{ErrorCode::kMisuse, "elements [" + std::to_string(begin) + ", " + std::to_string(end) +
+                                           ") were accumulated of gradients of " +
+                                           std::to_string(gradient_count_) +
+                                           " elements; give a range that lies within"};
+    }
+    parts = parts_of(gradients, begin, end);
     if (view_is_over()) {
-      for (const auto& piece : gradients) std::fill(piece.begin(), piece.end(), 0.0F);
+      for (const Part& part : parts) std::fill(part.values.begin(), part.values.end(), 0.0F);
       return revoked_error();
     }
-    MUSTER_TRY(check_count(gradients));
-    const size_t count = gradient_count_;
     if (learner_ || group_ == nullptr)
       return Error{ErrorCode::kMisuse,
                    "a process that still learns has no microbatch to accumulate; take those that "
                    "next_microbatch hands out"};
-    if (!accumulator_) {
-      AccumulationPlan plan = plan_accumulation(options_.microbatches, options_.lanes,
-                                                assignment_[static_cast<size_t>(group_->rank())]);
-      buffers_.resize(static_cast<size_t>(plan.buffers) * count);
-      std::vector<float*> buffers;
-      for (int i = 0; i < plan.buffers; ++i)
-        buffers.push_back(buffers_.data() + static_cast<size_t>(i) * count);
-      accumulator_.emplace(std::move(plan), std::move(buffers), count);
-    }
+    make_reducer();
   }
-  const std::vector<std::span<const float>> pieces(gradients.begin(), gradients.end());
-  MUSTER_TRY(accumulator_->add(microbatch, pieces));
-  for (const auto& piece : gradients) std::fill(piece.begin(), piece.end(), 0.0F);
+  const Instant deadline = now() + options_.step_timeout;
+  for (const Part& part : parts) {
+    MUSTER_TRY(reducer_->add(microbatch, part.begin, part.values, deadline));
+    std::fill(part.values.begin(), part.values.end(), 0.0F);
+  }
   return ok();
+}
+
+void Run::make_reducer() {
+  if (reducer_) return;
+  const size_t bucket = std::max<size_t>(1, options_.bucket_bytes / sizeof(float));
+  reducer_ = std::make_unique<Reducer>(
+      *group_, CanonicalLayout{options_.microbatches, options_.lanes, assignment_}, gradient_count_, bucket);
 }
 
 Status Run::reduce(const Gradients& gradients) {
@@ -399,29 +435,30 @@ Status Run::reduce_in_view(const Gradients& gradients) {
   {
     const std::lock_guard lock(mutex_);
     if (view_is_over() || group_failed_ || group_ == nullptr) return revoked_error();
-    if (!microbatches_.empty() && (!accumulator_ || !accumulator_->complete())) {
+    make_reducer();
+    if (!reducer_->complete()) {
       return Error{ErrorCode::kMisuse,
                    "reduce was called before all microbatches of the step were accumulated; take "
                    "microbatches until there are no more"};
     }
     plan = core_.plan();
   }
-  reduced_.resize(total(gradients));
   const Instant deadline = now() + options_.step_timeout;
-  std::vector<const float*> partials;
-  if (!microbatches_.empty()) partials = accumulator_->partials();
-  Work sum = group_->canonical_all_reduce(partials, reduced_.data(), reduced_.size(),
-                                          {options_.microbatches, options_.lanes, assignment_}, deadline);
+  reducer_->begin_rest(deadline);
   // Beside the plan, the newest and the oldest step that takes part: operations match by their order alone,
   // so a rank that computes a step again, alone, would add its old gradients to the others' next step.
   const int64_t mine[] = {static_cast<int64_t>(plan), step_version_, -step_version_};
   int64_t combined[3] = {};
   Work agreed = group_->all_reduce(mine, combined, 3, DType::kInt64, ReduceOp::kMax, deadline);
-  for (Work* work : {&sum, &agreed}) {
-    if (Status status = work->wait(); !status.ok()) {  // both end by their own deadline
-      Lock lock(mutex_);
-      return step_failed(lock, status.error(), work->suspects());
-    }
+  std::vector<int> suspects;
+  Status status = reducer_->wait(suspects);  // all end by their own deadline
+  if (const Status end = agreed.wait(); status.ok() && !end.ok()) {
+    status = end;
+    suspects = agreed.suspects();
+  }
+  if (!status.ok()) {
+    Lock lock(mutex_);
+    return step_failed(lock, status.error(), suspects);
   }
   if (combined[1] != step_version_ || combined[2] != -step_version_) {
     Lock lock(mutex_);
@@ -433,7 +470,7 @@ Status Run::reduce_in_view(const Gradients& gradients) {
     return step_failed(lock, Error{ErrorCode::kReconfigure, why}, {});
   }
   note_reduced(static_cast<uint64_t>(combined[0]));
-  scatter(reduced_, gradients);
+  scatter(reducer_->mean(), gradients);
   return ok();
 }
 
@@ -441,7 +478,7 @@ void Run::note_reduced(uint64_t combined_plan) {
   const std::lock_guard lock(mutex_);
   reduced_ready_ = true;
   if (core_.boundary_due(combined_plan)) boundary_plan_ = combined_plan;
-  teacher_.note(step_version_, reduced_);
+  teacher_.note(step_version_, reducer_->mean());
   // All have contributed to this step, so all hold its version: the step before is committed (PROTOCOL 6).
   if (step_version_ > committed_ && group_->rank() == 0) {
     emit(EventKind::kStepCommitted, step_version_ - 1, "", now() - step_began_);
@@ -587,7 +624,7 @@ Result<bool> Run::next_as_learner(Lock& lock) {
     return false;
   }
   step_version_ = core_.version();
-  prepare_step();
+  prepare_step(lock);
   return true;
 }
 

@@ -23,6 +23,7 @@
 
 #include "collectives/group.h"
 #include "collectives/lane_tree.h"
+#include "collectives/reducer.h"
 #include "runtime/control/member.h"
 #include "runtime/executor.h"
 #include "runtime/lesson.h"
@@ -42,6 +43,8 @@ struct TrainOptions {
   uint64_t seed = 0;
   SaveOptions save;
   Duration step_timeout = 600 * kSecond;
+  uint64_t bucket_bytes = kDefaultBucketBytes;  // of gradients that are reduced together
+  static constexpr uint64_t kDefaultBucketBytes = 8 << 20;
 };
 
 struct Microbatch {
@@ -82,6 +85,8 @@ class Run final : private Session::Listener {
 
   // kReconfigure: the view changed; go on with next().
   Status accumulate(int32_t microbatch, const Gradients& gradients);
+  // Only elements [begin, end) of all the gradients together.
+  Status accumulate_part(int32_t microbatch, const Gradients& gradients, size_t begin, size_t end);
   Status reduce(const Gradients& gradients);
   Status open_update();
   Status close_update();
@@ -128,7 +133,7 @@ class Run final : private Session::Listener {
   bool waits_for_end(Lock& lock);
   void begin_learning(Lock& lock);
   Result<bool> next_as_learner(Lock& lock);
-  void prepare_step();
+  void prepare_step(Lock& lock);
   void wait(Lock& lock);
   void report_progress(bool always);
   // The step at hand will be repeated, or never finished: its view is over, even if the next one stands
@@ -136,6 +141,7 @@ class Run final : private Session::Listener {
   bool view_is_over() const { return core_.revoked() || entered_ || core_.ended(); }
 
   Status check_count(const Gradients& gradients);
+  void make_reducer();
   Status reduce_in_view(const Gradients& gradients);
   Status reduce_as_learner(const Gradients& gradients);
   Status update_not_opened(Lock& lock, const Error& error);
@@ -185,11 +191,9 @@ class Run final : private Session::Listener {
   std::vector<int32_t> microbatches_;  // of this rank in this view
   size_t next_microbatch_ = 0;
   std::vector<int64_t> samples_;
-  size_t gradient_count_ = 0;   // 0 until the program has shown its gradients
-  std::vector<float> buffers_;  // of the accumulator
-  std::optional<Accumulator> accumulator_;
-  std::vector<float> reduced_;
-  bool reduced_ready_ = false;  // reduce() succeeded, the update has not been closed
+  size_t gradient_count_ = 0;         // 0 until the program has shown its gradients
+  std::unique_ptr<Reducer> reducer_;  // of the view, from the first gradients on; the program's thread's
+  bool reduced_ready_ = false;        // reduce() succeeded, the update has not been closed
   bool update_open_ = false;
   control::Version committed_ = 0;
   Instant step_began_ = 0;

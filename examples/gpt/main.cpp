@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdio>
 #include <fstream>
+#include <initializer_list>
 #include <muster/muster.hpp>  // M
 #include <string>
 #include <vector>
@@ -29,8 +30,8 @@ struct Options {
   gpt::Schedule schedule;
   gpt::AdamWOptions adamw;
   gpt::SampleOptions sample;
-  size_t microbatches = 16, lanes = 8, sequences = 2, report_every = 10, checkpoint_every = 50,
-         evaluate_every = 0;
+  size_t microbatches = 16, lanes = 8, sequences = 2, bucket_kib = 256, report_every = 10,
+         checkpoint_every = 50, evaluate_every = 0;
   uint64_t seed = 1;
   std::string checkpoint_dir, ledger_dir, summary;
 };
@@ -49,6 +50,10 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--lanes", o.lanes, "Lanes that they are grouped in; the largest world")
       ->capture_default_str();
   app.add_option("--sequences", o.sequences, "Sequences in a microbatch")->capture_default_str();
+  app.add_option("--bucket-kib", o.bucket_kib,
+                 "Gradients that are reduced together, while the rest is computed")
+      ->check(CLI::Range(size_t{1}, size_t{1} << 30))
+      ->capture_default_str();
   app.add_option("--checkpoint-dir", o.checkpoint_dir, "Where to save and resume; empty: nowhere");
   app.add_option("--checkpoint-every", o.checkpoint_every, "Steps between saves")->capture_default_str();
   app.add_option("--report-every", o.report_every, "Steps between lines")->capture_default_str();
@@ -96,10 +101,12 @@ int train(const Options& o) {
   options.samples_per_microbatch = static_cast<int64_t>(o.sequences);                             // M
   options.dataset_samples = static_cast<int64_t>(corpus.sample_count());                          // M
   options.seed = o.seed;                                                                          // M
+  options.bucket_bytes = o.bucket_kib << 10;                                                      // M
   options.checkpoint_dir = o.checkpoint_dir.c_str();                                              // M
   options.checkpoint_every = static_cast<int64_t>(o.checkpoint_every);                            // M
   muster::Run run(session, state, options);                                                       // M
   gpt::Ledger ledger(o.ledger_dir);
+  const std::initializer_list<muster_span> all = {{&loss, 1}, {gradients.data(), size}};  // M
 
   const double step_bytes = static_cast<double>(o.microbatches * o.sequences * o.model.context);
   double since = seconds_now();
@@ -109,13 +116,15 @@ int train(const Options& o) {
       for (size_t s = 0; s < o.sequences; ++s)
         corpus.copy_sample(static_cast<size_t>(micro.samples[s]),
                            std::span(windows).subspan(s * window, window));
-      loss = model.forward_backward(weights, windows, gradients);
       ledger.note(run.info().generation, step.index(), micro);
-      step.accumulate(micro, {{gradients.data(), size}, {&loss, 1}});  // M
+      loss = model.forward_backward(weights, windows, gradients, [&](size_t begin, size_t end) {
+        step.accumulate(micro, all, 1 + begin, 1 + end);  // M: the last layers' are reduced meanwhile
+      });
+      step.accumulate(micro, all, 0, 1);  // M
     }
     ledger.contribute();
-    if (!step.reduce({{gradients.data(), size}, {&loss, 1}})) continue;  // M
-    if (auto update = step.update()) {                                   // M
+    if (!step.reduce(all)) continue;    // M
+    if (auto update = step.update()) {  // M
       const auto index = static_cast<size_t>(step.index());
       gpt::adamw(o.adamw, model.layout(), index, gpt::learning_rate(o.schedule, index), weights, gradients, m,
                  v);

@@ -161,14 +161,14 @@ Model::Model(const Config& config, size_t sequences_max)
 }
 
 float Model::forward_backward(std::span<const float> parameters, std::span<const uint8_t> windows,
-                              std::span<float> gradients) {
+                              std::span<float> gradients, const Final& final) {
   MUSTER_CHECK(parameters.size() == layout_.size() && gradients.size() == layout_.size(),
                "a buffer does not have the size of the layout");
   const FixedFloatMode mode;
   const size_t sequences = take(windows);
   forward(parameters.data(), sequences, config_.context);
   const double mean = cross_entropy_backward(logits_.data(), targets_.data(), rows_, kVocabulary);
-  backward(parameters.data(), gradients.data());
+  backward(parameters.data(), gradients.data(), final);
   return static_cast<float>(mean);
 }
 
@@ -247,7 +247,12 @@ void Model::forward_block(size_t index, const float* parameters, float* output) 
 }
 
 // dstream_ holds the gradient of the residual stream as it goes back through the blocks.
-void Model::backward(const float* parameters, float* gradients) {
+void Model::backward(const float* parameters, float* gradients, const Final& final) {
+  size_t end = layout_.size();
+  const auto final_from = [&](size_t begin) {
+    if (final) final(begin, end);
+    end = begin;
+  };
   const size_t width = config_.width, head = offset(head_weight(config_));
   linear_backward(normal_.data(), parameters + head, logits_.data(), dnarrow_.data(), gradients + head,
                   nullptr, rows_, width, kVocabulary);
@@ -255,8 +260,13 @@ void Model::backward(const float* parameters, float* gradients) {
   const size_t gain = offset(norm_gain(config_)), bias = offset(norm_bias(config_));
   layer_norm_backward(last_.data(), parameters + gain, mean_.data(), inverse_.data(), dnarrow_.data(),
                       dstream_.data(), gradients + gain, gradients + bias, rows_, width);
-  for (size_t i = blocks_.size(); i-- > 0;) backward_block(i, parameters, gradients);
+  final_from(gain);
+  for (size_t i = blocks_.size(); i-- > 0;) {
+    backward_block(i, parameters, gradients);
+    final_from(offset(block_tensor(i, kNorm1Gain)));
+  }
   embed_backward(gradients);
+  final_from(0);
 }
 
 void Model::backward_block(size_t index, const float* parameters, float* gradients) {

@@ -8,6 +8,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -64,8 +65,11 @@ class Model {
 
   // Sets `gradients` (whatever they held) to the gradient of the mean loss over all targets, and returns that
   // loss in nats a byte. ENSURES: the bits of both depend on `parameters` and `windows` only.
+  // `final` hears of each stretch [begin, end) of `gradients` that is not touched any more, the last layer's
+  // first; it may overwrite it.
+  using Final = std::function<void(size_t begin, size_t end)>;
   float forward_backward(std::span<const float> parameters, std::span<const uint8_t> windows,
-                         std::span<float> gradients);
+                         std::span<float> gradients, const Final& final = {});
 
   // The mean loss over any number of windows, in nats a byte.
   double loss(std::span<const float> parameters, std::span<const uint8_t> windows);
@@ -88,7 +92,7 @@ class Model {
   size_t take(std::span<const uint8_t> windows);
   void forward(const float* parameters, size_t sequences, size_t length);
   void forward_block(size_t index, const float* parameters, float* output);
-  void backward(const float* parameters, float* gradients);
+  void backward(const float* parameters, float* gradients, const Final& final);
   void backward_block(size_t index, const float* parameters, float* gradients);
   void embed(const float* parameters, float* out) const;
   void embed_backward(float* gradients) const;

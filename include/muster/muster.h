@@ -194,6 +194,7 @@ typedef struct muster_train_options {
                                   later ones until it changes; training goes on, older checkpoints stay.
                                   A save on notice and the last one are told only */
   int32_t restore_rules;       /* muster_restore_rule, added up */
+  size_t bucket_bytes;         /* of gradients that are reduced together, the same on all ranks; 0: 8 MiB */
 } muster_train_options;
 
 /* Fills in the defaults, so that a program sets only what it means. */
@@ -263,6 +264,16 @@ typedef struct muster_span {
  * Microbatches come in the order in which they were handed out. */
 MUSTER_API muster_status muster_step_accumulate(muster_step* step, const muster_microbatch* microbatch,
                                                 const muster_span* gradients, size_t spans);
+
+/* The same for elements [begin, end) of that vector, so that the reduction overlaps the backward pass: call
+ * it as soon as these gradients are final, usually those of the last layer first, and for each element of
+ * each microbatch once; `gradients` are all pieces, as in every call. The vector is cut, from its end, into
+ * buckets of bucket_bytes; each is reduced in the background from the moment when this rank has added its
+ * last microbatch's elements of it and of the buckets after it. The result does not depend on the cuts.
+ * Elements that are given are not written again before muster_step_reduce, but for the next microbatch's. */
+MUSTER_API muster_status muster_step_accumulate_part(muster_step* step, const muster_microbatch* microbatch,
+                                                     const muster_span* gradients, size_t spans, size_t begin,
+                                                     size_t end);
 
 /* The mean over all M microbatches into `gradients`: the same bits at any world size. MUSTER_AGAIN: the view
  * changed. */

@@ -229,6 +229,16 @@ class Step {
   void accumulate(const Microbatch& microbatch, std::vector<float>& gradients) {
     accumulate(microbatch, {{gradients.data(), gradients.size()}});
   }
+  // Elements [begin, end) of all the gradients together, as soon as they are final:
+  // muster_step_accumulate_part.
+  void accumulate(const Microbatch& microbatch, std::initializer_list<muster_span> gradients, size_t begin,
+                  size_t end) {
+    detail::check_or_again(
+        muster_step_accumulate_part(step_, &microbatch, gradients.begin(), gradients.size(), begin, end));
+  }
+  void accumulate(const Microbatch& microbatch, std::vector<float>& gradients, size_t begin, size_t end) {
+    accumulate(microbatch, {{gradients.data(), gradients.size()}}, begin, end);
+  }
   bool reduce(std::initializer_list<muster_span> gradients) {
     return detail::check_or_again(muster_step_reduce(step_, gradients.begin(), gradients.size()));
   }

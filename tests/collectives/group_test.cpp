@@ -11,7 +11,11 @@
 #include <limits>
 #include <numeric>
 #include <set>
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
 
+#include "collectives/reducer.h"
 #include "collectives/small_floats.h"
 #include "tests/collectives/world.h"
 
@@ -477,25 +481,34 @@ float reference(int microbatches, int lanes, size_t i, bool zeros) {
   return (1.0F / static_cast<float>(microbatches)) * tree_sum(sums, 0, lanes);
 }
 
-void test_canonical(const Member& member, int microbatches, int lanes, size_t count, bool zeros) {
+// A microbatch's gradient in three parts: as a backward pass gives it, or the other way round.
+void add_in_parts(const Member& member, Reducer& reducer, int microbatch, const std::vector<float>& whole,
+                  bool backward) {
+  const size_t cuts[] = {0, whole.size() / 3, whole.size() / 2, whole.size()};
+  for (size_t i = 0; i < (whole.empty() ? 1 : 3); ++i) {
+    const size_t part = backward ? 2 - i : i;
+    const std::span<const float> piece(whole.data() + cuts[part], cuts[part + 1] - cuts[part]);
+    member.expect_ok(reducer.add(microbatch, cuts[part], piece, member.soon()), "accumulate");
+  }
+}
+
+void test_canonical(const Member& member, int microbatches, int lanes, size_t count, bool zeros,
+                    size_t bucket = 1000) {
   const CanonicalLayout layout{microbatches, lanes, assign_lanes(lanes, member.size)};
   const LaneRange mine = layout.assignment[static_cast<size_t>(member.rank)];
-  const AccumulationPlan plan = plan_accumulation(microbatches, lanes, mine);
-  std::vector<std::vector<float>> storage(static_cast<size_t>(plan.buffers), std::vector<float>(count, NAN));
-  std::vector<float*> buffers;
-  for (auto& buffer : storage) buffers.push_back(buffer.data());
-  Accumulator accumulator(plan, buffers, count);
+  const int per_lane = microbatches / lanes;
+  Reducer reducer(member.group, layout, count, bucket);
   std::vector<float> incoming(count);
-  for (int m = accumulator.next_microbatch(); m >= 0; m = accumulator.next_microbatch()) {
+  for (int m = mine.begin * per_lane; m < mine.end * per_lane; ++m) {
     for (size_t i = 0; i < count; ++i) incoming[i] = zeros ? -0.0F : gradient(m, i);
-    member.expect_ok(accumulator.add(m, incoming), "accumulate");
+    add_in_parts(member, reducer, m, incoming, member.rank % 2 == 0);
   }
-  std::vector<float> out(count, NAN);
   const std::string what = "canonical " + std::to_string(microbatches) + "/" + std::to_string(lanes);
-  member.expect_ok(
-      member.group.canonical_all_reduce(accumulator.partials(), out.data(), count, layout, member.soon())
-          .wait(),
-      what);
+  member.expect(reducer.complete(), what + ": not complete");
+  reducer.begin_rest(member.soon());
+  std::vector<int> suspects;
+  member.expect_ok(reducer.wait(suspects), what);
+  const std::vector<float>& out = reducer.mean();
   int sequential_differs = 0;
   for (size_t i = 0; i < count; ++i) {
     const float expected = reference(microbatches, lanes, i, zeros);
@@ -521,6 +534,8 @@ TEST_P(Canonical, SameBitsOnEveryWorld) {
     }
     test_canonical(member, 16, 8, 3000, false);  // beyond one-shot
     test_canonical(member, 12, 12, 50'001, false);
+    test_canonical(member, 16, 8, 301, false, 7);
+    test_canonical(member, 16, 16, 0, false);
   });
 }
 
@@ -535,6 +550,105 @@ INSTANTIATE_TEST_SUITE_P(Ucx, Canonical, testing::ValuesIn(sizes(Medium::kUcxPro
                          case_name);
 
 // ---- special values and bad arguments
+
+// A bucket is reduced while the rest of the last microbatch is still computed, and a step can be begun again.
+TEST(Reducing, BeginsBeforeTheBackwardPassEnds) {
+  for (const Medium medium : {Medium::kInProcess, Medium::kNodeThreads}) {
+    run_world(medium, 3, [](Member& member) {
+      constexpr size_t kCount = 1000, kBucket = 300;  // cut at 700, 400, 100
+      const CanonicalLayout layout{4, 2, assign_lanes(2, 3)};
+      const LaneRange mine = layout.assignment[static_cast<size_t>(member.rank)];
+      Reducer reducer(member.group, layout, kCount, kBucket);
+      std::vector<int> suspects;
+      const auto whole = [](int m) {
+        std::vector<float> values(kCount);
+        for (size_t i = 0; i < kCount; ++i) values[i] = gradient(m, i);
+        return values;
+      };
+      for (int round = 0; round < 3; ++round) {
+        reducer.begin();
+        for (int m = mine.begin * 2; m < mine.end * 2; ++m) {
+          const std::vector<float> values = whole(m);
+          const bool last = m + 1 == mine.end * 2;
+          const auto add = [&](size_t begin, size_t end) {
+            member.expect_ok(
+                reducer.add(m, begin, std::span(values).subspan(begin, end - begin), member.soon()),
+                "accumulate");
+          };
+          add(700, 1000);
+          member.expect(reducer.buckets_begun() == (last ? 1 : 0), "the last bucket is not begun on time");
+          add(100, 400);
+          member.expect(reducer.buckets_begun() == (last ? 1 : 0), "a bucket came before the one after it");
+          add(400, 700);
+          member.expect(reducer.buckets_begun() == (last ? 3 : 0), "the buckets after are not begun");
+          add(0, 100);
+        }
+        if (mine.size() == 0) {
+          const float one = 1;
+          member.expect(reducer.add(0, 0, {&one, 1}, member.soon()).error().code == ErrorCode::kMisuse,
+                        "a rank without microbatches added one");
+        }
+        reducer.begin_rest(member.soon());
+        member.expect_ok(reducer.wait(suspects), "reduce");
+        for (size_t i = 0; i < kCount; ++i)
+          if (reducer.mean()[i] != reference(4, 2, i, false)) return member.fail("other bits");
+      }
+    });
+  }
+}
+
+// Ranks that disagree about their gradients, or their buckets, are told, by the next operation at the latest.
+TEST(Reducing, TellsOtherSizes) {
+  for (const size_t own : {size_t{8}, size_t{4}}) {
+    run_world(Medium::kInProcess, 2, [own](Member& member) {
+      const CanonicalLayout layout{2, 2, assign_lanes(2, 2)};
+      const bool odd = member.rank == 1;
+      const size_t count = odd && own == 8 ? 10 : 8, bucket = odd && own == 4 ? 3 : 4;
+      Reducer reducer(member.group, layout, count, bucket);
+      const std::vector<float> values(count, 1.0F);
+      member.expect_ok(reducer.add(member.rank, 0, values, member.soon()), "accumulate");
+      reducer.begin_rest(member.soon());
+      std::vector<int> suspects;
+      Status status = reducer.wait(suspects);
+      int64_t mine = 1, most = 0;
+      if (status.ok())
+        status =
+            member.group.all_reduce(&mine, &most, 1, DType::kInt64, ReduceOp::kMax, member.soon()).wait();
+      member.expect(!status.ok() && status.error().code == ErrorCode::kMisuse, "other sizes were not told");
+    });
+  }
+}
+
+#if defined(__SSE__)
+TEST(Values, TheProgramsFloatModeDoesNotCount) {
+  for (const Medium medium : {Medium::kInProcess, Medium::kNodeThreads}) {
+    run_world(medium, 3, [](Member& member) {
+      for (const size_t count : {size_t{3}, size_t{20'000}}) {
+        const std::vector<float> in(count, 1e-40F);  // subnormal
+        std::vector<float> out(count);
+        Reducer reducer(member.group, {3, 3, assign_lanes(3, 3)}, count, count);
+        const float sum = 1e-40F + 1e-40F + 1e-40F, mean = (1.0F / 3.0F) * sum;
+        const unsigned before = _mm_getcsr(), own = 0x1f80 | 0x8000 | 0x0040 | 0x6000;  // to zero, truncated
+        _mm_setcsr(own);
+        const Status added = reducer.add(member.rank, 0, in, member.soon());
+        reducer.begin_rest(member.soon());
+        std::vector<int> suspects;
+        const Status reduced = reducer.wait(suspects);
+        const Status summed =
+            member.group
+                .all_reduce(in.data(), out.data(), count, DType::kFloat32, ReduceOp::kSum, member.soon())
+                .wait();
+        const bool kept = (_mm_getcsr() & ~0x3FU) == own;
+        _mm_setcsr(before);
+        member.expect(kept, "the program's mode was changed");
+        for (const Status& status : {added, reduced, summed}) member.expect_ok(status, "subnormals");
+        for (const float value : out) member.expect(value == sum, "a subnormal sum was lost");
+        for (const float value : reducer.mean()) member.expect(value == mean, "a subnormal mean was lost");
+      }
+    });
+  }
+}
+#endif
 
 TEST(Values, NaNIsNotLostAndIntegersWrap) {
   for (const Medium medium : {Medium::kInProcess, Medium::kNodeThreads}) {

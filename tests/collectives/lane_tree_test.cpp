@@ -169,11 +169,52 @@ TEST(LaneTree, RefusesWrongOrderAndSize) {
   EXPECT_EQ(accumulator.add(0, std::span(gradient, 3)).error().code, ErrorCode::kMisuse);
   EXPECT_TRUE(accumulator.add(0, std::span(gradient, 2)).ok());
   EXPECT_EQ(accumulator.add(0, std::span(gradient, 2)).error().code, ErrorCode::kMisuse);
-  const std::span<const float> pieces[] = {{gradient, 1}, {gradient + 1, 1}};
-  EXPECT_TRUE(accumulator.add(1, pieces).ok());
+  EXPECT_TRUE(accumulator.add(1, std::span(gradient, 2)).ok());
   EXPECT_TRUE(accumulator.complete());
   EXPECT_EQ(accumulator.partials()[0][1], 4.0F);
-  EXPECT_EQ(accumulator.add(2, pieces).error().code, ErrorCode::kMisuse);
+  EXPECT_EQ(accumulator.add(2, std::span(gradient, 2)).error().code, ErrorCode::kMisuse);
+}
+
+// In any order of the pieces a microbatch is what it is in one; an element that comes twice, or beyond the
+// end, is refused and changes nothing.
+TEST(LaneTree, TakesPiecesInAnyOrder) {
+  constexpr size_t kCount = 40;
+  SeededRandom random(7);
+  for (int round = 0; round < 200; ++round) {
+    const AccumulationPlan plan = plan_accumulation(6, 3, {0, 3});
+    std::vector<float> storage(static_cast<size_t>(plan.buffers) * kCount);
+    std::vector<float*> buffers;
+    for (int i = 0; i < plan.buffers; ++i) buffers.push_back(&storage[static_cast<size_t>(i) * kCount]);
+    Accumulator accumulator(plan, buffers, kCount);
+    for (int m = 0; m < 6; ++m) {
+      std::vector<float> whole(kCount);
+      for (size_t i = 0; i < kCount; ++i) whole[i] = static_cast<float>(m * 1000) + static_cast<float>(i);
+      std::vector<std::pair<size_t, size_t>> pieces;
+      for (size_t begin = 0; begin < kCount;) {
+        const size_t end = std::min<size_t>(kCount, begin + 1 + random.below(12));
+        pieces.emplace_back(begin, end);
+        begin = end;
+      }
+      for (size_t i = pieces.size(); i > 1; --i) std::swap(pieces[i - 1], pieces[random.below(i)]);
+      for (size_t i = 0; i < pieces.size(); ++i) {
+        const auto [begin, end] = pieces[i];
+        ASSERT_FALSE(accumulator.covers(begin, end));
+        ASSERT_EQ(accumulator.next_microbatch(), m);
+        ASSERT_TRUE(accumulator.add(m, begin, std::span(whole).subspan(begin, end - begin)).ok());
+        ASSERT_EQ(accumulator.covers(begin, end), m == 5);
+        if (i + 1 == pieces.size()) continue;
+        const size_t again = begin + random.below(end - begin);
+        const size_t longer = std::min(kCount - again, end - again + 1);
+        ASSERT_EQ(accumulator.add(m, again, std::span(whole).subspan(again, longer)).error().code,
+                  ErrorCode::kMisuse);
+        ASSERT_EQ(accumulator.add(m, kCount, std::span(whole).first(1)).error().code, ErrorCode::kMisuse);
+        ASSERT_EQ(accumulator.add(m, SIZE_MAX, std::span(whole).first(2)).error().code, ErrorCode::kMisuse);
+      }
+    }
+    ASSERT_TRUE(accumulator.complete());
+    for (size_t i = 0; i < kCount; ++i)
+      ASSERT_EQ(accumulator.partials(i)[0][0], 15000.0F + 6 * static_cast<float>(i));
+  }
 }
 
 TEST(LaneTree, CombineRefusesGapsAndOverlaps) {

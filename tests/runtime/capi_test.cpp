@@ -41,6 +41,7 @@ struct Program {
   muster_session* session = nullptr;
   muster_state* state = nullptr;
   muster_run* run = nullptr;
+  bool in_parts = false;  // gives its gradients as a backward pass does, the last ones first
 
   explicit Program(const muster_join_options* options = nullptr) {
     EXPECT_EQ(muster_join(options, &session), MUSTER_OK) << muster_last_error();
@@ -99,7 +100,23 @@ void Program::step(muster_step* step, Misuse misuse, Misuse* counted) {
       const muster_span shorter = {gradients.data(), kCount - 1};
       REFUSED(misuse, muster_step_accumulate(step, &micro, &shorter, 1), "gradients of 4 elements");
     }
-    ASSERT_EQ(muster_step_accumulate(step, &micro, &whole, 1), MUSTER_OK) << muster_last_error();
+    if (first) {
+      REFUSED(misuse, muster_step_accumulate_part(step, &micro, &whole, 1, 3, kCount + 1),
+              "that lies within");
+      REFUSED(misuse, muster_step_accumulate_part(step, &micro, &whole, 1, 2, 1), "that lies within");
+      REFUSED(misuse, muster_step_accumulate_part(step, &micro, nullptr, 1, 0, 1), "null");
+    }
+    if (in_parts) {
+      ASSERT_EQ(muster_step_accumulate_part(step, &micro, &whole, 1, 3, kCount), MUSTER_OK)
+          << muster_last_error();
+      EXPECT_EQ(gradients[3], 0.0F) << "zeroed for the next microbatch";
+      EXPECT_NE(gradients[2], 0.0F) << "not given yet";
+      if (first)
+        REFUSED(misuse, muster_step_accumulate_part(step, &micro, &whole, 1, 2, 4), "each element once");
+      ASSERT_EQ(muster_step_accumulate_part(step, &micro, &whole, 1, 0, 3), MUSTER_OK) << muster_last_error();
+    } else {
+      ASSERT_EQ(muster_step_accumulate(step, &micro, &whole, 1), MUSTER_OK) << muster_last_error();
+    }
     EXPECT_EQ(gradients[0], 0.0F) << "zeroed for the next microbatch";
     if (first) REFUSED(misuse, muster_step_accumulate(step, &micro, &whole, 1), "microbatch");
     first = false;
@@ -115,9 +132,11 @@ void Program::step(muster_step* step, Misuse misuse, Misuse* counted) {
   *counted = misuse;
 }
 
-std::array<float, kCount> train(Misuse& misuse) {
+std::array<float, kCount> train(Misuse& misuse, size_t bucket_bytes = 0) {
   Program program;
-  const muster_train_options options = Program::options();
+  muster_train_options options = Program::options();
+  options.bucket_bytes = bucket_bytes;
+  program.in_parts = bucket_bytes != 0;
   EXPECT_EQ(muster_train(program.session, program.state, &options, &program.run), MUSTER_OK)
       << muster_last_error();
   muster_run* second = nullptr;
@@ -147,7 +166,12 @@ TEST(CApi, MisuseInEveryPhaseOfAStepIsRefusedAndHarmsNothing) {
   EXPECT_NE(quiet[0], 0.0F);
   Misuse all{true};
   EXPECT_EQ(train(all), quiet);
-  EXPECT_EQ(all.seen, 4 + kSteps * 14 + kSteps - 1);
+  EXPECT_EQ(all.seen, 4 + kSteps * 17 + kSteps - 1);
+  for (const size_t bucket_bytes : {1, 8, 12, 1 << 20}) {
+    Misuse in_parts{true};
+    EXPECT_EQ(train(in_parts, bucket_bytes), quiet) << "buckets of " << bucket_bytes << " bytes";
+    EXPECT_EQ(in_parts.seen, 4 + kSteps * 18 + kSteps - 1);
+  }
 }
 
 TEST(CApi, NullsAreRefusedEverywhere) {
@@ -160,6 +184,7 @@ TEST(CApi, NullsAreRefusedEverywhere) {
   EXPECT_EQ(muster_run_next(nullptr, nullptr), MUSTER_MISUSE);
   EXPECT_EQ(muster_run_get_info(nullptr, nullptr), MUSTER_MISUSE);
   EXPECT_EQ(muster_step_accumulate(nullptr, nullptr, nullptr, 0), MUSTER_MISUSE);
+  EXPECT_EQ(muster_step_accumulate_part(nullptr, nullptr, nullptr, 0, 0, 0), MUSTER_MISUSE);
   EXPECT_EQ(muster_step_reduce(nullptr, nullptr, 0), MUSTER_MISUSE);
   EXPECT_EQ(muster_step_open_update(nullptr), MUSTER_MISUSE);
   EXPECT_EQ(muster_step_close_update(nullptr), MUSTER_MISUSE);

@@ -23,9 +23,9 @@ CHECKPOINT_FILES = re.compile(
 
 
 def gpt(build, steps, *extra):
-    """A model so small that a step takes about ten milliseconds."""
+    """A model so small that a step takes some milliseconds, and whose gradients make several buckets."""
     return [build / "bin" / "gpt", "--layers", 1, "--width", 32, "--heads", 2, "--context", 16, "--sequences", 1,
-            "--steps", steps, "--warmup", 5, "--microbatches", MICROBATCHES, "--lanes", LANES, "--report-every", 1,
+            "--steps", steps, "--warmup", 5, "--microbatches", MICROBATCHES, "--lanes", LANES, "--report-every", 1, "--bucket-kib", 16,
             "--sample-bytes", 10, *extra]
 
 

@@ -143,6 +143,26 @@ class Placed {
   std::span<float> span_;
 };
 
+// Of each stretch is said once, from the last element to the first, when nothing writes to it any more.
+TEST(Model, SaysWhichGradientsAreFinal) {
+  Model model = make(kSmall, 3);
+  const std::vector<float> parameters = noisy_parameters(kSmall, 8);
+  const std::vector<uint8_t> windows = some_windows(kSmall, 3, 9);
+  std::vector<float> whole(parameters.size()), gradients(parameters.size()), taken(parameters.size());
+  model.forward_backward(parameters, windows, whole);
+  size_t left = gradients.size(), stretches = 0;
+  model.forward_backward(parameters, windows, gradients, [&](size_t begin, size_t end) {
+    ASSERT_EQ(end, left);
+    ASSERT_LT(begin, end);
+    for (size_t i = begin; i < end; ++i) taken[i] = std::exchange(gradients[i], NAN);
+    left = begin;
+    ++stretches;
+  });
+  EXPECT_EQ(left, 0u);
+  EXPECT_EQ(stretches, kSmall.layers + 2);
+  EXPECT_TRUE(same_bits(taken, whole));
+}
+
 class Determinism : public testing::TestWithParam<Config> {
  protected:
   Determinism() : parameters_(noisy_parameters(GetParam(), 8)), windows_(some_windows(GetParam(), 3, 9)) {
