@@ -188,7 +188,7 @@ Status Endpoint::try_shared_memory(const GroupSpec& spec, Forming& forming) {
     return Error{ErrorCode::kEnvironment,
                  "the group spans nodes, or shared memory is off, and no transport is open; open one (UCX)"};
   }
-  auto segment = Segment::create(spec.generation, spec.rank);
+  auto segment = Segment::create(spec.generation, spec.rank, static_cast<int>(spec.contacts.size()));
   auto arena = Arena::create(static_cast<int>(spec.contacts.size()));
   Status status = segment.ok() ? ok() : Status(segment.error());
   if (!arena.ok()) status = arena.error();

@@ -15,9 +15,9 @@ Work refused(std::string message) {
 }
 
 // Whether this rank's own arguments make sense; what differs between ranks is found by the engine.
-std::optional<std::string> fault_of(Collective kind, bool lacks_buffer, size_t count, DType dtype,
+std::optional<std::string> fault_of(std::string_view name, bool lacks_buffer, size_t count, DType dtype,
                                     ReduceOp op) {
-  const auto fault = [kind](const char* text) { return std::string(to_string(kind)) + ": " + text; };
+  const auto fault = [name](const char* text) { return std::string(name) + ": " + text; };
   if (static_cast<int>(dtype) >= kDTypeCount) return fault("unknown element type");
   if (static_cast<int>(op) >= kReduceOpCount)
     return fault("unknown operator; use sum, prod, min, max, avg or premul_sum");
@@ -80,7 +80,7 @@ Work Group::issue(const CollectiveCall& call) {
   const bool scatters = call.kind == Collective::kReduceScatter || call.kind == Collective::kScatter;
   const bool lacks_in = call.in == nullptr && (one_reads ? at_root : gathers ? mine : most) > 0;
   const bool lacks_out = call.out == nullptr && (one_writes ? at_root : scatters ? mine : most) > 0;
-  if (auto fault = fault_of(call.kind, lacks_in || lacks_out, most, call.dtype, call.op))
+  if (auto fault = fault_of(to_string(call.kind), lacks_in || lacks_out, most, call.dtype, call.op))
     return refused(*fault);
   return state_->issue([&](CollectiveOperation& operation) {
     Signature& signature = operation.signature;
@@ -151,6 +151,34 @@ Work Group::barrier(Instant deadline) {
   return state_->issue([&](CollectiveOperation& operation) { operation.deadline = deadline; });
 }
 
+Work Group::transfer(bool is_send, const void* data, size_t count, DType dtype, int peer, int32_t tag,
+                     Instant deadline) {
+  const std::string name = is_send ? "send" : "recv";
+  if (peer < 0 || peer >= size())
+    return refused(name + ": rank " + std::to_string(peer) + " is not one of " + std::to_string(size()));
+  if (auto fault = fault_of(name, count > 0 && data == nullptr, count, dtype, ReduceOp::kSum))
+    return refused(*fault);
+  auto transfer = std::make_shared<TransferOperation>();
+  transfer->is_send = is_send;
+  transfer->peer = peer;
+  transfer->tag = tag;
+  transfer->dtype = dtype;
+  transfer->count = count;
+  transfer->data = static_cast<std::byte*>(const_cast<void*>(data));
+  transfer->deadline = deadline;
+  return state_->transfer(std::move(transfer));
+}
+
+Work Group::send(const void* data, size_t count, DType dtype, int peer, int32_t tag, Instant deadline) {
+  return transfer(true, data, count, dtype, peer, tag, deadline);
+}
+Work Group::recv(void* data, size_t count, DType dtype, int peer, int32_t tag, Instant deadline) {
+  return transfer(false, data, count, dtype, peer, tag, deadline);
+}
+bool Group::has_own_counterpart(bool is_send, int32_t tag) const {
+  return state_->has_counterpart(is_send, tag);
+}
+
 Work Group::canonical_all_reduce(std::span<const float* const> partials, float* out, size_t count,
                                  const CanonicalLayout& layout, Instant deadline, float scale) {
   if (layout.assignment.size() != static_cast<size_t>(size())) {
@@ -172,7 +200,7 @@ Work Group::canonical_all_reduce(std::span<const float* const> partials, float* 
                    std::to_string(expected) + " aligned nodes");
   }
   const bool lacks_buffer = out == nullptr || std::ranges::count(partials, nullptr) > 0;
-  if (auto fault = fault_of(Collective::kCanonicalAllReduce, count > 0 && lacks_buffer, count,
+  if (auto fault = fault_of(to_string(Collective::kCanonicalAllReduce), count > 0 && lacks_buffer, count,
                             DType::kFloat32, ReduceOp::kSum))
     return refused(*fault);
   return state_->issue([&](CollectiveOperation& operation) {

@@ -81,6 +81,14 @@ class Group {
   Work scatter_v(const void* in, void* out, std::span<const size_t> counts, DType dtype, int root,
                  Instant deadline);
 
+  // Between two ranks. The n-th send to a rank with one tag meets that rank's n-th receive from here with
+  // this tag; type and count must be equal. A send ends when its receiver has everything. They are no part of
+  // the common order of operations: other ranks need not know of them. `peer` may be this rank.
+  Work send(const void* data, size_t count, DType dtype, int peer, int32_t tag, Instant deadline);
+  Work recv(void* data, size_t count, DType dtype, int peer, int32_t tag, Instant deadline);
+  // Whether a send to this rank itself, or a receive from it, would find its counterpart issued already.
+  bool has_own_counterpart(bool is_send, int32_t tag) const;
+
   // out = scale · (sum of all microbatches' gradients along the fixed tree), in float32, scale 0 meaning
   // 1 / microbatches. `partials` are this rank's sums, one for each of its aligned nodes (Accumulator). The
   // bits of the result depend on the layout's microbatches and lanes only.
@@ -97,6 +105,8 @@ class Group {
 
  private:
   Work issue(const CollectiveCall& call);
+  Work transfer(bool is_send, const void* data, size_t count, DType dtype, int peer, int32_t tag,
+                Instant deadline);
   std::shared_ptr<GroupState> state_;
 };
 

@@ -55,6 +55,24 @@ Result<SharedBuffer> GroupState::allocate(size_t bytes) {
   return SharedBuffer(std::move(arena), memory);
 }
 
+Work GroupState::transfer(TransferPtr transfer) {
+  const std::lock_guard lock(core_->mutex());
+  transfer->core = core_;
+  if (failure_.has_value()) {
+    core_->complete(*transfer, transfers_.end_of(*transfer, *failure_), failure_->suspects);
+    return Work(std::move(transfer));
+  }
+  transfers_.start(transfer);
+  core_->progress();
+  core_->stir(!engine_->is_local());
+  return Work(std::move(transfer));
+}
+
+bool GroupState::has_counterpart(bool is_send, int32_t tag) {
+  const std::lock_guard lock(core_->mutex());
+  return transfers_.has_counterpart(is_send, tag);
+}
+
 // Counts of references cost more than the rest of a small operation, so they are few here.
 Work GroupState::submit(CollectivePtr issued) {
   constexpr uint64_t kSmallBytes = 8 * 1024;
@@ -118,6 +136,7 @@ void GroupState::fail(Failure failure, bool tell_peers) {
     Status result = end_of(*operation);
     end(std::move(operation), std::move(result), failure_->suspects);
   }
+  transfers_.end_all(*failure_);
 }
 
 size_t GroupState::advance() {
@@ -137,6 +156,7 @@ Instant GroupState::inquiry_at(const CollectiveOperation& operation) const {
 }
 
 size_t GroupState::check_deadline() {
+  if (transfers_.active() && transfers_.check_deadlines(now()) > 0) return 1;
   if (pending_.empty()) return 0;
   const auto first = std::ranges::min_element(
       pending_, {}, [](const CollectivePtr& operation) { return operation->deadline; });
@@ -156,7 +176,7 @@ size_t GroupState::check_deadline() {
 }
 
 Instant GroupState::next_deadline() const {
-  Instant earliest = kNever;
+  Instant earliest = transfers_.next_deadline();
   for (const CollectivePtr& operation : pending_) {
     const Instant inquiry = inquiry_at(*operation);
     const bool asked = inquired_ == operation->signature.sequence;

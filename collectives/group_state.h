@@ -7,6 +7,7 @@
 
 #include "collectives/core.h"
 #include "collectives/group.h"
+#include "collectives/rank_transfers.h"
 #include "collectives/shared_buffer.h"
 
 namespace muster {
@@ -15,7 +16,7 @@ class Arena;
 class GroupState;
 
 // Executes a group's operations. All calls under the core's mutex.
-class Engine {
+class Engine : public PacketPath {
  public:
   virtual ~Engine() = default;
   virtual std::string_view medium() const = 0;
@@ -59,11 +60,16 @@ class GroupState final : public Driven, public std::enable_shared_from_this<Grou
     return submit(std::move(operation));
   }
 
+  // A send or a receive, with everything set that its caller asked for.
+  Work transfer(TransferPtr transfer);
+  bool has_counterpart(bool is_send, int32_t tag);
+
   int rank() const { return rank_; }
   int size() const { return size_; }
   const Generation& generation() const { return generation_; }
   Core& core() { return *core_; }
   Engine* engine() { return engine_.get(); }
+  RankTransfers& transfers() { return transfers_; }
   std::optional<Failure> failure();
   Result<SharedBuffer> allocate(size_t bytes);
 
@@ -92,6 +98,7 @@ class GroupState final : public Driven, public std::enable_shared_from_this<Grou
   const int size_;
   std::unique_ptr<Engine> engine_;
   std::deque<CollectivePtr> pending_;  // in issue order
+  RankTransfers transfers_{*this};
   const CollectiveOperation* submitting_ = nullptr;
   CollectivePtr ended_at_once_;  // what is being submitted, once it has ended
   CollectivePtr spare_;          // ended, and held by nobody else

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "collectives/schedule.h"
+#include "collectives/transport_packets.h"
 #include "runtime/base/check.h"
 #include "runtime/base/random.h"
 
@@ -101,7 +102,11 @@ class ScheduleRun final : public TransferOwner {
 class TransportEngine final : public Engine, public TransferOwner {
  public:
   TransportEngine(GroupState& group, std::vector<PeerId> peers, std::string forced)
-      : group_(group), peers_(std::move(peers)), forced_(std::move(forced)), heard_(peers_.size(), 0) {
+      : group_(group),
+        peers_(std::move(peers)),
+        forced_(std::move(forced)),
+        heard_(peers_.size(), 0),
+        packets_(group, peers_) {
     post_control();
   }
 
@@ -144,8 +149,15 @@ class TransportEngine final : public Engine, public TransferOwner {
       runs_.erase(runs_.begin() + static_cast<std::ptrdiff_t>(i));
       ++moved;
     }
+    moved += group_.transfers().advance() + packets_.moved();
     if (moved == 0 && (!gone_.empty() || !left_.empty())) moved += check_gone();
     return moved;
+  }
+
+  void open_path(int rank) override { packets_.open(rank); }
+  size_t payload_most() const override { return kPayloadBytes; }
+  bool send_packet(int rank, const Packet& packet, const std::byte* payload) override {
+    return packets_.send(rank, packet, payload);
   }
 
   void set_sleeping(bool) override {}
@@ -224,17 +236,18 @@ class TransportEngine final : public Engine, public TransferOwner {
 
   // Some operation waits for a rank that is gone, or left, and nothing arrived in this pass.
   size_t check_gone() {
-    for (const auto& run : runs_) {
-      for (int rank : run->waits_for()) {
-        const std::string name = "rank " + std::to_string(rank);
-        if (left_.contains(rank)) {
-          group_.fail({ErrorCode::kReconfigure, name + " left the group", {}}, false);
-          return 1;
-        }
-        if (!gone_.contains(rank)) continue;
-        group_.fail({ErrorCode::kReconfigure, name + " died: " + gone_.at(rank), {rank}});
+    std::set<int> awaited;
+    for (const auto& run : runs_) awaited.merge(run->waits_for());
+    for (int rank = 0; rank < group_.size(); ++rank) {
+      if (!awaited.contains(rank) && !group_.transfers().expects(rank)) continue;
+      const std::string name = "rank " + std::to_string(rank);
+      if (left_.contains(rank)) {
+        group_.fail({ErrorCode::kReconfigure, name + " left the group", {}}, false);
         return 1;
       }
+      if (!gone_.contains(rank)) continue;
+      group_.fail({ErrorCode::kReconfigure, name + " died: " + gone_.at(rank), {rank}});
+      return 1;
     }
     return 0;
   }
@@ -297,6 +310,7 @@ class TransportEngine final : public Engine, public TransferOwner {
   std::vector<uint64_t> heard_;  // since the last inquiry: issued + 1, or 0
   TransferId control_ = 0;
   MessagePtr control_message_;
+  TransportPackets packets_;
 };
 
 ScheduleRun::ScheduleRun(TransportEngine& engine, CollectivePtr operation, Schedule schedule)

@@ -192,7 +192,8 @@ void LocalExchange::try_reply(size_t rank) {
 }
 
 void LocalExchange::map(size_t rank) {
-  auto segment = Segment::map(mates_[rank]->memory.get(), generation_, static_cast<int>(rank));
+  auto segment = Segment::map(mates_[rank]->memory.get(), generation_, static_cast<int>(rank),
+                              static_cast<int>(mates_.size()));
   if (!segment) {
     fault_ = segment.error().message;
     return;

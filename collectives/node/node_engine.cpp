@@ -99,7 +99,9 @@ class NodeEngine final : public Engine, public Watcher {
         segments_(std::move(memory.segments)),
         arenas_(std::move(memory.arenas)),
         gone_(ranks_, false),
-        stored_seen_(ranks_, 0) {
+        stored_seen_(ranks_, 0),
+        packets_written_(ranks_, 0),
+        packets_read_(ranks_, 0) {
     for (const auto& mate : mates_) {
       if (mate != nullptr) group_.core().watch(mate->connection.get(), this);
     }
@@ -131,11 +133,29 @@ class NodeEngine final : public Engine, public Watcher {
       ++moved;
       if (moved % kSlots == 0) break;  // let others have the mutex
     }
+    if (group_.transfers().active()) moved += read_packets() + group_.transfers().advance();
     if (moved > 0) ring();
-    const bool busy = !running_.empty() || !closing_.empty();
+    if (group_.failed()) return moved + 1;
+    const bool busy = !running_.empty() || !closing_.empty() || group_.transfers().active();
     if (moved == 0 && busy) moved += read_notes();
     if (moved == 0 && any_gone_) moved += check_gone();
     return moved;
+  }
+
+  void open_path(int) override {}
+  size_t payload_most() const override { return kCellBytes; }
+
+  bool send_packet(int rank, const Packet& packet, const std::byte* payload) override {
+    const auto to = static_cast<size_t>(rank);
+    if (gone_[to]) return true;
+    const uint64_t read = segments_[to].channel(rank_).read.value.load(std::memory_order_acquire);
+    if (packets_written_[to] - read >= kCells) return false;
+    Channel& channel = mine_.channel(to);
+    Cell& cell = channel.cells[packets_written_[to] % kCells];
+    cell.packet = packet;
+    if (packet.payload > 0) std::memcpy(cell.payload, payload, packet.payload);
+    channel.written.value.store(++packets_written_[to], std::memory_order_release);
+    return true;
   }
 
   void set_sleeping(bool sleeping) override {
@@ -667,6 +687,33 @@ class NodeEngine final : public Engine, public Watcher {
     }
   }
 
+  // ---- sends and receives
+
+  // Of those that something here waits for: what others say can wait as well.
+  size_t read_packets() {
+    size_t moved = 0;
+    for (size_t rank = 0; rank < ranks_; ++rank) {
+      if (rank == rank_ || !group_.transfers().expects(static_cast<int>(rank))) continue;
+      moved += read_packets(rank);
+      if (group_.failed()) return moved;
+    }
+    return moved;
+  }
+
+  size_t read_packets(size_t rank) {
+    const Channel& channel = segments_[rank].channel(rank_);
+    const uint64_t written = channel.written.value.load(std::memory_order_acquire);
+    size_t moved = 0;
+    for (; packets_read_[rank] < written && moved < kCells && !group_.failed(); ++moved) {
+      const Cell& cell = channel.cells[packets_read_[rank] % kCells];
+      Packet packet = cell.packet;  // the mate may change its own
+      packet.payload = std::min<uint32_t>(packet.payload, kCellBytes);
+      group_.transfers().take(static_cast<int>(rank), packet, cell.payload);
+      mine_.channel(rank).read.value.store(++packets_read_[rank], std::memory_order_release);
+    }
+    return moved;
+  }
+
   // ---- sleeping mates, failed mates
 
   // What was published before is seen by whoever is read after, or the other way round.
@@ -713,7 +760,7 @@ class NodeEngine final : public Engine, public Watcher {
   // Nothing moved: is it for want of somebody who is gone? What it published before it went still counts.
   size_t check_gone() {
     for (size_t rank = 0; rank < ranks_; ++rank) {
-      if (!gone_[rank] || !needs(rank)) continue;
+      if (!gone_[rank] || !(needs(rank) || group_.transfers().expects(static_cast<int>(rank)))) continue;
       const int number = static_cast<int>(rank);
       const bool left = counter(rank, &SegmentHeader::left) != 0;
       group_.fail(
@@ -753,7 +800,8 @@ class NodeEngine final : public Engine, public Watcher {
   uint64_t loaded_ = 0;
   uint64_t reduced_ = 0;
   uint64_t stored_ = 0;
-  std::vector<uint64_t> stored_seen_;  // of each mate, at some time
+  std::vector<uint64_t> stored_seen_;                     // of each mate, at some time
+  std::vector<uint64_t> packets_written_, packets_read_;  // of each mate
   // Of the fold that is being made.
   std::vector<const std::byte*> sources_;
   std::vector<std::byte*> targets_;

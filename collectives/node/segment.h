@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "collectives/operation.h"
+#include "collectives/rank_transfers.h"
 #include "runtime/base/handle.h"
 #include "runtime/base/result.h"
 
@@ -19,6 +20,9 @@ constexpr int kSlots = 8;                               // tiles under way
 constexpr size_t kMailBytes = 8 * 1024;                 // what a mailbox holds
 constexpr size_t kTileBytes = 128 * 1024;               // one rank's input of a tile
 constexpr size_t kResultBytes = kTileBytes / 2 + 4096;  // its slice of a tile's result; ranks ≥ 2
+constexpr int kCells = 8;                               // packets under way from one rank to another
+constexpr size_t kCellBytes = 32 * 1024;                // payload of a packet
+static_assert(kEagerBytes <= kCellBytes);
 
 struct alignas(64) SharedCounter {
   std::atomic<uint64_t> value;
@@ -57,8 +61,21 @@ struct alignas(64) SlotLabel {
   Signature signature;
 };
 
+struct alignas(64) Cell {
+  Packet packet;
+  std::byte payload[kCellBytes];
+};
+
+// The segment's owner with one other rank: a ring of packets to it. Memory that no packet ever used costs
+// nothing.
+struct Channel {
+  SharedCounter written;  // packets to it so far
+  SharedCounter read;     // packets from it so far
+  Cell cells[kCells];
+};
+
 struct SegmentHeader {
-  static constexpr uint32_t kMagic = 0x3247534dU;  // "MSG2": layout version 2
+  static constexpr uint32_t kMagic = 0x3347534dU;  // "MSG3": layout version 3
   uint32_t magic;
   int32_t rank;
   Generation generation;
@@ -78,9 +95,9 @@ static_assert(std::atomic<uint64_t>::is_always_lock_free && std::atomic<uint32_t
 class Segment {
  public:
   // A new one, written by this rank. Errors: kEnvironment.
-  static Result<Segment> create(const Generation& generation, int rank);
+  static Result<Segment> create(const Generation& generation, int rank, int ranks);
   // A mate's, read only. `fd` stays the caller's. Errors: kEnvironment where it is not what it should be.
-  static Result<Segment> map(int fd, const Generation& generation, int rank);
+  static Result<Segment> map(int fd, const Generation& generation, int rank, int ranks);
 
   Segment() = default;
   Segment(Segment&& other) noexcept;
@@ -92,11 +109,15 @@ class Segment {
   const SegmentHeader& header() const { return *static_cast<const SegmentHeader*>(base_); }
   std::byte* input(uint64_t tile) const { return data() + (tile % kSlots) * (kTileBytes + kResultBytes); }
   std::byte* result(uint64_t tile) const { return input(tile) + kTileBytes; }
+  Channel& channel(size_t rank) { return channels()[rank]; }
+  const Channel& channel(size_t rank) const { return channels()[rank]; }
 
  private:
   std::byte* data() const;
+  Channel* channels() const;
   UniqueFd fd_;
   void* base_ = nullptr;
+  size_t bytes_ = 0;
 };
 
 }  // namespace muster
