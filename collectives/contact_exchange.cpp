@@ -2,7 +2,9 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <fstream>
+#include <numeric>
 #include <string>
 
 #include "runtime/base/random.h"
@@ -58,6 +60,51 @@ Result<std::unique_ptr<Group>> form_group(Endpoint& endpoint, ContactExchange& e
     spec.contacts.emplace_back(all[rank].begin() + sizeof theirs, all[rank].end());
   }
   return endpoint.form_group(spec);
+}
+
+Result<SplitExchange> SplitExchange::open(Group& group, int32_t color, int32_t key, Instant deadline) {
+  struct Choice {
+    int32_t color, key;
+  };
+  const Choice mine{color, key};
+  std::vector<Choice> all(static_cast<size_t>(group.size()));
+  MUSTER_TRY(group.all_gather(&mine, all.data(), 2, DType::kInt32, deadline).wait());
+  SplitExchange exchange(group);
+  if (color < 0) return exchange;
+  for (int rank = 0; rank < group.size(); ++rank) {
+    if (all[static_cast<size_t>(rank)].color == color) exchange.members_.push_back(rank);
+  }
+  std::ranges::stable_sort(exchange.members_, {},
+                           [&](int rank) { return all[static_cast<size_t>(rank)].key; });
+  exchange.rank_ =
+      static_cast<int>(std::ranges::find(exchange.members_, group.rank()) - exchange.members_.begin());
+  return exchange;
+}
+
+Result<std::vector<ByteBuffer>> SplitExchange::all_gather(ByteSpan mine, Instant deadline) {
+  const auto ranks = static_cast<size_t>(group_->size());
+  const uint64_t size = mine.size();
+  std::vector<uint64_t> sizes(ranks);
+  MUSTER_TRY(group_->all_gather(&size, sizes.data(), 1, DType::kUInt64, deadline).wait());
+  const std::vector<size_t> counts(sizes.begin(), sizes.end());
+  std::vector<size_t> offsets(ranks);
+  std::exclusive_scan(counts.begin(), counts.end(), offsets.begin(), size_t{0});
+  ByteBuffer bytes(offsets.back() + counts.back());
+  MUSTER_TRY(group_->all_gather_v(mine.data(), bytes.data(), counts, DType::kUInt8, deadline).wait());
+  std::vector<ByteBuffer> theirs;
+  for (const int member : members_) {
+    const auto begin = bytes.begin() + static_cast<std::ptrdiff_t>(offsets[static_cast<size_t>(member)]);
+    theirs.emplace_back(begin, begin + static_cast<std::ptrdiff_t>(counts[static_cast<size_t>(member)]));
+  }
+  return theirs;
+}
+
+Result<std::unique_ptr<Group>> split_group(Endpoint& endpoint, Group& group, int32_t color, int32_t key,
+                                           Instant deadline) {
+  MUSTER_ASSIGN(SplitExchange exchange, SplitExchange::open(group, color, key, deadline));
+  if (color >= 0) return form_group(endpoint, exchange, deadline);
+  MUSTER_TRY(exchange.all_gather({}, deadline));
+  return std::unique_ptr<Group>();
 }
 
 }  // namespace muster

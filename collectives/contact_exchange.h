@@ -28,6 +28,28 @@ class Alone final : public ContactExchange {
   }
 };
 
+// The ranks of a group that name one color, ordered by key and, where keys are equal, by their rank there.
+// Collective over the group: every rank makes one and gathers once. Of a negative color: none, size 0.
+class SplitExchange final : public ContactExchange {
+ public:
+  static Result<SplitExchange> open(Group& group, int32_t color, int32_t key, Instant deadline);
+  int rank() const override { return rank_; }
+  int size() const override { return static_cast<int>(members_.size()); }
+  // REQUIRES: called by all ranks of the group, those of no color included, to whom it gives nothing.
+  Result<std::vector<ByteBuffer>> all_gather(ByteSpan mine, Instant deadline) override;
+
+ private:
+  explicit SplitExchange(Group& group) : group_(&group) {}
+  Group* group_;
+  std::vector<int> members_;  // ranks of the group
+  int rank_ = -1;
+};
+
+// The group of this rank's color, made of `group`, of which it is independent afterwards; null for a negative
+// color. Collective over `group`.
+Result<std::unique_ptr<Group>> split_group(Endpoint& endpoint, Group& group, int32_t color, int32_t key,
+                                           Instant deadline);
+
 // Equal for processes that may share memory, that is: of one kernel and one network name space. Equal ids are
 // worth a try, no more.
 uint64_t node_identity();

@@ -121,10 +121,28 @@ Result<std::unique_ptr<Communicator>> Communicator::form(ContactExchange& exchan
     if (error.code == ErrorCode::kEnvironment && !lacks.empty()) error.message += "; here: " + lacks;
     return error;
   }
-  parts.group = std::move(*group);
-  communicator->medium_ = parts.group->medium();
-  communicator->timeout_ = timeout;
+  communicator->adopt(std::move(*group), timeout);
   return communicator;
+}
+
+void Communicator::adopt(std::unique_ptr<Group> group, Duration timeout) {
+  parts_->group = std::move(group);
+  medium_ = parts_->group->medium();
+  timeout_ = timeout;
+}
+
+Result<std::unique_ptr<Communicator>> Communicator::split(int32_t color, int32_t key,
+                                                          CommunicatorOptions options) {
+  if (options.timeout <= 0) options.timeout = timeout_;
+  MUSTER_ASSIGN(options, with_defaults(options));
+  auto group = split_group(*parts_->endpoint, *parts_->group, color, key, now() + options.form_timeout);
+  if (!group.ok()) return Error{group.error().code, "splitting the communicator: " + group.error().message};
+  if (*group == nullptr) return std::unique_ptr<Communicator>();
+  std::unique_ptr<Communicator> part(new Communicator);
+  part->parts_->bootstrap = parts_->bootstrap;
+  part->parts_->endpoint = parts_->endpoint;
+  part->adopt(std::move(*group), options.timeout);
+  return part;
 }
 
 Communicator::~Communicator() {

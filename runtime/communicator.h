@@ -33,6 +33,10 @@ class Communicator {
   // Collective. MPI is not used afterwards.
   static Result<std::unique_ptr<Communicator>> from_mpi(const void* mpi_comm,
                                                         const CommunicatorOptions& options);
+  // Of the ranks of this one that name the same color, in the order of key and rank; null for a negative
+  // color. Collective over this one, of which it is independent afterwards. `options`: 0 is this one's
+  // timeout. Errors also: kMisuse, where ranks call something else.
+  Result<std::unique_ptr<Communicator>> split(int32_t color, int32_t key, CommunicatorOptions options);
   ~Communicator();
 
   Group& group() { return *parts_->group; }
@@ -49,6 +53,7 @@ class Communicator {
   Communicator() = default;
   static Result<std::unique_ptr<Communicator>> form(ContactExchange& exchange, Instant deadline,
                                                     Duration timeout);
+  void adopt(std::unique_ptr<Group> group, Duration timeout);
 
   // Ends in this order from below: nothing touches buffers once the group is closed.
   struct Parts {
