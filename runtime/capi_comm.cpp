@@ -81,22 +81,81 @@ muster_status read_call(muster_comm* comm, const char* function, const muster_dt
   return MUSTER_OK;
 }
 
+// What this thread has issued since muster_group_start, and muster_group_end is to report.
+struct Issued {
+  Work work;
+  muster_status refused = MUSTER_OK;  // at once, and why
+  std::string sentence;
+};
+struct Batch {
+  int depth = 0;
+  std::vector<Issued> issued;
+};
+thread_local Batch batch;
+
+// A refusal within a batch is not forgotten.
+muster_status noted(muster_status status) {
+  if (status == MUSTER_OK || batch.depth == 0) return status;
+  return guarded([&] {
+    batch.issued.push_back({Work(), status, muster_last_error()});
+    return status;
+  });
+}
+
+// `issue()` begins an operation that muster_group_end waits for.
+template <typename Issue>
+muster_status add_to_batch(Issue issue) {
+  batch.issued.emplace_back();
+  const Work work = issue();
+  if (!work.test() || work.wait().ok()) {
+    batch.issued.back().work = work;
+    return MUSTER_OK;
+  }
+  batch.issued.pop_back();
+  return to_c(work.wait());
+}
+
+muster_status end_batch() {
+  muster_status first = MUSTER_OK;
+  std::string sentence;
+  for (const Issued& one : std::exchange(batch.issued, {})) {
+    const muster_status status = one.refused != MUSTER_OK ? one.refused : to_c(one.work.wait());
+    if (first != MUSTER_OK || status == MUSTER_OK) continue;
+    first = status;
+    sentence = one.refused != MUSTER_OK ? one.sentence : muster_last_error();
+  }
+  return first == MUSTER_OK ? MUSTER_OK : failed(first, std::move(sentence));
+}
+
 // Runs one operation: `issue(group, call)` gives its Work.
 template <typename Issue>
 muster_status run(muster_comm* comm, const char* function, const muster_dtype* dtype,
                   const muster_reduce_op* op, const muster_call* given, muster_work** handle, Issue issue) {
-  return guarded([&] {
+  return noted(guarded([&] {
     if (handle != nullptr) *handle = nullptr;
     Call call;
     if (const muster_status status = read_call(comm, function, dtype, op, given, call); status != MUSTER_OK)
       return status;
     // Before the operation begins: afterwards it could not be taken back.
     auto slot = handle != nullptr ? std::make_unique<muster_work>() : nullptr;
-    Work work = issue(comm->communicator->group(), call);
-    if (handle == nullptr) return to_c(work.wait());
-    slot->work = std::move(work);
+    const auto begin = [&] { return issue(comm->communicator->group(), call); };
+    if (handle == nullptr) return batch.depth > 0 ? add_to_batch(begin) : to_c(begin().wait());
+    slot->work = begin();
     *handle = slot.release();
     return MUSTER_OK;
+  }));
+}
+
+// A blocking transfer of a rank with itself waits for what this thread could only do afterwards.
+muster_status check_own(muster_comm* comm, const char* function, bool is_send, int32_t peer, int32_t tag,
+                        muster_work** work) {
+  if (comm == nullptr || work != nullptr || batch.depth > 0) return MUSTER_OK;
+  return guarded([&] {
+    const muster::Group& group = comm->communicator->group();
+    if (peer != group.rank() || group.has_own_counterpart(is_send, tag) || group.failure()) return MUSTER_OK;
+    return failed(MUSTER_MISUSE, std::string(function) + ": this rank would wait for its own " +
+                                     (is_send ? "receive" : "send") +
+                                     "; issue both in a batch (muster_group_start), or with handles");
   });
 }
 
@@ -136,6 +195,19 @@ muster_status muster_comm_from_mpi(const void* mpi_comm, const muster_comm_optio
     if (const muster_status status = read_options(options, known); status != MUSTER_OK) return status;
     auto created = muster::Communicator::from_mpi(mpi_comm, known);
     if (created.ok()) *comm = new muster_comm{std::move(*created)};
+    return to_c(created);
+  });
+}
+
+muster_status muster_comm_split(muster_comm* comm, int32_t color, int32_t key,
+                                const muster_comm_options* options, muster_comm** part) {
+  return guarded([&] {
+    if (comm == nullptr || part == nullptr) return null_argument("muster_comm_split");
+    *part = nullptr;
+    muster::CommunicatorOptions known;
+    if (const muster_status status = read_options(options, known); status != MUSTER_OK) return status;
+    auto created = comm->communicator->split(color, key, known);
+    if (created.ok() && *created != nullptr) *part = new muster_comm{std::move(*created)};
     return to_c(created);
   });
 }
@@ -291,6 +363,37 @@ muster_status muster_comm_scatter_v(muster_comm* comm, const void* in, void* out
                [&](muster::Group& group, const Call& c, auto all) {
                  return group.scatter_v(in, out, all, c.dtype, root, c.deadline);
                });
+}
+
+muster_status muster_comm_send(muster_comm* comm, const void* data, size_t count, muster_dtype dtype,
+                               int32_t peer, int32_t tag, const muster_call* call, muster_work** work) {
+  if (const muster_status status = check_own(comm, __func__, true, peer, tag, work); status != MUSTER_OK)
+    return status;
+  return run(comm, __func__, &dtype, nullptr, call, work, [&](muster::Group& group, const Call& c) {
+    return group.send(data, count, c.dtype, peer, tag, c.deadline);
+  });
+}
+
+muster_status muster_comm_recv(muster_comm* comm, void* data, size_t count, muster_dtype dtype, int32_t peer,
+                               int32_t tag, const muster_call* call, muster_work** work) {
+  if (const muster_status status = check_own(comm, __func__, false, peer, tag, work); status != MUSTER_OK)
+    return status;
+  return run(comm, __func__, &dtype, nullptr, call, work, [&](muster::Group& group, const Call& c) {
+    return group.recv(data, count, c.dtype, peer, tag, c.deadline);
+  });
+}
+
+muster_status muster_group_start(void) {
+  ++batch.depth;
+  return MUSTER_OK;
+}
+
+muster_status muster_group_end(void) {
+  if (batch.depth == 0) {
+    return failed(MUSTER_MISUSE,
+                  "muster_group_end: no batch is open in this thread; call muster_group_start first");
+  }
+  return --batch.depth > 0 ? MUSTER_OK : guarded(end_batch);
 }
 
 muster_status muster_work_test(const muster_work* work, int32_t* done) {

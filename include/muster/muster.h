@@ -302,9 +302,10 @@ MUSTER_API muster_status muster_step_abandon_update(muster_step* step);
  * What always holds
  *  - All ranks issue the same operations in the same order, from one thread at a time. What differs between
  *    ranks (operation, type, count, operator, root) ends the operation on all of them with MUSTER_MISUSE and
- * a sentence that names two ranks.
- *  - With `work` NULL an operation is blocking. Else it goes on in the background, *work is its handle, and
- *    its buffers are the library's until it has ended. Several may be in flight; each ends by its deadline.
+ *    a sentence that names two ranks. Sends and receives are no part of this order.
+ *  - With `work` NULL an operation is blocking (in a batch: muster_group_end is). Else it goes on in the
+ *    background, *work is its handle, and its buffers are the library's until it has ended. Several may be
+ *    in flight; each ends by its deadline.
  *  - In place (`out` is `in`, or this rank's part of it) is allowed; other overlap is not. Any alignment, any
  *    count, 0 included.
  *  - MUSTER_AGAIN: a rank died, left, or did not do its part by the deadline, or the communicator was
@@ -348,6 +349,21 @@ MUSTER_API muster_status muster_comm_create(const muster_comm_options* options, 
  * Errors also as above. */
 MUSTER_API muster_status muster_comm_from_mpi(const void* mpi_comm, const muster_comm_options* options,
                                               muster_comm** comm);
+
+/* A communicator for each color, of the ranks that pass it, ordered by `key` and, where keys are equal, by
+ * their rank in `comm`. Collective over `comm` and in the order of its operations: all its ranks call it,
+ * also those that pass a negative color, who get *part NULL and MUSTER_OK. Always blocking, in a batch too.
+ * `options` may be NULL; 0 in timeout_seconds is the timeout of `comm`.
+ *
+ * *part depends neither on `comm`, which goes on as before and may be destroyed earlier, nor on the other
+ * parts: what fails, revokes or leaves one ends no other. A process that dies ends the waits in all that it
+ * was a member of. End it with muster_comm_destroy. Over every medium, and of communicators of an MPI_Comm as
+ * of any other: MPI is not used.
+ *
+ * Errors: those of an operation on `comm`, after which that is unusable; MUSTER_AGAIN, too, where a member of
+ * the part did not come by form_timeout_seconds. */
+MUSTER_API muster_status muster_comm_split(muster_comm* comm, int32_t color, int32_t key,
+                                           const muster_comm_options* options, muster_comm** part);
 
 /* Operations that are still pending end at once; ranks that still need this one fail with MUSTER_AGAIN. Frees
  * what muster_comm_allocate gave. Handles of operations stay valid. */
@@ -428,6 +444,46 @@ MUSTER_API muster_status muster_comm_gather_v(muster_comm* comm, const void* in,
 MUSTER_API muster_status muster_comm_scatter_v(muster_comm* comm, const void* in, void* out,
                                                const size_t* counts, muster_dtype dtype, int32_t root,
                                                const muster_call* call, muster_work** work);
+
+/* ---- between two ranks
+ *
+ * muster_comm_send gives `count` elements to rank `peer`, which takes them by muster_comm_recv. The n-th send
+ * to a rank with one tag meets that rank's n-th receive from the sender with that tag, whatever else either
+ * of them issues in between. A tag is any number; give 0 where there is but one kind of message. Type and
+ * count are the same on both sides, 0 included; where they differ, nothing is written, and the communicator
+ * ends with MUSTER_MISUSE on all ranks and a sentence that names the two and what each gave.
+ *
+ * A send ends when its receiver has everything, and not before the receive was issued: two ranks that both
+ * send first and block wait for each other, until the deadline. Issue both directions in a batch, or with
+ * handles. A peer that died, left, or issued nothing that matches by the deadline: MUSTER_AGAIN, as above.
+ * `peer` may be this rank; a blocking call is then refused with MUSTER_MISUSE unless its counterpart was
+ * issued before. `data` must not overlap that of another transfer under way, unless both are sends. It is
+ * copied, through memory of the library, wherever it lies. Over shared memory and UCX alike. */
+MUSTER_API muster_status muster_comm_send(muster_comm* comm, const void* data, size_t count,
+                                          muster_dtype dtype, int32_t peer, int32_t tag,
+                                          const muster_call* call, muster_work** work);
+MUSTER_API muster_status muster_comm_recv(muster_comm* comm, void* data, size_t count, muster_dtype dtype,
+                                          int32_t peer, int32_t tag, const muster_call* call,
+                                          muster_work** work);
+
+/* A batch: what this thread issues between the two, on any communicators, goes on at once, and nothing waits
+ * before the end:
+ *
+ *     muster_group_start();
+ *     muster_comm_send(comm, mine, n, MUSTER_FLOAT32, next, 0, NULL, NULL);
+ *     muster_comm_recv(comm, theirs, n, MUSTER_FLOAT32, previous, 0, NULL, NULL);
+ *     muster_group_end();
+ *
+ * Buffers of operations with `work` NULL are the library's until muster_group_end, which waits for all of
+ * them, each ending by its own deadline, and returns the first failure in the order of issue. A call
+ * that fails at once says so at once, and muster_group_end again. Operations with a handle are the handle's:
+ * muster_group_end neither waits for them nor reports how they end.
+ *
+ * Batches nest: an inner muster_group_end only returns MUSTER_OK, the outermost one waits. The order of
+ * operations among ranks is as without a batch. Calls that are no operation (create, split, wait, destroy)
+ * act at once. MUSTER_MISUSE: muster_group_end without a muster_group_start in this thread. */
+MUSTER_API muster_status muster_group_start(void);
+MUSTER_API muster_status muster_group_end(void);
 
 /* *done: whether the operation has ended, well or not. Returns its end; MUSTER_OK while it goes on. */
 MUSTER_API muster_status muster_work_test(const muster_work* work, int32_t* done);

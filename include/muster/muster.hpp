@@ -309,13 +309,39 @@ class Work {
   std::unique_ptr<muster_work, detail::DestroyWork> handle_;
 };
 
+// What this thread issues while it lives goes on at once and waits for nothing before end():
+//
+//     muster::Batch batch;
+//     comm.send(mine, count, next);
+//     comm.recv(theirs, count, previous);
+//     batch.end();                                                // throws the first failure
+//
+// Without end(), as when an exception passes, it waits for what was issued and drops its failures.
+class Batch {
+ public:
+  Batch() { detail::check(muster_group_start()); }
+  ~Batch() {
+    if (open_) muster_group_end();
+  }
+  Batch(const Batch&) = delete;
+  Batch& operator=(const Batch&) = delete;
+  void end() {
+    if (!open_) return;
+    open_ = false;
+    detail::check(muster_group_end());
+  }
+
+ private:
+  bool open_ = true;
+};
+
 //     muster::Communicator comm;                                  // of all that mpirun or srun started
 //     comm.all_reduce(in, out, count);                            // blocking
 //     muster::Work work;
 //     comm.all_reduce(in, out, count, MUSTER_SUM, muster::Call(), &work);   // in the background
 //
-// Failures of operations are thrown as muster::Failure; with status MUSTER_AGAIN the communicator is
-// unusable.
+// Within a muster::Batch none of them waits. Failures of operations are thrown as muster::Failure; with
+// status MUSTER_AGAIN the communicator is unusable.
 class Communicator {
  public:
   explicit Communicator(const muster_comm_options* options = nullptr) {
@@ -331,6 +357,13 @@ class Communicator {
     return Communicator(comm);
   }
   explicit Communicator(muster_comm* handle) : handle_(handle) {}
+
+  // With a null handle where the color is negative.
+  Communicator split(int color, int key = 0, const muster_comm_options* options = nullptr) {
+    muster_comm* part = nullptr;
+    detail::check(muster_comm_split(handle_.get(), color, key, options, &part));
+    return Communicator(part);
+  }
 
   int rank() const { return muster_comm_rank(handle_.get()); }
   int size() const { return muster_comm_size(handle_.get()); }
@@ -406,6 +439,15 @@ class Communicator {
     run(work, muster_comm_broadcast, in, out, count, DTypeOf<T>::value, root, &call);
   }
   void barrier(const Call& call = Call(), Work* work = nullptr) { run(work, muster_comm_barrier, &call); }
+  template <typename T>
+  void send(const T* data, size_t count, int peer, int tag = 0, const Call& call = Call(),
+            Work* work = nullptr) {
+    run(work, muster_comm_send, data, count, DTypeOf<T>::value, peer, tag, &call);
+  }
+  template <typename T>
+  void recv(T* data, size_t count, int peer, int tag = 0, const Call& call = Call(), Work* work = nullptr) {
+    run(work, muster_comm_recv, data, count, DTypeOf<T>::value, peer, tag, &call);
+  }
 
   muster_comm* handle() const { return handle_.get(); }
 

@@ -9,6 +9,7 @@
 #include <array>
 #include <cmath>
 #include <cstdlib>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <string>
@@ -148,10 +149,165 @@ TEST_F(CommApi, ArgumentsThatMakeNoSenseAreNamed) {
   EXPECT_EQ(muster_comm_all_reduce(comm, i, o, 3, f, MUSTER_SUM, nullptr, nullptr), MUSTER_OK);
 }
 
+TEST_F(CommApi, ARankSendsToItself) {
+  const muster_dtype f = MUSTER_FLOAT32;
+  muster_work* work = nullptr;
+  ASSERT_EQ(muster_comm_send(comm, in.data(), 3, f, 0, 5, nullptr, &work), MUSTER_OK) << muster_last_error();
+  int32_t done = 1;
+  EXPECT_EQ(muster_work_test(work, &done), MUSTER_OK);
+  EXPECT_EQ(done, 0) << "a send ends with its receive";
+  ASSERT_EQ(muster_comm_recv(comm, out.data(), 3, f, 0, 5, nullptr, nullptr), MUSTER_OK)
+      << muster_last_error();
+  EXPECT_EQ(muster_work_wait(work, 0), MUSTER_OK);
+  EXPECT_THAT(out, ElementsAre(1, 2, 3));
+  muster_work_destroy(work);
+  // What nobody could ever match is refused, and not waited for.
+  EXPECT_EQ(muster_comm_send(comm, in.data(), 3, f, 0, 5, nullptr, nullptr), MUSTER_MISUSE);
+  EXPECT_THAT(muster_last_error(), HasSubstr("muster_comm_send: this rank would wait for its own receive"));
+  EXPECT_EQ(muster_comm_recv(comm, out.data(), 3, f, 0, 5, nullptr, nullptr), MUSTER_MISUSE);
+  EXPECT_THAT(muster_last_error(), HasSubstr("muster_comm_recv: this rank would wait for its own send"));
+  EXPECT_EQ(muster_comm_send(comm, in.data(), 3, f, 1, 5, nullptr, nullptr), MUSTER_MISUSE);
+  EXPECT_THAT(muster_last_error(), HasSubstr("rank 1 is not one of 1"));
+  ASSERT_EQ(muster_comm_revoke(comm, "enough of it"), MUSTER_OK);
+  EXPECT_EQ(muster_comm_send(comm, in.data(), 3, f, 0, 5, nullptr, nullptr), MUSTER_AGAIN);
+  EXPECT_THAT(muster_last_error(), HasSubstr("enough of it"));
+}
+
+TEST_F(CommApi, ABatchWaitsAtItsOutermostEnd) {
+  const muster_dtype f = MUSTER_FLOAT32;
+  std::array<float, 3> sum{};
+  muster_work* work = nullptr;
+  ASSERT_EQ(muster_group_start(), MUSTER_OK);
+  EXPECT_EQ(muster_comm_send(comm, in.data(), 3, f, 0, 0, nullptr, nullptr), MUSTER_OK);
+  ASSERT_EQ(muster_group_start(), MUSTER_OK);
+  EXPECT_EQ(muster_comm_all_reduce(comm, in.data(), sum.data(), 3, f, MUSTER_SUM, nullptr, nullptr),
+            MUSTER_OK);
+  EXPECT_EQ(muster_comm_send(comm, in.data(), 1, f, 0, 7, nullptr, &work), MUSTER_OK);
+  ASSERT_EQ(muster_group_end(), MUSTER_OK) << "an inner end does not wait: the first send has no receive yet";
+  EXPECT_EQ(muster_comm_recv(comm, out.data(), 3, f, 0, 0, nullptr, nullptr), MUSTER_OK);
+  ASSERT_EQ(muster_group_end(), MUSTER_OK) << muster_last_error();
+  EXPECT_THAT(out, ElementsAre(1, 2, 3));
+  EXPECT_THAT(sum, ElementsAre(1, 2, 3));
+  EXPECT_EQ(muster_work_wait(work, 0.01), MUSTER_RETRY) << "what has a handle is not waited for";
+  muster_work_destroy(work);
+  ASSERT_EQ(muster_group_start(), MUSTER_OK);
+  EXPECT_EQ(muster_group_end(), MUSTER_OK) << "an empty one";
+}
+
+TEST_F(CommApi, ABatchReportsTheFirstFailure) {
+  const muster_dtype f = MUSTER_FLOAT32;
+  EXPECT_EQ(muster_group_end(), MUSTER_MISUSE);
+  EXPECT_THAT(muster_last_error(), HasSubstr("no batch is open"));
+
+  // What is refused at once, in any of the ways, is reported once more; what follows is carried out.
+  const std::array<std::function<muster_status()>, 3> wrong = {
+      [&] { return muster_comm_send(comm, in.data(), 3, f, 4, 0, nullptr, nullptr); },
+      [&] {
+        return muster_comm_send(comm, in.data(), 3, static_cast<muster_dtype>(300), 0, 0, nullptr, nullptr);
+      },
+      [&] { return muster_comm_barrier(nullptr, nullptr, nullptr); }};
+  for (const auto& call : wrong) {
+    out = {};
+    ASSERT_EQ(muster_group_start(), MUSTER_OK);
+    EXPECT_EQ(call(), MUSTER_MISUSE);
+    const std::string sentence = muster_last_error();
+    EXPECT_EQ(muster_comm_broadcast(comm, in.data(), out.data(), 3, f, 9, nullptr, nullptr), MUSTER_MISUSE);
+    EXPECT_EQ(muster_comm_broadcast(comm, in.data(), out.data(), 3, f, 0, nullptr, nullptr), MUSTER_OK);
+    EXPECT_EQ(muster_group_end(), MUSTER_MISUSE);
+    EXPECT_EQ(muster_last_error(), sentence);
+    EXPECT_THAT(out, ElementsAre(1, 2, 3));
+  }
+
+  // What fails later.
+  muster_call call{};
+  call.size = sizeof call;
+  call.timeout_seconds = 0.05;
+  ASSERT_EQ(muster_group_start(), MUSTER_OK);
+  EXPECT_EQ(muster_comm_barrier(comm, nullptr, nullptr), MUSTER_OK);
+  EXPECT_EQ(muster_comm_recv(comm, out.data(), 3, f, 0, 3, &call, nullptr), MUSTER_OK);
+  EXPECT_EQ(muster_comm_send(comm, in.data(), 3, f, 0, 4, nullptr, nullptr), MUSTER_OK);
+  EXPECT_EQ(muster_group_end(), MUSTER_AGAIN);
+  EXPECT_THAT(muster_last_error(),
+              HasSubstr("recv of float32 × 3 from rank 0 (tag 3) on rank 0: the deadline"));
+  EXPECT_EQ(muster_group_end(), MUSTER_MISUSE) << "a batch that failed is over";
+}
+
+TEST_F(CommApi, ABatchOutlivesItsCommunicator) {
+  ASSERT_EQ(muster_group_start(), MUSTER_OK);
+  EXPECT_EQ(muster_comm_recv(comm, out.data(), 3, MUSTER_FLOAT32, 0, 0, nullptr, nullptr), MUSTER_OK);
+  muster_comm_destroy(comm);
+  comm = nullptr;
+  EXPECT_EQ(muster_group_end(), MUSTER_AGAIN);
+  EXPECT_THAT(muster_last_error(), HasSubstr("the group was closed"));
+}
+
+TEST_F(CommApi, ASplitIsACommunicatorOfItsOwn) {
+  muster_comm* part = reinterpret_cast<muster_comm*>(8);
+  EXPECT_EQ(muster_comm_split(comm, -1, 0, nullptr, &part), MUSTER_OK);
+  EXPECT_EQ(part, nullptr) << "a negative color is a member of none";
+  muster_comm_options options{};
+  EXPECT_EQ(muster_comm_split(comm, 0, 0, &options, &part), MUSTER_MISUSE);
+  EXPECT_THAT(muster_last_error(), HasSubstr("muster_comm_options.size"));
+  EXPECT_EQ(part, nullptr);
+
+  options.size = sizeof options;
+  options.timeout_seconds = 0.05;
+  ASSERT_EQ(muster_comm_split(comm, INT32_MAX, INT32_MIN, &options, &part), MUSTER_OK) << muster_last_error();
+  muster_comm_destroy(comm);
+  comm = nullptr;
+  EXPECT_EQ(muster_comm_rank(part), 0);
+  EXPECT_EQ(muster_comm_size(part), 1);
+  EXPECT_EQ(
+      muster_comm_all_reduce(part, in.data(), out.data(), 3, MUSTER_FLOAT32, MUSTER_SUM, nullptr, nullptr),
+      MUSTER_OK);
+  EXPECT_THAT(out, ElementsAre(1, 2, 3));
+  // Its own timeout, which a part of it inherits.
+  ASSERT_EQ(muster_comm_split(part, 0, 0, nullptr, &comm), MUSTER_OK) << muster_last_error();
+  ASSERT_EQ(muster_group_start(), MUSTER_OK);
+  EXPECT_EQ(muster_comm_recv(comm, out.data(), 3, MUSTER_FLOAT32, 0, 0, nullptr, nullptr), MUSTER_OK);
+  EXPECT_EQ(muster_group_end(), MUSTER_AGAIN);
+  EXPECT_THAT(muster_last_error(), HasSubstr("the deadline passed"));
+  EXPECT_EQ(muster_comm_barrier(part, nullptr, nullptr), MUSTER_OK) << "what it was split from is unharmed";
+
+  muster_comm* none = nullptr;
+  EXPECT_EQ(muster_comm_split(comm, 0, 0, nullptr, &none), MUSTER_AGAIN) << "of one that has failed";
+  EXPECT_THAT(muster_last_error(), HasSubstr("splitting the communicator: all_gather"));
+  muster_comm_destroy(part);
+}
+
+TEST(CommApiWrapper, Splits) {
+  muster::Communicator comm;
+  EXPECT_EQ(comm.split(2).size(), 1);
+  EXPECT_EQ(comm.split(-2).handle(), nullptr);
+}
+
+TEST(CommApiWrapper, BatchesAndTransfers) {
+  muster::Communicator comm;
+  std::array<int32_t, 2> in{3, 4}, out{};
+  muster::Batch batch;
+  comm.recv(out.data(), 2, 0, 9);
+  comm.send(in.data(), 2, 0, 9);
+  batch.end();
+  EXPECT_EQ(out, in);
+  batch.end();  // a second time is nothing
+  {
+    muster::Batch failing;
+    EXPECT_THROW(comm.send(in.data(), 2, 1), muster::Failure);
+    EXPECT_THROW(failing.end(), muster::Failure);
+  }
+  {
+    muster::Batch dropped;
+    EXPECT_THROW(comm.send(in.data(), 2, 1), muster::Failure);
+  }
+  EXPECT_EQ(muster_group_end(), MUSTER_MISUSE) << "the destructor has ended it";
+}
+
 TEST(CommApiAlone, NullsAreRefusedEverywhere) {
   muster_work* work = reinterpret_cast<muster_work*>(8);
   EXPECT_EQ(muster_comm_create(nullptr, nullptr), MUSTER_MISUSE);
   EXPECT_EQ(muster_comm_from_mpi(nullptr, nullptr, nullptr), MUSTER_MISUSE);
+  EXPECT_EQ(muster_comm_split(nullptr, 0, 0, nullptr, nullptr), MUSTER_MISUSE);
+  EXPECT_THAT(muster_last_error(), HasSubstr("muster_comm_split"));
   EXPECT_EQ(muster_comm_revoke(nullptr, "x"), MUSTER_MISUSE);
   EXPECT_EQ(muster_comm_allocate(nullptr, 1, nullptr), MUSTER_MISUSE);
   EXPECT_EQ(muster_comm_free(nullptr, nullptr), MUSTER_MISUSE);
@@ -160,6 +316,9 @@ TEST(CommApiAlone, NullsAreRefusedEverywhere) {
   EXPECT_EQ(muster_comm_all_reduce(nullptr, nullptr, nullptr, 0, MUSTER_INT8, MUSTER_SUM, nullptr, nullptr),
             MUSTER_MISUSE);
   EXPECT_THAT(muster_last_error(), HasSubstr("muster_comm_all_reduce"));
+  EXPECT_EQ(muster_comm_send(nullptr, nullptr, 0, MUSTER_INT8, 0, 0, nullptr, nullptr), MUSTER_MISUSE);
+  EXPECT_EQ(muster_comm_recv(nullptr, nullptr, 0, MUSTER_INT8, 0, 0, nullptr, nullptr), MUSTER_MISUSE);
+  EXPECT_THAT(muster_last_error(), HasSubstr("muster_comm_recv"));
   EXPECT_EQ(muster_work_test(nullptr, nullptr), MUSTER_MISUSE);
   EXPECT_EQ(muster_work_wait(nullptr, 0), MUSTER_MISUSE);
   EXPECT_EQ(muster_comm_rank(nullptr), -1);

@@ -77,8 +77,9 @@ class Comm:
 
     def killed(self):
         for extra in ({}, NETWORK):
-            said = self.run(4, "comm_pmix", "kill", extra, expect=None, survive=True)
-            self.require_ends(said, 4, [0, 2, 3], "AGAIN", "1", "rank 1", within=15)
+            for mode in ("kill", "ring_kill", "split_ring_kill"):
+                said = self.run(4, "comm_pmix", mode, extra, expect=None, survive=True)
+                self.require_ends(said, 4, [0, 2, 3], "AGAIN", "1", "rank 1", within=15)
 
     def frozen(self):
         # The frozen one is never continued; mpirun is asked to end what is left.
@@ -93,6 +94,11 @@ class Comm:
     def mismatch(self):
         said = self.run(3, "comm_pmix", "mismatch")
         self.require_ends(said, 3, [0, 1, 2], "MISUSE", None, r"rank 1.*99999|99999.*rank 1", within=15)
+        # Rank 1 differs from both of its neighbours; either may be found first.
+        sentence = r"rank 0 sends.* 100000 to rank 1 .*receives.* 99999;|rank 1 sends.* 99999 to rank 2 .*receives.* 100000;"
+        for extra in ({}, NETWORK):
+            said = self.run(3, "comm_pmix", "ring_mismatch", extra)
+            self.require_ends(said, 3, [0, 1, 2], "MISUSE", None, sentence, within=15)
 
     def revoked(self):
         for extra in ({}, NETWORK):
@@ -119,12 +125,14 @@ class Comm:
         self.require(self.run(4, "comm_mpi", "results", NETWORK), r"of 2: right over UCX", 4)
 
     def mpi_killed(self):
-        said = self.run(4, "comm_mpi", "kill", expect=None, survive=True)
-        self.require_ends(said, 4, [0, 2, 3], "AGAIN", "1", "rank 1", within=15)
+        for mode in ("kill", "split_kill"):
+            said = self.run(4, "comm_mpi", mode, expect=None, survive=True)
+            self.require_ends(said, 4, [0, 2, 3], "AGAIN", "1", "rank 1", within=15)
 
     def mpi_mismatch(self):
-        said = self.run(4, "comm_mpi", "mismatch", expect=None)
-        self.require_ends(said, 4, [0, 1, 2, 3], "MISUSE", None, r"rank 1.*99999|99999.*rank 1", within=15)
+        for mode in ("mismatch", "ring_mismatch"):
+            said = self.run(4, "comm_mpi", mode, expect=None)
+            self.require_ends(said, 4, [0, 1, 2, 3], "MISUSE", None, r"rank 1.*99999|99999.*rank 1", within=15)
 
     def mpi_absent(self):
         self.require(self.run(2, "comm_mpi", "absent", expect=None), "gave up: not all ranks of the MPI", 1)

@@ -164,8 +164,82 @@ class Results {
   muster_work* work_ = nullptr;
 };
 
+// Everyone to everyone, itself included, in one batch: all lengths twice, once with a handle each. The last
+// tag is received first.
+inline void check_transfers(muster_comm* comm) {
+  constexpr size_t kCounts[] = {0, 1, 5003, 300'001};
+  constexpr int kTags = 8;
+  const int rank = muster_comm_rank(comm);
+  const int size = muster_comm_size(comm);
+  const auto seed = [](int from, int to, int tag) {
+    return static_cast<uint64_t>((from * 64 + to) * kTags + tag);
+  };
+  const auto transfers = static_cast<size_t>(size * kTags);
+  std::vector<std::vector<int32_t>> out, in;
+  std::vector<muster_work*> works;
+  works.reserve(2 * transfers);  // handles are written where they are
+  const auto handle = [&](int tag) { return tag < 4 ? nullptr : &works.emplace_back(); };
+  require(muster_group_start(), "muster_group_start");
+  for (int peer = 0; peer < size; ++peer) {
+    for (int tag = 0; tag < kTags; ++tag) {
+      out.push_back(input<int32_t>(seed(rank, peer, tag), 0, kCounts[tag % 4]));
+      require(muster_comm_send(comm, out.back().data(), out.back().size(), MUSTER_INT32, peer, tag, nullptr,
+                               handle(tag)),
+              "send");
+    }
+    for (int tag = kTags - 1; tag >= 0; --tag) {
+      in.emplace_back(kCounts[tag % 4]);
+      require(muster_comm_recv(comm, in.back().data(), in.back().size(), MUSTER_INT32, peer, tag, nullptr,
+                               handle(tag)),
+              "recv");
+    }
+  }
+  require(muster_group_end(), "muster_group_end");
+  for (muster_work* work : works) {
+    require(muster_work_wait(work, 0), "a transfer, wait");
+    muster_work_destroy(work);
+  }
+  for (size_t i = 0; i < transfers; ++i) {
+    const int tag = kTags - 1 - static_cast<int>(i) % kTags;
+    const int peer = static_cast<int>(i) / kTags;
+    if (in[i] != input<int32_t>(seed(peer, rank, tag), 0, in[i].size()))
+      die("rank " + std::to_string(rank) + ": wrong numbers from rank " + std::to_string(peer) + ", tag " +
+          std::to_string(tag));
+  }
+}
+
+// Odd and even ranks in reverse order, and all but the last, at the same time.
+inline void check_split(muster_comm* comm) {
+  const int rank = muster_comm_rank(comm);
+  const int size = muster_comm_size(comm);
+  const bool last = rank == size - 1;
+  muster_comm* half = nullptr;
+  muster_comm* most = nullptr;
+  require(muster_comm_split(comm, rank % 2, -rank, nullptr, &half), "split");
+  require(muster_comm_split(comm, last ? -1 : 3, 0, nullptr, &most), "split");
+  if ((most == nullptr) != last) die("a part for the one without color, or none for another");
+  const int half_size = (size + 1 - rank % 2) / 2;
+  std::vector<int32_t> members(static_cast<size_t>(half_size), -1);
+  if (muster_comm_size(half) != half_size || muster_comm_rank(half) != half_size - 1 - rank / 2)
+    die("another rank or size in the half");
+  require(muster_comm_all_gather(half, &rank, members.data(), 1, MUSTER_INT32, nullptr, nullptr), "members");
+  for (int i = 0; i < half_size; ++i) {
+    if (members[static_cast<size_t>(half_size - 1 - i)] != 2 * i + rank % 2)
+      die("another member of the half");
+  }
+  if (!last && (muster_comm_rank(most) != rank || muster_comm_size(most) != size - 1))
+    die("another rank or size in the rest");
+  check_transfers(half);
+  if (!last) check_transfers(most);
+  muster_comm_destroy(most);
+  check_transfers(comm);
+  require(muster_comm_barrier(half, nullptr, nullptr), "barrier of the half");
+  muster_comm_destroy(half);
+}
+
 template <typename Reference>
 void check_results(muster_comm* comm, Reference& reference) {
+  check_split(comm);
   // Each type with two of the counts.
   constexpr size_t kCounts[] = {0, 1, 7, 5003};
   for (uint64_t round = 0; round < 2; ++round) {

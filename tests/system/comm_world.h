@@ -91,8 +91,36 @@ inline muster_status one_round(muster_comm* comm, std::vector<float>& values, si
   return status;
 }
 
+// To the next rank, from the previous one, in a batch.
+inline muster_status one_ring(muster_comm* comm, std::vector<float>& values, size_t count, double timeout_s) {
+  muster_call call{};
+  call.size = sizeof call;
+  call.timeout_seconds = timeout_s;
+  std::vector<float> theirs(values.size());
+  const int rank = muster_comm_rank(comm);
+  const int size = muster_comm_size(comm);
+  require(muster_group_start(), "muster_group_start");
+  (void)muster_comm_send(comm, values.data(), count, MUSTER_FLOAT32, (rank + 1) % size, 0, &call, nullptr);
+  (void)muster_comm_recv(comm, theirs.data(), count, MUSTER_FLOAT32, (rank + size - 1) % size, 0, &call,
+                         nullptr);
+  const muster_status status = muster_group_end();
+  if (status == MUSTER_OK && theirs != values) die("something else arrived");
+  return status;
+}
+
 // Rank 1 does something in the twentieth round; the others end by it. Returns an exit code.
-inline int run_into_trouble(muster_comm* comm, const std::string& mode) {
+// A mode that begins with ring_ is the same with sends and receives; with split_, in a part that has outlived
+// its whole.
+inline int run_into_trouble(muster_comm* comm, const std::string& given) {
+  if (given.rfind("split_", 0) == 0) {
+    muster_comm* part = nullptr;
+    require(muster_comm_split(comm, 0, muster_comm_rank(comm), nullptr, &part), "muster_comm_split");
+    muster_comm_destroy(comm);
+    return run_into_trouble(part, given.substr(6));
+  }
+  const bool ring = given.rfind("ring_", 0) == 0;
+  const std::string mode = ring ? given.substr(5) : given;
+  const auto round_of = ring ? one_ring : one_round;
   std::vector<float> values(100'000, 1.0F);
   const bool culprit = muster_comm_rank(comm) == 1;
   double began_s = clock_s();
@@ -112,11 +140,11 @@ inline int run_into_trouble(muster_comm* comm, const std::string& mode) {
         return 0;
       }
     }
-    status = one_round(comm, values, count, mode == "freeze" ? 2 : 30);
+    status = round_of(comm, values, count, mode == "freeze" ? 2 : 30);
   }
   say_end(comm, status, began_s);
   // It stays unusable. And nobody leaves before the others have noticed: leaving looks like dying.
-  if (one_round(comm, values, values.size(), 30) == MUSTER_OK) die("usable again");
+  if (round_of(comm, values, values.size(), 30) == MUSTER_OK) die("usable again");
   sleep(2);
   muster_comm_destroy(comm);
   return 0;
