@@ -10,6 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
+from fetch import fetch  # noqa: E402
+
 
 def safetensors(tensors, metadata=None):
     header, data = ({"__metadata__": metadata} if metadata else {}), b""
@@ -159,8 +162,7 @@ def prunes(ckpt, folder):
     assert [s["version"] for s in ckpt.json("ls", "ckpt")["saves"]] == [200]
 
 
-def peer(ckpt, folder, packages):
-    sys.path.insert(0, str(packages))
+def peer(ckpt, folder):
     import numpy
     from safetensors import safe_open
     from safetensors.numpy import load_file, save_file
@@ -187,13 +189,10 @@ def main():
         folder = Path(name)
         ckpt = Ckpt(options.muster, folder)
         if options.peer:
-            if not (options.peer / "safetensors").exists():
-                fetched = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target",
-                                          options.peer, "safetensors"], capture_output=True, text=True, timeout=120)
-                if fetched.returncode != 0:
-                    print("skipped: the safetensors package cannot be fetched:", fetched.stderr.strip()[-300:])
-                    return 77
-            peer(ckpt, folder, options.peer)
+            if missing := fetch("safetensors", options.peer, "--no-deps"):
+                print("skipped:", missing)
+                return 77
+            peer(ckpt, folder)
             return 0
         for check in (looks, exchanges, verifies, refuses, prunes):
             check(ckpt, folder)

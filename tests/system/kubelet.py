@@ -16,6 +16,9 @@ from rig import (REQUEUE, TOP, Failure, Job, gpt, newest_version, processes_with
                  weights_of)
 from jobs import free_port  # noqa: E402, from scripts/, which rig adds
 
+sys.path.insert(0, str(TOP / "tests" / "support"))
+from fetch import fetch  # noqa: E402
+
 GRACE = 20  # terminationGracePeriodSeconds
 FOREVER = 100000000
 
@@ -190,12 +193,11 @@ class Kubelet:
         return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
 
 
-def manifest_is_valid():
-    try:
-        import kubernetes_validate
-        import yaml
-    except ImportError:
-        return "kubernetes-validate is missing; install it with pip"
+def manifest_is_valid(peers):
+    if missing := fetch("kubernetes-validate", peers):
+        return missing
+    import kubernetes_validate
+    import yaml
     documents = list(yaml.safe_load_all((TOP / "deploy" / "kubernetes" / "job.yaml").read_text()))
     if [document["kind"] for document in documents] != ["Service", "PodDisruptionBudget", "PersistentVolumeClaim", "Job"]:
         raise Failure("the manifest holds other kinds than it should")
@@ -247,7 +249,7 @@ def main():
                  ("one pod of three, preStop", ended(test.one_pod, True)),
                  ("all pods, resumed with fewer", ended(test.all_pods)),
                  ("a program that hangs", ended(test.a_hanging_program)),
-                 ("the manifest against the published schemas", manifest_is_valid),
+                 ("the manifest against the published schemas", lambda: manifest_is_valid(test.job.build / "peers" / "kubernetes")),
                  ("the batch scripts are shell", scripts_are_valid)]
         return run_tests([entry for entry in tests if options.only in entry[0]], "kubelet")
     finally:
