@@ -99,7 +99,7 @@ class FrozenStore : public LeaderTest {
   std::unique_ptr<NodeCore> agent;
   bool go_came = false;
   bool killed = false;
-  float segment = 0;  // of the gradients of the view that node 2 is in
+  bool late_store = false;  // landed in the gradients of the next view
 
   void run(const RuleSwitches& rules) {
     limits.rules = rules;
@@ -131,8 +131,7 @@ class FrozenStore : public LeaderTest {
       answer(agent->worker_exited(now, 0, -SIGKILL));
       to_agent();
     }
-    segment = 1;                 // the next view's gradients
-    if (!reaped) segment = -99;  // it wakes up, and its store lands, before the signal does
+    late_store = !reaped;  // it wakes up, and its store lands, before the signal does
   }
 
   // What the leader has said since the last time, as far as it is for node 2's agent; and Go for anybody.
@@ -154,7 +153,7 @@ class FrozenStore : public LeaderTest {
 TEST_F(FrozenStore, IsReapedBeforeTheNextViewReduces) {
   run({});
   EXPECT_TRUE(go_came) << "and then the view is ready";
-  EXPECT_EQ(segment, 1);
+  EXPECT_FALSE(late_store);
   EXPECT_EQ(world(), (std::vector<MemberId>{100, 201}));
 }
 
@@ -162,7 +161,7 @@ TEST_F(FrozenStore, WithTheRuleOffItLandsInTheNextViewsGradients) {
   RuleSwitches rules;
   rules.evict_before_ready = false;
   run(rules);
-  EXPECT_EQ(segment, -99);
+  EXPECT_TRUE(late_store);
 }
 
 // ---- rule 24: "a frozen rank of an old view resumes writing ...; churn faster than a save means that no
