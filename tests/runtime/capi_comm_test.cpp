@@ -375,6 +375,10 @@ TEST(CommApiAlone, CommunicatorsComeAndGo) {
 }
 
 TEST(CommApiAlone, AForkedChildMayDestroyItsParentsAndMakeItsOwn) {
+#if defined(__SANITIZE_ADDRESS__)
+  GTEST_SKIP()
+      << "this sanitizer's allocator does not let go of its locks over a fork: the child may wait for ever";
+#endif
   muster::Communicator comm;
   const pid_t child = fork();
   if (child == 0) {
