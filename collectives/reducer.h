@@ -35,7 +35,7 @@ class Reducer {
   void begin();
 
   // Adds elements [begin, begin + piece.size()) of a microbatch's gradient, see Accumulator, and starts the
-  // buckets that are whole. `deadline` is theirs. A bucket's own failure is told by finish().
+  // buckets that are whole. `deadline` is theirs. A bucket's own failure is told by wait().
   // Errors: kMisuse as of Accumulator, or where this rank has no microbatch.
   Status add(int microbatch, size_t begin, std::span<const float> piece, Instant deadline);
 

@@ -270,7 +270,7 @@ MUSTER_API muster_status muster_step_accumulate(muster_step* step, const muster_
  * each microbatch once; `gradients` are all pieces, as in every call. The vector is cut, from its end, into
  * buckets of bucket_bytes; each is reduced in the background from the moment when this rank has added its
  * last microbatch's elements of it and of the buckets after it. The result does not depend on the cuts.
- * Elements that are given are not written again before muster_step_reduce, but for the next microbatch's. */
+ * What is given is copied, and set to zero. */
 MUSTER_API muster_status muster_step_accumulate_part(muster_step* step, const muster_microbatch* microbatch,
                                                      const muster_span* gradients, size_t spans, size_t begin,
                                                      size_t end);
