@@ -86,9 +86,24 @@ RawDigest copy(void* to, const void* from, size_t size) {
   return raw(XXH3_128bits_digest(&state));
 }
 
+static_assert(sizeof(XXH3_state_t) <= sizeof(RawDigestState) &&
+              alignof(XXH3_state_t) <= alignof(RawDigestState));
+
+inline XXH3_state_t* inner(RawDigestState* state) { return reinterpret_cast<XXH3_state_t*>(state->opaque); }
+
+void begin(RawDigestState* state) { XXH3_128bits_reset(inner(state)); }
+
+void add(RawDigestState* state, const void* bytes, size_t size) {
+  XXH3_128bits_update(inner(state), bytes, size);
+}
+
+RawDigest end(const RawDigestState* state) {
+  return raw(XXH3_128bits_digest(reinterpret_cast<const XXH3_state_t*>(state->opaque)));
+}
+
 }  // namespace
 
 extern const RawDigestWay MUSTER_DIGEST_WAY;
-const RawDigestWay MUSTER_DIGEST_WAY = {&digest, &copy};
+const RawDigestWay MUSTER_DIGEST_WAY = {&digest, &copy, &begin, &add, &end};
 
 }  // namespace muster

@@ -28,6 +28,25 @@ struct DigestWay {
 };
 std::span<const DigestWay> digest_ways();
 
+// digest_of() of bytes that come in parts, of any sizes.
+class DigestStream {
+ public:
+  DigestStream() : DigestStream(digest_ways().front().way) {}
+  explicit DigestStream(const RawDigestWay& way) : way_(&way) { way_->begin(&state_); }
+
+  void add(ByteSpan bytes) {
+    if (!bytes.empty()) way_->add(&state_, bytes.data(), bytes.size());
+  }
+  Digest digest() const {
+    const RawDigest raw = way_->end(&state_);
+    return {raw.low, raw.high};
+  }
+
+ private:
+  const RawDigestWay* way_;
+  RawDigestState state_;
+};
+
 // Copies what will not be read here soon, such as what goes to a device by direct I/O. Equal sizes, ranges
 // that do not overlap. Other threads see the copy when they synchronise with this one as usual.
 Digest copy_and_digest(MutableByteSpan target, ByteSpan source);

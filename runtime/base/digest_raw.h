@@ -11,9 +11,16 @@ struct RawDigest {
   uint64_t low;
   uint64_t high;
 };
+// Of bytes that come in parts. The parts may be of any size.
+struct alignas(64) RawDigestState {
+  unsigned char opaque[576];
+};
 struct RawDigestWay {
   RawDigest (*digest)(const void* bytes, size_t size);
   RawDigest (*copy)(void* target, const void* source, size_t size);
+  void (*begin)(RawDigestState* state);
+  void (*add)(RawDigestState* state, const void* bytes, size_t size);
+  RawDigest (*end)(const RawDigestState* state);
 };
 
 extern const RawDigestWay kPlainDigest;

@@ -95,5 +95,21 @@ TEST(Digest, EveryBitCounts) {
   EXPECT_EQ(digest_of(bytes), before);
 }
 
+TEST(Digest, OfPartsIsTheOneOfTheWhole) {
+  const ByteBuffer source = random_bytes(262144 + 200, 3);
+  for (const size_t size : {size_t{0}, size_t{1}, size_t{240}, size_t{241}, size_t{4096}, source.size()}) {
+    const ByteSpan whole = ByteSpan(source).first(size);
+    for (const size_t part : {1, 63, 1024, 65536 + 7}) {
+      if (size / part > 10'000) continue;
+      for (const DigestWay& way : digest_ways()) {
+        DigestStream stream(way.way);
+        for (size_t at = 0; at < size; at += part)
+          stream.add(whole.subspan(at, std::min<size_t>(part, size - at)));
+        ASSERT_EQ(stream.digest(), digest_of(whole)) << way.name << " " << size << " by " << part;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace muster
