@@ -5,27 +5,13 @@
 #include <algorithm>
 #include <utility>
 
+#include "runtime/base/large_buffer.h"
+
 namespace muster::checkpoint {
 namespace {
 
 constexpr size_t kPageBytes = 4096;
-constexpr size_t kLargePageBytes = 2 << 20;
 constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, which headers older than Linux 5.14 lack
-
-// From the beginning of a large page where that matters, so that all of it can be large pages.
-void* map(size_t size) {
-  if (size < kLargePageBytes)
-    return ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  const size_t wider = size + kLargePageBytes;
-  void* memory = ::mmap(nullptr, wider, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) return memory;
-  auto* const begin = static_cast<std::byte*>(memory);
-  const size_t skipped =
-      round_up(reinterpret_cast<uintptr_t>(begin), kLargePageBytes) - reinterpret_cast<uintptr_t>(begin);
-  if (skipped > 0) ::munmap(begin, skipped);
-  if (skipped < kLargePageBytes) ::munmap(begin + skipped + size, kLargePageBytes - skipped);
-  return begin + skipped;
-}
 
 }  // namespace
 
@@ -48,8 +34,13 @@ StagingBuffer::~StagingBuffer() {
 Status StagingBuffer::reserve(uint64_t bytes) {
   if (bytes <= size_) return ok();
   const size_t size = round_up(bytes, kPageBytes);
-  void* const memory = data_ == nullptr ? map(size) : ::mremap(data_, size_, size, MREMAP_MAYMOVE);
-  if (memory == MAP_FAILED)
+  void* memory = nullptr;
+  if (data_ == nullptr) {
+    memory = map_for_large_pages(size);
+  } else if (memory = ::mremap(data_, size_, size, MREMAP_MAYMOVE); memory == MAP_FAILED) {
+    memory = nullptr;
+  }
+  if (memory == nullptr)
     return Error{ErrorCode::kEnvironment, "no memory for a staging buffer of " + human_bytes(size) +
                                               "; give the process more, or shard over more ranks"};
   // Large pages make copying into it, and registering it for writes, cheaper. A refusal costs only that.
