@@ -45,9 +45,9 @@ int timeout_ms(Instant deadline) {
   return static_cast<int>(std::min<Instant>((left + kMillisecond - 1) / kMillisecond, 60'000));
 }
 
-Status add_to_epoll(int epoll, int fd) {
+Status add_to_epoll(int epoll, int fd, uint32_t events = EPOLLIN) {
   epoll_event event{};
-  event.events = EPOLLIN;
+  event.events = events;
   event.data.fd = fd;
   if (epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0) return ok();
   return Error{ErrorCode::kEnvironment, std::string("cannot watch a descriptor: ") + strerror(errno)};
@@ -181,9 +181,12 @@ bool Core::connect(PeerId id) {
 void Core::join(Driven* driven) { driven_.push_back(driven); }
 void Core::leave(Driven* driven) { std::erase(driven_, driven); }
 
-void Core::watch(int fd, Watcher* watcher) {
+void Core::watch(int fd, Watcher* watcher) { watch(fd, watcher, EPOLLIN); }
+void Core::watch_end(int fd, Watcher* watcher) { watch(fd, watcher, 0); }  // EPOLLHUP is always reported
+
+void Core::watch(int fd, Watcher* watcher, uint32_t events) {
   watchers_[fd] = watcher;
-  const Status added = add_to_epoll(epoll_.get(), fd);
+  const Status added = add_to_epoll(epoll_.get(), fd, events);
   if (!added) watcher->readable(fd);  // it will find the end of file, or whatever is wrong
 }
 

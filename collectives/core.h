@@ -45,7 +45,7 @@ class Driven {
   ~Driven() = default;
 };
 
-// Gets word that a descriptor is readable. Called under the mutex.
+// Gets word that a descriptor is readable, or came to its end. Called under the mutex.
 class Watcher {
  public:
   virtual void readable(int fd) = 0;
@@ -95,6 +95,7 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
   void join(Driven* driven);
   void leave(Driven* driven);
   void watch(int fd, Watcher* watcher);
+  void watch_end(int fd, Watcher* watcher);  // what can be read there waits for somebody else
   void unwatch(int fd);
 
   // No group of this or an earlier generation will be formed any more.
@@ -162,6 +163,7 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
   void sleep(std::unique_lock<std::mutex>& lock, Instant deadline);
   void wake();
   void keep_sleepers_armed();
+  void watch(int fd, Watcher* watcher, uint32_t events);
   size_t poll_descriptors(int timeout_ms);
   Instant next_deadline() const;
 

@@ -102,14 +102,18 @@ Result<PeerId> Endpoint::peer(ByteSpan bytes) {
 }
 
 Work Endpoint::send(PeerId peer, uint64_t tag, ByteSpan bytes, Instant deadline) {
+  return send(peer, tag, std::vector<ByteSpan>{bytes}, deadline);
+}
+
+Work Endpoint::send(PeerId peer, uint64_t tag, std::vector<ByteSpan> parts, Instant deadline) {
   PeerInfo info;
   {
     const std::lock_guard lock(core_->mutex());
     if (peer >= peers_.size()) return refused("send: no such peer; peer() gives them");
     info = peers_[peer];
   }
-  return transfers_->start(true, info.core_peer, channel_of(nonce_, info.nonce, tag), tag,
-                           const_cast<std::byte*>(bytes.data()), bytes.size(), deadline);
+  return transfers_->send(info.core_peer, channel_of(nonce_, info.nonce, tag), tag, std::move(parts),
+                          deadline);
 }
 
 Work Endpoint::recv(PeerId peer, uint64_t tag, MutableByteSpan bytes, Instant deadline) {
@@ -119,11 +123,32 @@ Work Endpoint::recv(PeerId peer, uint64_t tag, MutableByteSpan bytes, Instant de
     if (peer >= peers_.size()) return refused("recv: no such peer; peer() gives them");
     info = peers_[peer];
   }
-  return transfers_->start(false, info.core_peer, channel_of(info.nonce, nonce_, tag), tag, bytes.data(),
-                           bytes.size(), deadline);
+  return transfers_->receive(info.core_peer, channel_of(info.nonce, nonce_, tag), tag, bytes, deadline);
 }
 
 void Endpoint::cancel(const Work& transfer) { transfers_->cancel(transfer.operation_); }
+
+Result<UniqueFd> Endpoint::hand_over(ByteSpan bytes, uint64_t tag, int memory) {
+  MUSTER_ASSIGN(const Contact contact, Contact::parse(bytes));
+  if (listener_ != nullptr && !contact.local_socket.empty())
+    return muster::hand_over(contact, nonce_, tag, memory);
+  return Error{ErrorCode::kEnvironment, "shared memory is off, here or at the peer"};
+}
+
+std::optional<Handover> Endpoint::await_handover(ByteSpan bytes, uint64_t tag, const Work& until,
+                                                 Instant deadline) {
+  std::optional<Handover> handover;
+  const auto contact = Contact::parse(bytes);
+  if (!contact.ok()) return handover;
+  const Operation* const other = until.operation_.get();
+  core_->drive_until(
+      [&] {
+        if (!handover && listener_ != nullptr) handover = listener_->claim_handover(contact->nonce, tag);
+        return handover || (other != nullptr && other->done.load(std::memory_order_acquire));
+      },
+      deadline);
+  return handover;
+}
 
 // What is gathered on the way to a group.
 struct Endpoint::Forming {

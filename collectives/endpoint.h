@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,10 +11,12 @@
 #include "collectives/transport/transport.h"
 #include "collectives/work.h"
 #include "runtime/base/bytes.h"
+#include "runtime/base/handle.h"
 
 namespace muster {
 
 class Core;
+struct Handover;
 class LocalListener;
 class PointToPoint;
 
@@ -59,10 +62,18 @@ class Endpoint {
   // thread.
   Result<PeerId> peer(ByteSpan contact);
   Work send(PeerId peer, uint64_t tag, ByteSpan bytes, Instant deadline);
+  Work send(PeerId peer, uint64_t tag, std::vector<ByteSpan> parts, Instant deadline);  // as if in one piece
   Work recv(PeerId peer, uint64_t tag, MutableByteSpan bytes, Instant deadline);
   // Ends a transfer that has not ended, with kEnded: its memory is the caller's again. What the peer still
   // sends would meet the next receive of the same tag: do not use that tag again. From any thread.
   void cancel(const Work& transfer);
+
+  // For feeds (feed.h), on one node: passes a memfd to a peer. Returns the connection to whoever claims it.
+  // Errors: kEnvironment: one of the two keeps to its transport, or the peer is on another node.
+  Result<UniqueFd> hand_over(ByteSpan contact, uint64_t tag, int memory);
+  // What that peer handed to this process under `tag`; empty where `until` ended before it came (an empty
+  // Work never does), or the deadline passed.
+  std::optional<Handover> await_handover(ByteSpan contact, uint64_t tag, const Work& until, Instant deadline);
 
  private:
   explicit Endpoint(EndpointOptions options);

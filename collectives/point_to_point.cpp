@@ -26,21 +26,37 @@ struct PointToPoint::Transfer : Operation {
   PeerId peer;
   uint64_t channel;
   uint64_t tag;
-  std::byte* data;
-  size_t size;
+  std::vector<ByteSpan> parts;  // of a send; each only what is not posted yet
+  std::byte* data = nullptr;    // of a receive
+  size_t size = 0;
   Instant deadline;
   size_t posted = 0;    // bytes
   size_t finished = 0;  // bytes
   size_t in_flight = 0;
   bool posted_any = false;
+  size_t first_part = 0;  // of those not posted
 
   bool posted_all() const { return posted_any && posted == size; }
   bool complete() const { return posted_all() && in_flight == 0; }
+  void gather(std::byte* target, size_t count);
   std::string text() const {
     return std::string(is_send ? "sending " : "receiving ") + human_bytes(size) + " (tag " +
            std::to_string(tag) + ")";
   }
 };
+
+// Moves the next bytes of a send to a message.
+void PointToPoint::Transfer::gather(std::byte* target, size_t count) {
+  while (count > 0) {
+    ByteSpan& part = parts[first_part];
+    const size_t taken = std::min(count, part.size());
+    if (taken > 0) std::memcpy(target, part.data(), taken);
+    target += taken;
+    count -= taken;
+    part = part.subspan(taken);
+    if (part.empty()) ++first_part;
+  }
+}
 
 struct PointToPoint::InFlight {
   TransferPtr transfer;
@@ -65,23 +81,39 @@ PointToPoint::~PointToPoint() {
   core_->stir(true);
 }
 
-Work PointToPoint::start(bool is_send, PeerId peer, uint64_t channel, uint64_t tag, std::byte* data,
-                         size_t size, Instant deadline) {
+Work PointToPoint::send(PeerId peer, uint64_t channel, uint64_t tag, std::vector<ByteSpan> parts,
+                        Instant deadline) {
   auto transfer = std::make_shared<Transfer>();
-  transfer->is_send = is_send;
+  transfer->is_send = true;
   transfer->peer = peer;
   transfer->channel = channel;
   transfer->tag = tag;
-  transfer->data = data;
-  transfer->size = size;
+  for (const ByteSpan part : parts) transfer->size += part.size();
+  transfer->parts = std::move(parts);
   transfer->deadline = deadline;
+  return start(std::move(transfer));
+}
 
+Work PointToPoint::receive(PeerId peer, uint64_t channel, uint64_t tag, MutableByteSpan bytes,
+                           Instant deadline) {
+  auto transfer = std::make_shared<Transfer>();
+  transfer->is_send = false;
+  transfer->peer = peer;
+  transfer->channel = channel;
+  transfer->tag = tag;
+  transfer->data = bytes.data();
+  transfer->size = bytes.size();
+  transfer->deadline = deadline;
+  return start(std::move(transfer));
+}
+
+Work PointToPoint::start(TransferPtr transfer) {
   const std::lock_guard lock(core_->mutex());
   transfer->core = core_;
-  queues_[{channel, is_send}].push_back(transfer);
+  queues_[{transfer->channel, transfer->is_send}].push_back(transfer);
   core_->progress();
   core_->stir(true);
-  return Work(transfer);
+  return Work(std::move(transfer));
 }
 
 void PointToPoint::cancel(const std::shared_ptr<Operation>& operation) {
@@ -114,7 +146,7 @@ void PointToPoint::post_one(Transfer& transfer) {
   header.total = transfer.size;
   header.offset = entry.offset;
   std::memcpy(message->data, &header, sizeof header);
-  if (count > 0) std::memcpy(message->data + sizeof header, transfer.data + entry.offset, count);
+  transfer.gather(message->data + sizeof header, count);
   message->size = sizeof header + count;
   entry.id = core_->send(transfer.peer, wire_tag, message, this, cookie);
 }

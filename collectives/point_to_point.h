@@ -14,9 +14,10 @@ class PointToPoint final : public Driven, public TransferOwner {
   explicit PointToPoint(std::shared_ptr<Core> core);
   ~PointToPoint();
 
-  // `channel` names (sender, receiver, tag) and is the same on both sides.
-  Work start(bool is_send, PeerId peer, uint64_t channel, uint64_t tag, std::byte* data, size_t size,
-             Instant deadline);
+  // `channel` names (sender, receiver, tag) and is the same on both sides. A send takes its bytes from the
+  // parts, one after the other.
+  Work send(PeerId peer, uint64_t channel, uint64_t tag, std::vector<ByteSpan> parts, Instant deadline);
+  Work receive(PeerId peer, uint64_t channel, uint64_t tag, MutableByteSpan bytes, Instant deadline);
 
   // Ends it, if it has not ended: its memory is not touched any more.
   void cancel(const std::shared_ptr<Operation>& operation);
@@ -33,6 +34,7 @@ class PointToPoint final : public Driven, public TransferOwner {
   using TransferPtr = std::shared_ptr<Transfer>;
   using Key = std::pair<uint64_t, bool>;  // channel, is_send
 
+  Work start(TransferPtr transfer);
   size_t post(Transfer& transfer);
   void post_one(Transfer& transfer);
   void take(Transfer& transfer, const InFlight& arrived, size_t bytes);

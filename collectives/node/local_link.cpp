@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
+#include <span>
 
 #include "runtime/base/random.h"
 
@@ -14,14 +15,25 @@ namespace muster {
 namespace {
 
 constexpr size_t kMaxStrangers = 1024;
-constexpr size_t kPassed = 3;  // descriptors with a hello: memory, arena, bell
+constexpr size_t kPassedMax = 3;  // descriptors with a hello: memory, arena, bell
 
+// Of a rank to a mate of its group.
 struct Hello {
   static constexpr uint32_t kMagic = 0x324c554dU;  // "MUL2": version 2
   uint32_t magic = kMagic;
   int32_t rank = 0;
   uint64_t nonce = 0;  // of the endpoint that is spoken to: from its contact
   Generation generation;
+};
+
+// Of an endpoint that hands memory over.
+struct HandoverHello {
+  static constexpr uint32_t kMagic = 0x3148554dU;  // "MUH1": version 1
+  uint32_t magic = kMagic;
+  uint32_t reserved = 0;
+  uint64_t nonce = 0;  // as above
+  uint64_t sender = 0;
+  uint64_t tag = 0;
 };
 
 sockaddr_un address_of(const std::string& name, socklen_t& size) {
@@ -33,28 +45,47 @@ sockaddr_un address_of(const std::string& name, socklen_t& size) {
   return address;
 }
 
-bool send_hello(int fd, const Hello& hello, const Segment& memory, const Arena& arena, int bell) {
-  iovec part{const_cast<Hello*>(&hello), sizeof hello};
-  alignas(cmsghdr) char control[CMSG_SPACE(kPassed * sizeof(int))] = {};
+// Some bytes, and descriptors beside them.
+bool send_greeting(int fd, ByteSpan bytes, std::span<const int> descriptors) {
+  iovec part{const_cast<std::byte*>(bytes.data()), bytes.size()};
+  alignas(cmsghdr) char control[CMSG_SPACE(kPassedMax * sizeof(int))] = {};
   msghdr message{};
   message.msg_iov = &part;
   message.msg_iovlen = 1;
   message.msg_control = control;
-  message.msg_controllen = sizeof control;
+  message.msg_controllen = CMSG_SPACE(descriptors.size_bytes());
   cmsghdr* header = CMSG_FIRSTHDR(&message);
   header->cmsg_level = SOL_SOCKET;
   header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(kPassed * sizeof(int));
-  const int fds[kPassed] = {memory.fd(), arena.fd(), bell};
-  std::memcpy(CMSG_DATA(header), fds, sizeof fds);
-  return sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) == static_cast<ssize_t>(sizeof hello);
+  header->cmsg_len = CMSG_LEN(descriptors.size_bytes());
+  std::memcpy(CMSG_DATA(header), descriptors.data(), descriptors.size_bytes());
+  return sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) == static_cast<ssize_t>(bytes.size());
 }
 
-enum class Received { kNothingYet, kHello, kBroken };
+bool send_hello(int fd, const Hello& hello, const Segment& memory, const Arena& arena, int bell) {
+  const int fds[] = {memory.fd(), arena.fd(), bell};
+  return send_greeting(fd, bytes_of(hello), fds);
+}
 
-Received receive_hello(int fd, Hello& hello, LocalMate& mate) {
-  iovec part{&hello, sizeof hello};
-  alignas(cmsghdr) char control[CMSG_SPACE(kPassed * sizeof(int))] = {};
+struct Greeting {
+  std::byte bytes[64];
+  size_t size = 0;
+  UniqueFd descriptors[kPassedMax];
+
+  // False where it is not a T.
+  template <typename T>
+  bool read(T& value) const {
+    if (size != sizeof value) return false;
+    std::memcpy(&value, bytes, sizeof value);
+    return value.magic == T::kMagic;
+  }
+};
+
+enum class Received { kNothingYet, kGreeting, kBroken };
+
+Received receive_greeting(int fd, Greeting& greeting) {
+  iovec part{greeting.bytes, sizeof greeting.bytes};
+  alignas(cmsghdr) char control[CMSG_SPACE(kPassedMax * sizeof(int))] = {};
   msghdr message{};
   message.msg_iov = &part;
   message.msg_iovlen = 1;
@@ -62,6 +93,7 @@ Received receive_hello(int fd, Hello& hello, LocalMate& mate) {
   message.msg_controllen = sizeof control;
   const ssize_t got = recvmsg(fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return Received::kNothingYet;
+  size_t taken = 0;
   for (cmsghdr* header = CMSG_FIRSTHDR(&message); got > 0 && header != nullptr;
        header = CMSG_NXTHDR(&message, header)) {
     if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
@@ -69,12 +101,29 @@ Received receive_hello(int fd, Hello& hello, LocalMate& mate) {
     for (size_t i = 0; i < count; ++i) {
       int passed = -1;
       std::memcpy(&passed, CMSG_DATA(header) + i * sizeof(int), sizeof passed);
-      (i == 0 ? mate.memory : i == 1 ? mate.arena : mate.bell).reset(passed);
+      UniqueFd owner(passed);
+      if (taken < kPassedMax) greeting.descriptors[taken++] = std::move(owner);
     }
   }
-  const bool whole = got == static_cast<ssize_t>(sizeof hello) && hello.magic == Hello::kMagic &&
-                     mate.memory && mate.arena && mate.bell;
-  return whole ? Received::kHello : Received::kBroken;
+  greeting.size = got > 0 ? static_cast<size_t>(got) : 0;
+  return got > 0 && (message.msg_flags & MSG_TRUNC) == 0 ? Received::kGreeting : Received::kBroken;
+}
+
+// False where the greeting is none, or lacks a descriptor.
+bool take_hello(Greeting& greeting, Hello& hello, LocalMate& mate) {
+  mate.memory = std::move(greeting.descriptors[0]);
+  mate.arena = std::move(greeting.descriptors[1]);
+  mate.bell = std::move(greeting.descriptors[2]);
+  return greeting.read(hello) && mate.memory && mate.arena && mate.bell;
+}
+
+// Of a socket that listens; with errno.
+UniqueFd connect_to(const std::string& name) {
+  socklen_t size = 0;
+  const sockaddr_un address = address_of(name, size);
+  UniqueFd fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (fd && connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), size) != 0) return {};
+  return fd;
 }
 
 bool same_user(int fd) {
@@ -102,16 +151,32 @@ Result<std::unique_ptr<LocalListener>> LocalListener::open(std::shared_ptr<Core>
 LocalListener::~LocalListener() {
   const std::lock_guard lock(core_->mutex());
   for (const auto& [fd, owner] : strangers_) core_->unwatch(fd);
+  for (const Unclaimed& one : handovers_) core_->unwatch(one.handover.connection.get());
   core_->unwatch(socket_.get());
 }
 
-void LocalListener::readable(int fd) { fd == socket_.get() ? accept_all() : read_hello(fd); }
+void LocalListener::readable(int fd) {
+  if (fd == socket_.get()) return accept_all();
+  if (!drop_handover(fd)) read_hello(fd);
+}
+
+// Its sender gave up, or ended. False where this is no handover's connection.
+bool LocalListener::drop_handover(int fd) {
+  const auto found = std::ranges::find_if(
+      handovers_, [fd](const Unclaimed& one) { return one.handover.connection.get() == fd; });
+  if (found == handovers_.end()) return false;
+  core_->unwatch(fd);
+  handovers_.erase(found);
+  return true;
+}
 
 void LocalListener::accept_all() {
   for (;;) {
     UniqueFd accepted(accept4(socket_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
     if (!accepted) return;
-    if (!same_user(accepted.get()) || strangers_.size() + arrivals_.size() >= kMaxStrangers) continue;
+    if (!same_user(accepted.get()) ||
+        strangers_.size() + arrivals_.size() + handovers_.size() >= kMaxStrangers)
+      continue;
     const int fd = accepted.get();
     strangers_[fd] = std::move(accepted);
     core_->watch(fd, this);
@@ -121,15 +186,35 @@ void LocalListener::accept_all() {
 void LocalListener::read_hello(int fd) {
   const auto found = strangers_.find(fd);
   if (found == strangers_.end()) return;
-  Hello hello;
-  auto mate = std::make_unique<LocalMate>();
-  const Received received = receive_hello(fd, hello, *mate);
+  Greeting greeting;
+  const Received received = receive_greeting(fd, greeting);
   if (received == Received::kNothingYet) return;
   core_->unwatch(fd);
-  mate->connection = std::move(found->second);
+  UniqueFd connection = std::move(found->second);
   strangers_.erase(found);
-  if (received == Received::kHello && hello.nonce == nonce_)
-    arrivals_.push_back({hello.generation, hello.rank, std::move(mate)});
+  if (received == Received::kBroken) return;
+  if (HandoverHello hello; greeting.read(hello)) {
+    if (hello.nonce != nonce_ || !greeting.descriptors[0]) return;
+    core_->watch_end(fd, this);
+    handovers_.push_back(
+        {hello.sender, hello.tag, {std::move(connection), std::move(greeting.descriptors[0])}});
+    return;
+  }
+  Hello hello;
+  auto mate = std::make_unique<LocalMate>();
+  if (!take_hello(greeting, hello, *mate) || hello.nonce != nonce_) return;
+  mate->connection = std::move(connection);
+  arrivals_.push_back({hello.generation, hello.rank, std::move(mate)});
+}
+
+std::optional<Handover> LocalListener::claim_handover(uint64_t sender, uint64_t tag) {
+  const auto found = std::ranges::find_if(
+      handovers_, [&](const Unclaimed& one) { return one.sender == sender && one.tag == tag; });
+  if (found == handovers_.end()) return std::nullopt;
+  core_->unwatch(found->handover.connection.get());
+  Handover handover = std::move(found->handover);
+  handovers_.erase(found);
+  return handover;
 }
 
 std::unique_ptr<LocalMate> LocalListener::claim(const Generation& generation, int rank) {
@@ -162,11 +247,9 @@ LocalExchange::LocalExchange(Core& core, LocalListener& listener, const Generati
 
 // The lower rank connects and speaks first.
 void LocalExchange::try_connect(size_t rank, const Segment& mine, const Arena& arena) {
-  socklen_t size = 0;
-  const sockaddr_un address = address_of(contacts_[rank].local_socket, size);
-  UniqueFd fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  if (!fd || connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), size) != 0) {
-    if (fd && errno == EAGAIN) return;  // its queue is full: again
+  UniqueFd fd = connect_to(contacts_[rank].local_socket);
+  if (!fd) {
+    if (errno == EAGAIN) return;  // its queue is full: again
     fault_ = "rank " + std::to_string(rank) + " is not reached on this node: " + strerror(errno);
     return;
   }
@@ -181,11 +264,12 @@ void LocalExchange::try_connect(size_t rank, const Segment& mine, const Arena& a
 
 void LocalExchange::try_reply(size_t rank) {
   LocalMate& mate = *mates_[rank];
-  Hello hello;
-  const Received received = receive_hello(mate.connection.get(), hello, mate);
+  Greeting greeting;
+  const Received received = receive_greeting(mate.connection.get(), greeting);
   if (received == Received::kNothingYet) return;
-  const bool right = received == Received::kHello && hello.generation == generation_ &&
-                     hello.rank == static_cast<int>(rank) &&
+  Hello hello;
+  const bool right = received == Received::kGreeting && take_hello(greeting, hello, mate) &&
+                     hello.generation == generation_ && hello.rank == static_cast<int>(rank) &&
                      hello.nonce == contacts_[static_cast<size_t>(rank_)].nonce;
   right ? map(rank)
         : static_cast<void>(fault_ = "rank " + std::to_string(rank) + " closed its local connection");
@@ -242,6 +326,15 @@ Status LocalExchange::run(const Segment& mine, const Arena& arena, Instant deadl
   }
   return Error{ErrorCode::kEnvironment,
                fault_.empty() ? "not all ranks of the node came to exchange shared memory" : fault_};
+}
+
+Result<UniqueFd> hand_over(const Contact& contact, uint64_t sender, uint64_t tag, int memory) {
+  UniqueFd fd = connect_to(contact.local_socket);
+  const HandoverHello hello{HandoverHello::kMagic, 0, contact.nonce, sender, tag};
+  const int fds[] = {memory};
+  if (fd && send_greeting(fd.get(), bytes_of(hello), fds)) return fd;
+  return Error{ErrorCode::kEnvironment,
+               std::string("the peer is not reached on this node: ") + strerror(errno)};
 }
 
 }  // namespace muster

@@ -1,10 +1,13 @@
 // How ranks find that they share a node: by trying. Each endpoint listens on an abstract Unix socket; ranks
 // of a group connect in pairs and pass each other two memfds and the descriptor of a bell (an eventfd). The
 // connection stays open while the group lives: its end tells of the mate's death at once.
+//
+// By the same sockets a process hands one memfd to a process of its node, outside any group: see feed.h.
 #pragma once
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,6 +26,12 @@ struct LocalMate {
   UniqueFd bell;
 };
 
+// A memfd that a process of this node handed over, and the connection that it came by.
+struct Handover {
+  UniqueFd connection;
+  UniqueFd memory;
+};
+
 // Who came to our socket, waiting to be claimed by the group they name. Core's mutex guards it.
 class LocalListener final : public Watcher {
  public:
@@ -37,17 +46,26 @@ class LocalListener final : public Watcher {
   // What nobody will claim any more. REQUIRES the mutex.
   void forget(const Generation& generation);
 
+  // What the endpoint `sender` handed over under `tag`, if it came and did not give up. REQUIRES the mutex.
+  std::optional<Handover> claim_handover(uint64_t sender, uint64_t tag);
+
   void readable(int fd) override;
 
  private:
   LocalListener(std::shared_ptr<Core> core, uint64_t nonce) : core_(std::move(core)), nonce_(nonce) {}
   void accept_all();
   void read_hello(int fd);
+  bool drop_handover(int fd);
 
   struct Arrival {
     Generation generation;
     int rank;
     std::unique_ptr<LocalMate> mate;
+  };
+  struct Unclaimed {
+    uint64_t sender;
+    uint64_t tag;
+    Handover handover;
   };
 
   const std::shared_ptr<Core> core_;
@@ -56,7 +74,13 @@ class LocalListener final : public Watcher {
   UniqueFd socket_;
   std::map<int, UniqueFd> strangers_;  // accepted, nothing said yet
   std::vector<Arrival> arrivals_;
+  // Watched for the end of their connections, so that memory which nobody wants does not stay.
+  std::vector<Unclaimed> handovers_;
 };
+
+// Hands `memory` to the endpoint at `contact`; `sender` is the nonce of this one. The connection that it went
+// by: whoever claims it speaks there. Errors: kEnvironment where the peer is not reached on this node.
+Result<UniqueFd> hand_over(const Contact& contact, uint64_t sender, uint64_t tag, int memory);
 
 // One rank's side of the exchange with all its mates.
 class LocalExchange {

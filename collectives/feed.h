@@ -1,0 +1,108 @@
+// Many bytes from one process to several others at once, as the state goes to members that are behind: to
+// those on its node through a ring in shared memory, to the others over the transport.
+//
+// Both sides name the same items in the same order: notes, which are small, and runs of bytes. A run is worth
+// beginning to work on before it is whole, so both sides see it go by.
+//
+// INVARIANT: every receiver stands alone. One that dies, or does not move, costs the others at most the
+// source's patience.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "collectives/endpoint.h"
+#include "collectives/node/slab_ring.h"
+
+namespace muster {
+
+// How long a receiver on the same node may take nothing while others could go on.
+constexpr Duration kFeedPatience = 10 * kSecond;
+
+// The bytes of a run, in order, piece by piece.
+using Passing = std::function<void(ByteSpan)>;
+
+class FeedSource {
+ public:
+  // The tag serves one feed between two peers, ever.
+  FeedSource(Endpoint& endpoint, uint64_t tag, Instant deadline, Duration patience = kFeedPatience)
+      : endpoint_(endpoint), tag_(tag), deadline_(deadline), patience_(patience) {}
+  ~FeedSource();  // what is still under way ends
+  FeedSource(const FeedSource&) = delete;
+  FeedSource& operator=(const FeedSource&) = delete;
+
+  // REQUIRES: before the first item. `same_node`: worth trying shared memory.
+  void add(ByteSpan contact, bool same_node);
+
+  void note(ByteSpan bytes);  // at most kNoteBytesMax
+  // The memory must keep its contents until finish() returns, or the end of this object.
+  void run(const std::vector<ByteSpan>& parts, const Passing& passing);
+
+  // Waits until all is delivered. How it ended for each receiver, in the order of add(). kReconfigure: the
+  // receiver died, or did not take it in time.
+  std::vector<Status> finish();
+
+ private:
+  struct Receiver {
+    Status status = ok();
+    std::optional<SlabReader> reader;  // on this node
+    PeerId peer = 0;                   // elsewhere
+    std::vector<Work> works;           // elsewhere: what was sent
+    bool waits_for(uint64_t slabs) const { return status.ok() && reader && !reader->has_copied(slabs); }
+  };
+
+  Status open_reader(ByteSpan contact, Receiver& receiver);
+  void post(Receiver& receiver, const std::vector<ByteSpan>& parts);
+  void tell(ByteSpan packet);
+  void await_copies(uint64_t slabs);
+  size_t wait_for_answer(uint64_t slabs, Instant until);
+  bool has_readers() const;
+
+  Endpoint& endpoint_;
+  const uint64_t tag_;
+  const Instant deadline_;
+  const Duration patience_;
+  std::vector<Receiver> receivers_;
+  std::deque<ByteBuffer> notes_;  // while they are sent
+  SlabRing ring_;
+  uint64_t written_ = 0;  // slabs
+};
+
+// The receiving side. Errors of its calls: kReconfigure: the source died, gave this process up, or did not
+// send by the deadline; kMisuse: it sends something else; kEnded: `closing` said so; kEnvironment.
+class FeedTarget {
+ public:
+  using Closing = SlabSource::Closing;  // asked now and then by whoever waits; true ends the wait
+  FeedTarget(Endpoint& endpoint, ByteSpan source, uint64_t tag, Instant deadline, Closing closing = {})
+      : endpoint_(endpoint),
+        source_(source.begin(), source.end()),
+        tag_(tag),
+        deadline_(deadline),
+        closing_(std::move(closing)) {}
+  FeedTarget(const FeedTarget&) = delete;
+  FeedTarget& operator=(const FeedTarget&) = delete;
+
+  // The first one waits for whichever way the source has chosen.
+  Status note(MutableByteSpan bytes);
+  Status run(MutableByteSpan bytes, const Passing& passing);
+  void extend(Instant deadline) { deadline_ = deadline; }
+
+ private:
+  Status open(MutableByteSpan first_note);
+  Status wait(const Work& work);
+  Status run_on_node(MutableByteSpan bytes, const Passing& passing);
+  Status run_by_transport(MutableByteSpan bytes, const Passing& passing);
+
+  Endpoint& endpoint_;
+  const ByteBuffer source_;
+  const uint64_t tag_;
+  Instant deadline_;
+  const Closing closing_;
+  bool opened_ = false;
+  std::optional<SlabSource> node_;  // the way over shared memory
+  PeerId peer_ = 0;                 // the other
+};
+
+}  // namespace muster

@@ -1,0 +1,102 @@
+// What the tests of the state's transfers do not show of a feed: receivers that do not move, and how waits
+// end.
+#include "collectives/feed.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <thread>
+
+#include "collectives/node/local_link.h"
+
+namespace muster {
+namespace {
+
+constexpr uint64_t kTag = 4711;
+const ByteBuffer kBytes = [] {
+  ByteBuffer bytes((kSlabs + 3) * kSlabBytes + 5);
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i % 251);
+  return bytes;
+}();
+
+class FeedOnNode : public ::testing::Test {
+ protected:
+  std::unique_ptr<Endpoint> source = Endpoint::create({}).value();
+  std::unique_ptr<Endpoint> good = Endpoint::create({}).value();
+  std::unique_ptr<Endpoint> other = Endpoint::create({}).value();
+
+  static void give(FeedSource& feed) {
+    feed.note(bytes_of(uint64_t{kBytes.size()}));
+    feed.run({kBytes}, [](ByteSpan) {});
+  }
+  Status take(Endpoint& endpoint, ByteBuffer& bytes, FeedTarget::Closing closing = {}) {
+    FeedTarget feed(endpoint, source->contact(), kTag, now() + 20 * kSecond, std::move(closing));
+    uint64_t size = 0;
+    MUSTER_TRY(feed.note({reinterpret_cast<std::byte*>(&size), sizeof size}));
+    bytes.resize(size);
+    return feed.run(bytes, [](ByteSpan) {});
+  }
+};
+
+// A process that is stopped keeps its connections.
+TEST_F(FeedOnNode, AReceiverThatDoesNotMoveIsGivenUpAndTheOthersGetAll) {
+  ByteBuffer bytes;
+  Status taken = ok();
+  std::thread target([&] { taken = take(*good, bytes); });
+  FeedSource feed(*source, kTag, now() + 20 * kSecond, 300 * kMillisecond);
+  feed.add(other->contact(), true);
+  feed.add(good->contact(), true);
+  give(feed);
+  const std::vector<Status> ends = feed.finish();
+  target.join();
+  ASSERT_FALSE(ends[0].ok());
+  EXPECT_EQ(ends[0].error().code, ErrorCode::kReconfigure);
+  EXPECT_THAT(ends[0].error().message, ::testing::HasSubstr("took nothing"));
+  EXPECT_TRUE(ends[1].ok());
+  ASSERT_TRUE(taken.ok()) << taken.error().message;
+  EXPECT_EQ(bytes, kBytes);
+}
+
+TEST_F(FeedOnNode, WhatNobodyClaimsEndsWithItsSource) {
+  {
+    FeedSource feed(*source, kTag, now() + 20 * kSecond, 10 * kMillisecond);
+    feed.add(other->contact(), true);
+    EXPECT_FALSE(feed.finish()[0].ok());
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));  // the other hears of the connection's end
+  EXPECT_FALSE(other->await_handover(source->contact(), kTag, {}, now() + 10 * kMillisecond))
+      << "its memory was kept";
+}
+
+TEST_F(FeedOnNode, AWaitEndsWhenTheReceiverCloses) {
+  std::atomic<bool> closing = false;
+  ByteBuffer bytes;
+  Status taken = ok();
+  std::thread target([&] { taken = take(*good, bytes, [&] { return closing.load(); }); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));  // whichever comes first is right as well
+  closing = true;
+  target.join();
+  ASSERT_FALSE(taken.ok());
+  EXPECT_EQ(taken.error().code, ErrorCode::kEnded);
+}
+
+TEST_F(FeedOnNode, AReceiverThatLeavesInTheMiddleIsNoticedAtOnce) {
+  std::thread target([&] {
+    FeedTarget feed(*good, source->contact(), kTag, now() + 20 * kSecond);
+    uint64_t size = 0;
+    EXPECT_TRUE(feed.note({reinterpret_cast<std::byte*>(&size), sizeof size}).ok());
+  });
+  FeedSource feed(*source, kTag, now() + 20 * kSecond);
+  feed.add(good->contact(), true);
+  const Instant begin = now();
+  give(feed);
+  const std::vector<Status> ends = feed.finish();
+  target.join();
+  ASSERT_FALSE(ends[0].ok());
+  EXPECT_THAT(ends[0].error().message, ::testing::HasSubstr("gone"));
+  EXPECT_LT(now() - begin, kFeedPatience) << "it waited for somebody who had left";
+}
+
+}  // namespace
+}  // namespace muster
