@@ -240,7 +240,7 @@ bool Run::install_incoming(Lock& lock) {
     return false;
   }
   if (!core_.open_install(view_.generation).granted) return false;
-  const ByteBuffer staged = *std::exchange(incoming_, std::nullopt);
+  const LargeBuffer staged = *std::exchange(incoming_, std::nullopt);
   install(lock, staged, view_.base);
   open_stop_save();
   return true;

@@ -24,6 +24,7 @@
 #include "collectives/group.h"
 #include "collectives/lane_tree.h"
 #include "collectives/reducer.h"
+#include "runtime/base/large_buffer.h"
 #include "runtime/control/member.h"
 #include "runtime/executor.h"
 #include "runtime/lesson.h"
@@ -100,7 +101,7 @@ class Run final : private Session::Listener {
   struct FormedView {
     control::Generation generation;
     std::unique_ptr<Group> group;
-    std::optional<ByteBuffer> incoming;  // staged state of the view's base, verified
+    std::optional<LargeBuffer> incoming;  // staged state of the view's base, verified
   };
   using Lock = std::unique_lock<std::mutex>;
 
@@ -180,7 +181,7 @@ class Run final : private Session::Listener {
   std::vector<LaneRange> assignment_;
   std::optional<control::EnterView> entered_;  // Go came, the program has not been in next() since
   std::optional<FormedView> formed_;
-  std::optional<ByteBuffer> incoming_;  // the entered view's base, still to be installed
+  std::optional<LargeBuffer> incoming_;  // the entered view's base, still to be installed
   Instant revoked_at_ = 0;
   bool started_ = false;       // the starting version is known
   bool leaving_said_ = false;  // in this view

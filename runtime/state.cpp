@@ -106,6 +106,13 @@ Digest State::digest() const {
   return digest_of(parts);
 }
 
+std::vector<ByteSpan> State::contents() const {
+  std::vector<ByteSpan> parts;
+  parts.reserve(tensors_.size());
+  for (const TensorInfo& tensor : tensors_) parts.emplace_back(tensor.data, tensor.bytes);
+  return parts;
+}
+
 void State::copy_to(MutableByteSpan target) const {
   MUSTER_CHECK(target.size() == bytes_, "a copy of the state has the state's size");
   size_t offset = 0;
@@ -182,6 +189,32 @@ void State::end_write() {
 Duration State::stall() const {
   const std::lock_guard lock(mutex_);
   return stall_;
+}
+
+// Those of no bytes among them.
+void StateDigest::close_tensors() {
+  while (parts_.size() < tensors_.size() && current_bytes_ == tensors_[parts_.size()].bytes) {
+    parts_.push_back(current_.digest());
+    current_ = DigestStream();
+    current_bytes_ = 0;
+  }
+}
+
+void StateDigest::add(ByteSpan bytes) {
+  while (!bytes.empty()) {
+    close_tensors();
+    MUSTER_CHECK(parts_.size() < tensors_.size(), "no more bytes than the state has");
+    const size_t count = std::min<uint64_t>(bytes.size(), tensors_[parts_.size()].bytes - current_bytes_);
+    current_.add(bytes.first(count));
+    current_bytes_ += count;
+    bytes = bytes.subspan(count);
+  }
+}
+
+Digest StateDigest::finish() {
+  close_tensors();
+  MUSTER_CHECK(parts_.size() == tensors_.size(), "as many bytes as the state has");
+  return digest_of(parts_);
 }
 
 }  // namespace muster

@@ -14,6 +14,7 @@
 #include "checkpoint/expectation.h"
 #include "runtime/base/bytes.h"
 #include "runtime/base/clock.h"
+#include "runtime/base/digest.h"
 #include "runtime/base/dtype.h"
 #include "runtime/base/result.h"
 
@@ -47,7 +48,10 @@ class State {
   std::string description() const;  // the same in words, shortened
   Digest digest() const;  // of the contents; the caller holds a lease, or is the program inside next()
 
-  // All tensors one after the other: what travels to a rank that is behind. The caller holds a lease.
+  // The memory of each tensor. All of them one after the other are what travels to a rank that is behind.
+  // Read under a lease.
+  std::vector<ByteSpan> contents() const;
+  // A copy of that. The caller holds a lease.
   void copy_to(MutableByteSpan target) const;
   // The way back, once no lease is held: a save that is still staging must not mix two versions. Errors:
   // kRetry where a lease was held until the deadline; nothing is written then.
@@ -71,6 +75,23 @@ class State {
   int readers_ = 0;
   bool writing_ = false;
   Duration stall_ = 0;
+};
+
+// State::digest() of contents that come in parts, in the order of contents().
+class StateDigest {
+ public:
+  explicit StateDigest(const State& state) : tensors_(state.tensors()) { parts_.reserve(tensors_.size()); }
+
+  void add(ByteSpan bytes);
+  Digest finish();  // REQUIRES: all contents were added, no more
+
+ private:
+  void close_tensors();
+
+  const std::vector<TensorInfo>& tensors_;
+  std::vector<Digest> parts_;  // of the tensors that are whole
+  DigestStream current_;       // of the tensor that parts_ lacks next
+  uint64_t current_bytes_ = 0;
 };
 
 }  // namespace muster

@@ -1,8 +1,9 @@
 // The state on its way from the members that hold a view's base to those that are behind.
 //
-// INVARIANT: the program's state is read, never written. What arrives is staged, whole and of the digest that
-// its holders reported, or there is nothing (PROTOCOL 4): a source that dies in the middle takes nothing with
-// it. The program's thread installs what is staged, when it enters the view.
+// INVARIANT: the program's state is read, never written. What arrives is staged, whole, of the version that
+// the view begins with and of the digest that its source computed from what it sent, or there is nothing
+// (PROTOCOL 4): a source that dies in the middle takes nothing with it. The program's thread installs what is
+// staged, when it enters the view.
 #pragma once
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "collectives/endpoint.h"
+#include "runtime/base/large_buffer.h"
 #include "runtime/control/messages.h"
 #include "runtime/control/rules.h"
 #include "runtime/state.h"
@@ -24,21 +26,36 @@ constexpr Duration transfer_timeout(uint64_t bytes, Duration least) {
   return std::max(least, static_cast<Duration>(bytes / kBytesPerSecond) * kSecond);
 }
 
+// What a source says before the state, so that nothing else is begun with, and after it.
+struct TransferHeader {
+  int64_t version;
+  uint64_t state_bytes;
+};
+struct TransferTrailer {
+  int64_t version;
+  uint64_t state_bytes;
+  Digest digest;  // State::digest() of what was sent
+};
+
+// The feed's tag of a view's transfers.
+uint64_t transfer_tag(const control::Generation& generation);
+
 struct StateTransfer {
   Endpoint& endpoint;
   State& state;
   control::MemberId self = 0;
   Instant deadline = kNever;
   control::RuleSwitches rules;  // test-only
-  std::optional<ByteBuffer> staged;
+  std::optional<LargeBuffer> staged;
 
   // This member's part of the view's transfers, as source or as target. Errors: kReconfigure where a peer
-  // failed, which `suspects` then names; kRetry where the digest does not match.
+  // failed, which `suspects` then names; kRetry where what came is of another version, size or digest;
+  // kEnvironment where there is no memory to stage it.
   Status run(const control::Install& install, std::vector<control::MemberId>& suspects);
 
  private:
-  Status move(const control::Install& install, std::vector<control::MemberId>& suspects);
-  Status check_digest(const control::Install& install) const;
+  Status give(const control::Install& install, std::vector<control::MemberId>& suspects);
+  Status take(const control::Install& install, std::vector<control::MemberId>& suspects);
 };
 
 }  // namespace muster
