@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "collectives/feed.h"
+#include "runtime/base/digest.h"
 #include "runtime/base/random.h"
 #include "runtime/base/threads.h"
 #include "runtime/state_transfer.h"
@@ -10,11 +12,16 @@
 namespace muster {
 namespace {
 
-uint64_t tag_of(uint64_t lesson, uint64_t item) { return mix64(lesson ^ mix64(item)); }
-
 constexpr Duration kPoll = 200 * kMillisecond;  // how soon an ended lesson is noticed while nothing arrives
 
+template <typename T>
+MutableByteSpan memory_of(T& value) {
+  return {reinterpret_cast<std::byte*>(&value), sizeof value};
+}
+
 }  // namespace
+
+uint64_t lesson_tag(uint64_t lesson, uint64_t item) { return mix64(lesson ^ mix64(item)); }
 
 // ---- teaching
 
@@ -91,18 +98,29 @@ void Teacher::note(control::Version version, std::span<const float> gradient) {
 Status Teacher::send(Lesson& lesson, uint64_t item, ByteSpan bytes) {
   MUSTER_ASSIGN(const PeerId peer, endpoint_.peer(lesson.teach.learner.contact));
   const Instant deadline = now() + transfer_timeout(bytes.size(), limits_.item_timeout);
-  return endpoint_.send(peer, tag_of(lesson.teach.lesson, item), bytes, deadline).wait();
+  return endpoint_.send(peer, lesson_tag(lesson.teach.lesson, item), bytes, deadline).wait();
+}
+
+// From a copy, because the next update waits for the lease.
+Status Teacher::send_state(Lesson& lesson) {
+  const auto copy = LargeBuffer::allocate(state_.bytes());
+  if (copy.ok()) state_.copy_to(*copy);
+  state_.release_read();
+  if (!copy.ok()) return copy.error();
+  const Instant deadline = now() + transfer_timeout(copy->size(), limits_.item_timeout);
+  // Nobody else waits for this feed, so a slow learner has its time.
+  FeedSource feed(endpoint_, lesson_tag(lesson.teach.lesson, kFeedItem), deadline, limits_.item_timeout);
+  feed.add(lesson.teach.learner.contact, true);
+  feed.note(bytes_of(LessonHeader{lesson.state_version, copy->size()}));
+  DigestStream digest;
+  feed.run({*copy}, [&](ByteSpan bytes) { digest.add(bytes); });
+  feed.note(bytes_of(digest.digest()));
+  return feed.finish().front();
 }
 
 void Teacher::teach(Lesson& lesson) {
-  ByteBuffer state(state_.bytes());
-  state_.copy_to(state);
-  state_.release_read();
-  const LessonHeader header{lesson.state_version, state.size(), digest_of(ByteSpan(state))};
-  Status sent = send(lesson, 0, bytes_of(header));
-  if (sent.ok()) sent = send(lesson, 1, state);
-  state = {};
-  uint64_t item = 2;
+  Status sent = send_state(lesson);
+  uint64_t item = kFeedItem + 1;
   while (sent.ok()) {
     std::unique_lock lock(mutex_);
     lesson.changed.wait(lock, [&] { return lesson.over || !lesson.log.empty(); });
@@ -186,11 +204,16 @@ std::optional<std::string> Learner::failure() const {
   return failure_;
 }
 
+bool Learner::is_stopping() const {
+  const std::lock_guard lock(mutex_);
+  return stopping_;
+}
+
 void Learner::learn() {
   Status status = receive_snapshot();
   notify_();
   bool more = status.ok();
-  for (uint64_t item = 2; more; item += 2) {
+  for (uint64_t item = kFeedItem + 1; more; item += 2) {
     auto received = receive_gradient(item);
     more = received.ok() && *received;
     if (!received.ok()) status = received.error();
@@ -203,31 +226,33 @@ void Learner::learn() {
 Status Learner::receive(uint64_t item, MutableByteSpan bytes, Duration timeout) {
   MUSTER_ASSIGN(const PeerId peer, endpoint_.peer(learn_.source.contact));
   const Instant deadline = timeout == kNever ? kNever : now() + timeout;
-  const Work work = endpoint_.recv(peer, tag_of(learn_.lesson, item), bytes, deadline);
+  const Work work = endpoint_.recv(peer, lesson_tag(learn_.lesson, item), bytes, deadline);
   while (true) {
     if (Status status = work.wait(now() + kPoll); status.ok()) return status;
     if (work.test()) return work.wait();
-    const bool closing = [&] {
-      const std::lock_guard lock(mutex_);
-      return stopping_;
-    }();
-    if (!closing) continue;  // at its deadline the transfer ends by itself
-    endpoint_.cancel(work);  // or it would go on writing into memory that is about to be given back
+    if (!is_stopping()) continue;  // at its deadline the transfer ends by itself
+    endpoint_.cancel(work);        // or it would go on writing into memory that is about to be given back
     return Error{ErrorCode::kEnded, "the learner is closing"};
   }
 }
 
 Status Learner::receive_snapshot() {
+  MUSTER_ASSIGN(LargeBuffer bytes, LargeBuffer::allocate(state_bytes_));
+  FeedTarget feed(endpoint_, learn_.source.contact, lesson_tag(learn_.lesson, kFeedItem),
+                  now() + limits_.item_timeout, [this] { return is_stopping(); });
   LessonHeader header{};
-  MUSTER_TRY(receive(0, {reinterpret_cast<std::byte*>(&header), sizeof header}, limits_.item_timeout));
+  MUSTER_TRY(feed.note(memory_of(header)));
   if (header.version < 0 || header.state_bytes != state_bytes_) {
     return Error{ErrorCode::kMisuse, "the teacher's state has " + std::to_string(header.state_bytes) +
                                          " bytes, this process registered " + std::to_string(state_bytes_) +
                                          "; start the same program with the same options"};
   }
-  ByteBuffer bytes(state_bytes_);
-  MUSTER_TRY(receive(1, bytes, transfer_timeout(state_bytes_, limits_.item_timeout)));
-  if (digest_of(ByteSpan(bytes)) != header.digest) {
+  feed.extend(now() + transfer_timeout(state_bytes_, limits_.item_timeout));
+  DigestStream arrived;
+  MUSTER_TRY(feed.run(bytes, [&](ByteSpan piece) { arrived.add(piece); }));
+  Digest digest;
+  MUSTER_TRY(feed.note(memory_of(digest)));
+  if (arrived.digest() != digest) {
     return Error{ErrorCode::kRetry,
                  "the state received from the teacher does not match its digest; asking again"};
   }
@@ -239,7 +264,7 @@ Status Learner::receive_snapshot() {
 Result<bool> Learner::receive_gradient(uint64_t item) {
   GradientHeader header{};
   // Steps may take as long as they like; the teacher's death ends this wait.
-  MUSTER_TRY(receive(item, {reinterpret_cast<std::byte*>(&header), sizeof header}, kNever));
+  MUSTER_TRY(receive(item, memory_of(header), kNever));
   if (header.version < 0) return false;
   if (header.count > limits_.log_bytes_max / sizeof(float)) {
     return Error{ErrorCode::kMisuse, "the teacher announced a gradient of " + std::to_string(header.count) +

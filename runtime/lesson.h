@@ -1,9 +1,9 @@
 // Joining without a stall (PROTOCOL 17): a teacher sends a learner one version of the state and then each
 // reduced gradient, over the data plane, until the learner is level and joins the next view.
 //
-// On the data plane a lesson is a sequence of items under tags derived from the lesson's nonce and the item's
-// number: item 0 is a LessonHeader, item 1 the state, and each later pair a GradientHeader and the gradient's
-// floats.
+// On the data plane a lesson is a feed (feed.h), of a LessonHeader, the state and its digest, and then a
+// sequence of items under tags derived from the lesson's nonce and the item's number: pairs of a
+// GradientHeader and the gradient's floats.
 //
 // INVARIANTS
 //  - Gradients go out in the order of their versions, each once: a step that is repeated under a new view has
@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "collectives/endpoint.h"
+#include "runtime/base/large_buffer.h"
 #include "runtime/control/messages.h"
 #include "runtime/state.h"
 
@@ -37,12 +38,15 @@ struct LessonLimits {
 struct LessonHeader {
   int64_t version;
   uint64_t state_bytes;
-  Digest digest;
 };
 struct GradientHeader {
   int64_t version;  // −1: the lesson is over, no data follows
   uint64_t count;
 };
+
+// The tags of a lesson: the feed's, and after it those of items 1, 2, …
+uint64_t lesson_tag(uint64_t lesson, uint64_t item);
+constexpr uint64_t kFeedItem = 0;
 
 // The teaching side of a Run. All calls from any thread.
 class Teacher {
@@ -64,6 +68,7 @@ class Teacher {
  private:
   struct Lesson;
   void teach(Lesson& lesson);
+  Status send_state(Lesson& lesson);
   Status send(Lesson& lesson, uint64_t item, ByteSpan bytes);
   void reap(bool all);
 
@@ -86,7 +91,7 @@ class Learner {
   // The staged state, once, when it has arrived and its digest matched.
   struct Snapshot {
     control::Version version;
-    ByteBuffer bytes;
+    LargeBuffer bytes;
   };
   bool has_snapshot() const;
   std::optional<Snapshot> take_snapshot();
@@ -100,6 +105,7 @@ class Learner {
 
  private:
   void learn();
+  bool is_stopping() const;
   Status receive_snapshot();
   Result<bool> receive_gradient(uint64_t item);
   Status receive(uint64_t item, MutableByteSpan bytes, Duration timeout);

@@ -7,8 +7,8 @@
 #include <atomic>
 #include <chrono>
 
+#include "collectives/feed.h"
 #include "collectives/transport/in_process.h"
-#include "runtime/base/random.h"
 
 namespace muster {
 namespace {
@@ -17,29 +17,27 @@ constexpr size_t kFloats = 300'000;  // several messages
 constexpr uint64_t kLesson = 4711;
 constexpr Duration kSoon = 20 * kSecond;
 
-// As lesson.cpp names its items.
-uint64_t tag_of(uint64_t item) { return mix64(kLesson ^ mix64(item)); }
-
 struct Process {
   std::vector<float> weights = std::vector<float>(kFloats);
   State state;
   std::unique_ptr<Endpoint> endpoint;
 
-  Process(const std::shared_ptr<InProcessNetwork>& network, float value) {
+  Process(const std::shared_ptr<InProcessNetwork>& network, float value, bool shared_memory) {
     for (size_t i = 0; i < kFloats; ++i) weights[i] = value + static_cast<float>(i % 1000);
     EXPECT_TRUE(state.add_replicated("w", weights.data(), DType::kFloat32, {kFloats}).ok());
     EndpointOptions options;
     options.transport = network->make_transport();
-    options.shared_memory = false;
+    options.shared_memory = shared_memory;
     endpoint = Endpoint::create(std::move(options)).value();
   }
 };
 
-class LessonTest : public ::testing::Test {
+// With and without shared memory, by which the state then comes.
+class LessonTest : public ::testing::TestWithParam<bool> {
  protected:
   std::shared_ptr<InProcessNetwork> network = InProcessNetwork::create();
-  Process old{network, 1};
-  Process young{network, 2};
+  Process old{network, 1, GetParam()};
+  Process young{network, 2, GetParam()};
   LessonLimits limits;
   std::atomic<int> notices = 0;
 
@@ -72,13 +70,16 @@ class LessonTest : public ::testing::Test {
     soon([&] { return (found = from.take_gradient(version)).has_value() || from.failure(); });
     return found;
   }
-  void send(uint64_t item, ByteSpan bytes) {
-    const PeerId peer = old.endpoint->peer(young.endpoint->contact()).value();
-    (void)old.endpoint->send(peer, tag_of(item), bytes, now() + kSoon).wait();
+  // The beginning of a lesson by somebody who is no Teacher.
+  std::unique_ptr<FeedSource> feed() {
+    auto made = std::make_unique<FeedSource>(*old.endpoint, lesson_tag(kLesson, kFeedItem), now() + kSoon);
+    made->add(young.endpoint->contact(), true);
+    made->note(bytes_of(LessonHeader{7, kFloats * sizeof(float)}));
+    return made;
   }
 };
 
-TEST_F(LessonTest, TheStateAndThenEachGradientArrive) {
+TEST_P(LessonTest, TheStateAndThenEachGradientArrive) {
   Teacher teacher(*old.endpoint, old.state, limits);
   const auto pupil = learner();
   ASSERT_TRUE(teacher.begin(teach(), 7));
@@ -99,7 +100,7 @@ TEST_F(LessonTest, TheStateAndThenEachGradientArrive) {
   EXPECT_EQ(pupil->failure(), "the teacher ended the lesson");
 }
 
-TEST_F(LessonTest, AStateOfAnotherSizeIsRefused) {
+TEST_P(LessonTest, AStateOfAnotherSizeIsRefused) {
   Teacher teacher(*old.endpoint, old.state, limits);
   const auto pupil = learner(8);
   ASSERT_TRUE(teacher.begin(teach(), 7));
@@ -107,28 +108,29 @@ TEST_F(LessonTest, AStateOfAnotherSizeIsRefused) {
   EXPECT_THAT(*pupil->failure(), ::testing::HasSubstr("this process registered 8"));
 }
 
-TEST_F(LessonTest, BytesThatDoNotMatchTheirDigestAreNeverInstalled) {
+TEST_P(LessonTest, BytesThatDoNotMatchTheirDigestAreNeverInstalled) {
   const auto pupil = learner();
   ByteBuffer state(kFloats * sizeof(float));
-  const LessonHeader header{7, state.size(), digest_of(ByteSpan(state))};
+  const Digest digest = digest_of(ByteSpan(state));
   state[5] = std::byte{1};
-  send(0, bytes_of(header));
-  send(1, state);
+  const auto lying = feed();
+  lying->run({state}, [](ByteSpan) {});
+  lying->note(bytes_of(digest));
+  (void)lying->finish();
   ASSERT_TRUE(soon([&] { return pupil->failure().has_value(); }));
   EXPECT_THAT(*pupil->failure(), ::testing::HasSubstr("does not match its digest"));
   EXPECT_FALSE(pupil->has_snapshot());
 }
 
-TEST_F(LessonTest, ATeachersDeathEndsTheLesson) {
+TEST_P(LessonTest, ATeachersDeathEndsTheLesson) {
   const auto pupil = learner();
-  const LessonHeader header{7, kFloats * sizeof(float), {}};
-  send(0, bytes_of(header));
+  feed().reset();  // with it the connection on the node ends, where there is one
   network->kill(0);
   EXPECT_TRUE(soon([&] { return pupil->failure().has_value(); }));
 }
 
 // Else its memory would fill at the speed of the network.
-TEST_F(LessonTest, ALearnerThatFallsTooFarBehindBeginsAgain) {
+TEST_P(LessonTest, ALearnerThatFallsTooFarBehindBeginsAgain) {
   limits.log_bytes_max = 4 * kFloats * sizeof(float);
   Teacher teacher(*old.endpoint, old.state);
   const auto pupil = learner();
@@ -144,24 +146,23 @@ TEST_F(LessonTest, ALearnerThatFallsTooFarBehindBeginsAgain) {
 
 // The run was destroyed in the middle of the state: what comes after must not touch the memory given back,
 // which the address sanitizer sees.
-TEST_F(LessonTest, ALearnerThatGoesLeavesNothingBehindThatIsStillWrittenTo) {
+TEST_P(LessonTest, ALearnerThatGoesLeavesNothingBehindThatIsStillWrittenTo) {
   auto pupil = learner();
-  ByteBuffer state(kFloats * sizeof(float), std::byte{3});
-  const LessonHeader header{7, state.size(), digest_of(ByteSpan(state))};
-  send(0, bytes_of(header));
-  // Its receive of the state stands when a part of it has been taken.
-  const PeerId peer = old.endpoint->peer(young.endpoint->contact()).value();
+  const ByteBuffer state(kFloats * sizeof(float), std::byte{3});
+  const auto late = feed();
   std::this_thread::sleep_for(std::chrono::milliseconds(50));  // whichever side comes first is right as well
   pupil.reset();
-  const Work late = old.endpoint->send(peer, tag_of(1), state, now() + kSecond);
-  (void)late.wait();
+  late->run({state}, [](ByteSpan) {});
   EXPECT_EQ(notices, 1) << "of its end";
 }
 
+INSTANTIATE_TEST_SUITE_P(Ways, LessonTest, ::testing::Bool(),
+                         [](const auto& way) { return std::string(way.param ? "OnNode" : "ByTransport"); });
+
 TEST(CancelledTransfer, EndsAtOnceAndTouchesItsMemoryNoMore) {
   const auto network = InProcessNetwork::create();
-  Process one(network, 1);
-  Process other(network, 2);
+  Process one(network, 1, false);
+  Process other(network, 2, false);
   ByteBuffer memory(1 << 20, std::byte{9});
   const PeerId peer = other.endpoint->peer(one.endpoint->contact()).value();
   const Work receive = other.endpoint->recv(peer, 5, memory, kNever);
