@@ -146,6 +146,7 @@ void FeedSource::await_copies(uint64_t slabs) {
       receiver.status =
           Error{ErrorCode::kReconfigure,
                 "the receiver on this node took nothing for a while; others went on without it"};
+      receiver.reader->give_up();
     }
   }
 }

@@ -52,7 +52,8 @@ class SlabReader {
 
   int fd() const { return connection_.get(); }
   Status send(ByteSpan packet);
-  Status hear(uint64_t slabs);  // its answers so far, until it has copied so many
+  void give_up() { connection_.reset(); }  // which the reader hears; no more calls
+  Status hear(uint64_t slabs);             // its answers so far, until it has copied so many
   bool has_copied(uint64_t slabs) const { return answered_ && copied_ >= slabs; }
 
  private:

@@ -44,7 +44,7 @@ TEST_F(FeedOnNode, AReceiverThatDoesNotMoveIsGivenUpAndTheOthersGetAll) {
   ByteBuffer bytes;
   Status taken = ok();
   std::thread target([&] { taken = take(*good, bytes); });
-  FeedSource feed(*source, kTag, now() + 20 * kSecond, 300 * kMillisecond);
+  FeedSource feed(*source, kTag, now() + 20 * kSecond, 2 * kSecond);
   feed.add(other->contact(), true);
   feed.add(good->contact(), true);
   give(feed);
@@ -56,6 +56,20 @@ TEST_F(FeedOnNode, AReceiverThatDoesNotMoveIsGivenUpAndTheOthersGetAll) {
   EXPECT_TRUE(ends[1].ok());
   ASSERT_TRUE(taken.ok()) << taken.error().message;
   EXPECT_EQ(bytes, kBytes);
+}
+
+TEST_F(FeedOnNode, WhoIsGivenUpHearsOfIt) {
+  FeedSource feed(*source, kTag, now() + 20 * kSecond, 100 * kMillisecond);
+  feed.add(good->contact(), true);
+  auto late = good->await_handover(source->contact(), kTag, {}, now() + 20 * kSecond);
+  ASSERT_TRUE(late);
+  EXPECT_FALSE(feed.finish()[0].ok());
+  auto reader = SlabSource::open(std::move(late->connection), std::move(late->memory));
+  ASSERT_TRUE(reader.ok());
+  std::byte byte{};
+  const Status heard = reader->note({&byte, 1}, now() + 20 * kSecond, {});
+  ASSERT_FALSE(heard.ok());
+  EXPECT_THAT(heard.error().message, ::testing::HasSubstr("gave this receiver up"));
 }
 
 TEST_F(FeedOnNode, WhatNobodyClaimsEndsWithItsSource) {
@@ -75,6 +89,21 @@ TEST_F(FeedOnNode, AWaitEndsWhenTheReceiverCloses) {
   Status taken = ok();
   std::thread target([&] { taken = take(*good, bytes, [&] { return closing.load(); }); });
   std::this_thread::sleep_for(std::chrono::milliseconds(20));  // whichever comes first is right as well
+  closing = true;
+  target.join();
+  ASSERT_FALSE(taken.ok());
+  EXPECT_EQ(taken.error().code, ErrorCode::kEnded);
+}
+
+TEST_F(FeedOnNode, AWaitInTheMiddleEndsWhenTheReceiverCloses) {
+  std::atomic<bool> closing = false;
+  ByteBuffer bytes;
+  Status taken = ok();
+  std::thread target([&] { taken = take(*good, bytes, [&] { return closing.load(); }); });
+  FeedSource feed(*source, kTag, now() + 20 * kSecond);
+  feed.add(good->contact(), true);
+  feed.note(bytes_of(uint64_t{kBytes.size()}));
+  EXPECT_TRUE(feed.finish()[0].ok()) << "the receiver has begun, and waits for bytes";
   closing = true;
   target.join();
   ASSERT_FALSE(taken.ok());
