@@ -89,7 +89,9 @@ int main(int argc, char** argv) try {
       steps_began = steps;
     }
     std::fill(gradient.begin(), gradient.end(), 1e-3F);
-    std::this_thread::sleep_for(computing);  // stands for the computing of a step
+    // Stands for the computing of a step. A learner, which only takes the others' gradients, computes
+    // nothing.
+    if (!run.info().learner) std::this_thread::sleep_for(computing);
     for (const auto& micro : step.microbatches()) {
       std::fill(gradient.begin(), gradient.end(), 1e-3F);
       step.accumulate(micro, gradient);

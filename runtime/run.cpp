@@ -259,14 +259,6 @@ void Run::install(Lock& lock, ByteSpan staged, control::Version version) {
   perform(core_.state_installed(now(), version));
 }
 
-// Of the state as this thread, which alone may change it, sees it; computed without the lock.
-Digest Run::digest_of_state(Lock& lock) const {
-  lock.unlock();
-  const Digest digest = state_.digest();
-  lock.lock();
-  return digest;
-}
-
 bool Run::waits_at_limit() const {
   const auto limit = core_.version_limit();
   return limit && core_.version() >= *limit;
@@ -274,9 +266,7 @@ bool Run::waits_at_limit() const {
 
 bool Run::waits_at_boundary(Lock& lock) {
   if (const uint64_t plan = std::exchange(boundary_plan_, 0); plan != 0) {
-    const Digest digest = digest_of_state(lock);
-    if (view_is_over()) return true;
-    perform(core_.at_boundary(plan, core_.version(), digest));
+    perform(core_.at_boundary(plan, core_.version()));
   }
   if (!core_.waiting_at_boundary()) return false;
   wait(lock);
@@ -529,8 +519,8 @@ Status Run::open_update() {
       emit(EventKind::kPermitRefused, step_version_, permit.why);
       return revoked_error();
     }
-    // The view lives, but the leader has asked for a report and not yet said on: an urgent save looks for its
-    // version.
+    // The view lives, but its base is still compared, or the leader has asked for a report and not yet said
+    // on: an urgent save looks for its version.
     wait(lock);
   }
   Lock lock(mutex_);
@@ -615,9 +605,7 @@ Result<bool> Run::next_as_learner(Lock& lock) {
   const bool has_state = core_.version() != control::kNoVersion;
   if (has_state && waits_at_limit() && learn_plan_ != 0) {
     const uint64_t plan = std::exchange(learn_plan_, 0);
-    const Digest digest = digest_of_state(lock);
-    if (entered_ || learn_asked_ || core_.version() == control::kNoVersion) return false;
-    perform(core_.at_boundary(plan, core_.version(), digest));
+    perform(core_.at_boundary(plan, core_.version()));
   }
   if (!has_state || waits_at_limit() || core_.version() >= options_.steps) {
     wait(lock);

@@ -10,7 +10,7 @@
 //
 // INVARIANTS
 //  - An update is applied only under a permit (PROTOCOL 1), and only with gradients of the step's own
-//  reduction.
+//  reduction. The first one in a view waits until all members' states are known to be equal (PROTOCOL 5).
 //  - Staged state is installed by the program's thread, after its digest matched (PROTOCOL 4).
 //  - Every wait of the program's thread ends by a result, a new view, the end of the run, or a deadline.
 #pragma once
@@ -126,7 +126,6 @@ class Run final : private Session::Listener {
   bool entered_new_view(Lock& lock);
   bool install_incoming(Lock& lock);
   void install(Lock& lock, ByteSpan staged, control::Version version);
-  Digest digest_of_state(Lock& lock) const;
   Status start_up(Lock& lock);
   bool waits_at_boundary(Lock& lock);
   bool waits_at_limit() const;
@@ -162,7 +161,7 @@ class Run final : private Session::Listener {
 
   // views (view_change.cpp); on the forming thread
   void form(const control::Install& install);
-  void compute_digest(control::Version version);
+  void compute_digest(const control::ComputeDigest& asked);
 
   Session& session_;
   State& state_;

@@ -47,7 +47,7 @@ void Run::perform_one(control::MemberAction& action) {
   } else if (auto* enter = std::get_if<control::EnterView>(&action)) {
     entered_ = std::move(*enter);
   } else if (auto* digest = std::get_if<control::ComputeDigest>(&action)) {
-    digesting_.post([this, version = digest->version] { compute_digest(version); });
+    digesting_.post([this, asked = *digest] { compute_digest(asked); });
   } else if (auto* leave = std::get_if<control::LeaveLoop>(&action)) {
     if (group_) group_->revoke(Error{ErrorCode::kEnded, leave->why});
     teacher_.end_all();

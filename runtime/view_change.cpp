@@ -1,4 +1,5 @@
-// Forming a view, on the forming thread: the group, the state for those who are behind, digests for reports.
+// Forming a view, on the forming thread: the group, and the state for those who are behind. Then the digest
+// of its base.
 //
 // INVARIANT: nothing here writes the program's state. What arrives is staged, verified, and installed by the
 // program's thread when it enters the view (PROTOCOL 4).
@@ -59,16 +60,14 @@ void Run::form(const control::Install& install) {
   perform(core_.formed(install.view.generation));
 }
 
-void Run::compute_digest(control::Version version) {
-  Digest digest;
-  if (version != control::kNoVersion) {
-    // Without the lease within its time the report goes out late, and the leader's deadline speaks.
-    if (!state_.acquire_read(now() + kFormTimeout).ok()) return;
-    digest = state_.digest();
-    state_.release_read();
-  }
+// Beside the program, whose first update in the view waits for it.
+void Run::compute_digest(const control::ComputeDigest& asked) {
+  // Without the lease within its time there is no answer, and the leader's deadline speaks.
+  if (!state_.acquire_read(now() + options_.step_timeout).ok()) return;
+  const Digest digest = state_.digest();
+  state_.release_read();
   const std::lock_guard lock(mutex_);
-  perform(core_.digest_ready(version, digest));
+  perform(core_.digest_ready(asked, digest));
 }
 
 }  // namespace muster

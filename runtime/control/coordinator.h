@@ -12,6 +12,7 @@
 
 #include <map>
 #include <memory>
+#include <set>
 
 #include "runtime/control/actions.h"
 #include "runtime/control/rules.h"
@@ -55,16 +56,22 @@ struct Limits {
 // ---- decisions, each a pure function of values that returns its reason
 
 struct BaseDecision {
-  Version base = kNoVersion;  // kNoVersion with `error` set: nothing complete
-  Digest digest;
-  std::vector<MemberId> holders;  // members at base, whose digests match
+  Version base = kNoVersion;      // kNoVersion with `error` set: nothing complete
+  std::vector<MemberId> holders;  // members at base
   std::vector<MemberId> behind;   // members to receive the state
   std::string why;
-  std::string error;  // holders disagree, or no complete version
+  std::string error;  // no complete version
 };
-// Rule 3 and 5 for replicated state: the newest version that an untorn member holds on the branch of
+// Rule 3 for replicated state: the newest version that an untorn member holds on the branch of
 // `lineage`.
 BaseDecision decide_base(const std::vector<std::pair<MemberId, Report>>& reports, const Lineage& lineage);
+
+struct BaseVerdict {
+  std::vector<MemberId> wrong;  // newcomers and members that fetched the base: theirs is another state
+  bool disputed = false;  // those who held it before the view do not agree, or the only one stands alone
+};
+// Rule 5: `digests` of the state at a view's base; `holders` held it before the view, and vouch for it.
+BaseVerdict judge_base(const std::map<MemberId, Digest>& digests, const std::set<MemberId>& holders);
 
 struct LossDecision {
   enum Kind { kShrink, kWait, kFreeze, kEndRequeue } kind = kShrink;

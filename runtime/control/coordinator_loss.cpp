@@ -216,10 +216,11 @@ void Coordinator::State::check_progress() {
   if (++hangs == 1) return begin_view_change(text);
   std::vector<MemberId> hung;
   for (MemberId id : living_of(view)) {
-    if (members.at(id).progressed_in != view.generation) hung.push_back(id);
+    const bool entered = members.at(id).progressed_in == view.generation;
+    if (!entered || (!base_confirmed && !base_digests.contains(id))) hung.push_back(id);
   }
   if (hung.empty() || hangs > 3) return end_job(kExitRequeue, text + ", and every member answers");
-  evict_members(hung, text + ", and the program does not enter the view");
+  evict_members(hung, text + ", and it does not enter the view, or tell its state's digest");
 }
 
 }  // namespace muster::control

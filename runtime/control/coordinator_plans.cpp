@@ -38,16 +38,13 @@ void Coordinator::State::on(NodeId, MemberId id, const AtBoundary& at) {
   if (phase != Phase::kRunning || stop) return;
   if (const auto lesson = lessons.find(id); lesson != lessons.end()) {
     if (!boundary || !lesson->second.held || at.version != boundary->version) return;
-    if (at.digest != boundary->digest && limits.rules.digest_checked) {
-      return lose_member(id, "it learnt another state of version " + std::to_string(at.version), false);
-    }
     lesson->second.arrived = true;
     return;
   }
   if (at.generation != view.generation || !in_view(id) || at.plan > plan_number) return;
   progress_at = now;
   if (!boundary) {
-    boundary = Boundary{.plan = at.plan, .version = at.version, .digest = at.digest, .first = id};
+    boundary = Boundary{.plan = at.plan, .version = at.version, .first = id};
     boundary->deadline = now + limits.boundary_timeout;
     if (at.plan == plan_number) plan_pending = false;
     hold_learners();
@@ -55,10 +52,6 @@ void Coordinator::State::on(NodeId, MemberId id, const AtBoundary& at) {
   if (at.version != boundary->version) {
     return begin_view_change(named(id) + " stopped at version " + std::to_string(at.version) + ", " +
                              named(boundary->first) + " at " + std::to_string(boundary->version));
-  }
-  if (at.digest != boundary->digest && limits.rules.digest_checked) {
-    return end_job(kExitFailed, named(id) + " and " + named(boundary->first) +
-                                    " hold different states of version " + std::to_string(at.version));
   }
   boundary->arrived.insert(id);
 }
@@ -102,7 +95,7 @@ void Coordinator::State::finish_boundary() {
   change.began = now;
   change.why = std::to_string(joined) + " join, " + std::to_string(drained) + " leave, at version " +
                std::to_string(boundary->version);
-  change.digest = boundary->digest;
+  change.holders = boundary->arrived;
   plan_next(std::move(next), boundary->version);
   if (drained > 0 && std::exchange(hands_over, false)) stop_after_drain();
   store_next();

@@ -37,6 +37,7 @@ void Coordinator::State::open_save(Version version, bool for_stop) {
   save.version = version;
   save.participants = living_of(view);
   save.stop = for_stop;
+  save.base_confirmed = base_confirmed;
   save.opened_at = now;
   save.deadline = now + limits.save_timeout;
   if (for_stop) {
@@ -61,7 +62,7 @@ void Coordinator::State::on(NodeId, MemberId id, const SaveVote& vote) {
 
 void Coordinator::State::check_votes(Save& save) {
   const size_t needed = limits.rules.save_needs_all_votes ? save.participants.size() : 1;
-  if (save.all_voted || save.records.size() < needed) return;
+  if (save.all_voted || save.records.size() < needed || !save.base_confirmed) return;
   save.all_voted = true;
   publish(save);
 }
@@ -105,18 +106,21 @@ void Coordinator::State::close_save(uint64_t id, bool durable, const std::string
   }
 }
 
-// A participant that has voted has written and closed its part: its death takes nothing away. One that has
-// not fails the save. A publisher's death hands publishing on, which never overwrites.
+// A participant that has voted has written and closed its part: its death takes nothing away, once its state
+// was compared with the others'. Else it fails the save. A publisher's death hands publishing on, which never
+// overwrites.
 void Coordinator::State::save_member_lost(MemberId id) {
   std::vector<uint64_t> failed;
   std::vector<uint64_t> orphaned;
   for (const auto& [save_id, save] : saves) {
     const auto& all = save.participants;
     if (std::find(all.begin(), all.end(), id) == all.end()) continue;
-    if (!save.all_voted && !save.records.contains(id)) failed.push_back(save_id);
+    const bool needed = !save.records.contains(id) || !save.base_confirmed;
+    if (!save.all_voted && needed) failed.push_back(save_id);
     if (save.all_voted && save.publisher == id) orphaned.push_back(save_id);
   }
-  for (uint64_t save_id : failed) close_save(save_id, false, "a participant was lost before it voted");
+  for (uint64_t save_id : failed)
+    close_save(save_id, false, "a participant was lost before it voted and its state was compared");
   for (uint64_t save_id : orphaned) {
     if (saves.contains(save_id)) publish(saves.at(save_id));  // unless the job ended over the failed one
   }

@@ -63,14 +63,13 @@ struct Change {
   std::set<NodeId> silent_excluded;  // rule 11 bounds their sum over the rounds of one change
   View next;
   std::vector<Transfer> transfers;
-  Digest digest;
+  std::set<MemberId> holders;  // of the next view's base, before anything is sent
   std::set<MemberId> ready;
 };
 
 struct Boundary {
   uint64_t plan = 0;
   Version version = 0;
-  Digest digest;
   MemberId first = 0;
   std::set<MemberId> arrived;
   bool learners_cut = false;  // the deadline passed for learners
@@ -95,6 +94,7 @@ struct Save {
   std::map<MemberId, ByteBuffer> records;
   std::set<MemberId> lost;
   bool stop = false;
+  bool base_confirmed = false;  // the participants' states were compared; no manifest before that
   bool all_voted = false;
   MemberId publisher = 0;
   uint64_t bytes = 0;
@@ -146,7 +146,9 @@ struct Coordinator::State {
   Generation stored;  // generation in the store
   Change change;
   std::set<MemberId> started;
-  Digest start_state;  // what the first of them started with
+  Digest start_state;                       // what the first of them started with
+  std::map<MemberId, Digest> base_digests;  // as said in this view
+  bool base_confirmed = false;
   bool losses_pending = false;
   std::string loss_why;
   std::vector<std::pair<MemberId, int>> program_failures;  // of members of this view
@@ -250,6 +252,11 @@ struct Coordinator::State {
   void on(NodeId from, MemberId id, const Report& report);
   void on(NodeId from, MemberId id, const Ready& ready);
   void on(NodeId from, MemberId id, const Started& started);
+  void on(NodeId from, MemberId id, const BaseDigest& digest);
+  void check_base();
+  std::string sides_of_base() const;
+  void confirm_base();
+  void confirm_saves();
   std::vector<MemberId> awaited_reports() const;
   bool next_is_intact() const;
   void check_agreement();

@@ -148,8 +148,6 @@ void Coordinator::State::conclude_agreement() {
   }
   if (next.empty()) return no_member_left();
   BaseDecision decision = decide_base(reports, view.lineage);
-  if (!limits.rules.digest_checked && decision.base != kNoVersion) decision.error.clear();
-  if (decision.base != kNoVersion && !decision.error.empty()) return end_job(kExitFailed, decision.error);
   if (decision.base == kNoVersion && !started.empty()) {
     say(EventKind::kLog, decision.error + ": the members start again from the newest save");
   }
@@ -182,7 +180,7 @@ void Coordinator::State::plan_next(std::vector<Member> next_members, Version bas
 
 // Each laggard from a holder on its own node where there is one; else the holders take turns.
 void Coordinator::State::add_transfers(const BaseDecision& decision) {
-  change.digest = decision.digest;
+  change.holders = {decision.holders.begin(), decision.holders.end()};
   size_t turn = 0;
   for (MemberId target : decision.behind) {
     const NodeId home = members.at(target).member.node;
@@ -238,6 +236,8 @@ void Coordinator::State::install() {
   phase_deadline = now + limits.ready_timeout;
   change.attempt = ++attempts;
   committed = false;
+  base_digests.clear();
+  base_confirmed = false;
   boundary.reset();
   program_failures.clear();
   program_failure_why.clear();
@@ -248,7 +248,7 @@ void Coordinator::State::install() {
     nodes.at(member.node).was_in_view = true;
     MemberRecord& record = members.at(member.id);
     record.version = view.base;
-    to_member(member.id, Install{view, change.attempt, change.transfers, change.digest, change.why});
+    to_member(member.id, Install{view, change.attempt, change.transfers, change.why});
   }
   cancel_lessons("the view changed");
   end_drained();
@@ -306,6 +306,59 @@ void Coordinator::State::go() {
   last_save_waits.reset();
   if (stop) open_save(view.base, true);
   to_view(Go{view.generation});
+  if (!limits.rules.digest_checked) confirm_base();
+}
+
+// ---- rule 5: the base is the same everywhere
+
+void Coordinator::State::on(NodeId, MemberId id, const BaseDigest& message) {
+  if (message.generation != view.generation || !in_view(id) || phase != Phase::kRunning) return;
+  base_digests[id] = message.digest;
+}
+
+// Their digests come while the first step is computed. A holder that differs from another means that memory
+// or a program is at fault, and nobody knows whose; one that fetched the state can fetch it again.
+void Coordinator::State::check_base() {
+  if (phase != Phase::kRunning || base_confirmed || losses_pending) return;
+  for (MemberId id : living_of(view)) {
+    if (!base_digests.contains(id)) return;
+  }
+  const BaseVerdict verdict = judge_base(base_digests, change.holders);
+  if (verdict.disputed) {
+    return end_job(kExitFailed, "the members hold different states of version " + std::to_string(view.base) +
+                                    ": " + sides_of_base());
+  }
+  if (verdict.wrong.empty()) return confirm_base();
+  evict_members(verdict.wrong, "it got another state of version " + std::to_string(view.base));
+}
+
+std::string Coordinator::State::sides_of_base() const {
+  std::map<Digest, std::string> sides;
+  for (const auto& [id, digest] : base_digests) {
+    std::string& names = sides[digest];
+    names += (names.empty() ? "" : ", ") + named(id);
+  }
+  std::string words;
+  for (const auto& [digest, names] : sides)
+    words += (words.empty() ? "" : "; ") + to_string(digest) + " on " + names;
+  return words;
+}
+
+void Coordinator::State::confirm_base() {
+  base_confirmed = true;
+  to_view(BaseConfirmed{view.generation});
+  confirm_saves();
+}
+
+// Also those of a former view that ended before this: all their participants are in this one, and compared.
+void Coordinator::State::confirm_saves() {
+  std::vector<uint64_t> confirmed;
+  for (auto& [id, save] : saves) {
+    if (!std::exchange(save.base_confirmed, true)) confirmed.push_back(id);
+  }
+  for (uint64_t id : confirmed) {
+    if (saves.contains(id)) check_votes(saves.at(id));
+  }
 }
 
 // ---- the run's first version
@@ -327,6 +380,7 @@ void Coordinator::State::on(NodeId, MemberId id, const Started& message) {
                                     ": initialise every rank alike");
   }
   started.insert(id);
+  base_digests[id] = message.digest;
   members.at(id).version = std::max(members.at(id).version, message.version);
   progress_at = now;
 }

@@ -21,8 +21,6 @@ bool usable(const Report& report, const Lineage& lineage) {
   return !own.empty() && on_branch(own, report.version, lineage);
 }
 
-std::string named(MemberId id) { return "member " + std::to_string(id); }
-
 }  // namespace
 
 BaseDecision decide_base(const std::vector<std::pair<MemberId, Report>>& reports, const Lineage& lineage) {
@@ -38,17 +36,30 @@ BaseDecision decide_base(const std::vector<std::pair<MemberId, Report>>& reports
   for (const auto& [id, report] : reports) {
     const bool holds = usable(report, lineage) && report.version == decision.base;
     (holds ? decision.holders : decision.behind).push_back(id);
-    if (!holds) continue;
-    if (decision.holders.size() == 1) decision.digest = report.digest;
-    if (report.digest != decision.digest && decision.error.empty()) {
-      decision.error = named(decision.holders.front()) + " and " + named(id) +
-                       " hold different states of version " + std::to_string(decision.base) + ": " +
-                       to_string(decision.digest) + ", " + to_string(report.digest);
-    }
   }
   decision.why = "version " + std::to_string(decision.base) + " is the newest complete one, held by " +
                  std::to_string(decision.holders.size()) + " of " + std::to_string(reports.size());
   return decision;
+}
+
+BaseVerdict judge_base(const std::map<MemberId, Digest>& digests, const std::set<MemberId>& holders) {
+  std::map<Digest, std::vector<MemberId>> all, vouching;
+  for (const auto& [id, digest] : digests) {
+    all[digest].push_back(id);
+    if (holders.contains(id) || holders.empty()) vouching[digest].push_back(id);
+  }
+  if (all.size() < 2) return {};
+  // One that alone vouches, against several who have the same of it: it changed after it had sent it, or it
+  // did not.
+  const bool outvoted = vouching.size() == 1 && all.at(vouching.begin()->first).size() == 1 &&
+                        all.size() == 2 && digests.size() > 2;
+  BaseVerdict verdict;
+  verdict.disputed = vouching.size() != 1 || outvoted;
+  if (verdict.disputed) return verdict;
+  for (const auto& [id, digest] : digests) {
+    if (digest != vouching.begin()->first) verdict.wrong.push_back(id);
+  }
+  return verdict;
 }
 
 LossDecision decide_loss(uint32_t nodes_in_view, uint32_t nodes_silent, bool holds_embedded_store,

@@ -20,9 +20,13 @@ struct MemberCore::State {
   bool formed = false;
   bool revoked = false;
   bool install_due = false;
+  bool base_told = false;       // in `entered`
+  bool base_confirmed = false;  // the same
 
   Version version = kNoVersion;
   Generation state_in;
+  uint64_t held = 0;             // counts the states, see ComputeDigest
+  uint64_t digest_asked = 0;     // `held` at the newest ComputeDigest
   std::optional<Digest> digest;  // of `version`, once computed
 
   std::optional<Agree> asked;  // newest Agree of the newest generation
@@ -60,6 +64,7 @@ struct MemberCore::State {
   void hold(Version newer, Generation in) {
     version = newer;
     state_in = in;
+    ++held;
     digest.reset();
   }
   void hold_none() {
@@ -70,6 +75,7 @@ struct MemberCore::State {
   void on(const Agree& agree, MemberActions& out);
   void on(const Install& install, MemberActions& out);
   void on(const Go& go, MemberActions& out);
+  void on(const BaseConfirmed& confirmed, MemberActions& out);
   void on(const PlanNumber& plan, MemberActions& out);
   void on(const Proceed& proceed, MemberActions& out);
   void on(const Learn& learn, MemberActions& out);
@@ -90,6 +96,8 @@ struct MemberCore::State {
   void answer(MemberActions& out);
   void answer_rescue(MemberActions& out);
   void send_report(MemberActions& out);
+  void want_digest(MemberActions& out);
+  void tell_base(MemberActions& out);
   void end(int exit_code, std::string why, MemberActions& out);
   std::string refusal(const Generation& generation, Version of) const;
   std::string refusal_of_view(const Generation& generation) const;
@@ -127,9 +135,7 @@ void MemberCore::State::revoke(const std::string& why, MemberActions& out) {
   plan_waiting = 0;
 }
 
-// The report waits for an open scope, then for the digest; both have an end. Where no state is to be sent
-// (a stop-save looks for its version) nobody compares digests, and reading the state would only delay the
-// save.
+// The report waits for an open scope, which has an end.
 void MemberCore::State::answer(MemberActions& out) {
   if (!asked || answered) return;
   const bool scope_open = update_open || install_open;
@@ -138,10 +144,6 @@ void MemberCore::State::answer(MemberActions& out) {
     return;
   }
   tear_at = kNever;
-  if (version != kNoVersion && !torn && !digest && asked->revoke) {
-    out.push_back(ComputeDigest{version});
-    return;
-  }
   send_report(out);
 }
 
@@ -153,7 +155,6 @@ void MemberCore::State::send_report(MemberActions& out) {
   report.version = torn ? kNoVersion : version;
   report.torn = torn;
   report.installed = state_in;
-  if (digest && !torn) report.digest = *digest;
   out.push_back(to_leader(report));
 }
 
@@ -181,6 +182,8 @@ void MemberCore::State::on(const Go& go, MemberActions& out) {
   formed = false;
   revoked = false;
   reported = false;
+  base_told = false;
+  base_confirmed = false;
   asked.reset();
   lesson.reset();
   learn_until.reset();
@@ -194,6 +197,30 @@ void MemberCore::State::on(const Go& go, MemberActions& out) {
   install_due = entered.base != kNoVersion && (is_target || torn || version != entered.base);
   if (!install_due && version == entered.base && version != kNoVersion) state_in = entered.generation;
   out.push_back(EnterView{entered, entered.base});
+  tell_base(out);
+}
+
+// The view is entered without waiting for digests, which read the whole state: the step's computing is
+// unharmed by a wrong base, only an update would make it everybody's (rule 5).
+void MemberCore::State::tell_base(MemberActions& out) {
+  if (base_told || revoked || pending || ended || update_open || install_open) return;
+  if (entered.generation.counter == 0 || entered.base == kNoVersion || install_due) return;
+  if (lesson || version != entered.base) return;
+  if (!digest) return want_digest(out);
+  base_told = true;
+  out.push_back(to_leader(BaseDigest{entered.generation, *digest}));
+}
+
+void MemberCore::State::want_digest(MemberActions& out) {
+  if (digest_asked == held) return;
+  digest_asked = held;
+  out.push_back(ComputeDigest{version, held});
+}
+
+void MemberCore::State::on(const BaseConfirmed& confirmed, MemberActions& out) {
+  if (confirmed.generation != entered.generation) return;
+  base_confirmed = true;
+  out.push_back(Forward{confirmed});
 }
 
 // What was saved of versions beyond the view's base is another history now: a rescue must not count it as its
@@ -234,7 +261,7 @@ void MemberCore::State::on(const RescueAsk&, MemberActions& out) {
 void MemberCore::State::answer_rescue(MemberActions& out) {
   if (!rescue_asked || update_open || install_open) return;
   const bool whole = version != kNoVersion && !torn && !lesson && entered.generation.counter != 0;
-  if (whole && !digest) return out.push_back(ComputeDigest{version});
+  if (whole && !digest) return want_digest(out);
   rescue_asked = false;
   RescueReport report;
   report.version = whole ? version : kNoVersion;
@@ -315,6 +342,7 @@ std::string MemberCore::State::refusal(const Generation& generation, Version of)
   if (update_open || install_open) return "a scope is already open";
   if (install_due || version == kNoVersion) return "the view's base is not installed yet";
   if (of != version) return "the gradients are of version " + std::to_string(of);
+  if (!base_confirmed && !lesson) return "the members' states at the view's base are still compared";
   if (plan_waiting != 0) return "waiting at a planned boundary";
   if (learn_until && version >= *learn_until) return "the lesson ends at this version";
   if (stop_at && version >= *stop_at && limits.rules.stop_bounds_permits)
@@ -366,6 +394,7 @@ MemberActions MemberCore::tick(Instant now) {
   state_->now = now;
   if (now >= state_->tear_at && !state_->torn) {
     state_->torn = true;
+    ++state_->held;
     state_->digest.reset();
     out.push_back(state_->event(EventKind::kLog, "the update scope stayed open: the version is torn"));
     state_->answer(out);
@@ -383,6 +412,7 @@ MemberActions MemberCore::started(Version version, const Digest& digest, Lineage
   const Generation generation = state.entered.generation;
   state.hold(version, generation);
   state.digest = digest;
+  state.base_told = true;
   if (!lineage.empty()) state.durable = version;  // it was read from there
   state.entered.base = version;
   state.entered.lineage = lineage;
@@ -391,11 +421,11 @@ MemberActions MemberCore::started(Version version, const Digest& digest, Lineage
   return out;
 }
 
-MemberActions MemberCore::digest_ready(Version version, const Digest& digest) {
+MemberActions MemberCore::digest_ready(const ComputeDigest& asked, const Digest& digest) {
   MemberActions out;
-  if (version != state_->version || state_->update_open || state_->install_open) return out;
+  if (asked.held != state_->held || state_->update_open || state_->install_open) return out;
   state_->digest = digest;
-  state_->answer(out);
+  state_->tell_base(out);
   state_->answer_rescue(out);
   return out;
 }
@@ -443,6 +473,7 @@ MemberActions MemberCore::state_installed(Instant now, Version version) {
   }
   state.answer(out);
   state.answer_rescue(out);
+  state.tell_base(out);
   return out;
 }
 
@@ -471,7 +502,7 @@ bool MemberCore::update_open() const { return state_->update_open; }
 uint64_t MemberCore::plan() const { return state_->plan_known; }
 bool MemberCore::boundary_due(uint64_t combined) const { return combined > state_->plan_served; }
 
-MemberActions MemberCore::at_boundary(uint64_t plan, Version version, const Digest& digest) {
+MemberActions MemberCore::at_boundary(uint64_t plan, Version version) {
   MemberActions out;
   State& state = *state_;
   if (state.revoked || state.pending || state.ended) return out;
@@ -479,7 +510,7 @@ MemberActions MemberCore::at_boundary(uint64_t plan, Version version, const Dige
   state.plan_served = std::max(state.plan_served, plan);
   state.plan_waiting = plan;
   const Generation generation = state.lesson ? state.lesson->view.generation : state.entered.generation;
-  out.push_back(state.to_leader(AtBoundary{generation, plan, version, digest}));
+  out.push_back(state.to_leader(AtBoundary{generation, plan, version}));
   return out;
 }
 

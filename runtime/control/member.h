@@ -7,6 +7,7 @@
 //  - After a Report, no permit until Go of a later generation, or, when the view was not revoked, until
 //  SaveOpen
 //    names a version still to be reached.
+//  - In a view no permit before the leader has found all members' states at its base to be equal (rule 5).
 //  - Version changes only by update_closed(), state_installed() and started().
 #pragma once
 
@@ -28,22 +29,23 @@ struct RevokeGroup {
   Generation generation;
   std::string why;
 };
-struct FormGroup {  // on the background thread: group, transfers, digest check; then formed() or failed()
+struct FormGroup {  // on the background thread: group, verified transfers; then formed() or failed()
   Install install;
 };
 struct EnterView {  // Go came: the program continues at view.base in this view
   View view;
   Version base = kNoVersion;
 };
-struct ComputeDigest {  // of the state at `version`, then digest_ready(); the report waits for it
+struct ComputeDigest {  // of the state as it is now, on a background thread, then digest_ready()
   Version version = kNoVersion;
+  uint64_t held = 0;  // counts the states that this member has held: an answer for a former one is void
 };
 struct LeaveLoop {  // the program's loop ends
   int exit_code = 0;
   std::string why;
 };
 // Messages that the session itself answers, unchanged: Teach, Learn, LessonOver, LearnUntil, SaveOpen,
-// SavePublish, SaveClosed, Proceed, PlanNumber.
+// SavePublish, SaveClosed, Proceed, PlanNumber, BaseConfirmed.
 struct Forward {
   Message message;
 };
@@ -71,7 +73,7 @@ class MemberCore {
 
   // The session's reports.
   MemberActions started(Version version, const Digest& digest, Lineage lineage);  // initial or restored state
-  MemberActions digest_ready(Version version, const Digest& digest);
+  MemberActions digest_ready(const ComputeDigest& asked, const Digest& digest);
   MemberActions formed(Generation generation);  // group stands, state (if any) staged
   MemberActions failed(Generation generation, std::vector<MemberId> suspects, std::string why);
 
@@ -83,7 +85,8 @@ class MemberCore {
   // one.
   bool install_due() const;
 
-  // Rule 1. `generation` is the one whose reduction produced the gradients of `version`.
+  // Rule 1. `generation` is the one whose reduction produced the gradients of `version`. Refused also while
+  // the view's base is not confirmed (rule 5): ask again at BaseConfirmed.
   Permit open_update(Generation generation, Version version);
   MemberActions update_closed(Instant now);  // version + 1 is whole
   // The scope ends with the state half written: no version is held, and the loop ends as failed, so that a
@@ -97,7 +100,7 @@ class MemberCore {
   // LearnUntil's plan.
   uint64_t plan() const;
   bool boundary_due(uint64_t combined) const;
-  MemberActions at_boundary(uint64_t plan, Version version, const Digest& digest);
+  MemberActions at_boundary(uint64_t plan, Version version);
   bool waiting_at_boundary() const;
 
   Version version() const;

@@ -20,7 +20,7 @@ struct NodeHello {
   NodeId node = 0;
   std::string name;
   std::string job;         // agents of different jobs refuse each other
-  uint32_t protocol = 1;   // a different major refuses with a sentence
+  uint32_t protocol = 2;   // a different major refuses with a sentence
   uint32_t workers = 0;    // --nproc
   uint32_t nodes_min = 1;  // --nnodes; must equal the leader's
   uint32_t nodes_max = 1;
@@ -83,13 +83,19 @@ struct Report {
   Version version = kNoVersion;  // newest whole version it holds
   bool torn = false;             // an open update scope did not close within its deadline: `version` is void
   Generation installed;          // newest generation entered with this state: the tail of its lineage
-  Digest digest;                 // of the state at `version`
 };
 
 // The member's part of the new view stands: group formed, state received and verified.
 struct Ready {
   Generation generation;
   uint32_t attempt = 0;
+};
+
+// The state at the entered view's base, as this member holds it (rule 5). Computed while the view's first
+// step is; no update is permitted before all members' are compared (BaseConfirmed).
+struct BaseDigest {
+  Generation generation;
+  Digest digest;
 };
 
 // Something the member could not do names who stood in the way: a hint for the leader, not a proof.
@@ -105,7 +111,6 @@ struct AtBoundary {
   Generation generation;
   uint64_t plan = 0;
   Version version = 0;
-  Digest digest;
 };
 
 // A learner holds `version` and has no logged gradient waiting (rule 17).
@@ -211,12 +216,16 @@ struct Install {
   View view;
   uint32_t attempt = 0;
   std::vector<Transfer> transfers;
-  Digest digest;  // of the state at view.base; zero in the first view of a run
   std::string why;
 };
 
-// Every member is ready: permits may be granted from view.base on.
+// Every member is ready: steps are computed from view.base on.
 struct Go {
+  Generation generation;
+};
+
+// All members hold the same state at the view's base: permits may be granted.
+struct BaseConfirmed {
   Generation generation;
 };
 
@@ -316,12 +325,12 @@ struct WorkerEvent {
   Event event;
 };
 
-using Message =
-    std::variant<NodeHello, MemberGone, NodeReady, NoticeRaised, Heartbeat, MemberHello, Started, Report,
-                 Ready, Suspect, AtBoundary, Level, LearnFailed, Progress, SaveDue, SaveVote, SavePublished,
-                 Leaving, NodeWelcome, NodeRefused, Evict, EndJob, Agree, Install, Go, PlanNumber, Proceed,
-                 Teach, Learn, LessonOver, LearnUntil, SaveOpen, SavePublish, SaveClosed, End, WorkerEvent,
-                 Neighbours, LeaderLink, RescueHello, RescueRefused, RescueAsk, RescueReport, RescueOver>;
+using Message = std::variant<NodeHello, MemberGone, NodeReady, NoticeRaised, Heartbeat, MemberHello, Started,
+                             Report, Ready, Suspect, AtBoundary, Level, LearnFailed, Progress, SaveDue,
+                             SaveVote, SavePublished, Leaving, NodeWelcome, NodeRefused, Evict, EndJob, Agree,
+                             Install, Go, PlanNumber, Proceed, Teach, Learn, LessonOver, LearnUntil, SaveOpen,
+                             SavePublish, SaveClosed, End, WorkerEvent, Neighbours, LeaderLink, RescueHello,
+                             RescueRefused, RescueAsk, RescueReport, RescueOver, BaseDigest, BaseConfirmed>;
 
 // What travels: a message and the member that sent it or shall get it; 0 is the node's agent itself.
 struct Envelope {

@@ -154,11 +154,10 @@ Started read(const fb::Started& m) {
 Offset<fb::Report> write(FlatBufferBuilder& to, const Report& m) {
   const auto generation = write(m.generation);
   const auto installed = write(m.installed);
-  const auto digest = write(m.digest);
-  return fb::CreateReport(to, &generation, m.attempt, m.version, m.torn, &installed, &digest);
+  return fb::CreateReport(to, &generation, m.attempt, m.version, m.torn, &installed);
 }
 Report read(const fb::Report& m) {
-  return {read(*m.generation()), m.attempt(), m.version(), m.torn(), read(*m.installed()), read(*m.digest())};
+  return {read(*m.generation()), m.attempt(), m.version(), m.torn(), read(*m.installed())};
 }
 
 Offset<fb::Ready> write(FlatBufferBuilder& to, const Ready& m) {
@@ -176,12 +175,9 @@ Suspect read(const fb::Suspect& m) { return {read(*m.generation()), read(*m.memb
 
 Offset<fb::AtBoundary> write(FlatBufferBuilder& to, const AtBoundary& m) {
   const auto generation = write(m.generation);
-  const auto digest = write(m.digest);
-  return fb::CreateAtBoundary(to, &generation, m.plan, m.version, &digest);
+  return fb::CreateAtBoundary(to, &generation, m.plan, m.version);
 }
-AtBoundary read(const fb::AtBoundary& m) {
-  return {read(*m.generation()), m.plan(), m.version(), read(*m.digest())};
-}
+AtBoundary read(const fb::AtBoundary& m) { return {read(*m.generation()), m.plan(), m.version()}; }
 
 Offset<fb::Level> write(FlatBufferBuilder& to, const Level& m) { return fb::CreateLevel(to, m.version); }
 Level read(const fb::Level& m) { return {m.version()}; }
@@ -255,11 +251,10 @@ Offset<fb::Install> write(FlatBufferBuilder& to, const Install& m) {
   list.reserve(m.transfers.size());
   for (const Transfer& transfer : m.transfers) list.emplace_back(transfer.source, transfer.target);
   const auto transfers = to.CreateVectorOfStructs(list);
-  const auto digest = write(m.digest);
-  return fb::CreateInstall(to, view, m.attempt, transfers, &digest, write(to, m.why));
+  return fb::CreateInstall(to, view, m.attempt, transfers, write(to, m.why));
 }
 Install read(const fb::Install& m) {
-  Install install{read(*m.view()), m.attempt(), {}, read(*m.digest()), read(*m.why())};
+  Install install{read(*m.view()), m.attempt(), {}, read(*m.why())};
   for (const fb::Transfer* transfer : *m.transfers())
     install.transfers.push_back({transfer->source(), transfer->target()});
   return install;
@@ -383,6 +378,19 @@ Offset<fb::RescueOver> write(FlatBufferBuilder& to, const RescueOver& m) {
   return fb::CreateRescueOver(to, m.version, write(to, m.why));
 }
 RescueOver read(const fb::RescueOver& m) { return {m.version(), read(*m.why())}; }
+
+Offset<fb::BaseDigest> write(FlatBufferBuilder& to, const BaseDigest& m) {
+  const auto generation = write(m.generation);
+  const auto digest = write(m.digest);
+  return fb::CreateBaseDigest(to, &generation, &digest);
+}
+BaseDigest read(const fb::BaseDigest& m) { return {read(*m.generation()), read(*m.digest())}; }
+
+Offset<fb::BaseConfirmed> write(FlatBufferBuilder& to, const BaseConfirmed& m) {
+  const auto generation = write(m.generation);
+  return fb::CreateBaseConfirmed(to, &generation);
+}
+BaseConfirmed read(const fb::BaseConfirmed& m) { return {read(*m.generation())}; }
 
 // ---- frames
 

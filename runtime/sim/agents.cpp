@@ -159,6 +159,7 @@ void World::down(NodeId node, Envelope envelope) {
     agent_event(index, [this, index, link, envelope] {
       Agent& to = *agents[index];
       if (to.link != link || to.finished) return;
+      if (std::holds_alternative<NoticeRaised>(envelope.message)) to.noticed = true;
       agent_does(index, to.core->from_leader(agent_now(to), envelope));
     });
   };
@@ -195,7 +196,7 @@ void World::leader_does(size_t which, const control::Actions& actions) {
       const Agent* to = agent_of(send->node);
       if (to != nullptr && to->leader != which) continue;
       if (const auto* closed = std::get_if<SaveClosed>(&send->envelope.message))
-        check_save_closed(*closed, with_eviction);
+        check_save_closed(lead, *closed, with_eviction);
       if (const auto* open = std::get_if<SaveOpen>(&send->envelope.message))
         expect(save_leads.emplace(open->save, which).first->second == which,
                "two leaders give one name to two saves");
@@ -250,8 +251,9 @@ void World::store_view(size_t which, const StoreView& request) {
   Duration there = between(kMillisecond, 10 * kMillisecond);
   // One that lingers arrives when another may lead.
   if (options.shared_store && options.faults && random.chance(0.05)) there = between(there, 4 * kSecond);
-  const bool answer_lost = options.faults && random.chance(0.03);
-  const bool request_lost = (options.faults && random.chance(0.02)) || now < store_away_until ||
+  const bool store_fails = options.faults && !options.bounded_rate;
+  const bool answer_lost = store_fails && random.chance(0.03);
+  const bool request_lost = (store_fails && random.chance(0.02)) || now < store_away_until ||
                             now < agents[leads[which]->seat]->store_cut_until;
   if (answer_lost || request_lost) ++outcome.faults;
   after(there, [this, which, term, request, answer_lost, request_lost] {

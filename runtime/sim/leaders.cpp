@@ -89,6 +89,8 @@ void World::lead(size_t index, const Look& found, Instant asked_at) {
   next->lease_until = asked_at + kLease - kMargin;
   next->began = agent_now(agent);
   next->found = found.view.generation;
+  // Whether its members were told before the former leader was lost, this one cannot know: they are asked.
+  if (next->found.counter != 0) views_installed.emplace(next->found, found.view);
   next->core = std::make_unique<Coordinator>(limits, "job", found.incarnation, agent_now(agent),
                                              Takeover{found.view, found.term});
   trace("agent " + agent.name + " leads, term " + std::to_string(found.term) + ", from g" +

@@ -31,6 +31,7 @@ void World::say(MemberId id, Message message) {
   const uint32_t local_rank = process.local_rank;
   // One socket, FIFO: delivered before the exit of the process is seen.
   if (const auto* report = std::get_if<Report>(&message)) check_report(process, *report);
+  if (const auto* base = std::get_if<BaseDigest>(&message)) check_base_digest(process, *base);
   if (const auto* report = std::get_if<RescueReport>(&message)) check_rescue_report(process, *report);
   Agent& agent = *agents[index];
   if (!agent.alive || agent.slots[local_rank] != id) return;
@@ -75,7 +76,7 @@ void World::process_does(MemberId id, const MemberActions& actions) {
     if (const auto* revoked = std::get_if<RevokeGroup>(&action)) revoke(process, *revoked);
     if (const auto* form = std::get_if<FormGroup>(&action)) form_group(process, form->install);
     if (const auto* enter = std::get_if<EnterView>(&action)) enter_view(process, *enter);
-    if (const auto* digest = std::get_if<ComputeDigest>(&action)) compute_digest(process, digest->version);
+    if (const auto* digest = std::get_if<ComputeDigest>(&action)) compute_digest(process, *digest);
     if (const auto* end = std::get_if<LeaveLoop>(&action)) leave(process, end->exit_code, end->why);
     if (const auto* message = std::get_if<Forward>(&action)) forward(process, message->message);
   }
@@ -86,32 +87,37 @@ void World::process_does(MemberId id, const MemberActions& actions) {
 
 int64_t World::disk_slowness() const { return now < disk_slow_until ? kSlowDisk : 1; }
 
-// A bit flips in the memory of one of several holders, while nobody trains: a digest must tell.
+// A bit flips in the memory of one of several holders of a view's base, before it is read: a digest must
+// tell.
 void World::corrupt_before_digest(Process& process) {
   if (!corruption_wanted || process.writing || process.version == kNoVersion) return;
   const auto same = [&](const auto& entry) {
     const Process& other = *entry.second;
     return other.alive && !other.frozen && !other.writing && other.id != process.id &&
-           other.entered == process.entered && other.version == process.version && other.revoked_since;
+           other.entered == process.entered && other.version == process.version && !other.revoked_since;
   };
-  if (!process.revoked_since || std::none_of(processes.begin(), processes.end(), same)) return;
+  const bool compares_base = !process.revoked_since && !process.core->frozen();
+  if (!compares_base || std::none_of(processes.begin(), processes.end(), same)) return;
   corruption_wanted = false;
   corrupted = true;
   trace(named(process.id) + ": a bit of version " + std::to_string(process.version) + " flips");
+  // Where it differs from those who held the state before, it is excluded; if it alone did, the others are.
+  for (const Member& member : groups.at(process.entered).view.members)
+    processes.at(member.id)->evictable = true;
   process.state.low ^= 1;
 }
 
 // The background thread reads the state for a while; what was written meanwhile spoils the digest.
-void World::compute_digest(Process& process, Version version) {
+void World::compute_digest(Process& process, const ComputeDigest& asked) {
   const MemberId id = process.id;
   corrupt_before_digest(process);
   const uint64_t writes = process.writes;
   const bool spoiled = process.writing;
-  after_for(id, between(100 * kMicrosecond, 15 * kMillisecond), [this, id, version, writes, spoiled] {
+  const Duration time = between(100 * kMicrosecond, random.chance(0.1) ? kSecond : 15 * kMillisecond);
+  after_for(id, time, [this, id, asked, writes, spoiled] {
     Process& self = *processes.at(id);
     const bool clean = !spoiled && !self.writing && self.writes == writes;
-    if (self.version != version && clean) return;  // another question was asked since
-    process_does(id, self.core->digest_ready(version, clean ? self.state : kGarbage));
+    process_does(id, self.core->digest_ready(asked, clean ? self.state : kGarbage));
   });
 }
 
@@ -140,7 +146,8 @@ void World::form_group(Process& process, const Install& install) {
   }
 }
 
-// A target reads its source for a while; what it got is checked against the digest of the decision.
+// A target reads its source for a while; what it got is checked against the digest that the source sends
+// along.
 void World::member_formed(Process& process, Generation generation) {
   const Group& group = groups.at(generation);
   if (group.revoked.contains(process.id)) return;
@@ -163,7 +170,7 @@ void World::member_formed(Process& process, Generation generation) {
     const Group& its = groups.at(generation);
     if (its.revoked.contains(id)) return;
     const bool whole = from.alive && !from.writing && from.writes == writes;
-    if (!whole || from.state != its.install.digest || from.version != its.view.base) {
+    if (!whole || from.version != its.view.base) {
       return process_does(id,
                           self.core->failed(generation, {source}, "the transfer's digest does not match"));
     }
@@ -257,7 +264,7 @@ void World::drive(MemberId id) {
   if (process.core->waiting_at_boundary()) return;
   if (process.boundary != 0) {
     const uint64_t plan = std::exchange(process.boundary, 0);
-    return process_does(id, process.core->at_boundary(plan, process.version, process.state));
+    return process_does(id, process.core->at_boundary(plan, process.version));
   }
   compute(process);
 }
@@ -289,7 +296,6 @@ void World::contribute(Process& process, Generation generation, Version version)
   reduction.plan = std::max(reduction.plan, process.core->plan());
   if (reduction.states.size() < group.view.members.size()) return;
   reduction.complete = true;
-  check_reduction(group, version);
   const Duration parted = std::max<Duration>(0, data_cut_until(group) - now);
   if (parted > kTransportTimeout) group.failed = true;
   // Which ranks have finished when a partition breaks the reduction is anybody's guess.
@@ -356,6 +362,7 @@ void World::try_update(Process& process) {
   if (!permit.granted) return;  // asked again when something changes; a revocation forgets it
   process.reduced.reset();
   check_permit(process, ready.generation, ready.version, false);
+  check_reduction(groups.at(ready.generation), ready.version);
   process.doing = Process::kWriting;
   process.writing = true;
   ++process.writes;
@@ -491,8 +498,7 @@ void World::drive_learner(Process& process) {
   if (process.version == kNoVersion) return;
   if (process.learn_until && process.version == process.learn_until->version) {
     if (process.core->waiting_at_boundary()) return;
-    return process_does(id,
-                        process.core->at_boundary(process.learn_until->plan, process.version, process.state));
+    return process_does(id, process.core->at_boundary(process.learn_until->plan, process.version));
   }
   const auto gradient = log.gradients.find(process.version);
   if (gradient == log.gradients.end()) {

@@ -350,7 +350,7 @@ struct World {
   void finish_update(Process& process, const Process::Ready& ready);
   void begin_install(Process& process);
   void leave(Process& process, int code, const std::string& why);
-  void compute_digest(Process& process, Version version);
+  void compute_digest(Process& process, const ComputeDigest& asked);
   void corrupt_before_digest(Process& process);
   int64_t disk_slowness() const;
   void form_group(Process& process, const Install& install);
@@ -382,6 +382,7 @@ struct World {
 
   // ---- invariants (checks.cpp)
   void check_permit(const Process& process, Generation generation, Version version, bool learner);
+  void check_base_digest(const Process& process, const BaseDigest& base);
   void check_report(const Process& process, const Report& report);
   void check_enter(const Process& process, const View& view, bool planned);
   void check_store(const View& next);
@@ -397,7 +398,7 @@ struct World {
   void check_signal(const Process& process, int signal, bool own);
   void check_leave(const Process& process, int code);
   void check_start_again(const Process& process, const View& view);
-  void check_save_closed(const SaveClosed& closed, bool with_eviction);
+  void check_save_closed(const Lead& lead, const SaveClosed& closed, bool with_eviction);
   void check_rescue(size_t collector, const RescueOver& over);
   void check_rescue_report(const Process& process, const RescueReport& report);
   void check_saved_before_end(const Agent& agent);

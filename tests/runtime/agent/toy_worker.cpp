@@ -107,9 +107,7 @@ class Toy {
   void carry_out(const Send& send) { say(send.envelope.message); }
   void carry_out(const RevokeGroup& revoke) { print("revoked: " + revoke.why); }
   void carry_out(const FormGroup& form) { act(core_->formed(form.install.view.generation)); }
-  void carry_out(const ComputeDigest& wanted) {
-    act(core_->digest_ready(wanted.version, digest_at(wanted.version)));
-  }
+  void carry_out(const ComputeDigest& wanted) { act(core_->digest_ready(wanted, digest_at(wanted.version))); }
   void carry_out(const LeaveLoop&) {}
   void carry_out(const Event& event) { say(WorkerEvent{event}); }
 
@@ -134,7 +132,7 @@ class Toy {
       say(Level{0});
     } else if (const auto* until = std::get_if<LearnUntil>(&forward.message)) {
       install(lesson_, until->version);
-      act(core_->at_boundary(until->plan, until->version, digest_at(until->version)));
+      act(core_->at_boundary(until->plan, until->version));
     } else if (const auto* save = std::get_if<SaveOpen>(&forward.message)) {
       saves_[save->save] = save->version;
     } else if (const auto* publish = std::get_if<SavePublish>(&forward.message)) {
@@ -178,8 +176,7 @@ class Toy {
     if (!combined || !core_->open_update(generation, version).granted) return true;
     act(core_->update_closed(now()));
     say(Progress{generation, core_->version()});
-    if (core_->boundary_due(*combined))
-      act(core_->at_boundary(*combined, core_->version(), digest_at(core_->version())));
+    if (core_->boundary_due(*combined)) act(core_->at_boundary(*combined, core_->version()));
     return true;
   }
 

@@ -128,7 +128,6 @@ TEST_F(Loss, OfAWorkerShrinksTheWorldFromTheNewestVersion) {
   const auto installs = sent<Install>(last);
   ASSERT_EQ(installs.size(), 3u);
   EXPECT_EQ(installs[0].second.transfers.size(), 2u) << "two members are behind";
-  EXPECT_EQ(installs[0].second.digest, digest_at(8));
   EXPECT_TRUE(sent<Evict>(all).empty()) << "a proven death needs no eviction";
 }
 
@@ -402,19 +401,81 @@ TEST_F(Loss, HeartbeatsThatStopAreSilence) {
   EXPECT_EQ(world(), (std::vector<MemberId>{100, 200}));
 }
 
+// PROTOCOL 5: digests are compared while the view computes its first step, and nothing is updated before.
+TEST_F(Loss, AViewsBaseIsConfirmedWhenAllMembersHoldTheSame) {
+  form(3, 1);
+  EXPECT_EQ(sent<BaseConfirmed>(all).size(), 3u) << "all have started alike";
+  undigested = {200};
+  gone(3, 300);
+  report(1, 100, 4);
+  report(2, 200, 4);
+  EXPECT_EQ(leader->phase(), "running") << "no digest is waited for";
+  EXPECT_TRUE(sent<BaseConfirmed>(last).empty());
+  say(2, 200, BaseDigest{gen(1), digest_at(4)});
+  EXPECT_TRUE(sent<BaseConfirmed>(last).empty()) << "of another view";
+  say(2, 200, BaseDigest{leader->view().generation, digest_at(4)});
+  const auto confirmed = sent<BaseConfirmed>(last);
+  ASSERT_EQ(confirmed.size(), 2u);
+  EXPECT_EQ(confirmed[0].second.generation, leader->view().generation);
+}
+
 TEST_F(Loss, HoldersThatDifferEndTheJobAndAreNamed) {
   form(3, 1);
   gone(3, 300);
+  flipped = {200};
   report(1, 100, 4);
-  Report other;
-  other.generation = leader->view().generation;
-  other.attempt = asked();
-  other.version = 4;
-  other.installed = leader->view().generation;
-  other.digest = Digest{6, 6};
-  say(2, 200, other);
+  report(2, 200, 4);
+  EXPECT_TRUE(sent<BaseConfirmed>(last).empty());
   ASSERT_FALSE(sent<EndJob>(last).empty());
   EXPECT_EQ(sent<EndJob>(last)[0].second.exit_code, 1);
+  EXPECT_THAT(sent<EndJob>(last)[0].second.why, testing::HasSubstr("rank 1 on node n2"));
+}
+
+TEST_F(Loss, WhoFetchedAnotherStateFetchesItAgain) {
+  form(3, 1);
+  gone(3, 300);
+  flipped = {200};
+  report(1, 100, 5);
+  report(2, 200, 4);
+  EXPECT_TRUE(sent<EndJob>(last).empty());
+  EXPECT_EQ(sent<Evict>(last).size(), 1u) << "its process is replaced";
+  EXPECT_EQ(leader->phase(), "agreeing");
+}
+
+// A manifest names parts of one state.
+TEST_F(Loss, ASaveOfTheBaseIsPublishedOnceItIsConfirmed) {
+  form(2, 1);
+  gone(2, 200);
+  undigested = {100};
+  report(1, 100, 4);
+  say(1, 100, SaveDue{leader->view().generation, 4});
+  const auto opens = sent<SaveOpen>(last);
+  ASSERT_EQ(opens.size(), 1u);
+  say(1, 100, SaveVote{opens[0].second.save, true, {}, ""});
+  EXPECT_TRUE(sent<SavePublish>(last).empty());
+  say(1, 100, BaseDigest{leader->view().generation, digest_at(4)});
+  EXPECT_EQ(sent<SavePublish>(last).size(), 1u);
+}
+
+// Nobody updates, so the step's deadline is the digest's.
+TEST_F(Loss, AMemberThatNeverTellsItsDigestIsExcludedAsHung) {
+  form(3, 1);
+  gone(3, 300);
+  undigested = {200};
+  report(1, 100, 4);
+  report(2, 200, 4);
+  for (int round = 0; round < 2; ++round) {
+    for (MemberId member : {100, 200}) say(member / 100, member, Progress{leader->view().generation, 4});
+    tick_at(now + limits.step_timeout);
+    if (leader->phase() != "agreeing") break;
+    if (round == 0) {
+      report(1, 100, 4);
+      report(2, 200, 4);
+    }
+  }
+  const auto evictions = sent<Evict>(all);
+  ASSERT_FALSE(evictions.empty());
+  EXPECT_EQ(evictions.back().second.members, (std::vector<MemberId>{200}));
 }
 
 TEST_F(Loss, BeforeTheRunStartedRestoresAgain) {
@@ -542,13 +603,13 @@ TEST_F(Joining, AllWorkersOfANewNodeJoinAtOneBoundaryAndNoStepIsRepeated) {
   say(2, 201, Level{3});
   ASSERT_EQ(sent<PlanNumber>(last).size(), 2u);
   const Generation old = leader->view().generation;
-  say(1, 100, AtBoundary{old, 1, 5, digest_at(5)});
+  say(1, 100, AtBoundary{old, 1, 5});
   ASSERT_EQ(sent<LearnUntil>(last).size(), 2u);
   EXPECT_EQ(sent<LearnUntil>(last)[0].second.version, 5);
-  say(1, 101, AtBoundary{old, 1, 5, digest_at(5)});
-  say(2, 200, AtBoundary{old, 1, 5, digest_at(5)});
+  say(1, 101, AtBoundary{old, 1, 5});
+  say(2, 200, AtBoundary{old, 1, 5});
   EXPECT_EQ(leader->phase(), "running");
-  say(2, 201, AtBoundary{old, 1, 5, digest_at(5)});
+  say(2, 201, AtBoundary{old, 1, 5});
   EXPECT_EQ(world(), (std::vector<MemberId>{100, 101, 200, 201}));
   EXPECT_EQ(leader->view().generation.counter, old.counter + 1);
   EXPECT_EQ(leader->view().base, 5);
@@ -565,9 +626,9 @@ TEST_F(Joining, LearnersDeathChangesNoView) {
   gone(2, 201);
   EXPECT_EQ(leader->view().generation, old);
   EXPECT_EQ(sent<LessonOver>(last).size(), 1u) << "its source is told";
-  say(1, 100, AtBoundary{old, 1, 5, digest_at(5)});
+  say(1, 100, AtBoundary{old, 1, 5});
   gone(2, 200);
-  say(1, 101, AtBoundary{old, 1, 5, digest_at(5)});
+  say(1, 101, AtBoundary{old, 1, 5});
   EXPECT_EQ(sent<Proceed>(last).size(), 2u) << "the reason is gone";
   EXPECT_EQ(leader->view().generation, old);
 }
@@ -764,8 +825,8 @@ TEST_F(Notices, ToANodeDrainIt) {
   tick_at(now + limits.notice_settle);
   EXPECT_EQ(sent<PlanNumber>(last).size(), 2u);
   const Generation old = leader->view().generation;
-  say(1, 100, AtBoundary{old, 1, 6, digest_at(6)});
-  say(2, 200, AtBoundary{old, 1, 6, digest_at(6)});
+  say(1, 100, AtBoundary{old, 1, 6});
+  say(2, 200, AtBoundary{old, 1, 6});
   EXPECT_EQ(world(), (std::vector<MemberId>{100}));
   EXPECT_EQ(leader->view().base, 6);
   ASSERT_EQ(sent<End>(last).size(), 1u);
@@ -857,8 +918,8 @@ class HandingOver : public LeaderTest {
   void come_to_the_boundary(Version version) {
     const Generation old = leader->view().generation;
     const uint64_t plan = sent<PlanNumber>(all).back().second.plan;
-    say(1, 100, AtBoundary{old, plan, version, digest_at(version)});
-    say(2, 200, AtBoundary{old, plan, version, digest_at(version)});
+    say(1, 100, AtBoundary{old, plan, version});
+    say(2, 200, AtBoundary{old, plan, version});
   }
 };
 

@@ -5,11 +5,10 @@
 namespace muster::control {
 namespace {
 
-Report holding(Version version, uint64_t generation, uint64_t state = 0) {
+Report holding(Version version, uint64_t generation) {
   Report report;
   report.version = version;
   report.installed = gen(generation);
-  report.digest = Digest{static_cast<uint64_t>(version), state};
   return report;
 }
 
@@ -56,10 +55,24 @@ TEST(Base, VersionOffTheBranchIsNoBase) {
   EXPECT_EQ(decision.holders, (std::vector<MemberId>{2}));
 }
 
-TEST(Base, HoldersThatDifferAreAnErrorThatNamesThem) {
-  const BaseDecision decision = decide_base({{41, holding(9, 3, 1)}, {42, holding(9, 3, 2)}}, kLineage);
-  EXPECT_NE(decision.error.find("41"), std::string::npos);
-  EXPECT_NE(decision.error.find("42"), std::string::npos);
+TEST(BaseDigests, ThoseWhoHeldTheStateVouchForIt) {
+  const Digest right{1, 1}, wrong{2, 2}, other{3, 3};
+  const auto judge = [](const std::map<MemberId, Digest>& digests, const std::set<MemberId>& holders) {
+    return judge_base(digests, holders);
+  };
+  const BaseVerdict equal = judge({{1, right}, {2, right}, {3, right}}, {1, 2});
+  EXPECT_FALSE(equal.disputed);
+  EXPECT_TRUE(equal.wrong.empty());
+  EXPECT_TRUE(judge({{1, right}, {2, wrong}, {3, right}}, {1, 2, 3}).disputed) << "holders differ";
+  EXPECT_TRUE(judge({{1, right}, {2, wrong}}, {}).disputed) << "all have just begun: nobody vouches";
+  EXPECT_EQ(judge({{1, right}, {2, right}, {3, wrong}, {4, other}}, {1, 2}).wrong,
+            (std::vector<MemberId>{3, 4}));
+  EXPECT_EQ(judge({{1, right}, {2, right}, {3, wrong}, {4, wrong}, {5, wrong}}, {1, 2}).wrong,
+            (std::vector<MemberId>{3, 4, 5}))
+      << "they may all have learnt from one";
+  EXPECT_EQ(judge({{1, right}, {2, wrong}}, {1}).wrong, (std::vector<MemberId>{2}));
+  EXPECT_TRUE(judge({{1, wrong}, {2, right}, {3, right}}, {1}).disputed) << "the only holder stands alone";
+  EXPECT_EQ(judge({{1, right}, {2, wrong}, {3, right}}, {1}).wrong, (std::vector<MemberId>{2}));
 }
 
 TEST(Base, NothingCompleteIsAnError) {

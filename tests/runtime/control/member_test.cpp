@@ -1,5 +1,7 @@
 #include "runtime/control/member.h"
 
+#include <gmock/gmock.h>
+
 #include "tests/runtime/control/support.h"
 
 namespace muster::control {
@@ -28,13 +30,24 @@ class MemberTest : public ::testing::Test {
     install.transfers = std::move(transfers);
     EXPECT_EQ(all_of_kind<FormGroup>(core->receive(now, install)).size(), 1u);
     EXPECT_EQ(sent<Ready>(core->formed(gen(generation))).size(), 1u);
-    EXPECT_EQ(all_of_kind<EnterView>(core->receive(now, Go{gen(generation)})).size(), 1u);
+    entering = core->receive(now, Go{gen(generation)});
+    EXPECT_EQ(all_of_kind<EnterView>(entering).size(), 1u);
+    if (confirms) core->receive(now, BaseConfirmed{gen(generation)});
+  }
+  MemberActions entering;  // what the newest Go brought
+  bool confirms = true;    // the leader does, as soon as a view is entered
+
+  MemberActions digested(const MemberActions& actions, Version version) {
+    const auto asked = all_of_kind<ComputeDigest>(actions);
+    EXPECT_EQ(asked.size(), 1u);
+    return asked.empty() ? MemberActions{} : core->digest_ready(asked[0], digest_at(version));
   }
   void SetUp() override { restart(); }
   void restart() {
     core = std::make_unique<MemberCore>(100, limits);
     enter(1, kNoVersion);
     EXPECT_EQ(sent<Started>(core->started(0, digest_at(0), {})).size(), 1u);
+    core->receive(now, BaseConfirmed{gen(1)});
   }
   void step() {
     ASSERT_TRUE(core->open_update(core->view().generation, core->version()).granted);
@@ -51,11 +64,7 @@ TEST_F(MemberTest, ReportedVersionIsNotLeft) {
   step();
   step();
   // A's reduction of step 2 has returned: its program stands before update(). C dies, the leader asks.
-  const MemberActions asked = agree(1);
-  ASSERT_EQ(all_of_kind<ComputeDigest>(asked).size(), 1u);
-  EXPECT_FALSE(core->open_update(gen(1), 2).granted)
-      << "asked: the digest may already be running over the state";
-  const auto reports = sent<Report>(core->digest_ready(2, digest_at(2)));
+  const auto reports = sent<Report>(agree(1));
   ASSERT_EQ(reports.size(), 1u);
   EXPECT_EQ(reports[0].second.version, 2);
   const Permit permit = core->open_update(gen(1), 2);
@@ -68,15 +77,13 @@ TEST_F(MemberTest, WithRule1OffTheReportedVersionIsLeft) {
   limits.rules.refuse_after_report = false;
   restart();
   agree(1);
-  core->digest_ready(0, digest_at(0));
   EXPECT_TRUE(core->open_update(gen(1), 0).granted);
 }
 
 TEST_F(MemberTest, OpenUpdateIsAwaitedAndThenReportedWhole) {
   ASSERT_TRUE(core->open_update(gen(1), 0).granted);
   EXPECT_TRUE(sent<Report>(agree(1)).empty());
-  EXPECT_EQ(all_of_kind<ComputeDigest>(core->update_closed(now)).size(), 1u);
-  const auto reports = sent<Report>(core->digest_ready(1, digest_at(1)));
+  const auto reports = sent<Report>(core->update_closed(now));
   ASSERT_EQ(reports.size(), 1u);
   EXPECT_EQ(reports[0].second.version, 1);
   EXPECT_FALSE(reports[0].second.torn);
@@ -103,24 +110,22 @@ TEST_F(MemberTest, UpdateThatStaysOpenIsTornAndStaysVoidUntilInstalled) {
 
 TEST_F(MemberTest, RepeatedQuestionsGetTheSameAnswerAndOlderOnesNone) {
   step();
-  agree(3);
-  EXPECT_EQ(sent<Report>(core->digest_ready(1, digest_at(1))).size(), 1u);
+  EXPECT_EQ(sent<Report>(agree(3)).size(), 1u);
   EXPECT_EQ(sent<Report>(agree(3)).size(), 1u);
   EXPECT_TRUE(agree(2).empty());
   const auto later = sent<Report>(agree(4));
-  ASSERT_EQ(later.size(), 1u) << "the digest is known by now";
+  ASSERT_EQ(later.size(), 1u);
   EXPECT_EQ(later[0].second.attempt, 4u);
 }
 
 TEST_F(MemberTest, StagedStateOfARevokedViewIsDropped) {
   agree(1);
-  core->digest_ready(0, digest_at(0));
   enter(2, 1, {{200, 100}});  // it is behind: to install version 1
   ASSERT_TRUE(core->install_due());
   const auto asked = core->receive(now, Agree{gen(2), 5, true, "another loss"});
   EXPECT_EQ(all_of_kind<RevokeGroup>(asked).size(), 1u);
   const auto reports = sent<Report>(asked);
-  ASSERT_EQ(reports.size(), 1u) << "the digest of version 0 is still known";
+  ASSERT_EQ(reports.size(), 1u);
   EXPECT_EQ(reports[0].second.version, 0);
   EXPECT_EQ(reports[0].second.installed, gen(1)) << "this state never reached generation 2";
   EXPECT_FALSE(core->open_install(gen(2)).granted);
@@ -153,12 +158,10 @@ TEST_F(MemberTest, AnInstallationThatWasRefusedIsGrantedOnceTheStopSaveIsOpen) {
 
 TEST_F(MemberTest, OpenInstallationDelaysTheReport) {
   agree(1);
-  core->digest_ready(0, digest_at(0));
   enter(2, 1, {{200, 100}});
   ASSERT_TRUE(core->open_install(gen(2)).granted);
   EXPECT_TRUE(sent<Report>(core->receive(now, Agree{gen(2), 5, true, "another loss"})).empty());
-  EXPECT_EQ(all_of_kind<ComputeDigest>(core->state_installed(now, 1)).size(), 1u);
-  const auto reports = sent<Report>(core->digest_ready(1, digest_at(1)));
+  const auto reports = sent<Report>(core->state_installed(now, 1));
   ASSERT_EQ(reports.size(), 1u);
   EXPECT_EQ(reports[0].second.version, 1);
   EXPECT_EQ(reports[0].second.installed, gen(2));
@@ -167,7 +170,6 @@ TEST_F(MemberTest, OpenInstallationDelaysTheReport) {
 TEST_F(MemberTest, StopSaveGrantsExactlyThePermitsUpToItsVersion) {
   const auto asked = agree(1, false);
   EXPECT_TRUE(all_of_kind<RevokeGroup>(asked).empty()) << "the view lives";
-  core->digest_ready(0, digest_at(0));
   EXPECT_FALSE(core->open_update(gen(1), 0).granted);
   SaveOpen save;
   save.version = 1;
@@ -180,7 +182,6 @@ TEST_F(MemberTest, StopSaveGrantsExactlyThePermitsUpToItsVersion) {
 
 TEST_F(MemberTest, BoundBeforeGoHoldsInTheNewView) {
   agree(1);
-  core->digest_ready(0, digest_at(0));
   Install install;
   install.view = view_of(2, 0);
   core->receive(now, install);
@@ -232,16 +233,54 @@ TEST_F(MemberTest, WithoutALeaderNothingBeginsAndNothingIsLost) {
   EXPECT_TRUE(core->open_update(gen(1), 1).granted) << "the view lives: the step goes on where it stood";
 }
 
-// Only the version counts: reading the whole state would delay the save by as long as a large state takes.
-TEST_F(MemberTest, TheQuestionBeforeAStopSaveNeedsNoDigest) {
+// PROTOCOL 5. Reading the whole state would delay the view by as long as a large state takes.
+TEST_F(MemberTest, AReportWaitsForNoDigestAndTheFirstUpdateForAll) {
   step();
-  const MemberActions asked = agree(1, false);
+  confirms = false;
+  const MemberActions asked = agree(1);
   EXPECT_TRUE(all_of_kind<ComputeDigest>(asked).empty());
-  const auto reports = sent<Report>(asked);
-  ASSERT_EQ(reports.size(), 1u);
-  EXPECT_EQ(reports[0].second.version, 1);
-  EXPECT_EQ(all_of_kind<ComputeDigest>(agree(2)).size(), 1u)
-      << "a view change sends states, and compares them";
+  EXPECT_EQ(sent<Report>(asked).size(), 1u);
+  enter(2, 1);
+  const auto told = sent<BaseDigest>(digested(entering, 1));
+  ASSERT_EQ(told.size(), 1u);
+  EXPECT_EQ(told[0].second.generation, gen(2));
+  EXPECT_EQ(told[0].second.digest, digest_at(1));
+  EXPECT_THAT(core->open_update(gen(2), 1).why, testing::HasSubstr("compared"));
+  core->receive(now, BaseConfirmed{gen(1)});
+  EXPECT_FALSE(core->open_update(gen(2), 1).granted) << "another view's";
+  EXPECT_FALSE(core->receive(now, BaseConfirmed{gen(2)}).empty()) << "the program's wait ends";
+  step();
+  step();
+  EXPECT_EQ(core->version(), 3);
+}
+
+TEST_F(MemberTest, WhoFetchesTheBaseTellsItsDigestOnceItIsInstalled) {
+  agree(1);
+  enter(2, 1, {{200, 100}});
+  EXPECT_TRUE(all_of_kind<ComputeDigest>(entering).empty()) << "it holds version 0";
+  ASSERT_TRUE(core->open_install(gen(2)).granted);
+  EXPECT_EQ(sent<BaseDigest>(digested(core->state_installed(now, 1), 1)).size(), 1u);
+}
+
+// A digest of the state that was there before an installation of the same version.
+TEST_F(MemberTest, ADigestOfAFormerStateIsVoid) {
+  step();
+  agree(1);
+  enter(2, 1);
+  const MemberActions before = entering;
+  core->receive(now, Agree{gen(2), 2, true, "another loss"});
+  enter(3, 1, {{200, 100}});  // its version 1 was another branch's
+  ASSERT_TRUE(core->open_install(gen(3)).granted);
+  const MemberActions installed = core->state_installed(now, 1);
+  EXPECT_TRUE(digested(before, 77).empty());
+  EXPECT_EQ(sent<BaseDigest>(digested(installed, 1))[0].second.digest, digest_at(1));
+}
+
+TEST_F(MemberTest, AKnownDigestIsNotComputedAgain) {
+  agree(1);
+  enter(2, 0);
+  EXPECT_TRUE(all_of_kind<ComputeDigest>(entering).empty()) << "known since the start";
+  EXPECT_EQ(sent<BaseDigest>(entering).size(), 1u);
 }
 
 // PROTOCOL 12.
@@ -255,13 +294,13 @@ TEST_F(MemberTest, RescueReportWaitsForTheOpenScopeAndTheDigest) {
   const auto digests = all_of_kind<ComputeDigest>(core->update_closed(now));
   ASSERT_EQ(digests.size(), 1u);
   EXPECT_EQ(digests[0].version, 1);
-  const auto reports = sent<RescueReport>(core->digest_ready(1, digest_at(1)));
+  const auto reports = sent<RescueReport>(core->digest_ready(digests[0], digest_at(1)));
   ASSERT_EQ(reports.size(), 1u);
   EXPECT_EQ(reports[0].second.version, 1);
   EXPECT_EQ(reports[0].second.installed, gen(1));
   EXPECT_EQ(reports[0].second.digest, digest_at(1));
   EXPECT_EQ(reports[0].second.durable, 0);
-  EXPECT_TRUE(core->digest_ready(1, digest_at(1)).empty()) << "said once";
+  EXPECT_TRUE(core->digest_ready(digests[0], digest_at(1)).empty()) << "said once";
 }
 
 // PROTOCOL 12, 25: versions 1 and 2 were saved in generation 1; generation 2 begins at version 1.
@@ -273,14 +312,12 @@ TEST_F(MemberTest, ASaveThatIsOffTheBranchIsNotReportedAsOne) {
   core->receive(now, SaveOpen{8, 2, {}, {100}});
   core->receive(now, SaveClosed{7, true, "", 2});
   agree(1);
-  core->digest_ready(2, digest_at(2));
   enter(2, 1, {{200, 100}});
   ASSERT_TRUE(core->open_install(gen(2)).granted);
-  core->state_installed(now, 1);
+  digested(core->state_installed(now, 1), 1);
   const auto durable = [&] {
     core->receive(now, LeaderLink{true, "reset"});
-    auto reports = sent<RescueReport>(core->receive(now, RescueAsk{}));  // at once where the digest is known
-    if (reports.empty()) reports = sent<RescueReport>(core->digest_ready(1, digest_at(1)));
+    const auto reports = sent<RescueReport>(core->receive(now, RescueAsk{}));
     core->receive(now, LeaderLink{false, ""});
     return reports.empty() ? Version{-2} : reports[0].second.durable;
   };
@@ -301,7 +338,6 @@ TEST_F(MemberTest, OneThatWasAboutToEnterItsFirstViewReportsNothingToARescue) {
   install.view = view_of(2, 5);
   core->receive(now, install);
   core->receive(now, Agree{gen(2), 1, true, "a loss"});
-  core->digest_ready(5, digest_at(5));
   core->receive(now, LeaderLink{true, "reset"});
   const auto reports = sent<RescueReport>(core->receive(now, RescueAsk{}));
   ASSERT_EQ(reports.size(), 1u);
@@ -309,26 +345,27 @@ TEST_F(MemberTest, OneThatWasAboutToEnterItsFirstViewReportsNothingToARescue) {
 }
 
 TEST_F(MemberTest, AQuestionIsForgottenWhenTheLeaderIsFound) {
+  step();
   core->receive(now, LeaderLink{true, "reset"});
-  core->receive(now, RescueAsk{});
+  const MemberActions asked = core->receive(now, RescueAsk{});
   core->receive(now, LeaderLink{false, ""});
-  EXPECT_TRUE(sent<RescueReport>(core->digest_ready(0, digest_at(0))).empty());
+  EXPECT_TRUE(sent<RescueReport>(digested(asked, 1)).empty());
 }
 
 TEST_F(MemberTest, PlanNumberKnownBeforeGoIsTheViewsBaseline) {
   agree(1);
-  core->digest_ready(0, digest_at(0));
   Install install;
   install.view = view_of(2, 0);
   core->receive(now, install);
   core->formed(gen(2));
   core->receive(now, PlanNumber{4});
   core->receive(now, Go{gen(2)});
+  core->receive(now, BaseConfirmed{gen(2)});
   EXPECT_FALSE(core->boundary_due(4));
   core->receive(now, PlanNumber{5});
   EXPECT_EQ(core->plan(), 5u);
   EXPECT_TRUE(core->boundary_due(5));
-  EXPECT_EQ(sent<AtBoundary>(core->at_boundary(5, 0, digest_at(0))).size(), 1u);
+  EXPECT_EQ(sent<AtBoundary>(core->at_boundary(5, 0)).size(), 1u);
   EXPECT_FALSE(core->open_update(gen(2), 0).granted) << "it waits at the boundary";
   core->receive(now, Proceed{5});
   EXPECT_FALSE(core->boundary_due(5));
@@ -345,11 +382,11 @@ TEST(Learner, RunsBehindTheViewUntilTheBoundaryAndJoins) {
   EXPECT_FALSE(core.open_update(gen(4), 7).granted) << "nothing copied yet";
   ASSERT_TRUE(core.open_install(gen(4)).granted);
   core.state_installed(0, 7);
-  ASSERT_TRUE(core.open_update(gen(4), 7).granted);
+  ASSERT_TRUE(core.open_update(gen(4), 7).granted) << "no view's base concerns it";
   core.update_closed(0);
   core.receive(0, LearnUntil{2, 8});
   EXPECT_FALSE(core.open_update(gen(4), 8).granted);
-  core.at_boundary(2, 8, digest_at(8));
+  core.at_boundary(2, 8);
   Install install;
   install.view.generation = gen(5);
   install.view.members = {Member{300, 3, 0, "c", {}}};
@@ -358,7 +395,8 @@ TEST(Learner, RunsBehindTheViewUntilTheBoundaryAndJoins) {
   core.formed(gen(5));
   core.receive(0, LessonOver{9});
   EXPECT_EQ(core.version(), 8) << "it has learnt enough";
-  core.receive(0, Go{gen(5)});
+  EXPECT_EQ(all_of_kind<ComputeDigest>(core.receive(0, Go{gen(5)})).size(), 1u) << "it is compared now";
+  core.receive(0, BaseConfirmed{gen(5)});
   EXPECT_TRUE(core.open_update(gen(5), 8).granted);
 }
 

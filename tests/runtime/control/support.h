@@ -44,7 +44,8 @@ constexpr Generation gen(uint64_t counter) { return Generation{77, counter}; }
 inline Digest digest_at(Version version) { return Digest{static_cast<uint64_t>(version) + 1000, 7}; }
 
 // A leader with nodes 1…n of w workers; member ids are node * 100 + local rank. Members obey: they answer
-// Install with Ready and, in a view without a base, Go with Started; what else they say is each test's.
+// Install with Ready, and Go with Started in a view without a base, else with its digest; what else they say
+// is each test's.
 class LeaderTest : public ::testing::Test {
  protected:
   Limits limits;
@@ -83,12 +84,19 @@ class LeaderTest : public ::testing::Test {
       bases[member] = install->view.base;
       inbox(send.node, member, Ready{install->view.generation, install->attempt});
     }
-    if (const auto* go = std::get_if<Go>(&send.envelope.message);
-        go != nullptr && bases[member] == kNoVersion) {
-      inbox(send.node, member, Started{go->generation, start, digest_at(start), {}});
+    if (const auto* go = std::get_if<Go>(&send.envelope.message)) {
+      const Version base = bases[member];
+      if (base == kNoVersion) {
+        inbox(send.node, member, Started{go->generation, start, digest_at(start), {}});
+      } else if (!undigested.contains(member)) {
+        inbox(send.node, member,
+              BaseDigest{go->generation, digest_at(flipped.contains(member) ? -base : base)});
+      }
     }
   }
   std::map<MemberId, Version> bases;
+  std::set<MemberId> undigested;  // members that do not tell their digests
+  std::set<MemberId> flipped;     // members whose states are others
 
   void inbox(NodeId node, MemberId member, Message message) {
     carry(leader->receive(now, node, Envelope{member, std::move(message)}));
@@ -152,7 +160,6 @@ class LeaderTest : public ::testing::Test {
     message.version = torn ? kNoVersion : version;
     message.torn = torn;
     message.installed = leader->view().generation;
-    message.digest = digest_at(version);
     say(node, member, message);
   }
   uint32_t asked() const {

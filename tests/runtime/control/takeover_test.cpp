@@ -41,7 +41,6 @@ class TakingOver : public LeaderTest {
     message.attempt = asked();
     message.version = version;
     message.installed = installed;
-    message.digest = digest_at(version);
     say(node, id(node, 0), message);
   }
 };
@@ -224,7 +223,7 @@ TEST_F(Moving, TellsTheNewLeaderTheStartAndTheNewestView) {
   start();
   View view;
   view.generation = gen(4);
-  to_worker(Install{view, 1, {}, {}, ""});
+  to_worker(Install{view, 1, {}, ""});
   core->from_worker(now, 0, Started{gen(4), 20, digest_at(20), {}});
   core->leader_lost(now, "reset");
   const Actions actions = core->leader_connected(now + kSecond);
@@ -294,7 +293,7 @@ TEST_F(Moving, LeadersThatComeAndGoWithoutAViewAreGivenUpAtTheDeadline) {
   start();
   View view;
   view.generation = gen(4);
-  to_worker(Install{view, 1, {}, {}, ""});
+  to_worker(Install{view, 1, {}, ""});
   for (uint64_t term = 2; term <= 5; ++term) {
     core->leader_lost(now, "reset");
     EXPECT_FALSE(core->leader_is_gone()) << "term " << term;
@@ -317,14 +316,14 @@ TEST_F(Moving, ViewEndsTheStall) {
   start();
   View view;
   view.generation = gen(4);
-  to_worker(Install{view, 1, {}, {}, ""});
+  to_worker(Install{view, 1, {}, ""});
   for (uint64_t term = 2; term <= 5; ++term) {
     core->leader_lost(now, "reset");
     now += 4 * kSecond;
     core->leader_connected(now);
     welcome(term);
     view.generation = gen(4 + term);
-    to_worker(Install{view, 1, {}, {}, ""});
+    to_worker(Install{view, 1, {}, ""});
     now += 2 * kSecond;
     core->tick(now);
   }

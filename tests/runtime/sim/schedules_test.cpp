@@ -32,6 +32,7 @@ class UpdateAfterReport : public LeaderTest {
       core->formed(leader->view().generation);
       core->receive(now, Go{leader->view().generation});
       core->started(version, digest_at(version), {});
+      core->receive(now, BaseConfirmed{leader->view().generation});
       cores[id] = std::move(core);
     }
     last.clear();
@@ -45,8 +46,6 @@ class UpdateAfterReport : public LeaderTest {
     }
   }
   void deliver(MemberId id, const MemberActions& actions) {
-    for (const ComputeDigest& digest : all_of_kind<ComputeDigest>(actions))
-      deliver(id, at(id).digest_ready(digest.version, digest_at(digest.version)));
     for (const auto& [to, report] : sent<Report>(actions)) inbox(id / 100, id, report);
   }
   void enter_next() {
