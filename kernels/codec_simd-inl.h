@@ -13,6 +13,7 @@
 
 #include "kernels/codec_math.h"
 #include "kernels/grain.h"
+#include "kernels/simd_choice.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace muster::codec {

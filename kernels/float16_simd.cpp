@@ -99,9 +99,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace muster::codec {
 
-HWY_EXPORT(float16_for_target);
-
-GrainFunctions float16_functions(CodecId id) { return HWY_DYNAMIC_DISPATCH(float16_for_target)(id); }
+GrainFunctions float16_functions(CodecId id) { return MUSTER_CHOOSE(float16_for_target)(id); }
 
 }  // namespace muster::codec
 #endif

@@ -246,9 +246,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace muster::codec {
 
-HWY_EXPORT(int4_for_target);
-
-GrainFunctions int4_functions() { return HWY_DYNAMIC_DISPATCH(int4_for_target)(); }
+GrainFunctions int4_functions() { return MUSTER_CHOOSE(int4_for_target)(); }
 
 }  // namespace muster::codec
 #endif

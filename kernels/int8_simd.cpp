@@ -109,11 +109,8 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace muster::codec {
 
-HWY_EXPORT(int8_for_target);
-HWY_EXPORT(emit_for_target);
-
-GrainFunctions int8_functions() { return HWY_DYNAMIC_DISPATCH(int8_for_target)(); }
-EmitFunction emit_function() { return HWY_DYNAMIC_DISPATCH(emit_for_target)(); }
+GrainFunctions int8_functions() { return MUSTER_CHOOSE(int8_for_target)(); }
+EmitFunction emit_function() { return MUSTER_CHOOSE(emit_for_target)(); }
 
 }  // namespace muster::codec
 #endif

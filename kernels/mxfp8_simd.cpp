@@ -92,9 +92,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace muster::codec {
 
-HWY_EXPORT(mxfp8_for_target);
-
-GrainFunctions mxfp8_functions() { return HWY_DYNAMIC_DISPATCH(mxfp8_for_target)(); }
+GrainFunctions mxfp8_functions() { return MUSTER_CHOOSE(mxfp8_for_target)(); }
 
 }  // namespace muster::codec
 #endif

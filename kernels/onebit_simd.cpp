@@ -121,9 +121,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace muster::codec {
 
-HWY_EXPORT(one_bit_for_target);
-
-GrainFunctions one_bit_functions() { return HWY_DYNAMIC_DISPATCH(one_bit_for_target)(); }
+GrainFunctions one_bit_functions() { return MUSTER_CHOOSE(one_bit_for_target)(); }
 
 }  // namespace muster::codec
 #endif

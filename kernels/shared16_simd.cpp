@@ -99,10 +99,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace muster::codec {
 
-HWY_EXPORT(shared16_for_target);
-HWY_EXPORT(largest_of_block);
-
-GrainFunctions shared16_functions() { return HWY_DYNAMIC_DISPATCH(shared16_for_target)(); }
+GrainFunctions shared16_functions() { return MUSTER_CHOOSE(shared16_for_target)(); }
 
 void largest_of_blocks(const float* values, const float* residual, uint64_t count, uint32_t* max_bits) {
   const ScopedFloatMode mode;
@@ -118,7 +115,7 @@ void largest_of_blocks(const float* values, const float* residual, uint64_t coun
         e = padded_residual;
       }
     }
-    max_bits[first / kBlock] = HWY_DYNAMIC_DISPATCH(largest_of_block)(c, e);
+    max_bits[first / kBlock] = MUSTER_CHOOSE(largest_of_block)(c, e);
   }
 }
 

@@ -12,6 +12,7 @@
 
 #include "kernels/float_mode.h"
 #include "kernels/shared16.h"
+#include "kernels/simd_choice.h"
 #include "runtime/base/random.h"
 #include "tests/kernels/codec_simt.h"
 
@@ -165,11 +166,13 @@ Encoded run_recode(CodecId id, const std::vector<Encoded>& all, const Case& c, f
 
 // Calls body for every instruction set that Highway compiled and this processor has.
 void on_each_instruction_set(const std::function<void(const std::string&)>& body) {
-  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    hwy::SetSupportedTargetsForTest(target);
-    body(hwy::TargetName(target));
+  for (int64_t rest = simd_targets(); rest != 0; rest &= rest - 1) {
+    limit_simd_targets(rest & -rest);
+    body(hwy::TargetName(rest & -rest));
   }
-  hwy::SetSupportedTargetsForTest(0);
+  limit_simd_targets(0);
+  body(hwy::TargetName(HWY_STATIC_TARGET));
+  limit_simd_targets(-1);
 }
 
 struct Expected {
