@@ -94,6 +94,22 @@ struct AccumulationBuilder {
   }
 };
 
+// A result for each of these subtrees of the tree over lanes.
+AccumulationPlan plan_sums(int microbatches, int lanes, const std::vector<LaneRange>& nodes) {
+  MUSTER_CHECK(lanes >= 1 && microbatches >= lanes && microbatches % lanes == 0,
+               "the number of lanes must divide the number of microbatches");
+  AccumulationPlan plan;
+  AccumulationBuilder builder{plan, {}};
+  for (const LaneRange& node : nodes) plan.results.push_back(builder.visit_lanes(node, microbatches / lanes));
+  return plan;
+}
+
+std::vector<LaneRange> one_by_one(LaneRange range) {
+  std::vector<LaneRange> lanes;
+  for (int lane = range.begin; lane < range.end; ++lane) lanes.push_back({lane, lane + 1});
+  return lanes;
+}
+
 void add_into(float* target, const float* source, size_t count) {
   for (size_t i = 0; i < count; ++i) target[i] += source[i];
 }
@@ -165,14 +181,14 @@ Result<CombinePlan> plan_combine(std::span<const LaneRange> assignment, int lane
   return plan;
 }
 
+CombinePlan plan_combine_lanes(int lanes) { return *plan_combine(one_by_one({0, lanes}), lanes); }
+
 AccumulationPlan plan_accumulation(int microbatches, int lanes, LaneRange range) {
-  MUSTER_CHECK(lanes >= 1 && microbatches >= lanes && microbatches % lanes == 0,
-               "the number of lanes must divide the number of microbatches");
-  AccumulationPlan plan;
-  AccumulationBuilder builder{plan, {}};
-  for (const LaneRange& node : aligned_nodes(range, lanes))
-    plan.results.push_back(builder.visit_lanes(node, microbatches / lanes));
-  return plan;
+  return plan_sums(microbatches, lanes, aligned_nodes(range, lanes));
+}
+
+AccumulationPlan plan_lane_accumulation(int microbatches, int lanes, LaneRange range) {
+  return plan_sums(microbatches, lanes, one_by_one(range));
 }
 
 Accumulator::Accumulator(AccumulationPlan plan, std::vector<float*> buffers, size_t count)

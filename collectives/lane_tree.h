@@ -51,6 +51,9 @@ struct CombinePlan {
 // Errors: kMisuse where the ranges overlap, leave a lane out, or are not in order.
 Result<CombinePlan> plan_combine(std::span<const LaneRange> assignment, int lanes);
 
+// The same where every lane's sum is there by itself: leaf k is lane k. REQUIRES: lanes ≥ 1.
+CombinePlan plan_combine_lanes(int lanes);
+
 // How one rank sums its own microbatches with few buffers. Step i takes microbatch `first + i`.
 struct AccumulationStep {
   int microbatch;
@@ -64,12 +67,14 @@ struct AccumulationStep {
 };
 struct AccumulationPlan {
   std::vector<AccumulationStep> steps;
-  std::vector<int> results;  // buffer of each aligned node, in the order of aligned_nodes()
+  std::vector<int> results;  // buffer of each sum that is wanted, in order
   int buffers = 0;           // full-size float32 buffers that must exist
 };
 
-// REQUIRES: lanes divides microbatches.
+// A result for each of the range's aligned_nodes(). REQUIRES: lanes divides microbatches.
 AccumulationPlan plan_accumulation(int microbatches, int lanes, LaneRange range);
+// A result, and thus a buffer, for each of its lanes.
+AccumulationPlan plan_lane_accumulation(int microbatches, int lanes, LaneRange range);
 
 // Executes an AccumulationPlan over gradients of `count` elements.
 class Accumulator {
@@ -94,7 +99,7 @@ class Accumulator {
   // Every microbatch's gradient of elements [begin, end) is in.
   bool covers(size_t begin, size_t end) const;
 
-  // One per aligned node, each from element `begin` on. What covers() is final.
+  // One per result of the plan, each from element `begin` on. What covers() is final.
   std::vector<const float*> partials(size_t begin = 0) const;
 
  private:

@@ -3,29 +3,82 @@
 #include <algorithm>
 #include <string>
 
+#include "collectives/compressed_reduction.h"
+#include "runtime/base/bytes.h"
 #include "runtime/base/check.h"
 
 namespace muster {
+namespace {
 
-Reducer::Reducer(Group& group, CanonicalLayout layout, size_t count, size_t bucket)
-    : group_(group), layout_(std::move(layout)), bucket_(bucket), mean_(count) {
+// In float32: one operation for each bucket, which sums the aligned nodes of all ranks.
+class PlainReduction final : public BucketReduction {
+ public:
+  PlainReduction(Group& group, CanonicalLayout layout) : group_(group), layout_(std::move(layout)) {}
+  ~PlainReduction() override { wait_for_operations(); }
+
+  AccumulationPlan accumulation(LaneRange mine) const override {
+    return plan_accumulation(layout_.microbatches, layout_.lanes, mine);
+  }
+  size_t grain() const override { return 1; }
+
+  void begin_step(uint64_t) override {
+    wait_for_operations();
+    works_.clear();
+  }
+
+  void begin(ElementRange bucket, std::span<const float* const> sums, float* mean,
+             Instant deadline) override {
+    works_.push_back(group_.canonical_all_reduce(sums, mean, bucket.size(), layout_, deadline));
+  }
+
+  Status wait(Instant, std::vector<int>& suspects) override {
+    for (const Work& work : works_) {
+      if (Status status = work.wait(); !status.ok()) {
+        suspects = work.suspects();
+        return status;
+      }
+    }
+    return ok();
+  }
+
+ private:
+  void wait_for_operations() {
+    for (const Work& work : works_) (void)work.wait();
+  }
+
+  Group& group_;
+  const CanonicalLayout layout_;
+  std::vector<Work> works_;  // of the buckets begun, in order
+};
+
+std::unique_ptr<BucketReduction> reduction_of(Group& group, const CanonicalLayout& layout,
+                                              const std::optional<Compression>& compression) {
+  if (compression) return compressed_reduction(group, layout, *compression);
+  return std::make_unique<PlainReduction>(group, layout);
+}
+
+}  // namespace
+
+Reducer::Reducer(Group& group, CanonicalLayout layout, size_t count, size_t bucket,
+                 std::optional<Compression> compression)
+    : mean_(count),
+      reduction_(reduction_of(group, layout, compression)),
+      bucket_(round_up(bucket, reduction_->grain())) {
   MUSTER_CHECK(bucket >= 1, "a bucket holds one element or more");
-  const LaneRange mine = layout_.assignment[static_cast<size_t>(group.rank())];
+  const LaneRange mine = layout.assignment[static_cast<size_t>(group.rank())];
   if (mine.size() == 0) return;
-  AccumulationPlan plan = plan_accumulation(layout_.microbatches, layout_.lanes, mine);
+  AccumulationPlan plan = reduction_->accumulation(mine);
   sums_.resize(static_cast<size_t>(plan.buffers) * count);
   std::vector<float*> buffers;
   for (int i = 0; i < plan.buffers; ++i) buffers.push_back(sums_.data() + static_cast<size_t>(i) * count);
   accumulator_.emplace(std::move(plan), std::move(buffers), count);
 }
 
-Reducer::~Reducer() {
-  for (const Work& work : works_) (void)work.wait();
-}
+Reducer::~Reducer() = default;
 
-void Reducer::begin() {
-  for (const Work& work : works_) (void)work.wait();
-  works_.clear();
+void Reducer::begin(uint64_t step) {
+  reduction_->begin_step(step);
+  begun_ = 0;
   if (accumulator_) accumulator_->reset();
 }
 
@@ -36,8 +89,8 @@ Status Reducer::add(int microbatch, size_t begin, std::span<const float> piece, 
                                          "next_microbatch hands out"};
   }
   MUSTER_TRY(accumulator_->add(microbatch, begin, piece));
-  while (works_.size() < buckets()) {
-    const Range next = bucket(works_.size());
+  while (begun_ < buckets()) {
+    const ElementRange next = bucket(begun_);
     if (!accumulator_->covers(next.begin, next.end)) break;
     begin_bucket(deadline);
   }
@@ -46,33 +99,29 @@ Status Reducer::add(int microbatch, size_t begin, std::span<const float> piece, 
 
 void Reducer::begin_rest(Instant deadline) {
   MUSTER_CHECK(complete(), "a reduction before the last microbatch of the step");
-  while (works_.size() < buckets()) begin_bucket(deadline);
+  while (begun_ < buckets()) begin_bucket(deadline);
 }
 
-Status Reducer::wait(std::vector<int>& suspects) {
-  for (const Work& work : works_) {
-    if (Status status = work.wait(); !status.ok()) {
-      suspects = work.suspects();
-      return status;
-    }
-  }
-  return ok();
+Status Reducer::wait(Instant deadline, std::vector<int>& suspects) {
+  return reduction_->wait(deadline, suspects);
 }
+
+// Buckets are counted from here: so that each begins at a grain, the last elements are fewer than a grain.
+size_t Reducer::padded_count() const { return round_up(count(), reduction_->grain()); }
 
 // An empty vector is one empty bucket, so that ranks which disagree about it are told.
-size_t Reducer::buckets() const { return std::max<size_t>(1, (count() + bucket_ - 1) / bucket_); }
+size_t Reducer::buckets() const { return std::max<size_t>(1, (padded_count() + bucket_ - 1) / bucket_); }
 
-Reducer::Range Reducer::bucket(size_t index) const {
-  const size_t end = count() - std::min(count(), index * bucket_);
-  return {end - std::min(end, bucket_), end};
+ElementRange Reducer::bucket(size_t index) const {
+  const size_t end = padded_count() - std::min(padded_count(), index * bucket_);
+  return {end - std::min(end, bucket_), std::min(end, count())};
 }
 
 void Reducer::begin_bucket(Instant deadline) {
-  const Range range = bucket(works_.size());
-  std::vector<const float*> partials;
-  if (accumulator_) partials = accumulator_->partials(range.begin);
-  works_.push_back(group_.canonical_all_reduce(partials, mean_.data() + range.begin, range.end - range.begin,
-                                               layout_, deadline));
+  const ElementRange range = bucket(begun_++);
+  std::vector<const float*> sums;
+  if (accumulator_) sums = accumulator_->partials(range.begin);
+  reduction_->begin(range, sums, mean_.data() + range.begin, deadline);
 }
 
 }  // namespace muster

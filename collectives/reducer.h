@@ -4,35 +4,43 @@
 // The vector of gradients is cut into buckets of a fixed size, counted from its end, since the backward pass
 // ends with the first layers. A bucket is reduced as soon as this rank has added all its microbatches'
 // elements of it, and the buckets before it are under way: so all ranks issue the same operations in the same
-// order, however each hands its gradients in, ranks without microbatches included. The tree sums each element
-// on its own, so the bits do not depend on the cuts.
+// order, however each hands its gradients in, ranks without microbatches included. The bits do not depend on
+// the cuts: the tree sums each element on its own, and codecs are given whole grains.
+//
+// In float32 a bucket is one Group::canonical_all_reduce; with a Compression it is as compressed_reduction.h
+// says.
 //
 // INVARIANT: memory that a bucket under way reads or writes is neither freed nor written before it has ended.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
 
+#include "collectives/bucket_reduction.h"
 #include "collectives/group.h"
+#include "collectives/lane_codec.h"
 #include "collectives/lane_tree.h"
-#include "collectives/work.h"
 
 namespace muster {
 
 class Reducer {
  public:
-  // Of `count` elements, in buckets of `bucket` elements. All ranks of `group`, which must outlive the last
-  // call but for the destructor, give the same `layout`, `count` and `bucket`. REQUIRES: bucket ≥ 1.
-  Reducer(Group& group, CanonicalLayout layout, size_t count, size_t bucket);
+  // Of `count` elements, in buckets of `bucket` elements, rounded up to whole grains of the codec; at step 0.
+  // All ranks of `group`, which must outlive the last call but for the destructor, give the same `layout`,
+  // `count`, `bucket` and `compression`. REQUIRES: bucket ≥ 1; as LaneCodec.
+  Reducer(Group& group, CanonicalLayout layout, size_t count, size_t bucket,
+          std::optional<Compression> compression = std::nullopt);
   ~Reducer();  // waits for what is under way; at once where the group has been revoked
   Reducer(const Reducer&) = delete;
   Reducer& operator=(const Reducer&) = delete;
 
   size_t count() const { return mean_.size(); }
 
-  // Another step begins, or the same one again. Waits for what is under way.
-  void begin();
+  // Another step begins, or the same one again. Waits for what is under way. `step` is the same on all ranks:
+  // a codec's random numbers are of it.
+  void begin(uint64_t step);
 
   // Adds elements [begin, begin + piece.size()) of a microbatch's gradient, see Accumulator, and starts the
   // buckets that are whole. `deadline` is theirs. A bucket's own failure is told by wait().
@@ -41,33 +49,32 @@ class Reducer {
 
   // All of this rank's microbatches have been added.
   bool complete() const { return !accumulator_ || accumulator_->complete(); }
-  size_t buckets_begun() const { return works_.size(); }
+  size_t buckets_begun() const { return begun_; }
 
   // Starts the buckets that are left. REQUIRES: complete().
   void begin_rest(Instant deadline);
 
-  // Waits for all buckets. Errors: the first failed bucket's, see Work::wait; `suspects` gets its suspects.
-  Status wait(std::vector<int>& suspects);
+  // Waits for all buckets. With a codec it issues operations, too, for which `deadline` is: all ranks call it
+  // at the same place in the order of their operations. Errors: the first failed bucket's, see Work::wait,
+  // and LaneCodec::open's; `suspects` gets its suspects.
+  Status wait(Instant deadline, std::vector<int>& suspects);
 
   // The mean over the step's microbatches, after wait() was ok, until the next begin().
   const std::vector<float>& mean() const { return mean_; }
 
  private:
-  struct Range {
-    size_t begin;
-    size_t end;
-  };
+  size_t padded_count() const;
   size_t buckets() const;
-  Range bucket(size_t index) const;
+  ElementRange bucket(size_t index) const;
   void begin_bucket(Instant deadline);
 
-  Group& group_;
-  const CanonicalLayout layout_;
-  const size_t bucket_;
   std::vector<float> sums_;  // the accumulator's buffers
   std::optional<Accumulator> accumulator_;
   std::vector<float> mean_;
-  std::vector<Work> works_;  // of the buckets begun, in order
+  size_t begun_ = 0;  // buckets of the step
+  // After the memory that it uses: so its end, which waits, comes before theirs.
+  const std::unique_ptr<BucketReduction> reduction_;
+  const size_t bucket_;
 };
 
 }  // namespace muster

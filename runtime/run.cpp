@@ -14,6 +14,10 @@ namespace {
 
 constexpr int32_t kMicrobatchesMax = 1 << 20;  // and thus lanes: the tree over them is laid out per view
 
+std::string name_of(const std::optional<codec::CodecId>& codec) {
+  return codec ? std::string(codec::codec_of(*codec).name) : "none";
+}
+
 Status check_options(const TrainOptions& options) {
   const auto misuse = [](std::string text) { return Error{ErrorCode::kMisuse, std::move(text)}; };
   if (options.steps < 0)
@@ -30,6 +34,10 @@ Status check_options(const TrainOptions& options) {
     return misuse("samples_per_microbatch is " + std::to_string(options.samples_per_microbatch) +
                   " and dataset_samples is " + std::to_string(options.dataset_samples) +
                   "; both must be at least 1");
+  }
+  if (options.codec && options.lanes > kCompressedLanesMax) {
+    return misuse("lanes is " + std::to_string(options.lanes) + ", and codec is " + name_of(options.codec) +
+                  "; with a codec at most " + std::to_string(kCompressedLanesMax) + " lanes are possible");
   }
   int64_t positions = 0;
   if (__builtin_mul_overflow(options.samples_per_microbatch, options.microbatches, &positions) ||
@@ -52,6 +60,7 @@ checkpoint::JobConstants constants_of(const TrainOptions& options) {
   constants.samples_per_microbatch = static_cast<uint64_t>(options.samples_per_microbatch);
   constants.dataset_samples = static_cast<uint64_t>(options.dataset_samples);
   constants.seed = options.seed;
+  constants.codec = name_of(options.codec);
   constants.permutation = kPermutationVersion;
   return constants;
 }
@@ -60,7 +69,7 @@ std::string describe(const TrainOptions& options) {
   return "microbatches " + std::to_string(options.microbatches) + ", lanes " + std::to_string(options.lanes) +
          ", samples per microbatch " + std::to_string(options.samples_per_microbatch) + ", data set of " +
          std::to_string(options.dataset_samples) + " samples, seed " + std::to_string(options.seed) +
-         ", steps " + std::to_string(options.steps);
+         ", codec " + name_of(options.codec) + ", steps " + std::to_string(options.steps);
 }
 
 size_t total(const Gradients& gradients) {
@@ -314,7 +323,7 @@ void Run::prepare_step(Lock& lock) {
   next_microbatch_ = 0;
   if (reducer_) {
     lock.unlock();
-    reducer_->begin();
+    reducer_->begin(static_cast<uint64_t>(step_version_));
     lock.lock();
   }
   step_began_ = now();
@@ -388,8 +397,12 @@ Status Run::accumulate_part(int32_t microbatch, const Gradients& gradients, size
 void Run::make_reducer() {
   if (reducer_) return;
   const size_t bucket = std::max<size_t>(1, options_.bucket_bytes / sizeof(float));
-  reducer_ = std::make_unique<Reducer>(
-      *group_, CanonicalLayout{options_.microbatches, options_.lanes, assignment_}, gradient_count_, bucket);
+  std::optional<Compression> compression;
+  if (options_.codec) compression = {*options_.codec, options_.seed};
+  reducer_ =
+      std::make_unique<Reducer>(*group_, CanonicalLayout{options_.microbatches, options_.lanes, assignment_},
+                                gradient_count_, bucket, compression);
+  reducer_->begin(static_cast<uint64_t>(step_version_));
 }
 
 Status Run::reduce(const Gradients& gradients) {
@@ -441,7 +454,7 @@ Status Run::reduce_in_view(const Gradients& gradients) {
   int64_t combined[3] = {};
   Work agreed = group_->all_reduce(mine, combined, 3, DType::kInt64, ReduceOp::kMax, deadline);
   std::vector<int> suspects;
-  Status status = reducer_->wait(suspects);  // all end by their own deadline
+  Status status = reducer_->wait(deadline, suspects);  // all end by their own deadline
   if (const Status end = agreed.wait(); status.ok() && !end.ok()) {
     status = end;
     suspects = agreed.suspects();

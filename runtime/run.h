@@ -42,6 +42,7 @@ struct TrainOptions {
   int64_t samples_per_microbatch = 1;
   int64_t dataset_samples = 1;
   uint64_t seed = 0;
+  std::optional<codec::CodecId> codec;  // of the reductions; none: float32
   SaveOptions save;
   Duration step_timeout = 600 * kSecond;
   uint64_t bucket_bytes = kDefaultBucketBytes;  // of gradients that are reduced together

@@ -363,7 +363,7 @@ TEST(Formation, NamesWhoDidNotCome) {
     spec.generation = {random_nonce(), 1};
     spec.nodes.assign(4, 1);
     for (int rank = 0; rank < 4; ++rank) {
-      endpoints.push_back(open_endpoint(medium, network.get(), "").value());
+      endpoints.push_back(open_endpoint(medium, network.get(), {}).value());
       spec.contacts.push_back(endpoints.back()->contact());
     }
     spec.deadline = now() + 600 * kMillisecond;
@@ -413,7 +413,7 @@ TEST(Formation, DifferentSpecsAreRefused) {
   spec.nodes = {1, 2};
   spec.deadline = now() + 5 * kSecond;
   for (int rank = 0; rank < 2; ++rank) {
-    endpoints.push_back(open_endpoint(Medium::kInProcess, network.get(), "").value());
+    endpoints.push_back(open_endpoint(Medium::kInProcess, network.get(), {}).value());
     spec.contacts.push_back(endpoints.back()->contact());
   }
   std::vector<std::thread> threads;
@@ -441,7 +441,7 @@ TEST(Formation, DifferentSpecsAreRefused) {
 TEST(Formation, FallsBackWhereMemoryCannotBeShared) {
   const uint64_t nonce = random_nonce();
   testing_support::spawn(3, [&](testing_support::Rank& rank) {
-    auto endpoint = open_endpoint(Medium::kBothProcesses, nullptr, "");
+    auto endpoint = open_endpoint(Medium::kBothProcesses, nullptr, {});
     if (!endpoint.ok()) return rank.fail(endpoint.error().message);
     GroupSpec spec;
     spec.generation = {nonce, 1};
@@ -538,8 +538,8 @@ TEST(PointToPointDeath, EndsTheTransferAndNamesTheReason) {
 
 TEST(EndpointClose, EndsWhatIsUnderWay) {
   const auto network = InProcessNetwork::create();
-  auto a = open_endpoint(Medium::kInProcess, network.get(), "").value();
-  auto b = open_endpoint(Medium::kInProcess, network.get(), "").value();
+  auto a = open_endpoint(Medium::kInProcess, network.get(), {}).value();
+  auto b = open_endpoint(Medium::kInProcess, network.get(), {}).value();
   ByteBuffer bytes(100);
   const Work work = a->recv(*a->peer(b->contact()), 1, bytes, kNever);
   EXPECT_FALSE(work.test());

@@ -507,7 +507,7 @@ void test_canonical(const Member& member, int microbatches, int lanes, size_t co
   member.expect(reducer.complete(), what + ": not complete");
   reducer.begin_rest(member.soon());
   std::vector<int> suspects;
-  member.expect_ok(reducer.wait(suspects), what);
+  member.expect_ok(reducer.wait(member.soon(), suspects), what);
   const std::vector<float>& out = reducer.mean();
   int sequential_differs = 0;
   for (size_t i = 0; i < count; ++i) {
@@ -566,7 +566,7 @@ TEST(Reducing, BeginsBeforeTheBackwardPassEnds) {
         return values;
       };
       for (int round = 0; round < 3; ++round) {
-        reducer.begin();
+        reducer.begin(static_cast<uint64_t>(round));
         for (int m = mine.begin * 2; m < mine.end * 2; ++m) {
           const std::vector<float> values = whole(m);
           const bool last = m + 1 == mine.end * 2;
@@ -589,7 +589,7 @@ TEST(Reducing, BeginsBeforeTheBackwardPassEnds) {
                         "a rank without microbatches added one");
         }
         reducer.begin_rest(member.soon());
-        member.expect_ok(reducer.wait(suspects), "reduce");
+        member.expect_ok(reducer.wait(member.soon(), suspects), "reduce");
         for (size_t i = 0; i < kCount; ++i)
           if (reducer.mean()[i] != reference(4, 2, i, false)) return member.fail("other bits");
       }
@@ -609,7 +609,7 @@ TEST(Reducing, TellsOtherSizes) {
       member.expect_ok(reducer.add(member.rank, 0, values, member.soon()), "accumulate");
       reducer.begin_rest(member.soon());
       std::vector<int> suspects;
-      Status status = reducer.wait(suspects);
+      Status status = reducer.wait(member.soon(), suspects);
       int64_t mine = 1, most = 0;
       if (status.ok())
         status =
@@ -633,7 +633,7 @@ TEST(Values, TheProgramsFloatModeDoesNotCount) {
         const Status added = reducer.add(member.rank, 0, in, member.soon());
         reducer.begin_rest(member.soon());
         std::vector<int> suspects;
-        const Status reduced = reducer.wait(suspects);
+        const Status reduced = reducer.wait(member.soon(), suspects);
         const Status summed =
             member.group
                 .all_reduce(in.data(), out.data(), count, DType::kFloat32, ReduceOp::kSum, member.soon())

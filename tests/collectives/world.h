@@ -54,14 +54,18 @@ struct Member {
 
 struct WorldOptions {
   std::string algorithm;
+  // Around each in-process transport.
+  std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)> wrap;
   testing_support::SpawnOptions spawn;
 };
 
 inline Result<std::unique_ptr<Endpoint>> open_endpoint(Medium medium, InProcessNetwork* network,
-                                                       const std::string& algorithm) {
+                                                       const WorldOptions& world) {
   EndpointOptions options;
-  options.algorithm = algorithm;
+  options.algorithm = world.algorithm;
   if (medium == Medium::kInProcess) options.transport = network->make_transport();
+  if (medium == Medium::kInProcess && world.wrap)
+    options.transport = world.wrap(std::move(options.transport));
   if (medium == Medium::kUcxProcesses || medium == Medium::kBothProcesses) {
     MUSTER_ASSIGN(options.transport, open_ucx());
   }
@@ -92,7 +96,7 @@ inline void run_threads(Medium medium, int ranks, const std::function<void(Membe
   spec.deadline = now() + 30 * kSecond;
   spec.nodes.assign(static_cast<size_t>(ranks), 7);
   for (int rank = 0; rank < ranks; ++rank) {
-    auto endpoint = open_endpoint(medium, network.get(), options.algorithm);
+    auto endpoint = open_endpoint(medium, network.get(), options);
     ASSERT_TRUE(endpoint.ok()) << endpoint.error().message;
     endpoints.push_back(std::move(*endpoint));
     spec.contacts.push_back(endpoints.back()->contact());
@@ -120,7 +124,7 @@ inline void run_processes(Medium medium, int ranks, const std::function<void(Mem
       ranks,
       [&](testing_support::Rank& rank) {
         const auto fail = [&rank](const std::string& what) { rank.fail(what); };
-        auto endpoint = open_endpoint(medium, nullptr, options.algorithm);
+        auto endpoint = open_endpoint(medium, nullptr, options);
         if (!endpoint.ok()) return fail("endpoint: " + endpoint.error().message);
         GroupSpec spec;
         spec.generation = {nonce, 1};
