@@ -2,6 +2,8 @@
 #include "runtime/capi.h"
 
 #include <cmath>
+#include <iterator>
+#include <optional>
 
 #include "runtime/base/options.h"
 #include "runtime/run.h"
@@ -50,6 +52,15 @@ muster::Gradients gradients_of(const muster_span* spans, size_t count) {
   for (size_t i = 0; i < count; ++i) gradients.emplace_back(spans[i].data, spans[i].count);
   return gradients;
 }
+
+// By muster_codec; none: float32.
+constexpr std::optional<muster::codec::CodecId> kCodecs[] = {std::nullopt,
+                                                             muster::codec::CodecId::kBf16,
+                                                             muster::codec::CodecId::kFp16,
+                                                             muster::codec::CodecId::kInt8,
+                                                             muster::codec::CodecId::kInt4,
+                                                             muster::codec::CodecId::kMxfp8};
+static_assert(std::size(kCodecs) == MUSTER_CODEC_MXFP8 + 1);
 
 }  // namespace
 
@@ -197,6 +208,12 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
                         (known.restore_rules & MUSTER_RESTORE_EXTRA) != 0,
                         (known.restore_rules & MUSTER_RESTORE_RESHAPED) != 0,
                         (known.restore_rules & MUSTER_RESTORE_CASTS) != 0};
+    if (known.codec < 0 || known.codec >= static_cast<int32_t>(std::size(kCodecs))) {
+      return failed(MUSTER_MISUSE, "codec is " + std::to_string(known.codec) +
+                                       ", which is no muster_codec; choose none (0), bf16 (1), fp16 (2), "
+                                       "int8 (3), int4 (4) or mxfp8 (5)");
+    }
+    train.codec = kCodecs[known.codec];
     // A variable that is wrong was refused when the session was joined.
     if (const auto values = muster::OptionValues::from_environment(); values.ok()) {
       train.save.staging_bytes_max = static_cast<uint64_t>(values->integer("staging-mib")) << 20;

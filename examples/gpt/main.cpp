@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <fstream>
 #include <initializer_list>
+#include <map>
 #include <muster/muster.hpp>  // M
 #include <string>
 #include <vector>
@@ -32,9 +33,19 @@ struct Options {
   gpt::SampleOptions sample;
   size_t microbatches = 16, lanes = 8, sequences = 2, bucket_kib = 256, report_every = 10,
          checkpoint_every = 50, evaluate_every = 0;
+  muster_codec codec = MUSTER_CODEC_NONE;
   uint64_t seed = 1;
   std::string checkpoint_dir, ledger_dir, summary;
 };
+
+std::map<std::string, muster_codec> codecs() {
+  return {{"none", MUSTER_CODEC_NONE}, {"bf16", MUSTER_CODEC_BF16}, {"fp16", MUSTER_CODEC_FP16},
+          {"int8", MUSTER_CODEC_INT8}, {"int4", MUSTER_CODEC_INT4}, {"mxfp8", MUSTER_CODEC_MXFP8}};
+}
+
+// The loss of a microbatch, then of the step, is averaged with the gradients. It is far larger than they are:
+// in elements of its own no codec gives it one scale with them.
+constexpr size_t kLossElements = 256;
 
 void declare(CLI::App& app, Options& o) {
   app.add_option("paths", o.paths, "Text files, or folders of them")->capture_default_str();
@@ -54,6 +65,9 @@ void declare(CLI::App& app, Options& o) {
                  "Gradients that are reduced together, while the rest is computed")
       ->check(CLI::Range(size_t{1}, size_t{1} << 30))
       ->capture_default_str();
+  app.add_option("--codec", o.codec, "How gradients are compressed between processes")
+      ->transform(CLI::CheckedTransformer(codecs(), CLI::ignore_case))
+      ->default_str("none");
   app.add_option("--checkpoint-dir", o.checkpoint_dir, "Where to save and resume; empty: nowhere");
   app.add_option("--checkpoint-every", o.checkpoint_every, "Steps between saves")->capture_default_str();
   app.add_option("--report-every", o.report_every, "Steps between lines")->capture_default_str();
@@ -82,7 +96,8 @@ int train(const Options& o) {
   const gpt::Corpus& corpus = *loaded;
   const size_t size = model.layout().size(), window = o.model.context + 1;
   std::vector<float> weights(size), gradients(size), m(size), v(size);
-  float loss = 0;  // of a microbatch, then of the step: it is averaged with the gradients
+  std::vector<float> losses(kLossElements);
+  float& loss = losses[0];
   gpt::initialise(o.model, model.layout(), o.seed, weights);
   std::vector<uint8_t> windows(o.sequences * window);
 
@@ -102,11 +117,13 @@ int train(const Options& o) {
   options.dataset_samples = static_cast<int64_t>(corpus.sample_count());                          // M
   options.seed = o.seed;                                                                          // M
   options.bucket_bytes = o.bucket_kib << 10;                                                      // M
+  options.codec = o.codec;                                                                        // M
   options.checkpoint_dir = o.checkpoint_dir.c_str();                                              // M
   options.checkpoint_every = static_cast<int64_t>(o.checkpoint_every);                            // M
   muster::Run run(session, state, options);                                                       // M
   gpt::Ledger ledger(o.ledger_dir);
-  const std::initializer_list<muster_span> all = {{&loss, 1}, {gradients.data(), size}};  // M
+  const std::initializer_list<muster_span> all = {{losses.data(), losses.size()},
+                                                  {gradients.data(), size}};  // M
 
   const double step_bytes = static_cast<double>(o.microbatches * o.sequences * o.model.context);
   double since = seconds_now();
@@ -118,9 +135,10 @@ int train(const Options& o) {
                            std::span(windows).subspan(s * window, window));
       ledger.note(run.info().generation, step.index(), micro);
       loss = model.forward_backward(weights, windows, gradients, [&](size_t begin, size_t end) {
-        step.accumulate(micro, all, 1 + begin, 1 + end);  // M: the last layers' are reduced meanwhile
+        // The last layers' are reduced meanwhile.
+        step.accumulate(micro, all, kLossElements + begin, kLossElements + end);  // M
       });
-      step.accumulate(micro, all, 0, 1);  // M
+      step.accumulate(micro, all, 0, kLossElements);  // M
     }
     ledger.contribute();
     if (!step.reduce(all)) continue;    // M
@@ -151,6 +169,7 @@ int train(const Options& o) {
                   validation);
       std::fflush(stdout);
     }
+    std::fill(losses.begin() + 1, losses.end(), 0.0f);  // the loss itself is assigned
     std::fill(gradients.begin(), gradients.end(), 0.0f);
   }
   const muster_run_info info = run.info();       // M

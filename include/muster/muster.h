@@ -177,6 +177,21 @@ typedef enum muster_restore_rule {
   MUSTER_RESTORE_CASTS = 8 /* float32, float64, bfloat16 and float16 into each other, rounded to nearest */
 } muster_restore_rule;
 
+/* What ranks send each other of their gradients. All but the first are lossy: each number is rounded at
+ * random, up or down, so that the mean over steps is right; numbers that lie together share a scale, so keep
+ * what is of another magnitude (a loss among the gradients) in 256 elements of its own. The bits depend on M,
+ * L, the seed and the codec, not on who computes. Each lane is sent by itself: a codec pays where a rank has
+ * few lanes, so choose L close to the number of ranks (docs/guides/compression.md). On a rank it takes a
+ * gradient's memory for each of its lanes. A NaN or an infinity stays visible, as such or as NaN, to all. */
+typedef enum muster_codec {
+  MUSTER_CODEC_NONE = 0, /* float32 */
+  MUSTER_CODEC_BF16 = 1,
+  MUSTER_CODEC_FP16 = 2, /* beyond 65504, in a lane's sum of microbatches: infinity */
+  MUSTER_CODEC_INT8 = 3, /* 256 numbers share a scale */
+  MUSTER_CODEC_INT4 = 4, /* 128; they are rotated first */
+  MUSTER_CODEC_MXFP8 = 5 /* 32 */
+} muster_codec;
+
 typedef struct muster_train_options {
   size_t size;                    /* sizeof(muster_train_options) */
   int64_t steps;                  /* the run is over when this version is reached */
@@ -185,7 +200,7 @@ typedef struct muster_train_options {
   int64_t samples_per_microbatch; /* B */
   int64_t
       dataset_samples; /* N: samples are numbered 0 … N-1; each epoch visits each once, in its own order */
-  uint64_t seed;       /* of the sample order and of the lanes' random streams */
+  uint64_t seed;       /* of the sample order, of the lanes' random streams, and of a codec's rounding */
   const char* checkpoint_dir;  /* NULL or "": no checkpoints */
   int64_t checkpoint_every;    /* steps between saves; 0: only on notice and at the end */
   int32_t checkpoint_keep;     /* newest verified versions to keep, ≥ 2 */
@@ -195,14 +210,15 @@ typedef struct muster_train_options {
                                   A save on notice and the last one are told only */
   int32_t restore_rules;       /* muster_restore_rule, added up */
   size_t bucket_bytes;         /* of gradients that are reduced together, the same on all ranks; 0: 8 MiB */
+  int32_t codec;               /* a muster_codec; with one L is at most 65,535 */
 } muster_train_options;
 
 /* Fills in the defaults, so that a program sets only what it means. */
 MUSTER_API void muster_train_options_init(muster_train_options* options);
 
-/* Starts or resumes the run that `options` and `checkpoint_dir` describe. M, L, B, N and the seed are fixed
- * for the life of a job: a checkpoint with others is refused by name. A session has one run. End with
- * muster_run_destroy. */
+/* Starts or resumes the run that `options` and `checkpoint_dir` describe. M, L, B, N, the seed and the
+ * codec are fixed for the life of a job: a checkpoint with others is refused by name. A session has one run.
+ * End with muster_run_destroy. */
 MUSTER_API muster_status muster_train(muster_session* session, muster_state* state,
                                       const muster_train_options* options, muster_run** run);
 MUSTER_API void muster_run_destroy(muster_run* run);

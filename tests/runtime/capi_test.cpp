@@ -15,6 +15,7 @@
 
 namespace {
 
+using testing::AllOf;
 using testing::HasSubstr;
 
 constexpr int kSteps = 4;
@@ -132,10 +133,13 @@ void Program::step(muster_step* step, Misuse misuse, Misuse* counted) {
   *counted = misuse;
 }
 
-std::array<float, kCount> train(Misuse& misuse, size_t bucket_bytes = 0) {
+std::array<float, kCount> train(Misuse& misuse, size_t bucket_bytes = 0, int32_t codec = MUSTER_CODEC_NONE,
+                                size_t options_size = sizeof(muster_train_options)) {
   Program program;
   muster_train_options options = Program::options();
+  options.size = options_size;
   options.bucket_bytes = bucket_bytes;
+  options.codec = codec;
   program.in_parts = bucket_bytes != 0;
   EXPECT_EQ(muster_train(program.session, program.state, &options, &program.run), MUSTER_OK)
       << muster_last_error();
@@ -224,6 +228,15 @@ TEST(CApi, OptionsThatCannotHoldAreNamed) {
                 o.checkpoint_keep = 1;
               }),
               HasSubstr("checkpoint_keep is 1"));
+  for (const int32_t unknown : {-1, MUSTER_CODEC_MXFP8 + 1, 1000}) {
+    EXPECT_THAT(refused([&](O& o) { o.codec = unknown; }),
+                AllOf(HasSubstr("codec is " + std::to_string(unknown)), HasSubstr("int8 (3)")));
+  }
+  EXPECT_THAT(refused([](O& o) {
+                o.codec = MUSTER_CODEC_INT8;
+                o.microbatches = o.lanes = 1 << 16;
+              }),
+              AllOf(HasSubstr("lanes is 65536"), HasSubstr("codec is int8")));
   EXPECT_EQ(muster_session_notice(program.session, std::nan(""), "x"), MUSTER_MISUSE);
   EXPECT_THAT(muster_last_error(), HasSubstr("not a number"));
   const int64_t shape[] = {1};
@@ -231,6 +244,25 @@ TEST(CApi, OptionsThatCannotHoldAreNamed) {
                                     static_cast<muster_dtype>(99), shape, 1),
             MUSTER_MISUSE);
   EXPECT_THAT(muster_last_error(), HasSubstr("unknown element type 99"));
+}
+
+// Compressed, alone: near the weights of float32, the same each time and in any parts.
+TEST(CApi, EachCodecTrains) {
+  Misuse none;
+  const auto exact = train(none);
+  for (int32_t codec = MUSTER_CODEC_BF16; codec <= MUSTER_CODEC_MXFP8; ++codec) {
+    const auto weights = train(none, 0, codec);
+    EXPECT_EQ(weights == exact, codec < MUSTER_CODEC_INT8) << codec;  // 16 bits have room for these numbers
+    for (size_t i = 0; i < kCount; ++i)
+      EXPECT_NEAR(weights[i], exact[i], 0.2F * std::abs(exact[i]) + 0.2F) << codec;
+    EXPECT_EQ(train(none, 8, codec), weights) << codec;
+  }
+}
+
+// A program of an older header does not know the field: what lies behind its structure is not read.
+TEST(CApi, AnOlderProgramHasNoCodec) {
+  Misuse none;
+  EXPECT_EQ(train(none, 0, 1000, offsetof(muster_train_options, codec)), train(none));
 }
 
 // A callback that looks where the run stands deadlocked where an event arose under the run's lock.
