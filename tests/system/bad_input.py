@@ -107,6 +107,9 @@ class Mistakes:
     def other_constants(self):
         self.refused(["microbatches", "8", "16"], self.program(self.good, MORE_STEPS, microbatches=16))
 
+    def other_codec(self):
+        self.refused(["codec", "'none'", "'int8'", "another folder"], [*self.program(self.good, MORE_STEPS), "--codec", "int8"])
+
     def unknown_variable(self):
         self.refused(["MUSTER_NPORC", "MUSTER_NPROC", "; unset it"], self.program(self.good, MORE_STEPS),
                      env={"MUSTER_NPORC": "2"})
@@ -191,7 +194,7 @@ def main():
     try:
         mistakes = Mistakes(options.build)
         job = mistakes.job
-        names = ["twins", "left_out_update", "other_shapes", "other_constants", "unknown_variable", "read_only_folder", "later_format", "full_disk"]
+        names = ["twins", "left_out_update", "other_shapes", "other_constants", "other_codec", "unknown_variable", "read_only_folder", "later_format", "full_disk"]
         tests = [(name, getattr(mistakes, name)) for name in names if options.only in (None, name)]
         code = run_tests([*tests, ("nothing left behind", lambda: require_no_processes(job))], "bad_input")
     finally:

@@ -3,10 +3,12 @@
 
 Each schedule is drawn from a seed: the same seed draws the same schedule, though not the same interleaving. Whatever
 happens, a run must end with the weights of an untouched one, bit for bit, with every sample trained on once, and leave
-nothing behind. The node with the store (a) is lost only in the tests of its own (--store-lost), which all other nodes
-must end as requeue, with all saved that they had.
+nothing behind. Some compress their gradients, by a codec that is drawn as well; so does the run they are compared with.
+The node with the store (a) is lost only in the tests of its own (--store-lost), which all other nodes must end as
+requeue, with all saved that they had.
 """
 import argparse
+import functools
 import os
 import random
 import re
@@ -15,12 +17,13 @@ import sys
 import time
 import traceback
 
-from rig import (LANES, REQUEUE, STEP_LINE, Failure, Job, check_result, events_text, gpt, newest_version,
+from rig import (CODECS, LANES, REQUEUE, STEP_LINE, Failure, Job, check_result, events_text, gpt, newest_version,
                  require_no_processes, stacks_of, untouched, wait_until)
 
 # Long enough that a machine with more processes than cores does not look like a lost node.
 WORKER_SILENCE_S, NODE_SILENCE_S, PARTITION_WAIT_S = 4, 6, 3
 NODES = 3
+CODEC_SHARE = 0.4  # of the schedules whose reductions are compressed
 HANG_S = 90  # without any step; many times what any recovery takes on a busy machine
 # What a sanitizer has to say, in the output of agents and workers.
 REPORT = re.compile(r"ERROR: AddressSanitizer|WARNING: ThreadSanitizer|runtime error: ")
@@ -49,12 +52,15 @@ def draw(seed):
     for action in actions:
         if action["when"][0] == "share":
             action["when"] = ("share", next(shares))
-    return {"nodes": chance.randint(1, NODES), "workers": [chance.randint(1, 2) for _ in range(NODES)], "actions": actions}
+    nodes, workers = chance.randint(1, NODES), [chance.randint(1, 2) for _ in range(NODES)]
+    codec = chance.choice(CODECS) if chance.random() < CODEC_SHARE else "none"
+    return {"nodes": nodes, "workers": workers, "actions": actions, "codec": codec}
 
 
 class Schedule:
     def __init__(self, options, seed, plan):
         self.options, self.seed, self.plan, self.steps = options, seed, plan, options.steps
+        self.codec = plan["codec"] if plan else "none"
         self.job = Job(options.build, f"random-{seed}")
         self.checkpoints, self.summary = self.job.folder / "checkpoints", self.job.folder / "summary.json"
         self.agents, self.log, self.frozen = [], [], []  # living agents; what was done; (time, pid, agent) to watch
@@ -76,7 +82,7 @@ class Schedule:
         name = "abcdefghijklmnopqrstuvwxyz"[self.names % 26] + ("" if self.names < 26 else str(self.names // 26))
         self.names += 1
         program = gpt(self.job.build, self.steps, "--ledger", self.job.ledger(), "--summary", self.summary,
-                      "--checkpoint-dir", self.checkpoints, "--checkpoint-every", 7)
+                      "--checkpoint-dir", self.checkpoints, "--checkpoint-every", 7, "--codec", self.codec)
         agent = self.job.start(name, workers, program, "1:8", self.on_line, extra=[*agent_options(self.options.patience), "--quiet"])
         self.agents.append(agent)
         self.say(f"starts node {name} with {workers} workers (agent {agent.process.pid})")
@@ -286,17 +292,18 @@ class Schedule:
         self.check(reference)
 
 
-def attempt(options, seed, plan, reference):
+def attempt(options, seed, plan, reference_of):
     schedule = Schedule(options, seed, plan)
     keep = options.keep
     try:
+        reference = reference_of(schedule.codec)
         if plan:
             schedule.run(reference)
         elif seed == "agent-killed":
             schedule.agent_killed(reference)
         else:
             schedule.store_lost(reference, freeze=seed == "store-frozen")
-        print(f"random_schedules: seed {seed}: ok, {schedule.job.launch} launches, "
+        print(f"random_schedules: seed {seed}, codec {schedule.codec}: ok, {schedule.job.launch} launches, "
               f"{len(schedule.log)} entries, {time.monotonic() - schedule.began:.1f} s", flush=True)
         if options.verbose:
             print("\n".join(schedule.log), flush=True)
@@ -319,6 +326,7 @@ def main():
     parser.add_argument("--seed", type=int, help="of the first schedule; default: by the clock")
     parser.add_argument("--count", type=int, default=4)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--codec", choices=("none", *CODECS), help="of all schedules; default: drawn")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no further schedule after so long")
     parser.add_argument("--patience", type=int, default=1, help="of an instrumented build: all deadlines times this")
     parser.add_argument("--store-lost", action="store_true", help="also lose the node with the store, first")
@@ -329,14 +337,16 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that everything is cleaned up
     seed = options.seed if options.seed is not None else int(time.time())
     began = time.monotonic()
-    reference = untouched(options)
+    reference_of = functools.cache(lambda codec: untouched(options, "--codec", codec))
     assert LANES >= 2 * NODES
-    results = [attempt(options, seed_of, None, reference) for seed_of in ("agent-killed", "store-lost", "store-frozen")
+    results = [attempt(options, seed_of, None, reference_of) for seed_of in ("agent-killed", "store-lost", "store-frozen")
                if options.store_lost]
     for number in range(seed, seed + options.count):
         if time.monotonic() - began > options.seconds:
             break
-        results.append(attempt(options, number, draw(number), reference))
+        plan = draw(number)
+        plan["codec"] = options.codec or plan["codec"]
+        results.append(attempt(options, number, plan, reference_of))
     print(f"random_schedules: {sum(results)} of {len(results)} passed, from seed {seed}, in "
           f"{time.monotonic() - began:.0f} s", flush=True)
     return 0 if results and all(results) else 1

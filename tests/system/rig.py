@@ -15,6 +15,7 @@ from jobs import STEP_LINE, Failure, Job, check_ledgers, wait_until  # noqa: E40
 
 REQUEUE, MISUSE = 75, 78
 MICROBATCHES, LANES = 8, 8
+CODECS = ("bf16", "fp16", "int8", "int4", "mxfp8")
 
 # Everything that docs/formats names, leftovers of crashes included.
 CHECKPOINT_FILES = re.compile(
@@ -167,13 +168,13 @@ def check_result(job, summary, checkpoints, steps, reference):
     require_clean_checkpoints(checkpoints, steps)
 
 
-def untouched(options):
-    """The run that all others are compared with."""
+def untouched(options, *extra):
+    """The run that all others are compared with; `extra`: of the program's options."""
     job = Job(options.build, "reference")
     try:
         job.new_launch()
         summary = job.folder / "summary.json"
-        agent = job.start("quiet", 1, gpt(job.build, options.steps, "--ledger", job.ledger(), "--summary", summary), "1:1",
+        agent = job.start("quiet", 1, gpt(job.build, options.steps, "--ledger", job.ledger(), "--summary", summary, *extra), "1:1",
                           extra=["--quiet"])
         if (code := agent.wait(120)) != 0:
             raise Failure(f"the untouched run ended with {code}; last lines:\n" + "\n".join(agent.lines[-20:]))
