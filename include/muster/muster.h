@@ -178,11 +178,12 @@ typedef enum muster_restore_rule {
 } muster_restore_rule;
 
 /* What ranks send each other of their gradients. All but the first are lossy: each number is rounded at
- * random, up or down, so that the mean over steps is right; numbers that lie together share a scale, so keep
- * what is of another magnitude (a loss among the gradients) in 256 elements of its own. The bits depend on M,
- * L, the seed and the codec, not on who computes. Each lane is sent by itself: a codec pays where a rank has
- * few lanes, so choose L close to the number of ranks (docs/guides/compression.md). On a rank it takes a
- * gradient's memory for each of its lanes. A NaN or an infinity stays visible, as such or as NaN, to all. */
+ * random, up or down, so that the mean over many steps is right. Neighbours share a scale, so what is of
+ * another magnitude, such as a loss among the gradients, should have 256 elements to itself, from a multiple
+ * of 256 on. The bits depend on M, L, the seed and the codec, not on who computes. Each lane is sent by
+ * itself: a codec pays where a rank has few of them, so choose L close to the number of ranks
+ * (docs/guides/compression.md). A rank holds a copy of the gradients for each of its lanes. A NaN or an
+ * infinity stays visible to all ranks, as itself or as a NaN. */
 typedef enum muster_codec {
   MUSTER_CODEC_NONE = 0, /* float32 */
   MUSTER_CODEC_BF16 = 1,
