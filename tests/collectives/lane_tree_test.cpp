@@ -152,6 +152,17 @@ TEST(LaneTree, NeedsFewBuffers) {
   }
 }
 
+// Where every lane's sum is wanted: a buffer for each, and what one lane takes while it is added up.
+TEST(LaneTree, LanesByThemselves) {
+  for (const auto& [microbatches, extra] : {std::pair{8, 0}, {16, 0}, {32, 1}, {64, 2}}) {
+    const AccumulationPlan plan = plan_lane_accumulation(microbatches, 8, {2, 7});
+    EXPECT_EQ(plan.results.size(), 5U);
+    EXPECT_EQ(plan.buffers, 5 + extra) << microbatches;
+  }
+  EXPECT_EQ(plan_combine_lanes(5).steps, (std::vector<int>{0, 1, kAdd, 2, kAdd, 3, 4, kAdd, kAdd}));
+  EXPECT_EQ(plan_combine_lanes(1).steps, std::vector<int>{0});
+}
+
 TEST(LaneTree, NegativeZeroSurvives) {
   const std::vector<float> zeros(8, -0.0F);
   for (int ranks = 1; ranks <= 9; ++ranks)
