@@ -9,46 +9,24 @@ The test makes a sandbox for itself (namespaces for users, mounts, processes and
 ends, so does everything in it, and nothing of it was ever seen outside.
 """
 import argparse
-import os
-import shutil
 import subprocess
 import sys
 import time
 import traceback
+from pathlib import Path
 
 from rig import REQUEUE, Failure, Training, events_text, newest_version, require_no_processes, untouched, wait_until
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
+from namespaces import add_host, enter_sandbox, furnish_sandbox, ip, is_inside, throttle, unthrottle  # noqa: E402
 
 HEARTBEAT_S, SILENCE_S, PARTITION_WAIT_S = 0.2, 3, 5
 AGENT_OPTIONS = ["--heartbeat", HEARTBEAT_S, "--node-silence", SILENCE_S, "--partition-wait", PARTITION_WAIT_S,
                  "--worker-silence", 6, "--restart-delay", 0.1, "--form-wait", 0.5, "--rdzv-timeout", 30,
                  "--frozen-timeout", 20, "--quiet"]
-INSIDE = "NETNS_TEST_IN_SANDBOX"
 ROUTER = "router"
 STEADY_RATE = "30mbit"  # at which a training of 300 steps outlasts two cuts, however fast the machine
 SLOW_RATE = "4mbit"  # at which a step takes a good part of a second
-
-
-def ip(*words):
-    done = subprocess.run(["ip", *[str(word) for word in words]], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise Failure(f"ip {' '.join(str(word) for word in words)}: {done.stderr.strip()}")
-
-
-def enter_sandbox():
-    """Starts this program anew inside; returns an exit code, or the reason why that cannot be."""
-    for tool in ("unshare", "ip", "tc"):
-        if not shutil.which(tool):
-            return f"no {tool} here (Debian: {'util-linux' if tool == 'unshare' else 'iproute2'})"
-    kinds = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    if os.geteuid() != 0:
-        kinds.append("--map-root-user")
-    probe = ("mount -t tmpfs none /run && ip link set lo up && ip netns add probe && ip link add one type veth peer two "
-             "netns probe && tc qdisc add dev one root tbf rate 1mbit burst 16kb latency 100ms && "
-             "ip rule add iif one blackhole && ip netns exec probe sh -c 'echo 1 > /proc/sys/net/ipv4/ip_forward'")
-    tried = subprocess.run(["unshare", *kinds, "sh", "-c", probe], capture_output=True, text=True)
-    if tried.returncode != 0:
-        return "the kernel refuses what is needed: " + (tried.stderr.strip().splitlines() or ["no words"])[-1]
-    return subprocess.run(["unshare", *kinds, sys.executable, *sys.argv], env=dict(os.environ, **{INSIDE: "1"})).returncode
 
 
 class Network:
@@ -57,16 +35,14 @@ class Network:
 
     def __init__(self, names):
         self.names, self.rules = list(names), []
-        ip("netns", "add", ROUTER)
-        ip("-n", ROUTER, "link", "set", "lo", "up")
+        add_host(ROUTER)
         subprocess.run(["ip", "netns", "exec", ROUTER, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"], check=True)
         for number, name in enumerate(self.names):
-            ip("netns", "add", name)
+            add_host(name)
             ip("link", "add", "eth", "netns", name, "type", "veth", "peer", "name", f"to-{name}", "netns", ROUTER)
             for space, device, last in ((name, "eth", 2), (ROUTER, f"to-{name}", 1)):
                 ip("-n", space, "addr", "add", f"10.77.{number}.{last}/24", "dev", device)
                 ip("-n", space, "link", "set", device, "up")
-            ip("-n", name, "link", "set", "lo", "up")
             ip("-n", name, "route", "add", "default", "via", f"10.77.{number}.1")
 
     def address(self, name):
@@ -92,14 +68,11 @@ class Network:
     def throttle(self, name, rate):
         """Both ways. The queue is short, so that what waits in it is late by a moment, and the rest lost."""
         for space, device in ((name, "eth"), (ROUTER, f"to-{name}")):
-            done = subprocess.run(["tc", "-n", space, "qdisc", "add", "dev", device, "root", "tbf", "rate", rate, "burst",
-                                   "16kb", "latency", "300ms"], capture_output=True, text=True)
-            if done.returncode != 0:
-                raise Failure(f"tc: {done.stderr.strip()}")
+            throttle(space, device, rate, "16kb", "300ms")
 
     def unthrottle(self, name):
         for space, device in ((name, "eth"), (ROUTER, f"to-{name}")):
-            subprocess.run(["tc", "-n", space, "qdisc", "del", "dev", device, "root"], check=True)
+            unthrottle(space, device)
 
     def close(self):
         for name in [*self.names, ROUTER]:
@@ -312,14 +285,13 @@ def main():
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
-    if not os.environ.get(INSIDE):
+    if not is_inside():
         outcome = enter_sandbox()
         if isinstance(outcome, int):
             return outcome
         print(f"netns: skipped: {outcome}")
         return 77
-    ip("link", "set", "lo", "up")
-    subprocess.run(["mount", "-t", "tmpfs", "none", "/run"], check=True)
+    furnish_sandbox()
     reference = untouched(options)
     titles = [options.only] if options.only else SHORT if options.short else list(TESTS)
     return 0 if all([attempt(options, title, reference) for title in titles]) else 1
