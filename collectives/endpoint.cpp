@@ -255,7 +255,7 @@ Result<std::unique_ptr<Group>> Endpoint::finish(const GroupSpec& spec, Forming& 
           *state, {std::move(forming.segment), std::move(forming.arena), std::move(forming.exchange->mates()),
                    std::move(forming.exchange->segments()), std::move(forming.exchange->arenas())});
     } else {
-      engine = make_transport_engine(*state, forming.peers, algorithm_);
+      engine = make_transport_engine(*state, forming.peers, spec.nodes, algorithm_);
     }
     std::erase_if(groups_, [](const auto& weak) { return weak.expired(); });
     groups_.push_back(state);

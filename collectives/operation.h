@@ -4,6 +4,7 @@
 #include <atomic>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -109,9 +110,21 @@ struct CollectiveOperation : Operation {
 };
 using CollectivePtr = std::shared_ptr<CollectiveOperation>;
 
-// Which algorithm between nodes. The choice is a pure function of what all ranks know; it is the place where
-// a cost model will stand. `forced`, from a test or an option, names an algorithm; empty, or not fitting:
-// chosen.
-Schedule choose_schedule(const CollectiveOperation& operation, int ranks, int rank, std::string_view forced);
+// A rank among the others, and who shares a node.
+struct Position {
+  int ranks = 1;
+  int rank = 0;
+  std::optional<Grid> grid;
+};
+
+// Which algorithm between nodes, for `count` of the operation's elements. The choice is a pure function of
+// what all ranks know; it is the place where a cost model will stand. `forced`, from a test or an option,
+// names an algorithm; empty, or not fitting: chosen.
+Schedule choose_schedule(const CollectiveOperation& operation, uint64_t count, const Position& position,
+                         std::string_view forced);
+
+// Elements of a part, where an operation goes in several parts, each with a schedule of its own: while one
+// part folds or waits, the others keep the links busy. The whole, where it cannot be cut, or is too small.
+uint64_t part_elements(const CollectiveOperation& operation, int ranks);
 
 }  // namespace muster

@@ -1,6 +1,8 @@
 #include "collectives/schedule.h"
 
+#include <algorithm>
 #include <bit>
+#include <map>
 #include <numeric>
 
 namespace muster {
@@ -180,6 +182,127 @@ Schedule all_reduce_ring(int ranks, int rank, uint64_t count) {
               [&](int part) { return slice_at(BufferKind::kInput, count, ranks, part); });
   ring_gather(schedule, ranks, rank,
               [&](int part) { return slice_at(BufferKind::kOutput, count, ranks, part); });
+  return schedule;
+}
+
+std::optional<Grid> grid_of(std::span<const uint64_t> nodes) {
+  std::map<uint64_t, std::vector<int>> by_node;
+  for (size_t rank = 0; rank < nodes.size(); ++rank) by_node[nodes[rank]].push_back(static_cast<int>(rank));
+  Grid grid{static_cast<int>(by_node.size()), 1, {}, std::vector<int>(nodes.size())};
+  if (!by_node.empty()) grid.locals = static_cast<int>(by_node.begin()->second.size());
+  if (grid.nodes < 2 || grid.locals < 2) return std::nullopt;
+  for (const auto& [node, ranks] : by_node) {
+    if (ranks.size() != static_cast<size_t>(grid.locals)) return std::nullopt;
+    for (const int rank : ranks) {
+      grid.places[static_cast<size_t>(rank)] = static_cast<int>(grid.ranks.size());
+      grid.ranks.push_back(rank);
+    }
+  }
+  return grid;
+}
+
+// On the node, rank l sums slice l of its mates' inputs; across nodes, the ranks l sum and gather that slice;
+// on the node, mates give each other their slices.
+Schedule all_reduce_hierarchical(const Grid& grid, int rank, uint64_t count) {
+  const int me = grid.local_of(rank);
+  const int node = grid.node_of(rank);
+  const Slice slice = slice_of(count, grid.locals, me);
+  const Slice part = slice_of(slice.count, grid.nodes, node);  // of my slice: what this rank finishes
+  const auto locals = static_cast<uint64_t>(grid.locals);
+  Schedule schedule{
+      "hierarchical", {}, locals * slice.count + static_cast<uint64_t>(grid.nodes) * part.count};
+  const uint64_t partial = static_cast<uint64_t>(me) * slice.count;  // in scratch, where my input would lie
+  const uint64_t parts = locals * slice.count;                       // in scratch, behind
+
+  Round reduce;
+  for (const int mate : others(grid.locals, me)) {
+    send(reduce, grid.at(node, mate), slice_at(BufferKind::kInput, count, grid.locals, mate));
+    receive(reduce, grid.at(node, mate), scratch(static_cast<uint64_t>(mate) * slice.count, slice.count));
+  }
+  fold(reduce, scratch(partial, slice.count),
+       in_rank_order(grid.locals, me, input(slice.offset, slice.count), slice.count), false);
+
+  Round scatter, gather;
+  std::vector<Region> sources(static_cast<size_t>(grid.nodes), scratch(partial + part.offset, part.count));
+  for (const int other : others(grid.nodes, node)) {
+    const Slice theirs = slice_of(slice.count, grid.nodes, other);
+    const Region arriving = scratch(parts + static_cast<uint64_t>(other) * part.count, part.count);
+    send(scatter, grid.at(other, me), scratch(partial + theirs.offset, theirs.count));
+    receive(scatter, grid.at(other, me), arriving);
+    sources[static_cast<size_t>(other)] = arriving;
+    send(gather, grid.at(other, me), output(slice.offset + part.offset, part.count));
+    receive(gather, grid.at(other, me), output(slice.offset + theirs.offset, theirs.count));
+  }
+  fold(scatter, output(slice.offset + part.offset, part.count), std::move(sources), true);
+
+  Round spread;
+  for (const int mate : others(grid.locals, me)) {
+    send(spread, grid.at(node, mate), output(slice.offset, slice.count));
+    receive(spread, grid.at(node, mate), slice_at(BufferKind::kOutput, count, grid.locals, mate));
+  }
+  schedule.rounds = {std::move(reduce), std::move(scatter), std::move(gather), std::move(spread)};
+  return schedule;
+}
+
+// On the node, rank l sums its mates' blocks for the ranks l of all nodes, and then sends each its block.
+Schedule reduce_scatter_hierarchical(const Grid& grid, int rank, uint64_t count) {
+  const int me = grid.local_of(rank);
+  const int node = grid.node_of(rank);
+  const uint64_t column = static_cast<uint64_t>(grid.nodes) * count;  // a block for each node
+  const uint64_t arrived = static_cast<uint64_t>(grid.locals) * column;
+  Schedule schedule{"hierarchical", {}, arrived + column};
+  const auto block_for = [&](int to_node, int local) {
+    return input(static_cast<uint64_t>(grid.at(to_node, local)) * count, count);
+  };
+  const auto place = [&](int local, int to_node) {
+    return scratch(static_cast<uint64_t>(local) * column + static_cast<uint64_t>(to_node) * count, count);
+  };
+
+  Round reduce;
+  for (int to_node = 0; to_node < grid.nodes; ++to_node) {
+    std::vector<Region> sources(static_cast<size_t>(grid.locals), block_for(to_node, me));
+    for (const int mate : others(grid.locals, me)) {
+      send(reduce, grid.at(node, mate), block_for(to_node, mate));
+      receive(reduce, grid.at(node, mate), place(mate, to_node));
+      sources[static_cast<size_t>(mate)] = place(mate, to_node);
+    }
+    fold(reduce, place(me, to_node), std::move(sources), false);
+  }
+
+  Round scatter;
+  std::vector<Region> sources(static_cast<size_t>(grid.nodes), place(me, node));
+  for (const int other : others(grid.nodes, node)) {
+    const Region arriving = scratch(arrived + static_cast<uint64_t>(other) * count, count);
+    send(scatter, grid.at(other, me), place(me, other));
+    receive(scatter, grid.at(other, me), arriving);
+    sources[static_cast<size_t>(other)] = arriving;
+  }
+  fold(scatter, output(0, count), std::move(sources), true);
+  schedule.rounds = {std::move(reduce), std::move(scatter)};
+  return schedule;
+}
+
+// Across nodes, the ranks l gather their blocks; on the node, mates give each other what they have.
+Schedule all_gather_hierarchical(const Grid& grid, int rank, uint64_t count) {
+  Schedule schedule{"hierarchical", {}, 0};
+  const int me = grid.local_of(rank);
+  const int node = grid.node_of(rank);
+  const auto block_of = [&](int of_node, int local) {
+    return output(static_cast<uint64_t>(grid.at(of_node, local)) * count, count);
+  };
+  Round gather, spread;
+  for (const int other : others(grid.nodes, node)) {
+    send(gather, grid.at(other, me), input(0, count));
+    receive(gather, grid.at(other, me), block_of(other, me));
+  }
+  fold(gather, block_of(node, me), {input(0, count)}, true);
+  for (const int mate : others(grid.locals, me)) {
+    for (int of_node = 0; of_node < grid.nodes; ++of_node) {
+      send(spread, grid.at(node, mate), block_of(of_node, me));
+      receive(spread, grid.at(node, mate), block_of(of_node, mate));
+    }
+  }
+  schedule.rounds = {std::move(gather), std::move(spread)};
   return schedule;
 }
 

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -68,6 +69,27 @@ Schedule all_reduce_one_shot(int ranks, int rank, uint64_t count);            //
 Schedule all_reduce_recursive_doubling(int ranks, int rank, uint64_t count);  // ⌈log₂ p⌉ (+2) rounds of n
 Schedule all_reduce_direct(int ranks, int rank, uint64_t count);              // 2 rounds, 2(p−1)/p·n
 Schedule all_reduce_ring(int ranks, int rank, uint64_t count);  // 2(p−1) rounds, 2(p−1)/p·n
+
+// Ranks by the node that they are on, where each node has as many of them. The hierarchical schedules below
+// reduce on a node before they talk to others and spread on it afterwards, and each rank of a node talks for
+// its share only: what leaves a node is what leaves it with one rank per node, sent by all its ranks at once.
+struct Grid {
+  int nodes = 1;
+  int locals = 1;           // ranks of a node
+  std::vector<int> ranks;   // node by node
+  std::vector<int> places;  // of each rank in `ranks`
+
+  int at(int node, int local) const { return ranks[static_cast<size_t>(node * locals + local)]; }
+  int node_of(int rank) const { return places[static_cast<size_t>(rank)] / locals; }
+  int local_of(int rank) const { return places[static_cast<size_t>(rank)] % locals; }
+};
+// Nothing where nodes have different numbers of ranks, or there is nothing to gain: one node, or one rank on
+// each. `nodes`: the node of each rank.
+std::optional<Grid> grid_of(std::span<const uint64_t> nodes);
+
+Schedule all_reduce_hierarchical(const Grid& grid, int rank, uint64_t count);      // 4 rounds
+Schedule reduce_scatter_hierarchical(const Grid& grid, int rank, uint64_t count);  // 2 rounds
+Schedule all_gather_hierarchical(const Grid& grid, int rank, uint64_t count);      // 2 rounds
 
 // reduce_scatter: input is ranks × `count`, output `count`.
 Schedule reduce_scatter_direct(int ranks, int rank, uint64_t count);

@@ -20,6 +20,10 @@ constexpr size_t kWindow = 16;
 constexpr uint64_t kFoldElements = 128 * 1024;
 // Operations of a group that move at once; later ones wait for their turn.
 constexpr size_t kConcurrent = 8;
+// Parts of an operation that move at once, and the bits of a tag that tell them apart. Parts that share a tag
+// are taken in turn by both sides.
+constexpr size_t kPartsAtOnce = 4;
+constexpr int kPartBits = 6;
 
 enum class ControlKind : uint32_t { kFailure = 1, kInquire = 2, kState = 3, kLeave = 4 };
 
@@ -40,14 +44,14 @@ struct ControlMessage {
 
 class TransportEngine;
 
-// One operation on its way through its schedule.
+// One part of an operation on its way through its schedule: elements from `offset` on.
 class ScheduleRun final : public TransferOwner {
  public:
-  ScheduleRun(TransportEngine& engine, CollectivePtr operation, Schedule schedule);
+  ScheduleRun(TransportEngine& engine, CollectivePtr operation, Schedule schedule, uint64_t part,
+              uint64_t offset);
 
   size_t advance();
   bool finished() const { return round_ == schedule_.rounds.size(); }
-  CollectiveOperation& operation() { return *operation_; }
   void abandon();
   std::set<int> waits_for() const;
 
@@ -83,12 +87,15 @@ class ScheduleRun final : public TransferOwner {
   size_t advance_folds();
   void run_fold(const Fold& fold, uint64_t offset, uint64_t count);
   std::byte* address(const Region& region, uint64_t offset) const;
+  uint64_t tag_from(int source) const;
   bool transfers_done() const;
 
   TransportEngine& engine_;
   CollectivePtr operation_;
   Schedule schedule_;
-  std::vector<std::byte> scratch_;
+  const uint64_t part_;
+  const uint64_t offset_;
+  const std::unique_ptr<std::byte[]> scratch_;  // not zeroed: that costs as much as a fold
   size_t round_ = 0;
   bool started_ = false;
   size_t fold_ = 0;
@@ -99,11 +106,35 @@ class ScheduleRun final : public TransferOwner {
   std::vector<uint64_t> sent_, received_;  // messages so far, by peer
 };
 
+// One operation on its way: its parts in order, some of them at once.
+class OperationRun final {
+ public:
+  OperationRun(TransportEngine& engine, CollectivePtr operation);
+
+  size_t advance();
+  bool finished() const { return moving_.empty() && next_ == parts_; }
+  CollectiveOperation& operation() { return *operation_; }
+  void abandon();
+  std::set<int> waits_for() const;
+
+ private:
+  void start_next();
+
+  TransportEngine& engine_;
+  const CollectivePtr operation_;
+  const uint64_t part_count_;  // elements of a part, but the last
+  const uint64_t parts_;
+  uint64_t next_ = 0;
+  std::vector<std::unique_ptr<ScheduleRun>> moving_;
+};
+
 class TransportEngine final : public Engine, public TransferOwner {
  public:
-  TransportEngine(GroupState& group, std::vector<PeerId> peers, std::string forced)
+  TransportEngine(GroupState& group, std::vector<PeerId> peers, std::span<const uint64_t> nodes,
+                  std::string forced)
       : group_(group),
         peers_(std::move(peers)),
+        position_{group.size(), group.rank(), grid_of(nodes)},
         forced_(std::move(forced)),
         heard_(peers_.size(), 0),
         packets_(group, peers_) {
@@ -122,14 +153,16 @@ class TransportEngine final : public Engine, public TransferOwner {
   GroupState& group() { return group_; }
   Core& core() { return group_.core(); }
   PeerId peer(int rank) const { return peers_[rank]; }
+  Schedule schedule_for(const CollectiveOperation& operation, uint64_t count) const {
+    return choose_schedule(operation, count, position_, forced_);
+  }
 
   std::string_view medium() const override {
     return group_.size() > 1 ? group_.core().transport()->name() : "alone";
   }
 
   void start(const CollectivePtr& operation) override {
-    runs_.push_back(std::make_unique<ScheduleRun>(
-        *this, operation, choose_schedule(*operation, group_.size(), group_.rank(), forced_)));
+    runs_.push_back(std::make_unique<OperationRun>(*this, operation));
   }
 
   size_t advance() override {
@@ -302,9 +335,10 @@ class TransportEngine final : public Engine, public TransferOwner {
 
   GroupState& group_;
   const std::vector<PeerId> peers_;
+  const Position position_;
   const std::string forced_;
-  std::vector<std::unique_ptr<ScheduleRun>> runs_;
-  std::vector<std::unique_ptr<ScheduleRun>> retired_;
+  std::vector<std::unique_ptr<OperationRun>> runs_;
+  std::vector<std::unique_ptr<OperationRun>> retired_;
   std::map<int, std::string> gone_;  // rank → reason
   std::set<int> left_;
   std::vector<uint64_t> heard_;  // since the last inquiry: issued + 1, or 0
@@ -313,25 +347,75 @@ class TransportEngine final : public Engine, public TransferOwner {
   TransportPackets packets_;
 };
 
-ScheduleRun::ScheduleRun(TransportEngine& engine, CollectivePtr operation, Schedule schedule)
+OperationRun::OperationRun(TransportEngine& engine, CollectivePtr operation)
+    : engine_(engine),
+      operation_(std::move(operation)),
+      part_count_(std::max<uint64_t>(1, part_elements(*operation_, engine.group().size()))),
+      parts_(std::max<uint64_t>(1, (operation_->signature.count + part_count_ - 1) / part_count_)) {}
+
+void OperationRun::start_next() {
+  const uint64_t offset = next_ * part_count_;
+  const uint64_t count = std::min(part_count_, operation_->signature.count - offset);
+  moving_.push_back(std::make_unique<ScheduleRun>(engine_, operation_,
+                                                  engine_.schedule_for(*operation_, count), next_++, offset));
+}
+
+size_t OperationRun::advance() {
+  size_t moved = 0;
+  while (moving_.size() < kPartsAtOnce && next_ < parts_) start_next();
+  for (size_t i = 0; i < moving_.size();) {
+    moved += moving_[i]->advance();
+    if (engine_.group().failed()) return moved + 1;
+    if (!moving_[i]->finished()) {
+      ++i;
+      continue;
+    }
+    moving_[i]->abandon();
+    moving_.erase(moving_.begin() + static_cast<std::ptrdiff_t>(i));
+    if (next_ < parts_) start_next();
+  }
+  return moved;
+}
+
+void OperationRun::abandon() {
+  for (const auto& part : moving_) part->abandon();
+}
+
+std::set<int> OperationRun::waits_for() const {
+  std::set<int> ranks;
+  for (const auto& part : moving_) ranks.merge(part->waits_for());
+  return ranks;
+}
+
+ScheduleRun::ScheduleRun(TransportEngine& engine, CollectivePtr operation, Schedule schedule, uint64_t part,
+                         uint64_t offset)
     : engine_(engine),
       operation_(std::move(operation)),
       schedule_(std::move(schedule)),
-      scratch_(schedule_.scratch_count * operation_->element()),
+      part_(part),
+      offset_(offset),
+      scratch_(std::make_unique_for_overwrite<std::byte[]>(schedule_.scratch_count * operation_->element())),
       sent_(static_cast<size_t>(engine.group().size()), 0),
       received_(static_cast<size_t>(engine.group().size()), 0) {}
 
 std::byte* ScheduleRun::address(const Region& region, uint64_t offset) const {
   const uint64_t bytes = (region.offset + offset) * operation_->element();
+  const uint64_t skipped = offset_ * operation_->element();
   switch (region.buffer) {
     case BufferKind::kInput:
-      return const_cast<std::byte*>(operation_->inputs[region.piece]) + bytes;
+      return const_cast<std::byte*>(operation_->inputs[region.piece]) + skipped + bytes;
     case BufferKind::kOutput:
-      return operation_->output + bytes;
+      return operation_->output + skipped + bytes;
     case BufferKind::kScratch:
       break;
   }
-  return const_cast<std::byte*>(scratch_.data()) + bytes;
+  return scratch_.get() + bytes;
+}
+
+uint64_t ScheduleRun::tag_from(int source) const {
+  const uint64_t part = part_ & ((uint64_t{1} << kPartBits) - 1);
+  return group_tag(TagKind::kCollective, engine_.group().generation(), source,
+                   (operation_->signature.sequence << kPartBits) | part);
 }
 
 void ScheduleRun::add_to_streams(std::vector<Stream>& streams, const Transfer& transfer) {
@@ -392,9 +476,8 @@ void ScheduleRun::post_send(size_t stream, const Region& part) {
   if (part.count > 0) std::memcpy(message->data + sizeof header, address(part, 0), header.payload);
   message->size = sizeof header + header.payload;
   const uint64_t cookie = next_cookie_++;
-  const uint64_t tag =
-      group_tag(TagKind::kCollective, group.generation(), group.rank(), operation_->signature.sequence);
-  const TransferId id = engine_.core().send(engine_.peer(peer), tag, message, this, cookie);
+  const TransferId id =
+      engine_.core().send(engine_.peer(peer), tag_from(group.rank()), message, this, cookie);
   in_flight_[cookie] = {id, true, stream, round_, part, header.index, nullptr};
 }
 
@@ -402,12 +485,10 @@ void ScheduleRun::post_receive(size_t stream, const Region& part) {
   const int peer = receives_[stream].peer;
   const MessagePtr message = engine_.core().take_message();
   const uint64_t cookie = next_cookie_++;
-  const uint64_t tag =
-      group_tag(TagKind::kCollective, engine_.group().generation(), peer, operation_->signature.sequence);
   InFlight& entry = in_flight_[cookie];
   entry = {0, false, stream, round_, part, received_[peer]++, message};
   engine_.core().expect(engine_.peer(peer));
-  entry.id = engine_.core().receive(tag, message, this, cookie);
+  entry.id = engine_.core().receive(tag_from(peer), message, this, cookie);
 }
 
 void ScheduleRun::transfer_ended(uint64_t cookie, TransferStatus status, size_t bytes) {
@@ -438,12 +519,10 @@ void ScheduleRun::take(InFlight& arrived, size_t bytes) {
                     header.generation == group.generation() && header.source == peer;
   if (!ours) {  // a stray with a colliding tag: drop it, and go on waiting
     const uint64_t cookie = next_cookie_++;
-    const uint64_t tag =
-        group_tag(TagKind::kCollective, group.generation(), peer, operation_->signature.sequence);
     arrived.message = engine_.core().take_message();
     InFlight& entry = in_flight_[cookie];
     entry = std::move(arrived);
-    entry.id = engine_.core().receive(tag, entry.message, this, cookie);
+    entry.id = engine_.core().receive(tag_from(peer), entry.message, this, cookie);
     return;
   }
   if (!(header.signature == operation_->signature)) {
@@ -549,8 +628,8 @@ uint64_t group_tag(TagKind kind, const Generation& generation, int source, uint6
 uint64_t group_tag_mask() { return ~((uint64_t{1} << 42) - 1); }
 
 std::unique_ptr<Engine> make_transport_engine(GroupState& group, std::vector<PeerId> peers,
-                                              std::string forced_algorithm) {
-  return std::make_unique<TransportEngine>(group, std::move(peers), std::move(forced_algorithm));
+                                              std::span<const uint64_t> nodes, std::string forced_algorithm) {
+  return std::make_unique<TransportEngine>(group, std::move(peers), nodes, std::move(forced_algorithm));
 }
 
 }  // namespace muster

@@ -8,6 +8,8 @@
 
 #include <map>
 #include <memory>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "collectives/group_state.h"
@@ -28,8 +30,9 @@ static_assert(sizeof(WireHeader) == 80);
 constexpr size_t kPayloadBytes = 256 * 1024;
 static_assert(sizeof(WireHeader) + kPayloadBytes <= kMessageBytes);
 
+// `nodes`: of each rank.
 std::unique_ptr<Engine> make_transport_engine(GroupState& group, std::vector<PeerId> peers,
-                                              std::string forced_algorithm);
+                                              std::span<const uint64_t> nodes, std::string forced_algorithm);
 
 // Tags of a group's messages: generation, source, and for operations the low bits of the sequence.
 constexpr int kMaxRanks = 4095;

@@ -456,6 +456,45 @@ TEST_P(Algorithms, EachGivesTheRightNumbers) {
 INSTANTIATE_TEST_SUITE_P(All, Algorithms,
                          testing::Values("one-shot", "recursive doubling", "direct", "ring", "Bruck"));
 
+// Ranks that share nodes reduce there first. Small ones do not, nor types that round at each fold.
+TEST(Nodes, RanksOnSeveralGiveTheRightNumbers) {
+  const std::vector<std::vector<uint64_t>> worlds = {
+      {7, 7, 8, 8}, {8, 7, 8, 7}, {5, 5, 5, 9, 9, 9}, {3, 1, 2, 2, 3, 1}, {7, 7, 8}};
+  for (const auto& nodes : worlds) {
+    run_world(
+        Medium::kInProcess, static_cast<int>(nodes.size()),
+        [](Member& member) {
+          for (const What what : {What::kAllReduce, What::kReduceScatter, What::kAllGather, What::kBroadcast})
+            for (const DType dtype : {DType::kFloat32, DType::kInt64, DType::kFloat16})
+              for (const ReduceOp op : {ReduceOp::kSum, ReduceOp::kAvg, ReduceOp::kPremulSum})
+                for (const size_t count : {1, 5, 4099, 70'001})
+                  for (const bool in_place : {false, true})
+                    test_row(member, {what, dtype, op, count, 0, in_place, false});
+        },
+        {.nodes = nodes});
+  }
+}
+
+// Large operations go in parts, several at once. The first row has more parts than tags tell apart.
+TEST(Parts, OfALargeOperationArriveWhereTheyBelong) {
+  constexpr size_t kPartOfOne = 512 * 1024 / sizeof(float);
+  run_world(Medium::kInProcess, 2, [](Member& member) {
+    test_row(member,
+             {What::kBroadcast, DType::kFloat32, ReduceOp::kSum, 70 * kPartOfOne + 5, 0, false, false});
+  });
+  for (const std::vector<uint64_t>& nodes : {std::vector<uint64_t>{7, 7, 7}, {7, 7, 8, 8}}) {
+    run_world(Medium::kInProcess, static_cast<int>(nodes.size()),
+              [](Member& member) {
+                const size_t part = kPartOfOne * static_cast<size_t>(member.size);
+                for (const What what : {What::kAllReduce, What::kReduce, What::kBroadcast})
+                  for (const size_t count : {part + 1, 6 * part + 70'001})
+                    for (const bool in_place : {false, true})
+                      test_row(member, {what, DType::kFloat32, ReduceOp::kAvg, count, 1, in_place, false});
+              },
+              {.nodes = nodes});
+  }
+}
+
 // ---- canonical reduction
 
 float tree_sum(const std::vector<float>& values, int begin, int end) {

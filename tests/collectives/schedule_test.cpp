@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <numeric>
+#include <tuple>
 
 #include "collectives/schedule_check.h"
 
@@ -212,6 +214,77 @@ TEST_P(EveryWorldSize, Canonical) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Ranks, EveryWorldSize, testing::Range(1, 65));
+
+// Ranks in the order of nodes, dealt out in turn, and neither.
+std::vector<std::vector<uint64_t>> some_orders(int nodes, int locals) {
+  std::vector<std::vector<uint64_t>> orders(3);
+  for (int i = 0; i < nodes * locals; ++i) {
+    orders[0].push_back(static_cast<uint64_t>(i / locals));
+    orders[1].push_back(static_cast<uint64_t>(i % nodes));
+    const int j = i < 2 ? nodes * locals - 1 - i : i - 2;
+    orders[2].push_back(static_cast<uint64_t>(j / locals));
+  }
+  return orders;
+}
+
+// Elements that leave a node, of the one that sends most.
+uint64_t leaving_most(const Grid& grid, const std::vector<Schedule>& schedules) {
+  std::vector<uint64_t> leaving(static_cast<size_t>(grid.nodes));
+  for (int rank = 0; rank < static_cast<int>(schedules.size()); ++rank) {
+    for (const Round& round : schedules[static_cast<size_t>(rank)].rounds) {
+      for (const Transfer& sent : round.sends) {
+        if (grid.node_of(sent.peer) != grid.node_of(rank))
+          leaving[static_cast<size_t>(grid.node_of(rank))] += sent.region.count;
+      }
+    }
+  }
+  return *std::ranges::max_element(leaving);
+}
+
+class EveryGrid : public testing::TestWithParam<std::tuple<int, int>> {};
+
+TEST_P(EveryGrid, Hierarchical) {
+  const auto [nodes, locals] = GetParam();
+  const int ranks = nodes * locals;
+  for (const auto& order : some_orders(nodes, locals)) {
+    const auto grid = grid_of(order);
+    ASSERT_TRUE(grid.has_value());
+    for (const uint64_t count : {uint64_t{1}, static_cast<uint64_t>(ranks) + 3})
+      expect_right(on_all(ranks, [&](int r) { return all_reduce_hierarchical(*grid, r, count); }),
+                   all_reduce_meaning(ranks, count));
+    expect_right(on_all(ranks, [&](int r) { return reduce_scatter_hierarchical(*grid, r, 3); }),
+                 reduce_scatter_meaning(ranks, 3));
+    expect_right(on_all(ranks, [&](int r) { return all_gather_hierarchical(*grid, r, 3); }),
+                 all_gather_meaning(ranks, 3));
+  }
+}
+
+// What it is for: a node sends what one rank per node would, however many it has.
+TEST_P(EveryGrid, LeavesANodeOnce) {
+  const auto [nodes, locals] = GetParam();
+  const int ranks = nodes * locals;
+  const auto grid = *grid_of(some_orders(nodes, locals)[1]);
+  const auto others = static_cast<uint64_t>(nodes - 1);
+  const auto count = static_cast<uint64_t>(ranks) * 5;
+  EXPECT_EQ(leaving_most(grid, on_all(ranks, [&](int r) { return all_reduce_hierarchical(grid, r, count); })),
+            2 * others * count / static_cast<uint64_t>(nodes));
+  EXPECT_EQ(leaving_most(grid, on_all(ranks, [&](int r) { return reduce_scatter_hierarchical(grid, r, 5); })),
+            others * static_cast<uint64_t>(locals) * 5);
+  EXPECT_EQ(leaving_most(grid, on_all(ranks, [&](int r) { return all_gather_hierarchical(grid, r, 5); })),
+            others * static_cast<uint64_t>(locals) * 5);
+}
+
+INSTANTIATE_TEST_SUITE_P(Grids, EveryGrid, testing::Combine(testing::Range(2, 7), testing::Range(2, 6)));
+
+TEST(GridOf, IsThereOnlyWhereItHelps) {
+  const auto exists = [](const std::vector<uint64_t>& nodes) { return grid_of(nodes).has_value(); };
+  EXPECT_FALSE(exists({}));
+  EXPECT_FALSE(exists({7, 7, 7}));     // one node
+  EXPECT_FALSE(exists({7, 8, 9}));     // one rank on each
+  EXPECT_FALSE(exists({7, 7, 8}));     // not as many on each
+  EXPECT_FALSE(exists({7, 8, 8, 8}));  // likewise
+  EXPECT_TRUE(exists({7, 8, 8, 7}));
+}
 
 // The checker must be able to say no.
 class CheckerSays : public testing::Test {

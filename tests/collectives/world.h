@@ -57,7 +57,12 @@ struct WorldOptions {
   // Around each in-process transport.
   std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)> wrap;
   testing_support::SpawnOptions spawn;
+  std::vector<uint64_t> nodes;  // of each rank; empty: all are on one
 };
+
+inline std::vector<uint64_t> nodes_of(const WorldOptions& options, int ranks) {
+  return options.nodes.empty() ? std::vector<uint64_t>(static_cast<size_t>(ranks), 7) : options.nodes;
+}
 
 inline Result<std::unique_ptr<Endpoint>> open_endpoint(Medium medium, InProcessNetwork* network,
                                                        const WorldOptions& world) {
@@ -94,7 +99,7 @@ inline void run_threads(Medium medium, int ranks, const std::function<void(Membe
   GroupSpec spec;
   spec.generation = {random_nonce(), 1};
   spec.deadline = now() + 30 * kSecond;
-  spec.nodes.assign(static_cast<size_t>(ranks), 7);
+  spec.nodes = nodes_of(options, ranks);
   for (int rank = 0; rank < ranks; ++rank) {
     auto endpoint = open_endpoint(medium, network.get(), options);
     ASSERT_TRUE(endpoint.ok()) << endpoint.error().message;
@@ -129,7 +134,7 @@ inline void run_processes(Medium medium, int ranks, const std::function<void(Mem
         GroupSpec spec;
         spec.generation = {nonce, 1};
         spec.deadline = now() + 30 * kSecond;
-        spec.nodes.assign(static_cast<size_t>(ranks), 7);
+        spec.nodes = nodes_of(options, ranks);
         spec.rank = rank.rank();
         spec.contacts = rank.exchange((*endpoint)->contact());
         run_member(medium, **endpoint, spec, fail, body, &rank, nullptr);
