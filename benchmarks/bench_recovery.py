@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from torch_python import TORCH
+
 STATE_BYTES, UPDATED_BYTES, SLEEP_MS = 64 << 20, 1 << 20, 20
 WORKERS = 4  # of each agent
 KILLS_OF_A_ROUND = 10
@@ -295,8 +297,8 @@ def recovery(build, rounds):
     yield row(case, "view ready p99", percentile(ready, 0.99))
     yield row(case, "next commit p50", statistics.median(committed), 60, "all started again", again)
     yield row(case, "next commit p99", percentile(committed, 0.99), 250)
-    if python := os.environ.get("MUSTER_BENCH_TORCH"):
-        yield row(case, "next commit p50", statistics.median(committed), None, "torchrun", statistics.median(torchrun(python, min(rounds, 5))))
+    if TORCH:
+        yield row(case, "next commit p50", statistics.median(committed), None, "torchrun", statistics.median(torchrun(TORCH, min(rounds, 5))))
     else:
         yield row(case, "next commit p50", statistics.median(committed), None, "torchrun: not measured (MUSTER_BENCH_TORCH)")
     case = f"agent killed, {len(lost)} times"

@@ -47,9 +47,10 @@ int main(int argc, char** argv) {
   int ranks = 0;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   MPI_Comm_size(MPI_COMM_WORLD, &ranks);
-  bench::pin(rank);
+  bench::Control& control = *bench::open_control(argv[1]);
+  bench::pin(control, rank, ranks);
   Mpi library;
-  bench::Participant(*bench::open_control(argv[1]), rank, ranks).serve(library);
+  bench::Participant(control, rank, ranks).serve(library);
   MPI_Finalize();
   return 0;
 }

@@ -12,12 +12,13 @@ from pathlib import Path
 from bench_checkpoint import checkpoint
 from bench_codecs import codecs
 from bench_collectives import collectives
+from bench_network import network
 from bench_preemption import preemption
 from bench_recovery import overhead, recovery
 from bench_scale import scale
 
-BENCHES = {"checkpoint": checkpoint, "codecs": codecs, "collectives": collectives, "overhead": overhead, "preemption": preemption,
-           "recovery": recovery, "scale": scale}
+BENCHES = {"checkpoint": checkpoint, "codecs": codecs, "collectives": collectives, "network": network, "overhead": overhead,
+           "preemption": preemption, "recovery": recovery, "scale": scale}
 
 
 def processor():

@@ -42,6 +42,7 @@ struct Command {
   Op op;
   uint32_t owned;  // 1: buffers of the library, where the competitor has such
   uint32_t flushed;
+  uint32_t warm;  // operations before the first sample; one at least
   uint32_t samples;
   uint32_t repeats;  // operations of a sample
   uint64_t bytes;
@@ -51,6 +52,7 @@ struct alignas(kCacheLine) Control {
   std::atomic<uint32_t> turn;  // counts commands; a futex
   std::atomic<uint32_t> finished;
   std::atomic<uint32_t> wrong;  // ranks that found a wrong result
+  uint32_t hosts;               // that the ranks are spread over, the first ones on the first
   Command command;
   alignas(kCacheLine) std::atomic<uint32_t> arrived;
   int64_t start_ns[kMaxSamples][kMaxRanks];
@@ -85,12 +87,23 @@ inline int64_t now_ns() {
   return time.tv_sec * int64_t{1'000'000'000} + time.tv_nsec;
 }
 
-// Rank r on core r mod cores, for every competitor: what placement gains or costs is the same for all.
-inline void pin(int rank) {
+inline int core_count() { return static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)); }
+
+inline void pin_to(int first_core, int cores) {
   cpu_set_t set;
   CPU_ZERO(&set);
-  CPU_SET(static_cast<unsigned>(rank % static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN))), &set);
+  for (int i = 0; i < cores; ++i) CPU_SET(static_cast<unsigned>((first_core + i) % core_count()), &set);
   sched_setaffinity(0, sizeof set, &set);
+}
+
+// What placement gains or costs is the same for every competitor. On one host rank r has core r mod cores; of
+// several, each has its share of the cores, for whatever ranks it has.
+inline void pin(const Control& control, int rank, int ranks) {
+  const int hosts = static_cast<int>(control.hosts);
+  if (hosts <= 1) return pin_to(rank, 1);
+  const int host = rank * hosts / ranks;
+  const int first = host * core_count() / hosts;
+  pin_to(first, std::max(1, (host + 1) * core_count() / hosts - first));
 }
 
 inline void flush(const void* data, size_t bytes) {
@@ -129,10 +142,20 @@ class Participant {
  private:
   void meet() {
     const uint32_t wanted = ++meetings_ * static_cast<uint32_t>(ranks_);
-    control_.arrived.fetch_add(1);
-    const bool crowded = ranks_ > sysconf(_SC_NPROCESSORS_ONLN);
-    for (int spins = 0; control_.arrived.load() < wanted; ++spins)
-      if (crowded || spins > 100'000) sched_yield();
+    if (control_.arrived.fetch_add(1) + 1 == wanted) return futex_wake(control_.arrived);
+    // Who waits for long must not take time from those who still work, nor from what the kernel does for
+    // them.
+    constexpr int kYields = 1000;
+    const int spins = ranks_ > core_count() || control_.hosts > 1 ? 0 : 100'000;
+    for (int looks = 0;; ++looks) {
+      const uint32_t arrived = control_.arrived.load();
+      if (arrived >= wanted) return;
+      if (looks > spins + kYields) {
+        futex_wait(control_.arrived, arrived);
+      } else if (looks > spins) {
+        sched_yield();
+      }
+    }
   }
 
   void fresh(float* data, size_t count, uint32_t round) const {
@@ -175,7 +198,7 @@ class Participant {
       fresh(in, in_count, ++round);
       library.run(command.op, in, out, small);
     };
-    for (int warm = 0; warm < 2; ++warm) once();
+    for (uint32_t warm = 0; warm < command.warm; ++warm) once();
     if (command.op != Op::kBarrier && !is_right(command, out, in_count, out_count, round))
       control_.wrong.fetch_add(1);
     for (uint32_t sample = 0; sample < command.samples; ++sample) {

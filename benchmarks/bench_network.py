@@ -1,0 +1,247 @@
+"""Collectives between two hosts: network namespaces joined by a veth pair, as fast as it goes and throttled on both ends;
+one and two ranks on each host. Beside Open MPI over TCP, MPICH over UCX's TCP and, where MUSTER_BENCH_TORCH names a Python
+that has torch, Gloo. The bound is a plain TCP stream of the bytes that must be moved (network.cpp); it takes turns with the
+others. And what it gains a training to reduce its gradients in buckets, while the rest is computed.
+
+It makes a sandbox for itself, so it needs root or user namespaces; where it cannot have them one row says so."""
+import json
+import os
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from torch_python import TORCH
+
+TOP = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(TOP / "tests" / "support"), str(TOP / "scripts")]
+from jobs import STEP_LINE, Job, wait_until  # noqa: E402
+from namespaces import add_host, furnish_sandbox, ip, run, sandbox_command, throttle, unthrottle  # noqa: E402
+
+KIB, MIB = 1 << 10, 1 << 20
+HOSTS = ("a", "b")
+ADDRESSES = {"a": "10.78.0.1", "b": "10.78.0.2"}
+DEVICE = "eth"
+# A burst of some tens of packets: larger ones make short messages look faster than the link, smaller ones than what the
+# stack hands over at once cost the link part of its rate.
+LINKS = {"1 Gbit/s": ("1gbit", "64kb"), "unthrottled": None, "100 Mbit/s": ("100mbit", "16kb")}
+QUEUE_LATENCY = "50ms"
+# As wide as Linux leaves it, whatever this machine is set to; and the one congestion control that every namespace may choose
+# and that has no clock of its own: with BBR, which some machines are set to, exchanges of both directions wait for probes.
+TCP = {"tcp_congestion_control": "reno", "tcp_rmem": "4096 131072 6291456", "tcp_wmem": "4096 16384 4194304",
+       "tcp_limit_output_bytes": "262144"}
+PATIENCE = 60
+# As a launch agent of an MPI: starts a command on the host whose address it is given, under a name that differs from the
+# other's, since MPIs take hosts of one name for one host.
+AGENT = """#!/bin/sh
+case $1 in -*) shift ;; esac
+address=$1; shift
+case $address in {a}) host=a ;; *) host=b ;; esac
+exec unshare --uts sh -c "hostname $host; exec ip netns exec $host sh -c '$*'"
+"""
+
+
+def network(build, rounds):
+    command = sandbox_command()
+    if isinstance(command, str):
+        yield row("two hosts", "", None, None, {"not measured: " + command: None})
+        return
+    inside = subprocess.Popen([*command, sys.executable, __file__, str(build.resolve()), str(rounds), TORCH or ""], stdout=subprocess.PIPE,
+                              text=True)
+    for line in inside.stdout:
+        yield json.loads(line)
+    if inside.wait() != 0:
+        raise RuntimeError(f"the benchmark in the sandbox ended with {inside.returncode}")
+
+
+def row(case, metric, ours, bound, peers, unit="ms"):
+    """`peers`: name → value. The best one counts, and all are told."""
+    known = {name: value for name, value in peers.items() if value is not None}
+    best = min(known, key=known.get) if known else next(iter(peers), None)
+    value = known.get(best)
+    return {"bench": "network", "case": case, "metric": metric, "unit": unit, "ours": rounded(ours), "peer": best,
+            "peer_value": rounded(value), "ratio": round(value / ours, 2) if value else None, "bound": rounded(bound),
+            "of_bound": round(bound / ours, 3) if bound else None,
+            "peers": {name: rounded(value) for name, value in known.items()}}
+
+
+def rounded(value):
+    return None if value is None else float(f"{value:.4g}")
+
+
+# ---- the hosts
+
+def join_hosts():
+    furnish_sandbox()
+    for host in HOSTS:
+        add_host(host)
+    ip("link", "add", DEVICE, "netns", "a", "type", "veth", "peer", "name", DEVICE, "netns", "b")
+    for number, host in enumerate(HOSTS):
+        for name, value in TCP.items():
+            run("ip", "netns", "exec", host, "sysctl", "-q", "-w", f"net.ipv4.{name}={value}")
+        ip("-n", host, "addr", "add", f"{ADDRESSES[host]}/24", "dev", DEVICE)
+        # A veth hands packets to the core that sends, and a token bucket sends from whatever core its timer fires on: they
+        # would arrive out of order, which TCP takes for a loss. A host's cores take what it is sent, as if they were its own.
+        run("ip", "netns", "exec", host, "sh", "-c", f"echo {cores_of(number)} > /sys/class/net/{DEVICE}/queues/rx-0/rps_cpus")
+        ip("-n", host, "link", "set", DEVICE, "up")
+    for host in HOSTS:  # the kernel takes a moment to find the carrier, and UCX leaves out a device without
+        wait_until(lambda: "NO-CARRIER" not in link_state(host), PATIENCE, "the link")
+
+
+def cores_of(number):
+    """The mask of a host's share of the cores; pin() in turns.h gives its ranks the same."""
+    cores = os.cpu_count()
+    first, last = number * cores // len(HOSTS), (number + 1) * cores // len(HOSTS)
+    return f"{sum(1 << core % cores for core in range(first, max(last, first + 1))):x}"
+
+
+def link_state(host):
+    return subprocess.run(["ip", "-n", host, "link", "show", DEVICE], capture_output=True, text=True).stdout
+
+
+def set_link(limits):
+    """Both ways; None lifts the limit."""
+    for host in HOSTS:
+        if limits is not None:
+            throttle(host, DEVICE, *limits, QUEUE_LATENCY)
+        elif " tbf " in run("tc", "-n", host, "qdisc", "show", "dev", DEVICE):
+            unthrottle(host, DEVICE)
+
+
+# ---- collectives
+
+def cases_for(link):
+    sizes = [4 * KIB, 64 * KIB, MIB, 4 * MIB, 16 * MIB]
+    if link != "100 Mbit/s":  # there it would take a quarter of an hour, and say the same as 16 MiB
+        sizes.append(64 * MIB)
+    return [f"all_reduce:{size}" for size in sizes] + \
+           [f"{op}:{size}" for op in ("reduce_scatter", "all_gather", "broadcast") for size in (MIB, 16 * MIB)]
+
+
+def on_host(host, *words):
+    return shlex.join(["ip", "netns", "exec", host, *[str(word) for word in words]])
+
+
+def competitors(build, torch, ranks, folder):
+    """NAME=COMMAND of each, in any order."""
+    program = build / "bin" / "bench_network"
+    found = []
+    for rank in range(ranks):
+        host = HOSTS[rank * len(HOSTS) // ranks]
+        # UCX takes two namespaces of one machine for one host, and would meet the other on the loopback device.
+        found.append("muster=env UCX_NET_DEVICES=" + DEVICE + " " + on_host(host, program, "muster", rank, ranks))
+        found.append("link=" + on_host(host, program, "link", rank, ranks, ADDRESSES["b"]))
+        if torch:
+            gloo = [torch, Path(__file__).parent / "network_gloo.py", build / "lib" / "libbench_participant.so", rank, ranks,
+                    ADDRESSES["a"]]
+            found.append(f"Gloo=env OMP_NUM_THREADS=1 GLOO_SOCKET_IFNAME={DEVICE} " + on_host(host, *gloo))
+    agent = folder / "agent"
+    agent.write_text(AGENT.format(**ADDRESSES))
+    agent.chmod(0o755)
+    slots = ",".join(f"{address}:{ranks // len(HOSTS)}" for address in ADDRESSES.values())
+    mpis = {"openmpi": f"mpirun.openmpi --allow-run-as-root --oversubscribe --bind-to none --host {slots} -np {ranks} "
+                       f"--mca plm_rsh_agent {agent} --mca pml ob1 --mca btl tcp,self,vader --mca btl_tcp_if_include {DEVICE} "
+                       f"--mca oob_tcp_if_include {DEVICE}",
+            # With UCX's shared memory the two hosts would not need the link.
+            "mpich": f"mpirun.mpich -launcher ssh -launcher-exec {agent} -hosts {slots} -iface {DEVICE} -np {ranks} "
+                     f"-genv UCX_NET_DEVICES {DEVICE} -genv UCX_TLS tcp,self"}
+    for name, launch in mpis.items():
+        if (program := build / "bin" / f"bench_collectives_{name}").exists():
+            found.append(f"{name}=ip netns exec a {launch} {program}")
+    return found
+
+
+def play(build, torch, ranks, rounds, cases, folder):
+    """Milliseconds, by case and competitor."""
+    director = subprocess.Popen([str(build / "bin" / "bench_network"), "direct", str(ranks), str(rounds), *cases,
+                                 *competitors(build, torch, ranks, folder)], stdout=subprocess.PIPE, text=True,
+                                stdin=subprocess.DEVNULL)
+    times = {}
+    for line in director.stdout:
+        if not line.startswith('{"op"'):  # an MPI's own words
+            print(line, end="", file=sys.stderr)
+            continue
+        turn = json.loads(line)
+        if turn["wrong"]:
+            raise RuntimeError(f"{turn['competitor']} computed a wrong {turn['op']} of {turn['bytes']} B")
+        found = times.setdefault((turn["op"], turn["bytes"]), {}).setdefault(turn["competitor"], [])
+        found.extend(us / 1000 for us in turn["us"])
+    if director.wait() != 0:
+        raise RuntimeError(f"bench_network ended with {director.returncode}")
+    return times
+
+
+def size_text(size):
+    return f"{size // MIB} MiB" if size >= MIB else f"{size // KIB} KiB"
+
+
+def collectives_rows(build, torch, rounds, folder):
+    for link, limits in LINKS.items():
+        set_link(limits)
+        for ranks in (len(HOSTS), 2 * len(HOSTS)):
+            for (op, size), found in play(build, torch, ranks, rounds, cases_for(link), folder).items():
+                middle = {name: statistics.median(values) for name, values in found.items()}
+                ours, bound = middle.pop("muster"), middle.pop("link")
+                yield row(f"{op} {size_text(size)}, 2 hosts × {ranks // len(HOSTS)}, {link}", "latency", ours, bound, middle)
+    if not torch:
+        yield row("2 hosts", "latency", None, None, {"Gloo: not measured (MUSTER_BENCH_TORCH)": None})
+
+
+# ---- a training
+
+TRAINED_LINK = "100 Mbit/s"
+STEPS, SKIPPED = 8, 2  # the first steps also find out how fast the machine is
+SEQUENCES, CONTEXT = 8, 64
+# 12 MiB of gradients, and one microbatch for each rank, whose backward pass takes about as long as the link for them.
+MODEL = ["--layers", 4, "--width", 256, "--heads", 4, "--context", CONTEXT, "--sequences", SEQUENCES, "--microbatches", 2,
+         "--lanes", 2, "--steps", STEPS, "--report-every", 1, "--sample-bytes", 1]
+BUCKET_KIB, WHOLE_KIB = 1024, 1 << 20
+
+
+def step_ms(build, bucket_kib):
+    """Of a training on both hosts, the median."""
+    job = Job(build, "bench")
+    try:
+        for host in HOSTS:
+            job.start(host, 1, [build / "bin" / "gpt", *MODEL, "--bucket-kib", bucket_kib], nodes="2:2",
+                      env={"UCX_NET_DEVICES": DEVICE, "OMP_NUM_THREADS": "1"}, extra=["--quiet"],
+                      rdzv=f"{ADDRESSES['a']}:{job.port}", prefix=["ip", "netns", "exec", host])
+            if host == "a":
+                wait_until(lambda: any(event["event"] == "node joined" for event in job.agents[0].events()), PATIENCE, "the store")
+        for agent in job.agents:
+            if (code := agent.wait(2 * PATIENCE)) != 0:
+                raise RuntimeError(f"the training ended with {code}:\n" + "\n".join(agent.lines[-20:]))
+        bytes_of_step = 2 * SEQUENCES * CONTEXT
+        steps = [found for agent in job.agents for line in agent.lines if (found := STEP_LINE.search(line))]
+        return statistics.median(1000 * bytes_of_step / int(found[8]) for found in steps[SKIPPED:])
+    finally:
+        job.close()
+
+
+def training_row(build, rounds):
+    set_link(LINKS[TRAINED_LINK])
+    times = {BUCKET_KIB: [], WHOLE_KIB: []}
+    for number in range(rounds):
+        for bucket in sorted(times, reverse=number % 2 == 1):
+            times[bucket].append(step_ms(build, bucket))
+    ours, whole = (statistics.median(times[bucket]) for bucket in (BUCKET_KIB, WHOLE_KIB))
+    return row(f"gpt step, overlapped vs not, 2 hosts × 1, {TRAINED_LINK}", "step", ours, None, {"one bucket": whole})
+
+
+def main():
+    build, rounds, torch = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    join_hosts()
+    folder = Path(tempfile.mkdtemp(prefix="muster-bench-"))
+    try:
+        for one in collectives_rows(build, torch, rounds, folder):
+            print(json.dumps(one), flush=True)
+        print(json.dumps(training_row(build, rounds)), flush=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
