@@ -51,10 +51,13 @@ def network(build, rounds):
         return
     inside = subprocess.Popen([*command, sys.executable, __file__, str(build.resolve()), str(rounds), TORCH or ""], stdout=subprocess.PIPE,
                               text=True)
-    for line in inside.stdout:
-        yield json.loads(line)
-    if inside.wait() != 0:
-        raise RuntimeError(f"the benchmark in the sandbox ended with {inside.returncode}")
+    try:
+        for line in inside.stdout:
+            yield json.loads(line)
+        if inside.wait() != 0:
+            raise RuntimeError(f"the benchmark in the sandbox ended with {inside.returncode}")
+    finally:
+        inside.kill()  # unshare ignores SIGTERM, and takes all that is in the sandbox with it
 
 
 def row(case, metric, ours, bound, peers, unit="ms"):
