@@ -301,11 +301,20 @@ void World::check_rescue(size_t collector, const RescueOver& over) {
     const bool there = process.agent == collector || side.peers.contains(process.agent);
     if (!there || !process.alive || process.evictable || !process.core->frozen()) continue;
     if (process.writing || is_newcomer(*process.core) || process.core->version() == kNoVersion) continue;
+    if (is_saved(process)) continue;  // by an earlier rescue: it came to this one when all was decided
     newest = std::max(newest, held);
   }
   expect(saved >= newest || over.version >= newest.second,
          "the rescue saved version " + std::to_string(over.version) + ", and version " +
              std::to_string(newest.second) + " was among those who were asked: " + over.why);
+}
+
+bool World::is_saved(const Process& process) const {
+  const std::pair held{process.state_in.counter, process.core->version()};
+  if (held.second == restored_at) return true;  // what the run began with
+  return std::any_of(folder.begin(), folder.end(), [&](const auto& entry) {
+    return covers(entry.second, held, process.core->view().lineage);
+  });
 }
 
 // 12: a node that ends because the leader is lost has had its workers' state saved, or a newer one.
@@ -323,10 +332,8 @@ void World::check_saved_before_end(const Agent& agent) {
       return record.rescue && record.version == held.second && (record.write_failed || late);
     });
     if (could_not) continue;
-    const bool saved = std::any_of(folder.begin(), folder.end(), [&](const auto& entry) {
-      return covers(entry.second, held, process.core->view().lineage);
-    });
-    expect(saved, named(id) + " ends with version " + std::to_string(held.second) + ", which is not saved");
+    expect(is_saved(process),
+           named(id) + " ends with version " + std::to_string(held.second) + ", which is not saved");
   }
 }
 
