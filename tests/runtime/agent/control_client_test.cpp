@@ -54,9 +54,13 @@ class Solo {
     return changed_.wait_for(lock, std::chrono::seconds(20), [&] { return condition(*core_); });
   }
 
+  // The first one waits for the leader's word that the view's base is the same everywhere.
   bool step() {
+    if (!until([](MemberCore& core) {
+          return core.open_update(core.view().generation, core.version()).granted;
+        }))
+      return false;
     const std::lock_guard lock(mutex_);
-    if (!core_->open_update(core_->view().generation, core_->version()).granted) return false;
     act(core_->update_closed(now()));
     return true;
   }
