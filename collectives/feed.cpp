@@ -68,9 +68,9 @@ FeedSource::~FeedSource() {
   }
 }
 
-void FeedSource::add(ByteSpan contact, bool same_node) {
+void FeedSource::add(ByteSpan contact) {
   Receiver& receiver = receivers_.emplace_back();
-  if (same_node && open_reader(contact, receiver).ok()) return;
+  if (open_reader(contact, receiver).ok()) return;
   auto peer = endpoint_.peer(contact);
   if (peer.ok()) {
     receiver.peer = *peer;

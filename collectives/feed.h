@@ -1,5 +1,5 @@
 // Many bytes from one process to several others at once, as the state goes to members that are behind: to
-// those on its node through a ring in shared memory, to the others over the transport.
+// those on its machine through a ring in shared memory, to the others over the transport.
 //
 // Both sides name the same items in the same order: notes, which are small, and runs of bytes. A run is worth
 // beginning to work on before it is whole, so both sides see it go by.
@@ -33,8 +33,9 @@ class FeedSource {
   FeedSource(const FeedSource&) = delete;
   FeedSource& operator=(const FeedSource&) = delete;
 
-  // REQUIRES: before the first item. `same_node`: worth trying shared memory.
-  void add(ByteSpan contact, bool same_node);
+  // REQUIRES: before the first item. Shared memory is tried first: whether a process is on this machine, its
+  // socket tells, whatever nodes the two count to.
+  void add(ByteSpan contact);
 
   void note(ByteSpan bytes);  // at most kNoteBytesMax
   // The memory must keep its contents until finish() returns, or the end of this object.

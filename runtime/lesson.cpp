@@ -110,7 +110,7 @@ Status Teacher::send_state(Lesson& lesson) {
   const Instant deadline = now() + transfer_timeout(copy->size(), limits_.item_timeout);
   // Nobody else waits for this feed, so a slow learner has its time.
   FeedSource feed(endpoint_, lesson_tag(lesson.teach.lesson, kFeedItem), deadline, limits_.item_timeout);
-  feed.add(lesson.teach.learner.contact, true);
+  feed.add(lesson.teach.learner.contact);
   feed.note(bytes_of(LessonHeader{lesson.state_version, copy->size()}));
   DigestStream digest;
   feed.run({*copy}, [&](ByteSpan bytes) { digest.add(bytes); });

@@ -49,14 +49,12 @@ Status StateTransfer::run(const control::Install& install, std::vector<control::
 // Under a read lease until all is delivered, since it is sent from the program's own memory. That stalls
 // nobody: no permit is given between the reports for a view and its Go, which waits for this.
 Status StateTransfer::give(const control::Install& install, std::vector<control::MemberId>& suspects) {
-  const control::NodeId node = member_of(install.view, self).node;
   FeedSource feed(endpoint, transfer_tag(install.view.generation), deadline);
   std::vector<control::MemberId> targets;
   for (const control::Transfer& one : install.transfers) {
     if (one.source != self) continue;
-    const control::Member& target = member_of(install.view, one.target);
     targets.push_back(one.target);
-    feed.add(target.contact, target.node == node);
+    feed.add(member_of(install.view, one.target).contact);
   }
   if (targets.empty()) return ok();
   MUSTER_TRY(state.acquire_read(deadline));

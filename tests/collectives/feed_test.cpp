@@ -45,8 +45,8 @@ TEST_F(FeedOnNode, AReceiverThatDoesNotMoveIsGivenUpAndTheOthersGetAll) {
   Status taken = ok();
   std::thread target([&] { taken = take(*good, bytes); });
   FeedSource feed(*source, kTag, now() + 20 * kSecond, 2 * kSecond);
-  feed.add(other->contact(), true);
-  feed.add(good->contact(), true);
+  feed.add(other->contact());
+  feed.add(good->contact());
   give(feed);
   const std::vector<Status> ends = feed.finish();
   target.join();
@@ -60,7 +60,7 @@ TEST_F(FeedOnNode, AReceiverThatDoesNotMoveIsGivenUpAndTheOthersGetAll) {
 
 TEST_F(FeedOnNode, WhoIsGivenUpHearsOfIt) {
   FeedSource feed(*source, kTag, now() + 20 * kSecond, 100 * kMillisecond);
-  feed.add(good->contact(), true);
+  feed.add(good->contact());
   auto late = good->await_handover(source->contact(), kTag, {}, now() + 20 * kSecond);
   ASSERT_TRUE(late);
   EXPECT_FALSE(feed.finish()[0].ok());
@@ -75,7 +75,7 @@ TEST_F(FeedOnNode, WhoIsGivenUpHearsOfIt) {
 TEST_F(FeedOnNode, WhatNobodyClaimsEndsWithItsSource) {
   {
     FeedSource feed(*source, kTag, now() + 20 * kSecond, 10 * kMillisecond);
-    feed.add(other->contact(), true);
+    feed.add(other->contact());
     EXPECT_FALSE(feed.finish()[0].ok());
   }
   std::this_thread::sleep_for(std::chrono::milliseconds(300));  // the other hears of the connection's end
@@ -101,7 +101,7 @@ TEST_F(FeedOnNode, AWaitInTheMiddleEndsWhenTheReceiverCloses) {
   Status taken = ok();
   std::thread target([&] { taken = take(*good, bytes, [&] { return closing.load(); }); });
   FeedSource feed(*source, kTag, now() + 20 * kSecond);
-  feed.add(good->contact(), true);
+  feed.add(good->contact());
   feed.note(bytes_of(uint64_t{kBytes.size()}));
   EXPECT_TRUE(feed.finish()[0].ok()) << "the receiver has begun, and waits for bytes";
   closing = true;
@@ -117,7 +117,7 @@ TEST_F(FeedOnNode, AReceiverThatLeavesInTheMiddleIsNoticedAtOnce) {
     EXPECT_TRUE(feed.note({reinterpret_cast<std::byte*>(&size), sizeof size}).ok());
   });
   FeedSource feed(*source, kTag, now() + 20 * kSecond);
-  feed.add(good->contact(), true);
+  feed.add(good->contact());
   const Instant begin = now();
   give(feed);
   const std::vector<Status> ends = feed.finish();

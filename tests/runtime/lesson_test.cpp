@@ -73,7 +73,7 @@ class LessonTest : public ::testing::TestWithParam<bool> {
   // The beginning of a lesson by somebody who is no Teacher.
   std::unique_ptr<FeedSource> feed() {
     auto made = std::make_unique<FeedSource>(*old.endpoint, lesson_tag(kLesson, kFeedItem), now() + kSoon);
-    made->add(young.endpoint->contact(), true);
+    made->add(young.endpoint->contact());
     made->note(bytes_of(LessonHeader{7, kFloats * sizeof(float)}));
     return made;
   }

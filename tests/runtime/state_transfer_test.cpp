@@ -217,6 +217,7 @@ class OverEachWay : public ::testing::TestWithParam<Way> {
 
   EndpointOptions options(Way way) {
     EndpointOptions made;
+    made.shared_memory = way == Way::kNode || way == Way::kNodeAlone;
     if (way == Way::kUcx) {
       made.transport = open_ucx().value();
     } else if (way != Way::kNodeAlone) {
@@ -224,16 +225,17 @@ class OverEachWay : public ::testing::TestWithParam<Way> {
     }
     return made;
   }
-  // Member 1 holds version 5, the others get it. On a way between nodes each is on its own.
-  void open(const std::vector<size_t>& floats, int targets) {
+  // Member 1 holds version 5, the others get it. `apart`: a target that shares no memory with them.
+  void open(const std::vector<size_t>& floats, int targets, int apart = 0) {
     const Way way = GetParam();
     install.view.generation = {77, 2};
     install.view.base = 5;
     for (int i = 0; i <= targets; ++i) {
-      holders.push_back(std::make_unique<Holder>(floats, i == 0 ? 5.0F : 4.0F, options(way)));
+      EndpointOptions its = options(way);
+      its.shared_memory = its.shared_memory && (i == 0 || i != apart);
+      holders.push_back(std::make_unique<Holder>(floats, i == 0 ? 5.0F : 4.0F, std::move(its)));
       control::Member member;
       member.id = kSource + static_cast<control::MemberId>(i);
-      member.node = way == Way::kNode || way == Way::kNodeAlone ? 1 : 1 + static_cast<control::NodeId>(i);
       member.contact = holders.back()->endpoint->contact();
       install.view.members.push_back(std::move(member));
       if (i > 0) install.transfers.push_back({kSource, kSource + static_cast<control::MemberId>(i)});
@@ -289,7 +291,7 @@ class OverEachWay : public ::testing::TestWithParam<Way> {
     // What is refused at its header nobody receives, which a transport may wait for.
     FeedSource feed(*holders[0]->endpoint, transfer_tag(install.view.generation), now() + 2 * kSecond);
     const auto& members = install.view.members;
-    feed.add(members[1].contact, members[1].node == members[0].node);
+    feed.add(members[1].contact);
     feed.note(bytes_of(story.header));
     feed.run(story.contents, [](ByteSpan) {});
     feed.note(bytes_of(story.trailer));
@@ -374,7 +376,7 @@ TEST_P(OverEachWay, ASourceThatEndsInTheMiddleIsSuspected) {
   {
     FeedSource feed(*holders[0]->endpoint, transfer_tag(install.view.generation), now() + 5 * kSecond);
     const auto& members = install.view.members;
-    feed.add(members[1].contact, members[1].node == members[0].node);
+    feed.add(members[1].contact);
     feed.note(bytes_of(truth().header));
     const std::vector<ByteSpan> contents = truth().contents;
     feed.run({contents[0], contents[1].first((2 << 20) - contents[0].size())}, [](ByteSpan) {});
@@ -393,8 +395,7 @@ INSTANTIATE_TEST_SUITE_P(Ways, OverEachWay,
 using BothWays = OverEachWay;
 
 TEST_P(BothWays, OneSourceServesItsNodeAndAnother) {
-  open({3, kMany}, 3);
-  install.view.members[2].node = 2;
+  open({3, kMany}, 3, 2);
   expect_all_arrived();
 }
 
