@@ -137,14 +137,16 @@ class World {
       report.generation = report.installed = agree->generation;
       report.attempt = agree->attempt;
       report.version = 10;
-      report.digest = Digest{1, 2};
       reply(report);
     } else if (const auto* install = std::get_if<Install>(&send.envelope.message)) {
       base_ = install->view.base;
       reply(Ready{install->view.generation, install->attempt});
-    } else if (const auto* go = std::get_if<Go>(&send.envelope.message);
-               go != nullptr && base_ == kNoVersion) {
-      reply(Started{go->generation, 10, Digest{1, 2}, {}});
+    } else if (const auto* go = std::get_if<Go>(&send.envelope.message); go != nullptr) {
+      if (base_ == kNoVersion) {
+        reply(Started{go->generation, 10, Digest{1, 2}, {}});
+      } else {
+        reply(BaseDigest{go->generation, Digest{1, 2}});
+      }
     }
   }
 
