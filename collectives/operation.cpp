@@ -176,13 +176,13 @@ uint64_t part_elements(const CollectiveOperation& operation, int ranks) {
   // Of a part each rank owns some full messages, so that parts do not make messages shorter.
   constexpr uint64_t kOwnedBytes = 512 * 1024;
   const Signature& signature = operation.signature;
-  // Element i of the output depends on the elements i of the inputs only.
+  // Element i of the output depends on the elements i of the inputs only. A broadcast's root waits for
+  // nobody: it would copy all parts into messages, one after the other, before the first has left.
   const bool can_be_cut = signature.kind == Collective::kAllReduce ||
                           signature.kind == Collective::kCanonicalAllReduce ||
-                          signature.kind == Collective::kReduce || signature.kind == Collective::kBroadcast;
+                          signature.kind == Collective::kReduce;
   if (!can_be_cut) return signature.count;
-  const uint64_t owners = signature.kind == Collective::kBroadcast ? 1 : static_cast<uint64_t>(ranks);
-  return std::min(signature.count, owners * kOwnedBytes / operation.element());
+  return std::min(signature.count, static_cast<uint64_t>(ranks) * kOwnedBytes / operation.element());
 }
 
 }  // namespace muster

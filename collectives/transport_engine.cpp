@@ -20,10 +20,11 @@ constexpr size_t kWindow = 16;
 constexpr uint64_t kFoldElements = 128 * 1024;
 // Operations of a group that move at once; later ones wait for their turn.
 constexpr size_t kConcurrent = 8;
-// Parts of an operation that move at once, and the bits of a tag that tell them apart. Parts that share a tag
-// are taken in turn by both sides.
+// Parts of an operation that move at once, which share its window, and the bits of a tag that tell them
+// apart: no part begins while one with its tag moves.
 constexpr size_t kPartsAtOnce = 4;
 constexpr int kPartBits = 6;
+constexpr uint64_t kPartTags = uint64_t{1} << kPartBits;
 
 enum class ControlKind : uint32_t { kFailure = 1, kInquire = 2, kState = 3, kLeave = 4 };
 
@@ -47,9 +48,11 @@ class TransportEngine;
 // One part of an operation on its way through its schedule: elements from `offset` on.
 class ScheduleRun final : public TransferOwner {
  public:
+  // `window`: messages posted at once.
   ScheduleRun(TransportEngine& engine, CollectivePtr operation, Schedule schedule, uint64_t part,
-              uint64_t offset);
+              uint64_t offset, size_t window);
 
+  uint64_t part() const { return part_; }
   size_t advance();
   bool finished() const { return round_ == schedule_.rounds.size(); }
   void abandon();
@@ -95,6 +98,7 @@ class ScheduleRun final : public TransferOwner {
   Schedule schedule_;
   const uint64_t part_;
   const uint64_t offset_;
+  const size_t window_;
   const std::unique_ptr<std::byte[]> scratch_;  // not zeroed: that costs as much as a fold
   size_t round_ = 0;
   bool started_ = false;
@@ -118,6 +122,7 @@ class OperationRun final {
   std::set<int> waits_for() const;
 
  private:
+  bool may_start_next() const;
   void start_next();
 
   TransportEngine& engine_;
@@ -353,16 +358,22 @@ OperationRun::OperationRun(TransportEngine& engine, CollectivePtr operation)
       part_count_(std::max<uint64_t>(1, part_elements(*operation_, engine.group().size()))),
       parts_(std::max<uint64_t>(1, (operation_->signature.count + part_count_ - 1) / part_count_)) {}
 
+bool OperationRun::may_start_next() const {
+  const bool has_tag = moving_.empty() || next_ < moving_.front()->part() + kPartTags;
+  return next_ < parts_ && moving_.size() < kPartsAtOnce && has_tag;
+}
+
 void OperationRun::start_next() {
   const uint64_t offset = next_ * part_count_;
   const uint64_t count = std::min(part_count_, operation_->signature.count - offset);
-  moving_.push_back(std::make_unique<ScheduleRun>(engine_, operation_,
-                                                  engine_.schedule_for(*operation_, count), next_++, offset));
+  const size_t window = parts_ > 1 ? kWindow / kPartsAtOnce : kWindow;
+  moving_.push_back(std::make_unique<ScheduleRun>(
+      engine_, operation_, engine_.schedule_for(*operation_, count), next_++, offset, window));
 }
 
 size_t OperationRun::advance() {
   size_t moved = 0;
-  while (moving_.size() < kPartsAtOnce && next_ < parts_) start_next();
+  while (may_start_next()) start_next();
   for (size_t i = 0; i < moving_.size();) {
     moved += moving_[i]->advance();
     if (engine_.group().failed()) return moved + 1;
@@ -372,7 +383,7 @@ size_t OperationRun::advance() {
     }
     moving_[i]->abandon();
     moving_.erase(moving_.begin() + static_cast<std::ptrdiff_t>(i));
-    if (next_ < parts_) start_next();
+    if (may_start_next()) start_next();
   }
   return moved;
 }
@@ -388,12 +399,13 @@ std::set<int> OperationRun::waits_for() const {
 }
 
 ScheduleRun::ScheduleRun(TransportEngine& engine, CollectivePtr operation, Schedule schedule, uint64_t part,
-                         uint64_t offset)
+                         uint64_t offset, size_t window)
     : engine_(engine),
       operation_(std::move(operation)),
       schedule_(std::move(schedule)),
       part_(part),
       offset_(offset),
+      window_(window),
       scratch_(std::make_unique_for_overwrite<std::byte[]>(schedule_.scratch_count * operation_->element())),
       sent_(static_cast<size_t>(engine.group().size()), 0),
       received_(static_cast<size_t>(engine.group().size()), 0) {}
@@ -413,7 +425,7 @@ std::byte* ScheduleRun::address(const Region& region, uint64_t offset) const {
 }
 
 uint64_t ScheduleRun::tag_from(int source) const {
-  const uint64_t part = part_ & ((uint64_t{1} << kPartBits) - 1);
+  const uint64_t part = part_ % kPartTags;
   return group_tag(TagKind::kCollective, engine_.group().generation(), source,
                    (operation_->signature.sequence << kPartBits) | part);
 }
@@ -450,7 +462,7 @@ Region ScheduleRun::next_part(Stream& stream) const {
 
 size_t ScheduleRun::post(std::vector<Stream>& streams, bool is_send) {
   size_t posted = 0;
-  const size_t window = streams.empty() ? 0 : std::max<size_t>(1, kWindow / streams.size());
+  const size_t window = streams.empty() ? 0 : std::max<size_t>(1, window_ / streams.size());
   for (size_t i = 0; i < streams.size(); ++i) {
     while (!streams[i].posted_all() && streams[i].in_flight < window) {
       const Region part = next_part(streams[i]);

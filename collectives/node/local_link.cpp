@@ -94,7 +94,7 @@ Received receive_greeting(int fd, Greeting& greeting) {
   const ssize_t got = recvmsg(fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return Received::kNothingYet;
   size_t taken = 0;
-  for (cmsghdr* header = CMSG_FIRSTHDR(&message); got > 0 && header != nullptr;
+  for (cmsghdr* header = CMSG_FIRSTHDR(&message); got >= 0 && header != nullptr;
        header = CMSG_NXTHDR(&message, header)) {
     if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
     const size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
@@ -195,9 +195,9 @@ void LocalListener::read_hello(int fd) {
   if (received == Received::kBroken) return;
   if (HandoverHello hello; greeting.read(hello)) {
     if (hello.nonce != nonce_ || !greeting.descriptors[0]) return;
-    core_->watch_end(fd, this);
     handovers_.push_back(
         {hello.sender, hello.tag, {std::move(connection), std::move(greeting.descriptors[0])}});
+    core_->watch_end(fd, this);
     return;
   }
   Hello hello;
@@ -332,6 +332,9 @@ Result<UniqueFd> hand_over(const Contact& contact, uint64_t sender, uint64_t tag
   UniqueFd fd = connect_to(contact.local_socket);
   const HandoverHello hello{HandoverHello::kMagic, 0, contact.nonce, sender, tag};
   const int fds[] = {memory};
+  // The listener refuses other users without a word: both sides have to choose the same way.
+  if (fd && !same_user(fd.get()))
+    return Error{ErrorCode::kEnvironment, "the peer's process belongs to another user"};
   if (fd && send_greeting(fd.get(), bytes_of(hello), fds)) return fd;
   return Error{ErrorCode::kEnvironment,
                std::string("the peer is not reached on this node: ") + strerror(errno)};

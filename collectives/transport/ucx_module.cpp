@@ -15,7 +15,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <unordered_map>
@@ -147,9 +146,6 @@ ucs_status_t init_context(muster_ucx_worker* worker, const muster_ucx_config& op
   status = ucp_config_modify(config, "TLS", options.transports);
   ucp_config_modify(config, "KEEPALIVE_INTERVAL", keepalive);
   ucp_config_modify(config, "TCP_CONN_NB", "y");  // else a connect to a host that is down blocks progress
-  // Over TCP a rendezvous saves no copy, and each costs a round trip behind the data that already waits.
-  const bool only_tcp = std::strcmp(options.transports, "tcp,self") == 0;
-  if (only_tcp && std::getenv("UCX_RNDV_THRESH") == nullptr) ucp_config_modify(config, "RNDV_THRESH", "inf");
   ucp_params_t params{};
   params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED | UCP_PARAM_FIELD_NAME;
   params.features = UCP_FEATURE_TAG | UCP_FEATURE_WAKEUP;

@@ -480,7 +480,7 @@ TEST(Parts, OfALargeOperationArriveWhereTheyBelong) {
   constexpr size_t kPartOfOne = 512 * 1024 / sizeof(float);
   run_world(Medium::kInProcess, 2, [](Member& member) {
     test_row(member,
-             {What::kBroadcast, DType::kFloat32, ReduceOp::kSum, 70 * kPartOfOne + 5, 0, false, false});
+             {What::kAllReduce, DType::kFloat32, ReduceOp::kSum, 70 * 2 * kPartOfOne + 5, 0, false, false});
   });
   for (const std::vector<uint64_t>& nodes : {std::vector<uint64_t>{7, 7, 7}, {7, 7, 8, 8}}) {
     run_world(Medium::kInProcess, static_cast<int>(nodes.size()),
