@@ -245,7 +245,8 @@ typedef struct muster_run_info {
   int32_t world_size;
   int32_t node_count;
   int32_t learner;           /* 1 while this process catches up and computes no microbatch */
-  double save_stall_seconds; /* time that updates were made to wait for staging, in total */
+  double save_stall_seconds; /* time that updates were made to wait for staging, or for the digest of a new
+                                view's state, in total */
 } muster_run_info;
 MUSTER_API muster_status muster_run_get_info(const muster_run* run, muster_run_info* info);
 

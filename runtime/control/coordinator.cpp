@@ -93,8 +93,8 @@ uint32_t Coordinator::State::nodes_able() const {
 
 void Coordinator::State::settle() {
   if (phase == Phase::kEnded) return settle_end();
-  check_leaving();
   check_base();
+  check_leaving();
   if (losses_pending) settle_losses();
   if (phase == Phase::kForming) settle_forming();
   if (phase == Phase::kAgreeing) check_agreement();

@@ -70,8 +70,10 @@ struct BaseVerdict {
   std::vector<MemberId> wrong;  // newcomers and members that fetched the base: theirs is another state
   bool disputed = false;  // those who held it before the view do not agree, or the only one stands alone
 };
-// Rule 5: `digests` of the state at a view's base; `holders` held it before the view, and vouch for it.
-BaseVerdict judge_base(const std::map<MemberId, Digest>& digests, const std::set<MemberId>& holders);
+// Rule 5: `digests` of the state at a view's base; `holders` held it before the view, and vouch for it;
+// `fetched` got it from one of them as the view was formed. The others have learnt it.
+BaseVerdict judge_base(const std::map<MemberId, Digest>& digests, const std::set<MemberId>& holders,
+                       const std::set<MemberId>& fetched);
 
 struct LossDecision {
   enum Kind { kShrink, kWait, kFreeze, kEndRequeue } kind = kShrink;

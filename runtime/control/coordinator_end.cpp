@@ -38,6 +38,8 @@ void Coordinator::State::check_leaving() {
     code = *record.leaving;
     why = record.leaving_why;
   }
+  // A finished job's state is evaluated and exported: it is compared like any other (rule 5).
+  if (code == 0 && view.base != kNoVersion && !base_confirmed) return;
   end_job(code, why);
 }
 

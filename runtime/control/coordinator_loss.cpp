@@ -217,7 +217,8 @@ void Coordinator::State::check_progress() {
   std::vector<MemberId> hung;
   for (MemberId id : living_of(view)) {
     const bool entered = members.at(id).progressed_in == view.generation;
-    if (!entered || (!base_confirmed && !base_digests.contains(id))) hung.push_back(id);
+    const bool untold = view.base != kNoVersion && !base_confirmed && !base_digests.contains(id);
+    if (!entered || untold) hung.push_back(id);
   }
   if (hung.empty() || hangs > 3) return end_job(kExitRequeue, text + ", and every member answers");
   evict_members(hung, text + ", and it does not enter the view, or tell its state's digest");

@@ -95,8 +95,8 @@ void Coordinator::State::finish_boundary() {
   change.began = now;
   change.why = std::to_string(joined) + " join, " + std::to_string(drained) + " leave, at version " +
                std::to_string(boundary->version);
-  change.holders = boundary->arrived;
   plan_next(std::move(next), boundary->version);
+  change.holders = boundary->arrived;
   if (drained > 0 && std::exchange(hands_over, false)) stop_after_drain();
   store_next();
 }

@@ -147,6 +147,7 @@ struct Coordinator::State {
   Change change;
   std::set<MemberId> started;
   Digest start_state;                       // what the first of them started with
+  std::set<MemberId> vouchers;              // held the view's base before it, compared with each other's
   std::map<MemberId, Digest> base_digests;  // as said in this view
   bool base_confirmed = false;
   bool losses_pending = false;
@@ -264,6 +265,7 @@ struct Coordinator::State {
   void no_member_left();
   void conclude_agreement();
   void plan_next(std::vector<Member> next_members, Version base);
+  void leave_out_uncompared(BaseDecision& decision) const;
   void add_transfers(const BaseDecision& decision);
   void store_next();
   void next_is_stored();

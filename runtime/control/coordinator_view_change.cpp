@@ -156,6 +156,7 @@ void Coordinator::State::conclude_agreement() {
   }
   plan_next(std::move(next), decision.base);
   if (decision.base != kNoVersion) {
+    leave_out_uncompared(decision);
     add_transfers(decision);
     change.why += "; " + decision.why;
   }
@@ -176,6 +177,18 @@ void Coordinator::State::plan_next(std::vector<Member> next_members, Version bas
   if (base != kNoVersion) change.next.lineage = view.lineage;
   change.next.lineage.push_back({change.next.generation, base});
   change.transfers.clear();
+  change.holders.clear();
+}
+
+// Who learnt or fetched the base of a view that was never compared neither vouches for it nor hands it on, as
+// long as one lives who held it before.
+void Coordinator::State::leave_out_uncompared(BaseDecision& decision) const {
+  if (base_confirmed || decision.base != view.base) return;
+  std::vector<MemberId> holders;
+  for (MemberId id : decision.holders) {
+    if (vouchers.contains(id)) holders.push_back(id);
+  }
+  if (!holders.empty()) decision.holders = std::move(holders);
 }
 
 // Each laggard from a holder on its own node where there is one; else the holders take turns.
@@ -236,6 +249,7 @@ void Coordinator::State::install() {
   phase_deadline = now + limits.ready_timeout;
   change.attempt = ++attempts;
   committed = false;
+  vouchers = change.holders;
   base_digests.clear();
   base_confirmed = false;
   boundary.reset();
@@ -323,7 +337,9 @@ void Coordinator::State::check_base() {
   for (MemberId id : living_of(view)) {
     if (!base_digests.contains(id)) return;
   }
-  const BaseVerdict verdict = judge_base(base_digests, change.holders);
+  std::set<MemberId> fetched;
+  for (const Transfer& transfer : change.transfers) fetched.insert(transfer.target);
+  const BaseVerdict verdict = judge_base(base_digests, vouchers, fetched);
   if (verdict.disputed) {
     return end_job(kExitFailed, "the members hold different states of version " + std::to_string(view.base) +
                                     ": " + sides_of_base());

@@ -42,23 +42,27 @@ BaseDecision decide_base(const std::vector<std::pair<MemberId, Report>>& reports
   return decision;
 }
 
-BaseVerdict judge_base(const std::map<MemberId, Digest>& digests, const std::set<MemberId>& holders) {
+BaseVerdict judge_base(const std::map<MemberId, Digest>& digests, const std::set<MemberId>& holders,
+                       const std::set<MemberId>& fetched) {
   std::map<Digest, std::vector<MemberId>> all, vouching;
   for (const auto& [id, digest] : digests) {
     all[digest].push_back(id);
     if (holders.contains(id) || holders.empty()) vouching[digest].push_back(id);
   }
   if (all.size() < 2) return {};
-  // One that alone vouches, against several who have the same of it: it changed after it had sent it, or it
-  // did not.
-  const bool outvoted = vouching.size() == 1 && all.at(vouching.begin()->first).size() == 1 &&
-                        all.size() == 2 && digests.size() > 2;
   BaseVerdict verdict;
-  verdict.disputed = vouching.size() != 1 || outvoted;
+  verdict.disputed = vouching.size() != 1;
   if (verdict.disputed) return verdict;
+  const Digest right = vouching.begin()->first;
   for (const auto& [id, digest] : digests) {
-    if (digest != vouching.begin()->first) verdict.wrong.push_back(id);
+    if (digest != right) verdict.wrong.push_back(id);
   }
+  // One that alone vouches, against several who fetched the same from it: it changed after it had sent it.
+  // (Learners that differ alike may have computed alike, on other hardware.)
+  const bool all_fetched = std::all_of(verdict.wrong.begin(), verdict.wrong.end(),
+                                       [&](MemberId id) { return fetched.contains(id); });
+  verdict.disputed = all.at(right).size() == 1 && all.size() == 2 && verdict.wrong.size() > 1 && all_fetched;
+  if (verdict.disputed) verdict.wrong.clear();
   return verdict;
 }
 

@@ -170,6 +170,12 @@ void MemberCore::State::on(const Install& install, MemberActions& out) {
   }
   pending = install;
   formed = false;
+  const bool sends = std::any_of(install.transfers.begin(), install.transfers.end(),
+                                 [&](const Transfer& transfer) { return transfer.source == id; });
+  if (sends) {  // what it sends is compared, not what it held when the digest was computed
+    digest.reset();
+    digest_asked = 0;
+  }
   out.push_back(FormGroup{install});
 }
 

@@ -197,6 +197,7 @@ void World::leader_does(size_t which, const control::Actions& actions) {
       if (to != nullptr && to->leader != which) continue;
       if (const auto* closed = std::get_if<SaveClosed>(&send->envelope.message))
         check_save_closed(lead, *closed, with_eviction);
+      if (const auto* end = std::get_if<EndJob>(&send->envelope.message)) check_finished(lead, *end);
       if (const auto* open = std::get_if<SaveOpen>(&send->envelope.message))
         expect(save_leads.emplace(open->save, which).first->second == which,
                "two leaders give one name to two saves");

@@ -217,6 +217,18 @@ void World::note_commit(const Process& process) {
   committed = std::max(committed, all);
 }
 
+// 5: what a finished job leaves is one state.
+void World::check_finished(const Lead& lead, const EndJob& end) {
+  if (end.exit_code != 0) return;
+  std::set<Digest> states;
+  for (const Member& member : lead.core->view().members) {
+    const Process& process = *processes.at(member.id);
+    if (process.alive && process.doing == Process::kLeft && process.version >= options.steps)
+      states.insert(process.state);
+  }
+  expect(states.size() <= 1, "the job ends well with different states");
+}
+
 // 19: nobody of the view is told that all is done before it holds the last version.
 void World::check_leave(const Process& process, int code) {
   const bool done =

@@ -383,6 +383,7 @@ struct World {
   // ---- invariants (checks.cpp)
   void check_permit(const Process& process, Generation generation, Version version, bool learner);
   bool is_saved(const Process& process) const;
+  void check_finished(const Lead& lead, const EndJob& end);
   void check_base_digest(const Process& process, const BaseDigest& base);
   void check_report(const Process& process, const Report& report);
   void check_enter(const Process& process, const View& view, bool planned);

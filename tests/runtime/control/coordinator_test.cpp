@@ -442,6 +442,65 @@ TEST_F(Loss, WhoFetchedAnotherStateFetchesItAgain) {
   EXPECT_EQ(leader->phase(), "agreeing");
 }
 
+// A joiner with another state, and a death before the states were compared: the next view does not take it
+// for one that vouches.
+TEST_F(Loss, WhoWasNeverComparedDoesNotVouch) {
+  form(3, 1);
+  gone(3, 300);
+  flipped = {200};
+  undigested = {100};
+  report(1, 100, 5);
+  report(2, 200, 4);  // it fetches version 5, and gets another
+  ASSERT_EQ(leader->phase(), "running");
+  say(1, 100, Suspect{leader->view().generation, {200}, "endpoint error"});
+  tick_at(now + limits.suspect_wait);
+  undigested = {};
+  report(1, 100, 5);
+  report(2, 200, 5);
+  EXPECT_TRUE(sent<EndJob>(last).empty()) << "only one of the two held version 5 before";
+  EXPECT_EQ(sent<Evict>(last).size(), 1u);
+}
+
+// PROTOCOL 5: what a finished job leaves is evaluated and exported.
+TEST_F(Loss, TheEndWaitsForTheComparison) {
+  form(2, 1);
+  gone(2, 200);
+  undigested = {100};
+  report(1, 100, 9);
+  say(1, 100, Leaving{0, 9, "done"});
+  EXPECT_TRUE(sent<EndJob>(last).empty());
+  say(1, 100, BaseDigest{leader->view().generation, digest_at(9)});
+  ASSERT_FALSE(sent<EndJob>(last).empty());
+  EXPECT_EQ(sent<EndJob>(last)[0].second.exit_code, 0);
+}
+
+// In a view without a base there is nothing to compare: who does not enter it is hung, and nobody else.
+TEST_F(Loss, OneThatHangsAtTheStartIsAlone) {
+  begin(2, 2, 1);
+  mute = {100, 200};
+  for (NodeId node : {1, 2}) {
+    node_comes(node, 1);
+    member_comes(node, 0);
+  }
+  for (int round = 0; round < 2; ++round) {
+    for (MemberId member : {100, 200}) {
+      const auto installs = sent<Install>(all);
+      say(member / 100, member, Ready{leader->view().generation, installs.back().second.attempt});
+    }
+    ASSERT_EQ(leader->phase(), "running");
+    say(1, 100, Progress{leader->view().generation, kNoVersion});
+    tick_at(now + limits.step_timeout);
+    if (round == 0) {
+      report(1, 100, kNoVersion);
+      report(2, 200, kNoVersion);
+    }
+  }
+  std::vector<MemberId> killed;
+  for (const auto& [node, evict] : sent<Evict>(all))
+    killed.insert(killed.end(), evict.members.begin(), evict.members.end());
+  EXPECT_EQ(killed, (std::vector<MemberId>{200}));
+}
+
 // A manifest names parts of one state.
 TEST_F(Loss, ASaveOfTheBaseIsPublishedOnceItIsConfirmed) {
   form(2, 1);

@@ -57,8 +57,9 @@ TEST(Base, VersionOffTheBranchIsNoBase) {
 
 TEST(BaseDigests, ThoseWhoHeldTheStateVouchForIt) {
   const Digest right{1, 1}, wrong{2, 2}, other{3, 3};
-  const auto judge = [](const std::map<MemberId, Digest>& digests, const std::set<MemberId>& holders) {
-    return judge_base(digests, holders);
+  const auto judge = [](const std::map<MemberId, Digest>& digests, const std::set<MemberId>& holders,
+                        const std::set<MemberId>& fetched = {}) {
+    return judge_base(digests, holders, fetched);
   };
   const BaseVerdict equal = judge({{1, right}, {2, right}, {3, right}}, {1, 2});
   EXPECT_FALSE(equal.disputed);
@@ -71,7 +72,10 @@ TEST(BaseDigests, ThoseWhoHeldTheStateVouchForIt) {
             (std::vector<MemberId>{3, 4, 5}))
       << "they may all have learnt from one";
   EXPECT_EQ(judge({{1, right}, {2, wrong}}, {1}).wrong, (std::vector<MemberId>{2}));
-  EXPECT_TRUE(judge({{1, wrong}, {2, right}, {3, right}}, {1}).disputed) << "the only holder stands alone";
+  EXPECT_TRUE(judge({{1, wrong}, {2, right}, {3, right}}, {1}, {2, 3}).disputed)
+      << "the only holder stands alone against what it has sent";
+  EXPECT_EQ(judge({{1, right}, {2, wrong}, {3, wrong}}, {1}).wrong, (std::vector<MemberId>{2, 3}))
+      << "learners on other hardware compute alike";
   EXPECT_EQ(judge({{1, right}, {2, wrong}, {3, right}}, {1}).wrong, (std::vector<MemberId>{2}));
 }
 
