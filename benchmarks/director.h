@@ -149,7 +149,8 @@ class Director {
 
  private:
   std::pair<Control*, std::string> make_control() {
-    std::string path = "/dev/shm/muster-bench-XXXXXX";
+    std::string path =
+        "/dev/shm/muster-bench-XXXXXX";  // mkstemp's pattern; the peers' programs map it by name
     const int fd = mkstemp(path.data());
     if (fd < 0 || ftruncate(fd, sizeof(Control)) != 0) {
       std::perror(path.c_str());

@@ -6,6 +6,8 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <filesystem>
+#include <functional>
 #include <thread>
 
 #include "collectives/node/local_link.h"
@@ -72,23 +74,44 @@ TEST_F(FeedOnNode, WhoIsGivenUpHearsOfIt) {
   EXPECT_THAT(heard.error().message, ::testing::HasSubstr("gave this receiver up"));
 }
 
+// Descriptors of this process that are rings: the sources' own, and what was handed to its endpoints.
+int rings_open() {
+  int found = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code closed;  // in between
+    found += std::filesystem::read_symlink(entry, closed).string().find("muster-slabs") != std::string::npos;
+  }
+  return found;
+}
+
+bool soon(const std::function<bool()>& condition) {
+  const Instant deadline = now() + 20 * kSecond;
+  while (!condition() && now() < deadline) std::this_thread::yield();
+  return condition();
+}
+
 TEST_F(FeedOnNode, WhatNobodyClaimsEndsWithItsSource) {
   {
     FeedSource feed(*source, kTag, now() + 20 * kSecond, 10 * kMillisecond);
     feed.add(other->contact());
+    EXPECT_TRUE(soon([] { return rings_open() == 2; })) << "the other has got it";
     EXPECT_FALSE(feed.finish()[0].ok());
   }
-  std::this_thread::sleep_for(std::chrono::milliseconds(300));  // the other hears of the connection's end
-  EXPECT_FALSE(other->await_handover(source->contact(), kTag, {}, now() + 10 * kMillisecond))
-      << "its memory was kept";
+  EXPECT_TRUE(soon([] { return rings_open() == 0; })) << "its memory was kept";
+  EXPECT_FALSE(other->await_handover(source->contact(), kTag, {}, now()));
 }
 
 TEST_F(FeedOnNode, AWaitEndsWhenTheReceiverCloses) {
-  std::atomic<bool> closing = false;
+  std::atomic<bool> closing = false, asked = false;
   ByteBuffer bytes;
   Status taken = ok();
-  std::thread target([&] { taken = take(*good, bytes, [&] { return closing.load(); }); });
-  std::this_thread::sleep_for(std::chrono::milliseconds(20));  // whichever comes first is right as well
+  std::thread target([&] {
+    taken = take(*good, bytes, [&] {
+      asked = true;
+      return closing.load();
+    });
+  });
+  EXPECT_TRUE(soon([&] { return asked.load(); })) << "it waits";
   closing = true;
   target.join();
   ASSERT_FALSE(taken.ok());

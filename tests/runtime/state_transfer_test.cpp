@@ -16,6 +16,7 @@
 #include "collectives/transport/in_process.h"
 #include "collectives/transport/ucx.h"
 #include "runtime/control/coordinator.h"
+#include "tests/forwarding_transport.h"
 
 namespace muster {
 namespace {
@@ -25,31 +26,18 @@ constexpr control::MemberId kAdvanced = 100;
 constexpr control::MemberId kLaggards[] = {200, 300};
 
 // Lets `left` messages out, then its process dies.
-class DyingTransport final : public Transport {
+class DyingTransport final : public testing_support::ForwardingTransport {
  public:
   DyingTransport(std::shared_ptr<InProcessNetwork> network, std::atomic<int>& left)
-      : network_(std::move(network)), inner_(network_->make_transport()), left_(left) {}
+      : ForwardingTransport(network->make_transport()), network_(std::move(network)), left_(left) {}
 
-  std::string_view name() const override { return inner_->name(); }
-  ByteBuffer address() const override { return inner_->address(); }
-  Result<TransportPeer> connect(ByteSpan address) override { return inner_->connect(address); }
-  void disconnect(TransportPeer peer) override { inner_->disconnect(peer); }
   TransferId send(TransportPeer peer, uint64_t tag, MessagePtr message) override {
     if (left_-- == 0) network_->kill(0);
-    return inner_->send(peer, tag, std::move(message));
+    return ForwardingTransport::send(peer, tag, std::move(message));
   }
-  TransferId receive(uint64_t tag, MessagePtr message) override {
-    return inner_->receive(tag, std::move(message));
-  }
-  void cancel(TransferId id) override { inner_->cancel(id); }
-  void discard(uint64_t value, uint64_t mask) override { inner_->discard(value, mask); }
-  size_t progress(TransportSink& sink) override { return inner_->progress(sink); }
-  int event_fd() const override { return inner_->event_fd(); }
-  bool arm() override { return inner_->arm(); }
 
  private:
-  std::shared_ptr<InProcessNetwork> network_;
-  std::unique_ptr<Transport> inner_;
+  const std::shared_ptr<InProcessNetwork> network_;
   std::atomic<int>& left_;
 };
 
