@@ -118,9 +118,10 @@ Status Core::open_descriptors() {
 }
 
 // A message to a peer that is gone is lost: whoever depends on the peer hears of its death.
-TransferId Core::send(PeerId peer, uint64_t tag, MessagePtr message, TransferOwner* owner, uint64_t cookie) {
+TransferId Core::send(PeerId peer, uint64_t tag, MessagePtr message, TransferOwner* owner, uint64_t cookie,
+                      SendEnds ends) {
   if (!connect(peer)) return 0;
-  const TransferId id = transport_->send(peers_[peer].transport_peer, tag, std::move(message));
+  const TransferId id = transport_->send(peers_[peer].transport_peer, tag, std::move(message), ends);
   if (owner != nullptr) targets_[id] = {owner, cookie};
   return id;
 }

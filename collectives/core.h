@@ -79,7 +79,8 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
 
   // Below: REQUIRES the mutex, unless said otherwise.
 
-  TransferId send(PeerId peer, uint64_t tag, MessagePtr message, TransferOwner* owner, uint64_t cookie);
+  TransferId send(PeerId peer, uint64_t tag, MessagePtr message, TransferOwner* owner, uint64_t cookie,
+                  SendEnds ends = SendEnds::kWhenTaken);
   TransferId receive(uint64_t tag, MessagePtr message, TransferOwner* owner, uint64_t cookie);
   void cancel(TransferId id);  // a receive: its memory stays with the transport, its end is not reported
   void forget(TransferId id);  // a send: it goes on, its end is not reported

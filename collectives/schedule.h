@@ -25,6 +25,8 @@ struct Region {
   uint32_t piece = 0;  // which of several inputs: canonical reductions have one for each aligned node
   uint64_t offset = 0;
   uint64_t count = 0;
+
+  bool operator==(const Region&) const = default;
 };
 
 struct Transfer {

@@ -16,8 +16,14 @@ namespace {
 // Messages posted at once for one operation, shared among its peers. Bounds memory; one each is always
 // posted.
 constexpr size_t kWindow = 16;
+// Of the messages to a peer every so many ends only when the peer has taken it, and the next such is not
+// posted before: so that one which is late holds a few windows of them, and no message waits for its answer.
+constexpr size_t gate_interval(size_t window) { return std::max<size_t>(1, window / 2); }
+constexpr size_t kGatesAtOnce = 2;
 // Elements folded in one go, after which others get the mutex.
 constexpr uint64_t kFoldElements = 128 * 1024;
+// With more senders in a round, folds wait until it is over: to look what has arrived of each costs more.
+constexpr size_t kPeersLookedAt = 16;
 // Operations of a group that move at once; later ones wait for their turn.
 constexpr size_t kConcurrent = 8;
 // Parts of an operation that move at once, which share its window, and the bits of a tag that tell them
@@ -68,11 +74,13 @@ class ScheduleRun final : public TransferOwner {
     size_t region = 0;  // cursor of what is posted next
     uint64_t offset = 0;
     size_t in_flight = 0;
+    size_t gates = 0;  // of those in flight
     bool posted_all() const { return region == regions.size(); }
   };
   struct InFlight {
     TransferId id;
     bool is_send;
+    bool is_gate;
     size_t stream;
     uint64_t round;
     Region part;
@@ -84,10 +92,13 @@ class ScheduleRun final : public TransferOwner {
   static void add_to_streams(std::vector<Stream>& streams, const Transfer& transfer);
   size_t post(std::vector<Stream>& streams, bool is_send);
   Region next_part(Stream& stream) const;
-  void post_send(size_t stream, const Region& part);
+  void post_send(size_t stream, const Region& part, bool is_gate);
   void post_receive(size_t stream, const Region& part);
   void take(InFlight& arrived, size_t bytes);
   size_t advance_folds();
+  uint64_t foldable(const Fold& fold) const;
+  uint64_t arrived_of(const Region& region) const;
+  bool overlap(const Region& a, const Region& b) const;
   void run_fold(const Fold& fold, uint64_t offset, uint64_t count);
   std::byte* address(const Region& region, uint64_t offset) const;
   uint64_t tag_from(int source) const;
@@ -104,6 +115,7 @@ class ScheduleRun final : public TransferOwner {
   bool started_ = false;
   size_t fold_ = 0;
   uint64_t fold_offset_ = 0;
+  bool news_ = false;  // more may have become foldable
   std::vector<Stream> sends_, receives_;
   std::map<uint64_t, InFlight> in_flight_;
   uint64_t next_cookie_ = 0;
@@ -443,6 +455,7 @@ void ScheduleRun::start_round() {
   for (const Transfer& transfer : schedule_.rounds[round_].receives) add_to_streams(receives_, transfer);
   fold_ = 0;
   fold_offset_ = 0;
+  news_ = true;
   started_ = true;
 }
 
@@ -464,17 +477,24 @@ size_t ScheduleRun::post(std::vector<Stream>& streams, bool is_send) {
   size_t posted = 0;
   const size_t window = streams.empty() ? 0 : std::max<size_t>(1, window_ / streams.size());
   for (size_t i = 0; i < streams.size(); ++i) {
-    while (!streams[i].posted_all() && streams[i].in_flight < window) {
-      const Region part = next_part(streams[i]);
-      ++streams[i].in_flight;
+    Stream& stream = streams[i];
+    while (!stream.posted_all() && stream.in_flight < window && stream.gates < kGatesAtOnce) {
+      const Region part = next_part(stream);
+      ++stream.in_flight;
       ++posted;
-      is_send ? post_send(i, part) : post_receive(i, part);
+      if (!is_send) {
+        post_receive(i, part);
+        continue;
+      }
+      const bool is_gate = (sent_[stream.peer] + 1) % gate_interval(window) == 0;
+      stream.gates += is_gate ? 1 : 0;
+      post_send(i, part, is_gate);
     }
   }
   return posted;
 }
 
-void ScheduleRun::post_send(size_t stream, const Region& part) {
+void ScheduleRun::post_send(size_t stream, const Region& part, bool is_gate) {
   const int peer = sends_[stream].peer;
   GroupState& group = engine_.group();
   const MessagePtr message = engine_.core().take_message();
@@ -488,9 +508,9 @@ void ScheduleRun::post_send(size_t stream, const Region& part) {
   if (part.count > 0) std::memcpy(message->data + sizeof header, address(part, 0), header.payload);
   message->size = sizeof header + header.payload;
   const uint64_t cookie = next_cookie_++;
-  const TransferId id =
-      engine_.core().send(engine_.peer(peer), tag_from(group.rank()), message, this, cookie);
-  in_flight_[cookie] = {id, true, stream, round_, part, header.index, nullptr};
+  const TransferId id = engine_.core().send(engine_.peer(peer), tag_from(group.rank()), message, this, cookie,
+                                            is_gate ? SendEnds::kWhenTaken : SendEnds::kWhenFree);
+  in_flight_[cookie] = {id, true, is_gate, stream, round_, part, header.index, nullptr};
 }
 
 void ScheduleRun::post_receive(size_t stream, const Region& part) {
@@ -498,7 +518,7 @@ void ScheduleRun::post_receive(size_t stream, const Region& part) {
   const MessagePtr message = engine_.core().take_message();
   const uint64_t cookie = next_cookie_++;
   InFlight& entry = in_flight_[cookie];
-  entry = {0, false, stream, round_, part, received_[peer]++, message};
+  entry = {0, false, false, stream, round_, part, received_[peer]++, message};
   engine_.core().expect(engine_.peer(peer));
   entry.id = engine_.core().receive(tag_from(peer), message, this, cookie);
 }
@@ -510,7 +530,9 @@ void ScheduleRun::transfer_ended(uint64_t cookie, TransferStatus status, size_t 
   in_flight_.erase(found);
   if (ended.is_send) {
     // A send that failed means a peer that died; that is reported on its own, and may not matter to us.
-    if (ended.round == round_ && started_) --sends_[ended.stream].in_flight;
+    if (ended.round != round_ || !started_) return;
+    --sends_[ended.stream].in_flight;
+    sends_[ended.stream].gates -= ended.is_gate ? 1 : 0;
     return;
   }
   if (status == TransferStatus::kDone || status == TransferStatus::kTruncated) {
@@ -551,6 +573,7 @@ void ScheduleRun::take(InFlight& arrived, size_t bytes) {
   }
   if (expected > 0) std::memcpy(address(arrived.part, 0), arrived.message->data + sizeof header, expected);
   --receives_[arrived.stream].in_flight;
+  news_ = true;
 }
 
 bool ScheduleRun::transfers_done() const {
@@ -576,11 +599,54 @@ void ScheduleRun::run_fold(const Fold& fold, uint64_t offset, uint64_t count) {
   }
 }
 
+bool ScheduleRun::overlap(const Region& a, const Region& b) const {
+  if (a.count == 0 || b.count == 0) return false;
+  const std::byte *begin = address(a, 0), *other = address(b, 0);
+  return begin < other + b.count * operation_->element() && other < begin + a.count * operation_->element();
+}
+
+// Elements of a region, from its first on, that nothing on its way in this round will still write.
+uint64_t ScheduleRun::arrived_of(const Region& region) const {
+  for (size_t i = 0; i < receives_.size(); ++i) {
+    const Stream& stream = receives_[i];
+    for (size_t r = 0; r < stream.regions.size(); ++r) {
+      const Region& received = stream.regions[r];
+      if (!overlap(region, received)) continue;
+      if (received != region) return 0;
+      uint64_t arrived = r < stream.region ? region.count : r > stream.region ? 0 : stream.offset;
+      for (const auto& [cookie, entry] : in_flight_) {
+        const bool awaited = !entry.is_send && entry.round == round_ && entry.stream == i;
+        if (awaited && overlap(entry.part, region))
+          arrived = std::min(arrived, entry.part.offset - region.offset);
+      }
+      return arrived;
+    }
+  }
+  return region.count;
+}
+
+// Elements of a fold that can be computed while the rest of the round is on its way. What it writes must be
+// neither sent nor received then; input and output may be the same memory, so addresses count.
+uint64_t ScheduleRun::foldable(const Fold& fold) const {
+  if (transfers_done()) return fold.target.count;
+  if (fold.target.count < kFoldElements || receives_.size() > kPeersLookedAt) return 0;
+  uint64_t count = fold.target.count;
+  for (const Region& source : fold.sources) count = std::min(count, arrived_of(source));
+  if (count == 0) return 0;
+  const auto touches = [&](const Transfer& transfer) { return overlap(transfer.region, fold.target); };
+  const Round& round = schedule_.rounds[round_];
+  const bool alone =
+      std::ranges::none_of(round.sends, touches) && std::ranges::none_of(round.receives, touches);
+  return alone ? count : 0;
+}
+
 size_t ScheduleRun::advance_folds() {
   const std::vector<Fold>& folds = schedule_.rounds[round_].folds;
   if (fold_ == folds.size()) return 0;
   const Fold& fold = folds[fold_];
-  const uint64_t count = std::min(kFoldElements, fold.target.count - fold_offset_);
+  const uint64_t ready = foldable(fold);
+  const uint64_t count = std::min(kFoldElements, ready - std::min(ready, fold_offset_));
+  if (count < kFoldElements && fold_offset_ + count < fold.target.count) return 0;
   run_fold(fold, fold_offset_, count);
   fold_offset_ += count;
   if (fold_offset_ == fold.target.count) {
@@ -594,6 +660,11 @@ size_t ScheduleRun::advance() {
   if (finished()) return 0;
   if (!started_) start_round();
   size_t moved = post(receives_, false) + post(sends_, true);
+  if (!transfers_done()) {
+    const size_t folded = news_ ? advance_folds() : 0;
+    news_ = folded > 0;
+    return moved + folded;
+  }
   while (!finished() && transfers_done()) {
     if (advance_folds() > 0) {
       ++moved;

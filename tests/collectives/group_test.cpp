@@ -495,6 +495,23 @@ TEST(Parts, OfALargeOperationArriveWhereTheyBelong) {
   }
 }
 
+// What has arrived of a large round is folded, or copied, while the rest is on its way. Every second message
+// tells when it was taken, so several such answers are under way, too.
+class Folds : public testing::TestWithParam<Case> {};
+TEST_P(Folds, OfWhatHasArrivedAreRight) {
+  run_world(GetParam().medium, GetParam().ranks, [](Member& member) {
+    for (const What what : {What::kAllReduce, What::kReduceScatter, What::kReduceScatterV, What::kAllGather,
+                            What::kAllGatherV, What::kAllToAll, What::kGather, What::kScatter})
+      for (const ReduceOp op : {ReduceOp::kSum, ReduceOp::kAvg})
+        for (const bool in_place : {false, true}) {
+          if (op != ReduceOp::kSum && what != What::kReduceScatter) continue;
+          test_row(member, {what, DType::kFloat32, op, 300'007, 0, in_place, false});
+        }
+  });
+}
+INSTANTIATE_TEST_SUITE_P(InProcess, Folds, testing::ValuesIn(sizes(Medium::kInProcess, {2, 3})), case_name);
+INSTANTIATE_TEST_SUITE_P(Ucx, Folds, testing::ValuesIn(sizes(Medium::kUcxProcesses, {2, 3})), case_name);
+
 // ---- canonical reduction
 
 float tree_sum(const std::vector<float>& values, int begin, int end) {
