@@ -174,6 +174,11 @@ Result<bool> Run::next() {
       wait(lock);
       continue;
     }
+    if (core_.catching_up()) {
+      step_version_ = core_.version();
+      prepare_step(lock);
+      return true;
+    }
     if (incoming_) {
       if (!install_incoming(lock) && incoming_) wait(lock);
       continue;
@@ -212,17 +217,18 @@ bool Run::entered_new_view(Lock& lock) {
   const control::Version before = core_.version();
   incoming_ = std::move(formed.incoming);
   view_ = entered.view;
-  install_incoming(lock);
+  if (!core_.catching_up()) install_incoming(lock);
   group_failed_ = false;
   leaving_said_ = false;
   std::unique_ptr<Learner> graduated = std::move(learner_);
   assignment_ = assign_lanes(options_.lanes, static_cast<int>(view_.members.size()));
   std::unique_ptr<Reducer> reducer = std::move(reducer_);
+  reduced_step_ = control::kNoVersion;
   boundary_plan_ = 0;
   // Without a base nobody's start has counted yet: all agree on it anew, together.
   started_ = entered.base != control::kNoVersion;
   if (step_version_ != control::kNoVersion && started_ && revoked_at_ != 0 &&
-      core_.version() == step_version_) {
+      core_.version() == step_version_ && !core_.catching_up()) {
     emit(EventKind::kStepRepeated, step_version_,
          before == core_.version() ? "" : "after a transfer of the state");
   }
@@ -315,7 +321,7 @@ bool Run::waits_for_end(Lock& lock) {
 // needs.
 void Run::prepare_step(Lock& lock) {
   microbatches_.clear();
-  if (!learner_) {
+  if (!learner_ && !core_.catching_up()) {
     const LaneRange lanes = assignment_[static_cast<size_t>(group_->rank())];
     const int32_t per_lane = options_.microbatches / options_.lanes;
     for (int32_t i = lanes.begin * per_lane; i < lanes.end * per_lane; ++i) microbatches_.push_back(i);
@@ -380,10 +386,10 @@ Status Run::accumulate_part(int32_t microbatch, const Gradients& gradients, size
       for (const Part& part : parts) std::fill(part.values.begin(), part.values.end(), 0.0F);
       return revoked_error();
     }
-    if (learner_ || group_ == nullptr)
+    if (learner_ || group_ == nullptr || core_.catching_up())
       return Error{ErrorCode::kMisuse,
-                   "a process that still learns has no microbatch to accumulate; take those that "
-                   "next_microbatch hands out"};
+                   "a process that still learns, or catches up, has no microbatch to accumulate; take those "
+                   "that next_microbatch hands out"};
     make_reducer();
   }
   const Instant deadline = now() + options_.step_timeout;
@@ -413,7 +419,25 @@ Status Run::reduce(const Gradients& gradients) {
                    "reduce was called inside an open update; no collective may be (close it first)"};
     MUSTER_TRY(check_count(gradients));
   }
-  return learner_ ? reduce_as_learner(gradients) : reduce_in_view(gradients);
+  if (learner_) return reduce_as_learner(gradients);
+  return applies_given_gradient() ? reduce_to_catch_up(gradients) : reduce_in_view(gradients);
+}
+
+bool Run::applies_given_gradient() const {
+  const std::lock_guard lock(mutex_);
+  return core_.catching_up() && core_.version() == step_version_;
+}
+
+// The step's reduction ended for others, in the view before, and was applied: it is to be applied here, too.
+Status Run::reduce_to_catch_up(const Gradients& gradients) {
+  const std::lock_guard lock(mutex_);
+  if (view_is_over() || !incoming_) return revoked_error();
+  const std::span gradient(reinterpret_cast<const float*>(incoming_->data()),
+                           incoming_->size() / sizeof(float));
+  scatter(gradient, gradients);
+  teacher_.note(step_version_, gradient);
+  reduced_ready_ = true;
+  return ok();
 }
 
 // All calls pass the same pieces: a shorter or longer vector would be read as the one before.
@@ -480,6 +504,7 @@ Status Run::reduce_in_view(const Gradients& gradients) {
 void Run::note_reduced(uint64_t combined_plan) {
   const std::lock_guard lock(mutex_);
   reduced_ready_ = true;
+  reduced_step_ = step_version_;
   if (core_.boundary_due(combined_plan)) boundary_plan_ = combined_plan;
   teacher_.note(step_version_, reducer_->mean());
   // All have contributed to this step, so all hold its version: the step before is committed (PROTOCOL 6).
@@ -556,6 +581,7 @@ Status Run::close_update() {
   reduced_ready_ = false;
   control::MemberActions actions = core_.update_closed(now());
   state_.end_write();
+  if (!core_.install_due()) incoming_.reset();  // it was the update to the base, which is made
   for (const control::Teach& teach : std::exchange(lessons_waiting_, {})) begin_lesson(teach);
   open_stop_save();
   perform(std::move(actions));

@@ -32,6 +32,7 @@
 #include "runtime/saver.h"
 #include "runtime/session.h"
 #include "runtime/state.h"
+#include "runtime/state_transfer.h"
 
 namespace muster {
 
@@ -102,7 +103,7 @@ class Run final : private Session::Listener {
   struct FormedView {
     control::Generation generation;
     std::unique_ptr<Group> group;
-    std::optional<LargeBuffer> incoming;  // staged state of the view's base, verified
+    std::optional<LargeBuffer> incoming;  // staged state of the view's base, or the last update's gradient
   };
   using Lock = std::unique_lock<std::mutex>;
 
@@ -145,6 +146,8 @@ class Run final : private Session::Listener {
   void make_reducer();
   Status reduce_in_view(const Gradients& gradients);
   Status reduce_as_learner(const Gradients& gradients);
+  bool applies_given_gradient() const;
+  Status reduce_to_catch_up(const Gradients& gradients);
   Status update_not_opened(Lock& lock, const Error& error);
   Status step_failed(Lock& lock, const Error& error, const std::vector<int>& suspect_ranks);
   void note_reduced(uint64_t combined_plan);
@@ -163,6 +166,7 @@ class Run final : private Session::Listener {
   // views (view_change.cpp); on the forming thread
   void form(const control::Install& install);
   void compute_digest(const control::ComputeDigest& asked);
+  HeldGradient held_gradient() const;
 
   Session& session_;
   State& state_;
@@ -181,7 +185,8 @@ class Run final : private Session::Listener {
   std::vector<LaneRange> assignment_;
   std::optional<control::EnterView> entered_;  // Go came, the program has not been in next() since
   std::optional<FormedView> formed_;
-  std::optional<LargeBuffer> incoming_;  // the entered view's base, still to be installed
+  std::optional<LargeBuffer>
+      incoming_;  // the entered view's base, still to be installed; or the update to it
   Instant revoked_at_ = 0;
   bool started_ = false;       // the starting version is known
   bool leaving_said_ = false;  // in this view
@@ -194,7 +199,8 @@ class Run final : private Session::Listener {
   std::vector<int64_t> samples_;
   size_t gradient_count_ = 0;         // 0 until the program has shown its gradients
   std::unique_ptr<Reducer> reducer_;  // of the view, from the first gradients on; the program's thread's
-  bool reduced_ready_ = false;        // reduce() succeeded, the update has not been closed
+  control::Version reduced_step_ = control::kNoVersion;  // whose mean `reducer_` has
+  bool reduced_ready_ = false;                           // reduce() succeeded, the update has not been closed
   bool update_open_ = false;
   control::Version committed_ = 0;
   Instant step_began_ = 0;

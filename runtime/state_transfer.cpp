@@ -15,31 +15,43 @@ MutableByteSpan memory_of(T& value) {
   return {reinterpret_cast<std::byte*>(&value), sizeof value};
 }
 
-Status check_header(const TransferHeader& header, control::Version version, uint64_t bytes) {
-  if (header.version == version && header.state_bytes == bytes) return ok();
+Status check_header(const TransferHeader& header, const TransferHeader& due) {
+  if (header.version == due.version && header.bytes == due.bytes) return ok();
   return Error{ErrorCode::kRetry, "the source sends version " + std::to_string(header.version) + " in " +
-                                      std::to_string(header.state_bytes) + " bytes; version " +
-                                      std::to_string(version) + " in " + std::to_string(bytes) +
+                                      std::to_string(header.bytes) + " bytes; version " +
+                                      std::to_string(due.version) + " in " + std::to_string(due.bytes) +
                                       " was due: nothing was installed"};
 }
 
-Status check_trailer(const TransferTrailer& trailer, control::Version version, uint64_t bytes,
-                     const Digest& staged) {
-  MUSTER_TRY(check_header({trailer.version, trailer.state_bytes}, version, bytes));
+Status check_trailer(const TransferTrailer& trailer, const TransferHeader& due, const Digest& staged) {
+  MUSTER_TRY(check_header({trailer.version, trailer.bytes}, due));
   if (trailer.digest == staged) return ok();
-  return Error{ErrorCode::kRetry, "the state received for version " + std::to_string(version) +
+  return Error{ErrorCode::kRetry, "what was received for version " + std::to_string(due.version) +
                                       " does not match the digest that its source computed: nothing was "
                                       "installed"};
 }
 
+Status first_failure(const std::vector<Status>& ends, const std::vector<control::MemberId>& targets,
+                     std::vector<control::MemberId>& suspects) {
+  Status given = ok();
+  for (size_t i = 0; i < ends.size(); ++i) {
+    if (ends[i].ok()) continue;
+    suspects.push_back(targets[i]);
+    if (given.ok()) given = ends[i];
+  }
+  return given;
+}
+
 }  // namespace
 
-uint64_t transfer_tag(const control::Generation& generation) {
-  return mix64(generation.incarnation ^ mix64(generation.counter ^ 0x7472616e73666572ULL));
+uint64_t transfer_tag(const control::Generation& generation, bool gradient) {
+  return mix64(generation.incarnation ^ mix64(generation.counter ^ 0x7472616e73666572ULL)) ^
+         (gradient ? 1 : 0);
 }
 
 Status StateTransfer::run(const control::Install& install, std::vector<control::MemberId>& suspects) {
-  Status moved = give(install, suspects);
+  Status moved = give_gradient(install, suspects);
+  if (moved.ok()) moved = give(install, suspects);
   if (moved.ok()) moved = take(install, suspects);
   if (staged && !rules.transfers_are_staged) MUSTER_TRY(state.install(*staged, deadline));
   if (!moved.ok()) staged.reset();
@@ -52,7 +64,7 @@ Status StateTransfer::give(const control::Install& install, std::vector<control:
   FeedSource feed(endpoint, transfer_tag(install.view.generation), deadline);
   std::vector<control::MemberId> targets;
   for (const control::Transfer& one : install.transfers) {
-    if (one.source != self) continue;
+    if (one.source != self || one.gradient) continue;
     targets.push_back(one.target);
     feed.add(member_of(install.view, one.target).contact);
   }
@@ -64,34 +76,55 @@ Status StateTransfer::give(const control::Install& install, std::vector<control:
   feed.note(bytes_of(TransferTrailer{install.view.base, state.bytes(), digest.finish()}));
   const std::vector<Status> ends = feed.finish();
   state.release_read();
-  Status given = ok();
-  for (size_t i = 0; i < ends.size(); ++i) {
-    if (ends[i].ok()) continue;
-    suspects.push_back(targets[i]);
-    if (given.ok()) given = ends[i];
+  return first_failure(ends, targets, suspects);
+}
+
+// Not written to meanwhile: no reduction of a later step ends before its targets have contributed.
+Status StateTransfer::give_gradient(const control::Install& install,
+                                    std::vector<control::MemberId>& suspects) {
+  FeedSource feed(endpoint, transfer_tag(install.view.generation, true), deadline);
+  std::vector<control::MemberId> targets;
+  for (const control::Transfer& one : install.transfers) {
+    if (one.source != self || !one.gradient) continue;
+    targets.push_back(one.target);
+    feed.add(member_of(install.view, one.target).contact);
   }
-  return given;
+  if (targets.empty()) return ok();
+  const control::Version step = install.view.base - 1;
+  if (held.step != step) {
+    return Error{ErrorCode::kRetry, "the gradient of step " + std::to_string(step) +
+                                        " is not held any more: the state will be sent instead"};
+  }
+  feed.note(bytes_of(TransferHeader{step, held.bytes.size()}));
+  DigestStream digest;
+  feed.run({{held.bytes}}, [&](ByteSpan bytes) { digest.add(bytes); });
+  feed.note(bytes_of(TransferTrailer{step, held.bytes.size(), digest.digest()}));
+  return first_failure(feed.finish(), targets, suspects);
 }
 
 Status StateTransfer::take(const control::Install& install, std::vector<control::MemberId>& suspects) {
   const auto mine = std::find_if(install.transfers.begin(), install.transfers.end(),
                                  [&](const control::Transfer& one) { return one.target == self; });
   if (mine == install.transfers.end()) return ok();
-  MUSTER_ASSIGN(staged, LargeBuffer::allocate(state.bytes()));
+  const TransferHeader due = mine->gradient ? TransferHeader{install.view.base - 1, gradient_bytes}
+                                            : TransferHeader{install.view.base, state.bytes()};
+  MUSTER_ASSIGN(staged, LargeBuffer::allocate(due.bytes));
   FeedTarget feed(endpoint, member_of(install.view, mine->source).contact,
-                  transfer_tag(install.view.generation), deadline);
+                  transfer_tag(install.view.generation, mine->gradient), deadline);
   const auto blame = [&](Status status) {
     if (!status.ok()) suspects.push_back(mine->source);
     return status;
   };
   TransferHeader header{};
   MUSTER_TRY(blame(feed.note(memory_of(header))));
-  MUSTER_TRY(check_header(header, install.view.base, state.bytes()));
-  StateDigest digest(state);
-  MUSTER_TRY(blame(feed.run(*staged, [&](ByteSpan bytes) { digest.add(bytes); })));
+  MUSTER_TRY(check_header(header, due));
+  StateDigest of_state(state);
+  DigestStream of_gradient;
+  MUSTER_TRY(blame(feed.run(
+      *staged, [&](ByteSpan bytes) { mine->gradient ? of_gradient.add(bytes) : of_state.add(bytes); })));
   TransferTrailer trailer{};
   MUSTER_TRY(blame(feed.note(memory_of(trailer))));
-  return check_trailer(trailer, install.view.base, state.bytes(), digest.finish());
+  return check_trailer(trailer, due, mine->gradient ? of_gradient.digest() : of_state.finish());
 }
 
 }  // namespace muster

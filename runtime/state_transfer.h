@@ -1,4 +1,5 @@
-// The state on its way from the members that hold a view's base to those that are behind.
+// The state on its way from the members that hold a view's base to those that are behind, and to those who
+// lack but its last update that update's gradient.
 //
 // INVARIANT: the program's state is read, never written. What arrives is staged, whole, of the version that
 // the view begins with and of the digest that its source computed from what it sent, or there is nothing
@@ -26,19 +27,25 @@ constexpr Duration transfer_timeout(uint64_t bytes, Duration least) {
   return std::max(least, static_cast<Duration>(bytes / kBytesPerSecond) * kSecond);
 }
 
-// What a source says before the state, so that nothing else is begun with, and after it.
+// What a source says before the state or the gradient, so that nothing else is begun with, and after it.
 struct TransferHeader {
-  int64_t version;
-  uint64_t state_bytes;
+  int64_t version;  // of the state; of the step whose gradient it is
+  uint64_t bytes;
 };
 struct TransferTrailer {
   int64_t version;
-  uint64_t state_bytes;
-  Digest digest;  // State::digest() of what was sent
+  uint64_t bytes;
+  Digest digest;  // of what was sent; of a state as State::digest() has it
 };
 
-// The feed's tag of a view's transfers.
-uint64_t transfer_tag(const control::Generation& generation);
+// The feed's tag of a view's transfers: of states, or of gradients.
+uint64_t transfer_tag(const control::Generation& generation, bool gradient = false);
+
+// The reduced gradient of a step that this member made its last update with.
+struct HeldGradient {
+  control::Version step = control::kNoVersion;
+  ByteSpan bytes;
+};
 
 struct StateTransfer {
   Endpoint& endpoint;
@@ -46,6 +53,8 @@ struct StateTransfer {
   control::MemberId self = 0;
   Instant deadline = kNever;
   control::RuleSwitches rules;  // test-only
+  HeldGradient held;            // as a source
+  uint64_t gradient_bytes = 0;  // as a target: what its program's gradients take
   std::optional<LargeBuffer> staged;
 
   // This member's part of the view's transfers, as source or as target. Errors: kReconfigure where a peer
@@ -55,6 +64,7 @@ struct StateTransfer {
 
  private:
   Status give(const control::Install& install, std::vector<control::MemberId>& suspects);
+  Status give_gradient(const control::Install& install, std::vector<control::MemberId>& suspects);
   Status take(const control::Install& install, std::vector<control::MemberId>& suspects);
 };
 

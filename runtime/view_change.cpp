@@ -48,6 +48,11 @@ void Run::form(const control::Install& install) {
   formed.group = std::move(*group);
   StateTransfer transfer{
       session_.endpoint(), state_, self_.id, now() + transfer_timeout(state_.bytes(), kFormTimeout), {}};
+  {
+    const std::lock_guard lock(mutex_);
+    transfer.held = held_gradient();
+    transfer.gradient_bytes = gradient_count_ * sizeof(float);
+  }
   if (Status moved = transfer.run(install, suspects); !moved.ok()) {
     return fail(std::move(suspects), moved.error().message);
   }
@@ -58,6 +63,14 @@ void Run::form(const control::Install& install) {
   }
   formed_ = std::move(formed);
   perform(core_.formed(install.view.generation));
+}
+
+// It stays until this view is entered: every rank with lanes is needed for the next mean, those whom it is
+// sent to among them. With fewer lanes than ranks one may go without.
+HeldGradient Run::held_gradient() const {
+  if (!reducer_ || options_.lanes < static_cast<int32_t>(view_.members.size())) return {};
+  const std::vector<float>& mean = reducer_->mean();
+  return {reduced_step_, {reinterpret_cast<const std::byte*>(mean.data()), mean.size() * sizeof(float)}};
 }
 
 // Beside the program, whose first update in the view waits for it.

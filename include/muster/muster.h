@@ -267,7 +267,8 @@ typedef struct muster_microbatch {
 } muster_microbatch;
 
 /* The next of this process's microbatches of the step: 1 with *microbatch filled in, or 0 when there are no
- * more (also when the view was revoked, or while this process is a learner). */
+ * more (also when the view was revoked, while this process is a learner, and in a step that the others have
+ * finished and this process has not: reduce then gives it their gradient, so that it catches up). */
 MUSTER_API int muster_step_next_microbatch(muster_step* step, muster_microbatch* microbatch);
 
 /* Float32 gradients, in as many pieces as the program keeps them; together one vector, the same length in all

@@ -191,17 +191,28 @@ void Coordinator::State::leave_out_uncompared(BaseDecision& decision) const {
   if (!holders.empty()) decision.holders = std::move(holders);
 }
 
-// Each laggard from a holder on its own node where there is one; else the holders take turns.
+// Each laggard from a holder on its own node where there is one; else the holders take turns. Where the last
+// update was made in this view, all its members have contributed to the gradient, and who has applied it
+// still has it: no step's reduction ends before a laggard's next contribution.
 void Coordinator::State::add_transfers(const BaseDecision& decision) {
   change.holders = {decision.holders.begin(), decision.holders.end()};
+  const auto of_this_view = [&](MemberId id, Version version) {
+    const Report& report = change.reports.at(id);
+    return !report.torn && report.version == version && report.installed == view.generation;
+  };
+  std::vector<MemberId> updated;
+  for (MemberId id : decision.holders) {
+    if (decision.base > view.base && of_this_view(id, decision.base)) updated.push_back(id);
+  }
   size_t turn = 0;
   for (MemberId target : decision.behind) {
+    const bool gradient = !updated.empty() && of_this_view(target, decision.base - 1);
+    const std::vector<MemberId>& sources = gradient ? updated : decision.holders;
     const NodeId home = members.at(target).member.node;
-    const auto near = std::find_if(decision.holders.begin(), decision.holders.end(),
+    const auto near = std::find_if(sources.begin(), sources.end(),
                                    [&](MemberId id) { return members.at(id).member.node == home; });
-    const MemberId source =
-        near != decision.holders.end() ? *near : decision.holders[turn++ % decision.holders.size()];
-    change.transfers.push_back({source, target});
+    const MemberId source = near != sources.end() ? *near : sources[turn++ % sources.size()];
+    change.transfers.push_back({source, target, gradient});
   }
 }
 

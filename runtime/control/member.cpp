@@ -20,6 +20,7 @@ struct MemberCore::State {
   bool formed = false;
   bool revoked = false;
   bool install_due = false;
+  bool catching_up = false;     // to the base of `entered`
   bool base_told = false;       // in `entered`
   bool base_confirmed = false;  // the same
 
@@ -131,6 +132,7 @@ void MemberCore::State::revoke(const std::string& why, MemberActions& out) {
   learn_until.reset();
   pending.reset();
   formed = false;
+  catching_up = false;
   stop_at.reset();
   plan_waiting = 0;
 }
@@ -181,8 +183,10 @@ void MemberCore::State::on(const Install& install, MemberActions& out) {
 
 void MemberCore::State::on(const Go& go, MemberActions& out) {
   if (!pending || !formed || pending->view.generation != go.generation || ended) return;
-  const bool is_target = std::any_of(pending->transfers.begin(), pending->transfers.end(),
-                                     [&](const Transfer& transfer) { return transfer.target == id; });
+  const auto mine = std::find_if(pending->transfers.begin(), pending->transfers.end(),
+                                 [&](const Transfer& transfer) { return transfer.target == id; });
+  const bool is_target = mine != pending->transfers.end();
+  catching_up = is_target && mine->gradient && !torn && version + 1 == pending->view.base;
   entered = pending->view;
   pending.reset();
   formed = false;
@@ -200,7 +204,7 @@ void MemberCore::State::on(const Go& go, MemberActions& out) {
     torn = false;
   }
   forget_saves_off_branch();
-  install_due = entered.base != kNoVersion && (is_target || torn || version != entered.base);
+  install_due = entered.base != kNoVersion && !catching_up && (is_target || torn || version != entered.base);
   if (!install_due && version == entered.base && version != kNoVersion) state_in = entered.generation;
   out.push_back(EnterView{entered, entered.base});
   tell_base(out);
@@ -348,7 +352,8 @@ std::string MemberCore::State::refusal(const Generation& generation, Version of)
   if (update_open || install_open) return "a scope is already open";
   if (install_due || version == kNoVersion) return "the view's base is not installed yet";
   if (of != version) return "the gradients are of version " + std::to_string(of);
-  if (!base_confirmed && !lesson) return "the members' states at the view's base are still compared";
+  if (!base_confirmed && !lesson && !catching_up)
+    return "the members' states at the view's base are still compared";
   if (plan_waiting != 0) return "waiting at a planned boundary";
   if (learn_until && version >= *learn_until) return "the lesson ends at this version";
   if (stop_at && version >= *stop_at && limits.rules.stop_bounds_permits)
@@ -484,6 +489,7 @@ MemberActions MemberCore::state_installed(Instant now, Version version) {
 }
 
 bool MemberCore::install_due() const { return state_->install_due; }
+bool MemberCore::catching_up() const { return state_->catching_up; }
 
 Permit MemberCore::open_update(Generation generation, Version version) {
   std::string why = state_->refusal(generation, version);
@@ -498,9 +504,11 @@ MemberActions MemberCore::update_closed(Instant now) {
   state.now = now;
   if (!state.update_open) return out;
   state.update_open = false;
-  if (!std::exchange(state.scope_void, false) && !state.torn) state.hold(state.version + 1, state.state_in);
+  const Generation in = std::exchange(state.catching_up, false) ? state.entered.generation : state.state_in;
+  if (!std::exchange(state.scope_void, false) && !state.torn) state.hold(state.version + 1, in);
   state.answer(out);
   state.answer_rescue(out);
+  state.tell_base(out);
   return out;
 }
 

@@ -84,9 +84,13 @@ class MemberCore {
   // The entered view's base is not the state this member holds: the program's next call installs the staged
   // one.
   bool install_due() const;
+  // The entered view's base is one update ahead, and its gradient is at hand: the program's next step applies
+  // it, and computes nothing.
+  bool catching_up() const;
 
   // Rule 1. `generation` is the one whose reduction produced the gradients of `version`. Refused also while
-  // the view's base is not confirmed (rule 5): ask again at BaseConfirmed.
+  // the view's base is not confirmed (rule 5), unless it is the update to the base: ask again at
+  // BaseConfirmed.
   Permit open_update(Generation generation, Version version);
   MemberActions update_closed(Instant now);  // version + 1 is whole
   // The scope ends with the state half written: no version is held, and the loop ends as failed, so that a

@@ -20,7 +20,7 @@ struct NodeHello {
   NodeId node = 0;
   std::string name;
   std::string job;         // agents of different jobs refuse each other
-  uint32_t protocol = 2;   // a different major refuses with a sentence
+  uint32_t protocol = 3;   // a different major refuses with a sentence
   uint32_t workers = 0;    // --nproc
   uint32_t nodes_min = 1;  // --nnodes; must equal the leader's
   uint32_t nodes_max = 1;
@@ -206,9 +206,12 @@ struct Agree {
   std::string why;
 };
 
+// The state at the view's base, staged before Ready. Or, for one that lacks only the last update to it, which
+// the source has made in the view before: that update's reduced gradient, which the target's program applies.
 struct Transfer {
   MemberId source = 0;
   MemberId target = 0;
+  bool gradient = false;
 };
 
 // The next view. Form its group, send or receive the state as `transfers` says, answer Ready.

@@ -249,14 +249,15 @@ Offset<fb::Install> write(FlatBufferBuilder& to, const Install& m) {
   const auto view = write(to, m.view);
   std::vector<fb::Transfer> list;
   list.reserve(m.transfers.size());
-  for (const Transfer& transfer : m.transfers) list.emplace_back(transfer.source, transfer.target);
+  for (const Transfer& transfer : m.transfers)
+    list.emplace_back(transfer.source, transfer.target, transfer.gradient);
   const auto transfers = to.CreateVectorOfStructs(list);
   return fb::CreateInstall(to, view, m.attempt, transfers, write(to, m.why));
 }
 Install read(const fb::Install& m) {
   Install install{read(*m.view()), m.attempt(), {}, read(*m.why())};
   for (const fb::Transfer* transfer : *m.transfers())
-    install.transfers.push_back({transfer->source(), transfer->target()});
+    install.transfers.push_back({transfer->source(), transfer->target(), transfer->gradient()});
   return install;
 }
 

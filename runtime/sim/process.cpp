@@ -158,6 +158,7 @@ void World::member_formed(Process& process, Generation generation) {
   const MemberId id = process.id;
   if (transfer == transfers.end()) return process_does(id, process.core->formed(generation));
   const MemberId source = transfer->source;
+  if (transfer->gradient) return take_gradient(process, generation, source);
   const uint64_t writes = processes.at(source)->writes;
   if (!options.rules.transfers_are_staged) {  // into the program's memory, piece by piece
     process.state = kGarbage;
@@ -175,6 +176,24 @@ void World::member_formed(Process& process, Generation generation) {
                           self.core->failed(generation, {source}, "the transfer's digest does not match"));
     }
     self.staged = {from.version, from.state};
+    process_does(id, self.core->formed(generation));
+  });
+}
+
+// Of the update to the base, that the source has made in the view before.
+void World::take_gradient(Process& process, Generation generation, MemberId source) {
+  const MemberId id = process.id;
+  const Duration time = between(100 * kMicrosecond, 20 * kMillisecond) * processes.at(source)->slowness;
+  after_for(id, time, [this, id, source, generation] {
+    Process& self = *processes.at(id);
+    const Process& from = *processes.at(source);
+    const Group& its = groups.at(generation);
+    if (its.revoked.contains(id)) return;
+    if (!from.alive) return process_does(id, self.core->failed(generation, {source}, "the source is gone"));
+    const bool held = from.last_update && from.last_update->version + 1 == its.view.base;
+    expect(held, named(source) + " is to give a gradient that it does not have");
+    if (!held) return process_does(id, self.core->failed(generation, {source}, "the gradient is not held"));
+    self.missing = from.last_update;
     process_does(id, self.core->formed(generation));
   });
 }
@@ -198,6 +217,14 @@ void World::enter_view(Process& process, const EnterView& enter) {
   process.lesson.reset();
   process.learn_until.reset();
   process.reduced.reset();
+  process.last_update.reset();
+  if (process.core->catching_up()) {
+    process.reduced = process.missing;
+    process.reduced->generation = process.entered;
+    process.reduced->plan = 0;
+    ++outcome.caught_up;
+  }
+  process.missing.reset();
   process.boundary = 0;
   ++process.activity;
   if (process.doing != Process::kLeft && process.doing != Process::kWriting) process.doing = Process::kIdle;
@@ -246,6 +273,7 @@ void World::revoke(Process& process, const RevokeGroup& revoked) {
     ++process.activity;
   }
   process.staged.reset();
+  process.missing.reset();
   if (!process.core->learning()) process.lesson.reset();
 }
 
@@ -304,7 +332,7 @@ void World::contribute(Process& process, Generation generation, Version version)
   for (const auto& [id, state] : reduction.states) {
     if (state != reduction.states.begin()->second) gradient = mix64(gradient ^ state.low);
   }
-  const Process::Ready ready{generation, version, gradient, reduction.plan};
+  const Process::Ready ready{generation, version, gradient, reduction.plan, generation};
   for (const Member& member : group.view.members) {
     const uint64_t activity = processes.at(member.id)->activity;
     if (group.failed && (!some_finish || random.chance(0.5))) continue;
@@ -362,7 +390,7 @@ void World::try_update(Process& process) {
   if (!permit.granted) return;  // asked again when something changes; a revocation forgets it
   process.reduced.reset();
   check_permit(process, ready.generation, ready.version, false);
-  check_reduction(groups.at(ready.generation), ready.version);
+  check_reduction(groups.at(ready.reduced_in), ready.version);
   process.doing = Process::kWriting;
   process.writing = true;
   ++process.writes;
@@ -379,6 +407,11 @@ void World::finish_update(Process& process, const Process::Ready& ready) {
   const MemberId id = process.id;
   process.state = applied(process.state, ready.gradient);
   ++process.version;
+  if (ready.reduced_in == process.entered) {
+    process.last_update = ready;
+  } else if (!process.revoked_since) {
+    process.state_in = process.entered;
+  }
   process.writing = false;
   ++process.writes;
   process.doing = Process::kIdle;
@@ -390,7 +423,8 @@ void World::finish_update(Process& process, const Process::Ready& ready) {
   const bool due = process.core->boundary_due(ready.plan) && ready.plan > 0;
   const bool current =
       ready.generation == process.entered && !process.revoked_since;  // no torn scope's late end
-  if (current) check_boundary(process, ready.generation, ready.version, ready.plan, due);
+  if (current && ready.reduced_in == ready.generation)
+    check_boundary(process, ready.generation, ready.version, ready.plan, due);
   if (due && current) process.boundary = ready.plan;
   if (process.version != kNoVersion) reached(process);
   process_does(id, actions);

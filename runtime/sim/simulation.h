@@ -46,7 +46,8 @@ struct Outcome {
   Instant ended_at = 0;
   uint64_t events = 0;
   uint64_t views = 0;
-  uint64_t planned = 0;  // of the views: joins and drains
+  uint64_t planned = 0;    // of the views: joins and drains
+  uint64_t caught_up = 0;  // members that made the update to a view's base
   uint64_t saves = 0;
   uint64_t rescues = 0;  // saves without the leader
   uint64_t faults = 0;

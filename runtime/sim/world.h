@@ -61,9 +61,12 @@ struct Process {
     Version version = 0;
     uint64_t gradient = 0;
     uint64_t plan = 0;
+    Generation reduced_in;
   };
-  std::optional<Ready> reduced;  // a reduction returned, its update not yet permitted
-  uint64_t boundary = 0;         // to be said before the next step
+  std::optional<Ready> reduced;      // a reduction returned, its update not yet permitted
+  std::optional<Ready> last_update;  // in the entered view
+  std::optional<Ready> missing;      // the update to the base of the view that is being formed, from another
+  uint64_t boundary = 0;             // to be said before the next step
   std::optional<uint64_t> lesson;
   bool level_said = false;
   bool must_restore = false;
@@ -355,6 +358,7 @@ struct World {
   int64_t disk_slowness() const;
   void form_group(Process& process, const Install& install);
   void member_formed(Process& process, Generation generation);
+  void take_gradient(Process& process, Generation generation, MemberId source);
   void enter_view(Process& process, const EnterView& enter);
   void restore(Process& process, Generation generation);
   void revoke(Process& process, const RevokeGroup& revoke);

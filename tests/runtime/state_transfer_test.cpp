@@ -137,6 +137,53 @@ TEST_F(OneAdvanced, WhatArrivesIsStagedAndVerified) {
   }
 }
 
+// The last update's gradient in place of the state, to one of the two.
+class OneUpdateBehind : public OneAdvanced {
+ protected:
+  std::vector<float> gradient = std::vector<float>(300'000, 0.5F);
+
+  std::vector<Ended> transfer(control::Version held) {
+    install.transfers[0].gradient = true;
+    const ByteSpan bytes{reinterpret_cast<const std::byte*>(gradient.data()),
+                         gradient.size() * sizeof(float)};
+    std::vector<Ended> ends(ranks.size());
+    std::vector<std::thread> threads;
+    for (size_t i = 0; i < ranks.size(); ++i) {
+      threads.emplace_back([&, i] {
+        StateTransfer one{*ranks[i]->endpoint,
+                          ranks[i]->state,
+                          ranks[i]->id,
+                          now() + 2 * kSecond,
+                          rules,
+                          {},
+                          bytes.size(),
+                          {}};
+        if (i == 0) one.held = {held, bytes};
+        ends[i].status = one.run(install, ends[i].suspects);
+        ends[i].staged = std::move(one.staged);
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    return ends;
+  }
+};
+
+TEST_F(OneUpdateBehind, TheGradientGoesToOneAndTheStateToTheOther) {
+  const auto ends = transfer(4);
+  for (const size_t i : {0, 1, 2}) ASSERT_TRUE(ends[i].status.ok()) << ends[i].status.error().message;
+  ASSERT_EQ(ends[1].staged->size(), gradient.size() * sizeof(float));
+  EXPECT_EQ(std::memcmp(ends[1].staged->data(), gradient.data(), ends[1].staged->size()), 0);
+  EXPECT_EQ(ends[2].staged->size(), ranks[0]->state.bytes());
+}
+
+TEST_F(OneUpdateBehind, AnotherStepsGradientIsNotSent) {
+  const auto ends = transfer(5);
+  ASSERT_FALSE(ends[0].status.ok());
+  EXPECT_NE(ends[0].status.error().message.find("gradient of step 4 is not held"), std::string::npos);
+  EXPECT_FALSE(ends[1].status.ok());
+  EXPECT_FALSE(ends[1].staged);
+}
+
 class OneAdvancedDies : public OneAdvanced, public ::testing::WithParamInterface<int> {};
 
 TEST_P(OneAdvancedDies, VersionFourSurvives) {
@@ -345,14 +392,14 @@ TEST_P(OverEachWay, AnotherVersionAtTheEndIsRefused) {
 TEST_P(OverEachWay, AnotherSizeIsRefused) {
   open({3, kMany}, 1);
   Story story = truth();
-  story.header.state_bytes += 4;
+  story.header.bytes += 4;
   expect_refused(story, "was due");
 }
 
 TEST_P(OverEachWay, AnotherSizeAtTheEndIsRefused) {
   open({3, kMany}, 1);
   Story story = truth();
-  story.trailer.state_bytes -= 4;
+  story.trailer.bytes -= 4;
   expect_refused(story, "was due");
 }
 

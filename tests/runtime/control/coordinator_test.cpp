@@ -131,6 +131,46 @@ TEST_F(Loss, OfAWorkerShrinksTheWorldFromTheNewestVersion) {
   EXPECT_TRUE(sent<Evict>(all).empty()) << "a proven death needs no eviction";
 }
 
+std::vector<std::pair<MemberId, bool>> transfers_of(const Actions& actions) {
+  std::vector<std::pair<MemberId, bool>> found;
+  const auto installs = sent<Install>(actions);
+  if (installs.empty()) return found;
+  for (const Transfer& transfer : installs[0].second.transfers)
+    found.emplace_back(transfer.target, transfer.gradient);
+  return found;
+}
+
+// All contributed to the step that some have updated with: the others get its gradient. Who is further
+// behind, or has nothing, gets the state.
+TEST_F(Loss, OneUpdateBehindTakesTheGradientOnly) {
+  form(2, 3);
+  progress_all(5);
+  gone(2, 202);
+  report(1, 100, 8);
+  report(1, 101, 7);
+  report(1, 102, 6);
+  report(2, 200, 8);
+  report(2, 201, kNoVersion);
+  EXPECT_EQ(leader->view().base, 8);
+  EXPECT_EQ(transfers_of(last),
+            (std::vector<std::pair<MemberId, bool>>{{101, true}, {102, false}, {201, false}}));
+}
+
+// Nobody has the gradient of an update that was made in a view before.
+TEST_F(Loss, WhoMissedTheBaseOfAViewTakesTheState) {
+  form(2, 2);
+  gone(2, 201);
+  report(1, 100, 8);
+  report(1, 101, 7);
+  report(2, 200, 8);
+  EXPECT_EQ(transfers_of(last), (std::vector<std::pair<MemberId, bool>>{{101, true}}));
+  gone(2, 200);
+  report(1, 100, 8);
+  report(1, 101, 7);
+  EXPECT_EQ(leader->view().base, 8);
+  EXPECT_EQ(transfers_of(last), (std::vector<std::pair<MemberId, bool>>{{101, false}}));
+}
+
 TEST_F(Loss, SeveralAtOnceMakeOneView) {
   form(3, 2);
   gone(2, 200);

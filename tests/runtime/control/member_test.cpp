@@ -415,5 +415,48 @@ TEST(Learner, CancelledLessonVoidsWhatWasCopied) {
   EXPECT_FALSE(core.may_run());
 }
 
+// ---- one update behind
+
+TEST_F(MemberTest, TheUpdateToTheBaseWaitsForNoComparison) {
+  step();
+  agree(1);
+  confirms = false;
+  enter(2, 2, {{200, 100, true}});
+  EXPECT_TRUE(core->catching_up());
+  EXPECT_FALSE(core->install_due());
+  EXPECT_TRUE(all_of_kind<ComputeDigest>(entering).empty()) << "it does not hold the base yet";
+  ASSERT_TRUE(core->open_update(gen(2), 1).granted);
+  const auto actions = core->update_closed(now);
+  EXPECT_FALSE(core->catching_up());
+  EXPECT_EQ(core->version(), 2);
+  EXPECT_FALSE(core->open_update(gen(2), 2).granted) << "the base is not compared";
+  EXPECT_EQ(sent<BaseDigest>(digested(actions, 2)).size(), 1u) << "what it made is compared";
+  core->receive(now, BaseConfirmed{gen(2)});
+  EXPECT_TRUE(core->open_update(gen(2), 2).granted);
+}
+
+TEST_F(MemberTest, WhoCatchesUpReportsWhatItHolds) {
+  step();
+  agree(1);
+  enter(2, 2, {{200, 100, true}});
+  const auto reports = sent<Report>(agree(2));
+  ASSERT_EQ(reports.size(), 1u);
+  EXPECT_EQ(reports[0].second.version, 1);
+  EXPECT_EQ(reports[0].second.installed, gen(1));
+  EXPECT_FALSE(core->catching_up());
+  EXPECT_FALSE(core->open_update(gen(2), 1).granted);
+}
+
+TEST_F(MemberTest, AnUpdateToTheBaseThatIsOpenIsAwaited) {
+  step();
+  agree(1);
+  enter(2, 2, {{200, 100, true}});
+  ASSERT_TRUE(core->open_update(gen(2), 1).granted);
+  EXPECT_TRUE(sent<Report>(agree(2)).empty());
+  const auto reports = sent<Report>(core->update_closed(now));
+  ASSERT_EQ(reports.size(), 1u);
+  EXPECT_EQ(reports[0].second.version, 2);
+}
+
 }  // namespace
 }  // namespace muster::control

@@ -89,7 +89,7 @@ TEST(Wire, EveryMessageSurvives) {
 }
 
 TEST(Wire, FieldsKeepTheirPlaces) {
-  const auto back = decode_envelope(encoded({1, Install{view(), 5, {{1, 2}, {3, 4}}, "loss"}}));
+  const auto back = decode_envelope(encoded({1, Install{view(), 5, {{1, 2}, {3, 4, true}}, "loss"}}));
   ASSERT_TRUE(back.ok());
   const auto& install = std::get<Install>(back->message);
   EXPECT_EQ(install.view, view());
@@ -97,6 +97,7 @@ TEST(Wire, FieldsKeepTheirPlaces) {
   ASSERT_EQ(install.transfers.size(), 2u);
   EXPECT_EQ(install.transfers[1].source, 3u);
   EXPECT_EQ(install.transfers[1].target, 4u);
+  EXPECT_TRUE(install.transfers[1].gradient && !install.transfers[0].gradient);
   EXPECT_EQ(install.why, "loss");
   const auto gone = decode_envelope(encoded({1, MemberGone{6, true, false, "why", 3, -9, true}}));
   ASSERT_TRUE(gone.ok());
