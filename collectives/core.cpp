@@ -353,10 +353,11 @@ void Core::run() {
   }
 }
 
-bool Core::drive_until(const std::function<bool()>& done, Instant deadline) {
+bool Core::drive_until(const std::function<bool()>& done, Instant deadline, Wait how) {
   std::unique_lock lock(mutex_);
   if (done()) return true;
-  const int spins = crowded_ ? kSpinsCrowded : kSpins;
+  const int spins = how == Wait::kAsleep ? 0 : crowded_ ? kSpinsCrowded : kSpins;
+  const int yields = how == Wait::kAsleep ? 0 : kYields;
   ++waiters_;
   if (sleepers_ > 0) wake();
   int idle = 0;
@@ -374,7 +375,7 @@ bool Core::drive_until(const std::function<bool()>& done, Instant deadline) {
       idle = 0;
     } else if (!done()) {
       ++idle;
-      if (idle > spins + kYields && prepare_sleep()) {
+      if (idle > spins + yields && prepare_sleep()) {
         ++sleeping_waiters_;
         sleep(lock, deadline);
         --sleeping_waiters_;

@@ -121,6 +121,11 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
 
   void complete(Operation& operation, Status result, std::vector<int> suspects);
 
+  // What a waiter's done() looks at has changed, and it is no operation.
+  void tell_waiters() {
+    if (waiters_ > 1) followers_.notify_all();
+  }
+
   // After an operation was issued or revoked. `urgent`: the progress thread must not wait for its next tick.
   void stir(bool urgent);
 
@@ -134,9 +139,13 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
     keep_sleepers_armed();
   }
 
+  // How a wait begins: looking again and again, which suits operations that end within microseconds, or
+  // asleep, which suits what comes by descriptors. On a crowded machine each look may cost a time slice of
+  // others, and most looks leave the descriptors out: a hand-over that lay there was seen 60 ms late.
+  enum class Wait : uint8_t { kLooking, kAsleep };
   // Without the mutex: drives until done(), which is called under the mutex, or until `deadline`; returns
   // done().
-  bool drive_until(const std::function<bool()>& done, Instant deadline);
+  bool drive_until(const std::function<bool()>& done, Instant deadline, Wait how = Wait::kLooking);
 
  private:
   struct Peer {

@@ -146,7 +146,7 @@ std::optional<Handover> Endpoint::await_handover(ByteSpan bytes, uint64_t tag, c
         if (!handover && listener_ != nullptr) handover = listener_->claim_handover(contact->nonce, tag);
         return handover || (other != nullptr && other->done.load(std::memory_order_acquire));
       },
-      deadline);
+      deadline, Core::Wait::kAsleep);
   return handover;
 }
 

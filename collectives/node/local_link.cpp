@@ -198,6 +198,7 @@ void LocalListener::read_hello(int fd) {
     handovers_.push_back(
         {hello.sender, hello.tag, {std::move(connection), std::move(greeting.descriptors[0])}});
     core_->watch_end(fd, this);
+    core_->tell_waiters();
     return;
   }
   Hello hello;
@@ -205,6 +206,7 @@ void LocalListener::read_hello(int fd) {
   if (!take_hello(greeting, hello, *mate) || hello.nonce != nonce_) return;
   mate->connection = std::move(connection);
   arrivals_.push_back({hello.generation, hello.rank, std::move(mate)});
+  core_->tell_waiters();
 }
 
 std::optional<Handover> LocalListener::claim_handover(uint64_t sender, uint64_t tag) {
@@ -319,7 +321,7 @@ Status LocalExchange::run(const Segment& mine, const Arena& arena, Instant deadl
   bool complete = false;
   while (!complete && now() < deadline)
     complete = core_.drive_until([&] { return complete || (complete = step(mine, arena)); },
-                                 std::min(deadline, now() + kMillisecond));
+                                 std::min(deadline, now() + kMillisecond), Core::Wait::kAsleep);
   if (complete && fault_.empty()) return ok();
   for (size_t rank = 0; rank < mapped_.size(); ++rank) {
     if (!mapped_[rank]) missing.push_back(static_cast<int>(rank));

@@ -12,6 +12,16 @@
 
 #include "collectives/node/local_link.h"
 
+namespace {
+thread_local int yields = 0;
+}  // namespace
+
+// In place of libc's.
+extern "C" int sched_yield() noexcept {
+  ++yields;
+  return 0;
+}
+
 namespace muster {
 namespace {
 
@@ -58,6 +68,17 @@ TEST_F(FeedOnNode, AReceiverThatDoesNotMoveIsGivenUpAndTheOthersGetAll) {
   EXPECT_TRUE(ends[1].ok());
   ASSERT_TRUE(taken.ok()) << taken.error().message;
   EXPECT_EQ(bytes, kBytes);
+}
+
+// On a crowded machine a yield may take milliseconds: who waits for a hand-over sleeps on its descriptor at
+// once.
+TEST_F(FeedOnNode, WhoWaitsForASourceDoesNotYield) {
+  const int before = yields;
+  EXPECT_FALSE(good->await_handover(source->contact(), kTag, {}, now() + 50 * kMillisecond));
+  FeedSource feed(*source, kTag, now() + 20 * kSecond);
+  feed.add(good->contact());
+  EXPECT_TRUE(good->await_handover(source->contact(), kTag, {}, now() + 20 * kSecond));
+  EXPECT_EQ(yields, before);
 }
 
 TEST_F(FeedOnNode, WhoIsGivenUpHearsOfIt) {
