@@ -1,6 +1,6 @@
 """Collectives between two hosts: network namespaces joined by a veth pair, as fast as it goes and throttled on both ends;
-one and two ranks on each host. Beside Open MPI over TCP, MPICH over UCX's TCP and, where MUSTER_BENCH_TORCH names a Python
-that has torch, Gloo. The bound is a plain TCP stream of the bytes that must be moved (network.cpp); it takes turns with the
+one and two ranks on each host. Beside Open MPI over TCP, MPICH over UCX's TCP and, where a Python has torch,
+Gloo. The bound is a plain TCP stream of the bytes that must be moved (network.cpp); it takes turns with the
 others. And what it gains a training to reduce its gradients in buckets, while the rest is computed.
 
 It makes a sandbox for itself, so it needs root or user namespaces; where it cannot have them one row says so."""
@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from torch_python import TORCH
+from torch_python import not_measured, torch_python
 
 TOP = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TOP / "tests" / "support"), str(TOP / "scripts")]
@@ -49,11 +49,13 @@ def network(build, rounds):
     if isinstance(command, str):
         yield row("two hosts", "", None, None, {"not measured: " + command: None})
         return
-    inside = subprocess.Popen([*command, sys.executable, __file__, str(build.resolve()), str(rounds), TORCH or ""], stdout=subprocess.PIPE,
-                              text=True)
+    inside = subprocess.Popen([*command, sys.executable, __file__, str(build.resolve()), str(rounds), torch_python()[0] or ""],
+                              stdout=subprocess.PIPE, text=True)
     try:
         for line in inside.stdout:
             yield json.loads(line)
+        if not torch_python()[0]:
+            yield row("2 hosts", "latency", None, None, {not_measured("Gloo"): None})
         if inside.wait() != 0:
             raise RuntimeError(f"the benchmark in the sandbox ended with {inside.returncode}")
     finally:
@@ -189,8 +191,6 @@ def collectives_rows(build, torch, rounds, folder):
                 middle = {name: statistics.median(values) for name, values in found.items()}
                 ours, bound = middle.pop("muster"), middle.pop("link")
                 yield row(f"{op} {size_text(size)}, 2 hosts × {ranks // len(HOSTS)}, {link}", "latency", ours, bound, middle)
-    if not torch:
-        yield row("2 hosts", "latency", None, None, {"Gloo: not measured (MUSTER_BENCH_TORCH)": None})
 
 
 # ---- a training

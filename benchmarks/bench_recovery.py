@@ -1,8 +1,8 @@
 """How long a loss costs: 8 workers on 2 agents, 64 MiB of replicated state of which a step reduces and updates 1 MiB, and
 20 ms of sleep in each step whatever a rank's share of it. From SIGKILL of a worker, or of an agent, to the leader's "view
 ready", and to the first update that the last member of the new view has closed; how long a join makes the others wait.
-Peers: everything killed and started again from a checkpoint; torchrun's elastic restart of a script that does the same
-(MUSTER_BENCH_TORCH names a Python that has torch; without it that row says so).
+Peers: everything killed and started again from a checkpoint; torchrun's elastic restart, over Gloo, of a script that does the
+same (without a Python that has torch its row says so).
 
 And, for `overhead`: processor time of the control plane for each step, and the time of a step, beside the same loop with
 MPI_Allreduce."""
@@ -19,13 +19,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from torch_python import TORCH
+from torch_python import not_measured, torch_python
 
 STATE_BYTES, UPDATED_BYTES, SLEEP_MS = 64 << 20, 1 << 20, 20
 WORKERS = 4  # of each agent
 KILLS_OF_A_ROUND = 10
 PATIENCE = 60
 FOREVER = 1_000_000_000
+TORCHRUN_KILLS, TORCH_EVERY = 5, 25  # EVERY in recovery_torch.py
 TORCH_SCRIPT = Path(__file__).parent / "recovery_torch.py"
 
 
@@ -33,12 +34,12 @@ def boot_ns():
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
-def until(condition, what, seconds=PATIENCE):
+def until(condition, what, seconds=PATIENCE, pause=0.002):
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline:
             raise RuntimeError(f"after {seconds} s still waiting for {what}")
-        time.sleep(0.002)
+        time.sleep(pause)
     return value
 
 
@@ -215,52 +216,91 @@ def restart_way(build, folder):
         training.close()
 
 
-def torchrun(python, rounds):
-    """Milliseconds from SIGKILL of one of 8 workers to the first step of all 8 after torchrun has restarted them."""
-    folder = Path(tempfile.mkdtemp(prefix="muster-bench-"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = dict(os.environ, OMP_NUM_THREADS="1")
-    command = [python, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", str(WORKERS), "--max-restarts", "1000",
-               "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--monitor-interval", "0.1", str(TORCH_SCRIPT),
-               str(STATE_BYTES), str(UPDATED_BYTES), str(SLEEP_MS), str(folder)]
-    agents = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
-                               start_new_session=True) for _ in range(2)]
+class Torchrun:
+    """Two agents of torchrun with the workers of recovery_torch.py, with what makes it fastest: a look at the workers every
+    0.1 s (5 s is usual, on newer ones 0.1 s), as many nodes as there can be, so that a rendezvous waits for nobody else, one
+    thread for each worker, and a checkpoint in the page cache. Starting Python and importing torch again are part of its way."""
 
-    def steps():
-        found = {}  # start of the processes → step → moments
-        for path in folder.glob("updates-*"):
-            for line in path.read_text().splitlines():
-                restart, version, at, pid = (int(word) for word in line.split())
-                found.setdefault(restart, {}).setdefault(version, []).append((at, pid))
-        return found
+    PAUSE = 0.05  # moments come from the workers; who looks must not take the processor from them
 
-    def running(restart):
-        """Processes and moment of the first step that all have made since a restart."""
-        whole = [moments for moments in steps().get(restart, {}).values() if len(moments) == 2 * WORKERS]
-        return min(whole, key=lambda moments: max(moments)[0]) if len(whole) >= 10 else None
+    def __init__(self, python):
+        self.folder = Path(tempfile.mkdtemp(prefix="muster-bench-"))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        # torch 1.13 fails on Python 3.11 where workers' output is to go nowhere else, unless it is told so for each worker: of
+        # these there is no tenth.
+        command = [python, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", str(WORKERS), "--max_restarts",
+                   "1000", "--rdzv_id", "bench", "--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}",
+                   "--monitor_interval", "0.1", "--redirects", "9:1", "--tee", "9:1", str(TORCH_SCRIPT), str(STATE_BYTES),
+                   str(UPDATED_BYTES), str(SLEEP_MS), str(self.folder)]
+        environment = dict(os.environ, OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
+        self.output = open(self.folder / "output", "wb")
+        self.agents = [subprocess.Popen(command, stdout=self.output, stderr=self.output, env=environment, start_new_session=True)
+                       for _ in range(2)]
+        self.sources, self.steps = {}, {}  # process → its lines; process → step → moment
 
-    took = []
-    try:
-        for restart in range(rounds):
-            first = until(lambda: running(restart), f"torchrun's start {restart}", 120)
-            killed_at = boot_ns()
-            os.kill(first[0][1], signal.SIGKILL)
-            first = until(lambda: running(restart + 1), f"torchrun's start {restart + 1}", 120)
-            took.append((max(at for at, _ in first) - killed_at) / 1e6)
-    finally:
-        for agent in agents:
+    def look(self):
+        for path in self.folder.glob("updates-*"):
+            pid = int(path.name.removeprefix("updates-"))
+            lines = self.sources.setdefault(pid, Lines(path))
+            for line in lines.read():
+                if line == "wrong":
+                    raise RuntimeError("torchrun's workers computed a wrong sum")
+                step, at = line.split()
+                self.steps.setdefault(pid, {})[int(step)] = int(at)
+
+    def until_running(self, steps):
+        """Until all processes have made so many steps together: the processes, and when all had made the first of them."""
+        def there():
+            self.look()
+            gone = self.gone()
+            mine = {pid: made for pid, made in self.steps.items() if pid not in gone}
+            common = set.intersection(*map(set, mine.values())) if len(mine) == 2 * WORKERS else ()
+            return (list(mine), max(made[min(common)] for made in mine.values())) if len(common) >= steps else None
+        try:
+            return until(there, "torchrun's workers", 120, self.PAUSE)
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}:\n{(self.folder / 'output').read_text(errors='replace')[-2000:]}") from None
+
+    def kill_worker(self, chance):
+        """Milliseconds from SIGKILL to the first step that all have made since. That this step repeats one of before is not
+        counted against it."""
+        running, _ = self.until_running(TORCH_EVERY + 10)  # there is a checkpoint
+        time.sleep(chance.uniform(0, SLEEP_MS / 1000))
+        killed_at = boot_ns()
+        os.kill(chance.choice(running), signal.SIGKILL)
+        until(lambda: self.gone() >= set(running), "the end of torchrun's other workers", PATIENCE, self.PAUSE)
+        return (self.until_running(1)[1] - killed_at) / 1e6
+
+    def gone(self):
+        return {pid for pid in self.steps if not Path(f"/proc/{pid}").exists()}
+
+    def close(self):
+        for agent in self.agents:
             os.killpg(agent.pid, signal.SIGKILL)
             agent.wait(10)
-        for pid in {pid for versions in steps().values() for moments in versions.values() for _, pid in moments}:
-            try:  # torchrun gives its workers sessions of their own
-                if str(folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    os.kill(pid, signal.SIGKILL)
+        for process in Path("/proc").glob("[0-9]*"):  # torchrun gives its workers sessions of their own
+            try:
+                if str(self.folder).encode() in (process / "cmdline").read_bytes():
+                    os.kill(int(process.name), signal.SIGKILL)
             except OSError:
                 pass
-        shutil.rmtree(folder, ignore_errors=True)
-    return took
+        self.output.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def torchrun_row(case, ours, kills, chance):
+    """Each restart takes seconds, so there are few of them."""
+    python, versions = torch_python()
+    if not python:
+        return row(case, "next commit p50", ours, None, not_measured("torchrun"))
+    training = Torchrun(python)
+    try:
+        took = [training.kill_worker(chance) for _ in range(kills)]
+    finally:
+        training.close()
+    return row(case, "next commit p50", ours, None, f"torchrun, {kills} times, {versions}", statistics.median(took))
 
 
 def percentile(values, share):
@@ -297,10 +337,7 @@ def recovery(build, rounds):
     yield row(case, "view ready p99", percentile(ready, 0.99))
     yield row(case, "next commit p50", statistics.median(committed), 60, "all started again", again)
     yield row(case, "next commit p99", percentile(committed, 0.99), 250)
-    if TORCH:
-        yield row(case, "next commit p50", statistics.median(committed), None, "torchrun", statistics.median(torchrun(TORCH, min(rounds, 5))))
-    else:
-        yield row(case, "next commit p50", statistics.median(committed), None, "torchrun: not measured (MUSTER_BENCH_TORCH)")
+    yield torchrun_row(case, statistics.median(committed), min(rounds, TORCHRUN_KILLS), chance)
     case = f"agent killed, {len(lost)} times"
     yield row(case, "view ready p50", statistics.median(a for a, _ in lost), 25)
     yield row(case, "next commit p50", statistics.median(b for _, b in lost), 60)

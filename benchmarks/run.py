@@ -16,6 +16,7 @@ from bench_network import network
 from bench_preemption import preemption
 from bench_recovery import overhead, recovery
 from bench_scale import scale
+from torch_python import torch_python
 
 BENCHES = {"checkpoint": checkpoint, "codecs": codecs, "collectives": collectives, "network": network, "overhead": overhead,
            "preemption": preemption, "recovery": recovery, "scale": scale}
@@ -29,10 +30,12 @@ def processor():
 
 
 def versions():
-    """Of the peers that are packages of the system."""
-    packages = ["openmpi-bin", "mpich", "libhdf5-103-1", "libhdf5-openmpi-103-1", "libucx0", "libzstd1", "liblz4-1", "etcd-server"]
+    """Of the peers: packages of the system, and the torch that is used."""
+    packages = ["openmpi-bin", "mpich", "libhdf5-103-1", "libhdf5-openmpi-103-1", "libucx0", "libzstd1", "liblz4-1", "etcd-server",
+                "python3-torch", "libgloo0"]
     done = subprocess.run(["dpkg-query", "-W", "-f", "${Package} ${Version}\\n", *packages], capture_output=True, text=True)
-    return [line for line in done.stdout.splitlines() if not line.endswith(" ")]
+    python, said = torch_python()
+    return [line for line in done.stdout.splitlines() if not line.endswith(" ")] + ([f"{said} ({python})"] if python else [])
 
 
 def main():
@@ -52,8 +55,9 @@ def main():
     for name in options.names or BENCHES:
         for row in BENCHES[name](options.build, options.rounds):
             text = {key: "-" if value is None else value for key, value in row.items()}
+            others = [f"{name} {value}" for name, value in row.get("peers", {}).items() if name != row["peer"]]
             print(f"{text['bench']:<12}{text['case']:<58}{text['metric'] + ' ' + text['unit']:<20}{text['ours']:>10}"
-                  f"{text['peer_value']:>10}{text['ratio']:>7}{text['of_bound']:>9}  {text['peer']}", flush=True)
+                  f"{text['peer_value']:>10}{text['ratio']:>7}{text['of_bound']:>9}  {'; '.join([text['peer'], *others])}", flush=True)
             lines.append(json.dumps(row))
     if options.json:
         options.json.write_text("\n".join(lines) + "\n")

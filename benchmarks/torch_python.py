@@ -1,5 +1,43 @@
-"""The Python that has torch, for the peers that need it, from MUSTER_BENCH_TORCH; or None. The variable is taken out of the
-environment, since agents refuse variables of that name that they do not know."""
+"""The Python that runs the peers that need torch: MUSTER_BENCH_TORCH names it; otherwise it is this one or Debian's, whichever
+can import torch and its distributed part. The variable is taken out of the environment, since agents refuse variables of
+that name that they do not know."""
+import functools
 import os
+import subprocess
+import sys
 
-TORCH = os.environ.pop("MUSTER_BENCH_TORCH", None)
+NAMED = os.environ.pop("MUSTER_BENCH_TORCH", None)
+DEBIANS = "/usr/bin/python3"
+# The last word of a failed import is its reason.
+PROBE = """
+import platform, torch, torch.distributed
+if not torch.distributed.is_available(): raise ImportError("torch without its distributed part")
+print(f"torch {torch.__version__} in Python {platform.python_version()}")
+"""
+
+
+def probe(python):
+    """Whether it has torch, and its versions or the reason."""
+    try:
+        done = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return False, str(error)
+    said = (done.stdout if done.returncode == 0 else done.stderr).strip()
+    return done.returncode == 0, said.splitlines()[-1] if said else f"it ended with {done.returncode}"
+
+
+@functools.cache
+def torch_python():
+    """The Python and its versions; or None and the reason."""
+    reasons = []
+    for python in [NAMED] if NAMED else dict.fromkeys([sys.executable, DEBIANS]):
+        found, said = probe(python)
+        if found:
+            return python, said
+        reasons.append(f"{python}: {said}")
+    return None, "; ".join(reasons) + "; see MUSTER_BENCH_TORCH in scripts/bench"
+
+
+def not_measured(peer):
+    """What a row says in place of a peer's name."""
+    return f"{peer}: not measured ({torch_python()[1]})"

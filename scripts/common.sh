@@ -13,11 +13,12 @@ as_root() {
   fi
 }
 
-# Installs what scripts/packages.txt lists and dpkg does not have; nothing to do costs well under a second.
+# Installs what scripts/packages.txt lists, and the packages named, that dpkg does not have; nothing to do costs well under a
+# second.
 install_packages() {
   local wanted missing=()
   wanted=$(grep -v '^#' scripts/packages.txt)
-  for package in $wanted; do
+  for package in $wanted "$@"; do
     dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
   done
   [ ${#missing[@]} -eq 0 ] && return 0
