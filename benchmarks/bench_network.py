@@ -1,7 +1,7 @@
 """Collectives between two hosts: network namespaces joined by a veth pair, as fast as it goes and throttled on both ends;
-one and two ranks on each host. Beside Open MPI over TCP, MPICH over UCX's TCP and, where a Python has torch,
-Gloo. The bound is a plain TCP stream of the bytes that must be moved (network.cpp); it takes turns with the
-others. And what it gains a training to reduce its gradients in buckets, while the rest is computed.
+one and two ranks on each host. Beside Open MPI over TCP, MPICH over UCX's TCP and, where a Python has torch, Gloo. The bound
+is a plain TCP stream of the bytes that must be moved (network.cpp); it takes turns with the others. And what it gains
+a training to reduce its gradients in buckets, while the rest is computed.
 
 It makes a sandbox for itself, so it needs root or user namespaces; where it cannot have them one row says so."""
 import json
@@ -34,6 +34,7 @@ QUEUE_LATENCY = "50ms"
 TCP = {"tcp_congestion_control": "reno", "tcp_rmem": "4096 131072 6291456", "tcp_wmem": "4096 16384 4194304",
        "tcp_limit_output_bytes": "262144"}
 PATIENCE = 60
+GLOO_PORT = 29400
 # As a launch agent of an MPI: starts a command on the host whose address it is given, under a name that differs from the
 # other's, since MPIs take hosts of one name for one host.
 AGENT = """#!/bin/sh
@@ -140,8 +141,8 @@ def competitors(build, torch, ranks, folder):
         found.append("muster=env UCX_NET_DEVICES=" + DEVICE + " " + on_host(host, program, "muster", rank, ranks))
         found.append("link=" + on_host(host, program, "link", rank, ranks, ADDRESSES["b"]))
         if torch:
-            gloo = [torch, Path(__file__).parent / "network_gloo.py", build / "lib" / "libbench_participant.so", rank, ranks,
-                    ADDRESSES["a"]]
+            gloo = [torch, Path(__file__).parent / "gloo_rank.py", build / "lib" / "libbench_participant.so", rank, ranks,
+                    ADDRESSES["a"], GLOO_PORT]
             found.append(f"Gloo=env OMP_NUM_THREADS=1 GLOO_SOCKET_IFNAME={DEVICE} " + on_host(host, *gloo))
     agent = folder / "agent"
     agent.write_text(AGENT.format(**ADDRESSES))
@@ -160,23 +161,26 @@ def competitors(build, torch, ranks, folder):
 
 
 def play(build, torch, ranks, rounds, cases, folder):
-    """Milliseconds, by case and competitor."""
+    """Milliseconds, by case and competitor; and the operations that competitors do not have."""
     director = subprocess.Popen([str(build / "bin" / "bench_network"), "direct", str(ranks), str(rounds), *cases,
                                  *competitors(build, torch, ranks, folder)], stdout=subprocess.PIPE, text=True,
                                 stdin=subprocess.DEVNULL)
-    times = {}
+    times, lacking = {}, []
     for line in director.stdout:
         if not line.startswith('{"op"'):  # an MPI's own words
             print(line, end="", file=sys.stderr)
             continue
         turn = json.loads(line)
+        if "lacking" in turn:
+            lacking.append((turn["op"], turn["competitor"]))
+            continue
         if turn["wrong"]:
             raise RuntimeError(f"{turn['competitor']} computed a wrong {turn['op']} of {turn['bytes']} B")
         found = times.setdefault((turn["op"], turn["bytes"]), {}).setdefault(turn["competitor"], [])
         found.extend(us / 1000 for us in turn["us"])
     if director.wait() != 0:
         raise RuntimeError(f"bench_network ended with {director.returncode}")
-    return times
+    return times, lacking
 
 
 def size_text(size):
@@ -187,10 +191,13 @@ def collectives_rows(build, torch, rounds, folder):
     for link, limits in LINKS.items():
         set_link(limits)
         for ranks in (len(HOSTS), 2 * len(HOSTS)):
-            for (op, size), found in play(build, torch, ranks, rounds, cases_for(link), folder).items():
+            times, lacking = play(build, torch, ranks, rounds, cases_for(link), folder)
+            for (op, size), found in times.items():
                 middle = {name: statistics.median(values) for name, values in found.items()}
                 ours, bound = middle.pop("muster"), middle.pop("link")
                 yield row(f"{op} {size_text(size)}, 2 hosts × {ranks // len(HOSTS)}, {link}", "latency", ours, bound, middle)
+            for op, name in lacking:
+                yield row(f"{op}, 2 hosts × {ranks // len(HOSTS)}, {link}", "latency", None, None, {f"{name} has none": None})
 
 
 # ---- a training

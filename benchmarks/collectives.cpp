@@ -1,10 +1,11 @@
 // `scripts/bench collectives`: Muster's world on one node, and the memory's bound, directed beside peers.
 //
-//   bench_collectives RANKS ROUNDS OP:BYTES[:owned][:flushed]… [NAME=COMMAND…]   COMMAND starts a peer; its
-//   CONTROL is appended
+//   bench_collectives RANKS ROUNDS OP:BYTES[:owned][:flushed]… [NAME=COMMAND…]   each COMMAND starts ranks of
+//   the peer NAME; its CONTROL is appended
 //
 // Prints what director.h says. "copy" is the bound of all_reduce: every rank copies its input to its output,
 // alone, which is the least that must be moved; once with ordinary and once with non-temporal stores.
+#include <map>
 #include <string>
 #include <vector>
 
@@ -67,14 +68,16 @@ int main(int argc, char** argv) {
                         });
   }
   std::vector<bench::Case> cases;
+  std::map<std::string, std::vector<std::string>> peers;
   for (int i = 3; i < argc; ++i) {
     const std::string argument = argv[i];
     const size_t equals = argument.find('=');
     if (equals == std::string::npos) {
       cases.push_back(bench::parse_case(argument));
     } else {
-      director.start_world(argument.substr(0, equals), false, {argument.substr(equals + 1)});
+      peers[argument.substr(0, equals)].push_back(argument.substr(equals + 1));
     }
   }
+  for (const auto& [name, commands] : peers) director.start_world(name, false, commands);
   return director.play(cases, std::atoi(argv[2])) ? 0 : 1;
 }

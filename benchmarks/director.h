@@ -3,7 +3,8 @@
 // In every round, for each case, the competitors take turns in an order that rotates, and a ping-pong between
 // two pinned threads before and after each turn says whether the cores were near each other: on virtual
 // machines that flips within seconds, and changes everything. Prints one JSON line for each turn:
-// {"case", "competitor", "regime", "ping_ns": [before, after], "us": [an operation's times], "wrong"}.
+// {"op", …, "competitor", "regime", "ping_ns": [before, after], "us": [an operation's times], "wrong"};
+// {"op", "ranks", "competitor", "lacking": 1} once for an operation that a competitor does not have.
 #pragma once
 
 #include <signal.h>
@@ -12,6 +13,7 @@
 
 #include <functional>
 #include <map>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -85,6 +87,7 @@ struct World {
   bool is_bound;  // what it moves is not the operation's result
   std::vector<pid_t> processes;
   std::map<std::string, double> expected_ns;  // of an operation, by case
+  std::set<Op> lacking;
 };
 
 class Director {
@@ -100,7 +103,7 @@ class Director {
   explicit Director(const Settings& settings) : ranks_(settings.ranks), settings_(settings) {}
 
   void fork_world(const std::string& name, bool is_bound, const std::function<void(Control&, int)>& body) {
-    World world{name, make_control().first, is_bound, {}, {}};
+    World world{name, make_control().first, is_bound, {}, {}, {}};
     for (int rank = 0; rank < ranks_; ++rank) {
       const pid_t child = fork();
       if (child == 0) {
@@ -117,7 +120,7 @@ class Director {
   // The commands start the ranks; the path of the control block is appended to each.
   void start_world(const std::string& name, bool is_bound, const std::vector<std::string>& commands) {
     const auto [control, path] = make_control();
-    World world{name, control, is_bound, {}, {}};
+    World world{name, control, is_bound, {}, {}, {}};
     for (const std::string& command : commands) {
       const pid_t child = fork();
       if (child == 0) {
@@ -213,9 +216,11 @@ class Director {
     const bool moves_copies = world.name.starts_with("copy");
     if (moves_copies && (one.op != Op::kAllReduce || one.bytes <= kLatencyBytes)) return true;
     if (one.owned && world.name != "muster") return true;  // peers have no such buffers
+    if (world.lacking.contains(one.op)) return true;
     Command command = command_for(world, one);
     if (!world.expected_ns.contains(key_of(one))) {
       if (!run(world, command)) return false;
+      if (world.control->lacking.exchange(0) != 0) return tell_lack(world, one), true;
       world.expected_ns[key_of(one)] =
           std::min(time_of(world, command, 0, ranks_), time_of(world, command, 1, ranks_));
       command = command_for(world, one);
@@ -225,6 +230,14 @@ class Director {
     const double after = ping_pong_ns();
     report(world, one, command, before, after);
     return true;
+  }
+
+  void tell_lack(World& world, const Case& one) const {
+    world.control->wrong.store(0);
+    world.lacking.insert(one.op);
+    std::printf("{\"op\": \"%s\", \"ranks\": %d, \"competitor\": \"%s\", \"lacking\": 1}\n",
+                kOpNames[static_cast<int>(one.op)], ranks_, world.name.c_str());
+    std::fflush(stdout);
   }
 
   void report(const World& world, const Case& one, const Command& command, double before,

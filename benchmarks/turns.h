@@ -51,8 +51,9 @@ struct Command {
 struct alignas(kCacheLine) Control {
   std::atomic<uint32_t> turn;  // counts commands; a futex
   std::atomic<uint32_t> finished;
-  std::atomic<uint32_t> wrong;  // ranks that found a wrong result
-  uint32_t hosts;               // that the ranks are spread over, the first ones on the first
+  std::atomic<uint32_t> wrong;    // ranks that found a wrong result
+  std::atomic<uint32_t> lacking;  // 1: the competitor has no such operation
+  uint32_t hosts;                 // that the ranks are spread over, the first ones on the first
   Command command;
   alignas(kCacheLine) std::atomic<uint32_t> arrived;
   int64_t start_ns[kMaxSamples][kMaxRanks];
@@ -121,6 +122,7 @@ inline void flush(const void* data, size_t bytes) {
 //   float* buffer(bool output, size_t bytes, bool owned)   memory that stays until the next call for it
 //   void run(Op, const float* in, float* out, size_t count)  count: elements of the smaller of in and out
 //   void settle()                                            after a turn, before the next call of buffer()
+//   kReducesInPlace                                          optional: in all_reduce `out` is `in`
 class Participant {
  public:
   Participant(Control& control, int rank, int ranks) : control_(control), rank_(rank), ranks_(ranks) {}
@@ -193,6 +195,8 @@ class Participant {
     float* in = library.buffer(false, in_count * sizeof(float), command.owned != 0);
     float* out = library.buffer(true, out_count * sizeof(float), command.owned != 0);
     if (command.op == Op::kBroadcast && rank_ == 0) out = in;
+    if constexpr (requires { Library::kReducesInPlace; })
+      if (command.op == Op::kAllReduce) out = in;
     uint32_t round = 0;
     const auto once = [&] {
       fresh(in, in_count, ++round);
