@@ -1,57 +1,59 @@
-"""The codecs' rows of scripts/bench: medians over the rounds of one program, which measures the roof in each."""
-import importlib.util
+"""The codecs' rows of scripts/bench, on one core, with values in memory and in the cache: medians over the rounds of one
+program, which measures the roof in each, also times memcpy, zstd and lz4, and takes turns with PyTorch's casts and int8
+quantisation (codecs_torch.py)."""
 import statistics
 import subprocess
-import time
+import tempfile
+from pathlib import Path
 
-ROUNDS = 9
+from torch_python import not_measured, torch_python
+
+TURNS, ROUNDS_OF_A_TURN = 3, 3
 MEMORY_MIB, CACHE_MIB = 64, 1
-TORCH_REASON = "PyTorch: skipped, no module torch (pip install --target build/torch torch, then PYTHONPATH=build/torch)"
+TORCH_SCRIPT = Path(__file__).parent / "codecs_torch.py"
+
+
+def lines_of(command, output=subprocess.PIPE):
+    """The fields of what a program printed, unless that went elsewhere."""
+    done = subprocess.run([str(word) for word in command], stdout=output, stderr=subprocess.PIPE, timeout=300)
+    if done.returncode != 0:
+        raise RuntimeError(f"{command[0]} ended with {done.returncode}: {done.stderr.decode(errors='replace').strip()[-300:]}")
+    return [line.split("|") for line in (done.stdout or b"").decode().splitlines()]
 
 
 def measured(build, mib):
-    """{case: (median GB/s of float32, median part of the roof)} in the order of the program."""
-    done = subprocess.run([str(build / "bin" / "bench_codecs"), str(ROUNDS), str(mib)], capture_output=True, text=True,
-                          timeout=300)
-    if done.returncode != 0:
-        raise RuntimeError(f"bench_codecs ended with {done.returncode}: {done.stderr.strip()[-300:]}")
-    samples = {}
-    for line in done.stdout.splitlines():
-        case, speed, part = line.split("|")
-        samples.setdefault(case, []).append((float(speed), float(part)))
-    return {case: tuple(statistics.median(column) for column in zip(*values)) for case, values in samples.items()}
+    """{case: (median GB/s of float32, median part of the roof)} in the order of the program, and {case: {way: median GB/s of
+    PyTorch}}."""
+    program, python = build / "bin" / "bench_codecs", torch_python()[0]
+    ours, torchs = {}, {}
+    with tempfile.NamedTemporaryFile() as values:
+        lines_of([program, "values", mib], values)
+        for _ in range(TURNS):
+            for case, speed, part in lines_of([program, ROUNDS_OF_A_TURN, mib]):
+                ours.setdefault(case, []).append((float(speed), float(part)))
+            for case, way, speed in lines_of([python, TORCH_SCRIPT, ROUNDS_OF_A_TURN, values.name]) if python else ():
+                torchs.setdefault(case, {}).setdefault(way, []).append(float(speed))
+    return ({case: tuple(statistics.median(column) for column in zip(*samples)) for case, samples in ours.items()},
+            {case: {way: statistics.median(speeds) for way, speeds in ways.items()} for case, ways in torchs.items()})
 
 
-def torch_bf16():
-    """GB/s of float32 of PyTorch's conversion to bfloat16 on one thread, or None."""
-    if importlib.util.find_spec("torch") is None:
-        return None
-    import torch
-    torch.set_num_threads(1)
-    values = torch.randn(MEMORY_MIB << 18)
-    out = torch.empty(values.shape, dtype=torch.bfloat16)
-    times = []
-    for _ in range(ROUNDS):
-        began = time.perf_counter()
-        out.copy_(values)
-        times.append(time.perf_counter() - began)
-    return 4 * values.numel() / 1e9 / statistics.median(times)
+def row(case, ours=None, peer=None, peer_value=None, bound=None, of_bound=None, peers=None):
+    return {"bench": "codecs", "case": case, "metric": "float32", "unit": "GB/s", "ours": ours and round(ours, 2), "peer": peer,
+            "peer_value": peer_value and round(peer_value, 2), "ratio": round(ours / peer_value, 3) if peer_value else None,
+            "bound": bound and round(bound, 2), "of_bound": of_bound and round(of_bound, 3),
+            "peers": {name: round(value, 2) for name, value in (peers or {}).items()}}
 
 
 def codecs(build, rounds):
-    torch_speed = torch_bf16()
-    if torch_speed is None:
-        print(TORCH_REASON)
     for mib, place in ((MEMORY_MIB, "memory"), (CACHE_MIB, "cache")):
-        results = measured(build, mib)
-        copy = results["memcpy"][0]
+        results, torchs = measured(build, mib)
         for case, (speed, part) in results.items():
-            peer, peer_value = "memcpy", copy
-            if torch_speed is not None and case == "bf16 encode" and place == "memory":
-                peer, peer_value = "PyTorch copy_ to bfloat16", torch_speed
             # In the cache there is no roof of memory; of a peer's program it is not known what it moves.
             bounded = place == "memory" and part > 0
-            yield {"bench": "codecs", "case": f"{case}, {place}", "metric": "float32", "unit": "GB/s",
-                   "ours": round(speed, 2), "peer": peer, "peer_value": round(peer_value, 2),
-                   "ratio": round(speed / peer_value, 3), "bound": round(results["roof"][0], 2) if bounded else None,
-                   "of_bound": round(part, 3) if bounded else None}
+            peers = torchs.get(case, {})
+            best = max(peers, key=peers.get, default="memcpy")
+            peers = {**peers, "memcpy": results["memcpy"][0]}
+            yield row(f"{case}, {place}", speed, best, peers[best], results["roof"][0] if bounded else None,
+                      part if bounded else None, peers)
+    if not torch_python()[0]:
+        yield row("casts and int8", peer=not_measured("PyTorch"))

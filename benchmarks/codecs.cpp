@@ -1,5 +1,6 @@
 // `scripts/bench codecs`: the gradient codecs on one core, beside the memory bandwidth of the same round.
-//   bench_codecs ROUNDS MIB   prints, for each round and case: CASE GIGABYTES_OF_FLOAT32_A_SECOND OF_ROOF
+//   bench_codecs ROUNDS MIB   prints, for each round and case: CASE|GIGABYTES_OF_FLOAT32_A_SECOND|OF_ROOF
+//   bench_codecs values MIB   writes the values, for peers that are programs of their own
 // OF_ROOF: bytes that the case has to move, over its time, as a part of the best bandwidth of the round.
 #include <algorithm>
 #include <cstdio>
@@ -206,35 +207,52 @@ void run_round(std::vector<std::vector<Case>>& codecs, Buffers& b, const std::ve
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 3) return std::fprintf(stderr, "usage: bench_codecs ROUNDS MIB\n"), 2;
+  if (argc != 3) return std::fprintf(stderr, "usage: bench_codecs ROUNDS|values MIB\n"), 2;
   const int rounds = std::atoi(argv[1]);
   Buffers buffers(static_cast<size_t>(std::atoll(argv[2])) << 18);
+  if (std::string(argv[1]) == "values")
+    return std::fwrite(buffers.values.get(), sizeof(float), buffers.count, stdout) == buffers.count ? 0 : 1;
   std::vector<std::vector<Case>> codecs;
   for (const auto id : muster::codec::kCodecIds) {
     add_codec(codecs.emplace_back(), muster::codec::codec_of(id), buffers);
   }
   std::vector<Case> peers;
   [[maybe_unused]] const size_t bytes = buffers.count * 4;
-  // `run` compresses the values and returns how many bytes they became, which the case's name tells.
+  // `run` compresses the values and returns how many bytes they became, which the case's name tells; `back`
+  // decompresses into `buffers.out`.
   [[maybe_unused]] const auto add_peer = [&](const std::string& name, size_t bound,
-                                             std::function<size_t(char*)> run) {
+                                             std::function<size_t(char*)> run,
+                                             const std::function<void(const char*, size_t)>& back) {
     auto memory = std::make_shared<std::vector<char>>(bound);
-    const double factor = static_cast<double>(bytes) / static_cast<double>(run(memory->data()));
+    const size_t became = run(memory->data());
+    const double factor = static_cast<double>(bytes) / static_cast<double>(became);
+    back(memory->data(), became);
+    if (std::memcmp(buffers.out.get(), buffers.values.get(), bytes) != 0) {
+      std::fprintf(stderr, "%s gives other values back\n", name.c_str());
+      std::exit(1);
+    }
     char named[64];
     std::snprintf(named, sizeof named, "%s to 1/%.2f", name.c_str(), factor);
     peers.push_back({named, 0, [memory, run] { (void)run(memory->data()); }});
   };
 #ifdef MUSTER_BENCH_ZSTD
-  add_peer("zstd -1", ZSTD_compressBound(bytes), [&](char* to) {
-    return ZSTD_compress(to, ZSTD_compressBound(bytes), buffers.values.get(), bytes, 1);
-  });
+  add_peer(
+      "zstd -1", ZSTD_compressBound(bytes),
+      [&](char* to) { return ZSTD_compress(to, ZSTD_compressBound(bytes), buffers.values.get(), bytes, 1); },
+      [&](const char* from, size_t size) { ZSTD_decompress(buffers.out.get(), bytes, from, size); });
 #endif
 #ifdef MUSTER_BENCH_LZ4
   const int lz4_bound = LZ4_compressBound(static_cast<int>(bytes));
-  add_peer("lz4", static_cast<size_t>(lz4_bound), [&](char* to) {
-    return static_cast<size_t>(LZ4_compress_default(reinterpret_cast<const char*>(buffers.values.get()), to,
-                                                    static_cast<int>(bytes), lz4_bound));
-  });
+  add_peer(
+      "lz4", static_cast<size_t>(lz4_bound),
+      [&](char* to) {
+        return static_cast<size_t>(LZ4_compress_default(reinterpret_cast<const char*>(buffers.values.get()),
+                                                        to, static_cast<int>(bytes), lz4_bound));
+      },
+      [&](const char* from, size_t size) {
+        LZ4_decompress_safe(from, reinterpret_cast<char*>(buffers.out.get()), static_cast<int>(size),
+                            static_cast<int>(bytes));
+      });
 #endif
   for (int round = 0; round < rounds; ++round) run_round(codecs, buffers, peers);
   return 0;
