@@ -1,13 +1,22 @@
 """scripts/bench checkpoint: 1 GiB over two and over four ranks on the disk of the build folder. The bound is a raw
-O_DIRECT writer of plain files of the same size, and the better of two raw O_DIRECT readers. All take turns."""
+O_DIRECT writer of plain files of the same size, and the better of two raw O_DIRECT readers. Peers: H5Dwrite and fsync;
+torch.save, fsync and torch.load of a file of each rank; torch's distributed checkpoint. All take turns, all writes are durable
+when their time ends, and all reads begin with nothing in the page cache."""
 import os
 import shutil
+import socket
 import statistics
 import subprocess
 import tempfile
+from pathlib import Path
+
+from torch_python import not_measured, torch_python
 
 MIB, COPIED_MIB = 1024, 256
-MODES = ("raw_write", "save", "save_64", "hdf5_write", "raw_read", "restore", "raw_read_uring", "verify")
+MODES = ("raw_write", "save", "save_64", "hdf5_write", "torch_save", "dcp_save", "raw_read", "restore", "torch_load", "dcp_load",
+         "raw_read_uring", "verify")
+TORCH_MODES = ("torch_save", "dcp_save", "torch_load", "dcp_load")
+TORCH_SCRIPT = Path(__file__).parent / "checkpoint_torch.py"
 
 
 def measure(build, mode, folder, mib, ranks):
@@ -18,10 +27,38 @@ def measure(build, mode, folder, mib, ranks):
     return {line.split()[0]: float(line.split()[1]) for line in done.stdout.splitlines()}
 
 
+def measure_torch(mode, folder, mib, ranks):
+    """The seconds; or why they are missing."""
+    python = torch_python()[0]
+    if not python:
+        return {}
+    files = os.path.join(folder, mode.split("_")[0])  # what is saved there is loaded from there
+    os.makedirs(files, exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = dict(os.environ, OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
+    workers = [subprocess.Popen([python, str(TORCH_SCRIPT), mode, files, *(str(number) for number in (mib, rank, ranks, port))],
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+               for rank in range(ranks)]
+    try:
+        said = [worker.communicate(timeout=120) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    for worker, (_, errors) in zip(workers, said):
+        if worker.returncode != 0:
+            raise RuntimeError(f"checkpoint_torch.py {mode} ended with {worker.returncode}: {errors.strip()[-300:]}")
+    word, value = said[0][0].strip().split(maxsplit=1)
+    return {word: float(value) if word == "seconds" else value}
+
+
 def row(case, metric, unit, ours, peer, peer_value, better, bound=None):
     """`better`: how often better Muster is than the peer; of_bound: the share of the bound that is reached."""
     return {"bench": "checkpoint", "case": case, "metric": metric, "unit": unit, "ours": round(ours, 3), "peer": peer,
-            "peer_value": round(peer_value, 3), "ratio": round(better, 3), "bound": bound and round(bound, 3),
+            "peer_value": peer_value and round(peer_value, 3), "ratio": better and round(better, 3),
+            "bound": bound and round(bound, 3),
             "of_bound": bound and round(ours / bound, 3)}
 
 
@@ -29,13 +66,23 @@ def one_round(build, ranks, seen):
     folder = tempfile.mkdtemp(prefix="bench-", dir=build)
     try:
         for mode in MODES:
-            seen[mode].append(measure(build, mode, folder, MIB, ranks))
+            seen[mode].append(measure_torch(mode, folder, MIB, ranks) if mode in TORCH_MODES
+                              else measure(build, mode, folder, MIB, ranks))
             if mode in ("save_64", "hdf5_write"):
                 # One save is left to read; the disk is not to fill up.
                 for name in sorted(name for name in os.listdir(folder) if name.startswith("v"))[1:]:
                     shutil.rmtree(os.path.join(folder, name))
     finally:
         shutil.rmtree(folder)
+
+
+def torch_row(case, ours, bound, peer, seen):
+    if not torch_python()[0]:
+        return row(case, "rate", "GiB/s", ours, not_measured(peer), None, None, bound)
+    if "missing" in seen[0]:
+        return row(case, "rate", "GiB/s", ours, f"{peer}: not measured ({seen[0]['missing']})", None, None, bound)
+    value = MIB / 1024 / statistics.median(one["seconds"] for one in seen)
+    return row(case, "rate", "GiB/s", ours, peer, value, ours / value, bound)
 
 
 def rows_of(ranks, seen):
@@ -49,6 +96,10 @@ def rows_of(ranks, seen):
               rate("save_64") / rate("hdf5_write"), write)
     yield row(f"restore {size}, cold", "rate", "GiB/s", rate("restore"), "raw O_DIRECT reader", read, rate("restore") / read,
               read)
+    yield torch_row(f"save {size}", rate("save"), write, "torch.save+fsync", seen["torch_save"])
+    yield torch_row(f"save {size}", rate("save"), write, "torch's distributed checkpoint", seen["dcp_save"])
+    yield torch_row(f"restore {size}, cold", rate("restore"), read, "torch.load", seen["torch_load"])
+    yield torch_row(f"restore {size}, cold", rate("restore"), read, "torch's distributed checkpoint", seen["dcp_load"])
     buffers, moved = median("restore", "buffer_bytes") / 2**20, median("restore", "read_bytes") / 2**20
     yield row(f"restore {size}", "buffers", "MiB", buffers, "of the state", MIB / ranks, MIB / ranks / buffers)
     yield row(f"restore {size}", "read", "MiB", moved, "needed", MIB, MIB / moved)
