@@ -1,0 +1,115 @@
+"""Which rows the benchmarks give when a peer is not there: programs that print what is written here take the place of those
+that measure, so nothing is built and nothing timed."""
+import json
+import os
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import bench_checkpoint  # noqa: E402
+import bench_codecs  # noqa: E402
+import bench_collectives  # noqa: E402
+import bench_network  # noqa: E402
+import bench_recovery  # noqa: E402
+import torch_python  # noqa: E402
+
+METRICS = ("seconds", "staged_seconds", "copy_seconds", "buffer_bytes", "read_bytes", "bytes", "memcpy_seconds", "digest_seconds",
+           "plain_digest_seconds", "copy_then_plain_digest_seconds", "copy_then_digest_seconds", "digest_then_copy_seconds",
+           "tiles_past_the_cache_seconds")
+TURN = {"op": "all_reduce", "bytes": 4096, "owned": 0, "flushed": 0, "ranks": 2, "regime": "near", "wrong": 0, "us": [2.0]}
+
+
+def executable(path, lines, code=0):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines) + f"exit {code}\n")
+    path.chmod(0o755)
+    return path
+
+
+def turn(competitor, **changes):
+    return json.dumps({**TURN, "competitor": competitor, **changes})
+
+
+class Peers(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.build = Path(folder.name)
+        self.name_python(executable(self.build / "bare", [], 3))
+
+    def name_python(self, path):
+        """As MUSTER_BENCH_TORCH does."""
+        patch = mock.patch.object(torch_python, "NAMED", str(path))
+        patch.start()
+        self.addCleanup(patch.stop)
+        torch_python.torch_python.cache_clear()
+        self.addCleanup(torch_python.torch_python.cache_clear)
+
+    def program(self, name, *lines):
+        executable(self.build / "bin" / name, lines)
+
+    def assert_told(self, rows, *peers):
+        told = [row["peer"] for row in rows if row["peer"] and "not measured" in row["peer"]]
+        self.assertEqual([name.split(":")[0] for name in told], list(peers))
+        for name in told:
+            self.assertIn(str(self.build / "bare"), name)
+
+    def test_a_python_without_torch_is_told_with_its_reason(self):
+        python, reason = torch_python.torch_python()
+        self.assertIsNone(python)
+        self.assertIn("ended with 3", reason)
+
+    def test_the_first_python_that_has_torch_is_taken_and_its_versions_told(self):
+        self.name_python(executable(self.build / "good", ["torch 9"]))
+        self.assertEqual(torch_python.torch_python(), (str(self.build / "good"), "torch 9"))
+        with mock.patch.multiple(torch_python, NAMED=None, DEBIANS=str(self.build / "good")), \
+                mock.patch.object(sys, "executable", str(self.build / "bare")):
+            torch_python.torch_python.cache_clear()
+            self.assertEqual(torch_python.torch_python()[0], str(self.build / "good"))
+
+    def test_agents_do_not_see_the_variable(self):
+        self.assertNotIn("MUSTER_BENCH_TORCH", os.environ)
+
+    def test_recovery(self):
+        self.assert_told([bench_recovery.torchrun_row("case", 1.0, 1, None)], "torchrun")
+
+    def test_network(self):
+        with mock.patch.object(bench_network, "sandbox_command", lambda: ["true"]):
+            self.assert_told(bench_network.network(self.build, 1), "Gloo")
+
+    def test_collectives(self):
+        self.program("bench_collectives", turn("muster"))
+        self.assert_told(bench_collectives.collectives(self.build, 1), "Gloo")
+
+    def test_an_operation_that_a_competitor_lacks_is_told(self):
+        self.program("bench_collectives", turn("muster"), '{"op": "reduce_scatter", "ranks": 2, "competitor": "Gloo", "lacking": 1}')
+        rows = list(bench_collectives.collectives(self.build, 1))
+        self.assertIn("Gloo has none", [row["peer"] for row in rows if row["case"].startswith("reduce_scatter")])
+
+    def test_a_wrong_result_ends_the_benchmark(self):
+        self.program("bench_collectives", turn("muster"), turn("Gloo", wrong=1))
+        with self.assertRaisesRegex(RuntimeError, "Gloo computed a wrong all_reduce"):
+            list(bench_collectives.collectives(self.build, 1))
+
+    def test_checkpoint(self):
+        self.program("bench_checkpoint", *(f"{metric} 1" for metric in METRICS))
+        peers = ["torch.save+fsync", "torch's distributed checkpoint", "torch.load", "torch's distributed checkpoint"]
+        self.assert_told(bench_checkpoint.checkpoint(self.build, 1), *2 * peers)
+
+    def test_a_way_that_this_torch_lacks_is_told(self):
+        self.name_python(executable(self.build / "good", ["missing no such module"]))
+        self.program("bench_checkpoint", *(f"{metric} 1" for metric in METRICS))
+        seen = bench_checkpoint.measure_torch("dcp_save", str(self.build), 1024, 2)
+        row = bench_checkpoint.torch_row("case", 1.0, 2.0, "peer", [seen])
+        self.assertEqual(row["peer"], "peer: not measured (no such module)")
+
+    def test_codecs(self):
+        self.program("bench_codecs", "roof|2|1", "memcpy|1|1", "int8 encode|1|0.5")
+        self.assert_told(bench_codecs.codecs(self.build, 1), "PyTorch")
+
+
+if __name__ == "__main__":
+    unittest.main()
