@@ -10,11 +10,12 @@
 #include <cstdint>
 
 #include "kernels/codec.h"
+#include "runtime/base/dtype.h"
 #include "runtime/base/result.h"
 
 namespace muster {
 
-constexpr int kCudaTableVersion = 2;
+constexpr int kCudaTableVersion = 3;
 
 // NCCL's codes that callers must tell apart; checked against nccl.h where the module is compiled.
 constexpr int kNcclSuccess = 0;
@@ -24,7 +25,44 @@ constexpr int kNcclUnsupported = -2;  // no such element type or operator in NCC
 constexpr size_t kNcclIdBytes = 128;
 constexpr int kCudaNotReady = 600;
 
-enum class DeviceReduction : uint8_t { kSum = 0, kMin = 1, kMax = 2, kAvg = 3 };
+enum class DeviceReduction : uint8_t { kSum = 0, kMin = 1, kMax = 2, kAvg = 3, kProd = 4, kPremulSum = 5 };
+
+// How elements are reduced. kPremulSum multiplies each rank's elements by `factor` first, and is for floats
+// of 16 bits and more.
+struct DeviceOperator {
+  constexpr DeviceOperator(DeviceReduction the_reduction = DeviceReduction::kSum, double the_factor = 1)
+      : reduction(the_reduction), factor(the_factor) {}
+  DeviceReduction reduction;
+  double factor;
+};
+
+enum class NcclKind : uint8_t {
+  kAllReduce,
+  kReduceScatter,
+  kReduce,
+  kAllGather,
+  kBroadcast,
+  kSend,
+  kReceive
+};
+constexpr bool is_reduction(NcclKind kind) { return kind <= NcclKind::kReduce; }
+
+struct NcclCall {
+  NcclKind kind = NcclKind::kAllReduce;
+  const void* in = nullptr;  // not of kReceive
+  void* out = nullptr;       // not of kSend
+  size_t count = 0;          // as NCCL counts it: of kReduceScatter what arrives, of kAllGather what is sent
+  int peer = 0;              // the root, or the other side
+};
+
+// Calls that start together, and not before the last is made. What reduces nothing is moved as bytes, so any
+// element type can be.
+struct NcclBatch {
+  const NcclCall* calls = nullptr;
+  size_t size = 0;
+  DType dtype = DType::kFloat32;
+  DeviceOperator op;
+};
 
 // What was found. A count of 0 devices, or no NCCL, comes with the reason in words.
 struct CudaProbe {
@@ -42,7 +80,8 @@ struct CudaTable {
 
   void (*probe)(CudaProbe* out);
   const char* (*cuda_error_text)(int code);
-  int (*set_device)(int device);  // of the calling thread
+  int (*get_device)(int* device);  // of the calling thread
+  int (*set_device)(int device);
 
   int (*stream_create)(void** stream);  // non-blocking with respect to the default stream
   int (*stream_destroy)(void* stream);
@@ -67,8 +106,8 @@ struct CudaTable {
   // Non-blocking: kNcclInProgress, then nccl_state until it is another code.
   int (*nccl_initialize)(void** communicator, int world, const void* id, int rank);
   int (*nccl_state)(void* communicator, int* state);
-  int (*nccl_all_reduce)(const void* in, void* out, size_t count, int dtype, int reduction,
-                         void* communicator, void* stream);
+  // Enqueues the batch. Leaves no group open and no operator behind, whatever fails.
+  int (*nccl_issue)(const NcclBatch* batch, void* communicator, void* stream);
   int (*nccl_abort)(void* communicator);  // frees it; may wait for its kernels to leave
 };
 

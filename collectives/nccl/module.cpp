@@ -13,6 +13,7 @@
 
 #include "kernels/codec_cuda.h"
 #include "kernels/cuda_table.h"
+#include "kernels/minifloat.h"
 #include "runtime/base/dtype.h"
 
 namespace muster {
@@ -31,6 +32,16 @@ struct Nccl {
   decltype(&ncclCommInitRankConfig) init_rank_config = nullptr;
   decltype(&ncclCommGetAsyncError) async_error = nullptr;
   decltype(&ncclAllReduce) all_reduce = nullptr;
+  decltype(&ncclReduceScatter) reduce_scatter = nullptr;
+  decltype(&ncclReduce) reduce = nullptr;
+  decltype(&ncclAllGather) all_gather = nullptr;
+  decltype(&ncclBroadcast) broadcast = nullptr;
+  decltype(&ncclSend) send = nullptr;
+  decltype(&ncclRecv) receive = nullptr;
+  decltype(&ncclGroupStart) group_start = nullptr;
+  decltype(&ncclGroupEnd) group_end = nullptr;
+  decltype(&ncclRedOpCreatePreMulSum) create_premul_sum = nullptr;
+  decltype(&ncclRedOpDestroy) destroy_operator = nullptr;
   decltype(&ncclCommAbort) abort = nullptr;
   std::string missing;  // why NCCL is not usable; empty where it is
 };
@@ -56,6 +67,16 @@ Nccl load_nccl() {
   look_up(library, "ncclCommInitRankConfig", nccl.init_rank_config, nccl.missing);
   look_up(library, "ncclCommGetAsyncError", nccl.async_error, nccl.missing);
   look_up(library, "ncclAllReduce", nccl.all_reduce, nccl.missing);
+  look_up(library, "ncclReduceScatter", nccl.reduce_scatter, nccl.missing);
+  look_up(library, "ncclReduce", nccl.reduce, nccl.missing);
+  look_up(library, "ncclAllGather", nccl.all_gather, nccl.missing);
+  look_up(library, "ncclBroadcast", nccl.broadcast, nccl.missing);
+  look_up(library, "ncclSend", nccl.send, nccl.missing);
+  look_up(library, "ncclRecv", nccl.receive, nccl.missing);
+  look_up(library, "ncclGroupStart", nccl.group_start, nccl.missing);
+  look_up(library, "ncclGroupEnd", nccl.group_end, nccl.missing);
+  look_up(library, "ncclRedOpCreatePreMulSum", nccl.create_premul_sum, nccl.missing);
+  look_up(library, "ncclRedOpDestroy", nccl.destroy_operator, nccl.missing);
   look_up(library, "ncclCommAbort", nccl.abort, nccl.missing);
   return nccl;
 }
@@ -88,6 +109,7 @@ void probe(CudaProbe* out) {
 }
 
 const char* cuda_error_text(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
+int get_device(int* device) { return cudaGetDevice(device); }
 int set_device(int device) { return cudaSetDevice(device); }
 
 int stream_create(void** stream) {
@@ -156,9 +178,16 @@ int nccl_state(void* communicator, int* state) {
   return status;
 }
 
+// Whether the NCCL that was loaded has 8-bit floats, which the header has in any case.
+bool has_float8() {
+  constexpr int kFirst = 22400;
+  int version = 0;
+  return nccl().get_version(&version) == ncclSuccess && version >= kFirst;
+}
+
 // ncclDataType_t for a DType, or -1.
-int nccl_type_of(int dtype) {
-  switch (static_cast<DType>(dtype)) {
+int nccl_type_of(DType dtype) {
+  switch (dtype) {
     case DType::kFloat32:
       return ncclFloat32;
     case DType::kFloat64:
@@ -179,13 +208,18 @@ int nccl_type_of(int dtype) {
       return ncclInt64;
     case DType::kUInt64:
       return ncclUint64;
+    case DType::kFloat8E4M3:
+      return has_float8() ? int{ncclFloat8e4m3} : -1;
+    case DType::kFloat8E5M2:
+      return has_float8() ? int{ncclFloat8e5m2} : -1;
     default:
       return -1;
   }
 }
 
-int nccl_operator_of(int reduction) {
-  switch (static_cast<DeviceReduction>(reduction)) {
+// Of the operators that NCCL brings along, or -1.
+int nccl_operator_of(DeviceReduction reduction) {
+  switch (reduction) {
     case DeviceReduction::kSum:
       return ncclSum;
     case DeviceReduction::kMin:
@@ -194,17 +228,132 @@ int nccl_operator_of(int reduction) {
       return ncclMax;
     case DeviceReduction::kAvg:
       return ncclAvg;
+    case DeviceReduction::kProd:
+      return ncclProd;
+    default:
+      return -1;
   }
-  return -1;
 }
 
-int nccl_all_reduce(const void* in, void* out, size_t count, int dtype, int reduction, void* communicator,
-                    void* stream) {
+// Writes `factor` as an element; false where the type has no fractions, or 8 bits.
+bool write_factor(double factor, DType dtype, void* to) {
+  const float narrow = static_cast<float>(factor);
+  uint16_t half = 0;
+  switch (dtype) {
+    case DType::kFloat64:
+      std::memcpy(to, &factor, sizeof factor);
+      return true;
+    case DType::kFloat32:
+      std::memcpy(to, &narrow, sizeof narrow);
+      return true;
+    case DType::kBFloat16:
+      half = static_cast<uint16_t>(codec::Bf16::code(narrow, false, 0));
+      break;
+    case DType::kFloat16:
+      half = static_cast<uint16_t>(codec::Fp16::code(narrow, false, 0));
+      break;
+    default:
+      return false;
+  }
+  std::memcpy(to, &half, sizeof half);
+  return true;
+}
+
+// The type and the operator of a batch. One that had to be created is destroyed again: NCCL keeps what an
+// enqueued operation needs of it.
+class BatchOperator {
+ public:
+  BatchOperator(const NcclBatch& batch, ncclComm_t communicator) : communicator_(communicator) {
+    if (batch.size > 0 && is_reduction(batch.calls[0].kind)) status_ = find(batch);
+  }
+  BatchOperator(const BatchOperator&) = delete;
+  BatchOperator& operator=(const BatchOperator&) = delete;
+
+  int status() const { return status_; }
+  ncclDataType_t type() const { return type_; }
+  ncclRedOp_t op() const { return op_; }
+
+  int destroy() {
+    if (!created_) return ncclSuccess;
+    created_ = false;
+    return nccl().destroy_operator(op_, communicator_);
+  }
+
+ private:
+  int find(const NcclBatch& batch) {
+    const int type = nccl_type_of(batch.dtype), op = nccl_operator_of(batch.op.reduction);
+    if (type < 0) return kNcclUnsupported;
+    type_ = static_cast<ncclDataType_t>(type);
+    if (batch.op.reduction == DeviceReduction::kPremulSum) return create(batch);
+    if (op < 0) return kNcclUnsupported;
+    op_ = static_cast<ncclRedOp_t>(op);
+    return ncclSuccess;
+  }
+
+  int create(const NcclBatch& batch) {
+    alignas(8) unsigned char scalar[8] = {};
+    if (!write_factor(batch.op.factor, batch.dtype, scalar)) return kNcclUnsupported;
+    const int status = nccl().create_premul_sum(&op_, scalar, type_, ncclScalarHostImmediate, communicator_);
+    created_ = status == ncclSuccess;
+    // Nothing was enqueued, which "in progress" would say.
+    return status == ncclInProgress ? int{ncclInvalidUsage} : status;
+  }
+
+  ncclComm_t communicator_;
+  ncclDataType_t type_ = ncclInt8;
+  ncclRedOp_t op_ = ncclSum;
+  bool created_ = false;
+  int status_ = ncclSuccess;
+};
+
+int issue_call(const NcclCall& call, const NcclBatch& batch, const BatchOperator& with,
+               ncclComm_t communicator, cudaStream_t stream) {
+  const size_t bytes = call.count * size_of(batch.dtype);
+  switch (call.kind) {
+    case NcclKind::kAllReduce:
+      return nccl().all_reduce(call.in, call.out, call.count, with.type(), with.op(), communicator, stream);
+    case NcclKind::kReduceScatter:
+      return nccl().reduce_scatter(call.in, call.out, call.count, with.type(), with.op(), communicator,
+                                   stream);
+    case NcclKind::kReduce:
+      return nccl().reduce(call.in, call.out, call.count, with.type(), with.op(), call.peer, communicator,
+                           stream);
+    case NcclKind::kAllGather:
+      return nccl().all_gather(call.in, call.out, bytes, ncclInt8, communicator, stream);
+    case NcclKind::kBroadcast:
+      return nccl().broadcast(call.in, call.out, bytes, ncclInt8, call.peer, communicator, stream);
+    case NcclKind::kSend:
+      return nccl().send(call.in, bytes, ncclInt8, call.peer, communicator, stream);
+    case NcclKind::kReceive:
+      return nccl().receive(call.out, bytes, ncclInt8, call.peer, communicator, stream);
+  }
+  return kNcclUnsupported;
+}
+
+bool is_failure(int code) { return code != ncclSuccess && code != ncclInProgress; }
+
+// The first failure counts; the group ends in any case, since the thread would otherwise stay in it.
+int issue_group(const NcclBatch& batch, const BatchOperator& with, ncclComm_t communicator,
+                cudaStream_t stream) {
+  if (const int code = nccl().group_start(); is_failure(code)) return code;
+  int first = ncclSuccess;
+  for (size_t i = 0; i < batch.size && !is_failure(first); ++i)
+    first = issue_call(batch.calls[i], batch, with, communicator, stream);
+  const int ended = nccl().group_end();
+  return is_failure(first) ? first : ended;
+}
+
+int nccl_issue(const NcclBatch* batch, void* communicator, void* stream) {
   if (!has_nccl()) return kNcclUnavailable;
-  const int type = nccl_type_of(dtype), op = nccl_operator_of(reduction);
-  if (type < 0 || op < 0) return kNcclUnsupported;
-  return nccl().all_reduce(in, out, count, static_cast<ncclDataType_t>(type), static_cast<ncclRedOp_t>(op),
-                           static_cast<ncclComm_t>(communicator), static_cast<cudaStream_t>(stream));
+  if (batch->size == 0) return ncclSuccess;
+  auto* const comm = static_cast<ncclComm_t>(communicator);
+  auto* const on = static_cast<cudaStream_t>(stream);
+  BatchOperator with(*batch, comm);
+  if (with.status() != ncclSuccess) return with.status();
+  const int issued = batch->size == 1 ? issue_call(batch->calls[0], *batch, with, comm, on)
+                                      : issue_group(*batch, with, comm, on);
+  const int destroyed = with.destroy();
+  return is_failure(destroyed) && !is_failure(issued) ? destroyed : issued;
 }
 
 int nccl_abort(void* communicator) {
@@ -216,6 +365,7 @@ constexpr CudaTable kTable = {
     .bytes = sizeof(CudaTable),
     .probe = &probe,
     .cuda_error_text = &cuda_error_text,
+    .get_device = &get_device,
     .set_device = &set_device,
     .stream_create = &stream_create,
     .stream_destroy = &stream_destroy,
@@ -236,7 +386,7 @@ constexpr CudaTable kTable = {
     .nccl_make_id = &nccl_make_id,
     .nccl_initialize = &nccl_initialize,
     .nccl_state = &nccl_state,
-    .nccl_all_reduce = &nccl_all_reduce,
+    .nccl_issue = &nccl_issue,
     .nccl_abort = &nccl_abort,
 };
 

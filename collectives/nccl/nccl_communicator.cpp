@@ -4,8 +4,12 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <numeric>
 #include <optional>
 #include <thread>
+#include <utility>
+
+#include "collectives/nccl/nccl_calls.h"
 
 namespace muster {
 namespace {
@@ -30,6 +34,44 @@ class Backoff {
  private:
   Duration period_ = kPollMin;
 };
+
+// Makes `device` the thread's current one, which events and launches need, and puts back what was.
+class DeviceScope {
+ public:
+  DeviceScope(const CudaTable& table, int device) : table_(table) {
+    code_ = table_.get_device(&before_);
+    if (code_ != 0 || before_ == device) return;
+    code_ = table_.set_device(device);
+    changed_ = code_ == 0;
+  }
+  ~DeviceScope() {
+    if (changed_) (void)table_.set_device(before_);
+  }
+  DeviceScope(const DeviceScope&) = delete;
+  DeviceScope& operator=(const DeviceScope&) = delete;
+
+  int code() const { return code_; }
+
+ private:
+  const CudaTable& table_;
+  int before_ = 0;
+  int code_ = 0;
+  bool changed_ = false;
+};
+
+size_t total(std::span<const size_t> counts) {
+  return std::accumulate(counts.begin(), counts.end(), size_t{0});
+}
+
+Result<NcclCalls> transfers(NcclPlace place, std::span<const NcclSend> sends,
+                            std::span<const NcclReceive> receives) {
+  NcclCalls calls;
+  for (const NcclSend& each : sends)
+    calls.push_back({NcclKind::kSend, each.data, nullptr, each.count, each.peer});
+  for (const NcclReceive& each : receives)
+    calls.push_back({NcclKind::kReceive, nullptr, each.data, each.count, each.peer});
+  return checked_transfers(place, std::move(calls));
+}
 
 enum class Phase : uint8_t { kInitializing, kReady, kFailed, kAborted };
 
@@ -57,6 +99,7 @@ struct NcclCommunicator::State {
     return "rank " + std::to_string(options.rank) + " of " + std::to_string(options.world) + ", generation " +
            std::to_string(options.generation);
   }
+  NcclPlace place() const { return {options.rank, options.world}; }
   std::string text_of(int code) const {
     return std::string(table.nccl_error_text(code)) + " (NCCL code " + std::to_string(code) + ")";
   }
@@ -70,6 +113,11 @@ struct NcclCommunicator::State {
   void initialize();
   void look_for_errors();
   void abort();
+
+  Status begin_issuing(const Request& request, Instant deadline, std::string& text);
+  void end_issuing();
+  bool cuda_did(int code, const std::string& text);
+  Status call_batch(const Request& request, const std::string& text, void* stream, Instant deadline);
 };
 
 // REQUIRES: mutex is not held. Only the first failure counts.
@@ -289,65 +337,211 @@ Status NcclCommunicator::wait_ready(Instant deadline) {
   return late;
 }
 
-Result<NcclCommunicator::Operation> NcclCommunicator::all_reduce(const void* in, void* out, size_t count,
-                                                                 DType dtype, DeviceReduction reduction,
-                                                                 void* stream, Instant deadline) {
+struct NcclCommunicator::Request {
+  std::string_view name;
+  size_t count;  // for messages
+  DType dtype;
+  DeviceOperator op;
+  std::vector<NcclCall> calls;
+};
+
+// Becomes the one thread that issues, and gives the operation its number and name.
+Status NcclCommunicator::State::begin_issuing(const Request& request, Instant deadline, std::string& text) {
+  std::unique_lock lock(mutex);
+  while (issuing && !failure && now() < deadline) {
+    changed.wait_for(lock, span_of(std::min(deadline - now(), kSecond)));
+  }
+  if (failure) return *failure;
+  if (issuing) return Error{ErrorCode::kRetry, "another thread is still issuing " + doing + " on " + name()};
+  issuing = true;
+  text = std::string(request.name) + " " + std::to_string(++operations) + " of " +
+         std::to_string(request.count) + " " + std::string(to_string(request.dtype));
+  doing = text;
+  return ok();
+}
+
+void NcclCommunicator::State::end_issuing() {
+  const std::lock_guard lock(mutex);
+  issuing = false;
+  changed.notify_all();
+}
+
+// Whether CUDA did it; else the communicator has failed.
+bool NcclCommunicator::State::cuda_did(int code, const std::string& text) {
+  if (code == 0) return true;
+  fail({ErrorCode::kReconfigure, "CUDA failed on " + name() + " in issuing " + text + ": " +
+                                     table.cuda_error_text(code) + "; wait for the next view"});
+  return false;
+}
+
+// Hands the calls to NCCL. Errors: kMisuse where it has no such reduction, and nothing happened; else the
+// communicator has failed.
+Status NcclCommunicator::State::call_batch(const Request& request, const std::string& text, void* stream,
+                                           Instant deadline) {
+  const NcclBatch batch{request.calls.data(), request.calls.size(), request.dtype, request.op};
+  auto code = call_nccl(deadline, [&] { return table.nccl_issue(&batch, communicator, stream); });
+  if (code == kNcclUnsupported) {
+    return Error{ErrorCode::kMisuse, "NCCL cannot reduce " + std::string(to_string(request.dtype)) +
+                                         " with this operator; convert to another element type"};
+  }
+  if (code == kNcclInProgress) code = poll_until_settled(deadline);
+  if (!code) {
+    fail({ErrorCode::kReconfigure,
+          text + " on " + name() + " was not accepted by its deadline; wait for the next view"});
+  } else if (*code != kNcclSuccess) {
+    fail({ErrorCode::kReconfigure,
+          "NCCL refused " + text + " on " + name() + ": " + text_of(*code) + "; wait for the next view"});
+  }
+  const std::lock_guard lock(mutex);
+  return failure_status();
+}
+
+// The only way into the stream: whatever an operation consists of, it is enqueued by one thread at a time, in
+// one order, and followed by an event.
+Result<NcclCommunicator::Operation> NcclCommunicator::issue(const Request& request, void* stream,
+                                                            Instant deadline) {
   MUSTER_TRY(wait_ready(deadline));
   State& state = *state_;
   auto operation = std::make_unique<Operation::State>();
   operation->owner = state_;
-  {
-    std::unique_lock lock(state.mutex);
-    while (state.issuing && !state.failure && now() < deadline) {
-      state.changed.wait_for(lock, span_of(std::min(deadline - now(), kSecond)));
-    }
-    if (state.failure) return *state.failure;
-    if (state.issuing) {
-      return Error{ErrorCode::kRetry,
-                   "another thread is still issuing " + state.doing + " on " + state.name()};
-    }
-    state.issuing = true;
-    operation->text = "all_reduce " + std::to_string(++state.operations) + " of " + std::to_string(count) +
-                      " " + std::string(to_string(dtype));
-    state.doing = operation->text;
-  }
+  const std::string& text = operation->text;
+  MUSTER_TRY(state.begin_issuing(request, deadline, operation->text));
   struct EndIssuing {
     State& state;
-    ~EndIssuing() {
-      const std::lock_guard lock(state.mutex);
-      state.issuing = false;
-      state.changed.notify_all();
-    }
+    ~EndIssuing() { state.end_issuing(); }
   } const end_issuing{state};
 
-  if (const int code = state.table.event_create(&operation->event); code != 0) {
-    operation->event = nullptr;
-    state.fail({ErrorCode::kReconfigure, std::string("CUDA made no event for ") + operation->text + ": " +
-                                             state.table.cuda_error_text(code) + "; wait for the next view"});
-    MUSTER_TRY(health());
-  }
-  auto code = state.call_nccl(deadline, [&] {
-    return state.table.nccl_all_reduce(in, out, count, static_cast<int>(dtype), static_cast<int>(reduction),
-                                       state.communicator, stream);
-  });
-  if (code == kNcclUnsupported) {
-    return Error{ErrorCode::kMisuse,
-                 "NCCL cannot reduce " + std::string(to_string(dtype)) + "; convert to another element type"};
-  }
-  if (code == kNcclInProgress) code = state.poll_until_settled(deadline);
-  if (!code) {
-    state.fail({ErrorCode::kReconfigure, operation->text + " on " + state.name() +
-                                             " was not accepted by its deadline; wait for the next view"});
-  } else if (*code != kNcclSuccess) {
-    state.fail({ErrorCode::kReconfigure, "NCCL refused " + operation->text + " on " + state.name() + ": " +
-                                             state.text_of(*code) + "; wait for the next view"});
-  } else if (const int recorded = state.table.event_record(operation->event, stream); recorded != 0) {
-    state.fail({ErrorCode::kReconfigure, "CUDA failed on " + state.name() + " after " + operation->text +
-                                             ": " + state.table.cuda_error_text(recorded) +
-                                             "; wait for the next view"});
+  const DeviceScope device(state.table, state.options.device);
+  if (state.cuda_did(device.code(), text) &&
+      state.cuda_did(state.table.event_create(&operation->event), text)) {
+    MUSTER_TRY(state.call_batch(request, text, stream, deadline));
+    (void)state.cuda_did(state.table.event_record(operation->event, stream), text);
   }
   MUSTER_TRY(health());
   return Operation(std::move(operation));
+}
+
+Result<NcclCommunicator::Operation> NcclCommunicator::issue_calls(std::string_view name, size_t count,
+                                                                  Result<std::vector<NcclCall>> calls,
+                                                                  DType dtype, DeviceOperator op,
+                                                                  void* stream, Instant deadline) {
+  if (!calls.ok()) return calls.error();
+  return issue({name, count, dtype, op, std::move(calls).value()}, stream, deadline);
+}
+
+using Issued = Result<NcclCommunicator::Operation>;
+
+Issued NcclCommunicator::all_reduce(const void* in, void* out, size_t count, DType dtype, DeviceOperator op,
+                                    void* stream, Instant deadline) {
+  NcclCalls calls{{NcclKind::kAllReduce, in, out, count}};
+  return issue_calls("all_reduce", count, std::move(calls), dtype, op, stream, deadline);
+}
+
+Issued NcclCommunicator::reduce(const void* in, void* out, size_t count, DType dtype, DeviceOperator op,
+                                int root, void* stream, Instant deadline) {
+  return issue_calls("reduce", count, rooted_call(state_->place(), {NcclKind::kReduce, in, out, count, root}),
+                     dtype, op, stream, deadline);
+}
+
+Issued NcclCommunicator::broadcast(const void* in, void* out, size_t count, DType dtype, int root,
+                                   void* stream, Instant deadline) {
+  const void* from = state_->options.rank == root ? in : out;
+  return issue_calls("broadcast", count,
+                     rooted_call(state_->place(), {NcclKind::kBroadcast, from, out, count, root}), dtype, {},
+                     stream, deadline);
+}
+
+Issued NcclCommunicator::reduce_scatter(const void* in, void* out, size_t count, DType dtype,
+                                        DeviceOperator op, void* stream, Instant deadline) {
+  NcclCalls calls{{NcclKind::kReduceScatter, in, out, count}};
+  return issue_calls("reduce_scatter", count, std::move(calls), dtype, op, stream, deadline);
+}
+
+Issued NcclCommunicator::all_gather(const void* in, void* out, size_t count, DType dtype, void* stream,
+                                    Instant deadline) {
+  NcclCalls calls{{NcclKind::kAllGather, in, out, count}};
+  return issue_calls("all_gather", count, std::move(calls), dtype, {}, stream, deadline);
+}
+
+Issued NcclCommunicator::gather(const void* in, void* out, size_t count, DType dtype, int root, void* stream,
+                                Instant deadline) {
+  const std::vector<size_t> counts(static_cast<size_t>(state_->options.world), count);
+  return issue_calls("gather", count, gather_calls(state_->place(), in, out, {counts, size_of(dtype)}, root),
+                     dtype, {}, stream, deadline);
+}
+
+Issued NcclCommunicator::scatter(const void* in, void* out, size_t count, DType dtype, int root, void* stream,
+                                 Instant deadline) {
+  const std::vector<size_t> counts(static_cast<size_t>(state_->options.world), count);
+  return issue_calls("scatter", count,
+                     scatter_calls(state_->place(), in, out, {counts, size_of(dtype)}, root), dtype, {},
+                     stream, deadline);
+}
+
+Issued NcclCommunicator::all_to_all(const void* in, void* out, size_t count, DType dtype, void* stream,
+                                    Instant deadline) {
+  const std::vector<size_t> counts(static_cast<size_t>(state_->options.world), count);
+  const NcclBlocks blocks{counts, size_of(dtype)};
+  return issue_calls("all_to_all", count, all_to_all_calls(state_->place(), in, blocks, out, blocks), dtype,
+                     {}, stream, deadline);
+}
+
+Issued NcclCommunicator::reduce_scatter_v(const void* in, void* out, std::span<const size_t> counts,
+                                          DType dtype, DeviceOperator op, void* stream, Instant deadline) {
+  return issue_calls("reduce_scatter_v", total(counts),
+                     reduce_scatter_calls(state_->place(), in, out, {counts, size_of(dtype)}), dtype, op,
+                     stream, deadline);
+}
+
+Issued NcclCommunicator::all_gather_v(const void* in, void* out, std::span<const size_t> counts, DType dtype,
+                                      void* stream, Instant deadline) {
+  return issue_calls("all_gather_v", total(counts),
+                     all_gather_calls(state_->place(), in, out, {counts, size_of(dtype)}), dtype, {}, stream,
+                     deadline);
+}
+
+Issued NcclCommunicator::gather_v(const void* in, void* out, std::span<const size_t> counts, DType dtype,
+                                  int root, void* stream, Instant deadline) {
+  return issue_calls("gather_v", total(counts),
+                     gather_calls(state_->place(), in, out, {counts, size_of(dtype)}, root), dtype, {},
+                     stream, deadline);
+}
+
+Issued NcclCommunicator::scatter_v(const void* in, void* out, std::span<const size_t> counts, DType dtype,
+                                   int root, void* stream, Instant deadline) {
+  return issue_calls("scatter_v", total(counts),
+                     scatter_calls(state_->place(), in, out, {counts, size_of(dtype)}, root), dtype, {},
+                     stream, deadline);
+}
+
+Issued NcclCommunicator::all_to_all_v(const void* in, std::span<const size_t> sent, void* out,
+                                      std::span<const size_t> received, DType dtype, void* stream,
+                                      Instant deadline) {
+  const size_t bytes = size_of(dtype);
+  return issue_calls("all_to_all_v", total(sent),
+                     all_to_all_calls(state_->place(), in, {sent, bytes}, out, {received, bytes}), dtype, {},
+                     stream, deadline);
+}
+
+Issued NcclCommunicator::send(const void* data, size_t count, DType dtype, int peer, void* stream,
+                              Instant deadline) {
+  const NcclSend one{data, count, peer};
+  return issue_calls("send", count, transfers(state_->place(), {&one, 1}, {}), dtype, {}, stream, deadline);
+}
+
+Issued NcclCommunicator::receive(void* data, size_t count, DType dtype, int peer, void* stream,
+                                 Instant deadline) {
+  const NcclReceive one{data, count, peer};
+  return issue_calls("receive", count, transfers(state_->place(), {}, {&one, 1}), dtype, {}, stream,
+                     deadline);
+}
+
+Issued NcclCommunicator::exchange(std::span<const NcclSend> sends, std::span<const NcclReceive> receives,
+                                  DType dtype, void* stream, Instant deadline) {
+  size_t count = 0;
+  for (const NcclSend& each : sends) count += each.count;
+  return issue_calls("exchange", count, transfers(state_->place(), sends, receives), dtype, {}, stream,
+                     deadline);
 }
 
 void NcclCommunicator::revoke(const std::string& reason) {

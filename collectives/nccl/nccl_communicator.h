@@ -10,7 +10,10 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "kernels/cuda_table.h"
 #include "runtime/base/clock.h"
@@ -27,6 +30,17 @@ struct NcclOptions {
   int world = 1;
   uint64_t generation = 0;  // of the view, for messages
   NcclId id{};              // the same on all ranks, made by one of them
+};
+
+struct NcclSend {
+  const void* data;
+  size_t count;
+  int peer;
+};
+struct NcclReceive {
+  void* data;
+  size_t count;
+  int peer;
 };
 
 class NcclCommunicator {
@@ -64,11 +78,61 @@ class NcclCommunicator {
     std::unique_ptr<State> state_;
   };
 
-  // Enqueues on `stream` (a cudaStream_t) once the communicator is ready; in == out is allowed. All ranks
-  // call the operations of a communicator in one order. Any thread may call; calls are made one at a time.
-  // Errors: kMisuse for an element type that NCCL lacks; otherwise as Operation::wait.
-  Result<Operation> all_reduce(const void* in, void* out, size_t count, DType dtype,
-                               DeviceReduction reduction, void* stream, Instant deadline);
+  // Operations. Each enqueues on `stream` (a cudaStream_t of the communicator's device) once the communicator
+  // is ready, and returns; memory is device memory and lives until the stream has passed. The caller's
+  // current device does not matter and stays. All ranks call the operations of a communicator in one order.
+  // Any thread may call; calls are made one at a time. `count` is in elements, and may be 0. What only the
+  // root has may be null elsewhere: `in` of broadcast and scatter, `out` of reduce and gather. Errors:
+  // kMisuse where the arguments cannot be, or NCCL has no such element type or operator for a reduction
+  // (int16; 8-bit floats before 2.24; premul_sum of integers); the communicator stays usable. Otherwise as
+  // Operation::wait. Which bits a sum of floats has is up to NCCL.
+
+  // in == out is allowed.
+  Result<Operation> all_reduce(const void* in, void* out, size_t count, DType dtype, DeviceOperator op,
+                               void* stream, Instant deadline);
+  Result<Operation> reduce(const void* in, void* out, size_t count, DType dtype, DeviceOperator op, int root,
+                           void* stream, Instant deadline);
+  Result<Operation> broadcast(const void* in, void* out, size_t count, DType dtype, int root, void* stream,
+                              Instant deadline);
+  // in: world × count; out: count, which may be this rank's block of `in`.
+  Result<Operation> reduce_scatter(const void* in, void* out, size_t count, DType dtype, DeviceOperator op,
+                                   void* stream, Instant deadline);
+  // in: count, which may be this rank's block of `out`; out: world × count. The same for the root of gather.
+  Result<Operation> all_gather(const void* in, void* out, size_t count, DType dtype, void* stream,
+                               Instant deadline);
+  Result<Operation> gather(const void* in, void* out, size_t count, DType dtype, int root, void* stream,
+                           Instant deadline);
+  // in: world × count; out: count, at the root possibly its block of `in`.
+  Result<Operation> scatter(const void* in, void* out, size_t count, DType dtype, int root, void* stream,
+                            Instant deadline);
+  // in, out: world × count, apart from each other. Block r goes to rank r.
+  Result<Operation> all_to_all(const void* in, void* out, size_t count, DType dtype, void* stream,
+                               Instant deadline);
+
+  // The same with blocks of different sizes, one after the other in rank order: counts[r] is rank r's, and
+  // all ranks pass all of them. In place as above. The first two are a reduce or a broadcast for each rank,
+  // in one group.
+  Result<Operation> reduce_scatter_v(const void* in, void* out, std::span<const size_t> counts, DType dtype,
+                                     DeviceOperator op, void* stream, Instant deadline);
+  Result<Operation> all_gather_v(const void* in, void* out, std::span<const size_t> counts, DType dtype,
+                                 void* stream, Instant deadline);
+  Result<Operation> gather_v(const void* in, void* out, std::span<const size_t> counts, DType dtype, int root,
+                             void* stream, Instant deadline);
+  Result<Operation> scatter_v(const void* in, void* out, std::span<const size_t> counts, DType dtype,
+                              int root, void* stream, Instant deadline);
+  // sent[r] elements go to rank r, received[r] come from it.
+  Result<Operation> all_to_all_v(const void* in, std::span<const size_t> sent, void* out,
+                                 std::span<const size_t> received, DType dtype, void* stream,
+                                 Instant deadline);
+
+  // Between two ranks: the n-th send to a rank meets its n-th receive from here, which asks for as much.
+  // Other ranks need not call.
+  Result<Operation> send(const void* data, size_t count, DType dtype, int peer, void* stream,
+                         Instant deadline);
+  Result<Operation> receive(void* data, size_t count, DType dtype, int peer, void* stream, Instant deadline);
+  // All of them at once, none waiting for another; to this rank itself, too, if it receives as much.
+  Result<Operation> exchange(std::span<const NcclSend> sends, std::span<const NcclReceive> receives,
+                             DType dtype, void* stream, Instant deadline);
 
   // Ends everything in flight, in all threads, with kReconfigure. Returns at once; the first reason counts.
   void revoke(const std::string& reason);
@@ -82,6 +146,10 @@ class NcclCommunicator {
 
  private:
   struct State;
+  struct Request;
+  Result<Operation> issue(const Request& request, void* stream, Instant deadline);
+  Result<Operation> issue_calls(std::string_view name, size_t count, Result<std::vector<NcclCall>> calls,
+                                DType dtype, DeviceOperator op, void* stream, Instant deadline);
   explicit NcclCommunicator(std::shared_ptr<State> state);
   std::shared_ptr<State> state_;
 };

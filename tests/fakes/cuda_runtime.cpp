@@ -17,12 +17,14 @@
 
 // cudaStream_t and cudaEvent_t point to these.
 struct CUstream_st {
+  int device = 0;
   std::mutex mutex;
   std::condition_variable changed;
   std::deque<std::function<int()>> queue;
   bool closed = false;
 };
 struct CUevent_st {
+  int device = 0;
   std::mutex mutex;
   std::shared_ptr<std::atomic<bool>> passed;  // null: never recorded
 };
@@ -64,6 +66,7 @@ Runtime& runtime() {
 }
 
 thread_local cudaError_t last_error = cudaSuccess;
+thread_local int current_device = 0;
 thread_local LaunchConfiguration pushed;
 
 cudaError_t result(int code) {
@@ -195,6 +198,13 @@ int cuda_violations() {
   return runtime().violations;
 }
 
+int cuda_device_of(void* stream) {
+  const auto found = find_stream(static_cast<cudaStream_t>(stream));
+  return found == nullptr ? -1 : found->device;
+}
+
+int cuda_current_device() { return current_device; }
+
 void cuda_enqueue(void* stream, std::function<int()> work) {
   (void)enqueue(static_cast<cudaStream_t>(stream), std::move(work));
 }
@@ -244,15 +254,24 @@ cudaError_t cudaGetDeviceCount(int* count) {
   return result(runtime().probe_error);
 }
 
+cudaError_t cudaGetDevice(int* device) {
+  if (const int code = injected()) return result(code);
+  *device = current_device;
+  return cudaSuccess;
+}
+
 cudaError_t cudaSetDevice(int device) {
   if (const int code = injected()) return result(code);
   const std::lock_guard lock(runtime().mutex);
-  return result(device >= 0 && device < runtime().devices ? cudaSuccess : cudaErrorInvalidDevice);
+  if (device < 0 || device >= runtime().devices) return result(cudaErrorInvalidDevice);
+  current_device = device;
+  return cudaSuccess;
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int) {
   if (const int code = injected()) return result(code);
   auto made = std::make_shared<CUstream_st>();
+  made->device = current_device;
   *stream = made.get();
   ++runtime().threads;
   std::thread(run_stream, made).detach();
@@ -282,6 +301,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t handle) {
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int) {
   if (const int code = injected()) return result(code);
   auto made = std::make_shared<CUevent_st>();
+  made->device = current_device;
   *event = made.get();
   const std::lock_guard lock(runtime().mutex);
   runtime().events[made.get()] = made;
@@ -304,6 +324,10 @@ cudaError_t cudaEventRecord(cudaEvent_t handle, cudaStream_t stream) {
   if (event == nullptr) {
     violation();
     return cudaErrorInvalidResourceHandle;
+  }
+  if (const auto to = find_stream(stream); to != nullptr && to->device != event->device) {
+    violation();
+    return result(cudaErrorInvalidResourceHandle);
   }
   auto passed = std::make_shared<std::atomic<bool>>(false);
   {
@@ -397,6 +421,10 @@ cudaError_t __cudaLaunchKernel(cudaKernel_t handle, dim3 grid, dim3 block, void*
     if (name != runtime().names.end()) kernel = runtime().kernels[name->second];
   }
   if (kernel.prepare == nullptr) return result(cudaErrorInvalidDeviceFunction);
+  if (cuda_device_of(stream) != current_device) {
+    violation();
+    return result(cudaErrorInvalidResourceHandle);
+  }
   return result(enqueue(
       stream, kernel.prepare({grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, arguments, kernel.body)));
 }

@@ -2,8 +2,8 @@
 //
 // The fakes keep what callers may rely on: streams are ordered queues run by threads of their own, copies,
 // events, host functions and kernels are asynchronous, NCCL is non-blocking, a collective ends when all ranks
-// have come or the communicator is aborted. They also watch the caller; what it does wrong is counted as a
-// violation. Kernels run through the SIMT shim, once registered.
+// have come or the communicator is aborted, a send when it is received. They also watch the caller; what it
+// does wrong is counted as a violation. Kernels run through the SIMT shim, once registered.
 #pragma once
 
 #include <cstdint>
@@ -31,6 +31,8 @@ MUSTER_FAKE int cuda_calls();
 MUSTER_FAKE void cuda_set_devices(int count, int probe_error);  // 0 devices and an error: no driver
 MUSTER_FAKE int cuda_live();  // streams, events, allocations and stream threads that exist
 MUSTER_FAKE int cuda_violations();
+MUSTER_FAKE int cuda_device_of(void* stream);  // −1: no such stream
+MUSTER_FAKE int cuda_current_device();         // of the calling thread
 MUSTER_FAKE void cuda_enqueue(void* stream,
                               std::function<int()> work);  // an error is sticky, as a kernel's is
 
@@ -40,6 +42,7 @@ MUSTER_FAKE void nccl_release();
 MUSTER_FAKE int nccl_calls();
 MUSTER_FAKE int nccl_live();  // communicators and collectives in flight
 MUSTER_FAKE int nccl_violations();
+MUSTER_FAKE void nccl_set_version(int version);        // what ncclGetVersion answers; 0: the header's
 MUSTER_FAKE void nccl_break_rank(int rank, int code);  // an asynchronous error on that rank's communicators
 
 // A kernel as the fake runs it. `prepare` copies the arguments, as CUDA does at a launch.

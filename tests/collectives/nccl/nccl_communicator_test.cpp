@@ -7,49 +7,22 @@
 #include <thread>
 #include <vector>
 
+#include "tests/collectives/nccl/nccl_world.h"
 #include "tests/fakes/fakes.h"
 
 namespace muster {
 namespace {
 
-constexpr Duration kLong = 60 * kSecond;  // a pass mark for hangs only
 constexpr size_t kCount = 1000;
 
-const CudaTable& table() {
-  static const CudaTable* const loaded = cuda_table().value();
-  return *loaded;
-}
-
-bool nothing_lives() {
-  for (const Instant end = now() + kLong; now() < end;) {
-    if (fakes::cuda_live() == 0 && fakes::nccl_live() == 0) return true;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-  return false;
-}
-
-class NcclCommunicatorTest : public ::testing::Test {
- protected:
-  void SetUp() override {
-    (void)table();
-    fakes::cuda_reset();
-    fakes::nccl_reset();
-  }
-  void TearDown() override {
-    fakes::cuda_inject({});
-    fakes::nccl_inject({});
-    EXPECT_TRUE(nothing_lives()) << fakes::cuda_live() << " CUDA, " << fakes::nccl_live() << " NCCL";
-    EXPECT_EQ(fakes::cuda_violations(), 0);
-    EXPECT_EQ(fakes::nccl_violations(), 0);
-  }
-};
+using NcclCommunicatorTest = NcclFakesTest;
 
 // One rank's stream and device buffers. Destroyed only after NCCL has let go of its communicator.
 struct RankMemory {
   void* stream = nullptr;
   void* buffer = nullptr;
-  bool ready() {
-    return table().stream_create(&stream) == 0 &&
+  bool ready(int device) {
+    return table().set_device(device) == 0 && table().stream_create(&stream) == 0 &&
            table().device_allocate(&buffer, kCount * sizeof(float)) == 0;
   }
   ~RankMemory() {
@@ -61,16 +34,6 @@ struct RankMemory {
     for (size_t i = 0; i < kCount; ++i) values()[i] = static_cast<float>(rank + 1) * static_cast<float>(i);
   }
 };
-
-void on_ranks(int world, const std::function<void(int)>& body) {
-  std::vector<std::thread> threads;
-  for (int rank = 0; rank < world; ++rank) threads.emplace_back(body, rank);
-  for (std::thread& thread : threads) thread.join();
-}
-
-NcclOptions options_of(int rank, int world, const NcclId& id) {
-  return {.device = rank, .rank = rank, .world = world, .generation = 7, .id = id};
-}
 
 Status reduce_once(NcclCommunicator& communicator, const RankMemory& memory, Duration limit) {
   MUSTER_ASSIGN(auto operation, communicator.all_reduce(memory.buffer, memory.buffer, kCount, DType::kFloat32,
@@ -89,7 +52,7 @@ TEST_F(NcclCommunicatorTest, AllReduceOfTwoToFourRanks) {
     const NcclId id = NcclCommunicator::make_id().value();
     on_ranks(world, [&](int rank) {
       RankMemory memory;
-      ASSERT_TRUE(memory.ready());
+      ASSERT_TRUE(memory.ready(rank));
       memory.fill(rank);
       auto communicator = NcclCommunicator::start(options_of(rank, world, id));
       ASSERT_TRUE(communicator.ok()) << communicator.error().message;
@@ -140,7 +103,7 @@ TEST_F(NcclCommunicatorTest, RevokeDuringAllReduceEndsEveryWait) {
   const NcclId id = NcclCommunicator::make_id().value();
   on_ranks(kWorld, [&](int rank) {
     RankMemory memory;
-    ASSERT_TRUE(memory.ready());
+    ASSERT_TRUE(memory.ready(rank));
     auto communicator = NcclCommunicator::start(options_of(rank, kWorld, id)).value();
     ASSERT_TRUE(communicator->wait_ready(now() + kLong).ok());
     std::thread revoker([&] {
@@ -168,7 +131,7 @@ TEST_F(NcclCommunicatorTest, AMissingPeerEndsAllReduceAtItsDeadline) {
   const NcclId id = NcclCommunicator::make_id().value();
   on_ranks(2, [&](int rank) {
     RankMemory memory;
-    ASSERT_TRUE(memory.ready());
+    ASSERT_TRUE(memory.ready(rank));
     auto communicator = NcclCommunicator::start(options_of(rank, 2, id)).value();
     ASSERT_TRUE(communicator->wait_ready(now() + kLong).ok());
     if (rank == 0) {
@@ -206,7 +169,7 @@ TEST_F(NcclCommunicatorTest, OneBrokenRankLeavesNobodyWaitingOnceAllAreRevoked) 
   });
   on_ranks(kWorld, [&](int rank) {
     RankMemory memory;
-    ASSERT_TRUE(memory.ready());
+    ASSERT_TRUE(memory.ready(rank));
     if (rank == 1) {
       fakes::nccl_break_rank(1, 6);
       EXPECT_TRUE(all[1]->wait_aborted(now() + kLong).ok());
@@ -234,7 +197,7 @@ TEST_F(NcclCommunicatorTest, RefusesWhatCannotBe) {
 
   auto communicator = NcclCommunicator::start(options_of(0, 1, id)).value();
   RankMemory memory;
-  ASSERT_TRUE(memory.ready());
+  ASSERT_TRUE(memory.ready(0));
   const auto operation = communicator->all_reduce(memory.buffer, memory.buffer, 4, DType::kInt16,
                                                   DeviceReduction::kSum, memory.stream, now() + kLong);
   ASSERT_FALSE(operation.ok());
@@ -264,7 +227,7 @@ LifeResult live_once(Duration limit) {
     }
   };
   for (int rank = 0; rank < 2; ++rank) {
-    if (!memory[static_cast<size_t>(rank)].ready()) return {1, false};
+    if (!memory[static_cast<size_t>(rank)].ready(rank)) return {1, false};
   }
   for (int rank = 0; rank < 2; ++rank) {
     auto started = NcclCommunicator::start(options_of(rank, 2, *id));
