@@ -8,42 +8,12 @@
 #pragma once
 
 #include "kernels/codec_lanes.cuh"
+#include "kernels/four_access.cuh"
 
 namespace muster::codec {
 
-constexpr unsigned kThreads = 256;  // of a CUDA block
-
 enum class Mode : uint8_t { kNearest = 0, kStochastic = 1, kFeedback = 2, kAny = 3 };
 enum class Store : uint8_t { kPlain = 0, kAccumulate = 1, kAny = 2 };
-
-// How many of `most` elements exist from `first` on.
-MUSTER_DEVICE unsigned live_of(uint64_t first, uint64_t count, unsigned most) {
-  if (first >= count) return 0;
-  return count - first < most ? static_cast<unsigned>(count - first) : most;
-}
-
-// Elements j … j+3 of a lane.
-template <bool kVector>
-MUSTER_DEVICE float4 load_four(const float* from, unsigned j, unsigned live) {
-  if constexpr (kVector) {
-    return load128<float4>(from + j);
-  } else {
-    return {j < live ? from[j] : 0.0f, j + 1 < live ? from[j + 1] : 0.0f, j + 2 < live ? from[j + 2] : 0.0f,
-            j + 3 < live ? from[j + 3] : 0.0f};
-  }
-}
-
-template <bool kVector>
-MUSTER_DEVICE void store_four(float* to, unsigned j, unsigned live, float4 four) {
-  if constexpr (kVector) {
-    store128(to + j, four);
-  } else {
-    if (j < live) to[j] = four.x;
-    if (j + 1 < live) to[j + 1] = four.y;
-    if (j + 2 < live) to[j + 2] = four.z;
-    if (j + 3 < live) to[j + 3] = four.w;
-  }
-}
 
 template <unsigned kCount>
 MUSTER_DEVICE float4 four_of(const float (&x)[kCount], unsigned j) {

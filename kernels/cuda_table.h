@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "kernels/codec.h"
+#include "kernels/tree_fold.h"
 #include "runtime/base/dtype.h"
 #include "runtime/base/result.h"
 
@@ -99,6 +100,8 @@ struct CudaTable {
   int (*codec_encode)(codec::CodecId id, const codec::Encode* task, void* stream);
   int (*codec_decode)(codec::CodecId id, const codec::Decode* task, void* stream);
   int (*codec_recode)(codec::CodecId id, const codec::Decode* from, const codec::Encode* to, void* stream);
+
+  int (*tree_fold)(const TreeFold* task, void* stream);
 
   const char* (*nccl_error_text)(int code);
   const char* (*nccl_last_error)(void* communicator);

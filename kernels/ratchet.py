@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """What the compilers say of each CUDA kernel, held against a committed table that may only improve.
 
-    ratchet.py check  TABLE NVCC_VERSION PTXAS_REPORT PTX...
-    ratchet.py update TABLE NVCC_VERSION PTXAS_REPORT PTX...
+    ratchet.py check  TABLE NVCC_VERSION FILE...
+    ratchet.py update TABLE NVCC_VERSION FILE...
+
+FILE: ptxas's reports (.txt) and PTX (.ptx), in any order.
 
 This is static evidence: registers, spills, stack and shared memory as ptxas reports them, and the widths of global
 loads and stores in the PTX. Nothing is run on a GPU, and nothing here says how fast a kernel is.
@@ -23,8 +25,8 @@ OCCUPANCY_MIN = 0.5
 THREADS = 256  # of a block, in every kernel
 # Of a multiprocessor: registers, threads, shared memory (CUDA C++ programming guide, compute capabilities).
 MULTIPROCESSORS = {"sm_80": (65536, 2048, 167936), "sm_90": (65536, 2048, 233472), "sm_100": (65536, 2048, 233472)}
-# Kernels that take any count and alignment have the last value of their Mode or Store.
-ANY_SHAPE = re.compile(r"Mode\)3|Store\)2")
+# Kernels that take any count and alignment have the last value of their Mode, Store or FoldShape.
+ANY_SHAPE = re.compile(r"Mode\)3|Store\)2|FoldShape\)1")
 # Codec: (how it is named in a kernel, elements a lane, words a lane, bytes of a scale, elements that share it)
 LANES = {"int8": ("Int8, 8", 16, 4, 4, 256), "bf16": ("Bf16", 16, 8, 0, 1), "fp16": ("Fp16", 16, 8, 0, 1),
          "int4": ("Int4, 4", 16, 2, 2, 128), "mxfp8": ("Mxfp8, 8", 16, 4, 1, 32), "1-bit": ("OneBitLanes", 32, 1, 4, 1024), "1-bit, decoding": ("OneBitDecodeLanes", 16, 0.5, 4, 1024),
@@ -96,9 +98,14 @@ def traffic(kernel, facts):
     return round(asked, 3), round(least, 3)
 
 
-def gather(report, ptx_paths):
-    facts = read_report(report)
-    for path in ptx_paths:
+def gather(paths):
+    facts = {}
+    for path in paths:
+        if path.endswith(".txt"):
+            facts.update(read_report(path))
+    for path in paths:
+        if not path.endswith(".ptx"):
+            continue
         for key, values in read_ptx(path).items():
             facts[key].update(values)
     names = demangled(sorted({name for name, _ in facts}))
@@ -148,8 +155,8 @@ def compare(facts, table, version):
 
 
 def main():
-    action, table_path, version, report, *ptx_paths = sys.argv[1:]
-    facts = gather(report, ptx_paths)
+    action, table_path, version, *paths = sys.argv[1:]
+    facts = gather(paths)
     if not facts:
         sys.exit("no kernel found in the compiler's report")
     if action == "update":

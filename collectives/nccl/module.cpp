@@ -14,6 +14,7 @@
 #include "kernels/codec_cuda.h"
 #include "kernels/cuda_table.h"
 #include "kernels/minifloat.h"
+#include "kernels/tree_fold.h"
 #include "runtime/base/dtype.h"
 
 namespace muster {
@@ -144,6 +145,8 @@ int codec_decode(codec::CodecId id, const codec::Decode* task, void* stream) {
 int codec_recode(codec::CodecId id, const codec::Decode* from, const codec::Encode* to, void* stream) {
   return codec::recode_on_stream(id, *from, *to, stream);
 }
+
+int tree_fold(const TreeFold* task, void* stream) { return tree_fold_on_stream(*task, stream); }
 
 const char* nccl_error_text(int code) {
   if (code == kNcclUnsupported) return "NCCL has no such element type or operator";
@@ -381,6 +384,7 @@ constexpr CudaTable kTable = {
     .codec_encode = &codec_encode,
     .codec_decode = &codec_decode,
     .codec_recode = &codec_recode,
+    .tree_fold = &tree_fold,
     .nccl_error_text = &nccl_error_text,
     .nccl_last_error = &nccl_last_error,
     .nccl_make_id = &nccl_make_id,

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "collectives/nccl/nccl_calls.h"
+#include "collectives/nccl/nccl_canonical.h"
 
 namespace muster {
 namespace {
@@ -117,7 +118,8 @@ struct NcclCommunicator::State {
   Status begin_issuing(const Request& request, Instant deadline, std::string& text);
   void end_issuing();
   bool cuda_did(int code, const std::string& text);
-  Status call_batch(const Request& request, const std::string& text, void* stream, Instant deadline);
+  Status enqueue(const Request& request, const std::string& text, void* stream, Instant deadline);
+  Status call_batch(const NcclBatch& batch, const std::string& text, void* stream, Instant deadline);
 };
 
 // REQUIRES: mutex is not held. Only the first failure counts.
@@ -343,6 +345,8 @@ struct NcclCommunicator::Request {
   DType dtype;
   DeviceOperator op;
   std::vector<NcclCall> calls;
+  const TreeFold* fold = nullptr;    // then this, where there is one,
+  std::vector<NcclCall> after = {};  // and at last these
 };
 
 // Becomes the one thread that issues, and gives the operation its number and name.
@@ -374,14 +378,13 @@ bool NcclCommunicator::State::cuda_did(int code, const std::string& text) {
   return false;
 }
 
-// Hands the calls to NCCL. Errors: kMisuse where it has no such reduction, and nothing happened; else the
+// Hands a batch to NCCL. Errors: kMisuse where it has no such reduction, and nothing happened; else the
 // communicator has failed.
-Status NcclCommunicator::State::call_batch(const Request& request, const std::string& text, void* stream,
+Status NcclCommunicator::State::call_batch(const NcclBatch& batch, const std::string& text, void* stream,
                                            Instant deadline) {
-  const NcclBatch batch{request.calls.data(), request.calls.size(), request.dtype, request.op};
   auto code = call_nccl(deadline, [&] { return table.nccl_issue(&batch, communicator, stream); });
   if (code == kNcclUnsupported) {
-    return Error{ErrorCode::kMisuse, "NCCL cannot reduce " + std::string(to_string(request.dtype)) +
+    return Error{ErrorCode::kMisuse, "NCCL cannot reduce " + std::string(to_string(batch.dtype)) +
                                          " with this operator; convert to another element type"};
   }
   if (code == kNcclInProgress) code = poll_until_settled(deadline);
@@ -394,6 +397,16 @@ Status NcclCommunicator::State::call_batch(const Request& request, const std::st
   }
   const std::lock_guard lock(mutex);
   return failure_status();
+}
+
+Status NcclCommunicator::State::enqueue(const Request& request, const std::string& text, void* stream,
+                                        Instant deadline) {
+  const NcclBatch first{request.calls.data(), request.calls.size(), request.dtype, request.op};
+  MUSTER_TRY(call_batch(first, text, stream, deadline));
+  if (request.fold == nullptr) return ok();
+  if (!cuda_did(table.tree_fold(request.fold, stream), text)) return ok();  // health() says it
+  const NcclBatch last{request.after.data(), request.after.size(), request.dtype, request.op};
+  return call_batch(last, text, stream, deadline);
 }
 
 // The only way into the stream: whatever an operation consists of, it is enqueued by one thread at a time, in
@@ -414,7 +427,7 @@ Result<NcclCommunicator::Operation> NcclCommunicator::issue(const Request& reque
   const DeviceScope device(state.table, state.options.device);
   if (state.cuda_did(device.code(), text) &&
       state.cuda_did(state.table.event_create(&operation->event), text)) {
-    MUSTER_TRY(state.call_batch(request, text, stream, deadline));
+    MUSTER_TRY(state.enqueue(request, text, stream, deadline));
     (void)state.cuda_did(state.table.event_record(operation->event, stream), text);
   }
   MUSTER_TRY(health());
@@ -542,6 +555,29 @@ Issued NcclCommunicator::exchange(std::span<const NcclSend> sends, std::span<con
   for (const NcclSend& each : sends) count += each.count;
   return issue_calls("exchange", count, transfers(state_->place(), sends, receives), dtype, {}, stream,
                      deadline);
+}
+
+Issued NcclCommunicator::canonical_reduce_scatter(const NcclCanonical& task, float* out, void* stream,
+                                                  Instant deadline) {
+  MUSTER_ASSIGN(CanonicalSteps steps, canonical_steps(state_->place(), task, out));
+  return issue(
+      {"canonical_reduce_scatter", task.count, DType::kFloat32, {}, std::move(steps.exchange), &steps.fold},
+      stream, deadline);
+}
+
+Issued NcclCommunicator::canonical_all_reduce(const NcclCanonical& task, float* out, void* stream,
+                                              Instant deadline) {
+  const NcclPlace place = state_->place();
+  const NcclSlice own = canonical_slice(task.count, place.world, place.rank);
+  MUSTER_ASSIGN(CanonicalSteps steps, canonical_steps(place, task, out + own.offset));
+  return issue({"canonical_all_reduce",
+                task.count,
+                DType::kFloat32,
+                {},
+                std::move(steps.exchange),
+                &steps.fold,
+                spread_slices(place, task.count, out)},
+               stream, deadline);
 }
 
 void NcclCommunicator::revoke(const std::string& reason) {

@@ -32,6 +32,8 @@ struct NcclOptions {
   NcclId id{};              // the same on all ranks, made by one of them
 };
 
+struct NcclCanonical;  // nccl_canonical.h
+
 struct NcclSend {
   const void* data;
   size_t count;
@@ -133,6 +135,14 @@ class NcclCommunicator {
   // All of them at once, none waiting for another; to this rank itself, too, if it receives as much.
   Result<Operation> exchange(std::span<const NcclSend> sends, std::span<const NcclReceive> receives,
                              DType dtype, void* stream, Instant deadline);
+
+  // out = scale · (sum of all ranks' partials along the fixed tree), in float32: the bits that fold_tree()
+  // gives, for every number of ranks. The first leaves this rank's canonical_slice() in `out`, the second
+  // everything. `out` may be (the slice of) one of the partials, else apart from them and the scratch.
+  Result<Operation> canonical_reduce_scatter(const NcclCanonical& task, float* out, void* stream,
+                                             Instant deadline);
+  Result<Operation> canonical_all_reduce(const NcclCanonical& task, float* out, void* stream,
+                                         Instant deadline);
 
   // Ends everything in flight, in all threads, with kReconfigure. Returns at once; the first reason counts.
   void revoke(const std::string& reason);

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <cstring>
@@ -55,7 +56,13 @@ struct Runtime {
   std::atomic<int> threads{0};
   std::map<cudaStream_t, std::shared_ptr<CUstream_st>> streams;
   std::map<cudaEvent_t, std::shared_ptr<CUevent_st>> events;
-  std::map<const char*, size_t> memory;  // device and pinned: begin, bytes
+  struct Memory {
+    size_t bytes;
+    int device;
+  };
+  std::map<const char*, Memory> memory;  // device and pinned, by their begin
+  std::map<int, int> pending;            // by device: work that its streams have not passed
+  std::condition_variable passed;
   std::map<std::string, Kernel> kernels;
   std::map<const void*, std::string> names;  // of registered host stubs
 };
@@ -97,6 +104,10 @@ void run_stream(std::shared_ptr<CUstream_st> stream) {
       stream->queue.pop_front();
     }
     if (const int code = work(); code != 0) runtime().sticky = code;
+    work = nullptr;
+    const std::lock_guard lock(runtime().mutex);
+    --runtime().pending[stream->device];
+    runtime().passed.notify_all();
   }
   --runtime().threads;
 }
@@ -112,6 +123,10 @@ cudaError_t enqueue(cudaStream_t handle, std::function<int()> work) {
   if (stream == nullptr) {
     violation();
     return cudaErrorInvalidResourceHandle;
+  }
+  {
+    const std::lock_guard lock(runtime().mutex);
+    ++runtime().pending[stream->device];
   }
   const std::lock_guard lock(stream->mutex);
   stream->queue.push_back(std::move(work));
@@ -132,7 +147,7 @@ bool is_known(const void* begin, size_t bytes) {
   auto after = runtime().memory.upper_bound(first);
   if (after == runtime().memory.begin()) return false;
   --after;
-  return first + bytes <= after->first + after->second;
+  return first + bytes <= after->first + after->second.bytes;
 }
 
 cudaError_t allocate(void** memory, size_t bytes) {
@@ -140,19 +155,26 @@ cudaError_t allocate(void** memory, size_t bytes) {
   *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256 + (bytes == 0 ? 256 : 0));
   std::memset(*memory, 0xFF, bytes);
   const std::lock_guard lock(runtime().mutex);
-  runtime().memory[static_cast<char*>(*memory)] = bytes;
+  runtime().memory[static_cast<char*>(*memory)] = {bytes, current_device};
   return cudaSuccess;
 }
 
+// Waits until the device has nothing to do, as cudaFree does.
 cudaError_t release(void* memory) {
   const int code = injected();
   if (memory != nullptr) {
     {
-      const std::lock_guard lock(runtime().mutex);
-      if (runtime().memory.erase(static_cast<char*>(memory)) == 0) {
+      std::unique_lock lock(runtime().mutex);
+      const auto found = runtime().memory.find(static_cast<char*>(memory));
+      if (found == runtime().memory.end()) {
         ++runtime().violations;
         return cudaErrorInvalidValue;
       }
+      const int device = found->second.device;
+      runtime().memory.erase(found);
+      if (!runtime().passed.wait_for(lock, std::chrono::seconds(20),
+                                     [&] { return runtime().pending[device] == 0; }))
+        ++runtime().violations;
     }
     std::free(memory);
   }

@@ -615,7 +615,8 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t handle, ncclResult_t* error) {
   const Inside inside(*state);
   const Injection injection = injected();
   if (injection.code != 0) return static_cast<ncclResult_t>(injection.code);
-  if (injection.stuck) state->stuck = true;
+  // Only what has begun can get stuck.
+  if (injection.stuck && (!all_here(*state->clique) || state->polls_left > 0)) state->stuck = true;
   if (state->error != ncclSuccess) {
     *error = static_cast<ncclResult_t>(state->error.load());
   } else if (state->stuck || !all_here(*state->clique) || state->polls_left-- > 0) {

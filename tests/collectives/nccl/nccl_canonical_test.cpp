@@ -1,0 +1,342 @@
+// The canonical reductions of device memory: the kernel in the SIMT shim, bit for bit against fold_tree(),
+// and the operations over the fakes, for every number of ranks.
+#include "collectives/nccl/nccl_canonical.h"
+
+#include <dlfcn.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <bit>
+#include <cstring>
+#include <memory>
+#include <random>
+
+#include "collectives/reduce.h"
+#include "kernels/tree_fold.cuh"
+#include "tests/collectives/nccl/nccl_world.h"
+
+namespace muster {
+namespace {
+
+using Floats = std::vector<float>;
+
+// Which NaNs there are. Never two different ones: C++ does not say which of them a sum keeps.
+enum class Nans : uint8_t { kNone, kMade, kGiven };
+
+Floats values_of(size_t count, uint64_t seed, Nans nans) {
+  std::vector<uint32_t> special{0x00000000, 0x80000000, 0x00000001, 0x80000001,
+                                0x007fffff, 0x00800000, 0x3f800000};
+  if (nans == Nans::kMade)  // infinities of both signs make the NaN that is among the values, too
+    special.insert(special.end(), {0x7f7fffff, 0xff7fffff, 0x7f800000, 0xff800000, 0xffc00000});
+  if (nans == Nans::kGiven) special.push_back(0x7fc12345);
+  std::mt19937_64 random(seed);
+  Floats values(count);
+  for (float& value : values) {
+    const uint64_t draw = random();
+    const float plain = static_cast<float>(static_cast<int64_t>(draw >> 20)) * 0x1p-40F - 8;
+    value = draw % 4 == 0 ? std::bit_cast<float>(special[draw / 16 % special.size()]) : plain;
+  }
+  return values;
+}
+
+std::vector<const std::byte*> bytes_of(const std::vector<Floats>& leaves) {
+  std::vector<const std::byte*> pointers;
+  for (const Floats& leaf : leaves) pointers.push_back(reinterpret_cast<const std::byte*>(leaf.data()));
+  return pointers;
+}
+
+Floats folded(const CombinePlan& plan, float scale, const std::vector<Floats>& leaves) {
+  Floats result(leaves[0].size());
+  auto* target = reinterpret_cast<std::byte*>(result.data());
+  fold_tree(plan, scale, {&target, 1}, 0, bytes_of(leaves), result.size());
+  return result;
+}
+
+bool same_bits(const Floats& a, const float* b) {
+  return a.empty() || std::memcmp(a.data(), b, a.size() * sizeof(float)) == 0;
+}
+
+// One rank holds all lanes but as leaves of their own, by an assignment of one lane to each rank.
+TreeFold fold_of_lanes(int lanes, size_t count, float scale) {
+  std::vector<LaneRange> one_each;
+  for (int lane = 0; lane < lanes; ++lane) one_each.push_back({lane, lane + 1});
+  float nowhere = 0;
+  const float* partial = &nowhere;
+  NcclCanonical task{{&partial, 1}, count, lanes, one_each, scale, &nowhere, SIZE_MAX};
+  auto steps = canonical_steps({0, lanes}, task, &nowhere);
+  EXPECT_TRUE(steps.ok()) << steps.error().message;
+  steps->fold.count = count;
+  return steps->fold;
+}
+
+void expect_simt_equals_cpu(int lanes, size_t count, size_t misalignment, Nans nans,
+                            simt::Schedule schedule) {
+  std::vector<Floats> leaves;
+  std::vector<simt::DeviceArray<float>> device;
+  TreeFold fold = fold_of_lanes(lanes, count, 0.3F);
+  for (int lane = 0; lane < lanes; ++lane) {
+    const auto at = static_cast<size_t>(lane);
+    leaves.push_back(values_of(count, at * 77 + count, nans));
+    device.emplace_back(leaves.back(), lane == 0 ? misalignment : 0);
+    fold.leaves[at] = device.back().data();
+  }
+  const simt::DeviceArray<float> target(count, misalignment);
+  fold.target = target.data();
+  Status status = ok();
+  launch_tree_fold(fold, 2, [&](auto* kernel, unsigned grid, const TreeFold& part) {
+    if (status.ok()) status = simt::launch({grid}, {kThreads}, schedule, kernel, part);
+  });
+  ASSERT_TRUE(status.ok()) << status.error().message;
+  const Floats expected = folded(plan_combine_lanes(lanes), 0.3F, leaves);
+  EXPECT_TRUE(same_bits(expected, target.data())) << lanes << " lanes, " << count << ", off " << misalignment;
+  EXPECT_TRUE(target.intact());
+}
+
+TEST(TreeFoldKernel, HasTheBitsOfTheCpu) {
+  for (const int lanes : {1, 2, 3, 4, 5, 7, 8, 13, 16, 31, 64}) {
+    for (const size_t count : {1, 3, 4, 63, 1025, 3001}) {
+      for (const size_t misalignment : {0, 1}) {
+        for (const Nans nans : {Nans::kMade, Nans::kGiven})
+          expect_simt_equals_cpu(lanes, count, misalignment, nans, {simt::Order::kReverse, 0});
+      }
+    }
+  }
+  for (const simt::Schedule schedule : simt::schedules(2))
+    expect_simt_equals_cpu(11, 5000, 0, Nans::kMade, schedule);
+}
+
+TEST(TreeFoldKernel, MakesNansAsTheCpuDoes) {
+  const float infinity = std::bit_cast<float>(0x7f800000U), quiet = std::bit_cast<float>(0x7fc12345U),
+              negative = std::bit_cast<float>(0xffc00001U), signalling = std::bit_cast<float>(0x7f812345U);
+  const auto bits = [](float value) { return std::bit_cast<uint32_t>(value); };
+  EXPECT_EQ(bits(add_as_host(infinity, -infinity)), 0xffc00000U);
+  EXPECT_EQ(bits(multiply_as_host(0, infinity)), 0xffc00000U);
+  EXPECT_EQ(bits(add_as_host(1, quiet)), 0x7fc12345U);
+  EXPECT_EQ(bits(add_as_host(negative, 1)), 0xffc00001U);
+  EXPECT_EQ(bits(add_as_host(signalling, 1)), 0x7fc12345U);
+  EXPECT_EQ(bits(add_as_host(negative, quiet)), 0xffc00001U);
+}
+
+TEST(NcclCanonicalPlan, SlicesCoverAllInWholeUnits) {
+  for (const size_t count : {size_t{0}, size_t{1}, size_t{31}, size_t{33}, size_t{1000}, size_t{4097}}) {
+    for (int world = 1; world <= 7; ++world) {
+      size_t next = 0;
+      for (int rank = 0; rank < world; ++rank) {
+        const NcclSlice slice = canonical_slice(count, world, rank);
+        EXPECT_EQ(slice.offset, next);
+        EXPECT_TRUE(slice.offset % 32 == 0 || slice.count == 0);
+        next += slice.count;
+      }
+      EXPECT_EQ(next, count);
+    }
+  }
+}
+
+TEST(NcclCanonicalPlan, RefusesWhatDoesNotFit) {
+  float memory[64] = {};
+  const float* partials[2] = {memory, memory};
+  const std::vector<LaneRange> good{{0, 2}, {2, 4}}, gap{{0, 2}, {3, 4}};
+  const NcclPlace place{0, 2};
+  const auto code = [&](const NcclCanonical& task) {
+    const auto steps = canonical_steps(place, task, memory);
+    return steps.ok() ? std::string("ok") : steps.error().code == ErrorCode::kMisuse ? "misuse" : "other";
+  };
+  NcclCanonical task{{partials, 1}, 40, 4, good, 1, memory, 64};
+  EXPECT_EQ(code(task), "ok");
+  task.assignment = gap;
+  EXPECT_EQ(code(task), "misuse");
+  task.assignment = good, task.partials = {partials, 2};
+  EXPECT_EQ(code(task), "misuse");
+  task.partials = {partials, 1}, task.scratch_count = 3;
+  EXPECT_EQ(code(task), "misuse");
+  const std::vector<LaneRange> many{{0, 65}, {65, 130}};
+  task = {{partials, 1}, 40, 130, many, 1, memory, 64};
+  EXPECT_EQ(code(task), "misuse");
+}
+
+// The operations.
+
+void register_kernels() {
+  static float memory[8] = {};
+  TreeFold task{};
+  task.count = 5, task.target = memory;  // both kernels
+  launch_tree_fold(task, 1, [](auto* kernel, unsigned, const TreeFold&) {
+    Dl_info info{};
+    ASSERT_NE(dladdr(reinterpret_cast<void*>(kernel), &info), 0);
+    ASSERT_NE(info.dli_sname, nullptr) << "the program does not export its kernels";
+    fakes::register_kernel(info.dli_sname, kernel);
+  });
+}
+
+class NcclCanonicalTest : public NcclFakesTest {
+ protected:
+  void SetUp() override {
+    NcclFakesTest::SetUp();
+    register_kernels();
+  }
+};
+
+constexpr int kLanes = 7;
+
+// A lane's gradient, and the sum of a subtree of lanes.
+Floats lane_values(int lane, size_t count) {
+  return values_of(count, 1000 + static_cast<uint64_t>(lane), Nans::kNone);
+}
+Floats node_values(LaneRange node, size_t count) {
+  if (node.size() == 1) return lane_values(node.begin, count);
+  const int middle = tree_split(node.begin, node.end);
+  Floats left = node_values({node.begin, middle}, count);
+  const Floats right = node_values({middle, node.end}, count);
+  for (size_t i = 0; i < count; ++i) left[i] += right[i];
+  return left;
+}
+Floats expected_values(size_t count, float scale) {
+  std::vector<Floats> leaves;
+  for (int lane = 0; lane < kLanes; ++lane) leaves.push_back(lane_values(lane, count));
+  return folded(plan_combine_lanes(kLanes), scale, leaves);
+}
+
+// A rank's partials, scratch and output on its device.
+struct CanonicalMemory {
+  void* stream = nullptr;
+  float* memory = nullptr;
+  std::vector<LaneRange> assignment;
+  std::vector<const float*> partials;
+  NcclCanonical task;
+  float* out = nullptr;
+
+  CanonicalMemory(int rank, int world, size_t count) : assignment(assign_lanes(kLanes, world)) {
+    const auto nodes = aligned_nodes(assignment[static_cast<size_t>(rank)], kLanes);
+    task = {{}, count, kLanes, assignment, 0.125F, nullptr, 0};
+    task.scratch_count = canonical_scratch_count({rank, world}, task);
+    const size_t block = (count + 63) / 64 * 64;
+    void* allocated = nullptr;
+    if (table().set_device(rank) != 0 || table().stream_create(&stream) != 0 ||
+        table().device_allocate(&allocated,
+                                ((nodes.size() + 1) * block + task.scratch_count) * sizeof(float)) != 0)
+      return;
+    memory = out = static_cast<float*>(allocated);
+    for (size_t k = 0; k < nodes.size(); ++k) {
+      const Floats values = node_values(nodes[k], count);
+      float* const at = memory + (k + 1) * block;
+      if (count > 0) std::memcpy(at, values.data(), count * sizeof(float));
+      partials.push_back(at);
+    }
+    task.partials = partials;
+    task.scratch = memory + (nodes.size() + 1) * block;
+  }
+  ~CanonicalMemory() {
+    if (stream != nullptr) (void)table().stream_destroy(stream);
+    if (memory != nullptr) (void)table().device_free(memory);
+  }
+  CanonicalMemory(const CanonicalMemory&) = delete;
+  CanonicalMemory& operator=(const CanonicalMemory&) = delete;
+};
+
+Status run_canonical(NcclCommunicator& communicator, const CanonicalMemory& memory, bool all, float* out,
+                     Duration limit) {
+  MUSTER_ASSIGN(auto operation,
+                all ? communicator.canonical_all_reduce(memory.task, out, memory.stream, now() + limit)
+                    : communicator.canonical_reduce_scatter(memory.task, out, memory.stream, now() + limit));
+  return operation.wait(now() + limit);
+}
+
+TEST_F(NcclCanonicalTest, EveryWorldSizeGivesTheBitsOfOneCpu) {
+  for (int world = 1; world <= 5; ++world) {
+    const NcclId id = NcclCommunicator::make_id().value();
+    on_ranks(world, [&](int rank) {
+      std::vector<std::unique_ptr<CanonicalMemory>> kept;  // until NCCL has let go
+      auto communicator = NcclCommunicator::start(options_of(rank, world, id)).value();
+      for (const size_t count : {size_t{0}, size_t{1}, size_t{33}, size_t{1000}}) {
+        kept.push_back(std::make_unique<CanonicalMemory>(rank, world, count));
+        CanonicalMemory& memory = *kept.back();
+        const Floats expected = expected_values(count, memory.task.scale);
+        const NcclSlice own = canonical_slice(count, world, rank);
+        Status status = run_canonical(*communicator, memory, false, memory.out, kLong);
+        ASSERT_TRUE(status.ok()) << status.error().message;
+        const auto begin = expected.begin() + static_cast<ptrdiff_t>(own.offset);
+        EXPECT_TRUE(same_bits({begin, begin + static_cast<ptrdiff_t>(own.count)}, memory.out))
+            << world << " " << rank << " " << count;
+        status = run_canonical(*communicator, memory, true, memory.out, kLong);
+        ASSERT_TRUE(status.ok()) << status.error().message;
+        EXPECT_TRUE(same_bits(expected, memory.out)) << world << " " << rank << " " << count;
+        if (memory.partials.empty()) continue;
+        // In place of a partial sum.
+        auto* const in_place = const_cast<float*>(memory.partials.front());
+        status = run_canonical(*communicator, memory, true, in_place, kLong);
+        ASSERT_TRUE(status.ok()) << status.error().message;
+        EXPECT_TRUE(same_bits(expected, in_place)) << world << " " << rank << " " << count << " in place";
+      }
+      communicator->revoke("the test is over");
+      EXPECT_TRUE(communicator->wait_aborted(now() + kLong).ok());
+    });
+  }
+}
+
+// Two ranks reduce twice; the first failure of one revokes both.
+int canonical_life(Duration limit, std::atomic<bool>& wrong) {
+  std::atomic<int> failures{0};
+  const auto id = NcclCommunicator::make_id();
+  std::vector<std::unique_ptr<CanonicalMemory>> memory;
+  std::vector<std::unique_ptr<NcclCommunicator>> all(2);
+  if (!id.ok()) return 1;
+  for (int rank = 0; rank < 2; ++rank) {
+    memory.push_back(std::make_unique<CanonicalMemory>(rank, 2, 70));
+    if (memory.back()->memory == nullptr) return 1;
+  }
+  for (int rank = 0; rank < 2; ++rank) {
+    auto started = NcclCommunicator::start(options_of(rank, 2, *id));
+    if (!started.ok()) return 1;
+    all[static_cast<size_t>(rank)] = std::move(started).value();
+  }
+  const Floats expected = expected_values(70, 0.125F);
+  on_ranks(2, [&](int rank) {
+    const auto at = static_cast<size_t>(rank);
+    for (int times = 0; times < 2; ++times) {
+      const Status status = run_canonical(*all[at], *memory[at], true, memory[at]->out, limit);
+      if (!status.ok()) {
+        ++failures;
+        for (auto& communicator : all) communicator->revoke(status.error().message);
+        return;
+      }
+      if (!same_bits(expected, memory[at]->out)) wrong = true;
+    }
+  });
+  for (auto& communicator : all) communicator->revoke("the life is over");
+  for (auto& communicator : all) (void)communicator->wait_aborted(now() + kLong);
+  return failures;
+}
+
+TEST_F(NcclCanonicalTest, AFailureOfAnyCallHangsAndLeaksNothing) {
+  std::atomic<bool> wrong{false};
+  ASSERT_EQ(canonical_life(kLong, wrong), 0);
+  ASSERT_TRUE(nothing_lives());
+  const int nccl_calls = fakes::nccl_calls(), cuda_calls = std::min(fakes::cuda_calls(), 60);
+  int seen = 0;
+  const auto expect_clean = [&](int failures, const std::string& what) {
+    seen += failures > 0 ? 1 : 0;
+    EXPECT_FALSE(wrong) << what;
+    ASSERT_TRUE(nothing_lives()) << what;
+    EXPECT_EQ(fakes::nccl_violations(), 0) << what;
+  };
+  for (int call = 1; call <= nccl_calls; ++call) {
+    for (const bool stuck : {false, true}) {
+      fakes::nccl_reset();
+      fakes::nccl_inject({.call = call, .code = stuck ? 0 : 3, .stuck = stuck});
+      expect_clean(canonical_life(stuck ? 30 * kMillisecond : kLong, wrong),
+                   "NCCL call " + std::to_string(call) + (stuck ? " stuck" : ""));
+    }
+  }
+  EXPECT_GT(seen, nccl_calls / 2);
+  seen = 0;
+  for (int call = 1; call <= cuda_calls; ++call) {
+    fakes::cuda_reset();
+    fakes::nccl_reset();
+    fakes::cuda_inject({.call = call, .code = 46});
+    expect_clean(canonical_life(kLong, wrong), "CUDA call " + std::to_string(call));
+  }
+  EXPECT_GT(seen, 8);
+}
+
+}  // namespace
+}  // namespace muster
