@@ -19,6 +19,7 @@
 #include <muster/muster.hpp>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -89,10 +90,10 @@ int main(int argc, char** argv) try {
       steps_began = steps;
     }
     std::fill(gradient.begin(), gradient.end(), 1e-3F);
-    // Stands for the computing of a step. A learner, which only takes the others' gradients, computes
-    // nothing.
-    if (!run.info().learner) std::this_thread::sleep_for(computing);
+    bool computes = false;
     for (const auto& micro : step.microbatches()) {
+      // Stands for the computing of a step. Who has no microbatch, as a learner, takes the others' gradient.
+      if (!std::exchange(computes, true)) std::this_thread::sleep_for(computing);
       std::fill(gradient.begin(), gradient.end(), 1e-3F);
       step.accumulate(micro, gradient);
     }

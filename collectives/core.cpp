@@ -118,10 +118,9 @@ Status Core::open_descriptors() {
 }
 
 // A message to a peer that is gone is lost: whoever depends on the peer hears of its death.
-TransferId Core::send(PeerId peer, uint64_t tag, MessagePtr message, TransferOwner* owner, uint64_t cookie,
-                      SendEnds ends) {
+TransferId Core::send(PeerId peer, uint64_t tag, MessagePtr message, TransferOwner* owner, uint64_t cookie) {
   if (!connect(peer)) return 0;
-  const TransferId id = transport_->send(peers_[peer].transport_peer, tag, std::move(message), ends);
+  const TransferId id = transport_->send(peers_[peer].transport_peer, tag, std::move(message));
   if (owner != nullptr) targets_[id] = {owner, cookie};
   return id;
 }
@@ -222,6 +221,7 @@ void Core::lose(PeerId id, const std::string& reason) {
   peer.gone = true;
   peer.reason = reason;
   for (Driven* driven : std::vector(driven_)) driven->peer_gone(id, reason);
+  tell_waiters();
 }
 
 void Core::wake() {

@@ -79,8 +79,7 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
 
   // Below: REQUIRES the mutex, unless said otherwise.
 
-  TransferId send(PeerId peer, uint64_t tag, MessagePtr message, TransferOwner* owner, uint64_t cookie,
-                  SendEnds ends = SendEnds::kWhenTaken);
+  TransferId send(PeerId peer, uint64_t tag, MessagePtr message, TransferOwner* owner, uint64_t cookie);
   TransferId receive(uint64_t tag, MessagePtr message, TransferOwner* owner, uint64_t cookie);
   void cancel(TransferId id);  // a receive: its memory stays with the transport, its end is not reported
   void forget(TransferId id);  // a send: it goes on, its end is not reported
@@ -121,8 +120,10 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
 
   void complete(Operation& operation, Status result, std::vector<int> suspects);
 
-  // What a waiter's done() looks at has changed, and it is no operation.
+  // What a waiter's done() looks at has changed, and it is no operation. Whichever thread has seen to it: a
+  // sleeping waiter does not hear what another one has taken from a descriptor.
   void tell_waiters() {
+    if (sleeping_waiters_ > 0) wake();
     if (waiters_ > 1) followers_.notify_all();
   }
 

@@ -49,7 +49,9 @@ void Formation::transfer_ended(uint64_t, TransferStatus status, size_t bytes) {
   std::memcpy(&note, arrived->data, sizeof note);
   const bool valid = note.magic == Note::kMagic && note.generation == spec_.generation && note.source >= 0 &&
                      note.source < static_cast<int>(peers_.size()) && note.name_count <= kMaxNames;
-  if (valid) handle(note);
+  if (!valid) return;
+  handle(note);
+  core_.tell_waiters();
 }
 
 void Formation::handle(const Note& note) {

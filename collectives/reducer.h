@@ -59,7 +59,8 @@ class Reducer {
   // and LaneCodec::open's; `suspects` gets its suspects.
   Status wait(Instant deadline, std::vector<int>& suspects);
 
-  // The mean over the step's microbatches, after wait() was ok, until the next begin().
+  // The mean over the step's microbatches, after wait() was ok, until all ranks with microbatches have given
+  // some element of a later step: members that lack the step's update may be sent it meanwhile.
   const std::vector<float>& mean() const { return mean_; }
 
  private:

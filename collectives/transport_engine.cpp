@@ -16,10 +16,6 @@ namespace {
 // Messages posted at once for one operation, shared among its peers. Bounds memory; one each is always
 // posted.
 constexpr size_t kWindow = 16;
-// Of the messages to a peer every so many ends only when the peer has taken it, and the next such is not
-// posted before: so that one which is late holds a few windows of them, and no message waits for its answer.
-constexpr size_t gate_interval(size_t window) { return std::max<size_t>(1, window / 2); }
-constexpr size_t kGatesAtOnce = 2;
 // Elements folded in one go, after which others get the mutex.
 constexpr uint64_t kFoldElements = 128 * 1024;
 // With more senders in a round, folds wait until it is over: to look what has arrived of each costs more.
@@ -74,13 +70,11 @@ class ScheduleRun final : public TransferOwner {
     size_t region = 0;  // cursor of what is posted next
     uint64_t offset = 0;
     size_t in_flight = 0;
-    size_t gates = 0;  // of those in flight
     bool posted_all() const { return region == regions.size(); }
   };
   struct InFlight {
     TransferId id;
     bool is_send;
-    bool is_gate;
     size_t stream;
     uint64_t round;
     Region part;
@@ -92,7 +86,7 @@ class ScheduleRun final : public TransferOwner {
   static void add_to_streams(std::vector<Stream>& streams, const Transfer& transfer);
   size_t post(std::vector<Stream>& streams, bool is_send);
   Region next_part(Stream& stream) const;
-  void post_send(size_t stream, const Region& part, bool is_gate);
+  void post_send(size_t stream, const Region& part);
   void post_receive(size_t stream, const Region& part);
   void take(InFlight& arrived, size_t bytes);
   size_t advance_folds();
@@ -477,24 +471,17 @@ size_t ScheduleRun::post(std::vector<Stream>& streams, bool is_send) {
   size_t posted = 0;
   const size_t window = streams.empty() ? 0 : std::max<size_t>(1, window_ / streams.size());
   for (size_t i = 0; i < streams.size(); ++i) {
-    Stream& stream = streams[i];
-    while (!stream.posted_all() && stream.in_flight < window && stream.gates < kGatesAtOnce) {
-      const Region part = next_part(stream);
-      ++stream.in_flight;
+    while (!streams[i].posted_all() && streams[i].in_flight < window) {
+      const Region part = next_part(streams[i]);
+      ++streams[i].in_flight;
       ++posted;
-      if (!is_send) {
-        post_receive(i, part);
-        continue;
-      }
-      const bool is_gate = (sent_[stream.peer] + 1) % gate_interval(window) == 0;
-      stream.gates += is_gate ? 1 : 0;
-      post_send(i, part, is_gate);
+      is_send ? post_send(i, part) : post_receive(i, part);
     }
   }
   return posted;
 }
 
-void ScheduleRun::post_send(size_t stream, const Region& part, bool is_gate) {
+void ScheduleRun::post_send(size_t stream, const Region& part) {
   const int peer = sends_[stream].peer;
   GroupState& group = engine_.group();
   const MessagePtr message = engine_.core().take_message();
@@ -508,9 +495,9 @@ void ScheduleRun::post_send(size_t stream, const Region& part, bool is_gate) {
   if (part.count > 0) std::memcpy(message->data + sizeof header, address(part, 0), header.payload);
   message->size = sizeof header + header.payload;
   const uint64_t cookie = next_cookie_++;
-  const TransferId id = engine_.core().send(engine_.peer(peer), tag_from(group.rank()), message, this, cookie,
-                                            is_gate ? SendEnds::kWhenTaken : SendEnds::kWhenFree);
-  in_flight_[cookie] = {id, true, is_gate, stream, round_, part, header.index, nullptr};
+  const TransferId id =
+      engine_.core().send(engine_.peer(peer), tag_from(group.rank()), message, this, cookie);
+  in_flight_[cookie] = {id, true, stream, round_, part, header.index, nullptr};
 }
 
 void ScheduleRun::post_receive(size_t stream, const Region& part) {
@@ -518,7 +505,7 @@ void ScheduleRun::post_receive(size_t stream, const Region& part) {
   const MessagePtr message = engine_.core().take_message();
   const uint64_t cookie = next_cookie_++;
   InFlight& entry = in_flight_[cookie];
-  entry = {0, false, false, stream, round_, part, received_[peer]++, message};
+  entry = {0, false, stream, round_, part, received_[peer]++, message};
   engine_.core().expect(engine_.peer(peer));
   entry.id = engine_.core().receive(tag_from(peer), message, this, cookie);
 }
@@ -530,9 +517,7 @@ void ScheduleRun::transfer_ended(uint64_t cookie, TransferStatus status, size_t 
   in_flight_.erase(found);
   if (ended.is_send) {
     // A send that failed means a peer that died; that is reported on its own, and may not matter to us.
-    if (ended.round != round_ || !started_) return;
-    --sends_[ended.stream].in_flight;
-    sends_[ended.stream].gates -= ended.is_gate ? 1 : 0;
+    if (ended.round == round_ && started_) --sends_[ended.stream].in_flight;
     return;
   }
   if (status == TransferStatus::kDone || status == TransferStatus::kTruncated) {

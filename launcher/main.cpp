@@ -5,6 +5,8 @@
 
 #include "checkpoint/hdf5_module.h"
 #include "collectives/mpi/mpi_table.h"
+#include "collectives/transport/ucx_table.h"
+#include "kernels/cuda_table.h"
 #include "launcher/ckpt.h"
 #include "launcher/http.h"
 #include "launcher/run.h"
@@ -24,8 +26,10 @@ int fail(const std::string& text, int code = launcher::kExitMisuse) {
 
 int info() {
   std::printf("muster %s\n", MUSTER_VERSION);
-  const std::pair<const char*, int> modules[] = {
-      {"ucx", 1}, {"hdf5", MUSTER_HDF5_TABLE_VERSION}, {"mpi", MUSTER_MPI_TABLE_VERSION}, {"cuda", 1}};
+  const std::pair<const char*, int> modules[] = {{"ucx", MUSTER_UCX_TABLE_VERSION},
+                                                 {"hdf5", MUSTER_HDF5_TABLE_VERSION},
+                                                 {"mpi", MUSTER_MPI_TABLE_VERSION},
+                                                 {"cuda", kCudaTableVersion}};
   for (const auto& [name, table_version] : modules) {
     const auto module = load_module(name, table_version);
     std::printf("module %-5s %s\n", name,

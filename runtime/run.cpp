@@ -153,7 +153,7 @@ Run::~Run() {
 Result<bool> Run::next() {
   Lock lock(mutex_);
   if (update_open_) return Error{ErrorCode::kMisuse, "next was called inside an open update; close it first"};
-  reduced_ready_ = false;
+  if (std::exchange(reduced_ready_, false)) tell_of_left_out_update(lock);
   while (true) {
     if (core_.ended()) return false;
     if (core_.frozen()) {
@@ -216,6 +216,7 @@ bool Run::entered_new_view(Lock& lock) {
   std::unique_ptr<Group> old = std::exchange(group_, std::move(formed.group));
   const control::Version before = core_.version();
   incoming_ = std::move(formed.incoming);
+  MUSTER_CHECK(formed.is_gradient == core_.catching_up(), "nothing changes between a report and its Go");
   view_ = entered.view;
   if (!core_.catching_up()) install_incoming(lock);
   group_failed_ = false;
@@ -315,6 +316,17 @@ bool Run::waits_for_end(Lock& lock) {
   }
   wait(lock);
   return true;
+}
+
+// The others have updated, or will. To compute the step again beside their next one would spoil that:
+// operations match by their order alone, and its gradient may be what somebody is to catch up with. So this
+// rank waits for a view in which it gets what it lacks.
+void Run::tell_of_left_out_update(Lock& lock) {
+  if (learner_ || view_is_over()) return;
+  const std::string why = "the ranks are at different steps: this one reduced step " +
+                          std::to_string(step_version_) +
+                          " and left its update out; every rank must update in every step";
+  (void)update_not_opened(lock, Error{ErrorCode::kReconfigure, why});
 }
 
 // Buckets are under way here only where the program left reduce() out; they read and write what the step
@@ -432,6 +444,9 @@ bool Run::applies_given_gradient() const {
 Status Run::reduce_to_catch_up(const Gradients& gradients) {
   const std::lock_guard lock(mutex_);
   if (view_is_over() || !incoming_) return revoked_error();
+  if (incoming_->size() != total(gradients) * sizeof(float))
+    return Error{ErrorCode::kMisuse,
+                 "other gradients than before were passed; pass the same pieces in every call"};
   const std::span gradient(reinterpret_cast<const float*>(incoming_->data()),
                            incoming_->size() / sizeof(float));
   scatter(gradient, gradients);
@@ -554,6 +569,7 @@ Status Run::open_update() {
     state_.end_write();
     const bool lesson_is_over = learn_asked_ || core_.version() != step_version_;
     if (view_is_over() || waits_at_limit() || lesson_is_over) {
+      reduced_ready_ = false;
       emit(EventKind::kPermitRefused, step_version_, permit.why);
       return revoked_error();
     }

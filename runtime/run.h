@@ -104,6 +104,7 @@ class Run final : private Session::Listener {
     control::Generation generation;
     std::unique_ptr<Group> group;
     std::optional<LargeBuffer> incoming;  // staged state of the view's base, or the last update's gradient
+    bool is_gradient = false;
   };
   using Lock = std::unique_lock<std::mutex>;
 
@@ -135,6 +136,7 @@ class Run final : private Session::Listener {
   bool waits_for_end(Lock& lock);
   void begin_learning(Lock& lock);
   Result<bool> next_as_learner(Lock& lock);
+  void tell_of_left_out_update(Lock& lock);
   void prepare_step(Lock& lock);
   void wait(Lock& lock);
   void report_progress(bool always);
@@ -200,7 +202,7 @@ class Run final : private Session::Listener {
   size_t gradient_count_ = 0;         // 0 until the program has shown its gradients
   std::unique_ptr<Reducer> reducer_;  // of the view, from the first gradients on; the program's thread's
   control::Version reduced_step_ = control::kNoVersion;  // whose mean `reducer_` has
-  bool reduced_ready_ = false;                           // reduce() succeeded, the update has not been closed
+  bool reduced_ready_ = false;  // reduce() succeeded, the update is neither closed nor refused
   bool update_open_ = false;
   control::Version committed_ = 0;
   Instant step_began_ = 0;

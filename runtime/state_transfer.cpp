@@ -51,7 +51,7 @@ uint64_t transfer_tag(const control::Generation& generation, bool gradient) {
 
 Status StateTransfer::run(const control::Install& install, std::vector<control::MemberId>& suspects) {
   Status moved = give_gradient(install, suspects);
-  if (moved.ok()) moved = give(install, suspects);
+  if (Status given = give(install, suspects); moved.ok()) moved = std::move(given);
   if (moved.ok()) moved = take(install, suspects);
   if (staged && !rules.transfers_are_staged) MUSTER_TRY(state.install(*staged, deadline));
   if (!moved.ok()) staged.reset();
@@ -91,7 +91,9 @@ Status StateTransfer::give_gradient(const control::Install& install,
   }
   if (targets.empty()) return ok();
   const control::Version step = install.view.base - 1;
-  if (held.step != step) {
+  if (held.step != step) {  // they shall not wait for it
+    feed.note(bytes_of(TransferHeader{control::kNoVersion, 0}));
+    (void)feed.finish();
     return Error{ErrorCode::kRetry, "the gradient of step " + std::to_string(step) +
                                         " is not held any more: the state will be sent instead"};
   }
@@ -110,11 +112,12 @@ Status StateTransfer::take(const control::Install& install, std::vector<control:
                                             : TransferHeader{install.view.base, state.bytes()};
   MUSTER_ASSIGN(staged, LargeBuffer::allocate(due.bytes));
   FeedTarget feed(endpoint, member_of(install.view, mine->source).contact,
-                  transfer_tag(install.view.generation, mine->gradient), deadline);
+                  transfer_tag(install.view.generation, mine->gradient), deadline, closing);
   const auto blame = [&](Status status) {
     if (!status.ok()) suspects.push_back(mine->source);
     return status;
   };
+  staged_gradient = mine->gradient;
   TransferHeader header{};
   MUSTER_TRY(blame(feed.note(memory_of(header))));
   MUSTER_TRY(check_header(header, due));

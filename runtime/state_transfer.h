@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "collectives/endpoint.h"
+#include "collectives/feed.h"
 #include "runtime/base/large_buffer.h"
 #include "runtime/control/messages.h"
 #include "runtime/control/rules.h"
@@ -55,7 +56,10 @@ struct StateTransfer {
   control::RuleSwitches rules;  // test-only
   HeldGradient held;            // as a source
   uint64_t gradient_bytes = 0;  // as a target: what its program's gradients take
+  FeedTarget::Closing
+      closing;  // as a target: the view will not be; asked now and then, by the calling thread
   std::optional<LargeBuffer> staged;
+  bool staged_gradient = false;  // and no state
 
   // This member's part of the view's transfers, as source or as target. Errors: kReconfigure where a peer
   // failed, which `suspects` then names; kRetry where what came is of another version, size or digest;

@@ -46,13 +46,18 @@ void Run::form(const control::Install& install) {
     return fail(std::move(suspects), group.error().message);
   }
   formed.group = std::move(*group);
-  StateTransfer transfer{
-      session_.endpoint(), state_, self_.id, now() + transfer_timeout(state_.bytes(), kFormTimeout), {}};
+  StateTransfer transfer{.endpoint = session_.endpoint(), .state = state_, .self = self_.id};
+  transfer.closing = [&] {
+    const std::lock_guard lock(mutex_);
+    return stopping_ || !core_.is_forming(install.view.generation);
+  };
   {
     const std::lock_guard lock(mutex_);
     transfer.held = held_gradient();
     transfer.gradient_bytes = gradient_count_ * sizeof(float);
   }
+  transfer.deadline =
+      now() + transfer_timeout(std::max(state_.bytes(), transfer.gradient_bytes), kFormTimeout);
   if (Status moved = transfer.run(install, suspects); !moved.ok()) {
     return fail(std::move(suspects), moved.error().message);
   }
@@ -60,6 +65,7 @@ void Run::form(const control::Install& install) {
   if (transfer.staged) {
     emit(EventKind::kTransfer, install.view.base, "", static_cast<int64_t>(transfer.staged->size()));
     formed.incoming = std::move(transfer.staged);
+    formed.is_gradient = transfer.staged_gradient;
   }
   formed_ = std::move(formed);
   perform(core_.formed(install.view.generation));

@@ -15,8 +15,8 @@ class ForwardingTransport : public Transport {
   ByteBuffer address() const override { return inner_->address(); }
   Result<TransportPeer> connect(ByteSpan address) override { return inner_->connect(address); }
   void disconnect(TransportPeer peer) override { inner_->disconnect(peer); }
-  TransferId send(TransportPeer peer, uint64_t tag, MessagePtr message, SendEnds ends) override {
-    return inner_->send(peer, tag, std::move(message), ends);
+  TransferId send(TransportPeer peer, uint64_t tag, MessagePtr message) override {
+    return inner_->send(peer, tag, std::move(message));
   }
   TransferId receive(uint64_t tag, MessagePtr message) override {
     return inner_->receive(tag, std::move(message));

@@ -154,7 +154,7 @@ class InProcessTransport final : public Transport {
     port().peers.erase(peer);
   }
 
-  TransferId send(TransportPeer peer, uint64_t tag, MessagePtr message, SendEnds) override {
+  TransferId send(TransportPeer peer, uint64_t tag, MessagePtr message) override {
     const std::lock_guard lock(state_.mutex);
     const TransferId id = ++last_id_;
     state_.depart(self_, peer, {tag, self_, ByteBuffer(message->data, message->data + message->size)});

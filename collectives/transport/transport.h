@@ -32,10 +32,6 @@ struct Message {
 };
 using MessagePtr = std::shared_ptr<Message>;
 
-// When a send ends: with the memory free, or with the message matched by a receive, so that who counts those
-// under way never fills the memory of a peer that is late. Short messages may end early all the same.
-enum class SendEnds : uint8_t { kWhenFree, kWhenTaken };
-
 enum class TransferStatus : uint8_t { kDone, kTruncated, kCanceled, kFailed };
 
 // Called from inside progress() only.
@@ -62,7 +58,7 @@ class Transport {
   // Messages from one sender with one tag arrive in order. A receive takes any sender's message of exactly
   // `tag`, up to message->size bytes. Ends are reported by the sink, of every transfer, unless it was
   // canceled.
-  virtual TransferId send(TransportPeer peer, uint64_t tag, MessagePtr message, SendEnds ends) = 0;
+  virtual TransferId send(TransportPeer peer, uint64_t tag, MessagePtr message) = 0;
   virtual TransferId receive(uint64_t tag, MessagePtr message) = 0;
 
   // The transfer will not be reported any more; it may still happen.

@@ -64,12 +64,12 @@ class UcxTransport final : public Transport {
 
   void disconnect(TransportPeer peer) override { table_.disconnect(worker_, peer); }
 
-  TransferId send(TransportPeer peer, uint64_t tag, MessagePtr message, SendEnds ends) override {
+  TransferId send(TransportPeer peer, uint64_t tag, MessagePtr message) override {
     const TransferId id = next_id_++;
     const std::byte* data = message->data;
     const size_t size = message->size;
     kept_[id] = {std::move(message), true};
-    settle(id, table_.send(worker_, peer, tag, data, size, ends == SendEnds::kWhenTaken ? 1 : 0, id), size);
+    settle(id, table_.send(worker_, peer, tag, data, size, id), size);
     return id;
   }
 
@@ -94,7 +94,10 @@ class UcxTransport final : public Transport {
   size_t progress(TransportSink& sink) override {
     size_t moved = 0;
     // What has ended is told at once: the caller keeps a few transfers under way, and posts the next.
-    while (ended_.empty() && moved < 64 && table_.progress(worker_) > 0) ++moved;
+    while (moved < 64 && table_.progress(worker_) > 0) {
+      ++moved;
+      if (!ended_.empty()) break;
+    }
     for (const Ended& ended : std::exchange(ended_, {})) {
       const auto found = kept_.find(ended.id);
       const bool reported = found != kept_.end() && found->second.reported;

@@ -15,10 +15,8 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <string>
-#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -28,8 +26,6 @@ namespace {
 
 // Never used by the caller: kind "formation", all other bits set.
 constexpr uint64_t kKnockTag = ~uint64_t{0};
-// The receiver's word that it has taken a message costs it a message of its own.
-constexpr size_t kShortBytes = 8 * 1024;
 
 struct Peer {
   muster_ucx_worker* worker;
@@ -141,25 +137,6 @@ void on_endpoint_error(void* user, ucp_ep_h, ucs_status_t status) {
     peer->worker->events.peer_failed(peer->worker->events.user, peer->number, ucs_status_string(status));
 }
 
-bool is_tcp_only(std::string_view transports) {
-  while (!transports.empty()) {
-    const std::string_view one = transports.substr(0, transports.find(','));
-    if (one != "tcp" && one != "self") return false;
-    transports.remove_prefix(std::min(one.size() + 1, transports.size()));
-  }
-  return true;
-}
-
-void set_unless_in_environment(ucp_config_t* config, const char* name, const char* value) {
-  char variable[64];
-  std::snprintf(variable, sizeof variable, "UCX_%s", name);
-  if (std::getenv(variable) == nullptr) ucp_config_modify(config, name, value);
-}
-
-// Over TCP a rendezvous gains nothing, since the kernel copies anyway, and its two answers for each message
-// queue behind the data of the other direction: exchanges of 32 MiB both ways at 1 Gbit/s took 0.6 of the
-// link, and 0.9 without. Who sends much asks for ends that say that a message was taken. With 64 KiB for each
-// read, all_gather of 16 MiB took 1.13 times as long as with 256 KiB.
 ucs_status_t init_context(muster_ucx_worker* worker, const muster_ucx_config& options) {
   ucp_config_t* config = nullptr;
   ucs_status_t status = ucp_config_read(nullptr, nullptr, &config);
@@ -169,10 +146,6 @@ ucs_status_t init_context(muster_ucx_worker* worker, const muster_ucx_config& op
   status = ucp_config_modify(config, "TLS", options.transports);
   ucp_config_modify(config, "KEEPALIVE_INTERVAL", keepalive);
   ucp_config_modify(config, "TCP_CONN_NB", "y");  // else a connect to a host that is down blocks progress
-  if (is_tcp_only(options.transports)) {
-    set_unless_in_environment(config, "RNDV_THRESH", "inf");
-    set_unless_in_environment(config, "TCP_RX_SEG_SIZE", "256k");
-  }
   ucp_params_t params{};
   params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED | UCP_PARAM_FIELD_NAME;
   params.features = UCP_FEATURE_TAG | UCP_FEATURE_WAKEUP;
@@ -300,7 +273,7 @@ void disconnect_peer(muster_ucx_worker* worker, uint32_t number) {
 }
 
 int start_send(muster_ucx_worker* worker, uint32_t number, uint64_t tag, const void* data, size_t size,
-               int until_taken, uint64_t id) {
+               uint64_t id) {
   const auto found = worker->peers.find(number);
   if (found == worker->peers.end() || found->second->endpoint == nullptr) return MUSTER_UCX_FAILED;
   auto* pending = new Pending{worker, id, nullptr};
@@ -308,8 +281,7 @@ int start_send(muster_ucx_worker* worker, uint32_t number, uint64_t tag, const v
   param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
   param.cb.send = on_sent;
   param.user_data = pending;
-  const auto send = until_taken != 0 && size > kShortBytes ? ucp_tag_send_sync_nbx : ucp_tag_send_nbx;
-  ucs_status_ptr_t request = send(found->second->endpoint, data, size, tag, &param);
+  ucs_status_ptr_t request = ucp_tag_send_nbx(found->second->endpoint, data, size, tag, &param);
   if (!UCS_PTR_IS_PTR(request)) {
     delete pending;
     return status_of(UCS_PTR_STATUS(request));

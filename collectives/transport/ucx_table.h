@@ -1,5 +1,5 @@
 /* The function table between libmuster and its run-time module libmuster_ucx.so. In C, so that it stays one;
- * version 2. All calls on one worker are made under one lock of the caller. Peers and transfers are named by
+ * version 1. All calls on one worker are made under one lock of the caller. Peers and transfers are named by
  * numbers; memory of a transfer stays valid until its end was reported, or the worker was closed. */
 #ifndef MUSTER_COLLECTIVES_TRANSPORT_UCX_TABLE_H_
 #define MUSTER_COLLECTIVES_TRANSPORT_UCX_TABLE_H_
@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define MUSTER_UCX_TABLE_VERSION 2
+#define MUSTER_UCX_TABLE_VERSION 1
 
 enum muster_ucx_status {
   MUSTER_UCX_PENDING = 0,
@@ -42,10 +42,9 @@ struct muster_ucx_table {
                  size_t error_size);
   void (*disconnect)(struct muster_ucx_worker* worker, uint32_t peer);
   /* A muster_ucx_status; ended() is called where it is MUSTER_UCX_PENDING, perhaps before the
-   * return, and not otherwise. With until_taken the end of a long message says that a receive has matched
-   * it. */
+   * return, and not otherwise. */
   int (*send)(struct muster_ucx_worker* worker, uint32_t peer, uint64_t tag, const void* data, size_t size,
-              int until_taken, uint64_t id);
+              uint64_t id);
   int (*receive)(struct muster_ucx_worker* worker, uint64_t tag, void* data, size_t size, uint64_t id);
   void (*cancel)(struct muster_ucx_worker* worker, uint64_t id);
   void (*discard)(struct muster_ucx_worker* worker, uint64_t value, uint64_t mask);

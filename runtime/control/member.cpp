@@ -533,6 +533,10 @@ Version MemberCore::version() const { return state_->torn ? kNoVersion : state_-
 const View& MemberCore::view() const { return state_->entered; }
 bool MemberCore::revoked() const { return state_->revoked; }
 
+bool MemberCore::is_forming(Generation generation) const {
+  return !state_->ended && state_->pending && state_->pending->view.generation == generation;
+}
+
 bool MemberCore::may_run() const {
   if (state_->frozen() || state_->ended || state_->pending) return false;
   if (state_->lesson) return true;

@@ -110,9 +110,10 @@ class MemberCore {
   Version version() const;
   const View& view() const;  // the newest entered view; generation counter 0 before the first
   bool revoked() const;      // the entered view is over, the next not yet entered
-  bool may_run() const;      // in a live view or lesson: not revoked, not frozen, not ended
-  bool frozen() const;       // without a leader: it holds what it has, and grants no permit
-  bool learning() const;     // between Learn and Go, or LessonOver
+  bool is_forming(Generation generation) const;  // this view, asked for by the newest Install
+  bool may_run() const;   // in a live view or lesson: not revoked, not frozen, not ended
+  bool frozen() const;    // without a leader: it holds what it has, and grants no permit
+  bool learning() const;  // between Learn and Go, or LessonOver
   // No permit for this version or a later one, from a stop-save (rule 26) or LearnUntil (rule 17).
   std::optional<Version> version_limit() const;
   std::optional<LeaveLoop> ended() const;

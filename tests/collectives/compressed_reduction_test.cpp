@@ -383,9 +383,9 @@ class CountingTransport final : public testing_support::ForwardingTransport {
  public:
   CountingTransport(std::unique_ptr<Transport> inner, std::atomic<uint64_t>& bytes)
       : ForwardingTransport(std::move(inner)), bytes_(bytes) {}
-  TransferId send(TransportPeer peer, uint64_t tag, MessagePtr message, SendEnds ends) override {
+  TransferId send(TransportPeer peer, uint64_t tag, MessagePtr message) override {
     bytes_ += message->size;
-    return ForwardingTransport::send(peer, tag, std::move(message), ends);
+    return ForwardingTransport::send(peer, tag, std::move(message));
   }
 
  private:

@@ -495,8 +495,7 @@ TEST(Parts, OfALargeOperationArriveWhereTheyBelong) {
   }
 }
 
-// What has arrived of a large round is folded, or copied, while the rest is on its way. Every second message
-// tells when it was taken, so several such answers are under way, too.
+// What has arrived of a large round is folded, or copied, while the rest is on its way.
 class Folds : public testing::TestWithParam<Case> {};
 TEST_P(Folds, OfWhatHasArrivedAreRight) {
   run_world(GetParam().medium, GetParam().ranks, [](Member& member) {

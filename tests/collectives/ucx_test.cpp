@@ -1,10 +1,13 @@
-// What the engine relies on beyond matching: when a send ends (transport.h).
+// What the engine's windows rely on beyond matching: a whole message's send ends when it was taken, so a late
+// rank does not have to keep what others send.
 #include "collectives/transport/ucx.h"
 
 #include <gtest/gtest.h>
 
 #include <cstring>
 #include <map>
+
+#include "collectives/core.h"
 
 namespace muster {
 namespace {
@@ -38,36 +41,36 @@ class Ucx : public testing::Test {
     return condition();
   }
 
-  TransferId send(uint64_t tag, SendEnds ends) {
-    auto message = std::make_shared<Message>(256 * 1024);
+  TransferId send(uint64_t tag, size_t bytes) {
+    auto message = std::make_shared<Message>(bytes);
     std::memset(message->data, static_cast<int>(tag), message->size);
-    return sender_.transport().send(peer_, tag, std::move(message), ends);
+    return sender_.transport().send(peer_, tag, std::move(message));
   }
 
   Side sender_, receiver_;
   const TransportPeer peer_ = sender_.transport().connect(receiver_.transport().address()).value();
 };
 
-TEST_F(Ucx, ASendEndsWhenItIsFreeOrWhenItIsTaken) {
-  const TransferId taken = send(1, SendEnds::kWhenTaken);
-  const TransferId free = send(2, SendEnds::kWhenFree);
-  EXPECT_TRUE(progress_until([&] { return sender_.ended(free); }, 10 * kSecond));
-  EXPECT_FALSE(progress_until([&] { return sender_.ended(taken); }, 300 * kMillisecond));
+TEST_F(Ucx, AWholeMessageEndsWhenItIsTaken) {
+  const TransferId whole = send(1, kMessageBytes);
+  const TransferId small = send(2, 64);
+  EXPECT_TRUE(progress_until([&] { return sender_.ended(small); }, 10 * kSecond));
+  EXPECT_FALSE(progress_until([&] { return sender_.ended(whole); }, 300 * kMillisecond));
 
-  const auto message = std::make_shared<Message>(256 * 1024);
+  const auto message = std::make_shared<Message>(kMessageBytes);
   const TransferId received = receiver_.transport().receive(1, message);
   EXPECT_TRUE(
-      progress_until([&] { return sender_.ended(taken) && receiver_.ended(received); }, 10 * kSecond));
-  EXPECT_EQ(sender_.status(taken), TransferStatus::kDone);
+      progress_until([&] { return sender_.ended(whole) && receiver_.ended(received); }, 10 * kSecond));
+  EXPECT_EQ(sender_.status(whole), TransferStatus::kDone);
   EXPECT_EQ(message->data[message->size - 1], std::byte{1});
 }
 
 TEST_F(Ucx, WhatIsDroppedCountsAsTaken) {
-  const TransferId taken = send(3, SendEnds::kWhenTaken);
+  const TransferId dropped = send(3, kMessageBytes);
   EXPECT_TRUE(progress_until(
       [&] {
         receiver_.transport().discard(3, ~uint64_t{0});
-        return sender_.ended(taken);
+        return sender_.ended(dropped);
       },
       10 * kSecond));
 }

@@ -31,9 +31,9 @@ class DyingTransport final : public testing_support::ForwardingTransport {
   DyingTransport(std::shared_ptr<InProcessNetwork> network, std::atomic<int>& left)
       : ForwardingTransport(network->make_transport()), network_(std::move(network)), left_(left) {}
 
-  TransferId send(TransportPeer peer, uint64_t tag, MessagePtr message, SendEnds ends) override {
+  TransferId send(TransportPeer peer, uint64_t tag, MessagePtr message) override {
     if (left_-- == 0) network_->kill(0);
-    return ForwardingTransport::send(peer, tag, std::move(message), ends);
+    return ForwardingTransport::send(peer, tag, std::move(message));
   }
 
  private:
