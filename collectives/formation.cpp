@@ -133,8 +133,7 @@ Status Formation::refuse(const std::vector<int>& absent) {
 Status Formation::gather(Kind kind, Instant deadline, std::vector<int>& absent) {
   std::vector<bool>& seen = kind == Kind::kHello ? hello_ : status_;
   const auto all_seen = [&] { return std::ranges::find(seen, false) == seen.end(); };
-  core_.drive_until([&] { return all_seen() || any_gone() || differing_ >= 0 || cancelled(); }, deadline,
-                    Core::Wait::kAsleep);
+  core_.drive_until([&] { return all_seen() || any_gone() || differing_ >= 0 || cancelled(); }, deadline);
   const std::unique_lock lock(core_.mutex());
   if (all_seen() && differing_ < 0) return ok();
   if (cancelled()) return given_up();
@@ -149,7 +148,7 @@ Status Formation::gather(Kind kind, Instant deadline, std::vector<int>& absent) 
 Status Formation::await(Kind kind, std::vector<int>& absent) {
   const bool& came = kind == Kind::kGo ? go_ : decided_;
   core_.drive_until([&] { return came || refused_ || core_.is_gone(peers_[0]) || cancelled(); },
-                    spec_.deadline, Core::Wait::kAsleep);
+                    spec_.deadline);
   {
     const std::unique_lock lock(core_.mutex());
     if (came && !refused_) return ok();

@@ -321,7 +321,7 @@ Status LocalExchange::run(const Segment& mine, const Arena& arena, Instant deadl
   bool complete = false;
   while (!complete && now() < deadline)
     complete = core_.drive_until([&] { return complete || (complete = step(mine, arena)); },
-                                 std::min(deadline, now() + kMillisecond), Core::Wait::kAsleep);
+                                 std::min(deadline, now() + kMillisecond));
   if (complete && fault_.empty()) return ok();
   for (size_t rank = 0; rank < mapped_.size(); ++rank) {
     if (!mapped_[rank]) missing.push_back(static_cast<int>(rank));
