@@ -2,10 +2,11 @@
 //
 // An algorithm is a pure function of (ranks, my rank, elements) to a Schedule. One engine executes schedules
 // over any transport (transport_engine.h); one checker proves them right (schedule_check.h). A schedule is a
-// list of rounds. A rank's round starts all its transfers at once; when they are done its folds run in order;
-// then the next round starts. Ranks do not wait for each other's rounds. Within a round no received region
-// may overlap one that is sent or received. Between two ranks, transfers of an operation match in the order
-// of rounds, and within a round in the order of the list. Offsets and counts are in elements.
+// list of rounds. A rank's round starts all its transfers at once; its folds run in order, as far as what
+// they read has arrived; when all is done the next round starts. Ranks do not wait for each other's rounds.
+// Within a round no received region may overlap one that is sent or received. Between two ranks, transfers of
+// an operation match in the order of rounds, and within a round in the order of the list. Offsets and counts
+// are in elements.
 #pragma once
 
 #include <cstdint>

@@ -58,16 +58,22 @@ Status StateTransfer::run(const control::Install& install, std::vector<control::
   return moved;
 }
 
+std::vector<control::MemberId> StateTransfer::add_targets(const control::Install& install, bool gradient,
+                                                          FeedSource& feed) const {
+  std::vector<control::MemberId> targets;
+  for (const control::Transfer& one : install.transfers) {
+    if (one.source != self || one.gradient != gradient) continue;
+    targets.push_back(one.target);
+    feed.add(member_of(install.view, one.target).contact);
+  }
+  return targets;
+}
+
 // Under a read lease until all is delivered, since it is sent from the program's own memory. That stalls
 // nobody: no permit is given between the reports for a view and its Go, which waits for this.
 Status StateTransfer::give(const control::Install& install, std::vector<control::MemberId>& suspects) {
   FeedSource feed(endpoint, transfer_tag(install.view.generation), deadline);
-  std::vector<control::MemberId> targets;
-  for (const control::Transfer& one : install.transfers) {
-    if (one.source != self || one.gradient) continue;
-    targets.push_back(one.target);
-    feed.add(member_of(install.view, one.target).contact);
-  }
+  const auto targets = add_targets(install, false, feed);
   if (targets.empty()) return ok();
   MUSTER_TRY(state.acquire_read(deadline));
   feed.note(bytes_of(TransferHeader{install.view.base, state.bytes()}));
@@ -83,12 +89,7 @@ Status StateTransfer::give(const control::Install& install, std::vector<control:
 Status StateTransfer::give_gradient(const control::Install& install,
                                     std::vector<control::MemberId>& suspects) {
   FeedSource feed(endpoint, transfer_tag(install.view.generation, true), deadline);
-  std::vector<control::MemberId> targets;
-  for (const control::Transfer& one : install.transfers) {
-    if (one.source != self || !one.gradient) continue;
-    targets.push_back(one.target);
-    feed.add(member_of(install.view, one.target).contact);
-  }
+  const auto targets = add_targets(install, true, feed);
   if (targets.empty()) return ok();
   const control::Version step = install.view.base - 1;
   if (held.step != step) {  // they shall not wait for it

@@ -69,6 +69,8 @@ struct StateTransfer {
  private:
   Status give(const control::Install& install, std::vector<control::MemberId>& suspects);
   Status give_gradient(const control::Install& install, std::vector<control::MemberId>& suspects);
+  std::vector<control::MemberId> add_targets(const control::Install& install, bool gradient,
+                                             FeedSource& feed) const;
   Status take(const control::Install& install, std::vector<control::MemberId>& suspects);
 };
 

@@ -180,7 +180,10 @@ TEST_F(OneUpdateBehind, AnotherStepsGradientIsNotSent) {
   const auto ends = transfer(5);
   ASSERT_FALSE(ends[0].status.ok());
   EXPECT_NE(ends[0].status.error().message.find("gradient of step 4 is not held"), std::string::npos);
-  EXPECT_FALSE(ends[1].status.ok());
+  ASSERT_FALSE(ends[1].status.ok());
+  EXPECT_NE(ends[1].status.error().message.find("was due"), std::string::npos)
+      << "it is told, and does not wait for its deadline: " << ends[1].status.error().message;
+  EXPECT_TRUE(ends[1].suspects.empty());
   EXPECT_FALSE(ends[1].staged);
 }
 

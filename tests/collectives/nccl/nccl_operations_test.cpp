@@ -379,6 +379,7 @@ TEST_P(NcclBreakTest, RevokeInTheMiddleEndsEveryWait) {
     auto communicator = NcclCommunicator::start(options_of(rank, kWorld, id)).value();
     ASSERT_TRUE(communicator->wait_ready(now() + kLong).ok());
     std::thread revoker([&] {
+      // So that most waits have begun, at another moment on each rank; right whenever it comes.
       std::this_thread::sleep_for(std::chrono::milliseconds(50 + 10 * rank));
       communicator->revoke("generation 8 is coming");
     });

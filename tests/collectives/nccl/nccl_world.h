@@ -22,7 +22,7 @@ inline const CudaTable& table() {
 inline bool nothing_lives() {
   for (const Instant end = now() + kLong; now() < end;) {
     if (fakes::cuda_live() == 0 && fakes::nccl_live() == 0) return true;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // the fakes tell nobody when a thread ends
   }
   return false;
 }
