@@ -12,14 +12,15 @@ from pathlib import Path
 from bench_checkpoint import checkpoint
 from bench_codecs import codecs
 from bench_collectives import collectives
+from bench_gpu import gpu
 from bench_network import network
 from bench_preemption import preemption
 from bench_recovery import overhead, recovery
 from bench_scale import scale
 from torch_python import torch_python
 
-BENCHES = {"checkpoint": checkpoint, "codecs": codecs, "collectives": collectives, "network": network, "overhead": overhead,
-           "preemption": preemption, "recovery": recovery, "scale": scale}
+BENCHES = {"checkpoint": checkpoint, "codecs": codecs, "collectives": collectives, "gpu": gpu, "network": network,
+           "overhead": overhead, "preemption": preemption, "recovery": recovery, "scale": scale}
 
 
 def processor():

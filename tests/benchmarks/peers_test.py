@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import bench_checkpoint  # noqa: E402
 import bench_codecs  # noqa: E402
 import bench_collectives  # noqa: E402
+import bench_gpu  # noqa: E402
 import bench_network  # noqa: E402
 import bench_recovery  # noqa: E402
 import torch_python  # noqa: E402
@@ -109,6 +110,16 @@ class Peers(unittest.TestCase):
     def test_codecs(self):
         self.program("bench_codecs", "roof|2|1", "memcpy|1|1", "int8 encode|1|0.5")
         self.assert_told(bench_codecs.codecs(self.build, 1), "PyTorch")
+
+    def test_gpu(self):
+        self.program("bench_gpu", "copy|2|1", "int8 encode|1|0.5")
+        rows = list(bench_gpu.gpu(self.build, 1))
+        self.assert_told(rows, "PyTorch")
+        self.assertEqual([row["ours"] for row in rows], [2, 1, None])
+
+    def test_a_machine_without_a_gpu_is_told_with_the_reason(self):
+        executable(self.build / "bin" / "bench_gpu", ["nothing"], 77).write_text("#!/bin/sh\necho skipped: no driver >&2; exit 77\n")
+        self.assertEqual([row["peer"] for row in bench_gpu.gpu(self.build, 1)], ["not measured: skipped: no driver"])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 // Each codec has three implementations: the reference, Highway on every instruction set of this machine, and
-// the CUDA kernels in the SIMT shim. All must give the same bits for all inputs. What the bits mean is tested
-// on the fastest of them.
+// the CUDA kernels, in the SIMT shim and, where there is a device, on it. All must give the same bits for all
+// inputs. What the bits mean is tested on the fastest of them.
 #include <gtest/gtest.h>
 #include <hwy/targets.h>
 
@@ -15,6 +15,7 @@
 #include "kernels/simd_choice.h"
 #include "runtime/base/random.h"
 #include "tests/kernels/codec_simt.h"
+#include "tests/kernels/device_run.h"
 
 namespace muster::codec {
 namespace {
@@ -80,6 +81,46 @@ Functions simt_functions(CodecId id, Schedule schedule) {
           [=](const Encode& task) { expect_ok(encode_simt(id, task, schedule)); },
           [=](const Decode& task) { expect_ok(decode_simt(id, task, schedule)); },
           [=](const Decode& from, const Encode& to) { expect_ok(recode_simt(id, from, to, schedule)); }};
+}
+
+Encode place(DeviceRun& run, CodecId id, Encode task) {
+  const Shape shape = shape_of(id);
+  task.values = run.place(task.values, task.count);
+  task.residual = run.place(task.residual, task.count);
+  task.scales = run.place(task.scales, scales_bytes_of(shape, task.count));
+  task.payload = run.place(task.payload, payload_bytes_of(shape, task.count));
+  return task;
+}
+
+Decode place(DeviceRun& run, CodecId id, Decode task) {
+  const Shape shape = shape_of(id);
+  for (uint32_t s = 0; s < task.source_count; ++s) {
+    task.sources[s] = {run.place(task.sources[s].scales, scales_bytes_of(shape, task.count)),
+                       run.place(task.sources[s].payload, payload_bytes_of(shape, task.count))};
+  }
+  task.values = run.place(task.values, task.count);
+  return task;
+}
+
+Functions device_functions(CodecId id, size_t bytes = kDeviceRunBytes) {
+  return {
+      "device",
+      [=](const Encode& task) {
+        DeviceRun run(bytes);
+        const Encode there = place(run, id, task);
+        run.run([&](const CudaTable& cuda, void* s) { return cuda.codec_encode(id, &there, s); });
+      },
+      [=](const Decode& task) {
+        DeviceRun run(bytes);
+        const Decode there = place(run, id, task);
+        run.run([&](const CudaTable& cuda, void* s) { return cuda.codec_decode(id, &there, s); });
+      },
+      [=](const Decode& from, const Encode& to) {
+        DeviceRun run(bytes);
+        const Decode source = place(run, id, from);
+        const Encode target = place(run, id, to);
+        run.run([&](const CudaTable& cuda, void* s) { return cuda.codec_recode(id, &source, &target, s); });
+      }};
 }
 
 Encode task_of(const Case& c, const float* values, float* residual, uint8_t* scales, uint8_t* payload) {
@@ -209,6 +250,8 @@ void expect_all_agree(CodecId id, const Case& c, const std::string& what, int se
     const Functions with = simt_functions(id, schedule);
     expect_same(results_of(id, c, with, encoded), expected, in + with.name);
   }
+  if (missing_device().empty())
+    expect_same(results_of(id, c, device_functions(id), encoded), expected, in + "device");
 }
 
 Case random_case(size_t count, uint64_t seed, float magnitude) {
@@ -271,6 +314,22 @@ TEST_P(CodecBits, StreamedRangesAgree) {
                     fast = functions_of(codec_of(id), "");
     const Encoded encoded = run_encode(id, c, reference);
     expect_same(results_of(id, c, fast, encoded), results_of(id, c, reference, encoded), name_of(way));
+  }
+}
+
+// A grid covers at most 2^25 elements; beyond, its blocks go around once more.
+TEST_P(CodecBits, RangesBeyondTheDevicesGridAgree) {
+  if (!missing_device().empty()) GTEST_SKIP() << missing_device();
+  constexpr size_t kCount = (size_t{1} << 25) + 5000, kBytes = 24 * kCount;
+  const CodecId id = GetParam();
+  for (const Way way : kWays) {
+    if (way == Way::kStochastic && !shape_of(id).stochastic) continue;
+    Case c = random_case(kCount, 41, 1.0f);
+    c.way = way;
+    const Functions fast = functions_of(codec_of(id), "");
+    const Encoded encoded = run_encode(id, c, fast);
+    expect_same(results_of(id, c, device_functions(id, kBytes), encoded), results_of(id, c, fast, encoded),
+                name_of(way));
   }
 }
 
@@ -363,6 +422,9 @@ TEST_P(CodecBits, ForeignPlanesAgree) {
           << name << " round " << round;
     });
     EXPECT_TRUE(decoded(simt_functions(GetParam(), {simt::Order::kReverse, 0})) == expected) << round;
+    if (missing_device().empty()) {
+      EXPECT_TRUE(decoded(device_functions(GetParam())) == expected) << round;
+    }
   }
 }
 
