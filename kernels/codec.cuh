@@ -19,15 +19,51 @@ template <unsigned kCount>
 MUSTER_DEVICE float4 four_of(const float (&x)[kCount], unsigned j) {
   return {x[j], x[j + 1], x[j + 2], x[j + 3]};
 }
+template <unsigned kCount>
+MUSTER_DEVICE void set_four(float (&x)[kCount], unsigned j, float4 four) {
+  x[j] = four.x, x[j + 1] = four.y, x[j + 2] = four.z, x[j + 3] = four.w;
+}
+
+// A device moves whole sectors of 32 bytes: a lane that writes half of one costs as much as one that writes
+// all (measured on an H100: decoding took twice as long). So neighbours exchange fours before they are
+// stored.
+//
+// Before, x is the lane's own. After, of each eight the first four belong to the pair's lower lane and the
+// other four to its upper one; the four at x[j] goes to p[transposed_place(j)], where p is the lane's own
+// place in memory advanced by transposed_start(). Twice is back again. REQUIRES: both lanes of the pair.
+template <typename T, unsigned kCount>
+MUSTER_DEVICE void transpose_fours(const Lane& lane, T (&x)[kCount]) {
+  const bool upper = lane.member % 2 != 0;
+  MUSTER_UNROLL
+  for (unsigned j = 0; j < kCount; ++j) {
+    if (j % 8 >= 4) continue;
+    const T got = __shfl_xor_sync(lane.mask, upper ? x[j] : x[j + 4], 1);
+    x[j] = upper ? got : x[j];
+    x[j + 4] = upper ? x[j + 4] : got;
+  }
+}
+template <unsigned kCount>
+MUSTER_DEVICE int transposed_start(const Lane& lane) {
+  return lane.member % 2 == 0 ? 0 : 4 - static_cast<int>(kCount);
+}
+template <unsigned kCount>
+MUSTER_DEVICE constexpr int transposed_place(unsigned j) {
+  return static_cast<int>(j / 8 * 8 + (j % 8 < 4 ? 0 : kCount));
+}
 
 // `to` is where the lane's own words go.
 template <typename Lanes>
 MUSTER_DEVICE void store_words(const Lane& lane, uint8_t* to, const uint32_t (&words)[Lanes::kWords]) {
-  if constexpr (Lanes::kWords % 4 == 0) {
+  if constexpr (Lanes::kWords == 8) {
+    uint32_t both[8];
     MUSTER_UNROLL
-    for (unsigned w = 0; w < Lanes::kWords; w += 4) {
-      store128(to + 4 * w, uint4{words[w], words[w + 1], words[w + 2], words[w + 3]});
-    }
+    for (unsigned w = 0; w < 8; ++w) both[w] = words[w];
+    transpose_fours(lane, both);
+    to += 4 * transposed_start<8>(lane);
+    store128(to, uint4{both[0], both[1], both[2], both[3]});
+    store128(to + 4 * transposed_place<8>(4), uint4{both[4], both[5], both[6], both[7]});
+  } else if constexpr (Lanes::kWords == 4) {
+    store128(to, uint4{words[0], words[1], words[2], words[3]});
   } else if constexpr (Lanes::kWords == 2) {
     const uint32_t third = __shfl_xor_sync(lane.mask, words[0], 1);
     const uint32_t fourth = __shfl_xor_sync(lane.mask, words[1], 1);
@@ -53,6 +89,11 @@ MUSTER_DEVICE void load_words(const Lane& lane, const uint8_t* from, uint32_t (&
     const uint4 four = load128<uint4>(from - (second ? 8 : 0));
     words[0] = second ? four.z : four.x;
     words[1] = second ? four.w : four.y;
+  } else if constexpr (Lanes::kBits * Lanes::kPerLane == 32) {
+    const unsigned place = lane.member % 4;
+    const uint4 four = load128<uint4>(from - 4 * place);
+    const uint32_t low = place % 2 == 0 ? four.x : four.y, high = place % 2 == 0 ? four.z : four.w;
+    words[0] = place / 2 == 0 ? low : high;
   } else {
     const unsigned place = lane.member % 8;  // of sixteen bits
     const uint4 four = load128<uint4>(from - 2 * place);
@@ -123,8 +164,7 @@ MUSTER_DEVICE void for_each_block(uint64_t count, Body body) {
   unsigned mask = 0xFFFFFFFFu;
   if constexpr (Lanes::kLanes < 32) mask = ((1u << Lanes::kLanes) - 1u) << (threadIdx.x % 32u - member);
   const Lane lane{mask, member};
-  const uint64_t blocks = (count + Lanes::kBlock - 1) / Lanes::kBlock;
-  for (uint64_t block = uint64_t{blockIdx.x} * kGroups + threadIdx.x / Lanes::kLanes; block < blocks;
+  for (uint64_t block = uint64_t{blockIdx.x} * kGroups + threadIdx.x / Lanes::kLanes; block * Lanes::kBlock < count;
        block += uint64_t{gridDim.x} * kGroups) {
     const uint64_t first = block * Lanes::kBlock + member * Lanes::kPerLane;
     body(Place{lane, block, first, live_of(first, count, Lanes::kPerLane),
@@ -132,51 +172,131 @@ MUSTER_DEVICE void for_each_block(uint64_t count, Body body) {
   }
 }
 
-// c = values + residual.
+MUSTER_DEVICE float4 sum_of(float4 a, float4 b) { return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
+MUSTER_DEVICE float4 difference_of(float4 a, float4 b) {
+  return {a.x - b.x, a.y - b.y, a.z - b.z, a.w - b.w};
+}
+
+MUSTER_DEVICE bool all_finite(float4 a) {
+  return is_finite(a.x) && is_finite(a.y) && is_finite(a.z) && is_finite(a.w);
+}
+// `fresh` where `decoded` is finite, `old` elsewhere.
+MUSTER_DEVICE float4 kept(float4 fresh, float4 decoded, float4 old) {
+  return {is_finite(decoded.x) ? fresh.x : old.x, is_finite(decoded.y) ? fresh.y : old.y,
+          is_finite(decoded.z) ? fresh.z : old.z, is_finite(decoded.w) ? fresh.w : old.w};
+}
+
+// c = values + residual. Where a lane has many elements its lines leave the first-level cache before it comes
+// for the rest of them, so that each access takes whole sectors there.
 template <typename Lanes, bool kVector>
 MUSTER_DEVICE void load_combined(const Encode& task, const Place& place, bool feedback,
                                  float (&c)[Lanes::kPerLane]) {
+  const bool transposed = kVector && feedback && Lanes::kSpreads;
+  const int start = transposed ? transposed_start<Lanes::kPerLane>(place.lane) : 0;
+  const float *const values = task.values + place.first + start, *const residual =
+                                                                     task.residual + place.first + start;
   MUSTER_UNROLL
   for (unsigned j = 0; j < Lanes::kPerLane; j += 4) {
-    const float4 four = load_four<kVector>(task.values + place.first, j, place.live);
-    c[j] = four.x, c[j + 1] = four.y, c[j + 2] = four.z, c[j + 3] = four.w;
-    if (feedback) {
-      const float4 residual = load_four<kVector>(task.residual + place.first, j, place.live);
-      c[j] = c[j] + residual.x, c[j + 1] = c[j + 1] + residual.y;
-      c[j + 2] = c[j + 2] + residual.z, c[j + 3] = c[j + 3] + residual.w;
+    const int at = transposed ? transposed_place<Lanes::kPerLane>(j) : static_cast<int>(j);
+    float4 four = load_four<kVector>(values, at, place.live);
+    if (feedback) four = sum_of(four, load_four<kVector>(residual, at, place.live));
+    set_four(c, j, four);
+  }
+  if (transposed) transpose_fours(place.lane, c);
+}
+
+// What the receiver decodes, transposed where it streams.
+template <typename Lanes, bool kVector>
+struct Decoded {
+  float x[Lanes::kPerLane];
+
+  MUSTER_DEVICE Decoded(const Lane& lane, const uint32_t (&words)[Lanes::kWords], float scale,
+                        uint32_t signs) {
+    MUSTER_UNROLL
+    for (unsigned j = 0; j < Lanes::kPerLane; ++j) x[j] = Lanes::value(words, j, scale);
+    Lanes::finish(lane, x, signs);
+    if constexpr (kVector) transpose_fours(lane, x);
+  }
+  MUSTER_DEVICE float4 four(unsigned j) const { return four_of(x, j); }
+};
+
+// Of one bit the codes are transposed: two words are fewer than what they decode to.
+template <>
+struct Decoded<OneBitLanes, true> {
+  uint32_t lower, upper;  // codes of the pair's lanes, this lane's fours first
+  float scale;
+
+  MUSTER_DEVICE Decoded(const Lane& lane, const uint32_t (&words)[1], float the_scale, uint32_t)
+      : scale(the_scale) {
+    const uint32_t other = __shfl_xor_sync(lane.mask, words[0], 1);
+    const bool is_upper = lane.member % 2 != 0;
+    lower = (is_upper ? other : words[0]) >> (is_upper ? 4 : 0);
+    upper = (is_upper ? words[0] : other) >> (is_upper ? 4 : 0);
+  }
+  MUSTER_DEVICE float4 four(unsigned j) const {
+    const uint32_t bits = (j % 8 < 4 ? lower : upper) >> (j / 8 * 8);
+    return {OneBit::value(bits, scale), OneBit::value(bits >> 1, scale), OneBit::value(bits >> 2, scale),
+            OneBit::value(bits >> 3, scale)};
+  }
+};
+
+// c minus what the receiver decodes, where that is finite. c is added up again: registers are short, and the
+// caches are near. What is loaded together comes before what is stored, because a store takes its line out of
+// the first-level cache.
+template <typename Lanes, bool kVector>
+MUSTER_DEVICE void store_residual(const Encode& task, const Place& place, uint32_t signs,
+                                  const uint32_t (&words)[Lanes::kWords], const Scale& scale) {
+  const Decoded<Lanes, kVector> back(place.lane, words, scale.decode, signs);
+  if (!scale.finite) return;
+  const int start = kVector ? transposed_start<Lanes::kPerLane>(place.lane) : 0;
+  const float* const values = task.values + place.first + start;
+  float* const residual = task.residual + place.first + start;
+  constexpr unsigned kTogether = !kVector ? 4 : Lanes::kPerLane != 16 ? 8 : 16;
+  MUSTER_UNROLL
+  for (unsigned first = 0; first < Lanes::kPerLane; first += kTogether) {
+    float c[kTogether];
+    const auto place_of = [&](unsigned j) {
+      return kVector ? transposed_place<Lanes::kPerLane>(first + j) : static_cast<int>(first + j);
+    };
+    MUSTER_UNROLL
+    for (unsigned j = 0; j < kTogether; j += 4) {
+      set_four(c, j,
+               sum_of(load_four<kVector>(values, place_of(j), place.live),
+                      load_four<kVector>(residual, place_of(j), place.live)));
+    }
+    MUSTER_UNROLL
+    for (unsigned j = 0; j < kTogether; j += 4) {
+      const float4 decoded = back.four(first + j);
+      float4 four = difference_of(four_of(c, j), decoded);
+      if constexpr (Lanes::kElementwise) {
+        if (!all_finite(decoded))
+          four = kept(four, decoded, load_four<kVector>(residual, place_of(j), place.live));
+      }
+      store_four<kVector>(residual, place_of(j), place.live, four);
     }
   }
 }
 
-// c minus what the receiver decodes, where that is finite.
+// Encodes c, and stores the planes.
 template <typename Lanes, bool kVector>
-MUSTER_DEVICE void store_residual(const Encode& task, const Place& place, const float (&c)[Lanes::kPerLane],
-                                  const uint32_t (&words)[Lanes::kWords], const Scale& scale) {
-  float back[Lanes::kPerLane];
-  MUSTER_UNROLL
-  for (unsigned j = 0; j < Lanes::kPerLane; ++j) back[j] = Lanes::value(words, j, scale.decode);
-  Lanes::finish(place.lane, back, task.slot, task.first_index + place.first);
-  if (!scale.finite) return;
-  // Registers are short beside a rotation or tests of bounds, and the first-level cache is near.
-  constexpr bool kReload = !kVector || Lanes::kReloads;
-  float* residual = task.residual + place.first;
-  MUSTER_UNROLL
-  for (unsigned j = 0; j < Lanes::kPerLane; j += 4) {
-    float4 four = four_of(c, j), old{};
-    if constexpr (kReload || Lanes::kElementwise) old = load_four<kVector>(residual, j, place.live);
-    if constexpr (kReload) {
-      const float4 value = load_four<kVector>(task.values + place.first, j, place.live);
-      four = {value.x + old.x, value.y + old.y, value.z + old.z, value.w + old.w};
-    }
-    four = {four.x - back[j], four.y - back[j + 1], four.z - back[j + 2], four.w - back[j + 3]};
-    if constexpr (Lanes::kElementwise) {
-      four.x = is_finite(back[j]) ? four.x : old.x;
-      four.y = is_finite(back[j + 1]) ? four.y : old.y;
-      four.z = is_finite(back[j + 2]) ? four.z : old.z;
-      four.w = is_finite(back[j + 3]) ? four.w : old.w;
-    }
-    store_four<kVector>(residual, j, place.live, four);
+MUSTER_DEVICE Scale encode_lane(const Encode& task, const Place& place, bool stochastic, uint32_t signs,
+                                const float (&c)[Lanes::kPerLane], uint32_t (&words)[Lanes::kWords]) {
+  uint8_t* scales = task.scales + place.block * Lanes::kScaleBytes;
+  uint32_t wire = 0;
+  if constexpr (Lanes::kShared) wire = load_scale<Lanes::kScaleBytes, kVector>(scales);
+  const LaneTask lane_task{&task.slot, task.first_index + place.first, place.block_live, wire, signs,
+                           stochastic};
+  const Scale scale = Lanes::encode(place.lane, lane_task, c, words);
+  if constexpr (Lanes::kScaleBytes > 0 && !Lanes::kShared) {
+    if (place.lane.member == 0) store_scale<Lanes::kScaleBytes, kVector>(scales, scale.wire);
   }
+  uint8_t* payload = task.payload + place.first * Lanes::kBits / 8;
+  if constexpr (kVector) {
+    store_words<Lanes>(place.lane, payload, words);
+  } else {
+    store_bytes<Lanes>(payload, word_bytes<Lanes>(place.live), words);
+  }
+  return scale;
 }
 
 template <typename Lanes, Mode kMode>
@@ -188,22 +308,10 @@ void encode_kernel(Encode task) {
   for_each_block<Lanes>(task.count, [&](const Place& place) {
     float c[Lanes::kPerLane];
     load_combined<Lanes, kVector>(task, place, feedback, c);
-    uint8_t* scales = task.scales + place.block * Lanes::kScaleBytes;
-    uint32_t wire = 0;
-    if constexpr (Lanes::kShared) wire = load_scale<Lanes::kScaleBytes, kVector>(scales);
     uint32_t words[Lanes::kWords];
-    const LaneTask lane_task{&task.slot, task.first_index + place.first, place.block_live, wire, stochastic};
-    const Scale scale = Lanes::encode(place.lane, lane_task, c, words);
-    if constexpr (Lanes::kScaleBytes > 0 && !Lanes::kShared) {
-      if (place.lane.member == 0) store_scale<Lanes::kScaleBytes, kVector>(scales, scale.wire);
-    }
-    uint8_t* payload = task.payload + place.first * Lanes::kBits / 8;
-    if constexpr (kVector) {
-      store_words<Lanes>(place.lane, payload, words);
-    } else {
-      store_bytes<Lanes>(payload, word_bytes<Lanes>(place.live), words);
-    }
-    if (feedback) store_residual<Lanes, kVector>(task, place, c, words, scale);
+    const uint32_t signs = Lanes::signs(place.lane, task.slot, task.first_index + place.first);
+    const Scale scale = encode_lane<Lanes, kVector>(task, place, stochastic, signs, c, words);
+    if (feedback) store_residual<Lanes, kVector>(task, place, signs, words, scale);
   });
 }
 
@@ -229,7 +337,7 @@ MUSTER_DEVICE void sum_lane(const Decode& task, const Place& place, float (&x)[L
     MUSTER_UNROLL
     for (unsigned j = 0; j < Lanes::kPerLane; ++j) x[j] = x[j] + Lanes::value(words, j, scale);
   }
-  Lanes::finish(place.lane, x, task.slot, task.first_index + place.first);
+  Lanes::finish(place.lane, x, Lanes::signs(place.lane, task.slot, task.first_index + place.first));
   MUSTER_UNROLL
   for (unsigned j = 0; j < Lanes::kPerLane; ++j) x[j] = x[j] * task.factor;
 }
@@ -242,17 +350,41 @@ void decode_kernel(Decode task) {
   for_each_block<Lanes>(task.count, [&](const Place& place) {
     float x[Lanes::kPerLane];
     sum_lane<Lanes, kVector>(task, place, x);
-    float* values = task.values + place.first;
+    if constexpr (kVector) transpose_fours(place.lane, x);
+    float* const values =
+        task.values + place.first + (kVector ? transposed_start<Lanes::kPerLane>(place.lane) : 0);
     MUSTER_UNROLL
     for (unsigned j = 0; j < Lanes::kPerLane; j += 4) {
+      const int at = kVector ? transposed_place<Lanes::kPerLane>(j) : static_cast<int>(j);
       float4 four = four_of(x, j);
-      if (accumulate) {
-        const float4 old = load_four<kVector>(values, j, place.live);
-        four = {old.x + four.x, old.y + four.y, old.z + four.z, old.w + four.w};
-      }
-      store_four<kVector>(values, j, place.live,
+      if (accumulate) four = sum_of(load_four<kVector>(values, at, place.live), four);
+      store_four<kVector>(values, at, place.live,
                           float4{canonical(four.x), canonical(four.y), canonical(four.z), canonical(four.w)});
     }
+  });
+}
+
+struct Recode {
+  Decode from;
+  Encode to;
+  uint64_t count;
+};
+
+// The sum of the sources, encoded, without going through memory. Without feedback.
+template <typename Lanes, Mode kMode>
+MUSTER_KERNEL(kThreads)
+void recode_kernel(Recode task) {
+  constexpr bool kVector = kMode != Mode::kAny;
+  const bool stochastic =
+      Lanes::kStochastic && (kMode == Mode::kStochastic || (!kVector && task.to.stochastic));
+  for_each_block<Lanes>(task.count, [&](const Place& place) {
+    float c[Lanes::kPerLane];
+    sum_lane<Lanes, kVector>(task.from, place, c);
+    MUSTER_UNROLL
+    for (unsigned j = 0; j < Lanes::kPerLane; ++j) c[j] = canonical(kVector || j < place.live ? c[j] : 0.0f);
+    uint32_t words[Lanes::kWords];
+    const uint32_t signs = Lanes::signs(place.lane, task.to.slot, task.to.first_index + place.first);
+    encode_lane<Lanes, kVector>(task.to, place, stochastic, signs, c, words);
   });
 }
 
@@ -272,6 +404,9 @@ inline bool can_stream(const Shape& shape, const Decode& task) {
     if (!can_stream(shape, task.sources[s].scales, task.sources[s].payload)) return false;
   }
   return aligned(task.values, 16);
+}
+inline bool can_stream(const Shape& shape, const Recode& task) {
+  return can_stream(shape, task.from) && can_stream(shape, task.to);
 }
 template <typename T>
 T* advanced(T* pointer, uint64_t by) {
@@ -298,6 +433,10 @@ inline Decode part_of(const Shape& shape, Decode task, uint64_t first, uint64_t 
   task.count = count;
   return task;
 }
+inline Recode part_of(const Shape& shape, const Recode& task, uint64_t first, uint64_t count) {
+  return {part_of(shape, task.from, first, count), part_of(shape, task.to, first, count), count};
+}
+
 // Calls launch(kernel, grid, task) for what has to be launched, at most two launches. The shim and the CUDA
 // launcher differ only in what `launch` does.
 template <typename Lanes, typename Task, typename Kernel, typename Launch>
@@ -316,34 +455,50 @@ void launch_parts(const Shape& shape, const Task& task, unsigned grid_max, Kerne
 }
 
 // The kernels of one codec, by what a task asks for.
-template <typename Lanes, CodecId id, typename DecodeLanes = Lanes>
+// Any…: for what cannot be streamed, where tests of bounds take registers.
+template <typename Lanes, CodecId id, typename AnyLanes = Lanes, typename DecodeLanes = Lanes,
+          typename AnyDecodeLanes = AnyLanes>
 struct Kernels {
+  // Those that need no block have few elements where registers are short.
+  using FeedbackLanes = std::conditional_t<Lanes::kElementwise, AnyLanes, Lanes>;
   static constexpr Shape kShape = shape_of(id);
 
   template <typename Launch>
   static void encode(const Encode& task, unsigned grid_max, Launch launch) {
-    // int4's rotation there and back leaves no registers for streaming.
-    constexpr Mode kFeedbackMode = Lanes::kStreamsFeedback ? Mode::kFeedback : Mode::kAny;
-    auto* kernel = task.residual != nullptr ? &encode_kernel<Lanes, kFeedbackMode>
+    auto* kernel = task.residual != nullptr ? &encode_kernel<FeedbackLanes, Mode::kFeedback>
                                             : &encode_kernel<Lanes, Mode::kNearest>;
     if constexpr (kShape.stochastic) {
       if (task.stochastic) kernel = &encode_kernel<Lanes, Mode::kStochastic>;
     }
-    launch_parts<Lanes>(kShape, task, grid_max, kernel, &encode_kernel<Lanes, Mode::kAny>, launch);
+    launch_parts<Lanes>(kShape, task, grid_max, kernel, &encode_kernel<AnyLanes, Mode::kAny>, launch);
   }
   template <typename Launch>
   static void decode(const Decode& task, unsigned grid_max, Launch launch) {
     auto* kernel = task.accumulate ? &decode_kernel<DecodeLanes, Store::kAccumulate>
                                    : &decode_kernel<DecodeLanes, Store::kPlain>;
-    launch_parts<DecodeLanes>(kShape, task, grid_max, kernel, &decode_kernel<DecodeLanes, Store::kAny>,
+    launch_parts<DecodeLanes>(kShape, task, grid_max, kernel, &decode_kernel<AnyDecodeLanes, Store::kAny>,
                               launch);
   }
-  // Through memory: one kernel that does both needs more registers than it may have.
+  // With feedback, or where the sum is wanted, it goes through memory: a kernel that did all would need more
+  // registers than it may have.
   template <typename Launch>
   static void recode(const Decode& from, Encode to, unsigned grid_max, Launch launch) {
+    if (from.values == nullptr && to.residual == nullptr) return fused(from, to, grid_max, launch);
     decode(from, grid_max, launch);
     to.values = from.values;
     encode(to, grid_max, launch);
+  }
+
+ private:
+  template <typename Launch>
+  static void fused(const Decode& from, Encode to, unsigned grid_max, Launch launch) {
+    to.values = nullptr;
+    auto* kernel = &recode_kernel<Lanes, Mode::kNearest>;
+    if constexpr (kShape.stochastic) {
+      if (to.stochastic) kernel = &recode_kernel<Lanes, Mode::kStochastic>;
+    }
+    launch_parts<Lanes>(kShape, Recode{from, to, from.count}, grid_max, kernel,
+                        &recode_kernel<AnyLanes, Mode::kAny>, launch);
   }
 };
 
@@ -354,15 +509,15 @@ void with_kernels(CodecId id, Use use) {
     case CodecId::kInt8:
       return use(Kernels<ScaledLanes<Int8, 8>, CodecId::kInt8>());
     case CodecId::kBf16:
-      return use(Kernels<ElementwiseLanes<Bf16>, CodecId::kBf16>());
+      return use(Kernels<ElementwiseLanes<Bf16, 16>, CodecId::kBf16, ElementwiseLanes<Bf16, 8>>());
     case CodecId::kFp16:
-      return use(Kernels<ElementwiseLanes<Fp16>, CodecId::kFp16>());
+      return use(Kernels<ElementwiseLanes<Fp16, 16>, CodecId::kFp16, ElementwiseLanes<Fp16, 8>>());
     case CodecId::kInt4:
       return use(Kernels<ScaledLanes<Int4, 4>, CodecId::kInt4>());
     case CodecId::kMxfp8:
       return use(Kernels<ScaledLanes<Mxfp8, 8>, CodecId::kMxfp8>());
     case CodecId::kOneBit:
-      return use(Kernels<OneBitLanes, CodecId::kOneBit, OneBitDecodeLanes>());
+      return use(Kernels<OneBitLanes, CodecId::kOneBit, OneBitLanes, OneBitDecodeLanes, OneBitDecodeLanes>());
     case CodecId::kShared16:
       return use(Kernels<ScaledLanes<Shared16, 16>, CodecId::kShared16>());
   }

@@ -27,6 +27,7 @@ struct LaneTask {
   uint64_t index;  // logical, of the lane's first element
   unsigned live;   // elements that the block has
   uint32_t wire;   // the block's scale, where it is shared
+  uint32_t signs;  // of the lane's elements, where the codec rotates
   bool stochastic;
 };
 
@@ -66,12 +67,13 @@ MUSTER_DEVICE void for_each_halfword(const LaneTask& task, Use use) {
   }
 }
 
-// bfloat16 and float16: a lane needs no other.
-template <typename Format>
+// bfloat16 and float16: a lane needs others for its memory accesses only.
+template <typename Format, unsigned kCount>
 struct ElementwiseLanes {
-  static constexpr unsigned kPerLane = 16, kLanes = 1, kBlock = 16, kWords = 8, kScaleBytes = 0, kBits = 16;
+  static constexpr unsigned kPerLane = kCount, kLanes = 4, kBlock = kLanes * kCount, kWords = kCount / 2,
+                            kScaleBytes = 0, kBits = 16;
   static constexpr bool kWholeBlocks = false, kElementwise = true, kShared = false, kStochastic = true,
-                        kReloads = true, kStreamsFeedback = true;
+                        kSpreads = false;
 
   MUSTER_DEVICE static Scale encode(const Lane&, const LaneTask& task, const float (&c)[kPerLane],
                                     uint32_t (&words)[kWords]) {
@@ -85,7 +87,8 @@ struct ElementwiseLanes {
   MUSTER_DEVICE static float value(const uint32_t (&words)[kWords], unsigned j, float) {
     return Format::value(words[j / 2] >> (16 * (j % 2)) & 0xFFFFu);
   }
-  MUSTER_DEVICE static void finish(const Lane&, float (&)[kPerLane], const RandomSlot&, uint64_t) {}
+  MUSTER_DEVICE static uint32_t signs(const Lane&, const RandomSlot&, uint64_t) { return 0; }
+  MUSTER_DEVICE static void finish(const Lane&, float (&)[kPerLane], uint32_t) {}
 };
 
 // The part of the Hadamard transform of 128 elements that eight lanes of sixteen do together.
@@ -132,8 +135,7 @@ struct ScaledLanes {
   static constexpr unsigned kWords = kPerLane * kBits / 32, kScaleBytes = Format::kScaleBytes;
   static constexpr unsigned kPerWord = 32 / kBits;
   static constexpr bool kRotated = kBits == 4, kWholeBlocks = kRotated, kElementwise = false;
-  static constexpr bool kShared = kBits == 16, kStochastic = true, kReloads = true,
-                        kStreamsFeedback = !kRotated;
+  static constexpr bool kShared = kBits == 16, kStochastic = true, kSpreads = false;
 
   // Rotates x where the format does.
   MUSTER_DEVICE static Scale scale_of(const Lane& lane, const LaneTask& task, float (&x)[kPerLane]) {
@@ -146,9 +148,8 @@ struct ScaledLanes {
     const uint32_t max_bits = max_of_group<kLanes>(lane, max_magnitude(x));
     if constexpr (kRotated) {
       // The group decides alike, but goes on together whatever it decides.
-      const uint32_t signs = signs_of_lane(lane, *task.slot, task.index);
       MUSTER_UNROLL
-      for (unsigned j = 0; j < kPerLane; ++j) x[j] = turned(x[j], signs, j) * Format::kRotationFactor;
+      for (unsigned j = 0; j < kPerLane; ++j) x[j] = turned(x[j], task.signs, j) * Format::kRotationFactor;
       transform(lane, x);
       const uint32_t rotated_bits = max_of_group<kLanes>(lane, max_magnitude(x));
       return max_bits >= Format::kTooLargeBits ? Format::scale_of_too_large()
@@ -177,11 +178,16 @@ struct ScaledLanes {
     const uint32_t code = words[j / kPerWord] >> (kBits * (j % kPerWord)) & ((1u << kBits) - 1u);
     return Format::value(code) * scale;
   }
-  MUSTER_DEVICE static void finish(const Lane& lane, float (&x)[kPerLane], const RandomSlot& slot,
-                                   uint64_t index) {
+  MUSTER_DEVICE static uint32_t signs(const Lane& lane, const RandomSlot& slot, uint64_t index) {
+    if constexpr (kRotated)
+      return signs_of_lane(lane, slot, index);
+    else
+      return 0;
+  }
+  MUSTER_DEVICE static void finish(const Lane& lane, float (&x)[kPerLane], uint32_t signs) {
     if constexpr (kRotated) {
-      const uint32_t signs = signs_of_lane(lane, slot, index);
       transform(lane, x);
+      signs = forgotten(signs);
       MUSTER_UNROLL
       for (unsigned j = 0; j < kPerLane; ++j) x[j] = turned(x[j], signs, j);
     }
@@ -193,11 +199,19 @@ struct OneBitLanes {
   static constexpr unsigned kPerLane = 32, kLanes = 32, kBlock = OneBit::kBlock, kWords = 1, kBits = 1;
   static constexpr unsigned kScaleBytes = OneBit::kScaleBytes;
   static constexpr bool kWholeBlocks = false, kElementwise = false, kShared = false, kStochastic = false,
-                        kReloads = true, kStreamsFeedback = true;
+                        kSpreads = true;
+
+  // The sum of every kStride-th magnitude from j on, by halves: in this order few sums wait.
+  template <unsigned kStride>
+  MUSTER_DEVICE static float magnitudes(const float (&c)[kPerLane], unsigned j) {
+    if constexpr (kStride == kPerLane)
+      return float_of(magnitude_bits(c[j]));
+    else
+      return magnitudes<2 * kStride>(c, j) + magnitudes<2 * kStride>(c, j + kStride);
+  }
 
   MUSTER_DEVICE static Scale encode(const Lane& lane, const LaneTask& task, const float (&c)[kPerLane],
                                     uint32_t (&words)[kWords]) {
-    float x[kPerLane / 2];
     uint32_t bits = 0;
     MUSTER_UNROLL
     for (unsigned j = 0; j < kPerLane; ++j) {
@@ -205,20 +219,12 @@ struct OneBitLanes {
       const uint32_t is_positive = c[j] >= 0.0f ? 1u : 0u;
       bits |= is_positive << j;
     }
-    MUSTER_UNROLL
-    for (unsigned j = 0; j < kPerLane / 2; ++j) {
-      x[j] = float_of(magnitude_bits(c[j])) + float_of(magnitude_bits(c[j + kPerLane / 2]));
-    }
-    MUSTER_UNROLL
-    for (unsigned stride = kPerLane / 4; stride > 0; stride /= 2) {
-      MUSTER_UNROLL
-      for (unsigned j = 0; j < stride; ++j) x[j] = x[j] + x[j + stride];
-    }
+    float sum = magnitudes<1>(c, 0);
     MUSTER_UNROLL
     for (int distance = 16; distance > 0; distance /= 2) {
-      x[0] = x[0] + __shfl_xor_sync(lane.mask, x[0], distance);
+      sum = sum + __shfl_xor_sync(lane.mask, sum, distance);
     }
-    const Scale scale = OneBit::scale_of(x[0], task.live);
+    const Scale scale = OneBit::scale_of(sum, task.live);
     const unsigned before = lane.member * kPerLane;
     words[0] = OneBit::masked(bits, task.live > before ? task.live - before : 0, scale);
     return scale;
@@ -227,7 +233,8 @@ struct OneBitLanes {
   MUSTER_DEVICE static float value(const uint32_t (&words)[kWords], unsigned j, float scale) {
     return OneBit::value(words[0] >> j, scale);
   }
-  MUSTER_DEVICE static void finish(const Lane&, float (&)[kPerLane], const RandomSlot&, uint64_t) {}
+  MUSTER_DEVICE static uint32_t signs(const Lane&, const RandomSlot&, uint64_t) { return 0; }
+  MUSTER_DEVICE static void finish(const Lane&, float (&)[kPerLane], uint32_t) {}
 };
 
 // Decoding 1-bit: no lane needs another, and sixteen elements are as many as registers allow. A word holds
@@ -241,7 +248,8 @@ struct OneBitDecodeLanes {
   MUSTER_DEVICE static float value(const uint32_t (&words)[kWords], unsigned j, float scale) {
     return OneBit::value(words[0] >> j, scale);
   }
-  MUSTER_DEVICE static void finish(const Lane&, float (&)[kPerLane], const RandomSlot&, uint64_t) {}
+  MUSTER_DEVICE static uint32_t signs(const Lane&, const RandomSlot&, uint64_t) { return 0; }
+  MUSTER_DEVICE static void finish(const Lane&, float (&)[kPerLane], uint32_t) {}
 };
 
 }  // namespace muster::codec

@@ -7,7 +7,7 @@
 FILE: ptxas's reports (.txt) and PTX (.ptx), in any order.
 
 This is static evidence: registers, spills, stack and shared memory as ptxas reports them, and the widths of global
-loads and stores in the PTX. Nothing is run on a GPU, and nothing here says how fast a kernel is.
+loads and stores in the PTX. Nothing is run on a GPU, and nothing here says how fast a kernel is: `scripts/bench gpu` does.
 
 Bars for every kernel: no spills, no stack, at most 64 registers, half of the threads that a multiprocessor can hold
 (its registers and shared memory allow it), no fused multiply-add, no float64, no local memory. Kernels that stream load
@@ -28,7 +28,8 @@ MULTIPROCESSORS = {"sm_80": (65536, 2048, 167936), "sm_90": (65536, 2048, 233472
 # Kernels that take any count and alignment have the last value of their Mode, Store or FoldShape.
 ANY_SHAPE = re.compile(r"Mode\)3|Store\)2|FoldShape\)1")
 # Codec: (how it is named in a kernel, elements a lane, words a lane, bytes of a scale, elements that share it)
-LANES = {"int8": ("Int8, 8", 16, 4, 4, 256), "bf16": ("Bf16", 16, 8, 0, 1), "fp16": ("Fp16", 16, 8, 0, 1),
+LANES = {"int8": ("Int8, 8", 16, 4, 4, 256), "bf16": ("Bf16, 16", 16, 8, 0, 1), "fp16": ("Fp16, 16", 16, 8, 0, 1),
+         "bf16, feedback": ("Bf16, 8", 8, 4, 0, 1), "fp16, feedback": ("Fp16, 8", 8, 4, 0, 1),
          "int4": ("Int4, 4", 16, 2, 2, 128), "mxfp8": ("Mxfp8, 8", 16, 4, 1, 32), "1-bit": ("OneBitLanes", 32, 1, 4, 1024), "1-bit, decoding": ("OneBitDecodeLanes", 16, 0.5, 4, 1024),
          "shared16": ("Shared16, 16", 16, 8, 4, 256)}
 WORSE_IF_GREATER = ("registers", "spill_bytes", "stack_bytes", "shared_bytes", "narrow_loads", "narrow_stores",
@@ -92,9 +93,10 @@ def traffic(kernel, facts):
         return None
     per_lane, words, scale_bytes, scale_elements = match[0]
     code_bytes = 4 * words / per_lane + scale_bytes / scale_elements
-    value_accesses = facts["loads_128"] + facts["stores_128"] - max(1, int(words / 4))
-    asked = value_accesses * 16 / per_lane + code_bytes
-    least = code_bytes + (12 if "Mode)2" in kernel else 8 if "Store)1" in kernel else 4)
+    times = 2 if "recode" in kernel else 1  # that codes are accessed
+    value_accesses = facts["loads_128"] + facts["stores_128"] - times * max(1, int(words / 4))
+    asked = value_accesses * 16 / per_lane + times * code_bytes
+    least = times * code_bytes + (0 if "recode" in kernel else 12 if "Mode)2" in kernel else 8 if "Store)1" in kernel else 4)
     return round(asked, 3), round(least, 3)
 
 
@@ -130,8 +132,9 @@ def broken_bars(kernel, facts):
     if not ANY_SHAPE.search(kernel):
         if facts["loads_128"] == 0 or facts["stores_128"] == 0:
             yield "does not load and store in 128 bits"
-        # One scale a block: loaded by a decoder, stored by an encoder.
-        if facts["narrow_loads"] > 1 or facts["narrow_stores"] > 1:
+        # One scale a block: loaded by a decoder, stored by an encoder, and loaded by one that shares it.
+        scales = 2 if "recode" in kernel and "Shared16" in kernel else 1
+        if facts["narrow_loads"] > scales or facts["narrow_stores"] > 1:
             yield f"has {facts['narrow_loads']} narrow loads and {facts['narrow_stores']} narrow stores"
 
 
@@ -160,7 +163,7 @@ def main():
     if not facts:
         sys.exit("no kernel found in the compiler's report")
     if action == "update":
-        table = {"evidence": "static: read from ptxas and PTX; nothing was run on a GPU", "nvcc": version,
+        table = {"evidence": "static: read from ptxas and PTX", "nvcc": version,
                  "kernels": facts}
         with open(table_path, "w") as file:
             file.write(json.dumps(table, indent=1) + "\n")

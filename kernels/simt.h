@@ -49,6 +49,13 @@ MUSTER_DEVICE void store128(T* to, Vector value) {
                : "memory");
 }
 
+// The same value, of which the compiler does not know what it has derived from it: else it keeps that in
+// registers, where they are short.
+MUSTER_DEVICE uint32_t forgotten(uint32_t value) {
+  asm("" : "+r"(value));
+  return value;
+}
+
 MUSTER_DEVICE uint32_t load32(const uint8_t* from) { return *reinterpret_cast<const uint32_t*>(from); }
 MUSTER_DEVICE void store32(uint8_t* to, uint32_t value) { *reinterpret_cast<uint32_t*>(to) = value; }
 MUSTER_DEVICE uint16_t load16(const uint8_t* from) { return *reinterpret_cast<const uint16_t*>(from); }
@@ -98,6 +105,8 @@ void store128(T* to, Vector value, simt::Where where = simt::Where::current()) {
   simt::require_aligned(to, 16, where);
   std::memcpy(to, &value, 16);
 }
+
+inline uint32_t forgotten(uint32_t value) { return value; }
 
 inline uint32_t load32(const uint8_t* from, simt::Where where = simt::Where::current()) {
   simt::require_aligned(from, 4, where);

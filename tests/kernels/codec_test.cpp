@@ -185,22 +185,24 @@ std::vector<uint32_t> run_decode(const std::vector<Encoded>& all, const Case& c,
   return all_bits(values.values());
 }
 
-// The sum of the sources, encoded again; with the bits of the sum behind the residual's.
+// The sum of the sources, encoded again; with the bits of the sum, where it is wanted, behind the residual's.
+enum class Sum : uint8_t { kWanted, kNotWanted };
 Encoded run_recode(CodecId id, const std::vector<Encoded>& all, const Case& c, float factor,
-                   const Functions& with) {
+                   const Functions& with, Sum wanted = Sum::kWanted) {
   const Shape shape = shape_of(id);
   const size_t count = c.values.size();
   const DeviceArray<float> sum(count, c.misalignment), residual(c.residual, c.misalignment);
   const DeviceArray<uint8_t> scales(scales_bytes_of(shape, count), c.misalignment),
       payload(payload_bytes_of(shape, count), 3 * c.misalignment);
   Sources sources(all, c);
-  sources.task.values = sum.data();
+  sources.task.values = wanted == Sum::kWanted ? sum.data() : nullptr;
   sources.task.factor = factor;
   agree_on_scales(shape, c.values.data(), c.way == Way::kFeedback ? c.residual.data() : nullptr, count,
                   scales.data());
   with.recode(sources.task, task_of(c, nullptr, residual.data(), scales.data(), payload.data()));
   EXPECT_TRUE(sum.intact() && residual.intact() && scales.intact() && payload.intact());
   Encoded result{scales.values(), payload.values(), all_bits(residual.values())};
+  if (wanted == Sum::kNotWanted) return result;
   for (const float value : sum.values()) result.residual.push_back(bits_of(value));
   return result;
 }
@@ -219,14 +221,16 @@ void on_each_instruction_set(const std::function<void(const std::string&)>& body
 struct Expected {
   Encoded encoded;
   std::vector<uint32_t> plain, added, summed;
-  Encoded recoded;
+  Encoded recoded, fused;
 };
 
 Expected results_of(CodecId id, const Case& c, const Functions& with, const Encoded& encoded) {
   const std::vector<Encoded> three(3, encoded);
   return {run_encode(id, c, with), run_decode({encoded}, c, false, 1.0f, with),
           run_decode({encoded}, c, true, 1.0f, with), run_decode(three, c, true, 1.0f / 3, with),
-          run_recode(id, three, c, 1.0f / 3, with)};
+          run_recode(id, three, c, 1.0f / 3, with),
+          // The kernels need a place for the sum where there is feedback.
+          c.way == Way::kFeedback ? Encoded() : run_recode(id, three, c, 1.0f / 3, with, Sum::kNotWanted)};
 }
 
 void expect_same(const Expected& actual, const Expected& expected, const std::string& what) {
@@ -235,6 +239,7 @@ void expect_same(const Expected& actual, const Expected& expected, const std::st
   EXPECT_TRUE(actual.added == expected.added) << "decode and accumulate: " << what;
   EXPECT_TRUE(actual.summed == expected.summed) << "three sources: " << what;
   EXPECT_TRUE(actual.recoded == expected.recoded) << "recode: " << what;
+  EXPECT_TRUE(actual.fused == expected.fused) << "recode without a place for the sum: " << what;
 }
 
 void expect_all_agree(CodecId id, const Case& c, const std::string& what, int seeded_schedules) {

@@ -48,6 +48,8 @@ void register_kernels() {
       decode.accumulate = mode == 1;
       kernels.encode(encode, 1, Registrar());
       kernels.decode(decode, 1, Registrar());
+      decode.values = nullptr;
+      if (mode != 2) kernels.recode(decode, encode, 1, Registrar());
     }
   };
   for (const codec::CodecId id : codec::kCodecIds) codec::with_kernels(id, register_all);
