@@ -117,7 +117,7 @@ class SaverTest : public ::testing::Test {
   // Saves `version` up to its publication, or its refusal.
   SavePublished try_to_write(Version version, bool stop = false, bool last = false) {
     const uint64_t save = 100 + static_cast<uint64_t>(version);
-    saver_->hold(version, last);
+    saver_->hold(version, last, now());
     SaveOpen open;
     open.save = save;
     open.version = version;
@@ -209,7 +209,7 @@ TEST_F(SaverTest, WhatAFailedSaveHasWrittenGoesAtOnce) {
   write(111);
   close(111);
   ASSERT_TRUE(emitted(EventKind::kSaveVerified, 111));
-  saver_->hold(112, false);
+  saver_->hold(112, false, now());
   SaveOpen open;
   open.save = 212;
   open.version = 112;
@@ -296,7 +296,7 @@ TEST_F(SaverTest, ASaveThatIsPublishedAlreadyDoesNotBecomeStale) {
 
 // Opened by a member that was sooner, and closed before this rank came to the version.
 TEST_F(SaverTest, ASaveThatWasClosedBeforeItsVersionCameDoesNotTakeTheNextOnesPlace) {
-  saver_->hold(111, false);
+  saver_->hold(111, false, now());
   saver_->release();
   SaveOpen open;
   open.save = 1;
