@@ -25,6 +25,7 @@ constexpr int kNcclUnavailable = -1;  // libnccl could not be loaded, or lacks t
 constexpr int kNcclUnsupported = -2;  // no such element type or operator in NCCL
 constexpr size_t kNcclIdBytes = 128;
 constexpr int kCudaNotReady = 600;
+constexpr int kCudaInvalidHandle = 400;
 
 enum class DeviceReduction : uint8_t { kSum = 0, kMin = 1, kMax = 2, kAvg = 3, kProd = 4, kPremulSum = 5 };
 

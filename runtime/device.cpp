@@ -48,12 +48,14 @@ Result<std::unique_ptr<Device>> Device::open(void* program_stream) {
 // CUDA tells whose a stream is by refusing another device's event on it.
 Status Device::check_stream() const {
   MUSTER_ASSIGN(const DeviceEvent event, make_event());
-  if (const Status recorded = record(event, program_stream_); !recorded.ok()) {
-    return Error{ErrorCode::kMisuse, "muster_train_options.stream is no stream of CUDA device " +
-                                         std::to_string(index_) +
-                                         ", the calling thread's current one: " + recorded.error().message};
-  }
-  return ok();
+  int code = 0;
+  MUSTER_TRY(call("cudaEventRecord", [&] {
+    code = table_.event_record(event.get(), program_stream_);
+    return code == kCudaInvalidHandle ? 0 : code;
+  }));
+  if (code == 0) return ok();
+  return Error{ErrorCode::kMisuse, "muster_train_options.stream is no stream of CUDA device " +
+                                       std::to_string(index_) + ", the calling thread's current one"};
 }
 
 Device::~Device() {

@@ -22,7 +22,7 @@ namespace {
 
 static_assert(kNcclSuccess == ncclSuccess && kNcclInProgress == ncclInProgress);
 static_assert(kNcclIdBytes == sizeof(ncclUniqueId));
-static_assert(kCudaNotReady == cudaErrorNotReady);
+static_assert(kCudaNotReady == cudaErrorNotReady && kCudaInvalidHandle == cudaErrorInvalidResourceHandle);
 
 // The functions of libnccl that are used, with the types of the real header.
 struct Nccl {
