@@ -2,9 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <thread>
-
-#include "kernels/device_scope.h"
 
 namespace muster {
 namespace {
@@ -16,12 +13,12 @@ constexpr Duration kPollMax = 200 * kMicrosecond;
 }  // namespace
 
 void EndEvent::operator()(void* event) const {
-  const DeviceScope scope(device->table_, device->index_);
+  const DeviceScope scope = device->enter();
   (void)device->table_.event_destroy(event);
 }
 
 void FreePinned::operator()(void* memory) const {
-  const DeviceScope scope(device->table_, device->index_);
+  const DeviceScope scope = device->enter();
   (void)device->table_.pinned_free(memory);
 }
 
@@ -58,9 +55,14 @@ Status Device::check_stream() const {
                                        std::to_string(index_) + ", the calling thread's current one"};
 }
 
+DeviceScope Device::enter() const {
+  const bool programs = std::this_thread::get_id() == opened_by_;
+  return {table_, index_, programs ? AfterScope::kRestore : AfterScope::kLeave};
+}
+
 Device::~Device() {
   if (copy_stream_ == nullptr) return;
-  const DeviceScope scope(table_, index_);
+  const DeviceScope scope = enter();
   (void)table_.stream_destroy(copy_stream_);
 }
 
@@ -73,7 +75,7 @@ Status Device::status_of(const char* name, int code) const {
 
 template <typename Call>
 Status Device::call(const char* name, Call make) const {
-  const DeviceScope scope(table_, index_);
+  const DeviceScope scope = enter();
   if (scope.code() != 0) return status_of("cudaSetDevice", scope.code());
   return status_of(name, make());
 }
@@ -120,7 +122,7 @@ Status Device::order(void* stream, const DeviceEvent& before) const {
 }
 
 Status Device::wait(const DeviceEvent& event, Instant deadline) const {
-  const DeviceScope scope(table_, index_);
+  const DeviceScope scope = enter();
   if (scope.code() != 0) return status_of("cudaSetDevice", scope.code());
   for (Duration pause = kPollMin;; pause = std::min(2 * pause, kPollMax)) {
     const int code = table_.event_query(event.get());

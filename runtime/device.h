@@ -2,14 +2,15 @@
 //
 // Nothing here waits for the whole device: what is ordered is ordered by events between two streams, the
 // program's and one of our own for copies. Any thread may call anything; each call makes the device the
-// thread's current one and puts back what was.
+// thread's current one, and leaves it so but in the thread that opened it, where it puts back what was.
 #pragma once
 
 #include <memory>
 #include <string>
-#include <vector>
+#include <thread>
 
 #include "kernels/cuda_table.h"
+#include "kernels/device_scope.h"
 #include "runtime/base/bytes.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/result.h"
@@ -66,12 +67,14 @@ class Device {
   Device(const CudaTable& table, int index, void* program_stream)
       : table_(table), index_(index), program_stream_(program_stream) {}
   Status check_stream() const;
+  DeviceScope enter() const;
   template <typename Call>
   Status call(const char* name, Call make) const;
   Status status_of(const char* name, int code) const;
 
   const CudaTable& table_;
   const int index_;
+  const std::thread::id opened_by_ = std::this_thread::get_id();
   void* const program_stream_;
   void* copy_stream_ = nullptr;
 };

@@ -2,8 +2,7 @@
 // checkpoints, and an end in words whatever CUDA refuses.
 #include <gmock/gmock.h>
 
-#include "tests/runtime/device_training.h"
-#include "tests/runtime/fake_device.h"
+#include "tests/runtime/fake_backend.h"
 
 namespace muster {
 namespace {
@@ -12,48 +11,13 @@ using testing::HasSubstr;
 
 constexpr size_t kCount = 1000;
 
-class FakeBackend final : public Backend {
- public:
-  explicit FakeBackend(bool default_stream = false) : Backend(kCount) {
-    if (!default_stream) stream_ = std::make_unique<Stream>();
-  }
-  muster_memory memory() const override { return MUSTER_CUDA; }
-  void* stream() const override { return stream_ ? stream_->get() : nullptr; }
-  float* weights() override { return weights_.data(); }
-  float* gradients() override { return gradients_.data(); }
-  void zero_gradients() override {
-    enqueue([g = gradients()] { std::fill(g, g + kCount, 0.0F); });
-  }
-  void backward(const std::vector<int64_t>& samples) override {
-    enqueue([w = weights(), g = gradients(), samples] { backward_on_host(w, g, kCount, samples); });
-  }
-  void update() override {
-    enqueue([w = weights(), g = gradients()] { update_on_host(w, g, kCount); });
-  }
-  std::vector<float> final_weights() override {
-    Stream::drain(stream());
-    return {weights(), weights() + kCount};
-  }
-  void break_down(int code) {
-    fakes::cuda_enqueue(stream(), [code] { return code; });
-  }
-
- private:
-  void enqueue(std::function<void()> kernel) {
-    Stream::enqueue_on(stream(), std::move(kernel), 50 * kMicrosecond);
-  }
-
-  OnDevice<float> weights_{kCount}, gradients_{kCount};
-  std::unique_ptr<Stream> stream_;
-};
-
 TrainingResult on_host(const TrainingOptions& options) {
   HostBackend host(kCount);
   return train_on(host, options);
 }
 
 TrainingResult on_device(const TrainingOptions& options, bool default_stream = false) {
-  FakeBackend device(default_stream);
+  FakeBackend device(kCount, default_stream);
   return train_on(device, options);
 }
 
@@ -128,7 +92,7 @@ TEST_F(DeviceRun, ANoticeSavesWhatTheDeviceHas) {
 
 TEST_F(DeviceRun, AKernelOfTheProgramThatFailsEndsTheStepInWords) {
   TrainingOptions options;
-  FakeBackend device;
+  FakeBackend device(kCount);
   options.at_step = [&](muster_session*, int64_t step) {
     if (step == 1) device.break_down(700);
   };
@@ -161,7 +125,7 @@ TEST_F(DeviceRun, HostMemoryThatIsCalledADevicesIsRefusedByName) {
 
 TEST_F(DeviceRun, WithoutADeviceTrainSaysWhy) {
   constexpr int kInsufficientDriver = 35;
-  FakeBackend device;
+  FakeBackend device(kCount);
   fakes::cuda_set_devices(0, kInsufficientDriver);
   const TrainingResult result = train_on(device, {});
   EXPECT_EQ(result.status, MUSTER_ENVIRONMENT);
@@ -179,7 +143,7 @@ TEST_F(DeviceRun, AFailureOfAnyCallHangsNothingAndLeaksNothing) {
     const Folder folder;
     options.checkpoints = folder.path();
     {
-      FakeBackend device;
+      FakeBackend device(kCount);
       fakes::cuda_reset();
       fakes::cuda_inject({.call = call, .code = 2});
       const TrainingResult result = train_on(device, options);

@@ -97,13 +97,15 @@ struct TrainingOptions {
   size_t bucket_bytes = 1024;
   bool in_parts = false;
   std::function<void(muster_session*, int64_t step)> at_step;  // before its last microbatch is added
+  std::function<void(int64_t step)> in_update;
 };
 
 struct TrainingResult {
   muster_status status = MUSTER_OK;
   std::string error;
   int exit_code = -1;
-  int again = 0;  // steps that were given up
+  int again = 0;    // steps that were given up
+  int learned = 0;  // steps that another's gradient was applied in
   std::vector<float> weights;
   int64_t counter = 0;
   double save_stall_seconds = 0;
@@ -125,9 +127,7 @@ class Training {
     result.status = train(result);
     if (result.status != MUSTER_OK) result.error = muster_last_error();
     if (run_ != nullptr) {
-      muster_run_info info;
-      info.size = sizeof info;
-      if (muster_run_get_info(run_, &info) == MUSTER_OK) result.save_stall_seconds = info.save_stall_seconds;
+      result.save_stall_seconds = info().save_stall_seconds;
       result.exit_code = muster_run_exit_code(run_);
     }
     result.weights = backend_.final_weights();
@@ -154,10 +154,18 @@ class Training {
     while (true) {
       MUSTER_DO(muster_run_next(run_, &step));
       if (step == nullptr) return MUSTER_OK;
+      if (info().learner != 0) ++result.learned;
       const muster_status done = compute(step);
       if (done == MUSTER_AGAIN) ++result.again;
       if (done != MUSTER_OK && done != MUSTER_AGAIN) return done;
     }
+  }
+
+  muster_run_info info() const {
+    muster_run_info info{};
+    info.size = sizeof info;
+    (void)muster_run_get_info(run_, &info);
+    return info;
   }
 
   muster_train_options train_options() const {
@@ -195,6 +203,7 @@ class Training {
     }
     MUSTER_DO(muster_step_reduce(step, spans, 2));
     MUSTER_DO(muster_step_open_update(step));
+    if (options_.in_update) options_.in_update(muster_step_index(step));
     backend_.update();
     ++counter_;
     return muster_step_close_update(step);
