@@ -15,7 +15,7 @@ using testing::HasSubstr;
 using testing::Not;
 using testing_agents::AgentProcess;
 
-constexpr int kSteps = 60;
+constexpr int kSteps = 120;
 
 std::vector<std::vector<float>> weights_in(const std::string& folder) {
   std::vector<std::vector<float>> found;
@@ -41,18 +41,18 @@ TEST(DeviceElastic, KilledWorkersLeaveTheBitsOfAnUntouchedTraining) {
   ASSERT_NE(modules, nullptr) << "say where the modules are";
   AgentProcess agent(
       {MUSTER_COMMAND, "run", "--nproc", "2", "--restarts", "10", "--restart-delay", "0.1", "--",
-       DEVICE_WORKER, folder.path(), std::to_string(kSteps), "15", "step:5", "update:20", "step:40"},
+       DEVICE_WORKER, folder.path(), std::to_string(kSteps), "20", "step:5", "update:20", "step:35"},
       {std::string("MUSTER_MODULE_PATH=") + modules});
   EXPECT_EQ(agent.wait(), 0) << agent.said();
   EXPECT_THAT(agent.said(), HasSubstr("violations 0"));
+  EXPECT_NE(agent.finds("learned ([1-9])"), "") << "one that joined applied gradients of others";
+  EXPECT_NE(agent.finds("again ([1-9])"), "") << "one that stayed gave a step up";
   EXPECT_THAT(agent.said(), Not(HasSubstr("leaks")));
-  for (const char* place : {"step:5", "update:20", "step:40"})
+  for (const char* place : {"step:5", "update:20", "step:35"})
     EXPECT_TRUE(std::filesystem::exists(folder.path() + "/died." + place)) << place;
   const auto weights = weights_in(folder.path());
-  EXPECT_EQ(weights.size(), 2U);
+  EXPECT_FALSE(weights.empty());
   for (const auto& one : weights) EXPECT_TRUE(one == untouched.weights);
-  RecordProperty("said", agent.said());
-  std::printf("%s", agent.said().c_str());
 }
 
 }  // namespace

@@ -132,7 +132,8 @@ class SaverTest : public ::testing::Test {
   void write(Version version) {
     values_[version % 1024] += 1;  // a step was made
     const auto published = try_to_write(version);
-    ASSERT_TRUE(published.published) << "version " << version << ": " << published.why;
+    ASSERT_TRUE(published.published) << "version " << version << ": " << published.why
+                                     << told(EventKind::kLog);
   }
 
   void close(Version version) { saver_->closed({100 + static_cast<uint64_t>(version), true, "", version}); }
@@ -183,6 +184,73 @@ TEST_F(SaverTest, WhatIsDurableIsReadBackAndOldVersionsGo) {
   write(115);  // behind the pruning of 112 on the same thread
   EXPECT_EQ(shard_of(112), "");
   EXPECT_NE(shard_of(113), "");
+}
+
+// What a device's mirror is to a saver: a copy, which may come late or not at all.
+class CopyOf final : public StateMirror {
+ public:
+  CopyOf(State& state, std::span<float> values)
+      : state_(state), values_(std::as_bytes(values)), copy_(values_.size()) {
+    state_.set_mirror(this);
+  }
+  ~CopyOf() override { state_.set_mirror(nullptr); }
+  MutableByteSpan host() const override { return {copy_.data(), copy_.size()}; }
+  Status note_written() override { return ok(); }
+  Status begin_fetch() override {
+    std::copy(values_.begin(), values_.end(), copy_.begin());
+    return ok();
+  }
+  Status finish_fetch(Instant) override {
+    return fails ? Status(Error{ErrorCode::kEnvironment, "no copy came"}) : ok();
+  }
+  Status order_update() override { return ok(); }
+  Status store(ByteSpan, Instant) override { return ok(); }
+
+  std::atomic<bool> fails = false;
+
+ private:
+  State& state_;
+  ByteSpan values_;
+  mutable ByteBuffer copy_;
+};
+
+TEST_F(SaverTest, ACopyThatDoesNotComeFailsItsSaveAlone) {
+  CopyOf mirror(state_, values_);
+  write(111);
+  mirror.fails = true;
+  const auto failed = try_to_write(112);
+  EXPECT_FALSE(failed.published);
+  EXPECT_EQ(failed.why, "no copy came");
+  mirror.fails = false;
+  write(113);
+  saver_.reset();
+}
+
+// The update was not held up, so the next save may be due while the one before still reads its copy.
+TEST_F(SaverTest, ASaveWhoseStateCannotBeKeptIsRefusedAtOnceAndTold) {
+  CopyOf mirror(state_, values_);
+  ASSERT_TRUE(state_.acquire_read(now()).ok());  // the save before
+  ASSERT_TRUE(state_.begin_write(now()).ok());
+  state_.end_write();
+  SaveOpen open;
+  open.save = 212;
+  open.version = 112;
+  open.participants = {kSelf};
+  saver_->open(open, kSelf);  // by a member that came there sooner
+  EXPECT_FALSE(saver_->hold(112, false, now() + 5 * kMillisecond));
+  EXPECT_GE(state_.stall(), 5 * kMillisecond) << "the program has waited";
+  const auto vote = said<SaveVote>(212);
+  ASSERT_TRUE(vote);
+  EXPECT_FALSE(vote->written);
+  EXPECT_NE(told(EventKind::kLog).find("not kept for its save"), std::string::npos);
+  open.save = 300;
+  saver_->open(open, kSelf);
+  const auto later = said<SaveVote>(300);
+  ASSERT_TRUE(later) << "refused, and not waited for";
+  EXPECT_FALSE(later->written);
+  state_.release_read();
+  write(113);
+  saver_.reset();
 }
 
 // Reading back a large version took minutes, in which every further save was skipped or late.
