@@ -60,7 +60,7 @@ Status DeviceGradients::store(const Gradients& gradients, size_t begin, size_t e
 }
 
 // One slot ahead. Nothing is zeroed before all was taken: what is refused stays as it is.
-Status DeviceGradients::take(const Gradients& gradients, size_t begin, size_t end, const Take& take,
+Status DeviceGradients::take(const Gradients& gradients, size_t begin, size_t end, const Receiver& receiver,
                              Instant deadline) {
   const auto end_of = [&](size_t from) { return std::min(end, from + slot_floats_); };
   size_t turn = 0;
@@ -72,7 +72,7 @@ Status DeviceGradients::take(const Gradients& gradients, size_t begin, size_t en
     turn = 1 - turn;
     if (next < end) MUSTER_TRY(fetch(gradients, next, end_of(next), slots_[turn]));
     MUSTER_TRY(wait(slot, deadline));
-    MUSTER_TRY(take(at, std::span<const float>(slot.floats(), next - at)));
+    MUSTER_TRY(receiver(at, std::span<const float>(slot.floats(), next - at)));
     at = next;
   } while (at < end);
   return zero(gradients, begin, end);

@@ -22,7 +22,7 @@ class DeviceGradients final : public GradientMemory {
   ~DeviceGradients() override;
 
   Status check(const Gradients& gradients) const override;
-  Status take(const Gradients& gradients, size_t begin, size_t end, const Take& take,
+  Status take(const Gradients& gradients, size_t begin, size_t end, const Receiver& receiver,
               Instant deadline) override;
   Status zero(const Gradients& gradients, size_t begin, size_t end) override;
   Status put(std::span<const float> source, const Gradients& gradients, Instant deadline) override;

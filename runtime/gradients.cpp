@@ -28,9 +28,10 @@ class HostGradients final : public GradientMemory {
  public:
   Status check(const Gradients&) const override { return ok(); }
 
-  Status take(const Gradients& gradients, size_t begin, size_t end, const Take& take, Instant) override {
+  Status take(const Gradients& gradients, size_t begin, size_t end, const Receiver& receiver,
+              Instant) override {
     for (const GradientPart& part : parts_of(gradients, begin, end)) {
-      MUSTER_TRY(take(part.begin, part.values));
+      MUSTER_TRY(receiver(part.begin, part.values));
       std::fill(part.values.begin(), part.values.end(), 0.0F);
     }
     return ok();

@@ -25,14 +25,14 @@ std::vector<GradientPart> parts_of(const Gradients& gradients, size_t begin, siz
 // How gradients are read and written where they are. One thread.
 class GradientMemory {
  public:
-  using Take = std::function<Status(size_t begin, std::span<const float> values)>;
+  using Receiver = std::function<Status(size_t begin, std::span<const float> values)>;
   virtual ~GradientMemory() = default;
 
   // Whether the pieces can be where this memory is. Errors: kMisuse.
   virtual Status check(const Gradients& gradients) const = 0;
-  // Hands elements [begin, end) to `take`, in order and in one part or more, and sets them to zero. Errors:
-  // the first of `take`, and the memory's own.
-  virtual Status take(const Gradients& gradients, size_t begin, size_t end, const Take& take,
+  // Hands elements [begin, end) to `receiver`, in order and in one part or more, and sets them to zero.
+  // Errors: the first of `receiver`, and the memory's own.
+  virtual Status take(const Gradients& gradients, size_t begin, size_t end, const Receiver& receiver,
                       Instant deadline) = 0;
   virtual Status zero(const Gradients& gradients, size_t begin, size_t end) = 0;
   // REQUIRES: as many as the gradients have.
