@@ -12,13 +12,13 @@
 namespace muster {
 namespace {
 
-constexpr Duration kHoldTimeout = 5 * kSecond;  // from hold() to the leader's SaveOpen
-constexpr const char* kNotKept =
-    "the state had moved on before the save was opened, or could not be kept for it";
+constexpr Duration kHoldTimeout = 5 * kSecond;              // from hold() to the leader's SaveOpen
 constexpr Duration kOwnTimeout = 10 * kSecond;              // a dying owner's lock goes with its process
 constexpr Duration kRescueOwnTimeout = 500 * kMillisecond;  // its owner's node is lost, dead or not
 constexpr Duration kFolderTimeout = 30 * kSecond;  // for the first participant to create the save's folder
 constexpr Duration kReadTimeout = 60 * kSecond;
+constexpr const char* kNotKept =
+    "the state had moved on before the save was opened, or could not be kept for it";
 // Nobody computes beside a last save, so its copies need not be ahead of the disk. Memory that was never used
 // can cost more than the disk does: 1 GiB of it took 3.5 to 7 s on a virtual machine, and the disk 1.1 s.
 constexpr uint64_t kLastStagingBytes = 64 << 20;

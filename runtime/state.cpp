@@ -244,6 +244,7 @@ void State::cancel_write() {
   changed_.notify_all();
 }
 
+// The next lease copies anew: what readers then see, a digest among them, is what the device has.
 Status State::install_on_device(ByteSpan source, Instant deadline) {
   {
     std::unique_lock lock(mutex_);
