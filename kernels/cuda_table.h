@@ -16,7 +16,7 @@
 
 namespace muster {
 
-constexpr int kCudaTableVersion = 3;
+constexpr int kCudaTableVersion = 4;
 
 // NCCL's codes that callers must tell apart; checked against nccl.h where the module is compiled.
 constexpr int kNcclSuccess = 0;
@@ -25,6 +25,7 @@ constexpr int kNcclUnavailable = -1;  // libnccl could not be loaded, or lacks t
 constexpr int kNcclUnsupported = -2;  // no such element type or operator in NCCL
 constexpr size_t kNcclIdBytes = 128;
 constexpr int kCudaNotReady = 600;
+constexpr int kCudaInvalidHandle = 400;
 
 enum class DeviceReduction : uint8_t { kSum = 0, kMin = 1, kMax = 2, kAvg = 3, kProd = 4, kPremulSum = 5 };
 
@@ -89,13 +90,16 @@ struct CudaTable {
   int (*event_create)(void** event);  // without timing
   int (*event_destroy)(void* event);
   int (*event_record)(void* event, void* stream);
-  int (*event_query)(void* event);  // kCudaNotReady while work is before it
+  int (*event_query)(void* event);                      // kCudaNotReady while work is before it
+  int (*stream_wait_event)(void* stream, void* event);  // as it was last recorded; if never, for nothing
 
   int (*device_allocate)(void** memory, size_t bytes);
   int (*device_free)(void* memory);  // may wait for the device
   int (*pinned_allocate)(void** memory, size_t bytes);
   int (*pinned_free)(void* memory);
   int (*copy)(void* to, const void* from, size_t bytes, void* stream);  // host memory has to be pinned
+  int (*zero)(void* memory, size_t bytes, void* stream);                // device memory
+  int (*memory_device)(const void* memory, int* device);                // −1: no device memory
 
   int (*codec_encode)(codec::CodecId id, const codec::Encode* task, void* stream);
   int (*codec_decode)(codec::CodecId id, const codec::Decode* task, void* stream);

@@ -62,6 +62,37 @@ constexpr std::optional<muster::codec::CodecId> kCodecs[] = {std::nullopt,
                                                              muster::codec::CodecId::kMxfp8};
 static_assert(std::size(kCodecs) == MUSTER_CODEC_MXFP8 + 1);
 
+bool is_memory(int number) { return number == MUSTER_HOST || number == MUSTER_CUDA; }
+static_assert(static_cast<int>(muster::Memory::kHost) == MUSTER_HOST &&
+              static_cast<int>(muster::Memory::kCuda) == MUSTER_CUDA);
+
+struct Shape {
+  const int64_t* extents;
+  size_t rank;
+};
+
+muster_status add_replicated(const char* function, muster_state* state, const char* name,
+                             const muster_memory& memory, void* data, const muster_dtype& dtype,
+                             Shape shape) {
+  return guarded([&] {
+    if (state == nullptr || name == nullptr || (shape.extents == nullptr && shape.rank > 0)) {
+      return null_argument(function);
+    }
+    const int type = number_of(dtype), where = number_of(memory);
+    if (type < 0 || type >= muster::kDTypeCount) {
+      return failed(MUSTER_MISUSE, std::string("tensor '") + name + "' has the unknown element type " +
+                                       std::to_string(type));
+    }
+    if (!is_memory(where)) {
+      return failed(MUSTER_MISUSE, std::string("tensor '") + name + "' is in the unknown memory " +
+                                       std::to_string(where) + "; say MUSTER_HOST (0) or MUSTER_CUDA (1)");
+    }
+    return to_c(state->state.add_replicated(name, data, static_cast<muster::DType>(type),
+                                            std::vector<int64_t>(shape.extents, shape.extents + shape.rank),
+                                            static_cast<muster::Memory>(where)));
+  });
+}
+
 }  // namespace
 
 namespace muster::capi {
@@ -134,18 +165,12 @@ void muster_state_destroy(muster_state* state) { delete state; }
 
 muster_status muster_state_replicated(muster_state* state, const char* name, void* data, muster_dtype dtype,
                                       const int64_t* shape, size_t rank) {
-  return guarded([&] {
-    if (state == nullptr || name == nullptr || (shape == nullptr && rank > 0)) {
-      return null_argument("muster_state_replicated");
-    }
-    const int type = number_of(dtype);
-    if (type < 0 || type >= muster::kDTypeCount) {
-      return failed(MUSTER_MISUSE, std::string("tensor '") + name + "' has the unknown element type " +
-                                       std::to_string(type));
-    }
-    return to_c(state->state.add_replicated(name, data, static_cast<muster::DType>(type),
-                                            std::vector<int64_t>(shape, shape + rank)));
-  });
+  return add_replicated("muster_state_replicated", state, name, MUSTER_HOST, data, dtype, {shape, rank});
+}
+
+muster_status muster_state_replicated_in(muster_state* state, const char* name, muster_memory memory,
+                                         void* data, muster_dtype dtype, const int64_t* shape, size_t rank) {
+  return add_replicated("muster_state_replicated_in", state, name, memory, data, dtype, {shape, rank});
 }
 
 muster_status muster_state_expect(muster_state* state, const char* name, muster_expectation expectation) {
@@ -214,6 +239,12 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
                                        "int8 (3), int4 (4) or mxfp8 (5)");
     }
     train.codec = kCodecs[known.codec];
+    if (!is_memory(known.gradient_memory)) {
+      return failed(MUSTER_MISUSE, "gradient_memory is " + std::to_string(known.gradient_memory) +
+                                       ", which is no muster_memory; say MUSTER_HOST (0) or MUSTER_CUDA (1)");
+    }
+    train.gradient_memory = static_cast<muster::Memory>(known.gradient_memory);
+    train.stream = known.stream;
     // A variable that is wrong was refused when the session was joined.
     if (const auto values = muster::OptionValues::from_environment(); values.ok()) {
       train.save.staging_bytes_max = static_cast<uint64_t>(values->integer("staging-mib")) << 20;

@@ -104,8 +104,10 @@ Status Teacher::send(Lesson& lesson, uint64_t item, ByteSpan bytes) {
 // From a copy, because the next update waits for the lease.
 Status Teacher::send_state(Lesson& lesson) {
   const auto copy = LargeBuffer::allocate(state_.bytes());
-  if (copy.ok()) state_.copy_to(*copy);
+  const Status readable = state_.wait_readable(now() + limits_.item_timeout);
+  if (copy.ok() && readable.ok()) state_.copy_to(*copy);
   state_.release_read();
+  MUSTER_TRY(readable);
   if (!copy.ok()) return copy.error();
   const Instant deadline = now() + transfer_timeout(copy->size(), limits_.item_timeout);
   // Nobody else waits for this feed, so a slow learner has its time.

@@ -8,6 +8,8 @@
 #include "runtime/base/check.h"
 #include "runtime/base/random.h"
 #include "runtime/base/threads.h"
+#include "runtime/device_gradients.h"
+#include "runtime/device_mirror.h"
 
 namespace muster {
 namespace {
@@ -72,44 +74,15 @@ std::string describe(const TrainOptions& options) {
          ", codec " + name_of(options.codec) + ", steps " + std::to_string(options.steps);
 }
 
-size_t total(const Gradients& gradients) {
-  size_t count = 0;
-  for (const auto& piece : gradients) count += piece.size();
-  return count;
-}
-
-// What lies within elements [begin, end) of the gradients, piece by piece; one empty part where nothing does.
-struct Part {
-  size_t begin;
-  std::span<float> values;
-};
-std::vector<Part> parts_of(const Gradients& gradients, size_t begin, size_t end) {
-  std::vector<Part> parts;
-  size_t offset = 0;
-  for (const auto& piece : gradients) {
-    const size_t from = std::max(begin, offset), to = std::min(end, offset + piece.size());
-    if (from < to) parts.push_back({from, piece.subspan(from - offset, to - from)});
-    offset += piece.size();
-  }
-  if (parts.empty()) parts.push_back({begin, {}});
-  return parts;
-}
-
-void scatter(std::span<const float> source, const Gradients& target) {
-  size_t offset = 0;
-  for (const auto& piece : target) {
-    std::copy_n(source.data() + offset, piece.size(), piece.data());
-    offset += piece.size();
-  }
-}
-
 }  // namespace
 
 Result<std::unique_ptr<Run>> Run::start(Session& session, State& state, TrainOptions options) {
   MUSTER_TRY(check_options(options));
+  MUSTER_ASSIGN(MemoryAccess memory, open_memory(state, options));
   MUSTER_TRY(session.begin_run());
   state.seal();
-  std::unique_ptr<Run> run(new Run(session, state, std::move(options)));
+  MUSTER_TRY(attach_mirror(state, memory));
+  std::unique_ptr<Run> run(new Run(session, state, std::move(options), std::move(memory)));
   session.attach(run.get());
   const std::string constants = describe(run->options_);
   const Digest parts[] = {state.fingerprint(), digest_of(as_bytes(constants))};
@@ -118,9 +91,31 @@ Result<std::unique_ptr<Run>> Run::start(Session& session, State& state, TrainOpt
   return run;
 }
 
-Run::Run(Session& session, State& state, TrainOptions options)
+Result<Run::MemoryAccess> Run::open_memory(const State& state, const TrainOptions& options) {
+  MemoryAccess memory;
+  const bool gradients_on_device = options.gradient_memory != Memory::kHost;
+  if (state.on_device() || gradients_on_device) {
+    MUSTER_ASSIGN(memory.device, Device::open(options.stream));
+  }
+  if (gradients_on_device) {
+    MUSTER_ASSIGN(memory.gradients, DeviceGradients::make(*memory.device));
+  } else {
+    memory.gradients = host_gradients();
+  }
+  return memory;
+}
+
+// Only for the run that the session begins: a state that another run uses has its own.
+Status Run::attach_mirror(State& state, MemoryAccess& memory) {
+  if (!state.on_device()) return ok();
+  MUSTER_ASSIGN(memory.mirror, DeviceMirror::attach(*memory.device, state));
+  return ok();
+}
+
+Run::Run(Session& session, State& state, TrainOptions options, MemoryAccess memory)
     : session_(session),
       state_(state),
+      memory_(std::move(memory)),
       options_(std::move(options)),
       self_(session.self()),
       permutation_(static_cast<uint64_t>(options_.dataset_samples), options_.seed),
@@ -196,7 +191,7 @@ Result<bool> Run::next() {
       continue;
     }
     if (waits_at_boundary(lock)) continue;
-    save_if_due();
+    if (save_if_due(lock)) continue;
     if (waits_for_end(lock)) continue;
     step_version_ = core_.version();
     prepare_step(lock);
@@ -257,22 +252,27 @@ bool Run::install_incoming(Lock& lock) {
   }
   if (!core_.open_install(view_.generation).granted) return false;
   const LargeBuffer staged = *std::exchange(incoming_, std::nullopt);
-  install(lock, staged, view_.base);
-  open_stop_save();
+  if (install(lock, staged, view_.base)) open_stop_save();
   return true;
 }
 
 // Not under the lock: the control connection's heartbeats would wait for a large state. The core holds back
-// its report while an installation is open.
-void Run::install(Lock& lock, ByteSpan staged, control::Version version) {
+// its report while an installation is open. A device that fails leaves the state half written, as a program
+// does that abandons an update.
+bool Run::install(Lock& lock, ByteSpan staged, control::Version version) {
   for (bool installed = false; !installed;) {
-    if (core_.ended()) return;
+    if (core_.ended()) return false;
     lock.unlock();
-    installed = state_.install(staged, now() + kSecond).ok();
+    const Status status = state_.install(staged, now() + kSecond);
     lock.lock();
+    installed = status.ok();
+    if (installed || status.error().code == ErrorCode::kRetry) continue;
+    perform(core_.update_abandoned(now(), "the state could not be installed: " + status.error().message));
+    return false;
   }
   trained_ = true;
   perform(core_.state_installed(now(), version));
+  return true;
 }
 
 bool Run::waits_at_limit() const {
@@ -290,16 +290,20 @@ bool Run::waits_at_boundary(Lock& lock) {
 }
 
 // A save is due once per version and view: after a view change, those who had staged it for the old world
-// would hold other parts than the new one needs.
-void Run::save_if_due() {
+// would hold other parts than the new one needs. Not under the lock: where the save before still reads its
+// copy of a device's memory, this waits for it. True: look again.
+bool Run::save_if_due(Lock& lock) {
   const control::Version version = core_.version();
   const bool last = version >= options_.steps;
-  if (!saver_.enabled() || (!saver_.due(version) && !last) || saver_.durable() == version) return;
-  if (save_said_ == version && save_said_in_ == view_.generation.counter) return;
+  if (!saver_.enabled() || (!saver_.due(version) && !last) || saver_.durable() == version) return false;
+  if (save_said_ == version && save_said_in_ == view_.generation.counter) return false;
   save_said_ = version;
   save_said_in_ = view_.generation.counter;
-  saver_.hold(version, last);
+  lock.unlock();
+  saver_.hold(version, last, now() + options_.step_timeout);
+  lock.lock();
   say(control::SaveDue{view_.generation, version, last});
+  return true;
 }
 
 bool Run::waits_for_end(Lock& lock) {
@@ -383,7 +387,6 @@ Status Run::accumulate(int32_t microbatch, const Gradients& gradients) {
 }
 
 Status Run::accumulate_part(int32_t microbatch, const Gradients& gradients, size_t begin, size_t end) {
-  std::vector<Part> parts;
   {
     const std::lock_guard lock(mutex_);
     MUSTER_TRY(check_count(gradients));
@@ -393,9 +396,8 @@ Status Run::accumulate_part(int32_t microbatch, const Gradients& gradients, size
                                            std::to_string(gradient_count_) +
                                            " elements; give a range that lies within"};
     }
-    parts = parts_of(gradients, begin, end);
     if (view_is_over()) {
-      for (const Part& part : parts) std::fill(part.values.begin(), part.values.end(), 0.0F);
+      MUSTER_TRY(memory_.gradients->zero(gradients, begin, end));
       return revoked_error();
     }
     if (learner_ || group_ == nullptr || core_.catching_up())
@@ -405,11 +407,10 @@ Status Run::accumulate_part(int32_t microbatch, const Gradients& gradients, size
     make_reducer();
   }
   const Instant deadline = now() + options_.step_timeout;
-  for (const Part& part : parts) {
-    MUSTER_TRY(reducer_->add(microbatch, part.begin, part.values, deadline));
-    std::fill(part.values.begin(), part.values.end(), 0.0F);
-  }
-  return ok();
+  const auto add = [&](size_t at, std::span<const float> values) {
+    return reducer_->add(microbatch, at, values, deadline);
+  };
+  return memory_.gradients->take(gradients, begin, end, add, deadline);
 }
 
 void Run::make_reducer() {
@@ -442,14 +443,17 @@ bool Run::applies_given_gradient() const {
 
 // The step's reduction ended for others, in the view before, and was applied: it is to be applied here, too.
 Status Run::reduce_to_catch_up(const Gradients& gradients) {
-  const std::lock_guard lock(mutex_);
-  if (view_is_over() || !incoming_) return revoked_error();
-  if (incoming_->size() != total(gradients) * sizeof(float))
-    return Error{ErrorCode::kMisuse,
-                 "other gradients than before were passed; pass the same pieces in every call"};
+  {
+    const std::lock_guard lock(mutex_);
+    if (view_is_over() || !incoming_) return revoked_error();
+    if (incoming_->size() != total(gradients) * sizeof(float))
+      return Error{ErrorCode::kMisuse,
+                   "other gradients than before were passed; pass the same pieces in every call"};
+  }
   const std::span gradient(reinterpret_cast<const float*>(incoming_->data()),
                            incoming_->size() / sizeof(float));
-  scatter(gradient, gradients);
+  MUSTER_TRY(memory_.gradients->put(gradient, gradients, now() + options_.step_timeout));
+  const std::lock_guard lock(mutex_);
   teacher_.note(step_version_, gradient);
   reduced_ready_ = true;
   return ok();
@@ -468,6 +472,7 @@ Status Run::check_count(const Gradients& gradients) {
                                          std::to_string(gradient_count_) +
                                          "; pass the same pieces in every call"};
   }
+  if (gradient_count_ == 0) MUSTER_TRY(memory_.gradients->check(gradients));
   gradient_count_ = count;
   return ok();
 }
@@ -511,8 +516,8 @@ Status Run::reduce_in_view(const Gradients& gradients) {
     emit(EventKind::kPermitRefused, step_version_, why);
     return step_failed(lock, Error{ErrorCode::kReconfigure, why}, {});
   }
+  MUSTER_TRY(memory_.gradients->put(reducer_->mean(), gradients, now() + options_.step_timeout));
   note_reduced(static_cast<uint64_t>(combined[0]));
-  scatter(reducer_->mean(), gradients);
   return ok();
 }
 
@@ -556,7 +561,7 @@ Status Run::open_update() {
     Lock lock(mutex_);
     if (!writable.ok()) return update_not_opened(lock, writable.error());
     if (!reduced_ready_) {
-      state_.end_write();
+      state_.cancel_write();
       return Error{ErrorCode::kMisuse,
                    "an update was opened without a successful reduce of this step; reduce first"};
     }
@@ -566,7 +571,7 @@ Status Run::open_update() {
       trained_ = true;
       return ok();
     }
-    state_.end_write();
+    state_.cancel_write();
     const bool lesson_is_over = learn_asked_ || core_.version() != step_version_;
     if (view_is_over() || waits_at_limit() || lesson_is_over) {
       reduced_ready_ = false;
@@ -583,8 +588,9 @@ Status Run::open_update() {
 }
 
 // The others have updated, or will: this rank needs their version, and must not compute the step again beside
-// their next one.
+// their next one. A device that failed is this rank's own affair, and its program's.
 Status Run::update_not_opened(Lock& lock, const Error& error) {
+  if (error.code == ErrorCode::kEnvironment) return error;
   reduced_ready_ = false;
   emit(EventKind::kPermitRefused, step_version_, error.message);
   return step_failed(lock, error, {});
@@ -653,7 +659,7 @@ Result<bool> Run::next_as_learner(Lock& lock) {
       return false;
     }
     const auto snapshot = learner_->take_snapshot();
-    install(lock, snapshot->bytes, snapshot->version);
+    if (!install(lock, snapshot->bytes, snapshot->version)) return false;
     started_ = true;
     emit(EventKind::kLearnerStarted, snapshot->version, "", static_cast<int64_t>(snapshot->bytes.size()));
   }
@@ -683,7 +689,9 @@ Status Run::reduce_as_learner(const Gradients& gradients) {
                                              std::to_string(total(gradients)) +
                                              "; start the same program with the same options"};
       }
-      scatter(*gradient, gradients);
+      lock.unlock();  // a device may be busy for long
+      MUSTER_TRY(memory_.gradients->put(*gradient, gradients, now() + options_.step_timeout));
+      lock.lock();
       reduced_ready_ = true;
       return ok();
     }

@@ -26,7 +26,9 @@
 #include "collectives/reducer.h"
 #include "runtime/base/large_buffer.h"
 #include "runtime/control/member.h"
+#include "runtime/device.h"
 #include "runtime/executor.h"
+#include "runtime/gradients.h"
 #include "runtime/lesson.h"
 #include "runtime/permutation.h"
 #include "runtime/saver.h"
@@ -46,6 +48,8 @@ struct TrainOptions {
   std::optional<codec::CodecId> codec;  // of the reductions; none: float32
   SaveOptions save;
   Duration step_timeout = 600 * kSecond;
+  Memory gradient_memory = Memory::kHost;
+  void* stream = nullptr;                       // on which the program computes, where a device is used
   uint64_t bucket_bytes = kDefaultBucketBytes;  // of gradients that are reduced together
   static constexpr uint64_t kDefaultBucketBytes = 8 << 20;
 };
@@ -70,11 +74,10 @@ struct RunInfo {
   Duration save_stall = 0;
 };
 
-using Gradients = std::vector<std::span<float>>;
-
 class Run final : private Session::Listener {
  public:
-  // Seals the state and announces this process. Errors: kMisuse for options that cannot hold.
+  // Seals the state and announces this process. Errors: kMisuse for options that cannot hold; kEnvironment
+  // where memory of a device is named and there is none.
   static Result<std::unique_ptr<Run>> start(Session& session, State& state, TrainOptions options);
   ~Run() override;
 
@@ -107,8 +110,16 @@ class Run final : private Session::Listener {
     bool is_gradient = false;
   };
   using Lock = std::unique_lock<std::mutex>;
+  // How the program's memory is reached.
+  struct MemoryAccess {
+    std::unique_ptr<Device> device;       // null where all of it is the host's
+    std::unique_ptr<StateMirror> mirror;  // null where all of the state is
+    std::unique_ptr<GradientMemory> gradients;
+  };
 
-  Run(Session& session, State& state, TrainOptions options);
+  Run(Session& session, State& state, TrainOptions options, MemoryAccess memory);
+  static Status attach_mirror(State& state, MemoryAccess& memory);
+  static Result<MemoryAccess> open_memory(const State& state, const TrainOptions& options);
 
   // control side (run_control.cpp)
   void on_message(const control::Message& message) override;
@@ -128,11 +139,11 @@ class Run final : private Session::Listener {
   // program side (run.cpp); each is one reason why there is no step yet, or none. True: look again.
   bool entered_new_view(Lock& lock);
   bool install_incoming(Lock& lock);
-  void install(Lock& lock, ByteSpan staged, control::Version version);
+  bool install(Lock& lock, ByteSpan staged, control::Version version);
   Status start_up(Lock& lock);
   bool waits_at_boundary(Lock& lock);
   bool waits_at_limit() const;
-  void save_if_due();
+  bool save_if_due(Lock& lock);
   bool waits_for_end(Lock& lock);
   void begin_learning(Lock& lock);
   Result<bool> next_as_learner(Lock& lock);
@@ -163,6 +174,7 @@ class Run final : private Session::Listener {
     std::optional<ByteBuffer> state;  // restored; else what the program initialised
   };
   Result<Start> agree_on_start(Group& group);
+  Result<Start> agree_under_lease(Group& group);
   Result<std::optional<Start>> restore_newest(Group& group);
 
   // views (view_change.cpp); on the forming thread
@@ -172,6 +184,7 @@ class Run final : private Session::Listener {
 
   Session& session_;
   State& state_;
+  const MemoryAccess memory_;  // before all that reads the state
   const TrainOptions options_;
   const control::Member self_;
   const SamplePermutation permutation_;

@@ -110,7 +110,8 @@ void Run::open_rescue_save(control::SaveOpen save) {
     return say(control::SaveVote{save.save, false, {}, "this member has gone on"});
   }
   save.lineage = core_.view().lineage;
-  saver_.hold_for_rescue(save.version);
+  if (!saver_.hold_for_rescue(save.version))
+    return say(control::SaveVote{save.save, false, {}, "this member's state could not be kept for the save"});
   saver_.open(save, self_.id);
 }
 

@@ -17,6 +17,8 @@ constexpr Duration kOwnTimeout = 10 * kSecond;              // a dying owner's l
 constexpr Duration kRescueOwnTimeout = 500 * kMillisecond;  // its owner's node is lost, dead or not
 constexpr Duration kFolderTimeout = 30 * kSecond;  // for the first participant to create the save's folder
 constexpr Duration kReadTimeout = 60 * kSecond;
+constexpr const char* kNotKept =
+    "the state had moved on before the save was opened, or could not be kept for it";
 // Nobody computes beside a last save, so its copies need not be ahead of the disk. Memory that was never used
 // can cost more than the disk does: 1 GiB of it took 3.5 to 7 s on a virtual machine, and the disk 1.1 s.
 constexpr uint64_t kLastStagingBytes = 64 << 20;
@@ -113,27 +115,44 @@ void Saver::tell(EventKind kind, control::Version version, std::string text, int
 
 // ---- saving
 
-void Saver::hold_for_rescue(control::Version version) {
+bool Saver::hold_for_rescue(control::Version version) {
   {
     const std::lock_guard lock(mutex_);
     early_.reset();  // of a save whose leader is lost
   }
-  hold(version, true);
+  return hold(version, true, now());
 }
 
-void Saver::hold(control::Version version, bool last) {
+bool Saver::hold(control::Version version, bool last, Instant deadline) {
   release();
-  if (!state_.acquire_read(now()).ok()) return;  // an update is open: not the program's thread in next()
+  const Instant began = now();
+  const Status readable = state_.acquire_read(deadline);
+  state_.add_stall(now() - began);
+  if (!readable.ok()) {
+    tell(EventKind::kLog, version, "the state is not kept for its save: " + readable.error().message);
+    refuse(version);
+    return false;
+  }
   const std::lock_guard lock(mutex_);
   last_hold_ = version;
   if (last) last_of_run_ = version;
   if (failed_ == version) failed_ = control::kNoVersion;  // in a new view: it is saved anew
   if (early_ && early_->open.version == version) {  // opened by a member that reached the version sooner
     worker_.post([this, save = *std::exchange(early_, std::nullopt)] { run(save, true); });
-    return;
+    return true;
   }
   held_ = version;
   expires_ = last ? kNever : now() + kHoldTimeout;
+  return true;
+}
+
+// No save of the version waits for this rank.
+void Saver::refuse(control::Version version) {
+  const std::lock_guard lock(mutex_);
+  last_hold_ = version;
+  if (!early_ || early_->open.version != version) return;
+  say_(control::SaveVote{early_->open.save, false, {}, kNotKept});
+  early_.reset();
 }
 
 void Saver::expire(Instant instant) {
@@ -169,7 +188,7 @@ void Saver::open(const control::SaveOpen& open, control::MemberId self) {
   } else if (open.version > last_hold_) {
     early_ = save;
   } else {
-    say_(control::SaveVote{open.save, false, {}, "the state had moved on before the save was opened"});
+    say_(control::SaveVote{open.save, false, {}, kNotKept});
   }
 }
 
@@ -209,10 +228,9 @@ Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, uint64_t
     state_.release_read();
     if (save.index == 0) tell(EventKind::kSaveStaged, save.open.version, "", now() - began);
   };
-  std::vector<ByteSpan> memory;
-  for (const TensorInfo& tensor : state_.tensors()) memory.emplace_back(tensor.data, tensor.bytes);
+  MUSTER_TRY(state_.wait_readable(now() + kReadTimeout));
   MUSTER_ASSIGN(checkpoint::SaveShardReport report,
-                save_shard(files_, template_, save.id, checkpoint::read_from(std::move(memory)), buffer_,
+                save_shard(files_, template_, save.id, checkpoint::read_from(state_.contents()), buffer_,
                            options, *save.progress));
   if (options.earlier && !report.linked) history_.suspect = report.suspect;
   history_.wrote(template_, {report.record, report.table}, report.piece_digests);

@@ -57,7 +57,7 @@ class Saver {
     return options_.every > 0 && version > 0 && version % options_.every == 0;
   }
 
-  // ---- saving; any thread, none of these blocks
+  // ---- saving; any thread, none of these blocks but hold()
 
   // This rank is the `index`-th of `count` from now on. In the background, and behind nothing else: asks
   // libhdf5 for the shard's shape and has the system give the memory that the first save will need, so that
@@ -67,9 +67,12 @@ class Saver {
 
   // A save of `version`, which the state holds now, is about to be opened: keeps the state as it is until
   // then, or until release(), or for a bounded time unless it is the run's `last` version, which no update
-  // will change.
-  void hold(control::Version version, bool last);
-  void hold_for_rescue(control::Version version);  // an earlier save that waits for this version is over
+  // will change. Of a state on a device, waits for a save before it that still reads its copy, until the
+  // deadline. False, and the version will not be saved here, where the state could not be read; said by an
+  // event.
+  bool hold(control::Version version, bool last, Instant deadline);
+  // An earlier save that waits for this version is over. Does not wait.
+  bool hold_for_rescue(control::Version version);
   void release();
   void expire(Instant now);  // called now and then
   // A save of a version that this rank has not held yet begins with hold().
@@ -109,6 +112,7 @@ class Saver {
     std::shared_ptr<checkpoint::StageProgress> progress;
   };
 
+  void refuse(control::Version version);
   void run(const Save& save, bool held);
   Result<ByteBuffer> stage_and_write(const Save& save, bool& held, uint64_t& bytes_written);
   Status judge(const Save& save, const checkpoint::Manifest& manifest,

@@ -100,6 +100,18 @@ Status Run::start_up(Lock& lock) {
 
 Result<Run::Start> Run::agree_on_start(Group& group) {
   const Instant deadline = now() + options_.step_timeout;
+  // The program may have set its first values until now.
+  MUSTER_TRY(state_.begin_write(deadline));
+  state_.end_write();
+  MUSTER_TRY(state_.acquire_read(deadline));
+  const Status readable = state_.wait_readable(deadline);
+  auto start = readable.ok() ? agree_under_lease(group) : Result<Start>(readable.error());
+  state_.release_read();
+  return start;
+}
+
+Result<Run::Start> Run::agree_under_lease(Group& group) {
+  const Instant deadline = now() + options_.step_timeout;
   Start start;
   if (saver_.enabled()) {
     MUSTER_ASSIGN(auto restored, restore_newest(group));

@@ -29,7 +29,8 @@ Result<uint64_t> byte_count(const std::string& name, DType dtype, const std::vec
 
 }  // namespace
 
-Status State::add_replicated(std::string name, void* data, DType dtype, std::vector<int64_t> shape) {
+Status State::add_replicated(std::string name, void* data, DType dtype, std::vector<int64_t> shape,
+                             Memory memory) {
   if (sealed_) {
     return Error{
         ErrorCode::kMisuse,
@@ -62,7 +63,7 @@ Status State::add_replicated(std::string name, void* data, DType dtype, std::vec
   }
   bytes_ += bytes;
   tensors_.push_back({std::move(name), dtype, std::move(shape), static_cast<std::byte*>(data), bytes,
-                      checkpoint::Expectation::kWatched});
+                      checkpoint::Expectation::kWatched, memory});
   return ok();
 }
 
@@ -80,6 +81,17 @@ Status State::expect(const std::string& name, checkpoint::Expectation expectatio
 }
 
 void State::seal() { sealed_ = true; }
+
+void State::set_mirror(StateMirror* mirror) {
+  const std::lock_guard lock(mutex_);
+  mirror_ = mirror;
+  mirrored_ = kNothing;
+}
+
+bool State::on_device() const {
+  return std::any_of(tensors_.begin(), tensors_.end(),
+                     [](const TensorInfo& tensor) { return tensor.memory != Memory::kHost; });
+}
 
 std::string State::description() const {
   std::string text = std::to_string(tensors_.size()) + " tensors, " + human_bytes(bytes_) + ":";
@@ -102,28 +114,31 @@ Digest State::fingerprint() const {
 Digest State::digest() const {
   std::vector<Digest> parts;
   parts.reserve(tensors_.size());
-  for (const TensorInfo& tensor : tensors_) parts.push_back(digest_of(ByteSpan(tensor.data, tensor.bytes)));
+  for (const ByteSpan tensor : contents()) parts.push_back(digest_of(tensor));
   return digest_of(parts);
 }
 
 std::vector<ByteSpan> State::contents() const {
+  MUSTER_CHECK(mirror_ != nullptr || !on_device(), "device memory is read through a mirror");
   std::vector<ByteSpan> parts;
   parts.reserve(tensors_.size());
-  for (const TensorInfo& tensor : tensors_) parts.emplace_back(tensor.data, tensor.bytes);
+  const std::byte* next = mirror_ != nullptr ? mirror_->host().data() : nullptr;
+  for (const TensorInfo& tensor : tensors_) {
+    parts.emplace_back(mirror_ != nullptr ? next : tensor.data, tensor.bytes);
+    if (mirror_ != nullptr) next += tensor.bytes;
+  }
   return parts;
 }
 
 void State::copy_to(MutableByteSpan target) const {
   MUSTER_CHECK(target.size() == bytes_, "a copy of the state has the state's size");
-  size_t offset = 0;
-  for (const TensorInfo& tensor : tensors_) {
-    std::copy_n(tensor.data, tensor.bytes, target.data() + offset);
-    offset += tensor.bytes;
-  }
+  std::byte* next = target.data();
+  for (const ByteSpan tensor : contents()) next = std::copy(tensor.begin(), tensor.end(), next);
 }
 
 Status State::install(ByteSpan source, Instant deadline) {
   MUSTER_CHECK(source.size() == bytes_, "a copy of the state has the state's size");
+  if (mirror_ != nullptr) return install_on_device(source, deadline);
   MUSTER_TRY(begin_write(deadline));
   size_t offset = 0;
   for (const TensorInfo& tensor : tensors_) {
@@ -152,12 +167,40 @@ bool wait_until(std::condition_variable& changed, std::unique_lock<std::mutex>& 
 
 Status State::acquire_read(Instant deadline) {
   std::unique_lock lock(mutex_);
-  if (!wait_until(changed_, lock, deadline, [&] { return !writing_; })) {
+  const auto may_read = [&] { return !writing_ && !fetching_ && (readers_ == 0 || mirror_is_current()); };
+  if (!wait_until(changed_, lock, deadline, may_read)) {
     return Error{ErrorCode::kRetry,
-                 "the program's update did not end before the deadline; the state was not read"};
+                 writing_ ? "the program's update did not end before the deadline; the state was not read"
+                          : "the copy of an earlier version was still read at the deadline; this one was "
+                            "not copied"};
   }
+  if (!mirror_is_current()) MUSTER_TRY(fetch(lock));
   ++readers_;
   return ok();
+}
+
+// Without the lock: enqueuing may wait, where a device has much to do, and others only want to know things.
+Status State::fetch(std::unique_lock<std::mutex>& lock) {
+  if (unreadable_) return *unreadable_;
+  fetching_ = true;
+  mirrored_ = kNothing;
+  lock.unlock();
+  Status begun = mirror_->begin_fetch();
+  lock.lock();
+  fetching_ = false;
+  if (begun.ok()) mirrored_ = written_;
+  changed_.notify_all();
+  return begun;
+}
+
+// What could not be waited for is copied anew for the next lease.
+Status State::wait_readable(Instant deadline) {
+  if (mirror_ == nullptr) return ok();
+  Status fetched = mirror_->finish_fetch(deadline);
+  if (fetched.ok()) return fetched;
+  const std::lock_guard lock(mutex_);
+  mirrored_ = kNothing;
+  return fetched;
 }
 
 void State::release_read() {
@@ -170,25 +213,66 @@ void State::release_read() {
 Status State::begin_write(Instant deadline) {
   std::unique_lock lock(mutex_);
   const Instant start = now();
-  const bool ready = wait_until(changed_, lock, deadline, [&] { return readers_ == 0 && !writing_; });
+  const auto may_write = [&] { return !writing_ && !fetching_ && (readers_ == 0 || mirror_ != nullptr); };
+  const bool ready = wait_until(changed_, lock, deadline, may_write);
   stall_ += now() - start;
   if (!ready) {
     return Error{ErrorCode::kRetry,
                  "a background copy of the state did not end before the deadline; the update was not opened"};
   }
   writing_ = true;
-  return ok();
+  if (mirror_ == nullptr) return ok();
+  lock.unlock();
+  Status ordered = mirror_->order_update();
+  if (!ordered.ok()) cancel_write();
+  return ordered;
 }
 
 void State::end_write() {
+  const Status noted = mirror_ != nullptr ? mirror_->note_written() : ok();
+  const std::lock_guard lock(mutex_);
+  unreadable_.reset();
+  if (!noted.ok()) unreadable_ = noted.error();
+  ++written_;
+  writing_ = false;
+  changed_.notify_all();
+}
+
+void State::cancel_write() {
   const std::lock_guard lock(mutex_);
   writing_ = false;
   changed_.notify_all();
 }
 
+// The next lease copies anew: what readers then see, a digest among them, is what the device has.
+Status State::install_on_device(ByteSpan source, Instant deadline) {
+  {
+    std::unique_lock lock(mutex_);
+    const auto may_store = [&] { return !writing_ && !fetching_ && readers_ == 0; };
+    if (!wait_until(changed_, lock, deadline, may_store)) {
+      return Error{ErrorCode::kRetry,
+                   "a copy of the state was still read at the deadline; nothing was installed"};
+    }
+    writing_ = true;
+    mirrored_ = kNothing;
+  }
+  Status stored = mirror_->store(source, deadline);
+  if (!stored.ok() && stored.error().code == ErrorCode::kRetry) {
+    cancel_write();
+    return stored;
+  }
+  end_write();
+  return stored;
+}
+
 Duration State::stall() const {
   const std::lock_guard lock(mutex_);
   return stall_;
+}
+
+void State::add_stall(Duration wait) {
+  const std::lock_guard lock(mutex_);
+  stall_ += wait;
 }
 
 // Those of no bytes among them.

@@ -3,11 +3,17 @@
 // INVARIANT: the bytes change only while an update is open. Readers (staging, digests, teaching) hold a
 // ReadLease; an update opens only when none is held, and no lease is granted while one is open. The wait for
 // leases is the stall that users see, so it is counted.
+//
+// Where a tensor lies in device memory, a StateMirror keeps a copy of all tensors in host memory, and readers
+// see that alone. INVARIANTS then: the mirror is of one version, whole, while a lease is held; so a lease is
+// granted for a newer version only once none is held for an older one. An update waits for no lease: it is
+// ordered behind the copies on the device, and the mirror stays as it is.
 #pragma once
 
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,20 +26,47 @@
 
 namespace muster {
 
+enum class Memory : uint8_t { kHost = 0, kCuda = 1 };  // as muster_memory numbers them
+
 struct TensorInfo {
   std::string name;
   DType dtype = DType::kFloat32;
   std::vector<int64_t> shape;
-  std::byte* data = nullptr;
+  std::byte* data = nullptr;  // in `memory`; readers use State::contents()
   uint64_t bytes = 0;
   checkpoint::Expectation expectation = checkpoint::Expectation::kWatched;
+  Memory memory = Memory::kHost;
+};
+
+// The copy in host memory of a State that is not all there itself, and the way to it and back. Device work is
+// ordered on the stream on which the program computes. Calls come one at a time, but for finish_fetch().
+class StateMirror {
+ public:
+  virtual ~StateMirror() = default;
+
+  // All tensors, one after the other.
+  virtual MutableByteSpan host() const = 0;
+
+  // The program has written: what it enqueued so far comes before all later fetches.
+  virtual Status note_written() = 0;
+  // Begins to copy the state into host(), and waits for nothing. After an error host() is undefined.
+  virtual Status begin_fetch() = 0;
+  // Waits for that. Any number of threads. Errors: kRetry at the deadline; kEnvironment, what failed.
+  virtual Status finish_fetch(Instant deadline) = 0;
+  // The program is about to write: what it enqueues from now on comes after the fetches begun so far.
+  virtual Status order_update() = 0;
+  // Puts `source` into host() and from there into the state: what the program enqueues from now on sees it.
+  // REQUIRES: nobody reads host(). Errors: kRetry at the deadline, and nothing was changed; kEnvironment,
+  // and the state may be half written.
+  virtual Status store(ByteSpan source, Instant deadline) = 0;
 };
 
 class State {
  public:
   // Errors: kMisuse for a name used twice or empty, a null or misaligned pointer, memory that another tensor
   // has too, a negative extent, an overflowing product, or after seal().
-  Status add_replicated(std::string name, void* data, DType dtype, std::vector<int64_t> shape);
+  Status add_replicated(std::string name, void* data, DType dtype, std::vector<int64_t> shape,
+                        Memory memory = Memory::kHost);
 
   // Errors: kMisuse: no such tensor, or after seal().
   Status expect(const std::string& name, checkpoint::Expectation expectation);
@@ -41,31 +74,49 @@ class State {
   // From here on the set of tensors is fixed.
   void seal();
 
+  // All that is in device memory is read and installed through `mirror` from here on, until it is null. A
+  // state that is on_device() has one before the first of the calls below.
+  void set_mirror(StateMirror* mirror);
+  bool on_device() const;  // any tensor
+
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   uint64_t bytes() const { return bytes_; }
 
   Digest fingerprint() const;       // of names, types, shapes
   std::string description() const;  // the same in words, shortened
-  Digest digest() const;  // of the contents; the caller holds a lease, or is the program inside next()
 
+  // The three below read the bytes. REQUIRES: the caller holds a lease, and wait_readable() was ok.
+  Digest digest() const;
   // The memory of each tensor. All of them one after the other are what travels to a rank that is behind.
-  // Read under a lease.
   std::vector<ByteSpan> contents() const;
-  // A copy of that. The caller holds a lease.
-  void copy_to(MutableByteSpan target) const;
+  void copy_to(MutableByteSpan target) const;  // a copy of that
+
   // The way back, once no lease is held: a save that is still staging must not mix two versions. Errors:
-  // kRetry where a lease was held until the deadline; nothing is written then.
+  // kRetry where a lease was held until the deadline; nothing is written then. kEnvironment: the device
+  // failed, and the state may be half written.
   Status install(ByteSpan source, Instant deadline);
 
-  // Blocks until no update is open, or the deadline.
+  // Blocks until no update is open and, of a state on a device, no lease is held for an older version; or the
+  // deadline, which gives kRetry. Begins what has to be copied, and does not wait for it. Errors also:
+  // kEnvironment: the device failed.
   Status acquire_read(Instant deadline);
+  // Waits until what the lease is for can be read. Errors: kRetry at the deadline; kEnvironment.
+  Status wait_readable(Instant deadline);
   void release_read();
-  // Blocks until no lease is held, or the deadline. Adds the wait to stall().
+
+  // Blocks until no lease is held, or the deadline; of a state on a device, for nothing but the enqueuing of
+  // copies. Adds the wait to stall(). Errors: kRetry at the deadline; kEnvironment: the device failed.
   Status begin_write(Instant deadline);
   void end_write();
+  void cancel_write();  // instead: nothing was written
   Duration stall() const;
+  void add_stall(Duration wait);  // of the program, for a lease
 
  private:
+  bool mirror_is_current() const { return mirror_ == nullptr || mirrored_ == written_; }
+  Status fetch(std::unique_lock<std::mutex>& lock);
+  Status install_on_device(ByteSpan source, Instant deadline);
+
   std::vector<TensorInfo> tensors_;
   uint64_t bytes_ = 0;
   bool sealed_ = false;
@@ -75,6 +126,14 @@ class State {
   int readers_ = 0;
   bool writing_ = false;
   Duration stall_ = 0;
+
+  // with a mirror
+  static constexpr uint64_t kNothing = 0;
+  StateMirror* mirror_ = nullptr;
+  uint64_t written_ = 1;             // counts what the state has been
+  uint64_t mirrored_ = kNothing;     // which of these the mirror is, or will be when its copies have ended
+  bool fetching_ = false;            // copies are being enqueued
+  std::optional<Error> unreadable_;  // why copies cannot be ordered behind what was written last
 };
 
 // State::digest() of contents that come in parts, in the order of contents().

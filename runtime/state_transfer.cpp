@@ -76,6 +76,10 @@ Status StateTransfer::give(const control::Install& install, std::vector<control:
   const auto targets = add_targets(install, false, feed);
   if (targets.empty()) return ok();
   MUSTER_TRY(state.acquire_read(deadline));
+  if (Status readable = state.wait_readable(deadline); !readable.ok()) {
+    state.release_read();
+    return readable;
+  }
   feed.note(bytes_of(TransferHeader{install.view.base, state.bytes()}));
   StateDigest digest(state);
   feed.run(state.contents(), [&](ByteSpan bytes) { digest.add(bytes); });

@@ -82,10 +82,13 @@ HeldGradient Run::held_gradient() const {
 // Beside the program, whose first update in the view waits for it.
 void Run::compute_digest(const control::ComputeDigest& asked) {
   // Without the lease within its time there is no answer, and the leader's deadline speaks.
-  if (!state_.acquire_read(now() + options_.step_timeout).ok()) return;
-  const Digest digest = state_.digest();
+  const Instant deadline = now() + options_.step_timeout;
+  if (!state_.acquire_read(deadline).ok()) return;
+  const Status readable = state_.wait_readable(deadline);
+  const Digest digest = readable.ok() ? state_.digest() : Digest{};
   state_.release_read();
   const std::lock_guard lock(mutex_);
+  if (!readable.ok()) return emit(EventKind::kLog, core_.version(), "no digest: " + readable.error().message);
   perform(core_.digest_ready(asked, digest));
 }
 

@@ -22,7 +22,7 @@ namespace {
 
 static_assert(kNcclSuccess == ncclSuccess && kNcclInProgress == ncclInProgress);
 static_assert(kNcclIdBytes == sizeof(ncclUniqueId));
-static_assert(kCudaNotReady == cudaErrorNotReady);
+static_assert(kCudaNotReady == cudaErrorNotReady && kCudaInvalidHandle == cudaErrorInvalidResourceHandle);
 
 // The functions of libnccl that are used, with the types of the real header.
 struct Nccl {
@@ -125,6 +125,9 @@ int event_record(void* event, void* stream) {
   return cudaEventRecord(static_cast<cudaEvent_t>(event), static_cast<cudaStream_t>(stream));
 }
 int event_query(void* event) { return cudaEventQuery(static_cast<cudaEvent_t>(event)); }
+int stream_wait_event(void* stream, void* event) {
+  return cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), static_cast<cudaEvent_t>(event), 0);
+}
 
 int device_allocate(void** memory, size_t bytes) { return cudaMalloc(memory, bytes); }
 int device_free(void* memory) { return cudaFree(memory); }
@@ -134,6 +137,16 @@ int pinned_allocate(void** memory, size_t bytes) {
 int pinned_free(void* memory) { return cudaFreeHost(memory); }
 int copy(void* to, const void* from, size_t bytes, void* stream) {
   return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, static_cast<cudaStream_t>(stream));
+}
+int zero(void* memory, size_t bytes, void* stream) {
+  return cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream));
+}
+int memory_device(const void* memory, int* device) {
+  cudaPointerAttributes found{};
+  const cudaError_t status = cudaPointerGetAttributes(&found, memory);
+  const bool on_device = found.type == cudaMemoryTypeDevice || found.type == cudaMemoryTypeManaged;
+  *device = status == cudaSuccess && on_device ? found.device : -1;
+  return status;
 }
 
 int codec_encode(codec::CodecId id, const codec::Encode* task, void* stream) {
@@ -376,11 +389,14 @@ constexpr CudaTable kTable = {
     .event_destroy = &event_destroy,
     .event_record = &event_record,
     .event_query = &event_query,
+    .stream_wait_event = &stream_wait_event,
     .device_allocate = &device_allocate,
     .device_free = &device_free,
     .pinned_allocate = &pinned_allocate,
     .pinned_free = &pinned_free,
     .copy = &copy,
+    .zero = &zero,
+    .memory_device = &memory_device,
     .codec_encode = &codec_encode,
     .codec_decode = &codec_decode,
     .codec_recode = &codec_recode,

@@ -11,6 +11,7 @@
 
 #include "collectives/nccl/nccl_calls.h"
 #include "collectives/nccl/nccl_canonical.h"
+#include "kernels/device_scope.h"
 
 namespace muster {
 namespace {
@@ -34,30 +35,6 @@ class Backoff {
 
  private:
   Duration period_ = kPollMin;
-};
-
-// Makes `device` the thread's current one, which events and launches need, and puts back what was.
-class DeviceScope {
- public:
-  DeviceScope(const CudaTable& table, int device) : table_(table) {
-    code_ = table_.get_device(&before_);
-    if (code_ != 0 || before_ == device) return;
-    code_ = table_.set_device(device);
-    changed_ = code_ == 0;
-  }
-  ~DeviceScope() {
-    if (changed_) (void)table_.set_device(before_);
-  }
-  DeviceScope(const DeviceScope&) = delete;
-  DeviceScope& operator=(const DeviceScope&) = delete;
-
-  int code() const { return code_; }
-
- private:
-  const CudaTable& table_;
-  int before_ = 0;
-  int code_ = 0;
-  bool changed_ = false;
 };
 
 size_t total(std::span<const size_t> counts) {

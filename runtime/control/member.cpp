@@ -389,8 +389,8 @@ MemberActions MemberCore::update_abandoned(Instant now, const std::string& why) 
   MemberActions out;
   State& state = *state_;
   state.now = now;
-  if (!state.update_open) return out;
-  state.update_open = false;
+  if (!state.update_open && !state.install_open) return out;
+  state.update_open = state.install_open = false;
   state.hold_none();
   state.torn = true;
   state.answer(out);

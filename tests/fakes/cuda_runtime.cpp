@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -59,9 +60,11 @@ struct Runtime {
   struct Memory {
     size_t bytes;
     int device;
+    bool pinned;
   };
-  std::map<const char*, Memory> memory;  // device and pinned, by their begin
-  std::map<int, int> pending;            // by device: work that its streams have not passed
+  std::map<int, std::shared_ptr<CUstream_st>> defaults;  // by device: legacy default streams, never ended
+  std::map<const char*, Memory> memory;                  // device and pinned, by their begin
+  std::map<int, int> pending;                            // by device: work that its streams have not passed
   std::condition_variable passed;
   std::map<std::string, Kernel> kernels;
   std::map<const void*, std::string> names;  // of registered host stubs
@@ -109,10 +112,22 @@ void run_stream(std::shared_ptr<CUstream_st> stream) {
     --runtime().pending[stream->device];
     runtime().passed.notify_all();
   }
-  --runtime().threads;
+}
+
+// Work for the null stream goes here. Unlike the real one it waits for no other stream.
+std::shared_ptr<CUstream_st> default_stream() {
+  const std::lock_guard lock(runtime().mutex);
+  auto& stream = runtime().defaults[current_device];
+  if (stream == nullptr) {
+    stream = std::make_shared<CUstream_st>();
+    stream->device = current_device;
+    std::thread(run_stream, stream).detach();
+  }
+  return stream;
 }
 
 std::shared_ptr<CUstream_st> find_stream(cudaStream_t handle) {
+  if (handle == nullptr) return default_stream();
   const std::lock_guard lock(runtime().mutex);
   const auto found = runtime().streams.find(handle);
   return found == runtime().streams.end() ? nullptr : found->second;
@@ -140,22 +155,26 @@ std::shared_ptr<CUevent_st> find_event(cudaEvent_t handle) {
   return found == runtime().events.end() ? nullptr : found->second;
 }
 
-// Whether the range lies in memory that an asynchronous copy may touch.
-bool is_known(const void* begin, size_t bytes) {
+// The allocation that the range lies in, if any.
+std::optional<Runtime::Memory> find_memory(const void* begin, size_t bytes) {
   const std::lock_guard lock(runtime().mutex);
   const char* first = static_cast<const char*>(begin);
   auto after = runtime().memory.upper_bound(first);
-  if (after == runtime().memory.begin()) return false;
+  if (after == runtime().memory.begin()) return std::nullopt;
   --after;
-  return first + bytes <= after->first + after->second.bytes;
+  if (first + bytes > after->first + after->second.bytes) return std::nullopt;
+  return after->second;
 }
 
-cudaError_t allocate(void** memory, size_t bytes) {
+// Whether an asynchronous copy may touch the range.
+bool is_known(const void* begin, size_t bytes) { return find_memory(begin, bytes).has_value(); }
+
+cudaError_t allocate(void** memory, size_t bytes, bool pinned) {
   if (const int code = injected()) return result(code);
   *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256 + (bytes == 0 ? 256 : 0));
   std::memset(*memory, 0xFF, bytes);
   const std::lock_guard lock(runtime().mutex);
-  runtime().memory[static_cast<char*>(*memory)] = {bytes, current_device};
+  runtime().memory[static_cast<char*>(*memory)] = {bytes, current_device, pinned};
   return cudaSuccess;
 }
 
@@ -296,7 +315,10 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int) {
   made->device = current_device;
   *stream = made.get();
   ++runtime().threads;
-  std::thread(run_stream, made).detach();
+  std::thread([made] {
+    run_stream(made);
+    --runtime().threads;
+  }).detach();
   const std::lock_guard lock(runtime().mutex);
   runtime().streams[made.get()] = made;
   return cudaSuccess;
@@ -358,6 +380,27 @@ cudaError_t cudaEventRecord(cudaEvent_t handle, cudaStream_t stream) {
   }
   return result(enqueue(stream, [passed] {
     *passed = true;
+    passed->notify_all();
+    return 0;
+  }));
+}
+
+// Of what the event stands for now: it may be recorded anew before the stream comes to this.
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t handle, unsigned int) {
+  if (const int code = injected()) return result(code);
+  const auto event = find_event(handle);
+  if (event == nullptr) {
+    violation();
+    return cudaErrorInvalidResourceHandle;
+  }
+  std::shared_ptr<std::atomic<bool>> passed;
+  {
+    const std::lock_guard lock(event->mutex);
+    passed = event->passed;
+  }
+  if (passed == nullptr) return cudaSuccess;
+  return result(enqueue(stream, [passed] {
+    passed->wait(false);
     return 0;
   }));
 }
@@ -374,9 +417,9 @@ cudaError_t cudaEventQuery(cudaEvent_t handle) {
   return event->passed == nullptr || *event->passed ? cudaSuccess : cudaErrorNotReady;
 }
 
-cudaError_t cudaMalloc(void** memory, size_t bytes) { return allocate(memory, bytes); }
+cudaError_t cudaMalloc(void** memory, size_t bytes) { return allocate(memory, bytes, false); }
 cudaError_t cudaFree(void* memory) { return release(memory); }
-cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned int) { return allocate(memory, bytes); }
+cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned int) { return allocate(memory, bytes, true); }
 cudaError_t cudaFreeHost(void* memory) { return release(memory); }
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
@@ -389,6 +432,29 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
     std::memcpy(to, from, bytes);
     return 0;
   }));
+}
+
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream) {
+  if (const int code = injected()) return result(code);
+  if (!is_known(memory, bytes)) {
+    violation();
+    return result(cudaErrorInvalidValue);
+  }
+  return result(enqueue(stream, [=] {
+    std::memset(memory, value, bytes);
+    return 0;
+  }));
+}
+
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
+  if (const int code = injected()) return result(code);
+  const auto found = find_memory(pointer, 1);
+  *attributes = {};
+  attributes->type = !found          ? cudaMemoryTypeUnregistered
+                     : found->pinned ? cudaMemoryTypeHost
+                                     : cudaMemoryTypeDevice;
+  attributes->device = found ? found->device : -2;
+  return cudaSuccess;
 }
 
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {

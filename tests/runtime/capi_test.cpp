@@ -184,6 +184,9 @@ TEST(CApi, NullsAreRefusedEverywhere) {
   EXPECT_EQ(muster_state_create(nullptr, nullptr), MUSTER_MISUSE);
   EXPECT_EQ(muster_state_expect(nullptr, nullptr, MUSTER_EXPECT_FREE), MUSTER_MISUSE);
   EXPECT_EQ(muster_state_replicated(nullptr, nullptr, nullptr, MUSTER_FLOAT32, nullptr, 0), MUSTER_MISUSE);
+  EXPECT_EQ(muster_state_replicated_in(nullptr, nullptr, MUSTER_CUDA, nullptr, MUSTER_FLOAT32, nullptr, 0),
+            MUSTER_MISUSE);
+  EXPECT_THAT(muster_last_error(), HasSubstr("muster_state_replicated_in"));
   EXPECT_EQ(muster_train(nullptr, nullptr, nullptr, nullptr), MUSTER_MISUSE);
   EXPECT_EQ(muster_run_next(nullptr, nullptr), MUSTER_MISUSE);
   EXPECT_EQ(muster_run_get_info(nullptr, nullptr), MUSTER_MISUSE);
@@ -237,6 +240,8 @@ TEST(CApi, OptionsThatCannotHoldAreNamed) {
                 o.microbatches = o.lanes = 1 << 16;
               }),
               AllOf(HasSubstr("lanes is 65536"), HasSubstr("codec is int8")));
+  EXPECT_THAT(refused([](O& o) { o.gradient_memory = 2; }),
+              AllOf(HasSubstr("gradient_memory is 2"), HasSubstr("MUSTER_CUDA (1)")));
   EXPECT_EQ(muster_session_notice(program.session, std::nan(""), "x"), MUSTER_MISUSE);
   EXPECT_THAT(muster_last_error(), HasSubstr("not a number"));
   const int64_t shape[] = {1};
@@ -244,6 +249,10 @@ TEST(CApi, OptionsThatCannotHoldAreNamed) {
                                     static_cast<muster_dtype>(99), shape, 1),
             MUSTER_MISUSE);
   EXPECT_THAT(muster_last_error(), HasSubstr("unknown element type 99"));
+  EXPECT_EQ(muster_state_replicated_in(program.state, "t", static_cast<muster_memory>(3),
+                                       program.gradients.data(), MUSTER_FLOAT32, shape, 1),
+            MUSTER_MISUSE);
+  EXPECT_THAT(muster_last_error(), HasSubstr("unknown memory 3"));
 }
 
 // Compressed, alone: near the weights of float32, the same each time and in any parts.
@@ -263,6 +272,15 @@ TEST(CApi, EachCodecTrains) {
 TEST(CApi, AnOlderProgramHasNoCodec) {
   Misuse none;
   EXPECT_EQ(train(none, 0, 1000, offsetof(muster_train_options, codec)), train(none));
+}
+
+// Its structure ended with the codec, and with what fills that up to a multiple of eight bytes.
+TEST(CApi, AnOlderProgramHasItsGradientsInTheHostsMemory) {
+  Misuse none;
+  static_assert(
+      offsetof(muster_train_options, stream) == offsetof(muster_train_options, codec) + 2 * sizeof(int32_t),
+      "no field may lie in an older structure's padding");
+  EXPECT_EQ(train(none, 0, MUSTER_CODEC_NONE, offsetof(muster_train_options, stream)), train(none));
 }
 
 // A callback that looks where the run stands deadlocked where an event arose under the run's lock.

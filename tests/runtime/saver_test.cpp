@@ -117,7 +117,7 @@ class SaverTest : public ::testing::Test {
   // Saves `version` up to its publication, or its refusal.
   SavePublished try_to_write(Version version, bool stop = false, bool last = false) {
     const uint64_t save = 100 + static_cast<uint64_t>(version);
-    saver_->hold(version, last);
+    saver_->hold(version, last, now());
     SaveOpen open;
     open.save = save;
     open.version = version;
@@ -132,7 +132,8 @@ class SaverTest : public ::testing::Test {
   void write(Version version) {
     values_[version % 1024] += 1;  // a step was made
     const auto published = try_to_write(version);
-    ASSERT_TRUE(published.published) << "version " << version << ": " << published.why;
+    ASSERT_TRUE(published.published) << "version " << version << ": " << published.why
+                                     << told(EventKind::kLog);
   }
 
   void close(Version version) { saver_->closed({100 + static_cast<uint64_t>(version), true, "", version}); }
@@ -185,6 +186,73 @@ TEST_F(SaverTest, WhatIsDurableIsReadBackAndOldVersionsGo) {
   EXPECT_NE(shard_of(113), "");
 }
 
+// What a device's mirror is to a saver: a copy, which may come late or not at all.
+class CopyOf final : public StateMirror {
+ public:
+  CopyOf(State& state, std::span<float> values)
+      : state_(state), values_(std::as_bytes(values)), copy_(values_.size()) {
+    state_.set_mirror(this);
+  }
+  ~CopyOf() override { state_.set_mirror(nullptr); }
+  MutableByteSpan host() const override { return {copy_.data(), copy_.size()}; }
+  Status note_written() override { return ok(); }
+  Status begin_fetch() override {
+    std::copy(values_.begin(), values_.end(), copy_.begin());
+    return ok();
+  }
+  Status finish_fetch(Instant) override {
+    return fails ? Status(Error{ErrorCode::kEnvironment, "no copy came"}) : ok();
+  }
+  Status order_update() override { return ok(); }
+  Status store(ByteSpan, Instant) override { return ok(); }
+
+  std::atomic<bool> fails = false;
+
+ private:
+  State& state_;
+  ByteSpan values_;
+  mutable ByteBuffer copy_;
+};
+
+TEST_F(SaverTest, ACopyThatDoesNotComeFailsItsSaveAlone) {
+  CopyOf mirror(state_, values_);
+  write(111);
+  mirror.fails = true;
+  const auto failed = try_to_write(112);
+  EXPECT_FALSE(failed.published);
+  EXPECT_EQ(failed.why, "no copy came");
+  mirror.fails = false;
+  write(113);
+  saver_.reset();
+}
+
+// The update was not held up, so the next save may be due while the one before still reads its copy.
+TEST_F(SaverTest, ASaveWhoseStateCannotBeKeptIsRefusedAtOnceAndTold) {
+  CopyOf mirror(state_, values_);
+  ASSERT_TRUE(state_.acquire_read(now()).ok());  // the save before
+  ASSERT_TRUE(state_.begin_write(now()).ok());
+  state_.end_write();
+  SaveOpen open;
+  open.save = 212;
+  open.version = 112;
+  open.participants = {kSelf};
+  saver_->open(open, kSelf);  // by a member that came there sooner
+  EXPECT_FALSE(saver_->hold(112, false, now() + 5 * kMillisecond));
+  EXPECT_GE(state_.stall(), 5 * kMillisecond) << "the program has waited";
+  const auto vote = said<SaveVote>(212);
+  ASSERT_TRUE(vote);
+  EXPECT_FALSE(vote->written);
+  EXPECT_NE(told(EventKind::kLog).find("not kept for its save"), std::string::npos);
+  open.save = 300;
+  saver_->open(open, kSelf);
+  const auto later = said<SaveVote>(300);
+  ASSERT_TRUE(later) << "refused, and not waited for";
+  EXPECT_FALSE(later->written);
+  state_.release_read();
+  write(113);
+  saver_.reset();
+}
+
 // Reading back a large version took minutes, in which every further save was skipped or late.
 TEST_F(SaverTest, AVerificationThatTakesLongHoldsUpNoSave) {
   write(111);
@@ -209,7 +277,7 @@ TEST_F(SaverTest, WhatAFailedSaveHasWrittenGoesAtOnce) {
   write(111);
   close(111);
   ASSERT_TRUE(emitted(EventKind::kSaveVerified, 111));
-  saver_->hold(112, false);
+  saver_->hold(112, false, now());
   SaveOpen open;
   open.save = 212;
   open.version = 112;
@@ -296,7 +364,7 @@ TEST_F(SaverTest, ASaveThatIsPublishedAlreadyDoesNotBecomeStale) {
 
 // Opened by a member that was sooner, and closed before this rank came to the version.
 TEST_F(SaverTest, ASaveThatWasClosedBeforeItsVersionCameDoesNotTakeTheNextOnesPlace) {
-  saver_->hold(111, false);
+  saver_->hold(111, false, now());
   saver_->release();
   SaveOpen open;
   open.save = 1;

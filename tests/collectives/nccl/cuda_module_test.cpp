@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <thread>
 
 #include "kernels/codec.cuh"
@@ -237,6 +238,48 @@ TEST_F(CudaModule, CopiesKeepTheStreamsOrderAndRefusePageableMemory) {
   EXPECT_EQ(cuda.event_destroy(event), 0);
   EXPECT_EQ(cuda.device_free(device), 0);
   EXPECT_EQ(cuda.pinned_free(pinned), 0);
+  EXPECT_TRUE(nothing_lives());
+  fakes::cuda_reset();
+}
+
+TEST_F(CudaModule, AStreamWaitsForWhatAnEventStoodForWhenItWasAsked) {
+  const CudaTable& cuda = table();
+  void *first = nullptr, *second = nullptr, *event = nullptr, *end = nullptr, *memory = nullptr;
+  ASSERT_EQ(cuda.stream_create(&first), 0);
+  ASSERT_EQ(cuda.stream_create(&second), 0);
+  ASSERT_EQ(cuda.event_create(&event), 0);
+  ASSERT_EQ(cuda.event_create(&end), 0);
+  ASSERT_EQ(cuda.device_allocate(&memory, 64), 0);
+  auto* const bytes = static_cast<char*>(memory);
+  EXPECT_EQ(cuda.stream_wait_event(second, event), 0) << "never recorded: for nothing";
+  std::atomic<bool> go = false;
+  fakes::cuda_enqueue(first, [&] {
+    go.wait(false);
+    std::memset(bytes, 'a', 64);
+    return 0;
+  });
+  EXPECT_EQ(cuda.event_record(event, first), 0);
+  EXPECT_EQ(cuda.stream_wait_event(second, event), 0);
+  EXPECT_EQ(cuda.zero(bytes, 32, second), 0);
+  EXPECT_EQ(cuda.event_record(end, second), 0);
+  EXPECT_EQ(cuda.event_query(end), kCudaNotReady);
+  go = true;
+  go.notify_all();
+  while (cuda.event_query(end) == kCudaNotReady) std::this_thread::yield();
+  EXPECT_EQ(std::string(bytes, 64), std::string(32, '\0') + std::string(32, 'a'));
+  EXPECT_NE(cuda.zero(&go, 1, second), 0) << "no device memory";
+  EXPECT_NE(cuda.stream_wait_event(second, &go), 0) << "no event";
+  EXPECT_EQ(fakes::cuda_violations(), 2);
+  int device = 7;
+  EXPECT_EQ(cuda.memory_device(bytes + 63, &device), 0);
+  EXPECT_EQ(device, 0);
+  EXPECT_EQ(cuda.memory_device(&go, &device), 0);
+  EXPECT_EQ(device, -1);
+  EXPECT_EQ(cuda.stream_destroy(first), 0);
+  EXPECT_EQ(cuda.stream_destroy(second), 0);
+  EXPECT_EQ(cuda.event_destroy(event), 0);
+  EXPECT_EQ(cuda.event_destroy(end), 0);
+  EXPECT_EQ(cuda.device_free(memory), 0);
   EXPECT_TRUE(nothing_lives());
   fakes::cuda_reset();
 }

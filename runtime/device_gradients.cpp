@@ -1,0 +1,100 @@
+#include "runtime/device_gradients.h"
+
+#include <algorithm>
+
+namespace muster {
+namespace {
+
+constexpr Duration kEndTimeout = 10 * kSecond;  // for copies that a failed call left under way
+
+}  // namespace
+
+Result<std::unique_ptr<DeviceGradients>> DeviceGradients::make(const Device& device, size_t slot_floats) {
+  std::array<Slot, 2> slots;
+  for (Slot& slot : slots) {
+    MUSTER_ASSIGN(slot.memory, device.allocate_pinned(slot_floats * sizeof(float)));
+    MUSTER_ASSIGN(slot.passed, device.make_event());
+  }
+  return std::unique_ptr<DeviceGradients>(new DeviceGradients(device, slot_floats, std::move(slots)));
+}
+
+// As of a mirror: what a device may still write to is not given back.
+DeviceGradients::~DeviceGradients() {
+  for (Slot& slot : slots_) {
+    Status passed = device_.record(slot.passed, device_.program_stream());
+    if (passed.ok()) passed = device_.wait(slot.passed, now() + kEndTimeout);
+    if (!passed.ok() && passed.error().code == ErrorCode::kRetry) (void)slot.memory.release();
+  }
+}
+
+Status DeviceGradients::check(const Gradients& gradients) const {
+  for (const auto& piece : gradients) {
+    if (!piece.empty())
+      MUSTER_TRY(
+          device_.check_memory(piece.data(), "a piece of " + std::to_string(piece.size()) + " gradients"));
+  }
+  return ok();
+}
+
+// A device that does not come to its end within a step's time is broken; to call again would not help.
+Status DeviceGradients::wait(const Slot& slot, Instant deadline) const {
+  const Status passed = device_.wait(slot.passed, deadline);
+  if (passed.ok()) return passed;
+  return Error{ErrorCode::kEnvironment, "the gradients could not be copied: " + passed.error().message};
+}
+
+Status DeviceGradients::fetch(const Gradients& gradients, size_t begin, size_t end, const Slot& slot) const {
+  for (const GradientPart& part : parts_of(gradients, begin, end)) {
+    MUSTER_TRY(device_.copy(slot.floats() + (part.begin - begin), part.values.data(),
+                            part.values.size_bytes(), device_.program_stream()));
+  }
+  return device_.record(slot.passed, device_.program_stream());
+}
+
+Status DeviceGradients::store(const Gradients& gradients, size_t begin, size_t end, const Slot& slot) const {
+  for (const GradientPart& part : parts_of(gradients, begin, end)) {
+    MUSTER_TRY(device_.copy(part.values.data(), slot.floats() + (part.begin - begin),
+                            part.values.size_bytes(), device_.program_stream()));
+  }
+  return device_.record(slot.passed, device_.program_stream());
+}
+
+// One slot ahead. Nothing is zeroed before all was taken: what is refused stays as it is.
+Status DeviceGradients::take(const Gradients& gradients, size_t begin, size_t end, const Receiver& receiver,
+                             Instant deadline) {
+  const auto end_of = [&](size_t from) { return std::min(end, from + slot_floats_); };
+  size_t turn = 0;
+  MUSTER_TRY(fetch(gradients, begin, end_of(begin), slots_[turn]));
+  size_t at = begin;
+  do {
+    const Slot& slot = slots_[turn];
+    const size_t next = end_of(at);
+    turn = 1 - turn;
+    if (next < end) MUSTER_TRY(fetch(gradients, next, end_of(next), slots_[turn]));
+    MUSTER_TRY(wait(slot, deadline));
+    MUSTER_TRY(receiver(at, std::span<const float>(slot.floats(), next - at)));
+    at = next;
+  } while (at < end);
+  return zero(gradients, begin, end);
+}
+
+Status DeviceGradients::zero(const Gradients& gradients, size_t begin, size_t end) {
+  for (const GradientPart& part : parts_of(gradients, begin, end))
+    MUSTER_TRY(device_.zero(part.values.data(), part.values.size_bytes(), device_.program_stream()));
+  return ok();
+}
+
+Status DeviceGradients::put(std::span<const float> source, const Gradients& gradients, Instant deadline) {
+  size_t turn = 0;
+  for (size_t at = 0; at < source.size(); turn = 1 - turn) {
+    const Slot& slot = slots_[turn];
+    const size_t end = std::min(source.size(), at + slot_floats_);
+    MUSTER_TRY(wait(slot, deadline));
+    std::copy(source.begin() + at, source.begin() + end, slot.floats());
+    MUSTER_TRY(store(gradients, at, end, slot));
+    at = end;
+  }
+  return ok();
+}
+
+}  // namespace muster

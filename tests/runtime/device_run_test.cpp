@@ -1,0 +1,173 @@
+// Training on a (fake) CUDA device through muster.h: the same bits as on the host, in memory and in
+// checkpoints, and an end in words whatever CUDA refuses.
+#include <gmock/gmock.h>
+
+#include "tests/runtime/fake_backend.h"
+
+namespace muster {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr size_t kCount = 1000;
+
+TrainingResult on_host(const TrainingOptions& options) {
+  HostBackend host(kCount);
+  return train_on(host, options);
+}
+
+TrainingResult on_device(const TrainingOptions& options, bool default_stream = false) {
+  FakeBackend device(kCount, default_stream);
+  return train_on(device, options);
+}
+
+class DeviceRun : public FakeDevice {};
+
+TEST_F(DeviceRun, EndsWithTheBitsOfTheHost) {
+  for (const int32_t codec : {MUSTER_CODEC_NONE, MUSTER_CODEC_INT8}) {
+    TrainingOptions options;
+    options.codec = codec;
+    const TrainingResult host = on_host(options);
+    ASSERT_EQ(host.status, MUSTER_OK) << host.error;
+    EXPECT_NE(host.weights[0], host.weights[1]);
+    for (const bool default_stream : {false, true}) {
+      for (const bool in_parts : {false, true}) {
+        options.in_parts = in_parts;
+        const TrainingResult device = on_device(options, default_stream);
+        ASSERT_EQ(device.status, MUSTER_OK) << device.error;
+        EXPECT_EQ(device.exit_code, 0);
+        EXPECT_EQ(device.weights, host.weights);
+        EXPECT_EQ(device.counter, options.steps);
+      }
+    }
+  }
+}
+
+// Each goes on from the other's checkpoint, and ends as one that was never stopped.
+TEST_F(DeviceRun, SavesAndResumesWhatTheHostWould) {
+  TrainingOptions whole;
+  whole.steps = 7;
+  const TrainingResult expected = on_host(whole);
+  for (const bool first_on_device : {true, false}) {
+    const Folder folder;
+    TrainingOptions options;
+    options.checkpoints = folder.path();
+    options.steps = 3;
+    const TrainingResult first = first_on_device ? on_device(options) : on_host(options);
+    ASSERT_EQ(first.status, MUSTER_OK) << first.error;
+    EXPECT_EQ(first.exit_code, 0) << "the last version was saved";
+    const TrainingResult read = first_on_device ? on_host(options) : on_device(options);
+    EXPECT_EQ(read.weights, first.weights) << "restored, and nothing left to do";
+    EXPECT_EQ(read.counter, 3);
+    options.steps = 7;
+    const TrainingResult second = first_on_device ? on_host(options) : on_device(options);
+    ASSERT_EQ(second.status, MUSTER_OK) << second.error;
+    EXPECT_EQ(second.weights, expected.weights);
+    EXPECT_EQ(second.counter, 7);
+    const TrainingResult third = on_device(options);
+    EXPECT_EQ(third.weights, expected.weights);
+  }
+}
+
+TEST_F(DeviceRun, ANoticeSavesWhatTheDeviceHas) {
+  const Folder folder;
+  TrainingOptions options;
+  options.checkpoints = folder.path();
+  options.steps = 100'000;
+  options.checkpoint_every = 0;
+  options.at_step = [](muster_session* session, int64_t step) {
+    if (step != 2) return;
+    EXPECT_EQ(muster_session_notice(session, 30, "test"), MUSTER_OK);
+  };
+  const TrainingResult stopped = on_device(options);
+  ASSERT_EQ(stopped.status, MUSTER_OK) << stopped.error;
+  EXPECT_EQ(stopped.exit_code, 75);
+  EXPECT_GE(stopped.counter, 2);
+  options.at_step = nullptr;
+  options.steps = stopped.counter;
+  const TrainingResult resumed = on_host(options);
+  EXPECT_EQ(resumed.counter, stopped.counter);
+  EXPECT_EQ(resumed.weights, stopped.weights);
+}
+
+TEST_F(DeviceRun, AKernelOfTheProgramThatFailsEndsTheStepInWords) {
+  TrainingOptions options;
+  FakeBackend device(kCount);
+  options.at_step = [&](muster_session*, int64_t step) {
+    if (step == 1) device.break_down(700);
+  };
+  const TrainingResult result = train_on(device, options);
+  EXPECT_EQ(result.status, MUSTER_ENVIRONMENT);
+  EXPECT_THAT(result.error, HasSubstr("CUDA error 700"));
+  fakes::cuda_reset();
+}
+
+TEST_F(DeviceRun, HostMemoryThatIsCalledADevicesIsRefusedByName) {
+  class Liar final : public Backend {
+   public:
+    Liar() : Backend(kCount) {}
+    muster_memory memory() const override { return MUSTER_CUDA; }
+    void* stream() const override { return nullptr; }
+    float* weights() override { return host_.weights(); }
+    float* gradients() override { return host_.gradients(); }
+    void zero_gradients() override {}
+    void backward(const std::vector<int64_t>&) override {}
+    void update() override {}
+    std::vector<float> final_weights() override { return {}; }
+
+   private:
+    HostBackend host_{kCount};
+  } liar;
+  const TrainingResult result = train_on(liar, {});
+  EXPECT_EQ(result.status, MUSTER_MISUSE);
+  EXPECT_THAT(result.error, HasSubstr("tensor 'w'"));
+}
+
+TEST_F(DeviceRun, WithoutADeviceTrainSaysWhy) {
+  constexpr int kInsufficientDriver = 35;
+  FakeBackend device(kCount);
+  fakes::cuda_set_devices(0, kInsufficientDriver);
+  const TrainingResult result = train_on(device, {});
+  EXPECT_EQ(result.status, MUSTER_ENVIRONMENT);
+  EXPECT_THAT(result.error, HasSubstr("driver version"));
+}
+
+// Each of the library's calls fails once: the training ends, with the right bits or in words.
+TEST_F(DeviceRun, AFailureOfAnyCallHangsNothingAndLeaksNothing) {
+  TrainingOptions options;
+  options.steps = 2;
+  options.checkpoint_every = 1;
+  const TrainingResult whole = on_host(options);
+  int failed = 0, unharmed = 0, call = 1;
+  for (; call <= 500; ++call) {
+    const Folder folder;
+    options.checkpoints = folder.path();
+    {
+      FakeBackend device(kCount);
+      fakes::cuda_reset();
+      fakes::cuda_inject({.call = call, .code = 2});
+      const TrainingResult result = train_on(device, options);
+      const bool reached = fakes::cuda_calls() >= call;
+      fakes::cuda_inject({});
+      if (!reached) break;
+      if (result.status == MUSTER_OK) {
+        // A save may have failed; the training itself has not.
+        EXPECT_THAT(result.exit_code, testing::AnyOf(0, 75)) << call;
+        EXPECT_EQ(result.weights, whole.weights) << call;
+        ++unharmed;
+      } else {
+        EXPECT_EQ(result.status, MUSTER_ENVIRONMENT) << call << ": " << result.error;
+        EXPECT_THAT(result.error, HasSubstr("out of memory")) << call;
+        ++failed;
+      }
+    }
+    ASSERT_TRUE(nothing_lives()) << "call " << call;
+    ASSERT_EQ(fakes::cuda_violations(), 0) << "call " << call;
+  }
+  EXPECT_GT(failed, 40);
+  EXPECT_GT(unharmed, 4);
+  EXPECT_LT(call, 500) << "all calls were tried";
+}
+
+}  // namespace
+}  // namespace muster
