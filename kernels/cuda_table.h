@@ -10,13 +10,14 @@
 #include <cstdint>
 
 #include "kernels/codec.h"
+#include "kernels/digest_cuda.h"
 #include "kernels/tree_fold.h"
 #include "runtime/base/dtype.h"
 #include "runtime/base/result.h"
 
 namespace muster {
 
-constexpr int kCudaTableVersion = 3;
+constexpr int kCudaTableVersion = 4;
 
 // NCCL's codes that callers must tell apart; checked against nccl.h where the module is compiled.
 constexpr int kNcclSuccess = 0;
@@ -102,6 +103,7 @@ struct CudaTable {
   int (*codec_recode)(codec::CodecId id, const codec::Decode* from, const codec::Encode* to, void* stream);
 
   int (*tree_fold)(const TreeFold* task, void* stream);
+  int (*digest)(const DigestTask* task, void* stream);
 
   const char* (*nccl_error_text)(int code);
   const char* (*nccl_last_error)(void* communicator);

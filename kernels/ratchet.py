@@ -25,8 +25,8 @@ OCCUPANCY_MIN = 0.5
 THREADS = 256  # of a block, in every kernel
 # Of a multiprocessor: registers, threads, shared memory (CUDA C++ programming guide, compute capabilities).
 MULTIPROCESSORS = {"sm_80": (65536, 2048, 167936), "sm_90": (65536, 2048, 233472), "sm_100": (65536, 2048, 233472)}
-# Kernels that take any count and alignment have the last value of their Mode, Store or FoldShape.
-ANY_SHAPE = re.compile(r"Mode\)3|Store\)2|FoldShape\)1")
+# Kernels that take any count and alignment have the last value of their Mode, Store, FoldShape or DigestShape.
+ANY_SHAPE = re.compile(r"Mode\)3|Store\)2|FoldShape\)1|DigestShape\)1")
 # Codec: (how it is named in a kernel, elements a lane, words a lane, bytes of a scale, elements that share it)
 LANES = {"int8": ("Int8, 8", 16, 4, 4, 256), "bf16": ("Bf16", 16, 8, 0, 1), "fp16": ("Fp16", 16, 8, 0, 1),
          "int4": ("Int4, 4", 16, 2, 2, 128), "mxfp8": ("Mxfp8, 8", 16, 4, 1, 32), "1-bit": ("OneBitLanes", 32, 1, 4, 1024), "1-bit, decoding": ("OneBitDecodeLanes", 16, 0.5, 4, 1024),
