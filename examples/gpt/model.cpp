@@ -73,7 +73,9 @@ void linear_backward(const float* in, const float* weight, const float* dout, fl
 
 muster::Error misuse(std::string message) { return {muster::ErrorCode::kMisuse, std::move(message)}; }
 
-muster::Status check_config(const Config& c, size_t sequences_max) {
+}  // namespace
+
+muster::Status check_shape(const Config& c, size_t sequences_max) {
   if (c.layers == 0 || c.width == 0 || c.heads == 0 || c.context == 0 || sequences_max == 0)
     return misuse("layers, width, heads, context and sequences of a microbatch must each be at least 1");
   if (c.width % kLanes != 0 || c.context % kLanes != 0)
@@ -84,8 +86,6 @@ muster::Status check_config(const Config& c, size_t sequences_max) {
                   std::to_string(c.heads) + ")");
   return muster::ok();
 }
-
-}  // namespace
 
 Layout::Layout(const Config& c) {
   const size_t w = c.width;
@@ -136,7 +136,7 @@ void initialise(const Config& config, const Layout& layout, uint64_t seed, std::
 }
 
 muster::Result<Model> Model::create(const Config& config, size_t sequences_max) {
-  MUSTER_TRY(check_config(config, sequences_max));
+  MUSTER_TRY(check_shape(config, sequences_max));
   return Model(config, sequences_max);
 }
 
