@@ -5,34 +5,12 @@
 #include <cstring>
 
 #include "examples/gpt/kernels.h"
+#include "examples/gpt/tensors.h"
 #include "runtime/base/check.h"
 #include "runtime/base/random.h"
 
 namespace gpt {
 namespace {
-
-// Positions of the tensors in Layout: two embeddings, kBlockTensors for each block, then the last three.
-enum BlockTensor : size_t {
-  kNorm1Gain,
-  kNorm1Bias,
-  kQkvWeight,
-  kQkvBias,
-  kOutWeight,
-  kOutBias,
-  kNorm2Gain,
-  kNorm2Bias,
-  kUpWeight,
-  kUpBias,
-  kDownWeight,
-  kDownBias,
-  kBlockTensors
-};
-constexpr size_t kBytes = 0, kPositions = 1, kFirstBlock = 2;
-
-size_t block_tensor(size_t block, BlockTensor tensor) { return kFirstBlock + block * kBlockTensors + tensor; }
-size_t norm_gain(const Config& config) { return kFirstBlock + config.layers * kBlockTensors; }
-size_t norm_bias(const Config& config) { return norm_gain(config) + 1; }
-size_t head_weight(const Config& config) { return norm_gain(config) + 2; }
 
 // A number from the normal distribution, nearly: the sum of twelve uniform numbers (Irwin and Hall 1927).
 // Only exact operations, so that every host draws the same.
