@@ -2,14 +2,11 @@
 // backend is in a shared library, because its host stubs have the names of the kernels here.
 #include "examples/gpt/cuda/backend.h"
 
-#include <dlfcn.h>
-
 #include <chrono>
 #include <thread>
 
-#include "examples/gpt/cuda/kernels.cuh"
 #include "tests/examples/gpt/backend_checks.h"
-#include "tests/fakes/fakes.h"
+#include "tests/examples/gpt/fake_kernels.h"
 
 // CUDA's header and the shim cannot be in one file: both have a float4.
 extern "C" int cudaGetLastError();
@@ -18,31 +15,6 @@ namespace gpt {
 namespace {
 
 namespace fakes = muster::fakes;
-
-// Registers a kernel instead of launching it, under the name that the compilers gave it.
-struct Registrar {
-  template <typename Kernel, typename Task>
-  void operator()(Kernel kernel, cuda::Grid, const Task&) const {
-    Dl_info info{};
-    ASSERT_NE(dladdr(reinterpret_cast<void*>(kernel), &info), 0);
-    ASSERT_NE(info.dli_sname, nullptr) << "the program does not export its kernels";
-    fakes::register_kernel(info.dli_sname, kernel);
-  }
-};
-
-template <typename... Tasks>
-void register_kernels_of() {
-  (cuda::launch_task(Tasks{}, Registrar()), ...);
-}
-
-void register_kernels() {
-  using namespace cuda;
-  register_kernels_of<Embed, EmbedBackward, Norm, NormBackward, ColumnSums, CausalSoftmax,
-                      CausalSoftmaxBackward, Gelu, GeluBackward, CrossEntropy, LossSum, Fill, ClipFactor,
-                      AdamW>();
-  for (const Form form : {Form::kPlain, Form::kLeftTransposed, Form::kRightTransposed})
-    launch_task(Product{.form = form}, Registrar());
-}
 
 bool nothing_lives() {
   for (int i = 0; i < 10000 && fakes::cuda_live() > 0; ++i)
