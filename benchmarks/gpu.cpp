@@ -1,5 +1,5 @@
-// `scripts/bench gpu`: the codecs and the canonical fold on a CUDA device, beside a copy within it, and
-// copies between it and pinned memory.
+// `scripts/bench gpu`: the codecs, the canonical fold and digests on a CUDA device, beside a copy within it,
+// and copies between it and pinned memory.
 //   bench_gpu ROUNDS MIB [CASES]   prints, for each round and case whose name holds CASES:
 //                                  CASE|GIGABYTES_OF_FLOAT32_A_SECOND|OF_ROOF
 //   bench_gpu values MIB           writes the values, for peers that are programs of their own
@@ -73,7 +73,7 @@ void fill(float* values, size_t count) {
 struct Buffers {
   size_t count, payload_at;
   float *host, *values, *residual, *out, *leaves[16];
-  uint8_t *planes[kSources], *more;
+  uint8_t *planes[kSources], *more, *scratch;
 
   Buffers(const Device& device, size_t elements) : count(elements), payload_at(elements / 8) {
     void* pinned = nullptr;
@@ -83,6 +83,7 @@ struct Buffers {
     for (float** each : {&values, &residual, &out}) *each = device.allocate<float>(count);
     for (uint8_t*& each : planes) each = device.allocate<uint8_t>(3 * count);
     more = device.allocate<uint8_t>(3 * count);
+    scratch = device.allocate<uint8_t>(count);  // of digests, more than they take
     for (float*& each : leaves) each = device.allocate<float>(count);
     for (float* each : {values, residual, out}) copy_in(device, each);
     for (float* each : leaves) copy_in(device, each);
@@ -163,6 +164,16 @@ TreeFold fold_task(const Buffers& b, int leaves) {
   return fold;
 }
 
+// Digests of `values` in slabs of so many bytes, as of tensors or of a checkpoint's slabs.
+int digest(const Buffers& b, size_t slab_bytes, void* stream) {
+  const size_t bytes = b.count * sizeof(float);
+  std::vector<muster::DigestItem> items;
+  for (size_t at = 0; at < bytes; at += slab_bytes)
+    items.push_back({reinterpret_cast<const uint8_t*>(b.values) + at, std::min(slab_bytes, bytes - at)});
+  const muster::DigestTask task{items.data(), items.size(), b.more, b.scratch};
+  return cuda().digest(&task, stream);
+}
+
 std::vector<Case> cases_of(const Buffers& b, void* stream) {
   const double n = static_cast<double>(b.count) * sizeof(float);
   const auto copy = [&b, stream](void* to, const void* from) {
@@ -176,6 +187,10 @@ std::vector<Case> cases_of(const Buffers& b, void* stream) {
                        const TreeFold task = fold_task(b, leaves);
                        return cuda().tree_fold(&task, stream);
                      }});
+  }
+  for (const size_t mib : {size_t{1}, size_t{16}, size_t{256}}) {
+    cases.push_back({"digest of " + std::to_string(mib) + " MiB each", n,
+                     [&b, mib, stream] { return digest(b, mib << 20, stream); }});
   }
   for (const CodecId id : muster::codec::kCodecIds) add_codec(cases, id, b, stream);
   return cases;

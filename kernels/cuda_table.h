@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "kernels/codec.h"
+#include "kernels/digest_cuda.h"
 #include "kernels/tree_fold.h"
 #include "runtime/base/dtype.h"
 #include "runtime/base/result.h"
@@ -106,6 +107,7 @@ struct CudaTable {
   int (*codec_recode)(codec::CodecId id, const codec::Decode* from, const codec::Encode* to, void* stream);
 
   int (*tree_fold)(const TreeFold* task, void* stream);
+  int (*digest)(const DigestTask* task, void* stream);
 
   const char* (*nccl_error_text)(int code);
   const char* (*nccl_last_error)(void* communicator);

@@ -160,6 +160,7 @@ int codec_recode(codec::CodecId id, const codec::Decode* from, const codec::Enco
 }
 
 int tree_fold(const TreeFold* task, void* stream) { return tree_fold_on_stream(*task, stream); }
+int digest(const DigestTask* task, void* stream) { return digest_on_stream(*task, stream); }
 
 const char* nccl_error_text(int code) {
   if (code == kNcclUnsupported) return "NCCL has no such element type or operator";
@@ -401,6 +402,7 @@ constexpr CudaTable kTable = {
     .codec_decode = &codec_decode,
     .codec_recode = &codec_recode,
     .tree_fold = &tree_fold,
+    .digest = &digest,
     .nccl_error_text = &nccl_error_text,
     .nccl_last_error = &nccl_last_error,
     .nccl_make_id = &nccl_make_id,

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "examples/gpt/kernels.h"
 #include "runtime/base/check.h"
 
 namespace gpt {
@@ -18,18 +17,19 @@ double power(double base, size_t exponent) {
   return result;
 }
 
-AdamWCoefficients coefficients(const AdamWOptions& o, size_t step, float learning_rate, float factor) {
+}  // namespace
+
+AdamWCoefficients coefficients(const AdamWOptions& o, size_t step, float learning_rate, float factor,
+                               bool decays) {
   return {.learning_rate = learning_rate,
           .beta1 = o.beta1,
           .beta2 = o.beta2,
           .epsilon = o.epsilon,
-          .decay = 0,
+          .decay = decays ? o.weight_decay * learning_rate : 0.0f,
           .correction1 = static_cast<float>(1 / (1 - power(o.beta1, step + 1))),
           .correction2 = static_cast<float>(1 / (1 - power(o.beta2, step + 1))),
           .gradient_scale = factor};
 }
-
-}  // namespace
 
 float clip_factor(const AdamWOptions& options, std::span<const float> gradients) {
   if (options.norm_max <= 0) return 1;
@@ -53,14 +53,12 @@ void adamw_slice(const AdamWOptions& options, const Layout& layout, size_t step,
                    m.size() == v.size() && begin + m.size() <= layout.size(),
                "a buffer does not fit the layout");
   const FixedFloatMode mode;
-  AdamWCoefficients c = coefficients(options, step, learning_rate, factor);
   for (const Tensor& tensor : layout.tensors()) {
     const size_t from = std::max(tensor.offset, begin);
     const size_t to = std::min(tensor.offset + tensor.size, begin + m.size());
     if (from >= to) continue;
-    c.decay = tensor.decays ? options.weight_decay * learning_rate : 0.0f;
-    adamw_each(c, parameters.data() + from, gradients.data() + from, m.data() + (from - begin),
-               v.data() + (from - begin), to - from);
+    adamw_each(coefficients(options, step, learning_rate, factor, tensor.decays), parameters.data() + from,
+               gradients.data() + from, m.data() + (from - begin), v.data() + (from - begin), to - from);
   }
 }
 

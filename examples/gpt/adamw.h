@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <span>
 
+#include "examples/gpt/kernels.h"
 #include "examples/gpt/model.h"
 
 namespace gpt {
@@ -16,6 +17,10 @@ struct AdamWOptions {
   float weight_decay = 0.1f;  // matrices only; the update is multiplied by the learning rate
   float norm_max = 1.0f;      // gradients longer than this are scaled down to it; 0: never
 };
+
+// What the step with this number (from 0) does to each element of a tensor that decays, or does not.
+AdamWCoefficients coefficients(const AdamWOptions& options, size_t step, float learning_rate, float factor,
+                               bool decays);
 
 // The factor that clips `gradients`: 1 where they are short enough.
 float clip_factor(const AdamWOptions& options, std::span<const float> gradients);

@@ -4,21 +4,17 @@
 // step; a killed, shrunk, grown, preempted and resumed run ends with the same weights, bit for bit, as an
 // untouched one.
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <fstream>
 #include <initializer_list>
 #include <map>
 #include <muster/muster.hpp>  // M
 #include <string>
 #include <vector>
 
-#include "examples/gpt/adamw.h"
+#include "examples/gpt/backend.h"
 #include "examples/gpt/data.h"
-#include "examples/gpt/host.h"
 #include "examples/gpt/ledger.h"
-#include "examples/gpt/model.h"
 #include "examples/gpt/sampler.h"
 #include "examples/gpt/schedule.h"
 #include "examples/gpt/summary.h"
@@ -42,10 +38,6 @@ std::map<std::string, muster_codec> codecs() {
   return {{"none", MUSTER_CODEC_NONE}, {"bf16", MUSTER_CODEC_BF16}, {"fp16", MUSTER_CODEC_FP16},
           {"int8", MUSTER_CODEC_INT8}, {"int4", MUSTER_CODEC_INT4}, {"mxfp8", MUSTER_CODEC_MXFP8}};
 }
-
-// The loss of a microbatch, then of the step, is averaged with the gradients. It is far larger than they are:
-// in elements of its own no codec gives it one scale with them.
-constexpr size_t kLossElements = 256;
 
 void declare(CLI::App& app, Options& o) {
   app.add_option("paths", o.paths, "Text files, or folders of them")->capture_default_str();
@@ -87,43 +79,40 @@ double seconds_now() {
 }
 
 int train(const Options& o) {
-  if (auto host = gpt::require_processor(); !host) throw std::runtime_error(host.error().message);
-  auto created = gpt::Model::create(o.model, o.sequences);
+  auto created = gpt::make_backend(gpt::DeviceKind::kCpu, o.model, o.sequences);
   if (!created) throw std::runtime_error(created.error().message);
   auto loaded = gpt::Corpus::load(o.paths, o.model.context);
   if (!loaded) throw std::runtime_error(loaded.error().message);
-  gpt::Model& model = *created;
+  gpt::Backend& backend = **created;
   const gpt::Corpus& corpus = *loaded;
-  const size_t size = model.layout().size(), window = o.model.context + 1;
-  std::vector<float> weights(size), gradients(size), m(size), v(size);
-  std::vector<float> losses(kLossElements);
-  float& loss = losses[0];
-  gpt::initialise(o.model, model.layout(), o.seed, weights);
+  const gpt::Buffers& buffers = backend.buffers();
+  const size_t size = backend.layout().size(), window = o.model.context + 1;
+  backend.initialise(o.seed);
   std::vector<uint8_t> windows(o.sequences * window);
 
-  muster::Session session;                                                                        // M
-  muster::State state(session);                                                                   // M
-  for (const gpt::Tensor& tensor : model.layout().tensors()) {                                    // M
-    const std::vector<int64_t> shape(tensor.shape.begin(), tensor.shape.end());                   // M
-    state.replicated(tensor.name, weights.data() + tensor.offset, MUSTER_FLOAT32, shape);         // M
-    state.replicated("adamw.m/" + tensor.name, m.data() + tensor.offset, MUSTER_FLOAT32, shape);  // M
-    state.replicated("adamw.v/" + tensor.name, v.data() + tensor.offset, MUSTER_FLOAT32, shape);  // M
-  }                                                                                               // M
-  muster::TrainOptions options;                                                                   // M
-  options.steps = static_cast<int64_t>(o.schedule.steps);                                         // M
-  options.microbatches = static_cast<int32_t>(o.microbatches);                                    // M
-  options.lanes = static_cast<int32_t>(o.lanes);                                                  // M
-  options.samples_per_microbatch = static_cast<int64_t>(o.sequences);                             // M
-  options.dataset_samples = static_cast<int64_t>(corpus.sample_count());                          // M
-  options.seed = o.seed;                                                                          // M
-  options.bucket_bytes = o.bucket_kib << 10;                                                      // M
-  options.codec = o.codec;                                                                        // M
-  options.checkpoint_dir = o.checkpoint_dir.c_str();                                              // M
-  options.checkpoint_every = static_cast<int64_t>(o.checkpoint_every);                            // M
-  muster::Run run(session, state, options);                                                       // M
+  muster::Session session;                                                                         // M
+  muster::State state(session);                                                                    // M
+  for (const gpt::Tensor& tensor : backend.layout().tensors()) {                                   // M
+    const std::vector<int64_t> shape(tensor.shape.begin(), tensor.shape.end());                    // M
+    state.replicated(tensor.name, buffers.weights + tensor.offset, MUSTER_FLOAT32, shape);         // M
+    state.replicated("adamw.m/" + tensor.name, buffers.m + tensor.offset, MUSTER_FLOAT32, shape);  // M
+    state.replicated("adamw.v/" + tensor.name, buffers.v + tensor.offset, MUSTER_FLOAT32, shape);  // M
+  }                                                                                                // M
+  muster::TrainOptions options;                                                                    // M
+  options.steps = static_cast<int64_t>(o.schedule.steps);                                          // M
+  options.microbatches = static_cast<int32_t>(o.microbatches);                                     // M
+  options.lanes = static_cast<int32_t>(o.lanes);                                                   // M
+  options.samples_per_microbatch = static_cast<int64_t>(o.sequences);                              // M
+  options.dataset_samples = static_cast<int64_t>(corpus.sample_count());                           // M
+  options.seed = o.seed;                                                                           // M
+  options.bucket_bytes = o.bucket_kib << 10;                                                       // M
+  options.codec = o.codec;                                                                         // M
+  options.checkpoint_dir = o.checkpoint_dir.c_str();                                               // M
+  options.checkpoint_every = static_cast<int64_t>(o.checkpoint_every);                             // M
+  muster::Run run(session, state, options);                                                        // M
   gpt::Ledger ledger(o.ledger_dir);
-  const std::initializer_list<muster_span> all = {{losses.data(), losses.size()},
-                                                  {gradients.data(), size}};  // M
+  const std::initializer_list<muster_span> all = {{buffers.losses, gpt::kLossElements},
+                                                  {buffers.gradients, size}};  // M
 
   const double step_bytes = static_cast<double>(o.microbatches * o.sequences * o.model.context);
   double since = seconds_now();
@@ -134,27 +123,27 @@ int train(const Options& o) {
         corpus.copy_sample(static_cast<size_t>(micro.samples[s]),
                            std::span(windows).subspan(s * window, window));
       ledger.note(run.info().generation, step.index(), micro);
-      loss = model.forward_backward(weights, windows, gradients, [&](size_t begin, size_t end) {
+      backend.forward_backward(windows, [&](size_t begin, size_t end) {
         // The last layers' are reduced meanwhile.
-        step.accumulate(micro, all, kLossElements + begin, kLossElements + end);  // M
+        step.accumulate(micro, all, gpt::kLossElements + begin, gpt::kLossElements + end);  // M
       });
-      step.accumulate(micro, all, 0, kLossElements);  // M
+      step.accumulate(micro, all, 0, gpt::kLossElements);  // M
     }
     ledger.contribute();
     if (!step.reduce(all)) continue;    // M
     if (auto update = step.update()) {  // M
       const auto index = static_cast<size_t>(step.index());
-      gpt::adamw(o.adamw, model.layout(), index, gpt::learning_rate(o.schedule, index), weights, gradients, m,
-                 v);
+      backend.update(o.adamw, index, gpt::learning_rate(o.schedule, index));
       ledger.apply();
     }
     const muster_run_info info = run.info();  // M
     if (info.rank == 0 && info.learner == 0 && info.version % static_cast<int64_t>(o.report_every) == 0) {
+      const double loss = backend.training_loss();  // waits for a device, so before the clock is read
       const double now = seconds_now();
       const double steps = static_cast<double>(reported >= 0 ? info.version - reported : 1);
       std::printf("step %lld/%zu loss %.4f world %d nodes %d generation %llu saved %lld speed %.0f\n",
-                  static_cast<long long>(info.version), o.schedule.steps, static_cast<double>(loss),
-                  info.world_size, info.node_count, static_cast<unsigned long long>(info.generation),
+                  static_cast<long long>(info.version), o.schedule.steps, loss, info.world_size,
+                  info.node_count, static_cast<unsigned long long>(info.generation),
                   static_cast<long long>(info.durable), steps * step_bytes / (now - since));
       std::fflush(stdout);
       since = now;
@@ -164,17 +153,16 @@ int train(const Options& o) {
         info.version % static_cast<int64_t>(o.evaluate_every) == 0) {
       std::printf("evaluating version %lld\n", static_cast<long long>(info.version));
       std::fflush(stdout);
-      const double validation = model.loss(weights, corpus.validation_windows());
+      const double validation = backend.loss(corpus.validation_windows());
       std::printf("evaluated version %lld: %.4f nats/byte\n", static_cast<long long>(info.version),
                   validation);
       std::fflush(stdout);
     }
-    std::fill(losses.begin() + 1, losses.end(), 0.0f);  // the loss itself is assigned
-    std::fill(gradients.begin(), gradients.end(), 0.0f);
+    backend.clear();
   }
   const muster_run_info info = run.info();       // M
   if (run.exit_code() == 0 && info.rank == 0) {  // M
-    gpt::print_summary(model, weights, corpus, o.sample, loss, o.summary);
+    gpt::print_summary(backend, corpus, o.sample, backend.training_loss(), o.summary);
   }
   return run.exit_code();  // M
 }

@@ -5,34 +5,12 @@
 #include <cstring>
 
 #include "examples/gpt/kernels.h"
+#include "examples/gpt/tensors.h"
 #include "runtime/base/check.h"
 #include "runtime/base/random.h"
 
 namespace gpt {
 namespace {
-
-// Positions of the tensors in Layout: two embeddings, kBlockTensors for each block, then the last three.
-enum BlockTensor : size_t {
-  kNorm1Gain,
-  kNorm1Bias,
-  kQkvWeight,
-  kQkvBias,
-  kOutWeight,
-  kOutBias,
-  kNorm2Gain,
-  kNorm2Bias,
-  kUpWeight,
-  kUpBias,
-  kDownWeight,
-  kDownBias,
-  kBlockTensors
-};
-constexpr size_t kBytes = 0, kPositions = 1, kFirstBlock = 2;
-
-size_t block_tensor(size_t block, BlockTensor tensor) { return kFirstBlock + block * kBlockTensors + tensor; }
-size_t norm_gain(const Config& config) { return kFirstBlock + config.layers * kBlockTensors; }
-size_t norm_bias(const Config& config) { return norm_gain(config) + 1; }
-size_t head_weight(const Config& config) { return norm_gain(config) + 2; }
 
 // A number from the normal distribution, nearly: the sum of twelve uniform numbers (Irwin and Hall 1927).
 // Only exact operations, so that every host draws the same.
@@ -73,7 +51,9 @@ void linear_backward(const float* in, const float* weight, const float* dout, fl
 
 muster::Error misuse(std::string message) { return {muster::ErrorCode::kMisuse, std::move(message)}; }
 
-muster::Status check_config(const Config& c, size_t sequences_max) {
+}  // namespace
+
+muster::Status check_shape(const Config& c, size_t sequences_max) {
   if (c.layers == 0 || c.width == 0 || c.heads == 0 || c.context == 0 || sequences_max == 0)
     return misuse("layers, width, heads, context and sequences of a microbatch must each be at least 1");
   if (c.width % kLanes != 0 || c.context % kLanes != 0)
@@ -84,8 +64,6 @@ muster::Status check_config(const Config& c, size_t sequences_max) {
                   std::to_string(c.heads) + ")");
   return muster::ok();
 }
-
-}  // namespace
 
 Layout::Layout(const Config& c) {
   const size_t w = c.width;
@@ -136,7 +114,7 @@ void initialise(const Config& config, const Layout& layout, uint64_t seed, std::
 }
 
 muster::Result<Model> Model::create(const Config& config, size_t sequences_max) {
-  MUSTER_TRY(check_config(config, sequences_max));
+  MUSTER_TRY(check_shape(config, sequences_max));
   return Model(config, sequences_max);
 }
 

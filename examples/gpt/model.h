@@ -52,12 +52,16 @@ class Layout {
 // The initial weights for a seed: the same bits on every host.
 void initialise(const Config& config, const Layout& layout, uint64_t seed, std::span<float> parameters);
 
+// Whether a model of this shape can be, for microbatches of so many windows. Errors: kMisuse; the message
+// says which number to change.
+muster::Status check_shape(const Config& config, size_t sequences_max);
+
 // Holds the activations of up to `sequences_max` windows, allocated once. One thread at a time.
 // A window is context + 1 bytes: each byte but the last is an input, and its successor the target.
 // In each call `windows` is a whole number of windows, from 1 to sequences_max, one after the other.
 class Model {
  public:
-  // Errors: kMisuse for a shape that cannot be; the message says which number to change.
+  // Errors: those of check_shape().
   static muster::Result<Model> create(const Config& config, size_t sequences_max);
 
   const Config& config() const { return config_; }

@@ -45,14 +45,19 @@ void each_word(std::span<const uint8_t> text, F f) {
 
 }  // namespace
 
-std::string sample_text(Model& model, std::span<const float> parameters, const SampleOptions& options) {
+std::string sample_text(const NextLogits& next_logits, const SampleOptions& options) {
   std::vector<uint8_t> text(options.prompt.begin(), options.prompt.end());
   if (text.empty()) text.push_back('\n');
   const size_t begin = text.size();
   muster::SeededRandom random(options.seed);
   while (text.size() < begin + options.bytes)
-    text.push_back(draw(model.next_logits(parameters, text), options.temperature, random.uniform()));
+    text.push_back(draw(next_logits(text), options.temperature, random.uniform()));
   return {text.begin() + static_cast<ptrdiff_t>(begin), text.end()};
+}
+
+std::string sample_text(Model& model, std::span<const float> parameters, const SampleOptions& options) {
+  return sample_text([&](std::span<const uint8_t> history) { return model.next_logits(parameters, history); },
+                     options);
 }
 
 WordCount count_known_words(const std::string& sample, const std::vector<std::span<const uint8_t>>& texts) {

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -18,7 +19,11 @@ struct SampleOptions {
   std::string prompt = "\n";
 };
 
+// Logits of the byte that follows a history, as Model::next_logits gives them.
+using NextLogits = std::function<std::span<const float, kVocabulary>(std::span<const uint8_t> history)>;
+
 // The text that follows the prompt (which is not part of it).
+std::string sample_text(const NextLogits& next_logits, const SampleOptions& options);
 std::string sample_text(Model& model, std::span<const float> parameters, const SampleOptions& options);
 
 // Runs of four ASCII letters or more, compared without case. The word that the end of the sample cuts off

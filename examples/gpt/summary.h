@@ -2,18 +2,17 @@
 // digest.
 #pragma once
 
-#include <span>
 #include <string>
 
+#include "examples/gpt/backend.h"
 #include "examples/gpt/data.h"
-#include "examples/gpt/model.h"
 #include "examples/gpt/sampler.h"
 
 namespace gpt {
 
 // Prints it, and unless `file` is empty writes the numbers to it as one JSON object, and the weights, as they
 // lie in memory, to `file`.weights.
-void print_summary(Model& model, std::span<const float> weights, const Corpus& corpus,
-                   const SampleOptions& sample, float training_loss, const std::string& file);
+void print_summary(Backend& backend, const Corpus& corpus, const SampleOptions& sample, float training_loss,
+                   const std::string& file);
 
 }  // namespace gpt

@@ -200,6 +200,17 @@ cudaError_t release(void* memory) {
   return result(code);
 }
 
+cudaError_t query(cudaEvent_t handle) {
+  if (const int code = runtime().sticky) return result(code);
+  const auto event = find_event(handle);
+  if (event == nullptr) {
+    violation();
+    return cudaErrorInvalidResourceHandle;
+  }
+  const std::lock_guard lock(event->mutex);
+  return event->passed == nullptr || *event->passed ? cudaSuccess : cudaErrorNotReady;
+}
+
 }  // namespace
 
 void cuda_reset() {
@@ -405,16 +416,9 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t handle, unsigne
   }));
 }
 
-cudaError_t cudaEventQuery(cudaEvent_t handle) {
+cudaError_t cudaEventQuery(cudaEvent_t event) {
   if (const int code = injected()) return result(code);
-  if (const int code = runtime().sticky) return result(code);
-  const auto event = find_event(handle);
-  if (event == nullptr) {
-    violation();
-    return cudaErrorInvalidResourceHandle;
-  }
-  const std::lock_guard lock(event->mutex);
-  return event->passed == nullptr || *event->passed ? cudaSuccess : cudaErrorNotReady;
+  return query(event);
 }
 
 cudaError_t cudaMalloc(void** memory, size_t bytes) { return allocate(memory, bytes, false); }
@@ -463,6 +467,15 @@ cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void*
     function(data);
     return 0;
   }));
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  if (const int code = injected()) return result(code);
+  while (true) {
+    const cudaError_t code = query(event);
+    if (code != cudaErrorNotReady) return code;
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
 }
 
 // What nvcc's host code calls.

@@ -9,6 +9,8 @@
 
 #include "kernels/codec.cuh"
 #include "kernels/cuda_table.h"
+#include "kernels/digest.cuh"
+#include "runtime/base/bytes.h"
 #include "runtime/base/clock.h"
 #include "tests/fakes/fakes.h"
 
@@ -28,6 +30,10 @@ struct Registrar {
     ASSERT_NE(dladdr(reinterpret_cast<void*>(kernel), &info), 0);
     ASSERT_NE(info.dli_sname, nullptr) << "the program does not export its kernels";
     fakes::register_kernel(info.dli_sname, kernel);
+  }
+  template <typename Kernel, typename Task>
+  void operator()(Kernel kernel, unsigned grid, unsigned, const Task& task) const {
+    (*this)(kernel, grid, task);
   }
 };
 
@@ -54,6 +60,8 @@ void register_kernels() {
     }
   };
   for (const codec::CodecId id : codec::kCodecIds) codec::with_kernels(id, register_all);
+  const DigestItem items[] = {{memory, 1100}, {bytes + 1, 1100}};  // blocks of both alignments
+  launch_digest({items, 2, memory, memory}, 1, Registrar());
 }
 
 bool nothing_lives() {
@@ -198,6 +206,34 @@ TEST_F(CudaModule, CodecsOnAStreamGiveTheReferencesBits) {
       }
     }
   }
+}
+
+TEST_F(CudaModule, DigestsOnAStreamAreTheCpus) {
+  const CudaTable& cuda = table();
+  const std::vector<size_t> sizes = {0, 5, 100, 200, 241, 1024, 1025, 70000};
+  constexpr size_t kApart = 70016, kDigests = 16;
+  void *stream = nullptr, *event = nullptr, *memory = nullptr;
+  ASSERT_EQ(cuda.stream_create(&stream), 0);
+  ASSERT_EQ(cuda.event_create(&event), 0);
+  ASSERT_EQ(cuda.device_allocate(&memory, (sizes.size() + 2) * kApart), 0);
+  auto* bytes = static_cast<uint8_t*>(memory);
+  for (size_t i = 0; i < sizes.size() * kApart; ++i) bytes[i] = static_cast<uint8_t>(i * i >> 7);
+  std::vector<DigestItem> items;
+  for (size_t i = 0; i < sizes.size(); ++i) items.push_back({bytes + i * kApart + i % 3, sizes[i]});
+  uint8_t* digests = bytes + sizes.size() * kApart;
+  ASSERT_LE(digest_scratch_bytes(items.data(), items.size()), kApart);
+  const DigestTask task{items.data(), items.size(), digests, digests + kApart};
+  EXPECT_EQ(cuda.digest(&task, stream), 0);
+  EXPECT_EQ(cuda.event_record(event, stream), 0);
+  while (cuda.event_query(event) == kCudaNotReady) std::this_thread::yield();
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    Digest got;
+    std::memcpy(&got, digests + i * kDigests, kDigests);
+    EXPECT_EQ(got, digest_of(ByteSpan(static_cast<const std::byte*>(items[i].memory), sizes[i]))) << sizes[i];
+  }
+  EXPECT_EQ(cuda.stream_destroy(stream), 0);
+  EXPECT_EQ(cuda.event_destroy(event), 0);
+  EXPECT_EQ(cuda.device_free(memory), 0);
 }
 
 TEST_F(CudaModule, AFailureOfAnyCallIsReturnedAndLeaksNothing) {

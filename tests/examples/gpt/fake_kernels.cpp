@@ -1,0 +1,9 @@
+// Linked into the trainer, this makes it one whose device is the fake.
+#include "tests/examples/gpt/fake_kernels.h"
+
+namespace {
+const bool registered = [] {
+  gpt::register_kernels();
+  return true;
+}();
+}  // namespace
