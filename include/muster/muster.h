@@ -18,6 +18,8 @@
  *     }
  *     return muster_run_exit_code(run);
  *
+ * Weights and gradients may lie in the memory of a CUDA device: see muster_memory.
+ *
  * What always holds
  *  - Functions return a muster_status; muster_last_error() gives the sentence for the calling thread's newest
  * failure.
@@ -148,6 +150,24 @@ MUSTER_API void muster_state_destroy(muster_state* state);
 MUSTER_API muster_status muster_state_replicated(muster_state* state, const char* name, void* data,
                                                  muster_dtype dtype, const int64_t* shape, size_t rank);
 
+/* Where memory of the program lies. Of CUDA memory all lies on one device, which is the calling thread's
+ * current one in muster_train, as cudaMalloc gives it, and all calls of the run are ordered on one stream,
+ * muster_train_options.stream: they see what the program enqueued on it before the call, and what it enqueues
+ * on it after they return sees their result. A program that computes on other streams orders them with that
+ * one by events. Nothing waits for the whole device. Of a state with a tensor in CUDA memory the library
+ * keeps a copy in pinned host memory, as large as the whole state: an update is held, on the device, until
+ * the copy has been made, and not until it has been saved. */
+typedef enum muster_memory {
+  MUSTER_HOST = 0,
+  MUSTER_CUDA = 1 /* needs libmuster_cuda and a device; muster_train says what is missing */
+} muster_memory;
+
+/* The same for memory that may be a device's; muster_state_replicated is for MUSTER_HOST. Both kinds may be
+ * mixed in a state. */
+MUSTER_API muster_status muster_state_replicated_in(muster_state* state, const char* name,
+                                                    muster_memory memory, void* data, muster_dtype dtype,
+                                                    const int64_t* shape, size_t rank);
+
 /* What the program says of a tensor's bytes from one save to the next. A tensor that should have changed and
  * did not is told by an event ("stale"), with its name: a program that trains a copy of what it registered
  * would else save and resume its first values for ever. */
@@ -212,6 +232,9 @@ typedef struct muster_train_options {
   int32_t restore_rules;       /* muster_restore_rule, added up */
   size_t bucket_bytes;         /* of gradients that are reduced together, the same on all ranks; 0: 8 MiB */
   int32_t codec;               /* a muster_codec; with one L is at most 65,535 */
+  void* stream;            /* the cudaStream_t on which the program computes; NULL: the legacy default one.
+                              Of meaning only where some memory is MUSTER_CUDA */
+  int32_t gradient_memory; /* a muster_memory: where muster_span.data lies, in all calls of the run */
 } muster_train_options;
 
 /* Fills in the defaults, so that a program sets only what it means. */
@@ -219,6 +242,8 @@ MUSTER_API void muster_train_options_init(muster_train_options* options);
 
 /* Starts or resumes the run that `options` and `checkpoint_dir` describe. M, L, B, N, the seed and the
  * codec are fixed for the life of a job: a checkpoint with others is refused by name. A session has one run.
+ * MUSTER_ENVIRONMENT also: memory is said to be a CUDA device's, and there is no such device; here and in all
+ * later calls, a failure of CUDA, whose call and reason muster_last_error names.
  * End with muster_run_destroy. */
 MUSTER_API muster_status muster_train(muster_session* session, muster_state* state,
                                       const muster_train_options* options, muster_run** run);
@@ -272,7 +297,7 @@ typedef struct muster_microbatch {
 MUSTER_API int muster_step_next_microbatch(muster_step* step, muster_microbatch* microbatch);
 
 /* Float32 gradients, in as many pieces as the program keeps them; together one vector, the same length in all
- * calls. */
+ * calls; in muster_train_options.gradient_memory. */
 typedef struct muster_span {
   float* data;
   size_t count;
@@ -298,8 +323,9 @@ MUSTER_API muster_status muster_step_accumulate_part(muster_step* step, const mu
  * changed. */
 MUSTER_API muster_status muster_step_reduce(muster_step* step, const muster_span* gradients, size_t spans);
 
-/* Between these two calls, and only then, the program may write its state. Opening waits for background
- * copies of the state, and can be refused with MUSTER_AGAIN. No collective may be called inside. */
+/* Between these two calls, and only then, the program may write its state, or enqueue what writes it. Opening
+ * waits for background copies of the state (of CUDA memory the stream does, and the caller does not), and can
+ * be refused with MUSTER_AGAIN. No collective may be called inside. */
 MUSTER_API muster_status muster_step_open_update(muster_step* step);
 MUSTER_API muster_status muster_step_close_update(muster_step* step);
 

@@ -150,6 +150,17 @@ class State {
     detail::check(
         muster_state_replicated(handle_.get(), name.c_str(), data, dtype, shape.data(), shape.size()));
   }
+  // In memory that may be a CUDA device's: muster_memory.
+  template <typename T>
+  void replicated_in(muster_memory memory, const std::string& name, T* data,
+                     std::initializer_list<int64_t> shape) {
+    replicated_in(memory, name, data, DTypeOf<T>::value, std::vector<int64_t>(shape));
+  }
+  void replicated_in(muster_memory memory, const std::string& name, void* data, muster_dtype dtype,
+                     const std::vector<int64_t>& shape) {
+    detail::check(muster_state_replicated_in(handle_.get(), name.c_str(), memory, data, dtype, shape.data(),
+                                             shape.size()));
+  }
   // Of a tensor that is registered already.
   void expect(const std::string& name, muster_expectation expectation) {
     detail::check(muster_state_expect(handle_.get(), name.c_str(), expectation));
