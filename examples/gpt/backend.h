@@ -79,7 +79,8 @@ class Backend {
 
 // For microbatches of up to `sequences_max` windows. On a CUDA device: the one whose number is the process's
 // on its node, counted around. Errors: kMisuse for a shape that cannot be; kEnvironment where the host cannot
-// run the model, where there is no device, or where the program was built without CUDA.
+// run the model, where there is no device, or where the program was built without CUDA. Throws as a backend
+// does, where a device lacks memory.
 muster::Result<std::unique_ptr<Backend>> make_backend(DeviceKind device, const Config& config,
                                                       size_t sequences_max);
 

@@ -10,6 +10,7 @@
 #include <map>
 #include <muster/muster.hpp>  // M
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "examples/gpt/backend.h"
@@ -23,6 +24,7 @@ namespace {
 
 struct Options {
   std::vector<std::string> paths = {gpt::kDefaultCorpus};
+  gpt::DeviceKind device = gpt::DeviceKind::kCpu;
   gpt::Config model;
   gpt::Schedule schedule;
   gpt::AdamWOptions adamw;
@@ -39,8 +41,15 @@ std::map<std::string, muster_codec> codecs() {
           {"int8", MUSTER_CODEC_INT8}, {"int4", MUSTER_CODEC_INT4}, {"mxfp8", MUSTER_CODEC_MXFP8}};
 }
 
+std::map<std::string, gpt::DeviceKind> devices() {
+  return {{"cpu", gpt::DeviceKind::kCpu}, {"cuda", gpt::DeviceKind::kCuda}};
+}
+
 void declare(CLI::App& app, Options& o) {
   app.add_option("paths", o.paths, "Text files, or folders of them")->capture_default_str();
+  app.add_option("--device", o.device, "Where the model is computed: cpu or cuda")
+      ->transform(CLI::CheckedTransformer(devices(), CLI::ignore_case))
+      ->default_str("cpu");
   app.add_option("--layers", o.model.layers, "Transformer blocks")->capture_default_str();
   app.add_option("--width", o.model.width, "Width of the residual stream")->capture_default_str();
   app.add_option("--heads", o.model.heads, "Attention heads")->capture_default_str();
@@ -79,7 +88,7 @@ double seconds_now() {
 }
 
 int train(const Options& o) {
-  auto created = gpt::make_backend(gpt::DeviceKind::kCpu, o.model, o.sequences);
+  auto created = gpt::make_backend(o.device, o.model, o.sequences);
   if (!created) throw std::runtime_error(created.error().message);
   auto loaded = gpt::Corpus::load(o.paths, o.model.context);
   if (!loaded) throw std::runtime_error(loaded.error().message);
@@ -90,26 +99,30 @@ int train(const Options& o) {
   backend.initialise(o.seed);
   std::vector<uint8_t> windows(o.sequences * window);
 
-  muster::Session session;                                                                         // M
-  muster::State state(session);                                                                    // M
-  for (const gpt::Tensor& tensor : backend.layout().tensors()) {                                   // M
-    const std::vector<int64_t> shape(tensor.shape.begin(), tensor.shape.end());                    // M
-    state.replicated(tensor.name, buffers.weights + tensor.offset, MUSTER_FLOAT32, shape);         // M
-    state.replicated("adamw.m/" + tensor.name, buffers.m + tensor.offset, MUSTER_FLOAT32, shape);  // M
-    state.replicated("adamw.v/" + tensor.name, buffers.v + tensor.offset, MUSTER_FLOAT32, shape);  // M
-  }                                                                                                // M
-  muster::TrainOptions options;                                                                    // M
-  options.steps = static_cast<int64_t>(o.schedule.steps);                                          // M
-  options.microbatches = static_cast<int32_t>(o.microbatches);                                     // M
-  options.lanes = static_cast<int32_t>(o.lanes);                                                   // M
-  options.samples_per_microbatch = static_cast<int64_t>(o.sequences);                              // M
-  options.dataset_samples = static_cast<int64_t>(corpus.sample_count());                           // M
-  options.seed = o.seed;                                                                           // M
-  options.bucket_bytes = o.bucket_kib << 10;                                                       // M
-  options.codec = o.codec;                                                                         // M
-  options.checkpoint_dir = o.checkpoint_dir.c_str();                                               // M
-  options.checkpoint_every = static_cast<int64_t>(o.checkpoint_every);                             // M
-  muster::Run run(session, state, options);                                                        // M
+  const muster_memory memory = o.device == gpt::DeviceKind::kCuda ? MUSTER_CUDA : MUSTER_HOST;  // M
+  muster::Session session;                                                                      // M
+  muster::State state(session);                                                                 // M
+  for (const gpt::Tensor& tensor : backend.layout().tensors()) {                                // M
+    const std::vector<int64_t> shape(tensor.shape.begin(), tensor.shape.end());                 // M
+    for (const auto& [prefix, data] :
+         {std::pair("", buffers.weights), {"adamw.m/", buffers.m}, {"adamw.v/", buffers.v}}) {         // M
+      state.replicated_in(memory, prefix + tensor.name, data + tensor.offset, MUSTER_FLOAT32, shape);  // M
+    }                                                                                                  // M
+  }                                                                                                    // M
+  muster::TrainOptions options;                                                                        // M
+  options.steps = static_cast<int64_t>(o.schedule.steps);                                              // M
+  options.microbatches = static_cast<int32_t>(o.microbatches);                                         // M
+  options.lanes = static_cast<int32_t>(o.lanes);                                                       // M
+  options.samples_per_microbatch = static_cast<int64_t>(o.sequences);                                  // M
+  options.dataset_samples = static_cast<int64_t>(corpus.sample_count());                               // M
+  options.seed = o.seed;                                                                               // M
+  options.bucket_bytes = o.bucket_kib << 10;                                                           // M
+  options.codec = o.codec;                                                                             // M
+  options.checkpoint_dir = o.checkpoint_dir.c_str();                                                   // M
+  options.checkpoint_every = static_cast<int64_t>(o.checkpoint_every);                                 // M
+  options.gradient_memory = memory;                                                                    // M
+  options.stream = backend.stream();                                                                   // M
+  muster::Run run(session, state, options);                                                            // M
   gpt::Ledger ledger(o.ledger_dir);
   const std::initializer_list<muster_span> all = {{buffers.losses, gpt::kLossElements},
                                                   {buffers.gradients, size}};  // M

@@ -178,13 +178,14 @@ MUSTER_DEVICE void store_tile(const Product& task, uint64_t batch_offset, unsign
   const float4 none{0, 0, 0, 0};
   const float4 bias =
       task.bias == nullptr ? none : load_four({task.bias, 0, 1, task.columns, task.vector}, 0, column);
-  const View added{task.added + batch_offset, task.out.stride, task.rows, task.columns, task.vector};
+  const float* added = task.added == nullptr ? nullptr : task.added + batch_offset;
   MUSTER_UNROLL
   for (unsigned i = 0; i < kPerThread; ++i) {
     const unsigned row = row0 + i;
     if (row >= task.rows) return;
     float4 four = sums[i] + bias;
-    if (task.added != nullptr) four = four + load_four(added, row, column);
+    if (added != nullptr)
+      four = four + load_four({added, task.out.stride, task.rows, task.columns, task.vector}, row, column);
     store_four(task, task.out.data + batch_offset + row * task.out.stride, column, four);
   }
 }
