@@ -257,8 +257,7 @@ bool Run::install_incoming(Lock& lock) {
 }
 
 // Not under the lock: the control connection's heartbeats would wait for a large state. The core holds back
-// its report while an installation is open. A device that fails leaves the state half written, as a program
-// does that abandons an update.
+// its report while an installation is open. A device that fails leaves the state half written.
 bool Run::install(Lock& lock, ByteSpan staged, control::Version version) {
   for (bool installed = false; !installed;) {
     if (core_.ended()) return false;
@@ -267,7 +266,7 @@ bool Run::install(Lock& lock, ByteSpan staged, control::Version version) {
     lock.lock();
     installed = status.ok();
     if (installed || status.error().code == ErrorCode::kRetry) continue;
-    perform(core_.update_abandoned(now(), "the state could not be installed: " + status.error().message));
+    perform(core_.broken(now(), "the state could not be installed: " + status.error().message));
     return false;
   }
   trained_ = true;
@@ -387,6 +386,23 @@ Status Run::accumulate(int32_t microbatch, const Gradients& gradients) {
 }
 
 Status Run::accumulate_part(int32_t microbatch, const Gradients& gradients, size_t begin, size_t end) {
+  return end_if_broken(add_part(microbatch, gradients, begin, end));
+}
+
+Status Run::reduce(const Gradients& gradients) { return end_if_broken(reduce_gradients(gradients)); }
+
+Status Run::open_update() { return end_if_broken(begin_update()); }
+
+// A device that failed is the end of this process, and not of the job: the others are told at once, and do
+// not wait until it has died.
+Status Run::end_if_broken(Status status) {
+  if (status.ok() || status.error().code != ErrorCode::kEnvironment) return status;
+  const std::lock_guard lock(mutex_);
+  perform(core_.broken(now(), status.error().message));
+  return Error{ErrorCode::kEnded, status.error().message};
+}
+
+Status Run::add_part(int32_t microbatch, const Gradients& gradients, size_t begin, size_t end) {
   {
     const std::lock_guard lock(mutex_);
     MUSTER_TRY(check_count(gradients));
@@ -424,7 +440,7 @@ void Run::make_reducer() {
   reducer_->begin(static_cast<uint64_t>(step_version_));
 }
 
-Status Run::reduce(const Gradients& gradients) {
+Status Run::reduce_gradients(const Gradients& gradients) {
   {
     const std::lock_guard lock(mutex_);
     if (update_open_)
@@ -547,7 +563,7 @@ Status Run::step_failed(Lock& lock, const Error& error, const std::vector<int>& 
   return revoked_error();
 }
 
-Status Run::open_update() {
+Status Run::begin_update() {
   {
     const std::lock_guard lock(mutex_);
     if (update_open_)

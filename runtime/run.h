@@ -89,7 +89,8 @@ class Run final : private Session::Listener {
   // learner.
   std::optional<Microbatch> next_microbatch();
 
-  // kReconfigure: the view changed; go on with next().
+  // kReconfigure: the view changed; go on with next(). kEnded: the device failed, and the run with it, on
+  // this process.
   Status accumulate(int32_t microbatch, const Gradients& gradients);
   // Only elements [begin, end) of all the gradients together.
   Status accumulate_part(int32_t microbatch, const Gradients& gradients, size_t begin, size_t end);
@@ -155,7 +156,11 @@ class Run final : private Session::Listener {
   // already.
   bool view_is_over() const { return core_.revoked() || entered_ || core_.ended(); }
 
+  Status end_if_broken(Status status);
   Status check_count(const Gradients& gradients);
+  Status add_part(int32_t microbatch, const Gradients& gradients, size_t begin, size_t end);
+  Status reduce_gradients(const Gradients& gradients);
+  Status begin_update();
   void make_reducer();
   Status reduce_in_view(const Gradients& gradients);
   Status reduce_as_learner(const Gradients& gradients);

@@ -242,9 +242,9 @@ MUSTER_API void muster_train_options_init(muster_train_options* options);
 
 /* Starts or resumes the run that `options` and `checkpoint_dir` describe. M, L, B, N, the seed and the
  * codec are fixed for the life of a job: a checkpoint with others is refused by name. A session has one run.
- * MUSTER_ENVIRONMENT also: memory is said to be a CUDA device's, and there is no such device; here and in all
- * later calls, a failure of CUDA, whose call and reason muster_last_error names.
- * End with muster_run_destroy. */
+ * MUSTER_ENVIRONMENT also: memory is said to be a CUDA device's, and there is no such device, or CUDA failed.
+ * Where CUDA fails in a step, the run ends on this process with MUSTER_ENDED, and the others go on without
+ * it; muster_last_error names CUDA's call and its reason. End with muster_run_destroy. */
 MUSTER_API muster_status muster_train(muster_session* session, muster_state* state,
                                       const muster_train_options* options, muster_run** run);
 MUSTER_API void muster_run_destroy(muster_run* run);

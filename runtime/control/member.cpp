@@ -386,10 +386,15 @@ MemberActions MemberCore::control_lost(Instant now, const std::string& why) {
 }
 
 MemberActions MemberCore::update_abandoned(Instant now, const std::string& why) {
+  if (!state_->update_open) return {};
+  return broken(now, why);
+}
+
+MemberActions MemberCore::broken(Instant now, const std::string& why) {
   MemberActions out;
   State& state = *state_;
   state.now = now;
-  if (!state.update_open && !state.install_open) return out;
+  if (state.ended) return out;
   state.update_open = state.install_open = false;
   state.hold_none();
   state.torn = true;

@@ -96,6 +96,8 @@ class MemberCore {
   // The scope ends with the state half written: no version is held, and the loop ends as failed, so that a
   // new process fetches the state from the others.
   MemberActions update_abandoned(Instant now, const std::string& why);
+  // The same whatever is open, or nothing: what this process computes with has failed.
+  MemberActions broken(Instant now, const std::string& why);
   bool update_open() const;
 
   // Rule 16. Every reduction combines (max) plan(); where boundary_due(combined), and the reduction was of

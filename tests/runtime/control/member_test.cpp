@@ -220,7 +220,7 @@ TEST_F(MemberTest, AnAbandonedUpdateLeavesNoVersion) {
 }
 
 // As where a device fails under it.
-TEST_F(MemberTest, AnInstallationThatIsAbandonedLeavesNoVersion) {
+TEST_F(MemberTest, WhatIsBrokenInAnInstallationHoldsNoVersion) {
   ASSERT_TRUE(core->open_update(gen(1), 0).granted);
   agree(1);
   now += limits.update_timeout;
@@ -228,11 +228,12 @@ TEST_F(MemberTest, AnInstallationThatIsAbandonedLeavesNoVersion) {
   core->update_closed(now);
   enter(2, 1, {{200, 100}});
   ASSERT_TRUE(core->open_install(gen(2)).granted);
-  const MemberActions said = core->update_abandoned(now, "the device failed");
+  EXPECT_TRUE(core->update_abandoned(now, "no update is open").empty());
+  const MemberActions said = core->broken(now, "the device failed");
   EXPECT_EQ(core->version(), kNoVersion);
   ASSERT_EQ(sent<Leaving>(said).size(), 1u);
   EXPECT_EQ(all_of_kind<LeaveLoop>(said)[0].exit_code, 1);
-  EXPECT_TRUE(core->update_abandoned(now, "again").empty()) << "nothing is open";
+  EXPECT_TRUE(core->broken(now, "again").empty()) << "it has ended already";
 }
 
 // PROTOCOL 10: the agent has lost the leader. What is open ends well, nothing new begins, until it is found.
