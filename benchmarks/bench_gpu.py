@@ -30,9 +30,11 @@ def row(case, ours=None, of_roof=None, peer=None, peer_value=None, peers=None):
 
 def gpu(build, rounds):
     program, (python, _) = build / "bin" / "bench_gpu", torch_python()
-    ours, torchs, lacking = {}, {}, None if python else not_measured("PyTorch")
+    ours, torchs, missing, lacking = {}, {}, {}, None if python else not_measured("PyTorch")
     with tempfile.NamedTemporaryFile() as values:
-        run([program, "values", MIB], values)
+        status, words = run([program, "values", MIB], values)
+        if status != 0:
+            raise RuntimeError(f"{program} wrote no values and ended with {status}: {words}")
         for _ in range(TURNS):
             status, lines = run([program, ROUNDS_OF_A_TURN, MIB])
             if status == SKIPPED:
@@ -47,11 +49,16 @@ def gpu(build, rounds):
                 lacking = f"PyTorch: not measured ({lines})"
                 continue
             for case, way, speed in lines:
-                torchs.setdefault(case, {}).setdefault(way, []).append(float(speed))
+                if speed.startswith("missing "):
+                    missing[f"{case} by {way}"] = f"{way}: not measured ({speed.removeprefix('missing ')})"
+                else:
+                    torchs.setdefault(case, {}).setdefault(way, []).append(float(speed))
     for case, samples in ours.items():
         speed, part = (statistics.median(column) for column in zip(*samples))
         peers = {way: statistics.median(speeds) for way, speeds in torchs.get(case, {}).items()}
         best = max(peers, key=peers.get, default=None)
         yield row(case, speed, part, best, peers.get(best), peers)
+    for case, reason in missing.items():
+        yield row(case, peer=reason)
     if lacking:
         yield row("casts and int8", peer=lacking)

@@ -2,7 +2,7 @@
 
     codecs_torch.py ROUNDS FILE [cuda]    FILE: of `bench_codecs values MIB`; cuda: on the device, for bench_gpu
 
-Prints, for each round and case: CASE|WAY|GIGABYTES_OF_FLOAT32_A_SECOND, and ends with 1 if what a way decodes is too far from the
+Prints, for each round and case: CASE|WAY|GIGABYTES_OF_FLOAT32_A_SECOND, or CODEC|WAY|missing REASON, and ends with 1 if what a way decodes is too far from the
 values. Casts and arithmetic write to memory that is there; quantize_per_channel and dequantize cannot. What a block's scale
 takes to find counts, as with ours."""
 import os
@@ -113,7 +113,7 @@ def main():
         except Exception as error:  # of many kinds where a compiler is missing
             if not isinstance(way, Int8Compiled):
                 raise
-            print(f"{name}: left out, {error}", file=sys.stderr)
+            print(f"{codec}|{name}|missing {str(error).splitlines()[0] if str(error) else type(error).__name__}".replace("\n", " "))
             ways.remove((codec, name, way))
             continue
         if not is_right(values, way.decode(), codec, way):

@@ -14,6 +14,7 @@
 
 #include "benchmarks/turns.h"
 #include "kernels/cuda_table.h"
+#include "kernels/shared16.h"
 
 namespace {
 
@@ -207,8 +208,25 @@ double seconds_of(const Device& device, const Case& c) {
   return static_cast<double>(bench::now_ns() - began) * 1e-9 / kRepeats;
 }
 
+// Where ranks share scales: those that four with these values agree upon.
+void agree_on_scales(const Device& device, const Buffers& b, CodecId id) {
+  const muster::codec::Shape shape = muster::codec::shape_of(id);
+  if (!shape.shared_scales) return;
+  std::vector<uint32_t> max_bits(muster::codec::blocks_of(shape, b.count));
+  muster::codec::largest_of_blocks(b.host, nullptr, b.count, max_bits.data());
+  const size_t bytes = muster::codec::scales_bytes_of(shape, b.count);
+  void* scales = nullptr;
+  require(cuda().pinned_allocate(&scales, bytes), "pinned memory");
+  muster::codec::shared_scales(max_bits.data(), max_bits.size(), kSources, static_cast<uint8_t*>(scales));
+  for (uint8_t* to : {b.planes[0], b.planes[1], b.planes[2], b.planes[3], b.more})
+    require(cuda().copy(to, scales, bytes, device.stream), "copying");
+  device.finish();
+  require(cuda().pinned_free(scales), "pinned memory");
+}
+
 // Planes that decoding reads, and a residual, as encoding leaves them.
 void prepare(const Device& device, const Buffers& b, CodecId id) {
+  agree_on_scales(device, b, id);
   for (uint8_t* planes : b.planes) {
     const Encode task = encode_task(b, planes, false, false);
     require(cuda().codec_encode(id, &task, device.stream), "encoding");

@@ -90,6 +90,15 @@ Status Device::check_memory(const void* memory, const std::string& what) const {
                    (on < 0 ? std::string("the host's") : "that of device " + std::to_string(on))};
 }
 
+Status Device::check_host_memory(const void* memory, const std::string& what) const {
+  int on = -1;
+  MUSTER_TRY(call("cudaPointerGetAttributes", [&] { return table_.memory_device(memory, &on); }));
+  if (on < 0) return ok();
+  return Error{ErrorCode::kMisuse, what +
+                                       " is said to be in the host's memory, and is in that of CUDA device " +
+                                       std::to_string(on) + "; register it as MUSTER_CUDA"};
+}
+
 Result<DeviceEvent> Device::make_event() const {
   void* event = nullptr;
   MUSTER_TRY(call("cudaEventCreateWithFlags", [&] { return table_.event_create(&event); }));

@@ -48,6 +48,7 @@ class Device {
 
   // Errors also: kMisuse where `memory` is not this device's; `what` begins the sentence.
   Status check_memory(const void* memory, const std::string& what) const;
+  Status check_host_memory(const void* memory, const std::string& what) const;
 
   Result<DeviceEvent> make_event() const;
   Result<PinnedMemory> allocate_pinned(size_t bytes) const;

@@ -12,8 +12,10 @@ constexpr Duration kEndTimeout = 10 * kSecond;
 
 Result<std::unique_ptr<DeviceMirror>> DeviceMirror::attach(const Device& device, State& state) {
   for (const TensorInfo& tensor : state.tensors()) {
-    if (tensor.memory == Memory::kHost || tensor.bytes == 0) continue;
-    MUSTER_TRY(device.check_memory(tensor.data, "tensor '" + tensor.name + "'"));
+    if (tensor.bytes == 0) continue;
+    const std::string what = "tensor '" + tensor.name + "'";
+    MUSTER_TRY(tensor.memory == Memory::kHost ? device.check_host_memory(tensor.data, what)
+                                              : device.check_memory(tensor.data, what));
   }
   MUSTER_ASSIGN(PinnedMemory host, device.allocate_pinned(state.bytes()));
   MUSTER_ASSIGN(DeviceEvent written, device.make_event());

@@ -139,6 +139,7 @@ Run::~Run() {
     changed_.notify_all();
   }
   ticker_.join();
+  saver_.release();  // a digest may wait for its lease
   forming_.stop();
   digesting_.stop();
 }
@@ -299,7 +300,8 @@ bool Run::save_if_due(Lock& lock) {
   save_said_ = version;
   save_said_in_ = view_.generation.counter;
   lock.unlock();
-  saver_.hold(version, last, now() + options_.step_timeout);
+  // The copy of a device's memory goes on beside the next step.
+  if (saver_.hold(version, last, now() + options_.step_timeout)) state_.begin_copy();
   lock.lock();
   say(control::SaveDue{view_.generation, version, last});
   return true;
@@ -403,6 +405,7 @@ Status Run::end_if_broken(Status status) {
 }
 
 Status Run::add_part(int32_t microbatch, const Gradients& gradients, size_t begin, size_t end) {
+  bool is_void = false;
   {
     const std::lock_guard lock(mutex_);
     MUSTER_TRY(check_count(gradients));
@@ -412,15 +415,16 @@ Status Run::add_part(int32_t microbatch, const Gradients& gradients, size_t begi
                                            std::to_string(gradient_count_) +
                                            " elements; give a range that lies within"};
     }
-    if (view_is_over()) {
-      MUSTER_TRY(memory_.gradients->zero(gradients, begin, end));
-      return revoked_error();
-    }
-    if (learner_ || group_ == nullptr || core_.catching_up())
+    is_void = view_is_over();
+    if (!is_void && (learner_ || group_ == nullptr || core_.catching_up()))
       return Error{ErrorCode::kMisuse,
                    "a process that still learns, or catches up, has no microbatch to accumulate; take those "
                    "that next_microbatch hands out"};
-    make_reducer();
+    if (!is_void) make_reducer();
+  }
+  if (is_void) {
+    MUSTER_TRY(memory_.gradients->zero(gradients, begin, end));
+    return revoked_error();
   }
   const Instant deadline = now() + options_.step_timeout;
   const auto add = [&](size_t at, std::span<const float> values) {
@@ -613,10 +617,19 @@ Status Run::update_not_opened(Lock& lock, const Error& error) {
 }
 
 Status Run::close_update() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!update_open_) return Error{ErrorCode::kMisuse, "an update was closed that is not open"};
+  }
+  const Status noted = state_.note_written();
   Lock lock(mutex_);
-  if (!update_open_) return Error{ErrorCode::kMisuse, "an update was closed that is not open"};
   update_open_ = false;
   reduced_ready_ = false;
+  if (!noted.ok()) {
+    state_.end_write();
+    lock.unlock();
+    return end_if_broken(noted);
+  }
   control::MemberActions actions = core_.update_closed(now());
   state_.end_write();
   if (!core_.install_due()) incoming_.reset();  // it was the update to the base, which is made

@@ -141,7 +141,7 @@ bool Saver::hold(control::Version version, bool last, Instant deadline) {
     worker_.post([this, save = *std::exchange(early_, std::nullopt)] { run(save, true); });
     return true;
   }
-  held_ = version;
+  if (std::exchange(held_, version)) state_.release_read();  // a rescue was quicker
   expires_ = last ? kNever : now() + kHoldTimeout;
   return true;
 }
@@ -195,6 +195,7 @@ void Saver::open(const control::SaveOpen& open, control::MemberId self) {
 void Saver::run(const Save& save, bool held) {
   uint64_t bytes_written = 0;
   auto vote = stage_and_write(save, held, bytes_written);
+  staging_ = false;
   if (held) state_.release_read();
   if (vote.ok()) {
     say_(control::SaveVote{save.open.save, true, std::move(*vote), "", bytes_written});
@@ -210,6 +211,7 @@ Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, uint64_t
     MUSTER_TRY(state_.acquire_read(now() + kReadTimeout));
     held = true;
   }
+  staging_ = true;
   MUSTER_TRY(prepare_template(save.index, static_cast<uint32_t>(save.open.participants.size())));
   checkpoint::SaveShardOptions options;
   options.write.writer_nonce = random_nonce();
@@ -224,6 +226,7 @@ Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, uint64_t
   }
   const Instant began = now();
   options.staged = [&] {
+    staging_ = false;
     held = false;
     state_.release_read();
     if (save.index == 0) tell(EventKind::kSaveStaged, save.open.version, "", now() - began);
@@ -378,6 +381,11 @@ Status Saver::judge(const Save& save, const checkpoint::Manifest& manifest,
   }();
   if (!options_.stale_fails || last) return ok();
   return Error{ErrorCode::kDropCheckpoint, "the state may be stale: " + wrong};
+}
+
+void Saver::cancel_staging() {
+  const std::lock_guard lock(mutex_);
+  if (save_ && staging_) save_->progress->cancel();
 }
 
 void Saver::closed(const control::SaveClosed& closed) {

@@ -8,6 +8,7 @@
 //  - The state at a version stays readable from hold() or open() until it is staged, by a read lease.
 #pragma once
 
+#include <atomic>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -79,6 +80,8 @@ class Saver {
   void open(const control::SaveOpen& open, control::MemberId self);
   void publish(const control::SavePublish& publish);
   void closed(const control::SaveClosed& closed);
+  // Gives up a save whose copy still reads the state; this rank votes against it.
+  void cancel_staging();
 
   control::Version durable() const;  // newest; kNoVersion: none
   // The newest save of `version`: nothing while it is open; "" once it is durable; else why it failed.
@@ -159,6 +162,7 @@ class Saver {
   std::optional<Save> to_verify_;
   std::set<uint64_t> verified_nonces_;  // of some of the newest saves
   bool stopping_ = false;
+  std::atomic<bool> staging_{false};  // the worker reads the state
   checkpoint::VersionId parent_;
 
   // Only the worker thread, or the program's before the first step, touches these; and the writing thread of

@@ -88,7 +88,10 @@ Status Run::start_up(Lock& lock) {
     lock.unlock();
     const Status installed = state_.install(*start->state, now() + options_.step_timeout);
     lock.lock();
-    MUSTER_TRY(installed);
+    if (!installed.ok()) {
+      perform(core_.broken(now(), "the state could not be installed: " + installed.error().message));
+      return ok();
+    }
     trained_ = true;
   }
   if (view_is_over()) return ok();
@@ -102,7 +105,9 @@ Result<Run::Start> Run::agree_on_start(Group& group) {
   const Instant deadline = now() + options_.step_timeout;
   // The program may have set its first values until now.
   MUSTER_TRY(state_.begin_write(deadline));
+  const Status noted = state_.note_written();
   state_.end_write();
+  MUSTER_TRY(noted);
   MUSTER_TRY(state_.acquire_read(deadline));
   const Status readable = state_.wait_readable(deadline);
   auto start = readable.ok() ? agree_under_lease(group) : Result<Start>(readable.error());

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <functional>
+#include <utility>
 
 #include "runtime/base/check.h"
 
@@ -174,28 +175,45 @@ Status State::acquire_read(Instant deadline) {
                           : "the copy of an earlier version was still read at the deadline; this one was "
                             "not copied"};
   }
-  if (!mirror_is_current()) MUSTER_TRY(fetch(lock));
+  if (!mirror_is_current()) {
+    mirrored_ = written_;
+    fetch_due_ = true;
+    unreadable_.reset();
+  }
   ++readers_;
   return ok();
 }
 
 // Without the lock: enqueuing may wait, where a device has much to do, and others only want to know things.
-Status State::fetch(std::unique_lock<std::mutex>& lock) {
-  if (unreadable_) return *unreadable_;
+void State::fetch_if_due(std::unique_lock<std::mutex>& lock) {
+  if (!std::exchange(fetch_due_, false)) return;
   fetching_ = true;
-  mirrored_ = kNothing;
   lock.unlock();
-  Status begun = mirror_->begin_fetch();
+  const Status begun = unordered_ ? Status(*unordered_) : mirror_->begin_fetch();
   lock.lock();
   fetching_ = false;
-  if (begun.ok()) mirrored_ = written_;
+  if (!begun.ok()) {
+    unreadable_ = begun.error();
+    mirrored_ = kNothing;  // the next lease, once these have ended, tries again
+  }
   changed_.notify_all();
-  return begun;
+}
+
+void State::begin_copy() {
+  std::unique_lock lock(mutex_);
+  fetch_if_due(lock);
 }
 
 // What could not be waited for is copied anew for the next lease.
 Status State::wait_readable(Instant deadline) {
   if (mirror_ == nullptr) return ok();
+  {
+    std::unique_lock lock(mutex_);
+    fetch_if_due(lock);
+    if (!wait_until(changed_, lock, deadline, [&] { return !fetching_; }))
+      return Error{ErrorCode::kRetry, "the device took no copy of the state before the deadline"};
+    if (unreadable_) return *unreadable_;
+  }
   Status fetched = mirror_->finish_fetch(deadline);
   if (fetched.ok()) return fetched;
   const std::lock_guard lock(mutex_);
@@ -222,17 +240,26 @@ Status State::begin_write(Instant deadline) {
   }
   writing_ = true;
   if (mirror_ == nullptr) return ok();
+  // What leases are held for goes before the update; what none is held for any more need not be copied.
+  if (readers_ == 0 && std::exchange(fetch_due_, false)) mirrored_ = kNothing;
+  fetch_if_due(lock);
   lock.unlock();
   Status ordered = mirror_->order_update();
   if (!ordered.ok()) cancel_write();
   return ordered;
 }
 
-void State::end_write() {
-  const Status noted = mirror_ != nullptr ? mirror_->note_written() : ok();
+Status State::note_written() {
+  if (mirror_ == nullptr) return ok();
+  Status noted = mirror_->note_written();
   const std::lock_guard lock(mutex_);
-  unreadable_.reset();
-  if (!noted.ok()) unreadable_ = noted.error();
+  unordered_.reset();
+  if (!noted.ok()) unordered_ = noted.error();
+  return noted;
+}
+
+void State::end_write() {
+  const std::lock_guard lock(mutex_);
   ++written_;
   writing_ = false;
   changed_.notify_all();
@@ -255,8 +282,10 @@ Status State::install_on_device(ByteSpan source, Instant deadline) {
     }
     writing_ = true;
     mirrored_ = kNothing;
+    fetch_due_ = false;
   }
   Status stored = mirror_->store(source, deadline);
+  if (stored.ok()) stored = note_written();
   if (!stored.ok() && stored.error().code == ErrorCode::kRetry) {
     cancel_write();
     return stored;

@@ -97,16 +97,22 @@ class State {
   Status install(ByteSpan source, Instant deadline);
 
   // Blocks until no update is open and, of a state on a device, no lease is held for an older version; or the
-  // deadline, which gives kRetry. Begins what has to be copied, and does not wait for it. Errors also:
-  // kEnvironment: the device failed.
+  // deadline, which gives kRetry. Never calls a device: what has to be copied is copied by whoever comes
+  // first, a reader that begins to, or the next update, for as long as the lease is held.
   Status acquire_read(Instant deadline);
-  // Waits until what the lease is for can be read. Errors: kRetry at the deadline; kEnvironment.
+  // Begins to copy what a lease of the caller's is for, and does not wait for it.
+  void begin_copy();
+  // Waits until what the lease is for can be read. Errors: kRetry at the deadline; kEnvironment: the device
+  // failed.
   Status wait_readable(Instant deadline);
   void release_read();
 
   // Blocks until no lease is held, or the deadline; of a state on a device, for nothing but the enqueuing of
   // copies. Adds the wait to stall(). Errors: kRetry at the deadline; kEnvironment: the device failed.
   Status begin_write(Instant deadline);
+  // Before end_write(), by the thread that wrote: what the program enqueued comes before all later copies.
+  // Errors: kEnvironment: the device failed, and nobody could say what the state is.
+  Status note_written();
   void end_write();
   void cancel_write();  // instead: nothing was written
   Duration stall() const;
@@ -114,7 +120,7 @@ class State {
 
  private:
   bool mirror_is_current() const { return mirror_ == nullptr || mirrored_ == written_; }
-  Status fetch(std::unique_lock<std::mutex>& lock);
+  void fetch_if_due(std::unique_lock<std::mutex>& lock);
   Status install_on_device(ByteSpan source, Instant deadline);
 
   std::vector<TensorInfo> tensors_;
@@ -131,9 +137,11 @@ class State {
   static constexpr uint64_t kNothing = 0;
   StateMirror* mirror_ = nullptr;
   uint64_t written_ = 1;             // counts what the state has been
-  uint64_t mirrored_ = kNothing;     // which of these the mirror is, or will be when its copies have ended
-  bool fetching_ = false;            // copies are being enqueued
-  std::optional<Error> unreadable_;  // why copies cannot be ordered behind what was written last
+  uint64_t mirrored_ = kNothing;     // which of these the mirror is, or will be
+  bool fetch_due_ = false;           // its copies are still to be enqueued
+  bool fetching_ = false;            // they are being enqueued
+  std::optional<Error> unreadable_;  // why they could not be
+  std::optional<Error> unordered_;   // why they cannot come behind what was written last
 };
 
 // State::digest() of contents that come in parts, in the order of contents().

@@ -58,6 +58,14 @@ Status StateTransfer::run(const control::Install& install, std::vector<control::
   return moved;
 }
 
+Status acquire_for_view(State& state, Instant deadline, const std::function<void()>& unblock) {
+  constexpr Duration kGrace = kSecond;
+  Status leased = state.acquire_read(std::min(deadline, now() + kGrace));
+  if (leased.ok() || leased.error().code != ErrorCode::kRetry || !unblock) return leased;
+  unblock();
+  return state.acquire_read(deadline);
+}
+
 std::vector<control::MemberId> StateTransfer::add_targets(const control::Install& install, bool gradient,
                                                           FeedSource& feed) const {
   std::vector<control::MemberId> targets;
@@ -75,9 +83,10 @@ Status StateTransfer::give(const control::Install& install, std::vector<control:
   FeedSource feed(endpoint, transfer_tag(install.view.generation), deadline);
   const auto targets = add_targets(install, false, feed);
   if (targets.empty()) return ok();
-  MUSTER_TRY(state.acquire_read(deadline));
-  if (Status readable = state.wait_readable(deadline); !readable.ok()) {
-    state.release_read();
+  if (Status readable = lease_readable(); !readable.ok()) {
+    suspects.push_back(self);                                     // whoever is asked next may hold it, too
+    feed.note(bytes_of(TransferHeader{control::kNoVersion, 0}));  // they shall not wait for it
+    (void)feed.finish();
     return readable;
   }
   feed.note(bytes_of(TransferHeader{install.view.base, state.bytes()}));
@@ -87,6 +96,13 @@ Status StateTransfer::give(const control::Install& install, std::vector<control:
   const std::vector<Status> ends = feed.finish();
   state.release_read();
   return first_failure(ends, targets, suspects);
+}
+
+Status StateTransfer::lease_readable() {
+  MUSTER_TRY(acquire_for_view(state, deadline, unblock));
+  Status readable = state.wait_readable(deadline);
+  if (!readable.ok()) state.release_read();
+  return readable;
 }
 
 // Not written to meanwhile: no reduction of a later step ends before its targets have contributed.

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -48,14 +49,20 @@ struct HeldGradient {
   ByteSpan bytes;
 };
 
+// A lease that a view change, or a rescue, waits for. Of a state on a device a save of an older version may
+// be in its way, for as long as a disk takes: after a grace `unblock` gives that save up. Errors: as
+// acquire_read.
+Status acquire_for_view(State& state, Instant deadline, const std::function<void()>& unblock);
+
 struct StateTransfer {
   Endpoint& endpoint;
   State& state;
   control::MemberId self = 0;
   Instant deadline = kNever;
-  control::RuleSwitches rules;  // test-only
-  HeldGradient held;            // as a source
-  uint64_t gradient_bytes = 0;  // as a target: what its program's gradients take
+  control::RuleSwitches rules;    // test-only
+  HeldGradient held;              // as a source
+  uint64_t gradient_bytes = 0;    // as a target: what its program's gradients take
+  std::function<void()> unblock;  // as a source: see acquire_for_view
   FeedTarget::Closing
       closing;  // as a target: the view will not be; asked now and then, by the calling thread
   std::optional<LargeBuffer> staged;
@@ -63,11 +70,13 @@ struct StateTransfer {
 
   // This member's part of the view's transfers, as source or as target. Errors: kReconfigure where a peer
   // failed, which `suspects` then names; kRetry where what came is of another version, size or digest;
-  // kEnvironment where there is no memory to stage it.
+  // kEnvironment where there is no memory to stage it, or a device's memory cannot be read, and this member
+  // is to blame.
   Status run(const control::Install& install, std::vector<control::MemberId>& suspects);
 
  private:
   Status give(const control::Install& install, std::vector<control::MemberId>& suspects);
+  Status lease_readable();
   Status give_gradient(const control::Install& install, std::vector<control::MemberId>& suspects);
   std::vector<control::MemberId> add_targets(const control::Install& install, bool gradient,
                                              FeedSource& feed) const;

@@ -47,6 +47,7 @@ void Run::form(const control::Install& install) {
   }
   formed.group = std::move(*group);
   StateTransfer transfer{.endpoint = session_.endpoint(), .state = state_, .self = self_.id};
+  transfer.unblock = [&] { saver_.cancel_staging(); };
   transfer.closing = [&] {
     const std::lock_guard lock(mutex_);
     return stopping_ || !core_.is_forming(install.view.generation);
@@ -79,17 +80,21 @@ HeldGradient Run::held_gradient() const {
   return {reduced_step_, {reinterpret_cast<const std::byte*>(mean.data()), mean.size() * sizeof(float)}};
 }
 
-// Beside the program, whose first update in the view waits for it.
+// Beside the program, whose first update in the view waits for it. Without the lease within its time there is
+// no answer, and the leader's deadline speaks. From a device that fails there never will be one: this member
+// can take part in no view any more.
 void Run::compute_digest(const control::ComputeDigest& asked) {
-  // Without the lease within its time there is no answer, and the leader's deadline speaks.
   const Instant deadline = now() + options_.step_timeout;
-  if (!state_.acquire_read(deadline).ok()) return;
+  const auto unblock = [&] { saver_.cancel_staging(); };
+  if (!acquire_for_view(state_, deadline, unblock).ok()) return;
   const Status readable = state_.wait_readable(deadline);
   const Digest digest = readable.ok() ? state_.digest() : Digest{};
   state_.release_read();
   const std::lock_guard lock(mutex_);
-  if (!readable.ok()) return emit(EventKind::kLog, core_.version(), "no digest: " + readable.error().message);
-  perform(core_.digest_ready(asked, digest));
+  if (readable.ok()) return perform(core_.digest_ready(asked, digest));
+  emit(EventKind::kLog, core_.version(), "no digest: " + readable.error().message);
+  if (readable.error().code == ErrorCode::kEnvironment)
+    perform(core_.broken(now(), "the state cannot be read: " + readable.error().message));
 }
 
 }  // namespace muster

@@ -93,6 +93,13 @@ void write_text(char (&to)[256], const std::string& text) {
   std::snprintf(to, sizeof to, "%s", text.c_str());
 }
 
+// A failure that was told is not to be found once more by the program, in its next launch's error. "Not
+// ready" is none, and what the program has still to find stays then.
+int told(cudaError_t status) {
+  if (status != cudaSuccess && status != cudaErrorNotReady) (void)cudaGetLastError();
+  return status;
+}
+
 void probe(CudaProbe* out) {
   *out = CudaProbe{};
   (void)cudaDriverGetVersion(&out->driver_version);
@@ -101,7 +108,7 @@ void probe(CudaProbe* out) {
   if (status != cudaSuccess) {
     out->device_count = 0;
     write_text(out->device_reason, cudaGetErrorString(status));
-    (void)cudaGetLastError();  // else the next launch would report it
+    (void)told(status);
   } else if (out->device_count == 0) {
     write_text(out->device_reason, "the driver shows no device to this process");
   }
@@ -110,43 +117,43 @@ void probe(CudaProbe* out) {
 }
 
 const char* cuda_error_text(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
-int get_device(int* device) { return cudaGetDevice(device); }
-int set_device(int device) { return cudaSetDevice(device); }
+int get_device(int* device) { return told(cudaGetDevice(device)); }
+int set_device(int device) { return told(cudaSetDevice(device)); }
 
 int stream_create(void** stream) {
-  return cudaStreamCreateWithFlags(reinterpret_cast<cudaStream_t*>(stream), cudaStreamNonBlocking);
+  return told(cudaStreamCreateWithFlags(reinterpret_cast<cudaStream_t*>(stream), cudaStreamNonBlocking));
 }
-int stream_destroy(void* stream) { return cudaStreamDestroy(static_cast<cudaStream_t>(stream)); }
+int stream_destroy(void* stream) { return told(cudaStreamDestroy(static_cast<cudaStream_t>(stream))); }
 int event_create(void** event) {
-  return cudaEventCreateWithFlags(reinterpret_cast<cudaEvent_t*>(event), cudaEventDisableTiming);
+  return told(cudaEventCreateWithFlags(reinterpret_cast<cudaEvent_t*>(event), cudaEventDisableTiming));
 }
-int event_destroy(void* event) { return cudaEventDestroy(static_cast<cudaEvent_t>(event)); }
+int event_destroy(void* event) { return told(cudaEventDestroy(static_cast<cudaEvent_t>(event))); }
 int event_record(void* event, void* stream) {
-  return cudaEventRecord(static_cast<cudaEvent_t>(event), static_cast<cudaStream_t>(stream));
+  return told(cudaEventRecord(static_cast<cudaEvent_t>(event), static_cast<cudaStream_t>(stream)));
 }
-int event_query(void* event) { return cudaEventQuery(static_cast<cudaEvent_t>(event)); }
+int event_query(void* event) { return told(cudaEventQuery(static_cast<cudaEvent_t>(event))); }
 int stream_wait_event(void* stream, void* event) {
-  return cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), static_cast<cudaEvent_t>(event), 0);
+  return told(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), static_cast<cudaEvent_t>(event), 0));
 }
 
-int device_allocate(void** memory, size_t bytes) { return cudaMalloc(memory, bytes); }
-int device_free(void* memory) { return cudaFree(memory); }
+int device_allocate(void** memory, size_t bytes) { return told(cudaMalloc(memory, bytes)); }
+int device_free(void* memory) { return told(cudaFree(memory)); }
 int pinned_allocate(void** memory, size_t bytes) {
-  return cudaHostAlloc(memory, bytes, cudaHostAllocPortable);
+  return told(cudaHostAlloc(memory, bytes, cudaHostAllocPortable));
 }
-int pinned_free(void* memory) { return cudaFreeHost(memory); }
+int pinned_free(void* memory) { return told(cudaFreeHost(memory)); }
 int copy(void* to, const void* from, size_t bytes, void* stream) {
-  return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, static_cast<cudaStream_t>(stream));
+  return told(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, static_cast<cudaStream_t>(stream)));
 }
 int zero(void* memory, size_t bytes, void* stream) {
-  return cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream));
+  return told(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)));
 }
 int memory_device(const void* memory, int* device) {
   cudaPointerAttributes found{};
   const cudaError_t status = cudaPointerGetAttributes(&found, memory);
   const bool on_device = found.type == cudaMemoryTypeDevice || found.type == cudaMemoryTypeManaged;
   *device = status == cudaSuccess && on_device ? found.device : -1;
-  return status;
+  return told(status);
 }
 
 int codec_encode(codec::CodecId id, const codec::Encode* task, void* stream) {

@@ -83,15 +83,21 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--seed", o.seed, "Of weights and sample order")->capture_default_str();
 }
 
+// What another start on this machine would meet again.
+struct Unusable : std::runtime_error {
+  explicit Unusable(const muster::Error& error) : std::runtime_error(error.message) {}
+};
+constexpr int kDoNotRequeue = 78;
+
 double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 int train(const Options& o) {
   auto created = gpt::make_backend(o.device, o.model, o.sequences);
-  if (!created) throw std::runtime_error(created.error().message);
+  if (!created) throw Unusable(created.error());
   auto loaded = gpt::Corpus::load(o.paths, o.model.context);
-  if (!loaded) throw std::runtime_error(loaded.error().message);
+  if (!loaded) throw Unusable(loaded.error());
   gpt::Backend& backend = **created;
   const gpt::Corpus& corpus = *loaded;
   const gpt::Buffers& buffers = backend.buffers();
@@ -192,6 +198,9 @@ int main(int argc, char** argv) {
   } catch (const muster::Failure& failure) {  // M
     std::fprintf(stderr, "gpt: %s\n", failure.what());
     return failure.exit_code();
+  } catch (const Unusable& error) {
+    std::fprintf(stderr, "gpt: %s\n", error.what());
+    return kDoNotRequeue;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "gpt: %s\n", error.what());
     return 1;

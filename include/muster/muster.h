@@ -233,7 +233,8 @@ typedef struct muster_train_options {
   size_t bucket_bytes;         /* of gradients that are reduced together, the same on all ranks; 0: 8 MiB */
   int32_t codec;               /* a muster_codec; with one L is at most 65,535 */
   void* stream;            /* the cudaStream_t on which the program computes; NULL: the legacy default one.
-                              Of meaning only where some memory is MUSTER_CUDA */
+                              It lives until muster_run_destroy has returned. Of meaning only where some
+                              memory is MUSTER_CUDA */
   int32_t gradient_memory; /* a muster_memory: where muster_span.data lies, in all calls of the run */
 } muster_train_options;
 
@@ -323,7 +324,8 @@ MUSTER_API muster_status muster_step_accumulate_part(muster_step* step, const mu
  * changed. */
 MUSTER_API muster_status muster_step_reduce(muster_step* step, const muster_span* gradients, size_t spans);
 
-/* Between these two calls, and only then, the program may write its state, or enqueue what writes it. Opening
+/* Between these two calls, and only then, the program may write its state, or enqueue what writes it; what is
+ * MUSTER_HOST has to be written before closing, also where other tensors are a device's. Opening
  * waits for background copies of the state (of CUDA memory the stream does, and the caller does not), and can
  * be refused with MUSTER_AGAIN. No collective may be called inside. */
 MUSTER_API muster_status muster_step_open_update(muster_step* step);

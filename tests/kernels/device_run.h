@@ -9,6 +9,7 @@
 #include <string>
 #include <thread>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "kernels/cuda_table.h"
@@ -98,11 +99,13 @@ class DeviceRun {
               cuda().device_allocate(reinterpret_cast<void**>(&device), wanted) == 0 &&
               (stream != nullptr || cuda().stream_create(&stream) == 0) &&
               (event != nullptr || cuda().event_create(&event) == 0);
-      bytes = wanted;
+      bytes = ready ? wanted : 0;
     }
     bool free() {
-      return (pinned == nullptr || cuda().pinned_free(pinned) == 0) &&
-             (device == nullptr || cuda().device_free(device) == 0);
+      Byte *const old_pinned = std::exchange(pinned, nullptr), *const old_device =
+                                                                   std::exchange(device, nullptr);
+      return (old_pinned == nullptr || cuda().pinned_free(old_pinned) == 0) &&
+             (old_device == nullptr || cuda().device_free(old_device) == 0);
     }
     int wait() {
       int code = cuda().event_record(event, stream);

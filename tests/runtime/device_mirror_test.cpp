@@ -45,8 +45,9 @@ class Program {
           std::fill(m, m + 7, v);
         },
         late);
+    const Status noted = state_.note_written();
     state_.end_write();
-    return ok();
+    return noted;
   }
 
   Status install(float version) {
@@ -249,6 +250,38 @@ TEST_F(DeviceMirrorTest, ATensorThatIsElsewhereIsNamed) {
   ASSERT_FALSE(mirror.ok());
   EXPECT_EQ(mirror.error().code, ErrorCode::kMisuse);
   EXPECT_THAT(mirror.error().message, HasSubstr("tensor 'w' is said to be in the memory of CUDA device 0"));
+  State other;
+  const OnDevice<float> there(4);
+  ASSERT_TRUE(other.add_replicated("v", there.data(), DType::kFloat32, {4}, Memory::kHost).ok());
+  const auto refused = DeviceMirror::attach(**device, other);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_THAT(refused.error().message, HasSubstr("tensor 'v' is said to be in the host's memory, and is in"));
+}
+
+// A lease takes no call of the device, which may make who calls wait; the next update copies for it.
+TEST_F(DeviceMirrorTest, WhatALeaseIsForIsCopiedByTheNextUpdateAtTheLatest) {
+  const Stream stream;
+  Program program(stream.get());
+  ASSERT_TRUE(program.open().ok());
+  ASSERT_TRUE(program.update().ok());
+  const int before = fakes::cuda_calls();
+  ASSERT_TRUE(program.state().acquire_read(now()).ok());
+  EXPECT_EQ(fakes::cuda_calls(), before);
+  ASSERT_TRUE(program.update().ok());
+  ASSERT_TRUE(program.state().wait_readable(kNever).ok());
+  EXPECT_EQ(program.seen(), 1);
+  program.state().release_read();
+  // A lease that is given back unread costs the update nothing.
+  ASSERT_TRUE(program.state().acquire_read(now()).ok());
+  program.state().release_read();
+  const int unread = fakes::cuda_calls();
+  ASSERT_TRUE(program.state().begin_write(now()).ok());
+  const int opening = fakes::cuda_calls() - unread;
+  program.state().cancel_write();
+  ASSERT_TRUE(program.state().begin_write(now()).ok());
+  program.state().cancel_write();
+  EXPECT_EQ(fakes::cuda_calls(), unread + 2 * opening) << "the same calls as with no lease before";
+  EXPECT_EQ(program.read(kNever).value(), 2);
 }
 
 TEST_F(DeviceMirrorTest, AStreamOfAnotherDeviceIsRefused) {

@@ -126,6 +126,64 @@ class OneAdvanced : public ::testing::Test {
   }
 };
 
+// Of a device that does not work any more.
+class BrokenMirror final : public StateMirror {
+ public:
+  MutableByteSpan host() const override { return {}; }
+  Status note_written() override { return ok(); }
+  Status begin_fetch() override { return Error{ErrorCode::kEnvironment, "the device is gone"}; }
+  Status finish_fetch(Instant) override { return ok(); }
+  Status order_update() override { return ok(); }
+  Status store(ByteSpan, Instant) override { return ok(); }
+};
+
+TEST_F(OneAdvanced, ASourceThatCannotReadItsStateBlamesItselfAndKeepsNobodyWaiting) {
+  BrokenMirror mirror;
+  ranks[0]->state.set_mirror(&mirror);
+  const Instant began = now();
+  const auto ends = transfer();
+  ranks[0]->state.set_mirror(nullptr);
+  EXPECT_LT(now() - began, 20 * kSecond) << "of 30 that they would wait";
+  ASSERT_FALSE(ends[0].status.ok());
+  EXPECT_EQ(ends[0].status.error().code, ErrorCode::kEnvironment);
+  EXPECT_THAT(ends[0].suspects, ::testing::ElementsAre(kAdvanced));
+  for (const size_t behind : {1, 2}) {
+    EXPECT_FALSE(ends[behind].status.ok());
+    EXPECT_FALSE(ends[behind].staged);
+  }
+}
+
+// A lease for an older version, which a save may hold for as long as a disk takes, is given up after a while.
+TEST_F(OneAdvanced, AnOlderVersionsReaderIsInTheWayForAGraceOnly) {
+  State& state = ranks[0]->state;
+  class Quiet final : public StateMirror {
+   public:
+    explicit Quiet(std::vector<float>& values) : values_(values) {}
+    MutableByteSpan host() const override { return std::as_writable_bytes(std::span(values_)); }
+    Status note_written() override { return ok(); }
+    Status begin_fetch() override { return ok(); }
+    Status finish_fetch(Instant) override { return ok(); }
+    Status order_update() override { return ok(); }
+    Status store(ByteSpan, Instant) override { return ok(); }
+
+   private:
+    std::vector<float>& values_;
+  } mirror(ranks[0]->weights);
+  state.set_mirror(&mirror);
+  ASSERT_TRUE(state.acquire_read(now()).ok());
+  ASSERT_TRUE(state.begin_write(now()).ok());
+  state.end_write();
+  int asked = 0;
+  const auto unblock = [&] {
+    ++asked;
+    state.release_read();
+  };
+  EXPECT_TRUE(acquire_for_view(state, now() + 30 * kSecond, unblock).ok());
+  EXPECT_EQ(asked, 1);
+  state.release_read();
+  state.set_mirror(nullptr);
+}
+
 TEST_F(OneAdvanced, WhatArrivesIsStagedAndVerified) {
   const auto ends = transfer();
   for (size_t i : {1, 2}) {

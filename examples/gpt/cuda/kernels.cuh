@@ -454,6 +454,7 @@ void cross_entropy_kernel(const CrossEntropy task) {
   if (lane_of_warp() == 0)
     task.losses[row] = log_of(total) + static_cast<double>(largest) - static_cast<double>(target_logit);
   if (!task.gradient) return;
+  __syncwarp();  // the target's logit has been read, by all
   const float share = 1.0f / static_cast<float>(task.rows), factor = share / total;
   MUSTER_UNROLL
   for (unsigned i = 0; i < kFours; ++i) {

@@ -14,6 +14,8 @@
 #include "runtime/base/clock.h"
 #include "tests/fakes/fakes.h"
 
+extern "C" int cudaGetLastError();
+
 namespace muster {
 namespace {
 
@@ -91,6 +93,18 @@ TEST_F(CudaModule, ProbeTellsWhatIsThere) {
   EXPECT_EQ(found.device_count, 8);
   EXPECT_EQ(std::string(found.device_reason), "");
   EXPECT_GE(found.nccl_version, 21800);
+}
+
+// A program that checks its own launches must not find ours.
+TEST_F(CudaModule, AFailureThatWasToldIsNotFoundAgain) {
+  void *stream = nullptr, *event = nullptr;
+  ASSERT_EQ(table().stream_create(&stream), 0);
+  ASSERT_EQ(table().event_create(&event), 0);
+  fakes::cuda_inject({.call = fakes::cuda_calls() + 1, .code = 1});
+  EXPECT_EQ(table().event_record(event, stream), 1);
+  EXPECT_EQ(cudaGetLastError(), 0);
+  EXPECT_EQ(table().event_destroy(event), 0);
+  EXPECT_EQ(table().stream_destroy(stream), 0);
 }
 
 TEST_F(CudaModule, ProbeTellsWhatIsMissing) {
