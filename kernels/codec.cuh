@@ -164,8 +164,8 @@ MUSTER_DEVICE void for_each_block(uint64_t count, Body body) {
   unsigned mask = 0xFFFFFFFFu;
   if constexpr (Lanes::kLanes < 32) mask = ((1u << Lanes::kLanes) - 1u) << (threadIdx.x % 32u - member);
   const Lane lane{mask, member};
-  for (uint64_t block = uint64_t{blockIdx.x} * kGroups + threadIdx.x / Lanes::kLanes; block * Lanes::kBlock < count;
-       block += uint64_t{gridDim.x} * kGroups) {
+  for (uint64_t block = uint64_t{blockIdx.x} * kGroups + threadIdx.x / Lanes::kLanes;
+       block * Lanes::kBlock < count; block += uint64_t{gridDim.x} * kGroups) {
     const uint64_t first = block * Lanes::kBlock + member * Lanes::kPerLane;
     body(Place{lane, block, first, live_of(first, count, Lanes::kPerLane),
                live_of(block * Lanes::kBlock, count, Lanes::kBlock)});
