@@ -139,7 +139,8 @@ Run::~Run() {
     changed_.notify_all();
   }
   ticker_.join();
-  saver_.release();  // a digest may wait for its lease
+  saver_.release();  // a digest may wait for its lease, or for a save's
+  saver_.cancel_staging();
   forming_.stop();
   digesting_.stop();
 }

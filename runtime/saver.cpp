@@ -138,6 +138,7 @@ bool Saver::hold(control::Version version, bool last, Instant deadline) {
   if (last) last_of_run_ = version;
   if (failed_ == version) failed_ = control::kNoVersion;  // in a new view: it is saved anew
   if (early_ && early_->open.version == version) {  // opened by a member that reached the version sooner
+    reading_.push_back(early_->progress);
     worker_.post([this, save = *std::exchange(early_, std::nullopt)] { run(save, true); });
     return true;
   }
@@ -182,7 +183,10 @@ void Saver::open(const control::SaveOpen& open, control::MemberId self) {
   // The lease goes over to the save. A stop-save needs none before its turn: no permit leads beyond its
   // version.
   const bool held = held_ == open.version;
-  if (held) held_.reset();
+  if (held) {
+    held_.reset();
+    reading_.push_back(save.progress);
+  }
   if (held || open.stop) {
     worker_.post([this, save, held] { run(save, held); });
   } else if (open.version > last_hold_) {
@@ -195,7 +199,7 @@ void Saver::open(const control::SaveOpen& open, control::MemberId self) {
 void Saver::run(const Save& save, bool held) {
   uint64_t bytes_written = 0;
   auto vote = stage_and_write(save, held, bytes_written);
-  staging_ = false;
+  no_longer_reads(save);
   if (held) state_.release_read();
   if (vote.ok()) {
     say_(control::SaveVote{save.open.save, true, std::move(*vote), "", bytes_written});
@@ -210,8 +214,9 @@ Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, uint64_t
   if (!held) {
     MUSTER_TRY(state_.acquire_read(now() + kReadTimeout));
     held = true;
+    const std::lock_guard lock(mutex_);
+    reading_.push_back(save.progress);
   }
-  staging_ = true;
   MUSTER_TRY(prepare_template(save.index, static_cast<uint32_t>(save.open.participants.size())));
   checkpoint::SaveShardOptions options;
   options.write.writer_nonce = random_nonce();
@@ -226,7 +231,7 @@ Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, uint64_t
   }
   const Instant began = now();
   options.staged = [&] {
-    staging_ = false;
+    no_longer_reads(save);
     held = false;
     state_.release_read();
     if (save.index == 0) tell(EventKind::kSaveStaged, save.open.version, "", now() - began);
@@ -385,7 +390,12 @@ Status Saver::judge(const Save& save, const checkpoint::Manifest& manifest,
 
 void Saver::cancel_staging() {
   const std::lock_guard lock(mutex_);
-  if (save_ && staging_) save_->progress->cancel();
+  for (const auto& progress : reading_) progress->cancel();
+}
+
+void Saver::no_longer_reads(const Save& save) {
+  const std::lock_guard lock(mutex_);
+  std::erase(reading_, save.progress);
 }
 
 void Saver::closed(const control::SaveClosed& closed) {

@@ -8,7 +8,6 @@
 //  - The state at a version stays readable from hold() or open() until it is staged, by a read lease.
 #pragma once
 
-#include <atomic>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -80,7 +79,7 @@ class Saver {
   void open(const control::SaveOpen& open, control::MemberId self);
   void publish(const control::SavePublish& publish);
   void closed(const control::SaveClosed& closed);
-  // Gives up a save whose copy still reads the state; this rank votes against it.
+  // Gives up the saves that hold a lease; this rank votes against them.
   void cancel_staging();
 
   control::Version durable() const;  // newest; kNoVersion: none
@@ -117,6 +116,7 @@ class Saver {
 
   void refuse(control::Version version);
   void run(const Save& save, bool held);
+  void no_longer_reads(const Save& save);
   Result<ByteBuffer> stage_and_write(const Save& save, bool& held, uint64_t& bytes_written);
   Status judge(const Save& save, const checkpoint::Manifest& manifest,
                const std::vector<std::optional<checkpoint::PieceChanges>>& changes);
@@ -162,7 +162,8 @@ class Saver {
   std::optional<Save> to_verify_;
   std::set<uint64_t> verified_nonces_;  // of some of the newest saves
   bool stopping_ = false;
-  std::atomic<bool> staging_{false};  // the worker reads the state
+  // Of saves that hold a lease: of the one that stages, and of those that wait for the worker with theirs.
+  std::vector<std::shared_ptr<checkpoint::StageProgress>> reading_;
   checkpoint::VersionId parent_;
 
   // Only the worker thread, or the program's before the first step, touches these; and the writing thread of

@@ -94,6 +94,11 @@ bool State::on_device() const {
                      [](const TensorInfo& tensor) { return tensor.memory != Memory::kHost; });
 }
 
+bool State::older_is_read() const {
+  const std::lock_guard lock(mutex_);
+  return mirror_ != nullptr && readers_ > 0 && mirrored_ != written_;
+}
+
 std::string State::description() const {
   std::string text = std::to_string(tensors_.size()) + " tensors, " + human_bytes(bytes_) + ":";
   constexpr size_t kListed = 16;

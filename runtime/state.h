@@ -78,6 +78,8 @@ class State {
   // state that is on_device() has one before the first of the calls below.
   void set_mirror(StateMirror* mirror);
   bool on_device() const;  // any tensor
+  // A lease for an older version is what acquire_read() waits for.
+  bool older_is_read() const;
 
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   uint64_t bytes() const { return bytes_; }

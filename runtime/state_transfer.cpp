@@ -58,11 +58,11 @@ Status StateTransfer::run(const control::Install& install, std::vector<control::
   return moved;
 }
 
-Status acquire_for_view(State& state, Instant deadline, const std::function<void()>& unblock) {
-  constexpr Duration kGrace = kSecond;
-  Status leased = state.acquire_read(std::min(deadline, now() + kGrace));
-  if (leased.ok() || leased.error().code != ErrorCode::kRetry || !unblock) return leased;
-  unblock();
+Status acquire_for_view(State& state, Duration grace, Instant deadline,
+                        const std::function<void()>& unblock) {
+  Status leased = state.acquire_read(std::min(deadline, now() + grace));
+  if (leased.ok() || leased.error().code != ErrorCode::kRetry) return leased;
+  if (unblock && state.older_is_read()) unblock();
   return state.acquire_read(deadline);
 }
 
@@ -99,7 +99,8 @@ Status StateTransfer::give(const control::Install& install, std::vector<control:
 }
 
 Status StateTransfer::lease_readable() {
-  MUSTER_TRY(acquire_for_view(state, deadline, unblock));
+  constexpr Duration kGrace = kSecond;  // all of the view wait
+  MUSTER_TRY(acquire_for_view(state, kGrace, deadline, unblock));
   Status readable = state.wait_readable(deadline);
   if (!readable.ok()) state.release_read();
   return readable;

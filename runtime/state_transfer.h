@@ -50,9 +50,9 @@ struct HeldGradient {
 };
 
 // A lease that a view change, or a rescue, waits for. Of a state on a device a save of an older version may
-// be in its way, for as long as a disk takes: after a grace `unblock` gives that save up. Errors: as
+// be in its way, for as long as a disk takes: after `grace` `unblock` gives that save up. Errors: as
 // acquire_read.
-Status acquire_for_view(State& state, Instant deadline, const std::function<void()>& unblock);
+Status acquire_for_view(State& state, Duration grace, Instant deadline, const std::function<void()>& unblock);
 
 struct StateTransfer {
   Endpoint& endpoint;

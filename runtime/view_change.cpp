@@ -86,7 +86,10 @@ HeldGradient Run::held_gradient() const {
 void Run::compute_digest(const control::ComputeDigest& asked) {
   const Instant deadline = now() + options_.step_timeout;
   const auto unblock = [&] { saver_.cancel_staging(); };
-  if (!acquire_for_view(state_, deadline, unblock).ok()) return;
+  // Only the first update waits, and a save is worth a wait: else each join could cost one. A rescue, which
+  // asks the same, gives its members three times as long.
+  constexpr Duration kGrace = 20 * kSecond;
+  if (!acquire_for_view(state_, kGrace, deadline, unblock).ok()) return;
   const Status readable = state_.wait_readable(deadline);
   const Digest digest = readable.ok() ? state_.digest() : Digest{};
   state_.release_read();

@@ -201,12 +201,13 @@ class CopyOf final : public StateMirror {
     return ok();
   }
   Status finish_fetch(Instant) override {
+    while (blocked) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // as a busy device does
     return fails ? Status(Error{ErrorCode::kEnvironment, "no copy came"}) : ok();
   }
   Status order_update() override { return ok(); }
   Status store(ByteSpan, Instant) override { return ok(); }
 
-  std::atomic<bool> fails = false;
+  std::atomic<bool> fails = false, blocked = false;
 
  private:
   State& state_;
@@ -223,6 +224,32 @@ TEST_F(SaverTest, ACopyThatDoesNotComeFailsItsSaveAlone) {
   EXPECT_EQ(failed.why, "no copy came");
   mirror.fails = false;
   write(113);
+  saver_.reset();
+}
+
+// Saves that hold a lease, whether they stage or wait for the worker, and no others.
+TEST_F(SaverTest, WhoIsInTheWayIsGivenUpAndWhatComesAfterIsNot) {
+  CopyOf mirror(state_, values_);
+  mirror.blocked = true;
+  SaveOpen open;
+  open.version = 112;
+  open.participants = {kSelf};
+  for (const uint64_t save : {512, 513}) {  // the one that stages, and one that waits behind it
+    ASSERT_TRUE(saver_->hold(112, false, now()));
+    open.save = save;
+    saver_->open(open, kSelf);
+  }
+  saver_->cancel_staging();
+  mirror.blocked = false;
+  for (const uint64_t save : {512, 513}) {
+    const auto vote = said<SaveVote>(save);
+    ASSERT_TRUE(vote);
+    EXPECT_FALSE(vote->written) << save;
+  }
+  EXPECT_FALSE(state_.older_is_read());
+  write(113);
+  saver_->cancel_staging();  // nobody
+  write(114);
   saver_.reset();
 }
 

@@ -178,9 +178,16 @@ TEST_F(OneAdvanced, AnOlderVersionsReaderIsInTheWayForAGraceOnly) {
     ++asked;
     state.release_read();
   };
-  EXPECT_TRUE(acquire_for_view(state, now() + 30 * kSecond, unblock).ok());
+  EXPECT_TRUE(state.older_is_read());
+  EXPECT_TRUE(acquire_for_view(state, 5 * kMillisecond, now() + 30 * kSecond, unblock).ok());
   EXPECT_EQ(asked, 1);
+  EXPECT_FALSE(state.older_is_read());
+  // Of a wait for the program's update nobody is to blame.
   state.release_read();
+  ASSERT_TRUE(state.begin_write(now()).ok());
+  EXPECT_FALSE(acquire_for_view(state, 5 * kMillisecond, now() + 10 * kMillisecond, unblock).ok());
+  state.end_write();
+  EXPECT_EQ(asked, 1);
   state.set_mirror(nullptr);
 }
 
