@@ -22,6 +22,7 @@
 #endif
 
 #include "benchmarks/turns.h"
+#include "benchmarks/values.h"
 #include "kernels/codec.h"
 
 namespace {
@@ -92,14 +93,7 @@ struct Buffers {
         more(array_of<uint8_t>(3 * count)),
         payload_at(count / 8) {
     for (auto& each : planes) each = array_of<uint8_t>(3 * count);
-    uint32_t state = 1;
-    for (size_t i = 0; i < count; ++i) {
-      // Sums of four uniform numbers, as gradients are nearly normal.
-      float sum = 0;
-      for (int k = 0; k < 4; ++k)
-        state = state * 1664525u + 1013904223u, sum += static_cast<float>(state >> 8) * 0x1p-24f;
-      values[i] = (sum - 2.0f) * 1e-3f;
-    }
+    bench::fill_like_gradients(values.get(), count);
   }
 };
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "benchmarks/turns.h"
+#include "benchmarks/values.h"
 #include "kernels/cuda_table.h"
 #include "kernels/shared16.h"
 
@@ -60,17 +61,6 @@ struct Device {
   }
 };
 
-// Nearly normal, as gradients are: sums of four uniform numbers.
-void fill(float* values, size_t count) {
-  uint32_t state = 1;
-  for (size_t i = 0; i < count; ++i) {
-    float sum = 0;
-    for (int k = 0; k < 4; ++k)
-      state = state * 1664525u + 1013904223u, sum += static_cast<float>(state >> 8) * 0x1p-24f;
-    values[i] = (sum - 2.0f) * 1e-3f;
-  }
-}
-
 struct Buffers {
   size_t count, payload_at;
   float *host, *values, *residual, *out, *leaves[16];
@@ -80,7 +70,7 @@ struct Buffers {
     void* pinned = nullptr;
     require(cuda().pinned_allocate(&pinned, count * sizeof(float)), "pinned memory");
     host = static_cast<float*>(pinned);
-    fill(host, count);
+    bench::fill_like_gradients(host, count);
     for (float** each : {&values, &residual, &out}) *each = device.allocate<float>(count);
     for (uint8_t*& each : planes) each = device.allocate<uint8_t>(3 * count);
     more = device.allocate<uint8_t>(3 * count);
@@ -264,7 +254,7 @@ int main(int argc, char** argv) {
   const size_t count = static_cast<size_t>(std::atoll(argv[2])) << 18;
   if (std::string(argv[1]) == "values") {
     std::vector<float> values(count);
-    fill(values.data(), count);
+    bench::fill_like_gradients(values.data(), count);
     return std::fwrite(values.data(), sizeof(float), count, stdout) == count ? 0 : 1;
   }
   const auto table = muster::cuda_table();
