@@ -59,14 +59,19 @@ endfunction()
 # What `ctest -L quick` runs, and what that loads or starts.
 add_custom_target(quick_tests)
 
-# muster_test(NAME SOURCES … [LIBS …] [ARGS …] [LABELS …] [TIMEOUT seconds] [BESIDE])
+# muster_test(NAME SOURCES … [LIBS …] [ARGS …] [LABELS …] [TIMEOUT seconds] [BESIDE] [ONE_THREAD])
 # One GoogleTest program; tests/ mirrors the source folders. LABELS: quick (default), or long, which only
 # scripts/test --quick leaves out, or full, which only --full runs. BESIDE: waits for nothing and computes in one thread,
-# so that it may run while another such test runs; the others run alone.
+# so that it may run while another such test runs; the others run alone. ONE_THREAD: the thread sanitizer has nothing to
+# find in it, and takes long, so with that only the full run has it.
 function(muster_test name)
-  cmake_parse_arguments(ARG "BESIDE" "TIMEOUT" "SOURCES;LIBS;LABELS;ARGS" ${ARGN})
+  cmake_parse_arguments(ARG "BESIDE;ONE_THREAD" "TIMEOUT" "SOURCES;LIBS;LABELS;ARGS" ${ARGN})
   if(NOT ARG_LABELS)
     set(ARG_LABELS quick)
+  endif()
+  if(ARG_ONE_THREAD AND MUSTER_SANITIZE MATCHES "thread")
+    list(REMOVE_ITEM ARG_LABELS quick long)
+    list(APPEND ARG_LABELS full)
   endif()
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
