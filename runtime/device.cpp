@@ -140,6 +140,7 @@ Status Device::wait(const DeviceEvent& event, Instant deadline) const {
       return Error{ErrorCode::kRetry, "what was enqueued on CUDA device " + std::to_string(index_) +
                                           " did not end before the deadline"};
     }
+    // CUDA's own wait has no deadline, and spins.
     std::this_thread::sleep_for(std::chrono::nanoseconds(pause));
   }
 }

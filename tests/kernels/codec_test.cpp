@@ -324,6 +324,7 @@ TEST_P(CodecBits, StreamedRangesAgree) {
 
 // A grid covers at most 2^25 elements; beyond, its blocks go around once more.
 TEST_P(CodecBits, RangesBeyondTheDevicesGridAgree) {
+  // The shim's small grid goes around in every other test.
   if (!missing_device().empty()) GTEST_SKIP() << missing_device();
   constexpr size_t kCount = (size_t{1} << 25) + 5000, kBytes = 24 * kCount;
   const CodecId id = GetParam();

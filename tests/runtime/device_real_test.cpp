@@ -132,6 +132,7 @@ class CudaBackend final : public Backend {
 class DeviceReal : public ::testing::Test {
  protected:
   void SetUp() override {
+    // Without a device: device_run_test, on the fake.
     if (const std::string reason = missing(); !reason.empty()) GTEST_SKIP() << reason;
   }
   static TrainingResult on_host(size_t count, const TrainingOptions& options) {
@@ -215,7 +216,7 @@ TEST_F(DeviceReal, HostMemoryThatIsCalledADevicesIsRefusedByName) {
 // Without a driver the library says so; where there is one, the tests above are the answer.
 TEST(DeviceMissing, TrainSaysWhatIsMissing) {
   const std::string reason = missing();
-  if (reason.empty()) GTEST_SKIP() << "a device is there";
+  if (reason.empty()) GTEST_SKIP() << "a device is there";  // nothing is missing then
   HostBackend memory(10);
   muster_session* session = nullptr;
   muster_state* state = nullptr;

@@ -25,11 +25,12 @@ inline const CudaTable& cuda() {
 inline bool wait_until(const std::function<bool()>& done, Duration limit = 20 * kSecond) {
   for (const Instant end = now() + limit; now() < end;) {
     if (done()) return true;
-    std::this_thread::sleep_for(std::chrono::microseconds(100));
+    std::this_thread::sleep_for(std::chrono::microseconds(100));  // `done` looks at what tells nobody
   }
   return done();
 }
 
+// Gives what must not happen the time to happen; a test that uses it is right without it, and sees less.
 inline void pause_for(Duration time) { std::this_thread::sleep_for(std::chrono::nanoseconds(time)); }
 
 // Device memory, which a test may look into: it is the host's.

@@ -86,6 +86,7 @@ TEST(CudaModule, DigestsOnADeviceAreTheCpus) {
   const CudaTable& table = *cuda_table().value();
   CudaProbe found{};
   table.probe(&found);
+  // cuda_module_test shows the rest, on the fake.
   if (found.device_count == 0) GTEST_SKIP() << "no device: " << found.device_reason;
   constexpr size_t kApart = 5 << 20, kDigests = 16;
   const std::vector<size_t> sizes = {0,    1,    4,    9,    17,   129,  240,     241,

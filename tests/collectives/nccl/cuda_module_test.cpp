@@ -69,7 +69,7 @@ void register_kernels() {
 bool nothing_lives() {
   for (const Instant end = now() + 10 * kSecond; now() < end;) {
     if (fakes::cuda_live() == 0) return true;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // the fake tells nobody when a thread ends
   }
   return false;
 }

@@ -182,6 +182,7 @@ void expect_device_equals_cpu(int lanes, size_t count, size_t misalignment, Nans
       << lanes << " lanes, " << count << ", off " << misalignment;
 }
 
+// Without a device: TreeFoldKernel, in the shim.
 TEST(TreeFoldOnDevice, HasTheBitsOfTheCpu) {
   if (!missing_device().empty()) GTEST_SKIP() << missing_device();
   for (const int lanes : {1, 2, 3, 4, 5, 7, 8, 13, 16, 31, 64}) {
@@ -227,6 +228,7 @@ void run_canonical(int rank, int world, const NcclId& id, size_t count) {
   EXPECT_TRUE((*communicator)->wait_aborted(now() + kLong).ok());
 }
 
+// Without a device: NcclCanonicalTest, on the fakes.
 TEST(NcclRealCanonical, EveryWorldSizeGivesTheBitsOfOneCpu) {
   if (!machine().missing.empty()) GTEST_SKIP() << machine().missing;
   for (int world = 1; world <= machine().world; ++world) {
@@ -323,6 +325,7 @@ class Peer {
 
 class NcclRealLife : public ::testing::Test {
  protected:
+  // Without a device, or a second rank: nccl_communicator_test, on the fakes.
   void SetUp() override {
     if (!machine().missing.empty()) GTEST_SKIP() << machine().missing;
     if (!machine().alone.empty()) GTEST_SKIP() << machine().alone;
@@ -375,6 +378,7 @@ TEST_F(NcclRealLife, ARevokeAtAnyMomentEndsTheWaitsOfBoth) {
     auto communicator = NcclCommunicator::start(options_of(0, 2, id)).value();
     ASSERT_TRUE(all_reduce(*communicator, memory, kLong).ok());
     std::thread revoker([&] {
+      // Between and within operations, another moment in each round; right whenever it comes.
       std::this_thread::sleep_for(std::chrono::milliseconds(7 * round));
       communicator->revoke("a rank was lost");
     });
@@ -394,6 +398,7 @@ TEST_F(NcclRealLife, ARevokeDuringInitialisationEndsIt) {
     const NcclId id = NcclCommunicator::make_id().value();
     const Peer peer(kReduce, id);
     auto communicator = NcclCommunicator::start(options_of(0, 2, id)).value();
+    // Another phase of it in each round; right whenever it comes.
     std::this_thread::sleep_for(std::chrono::milliseconds(150 * round));
     communicator->revoke("a rank was lost");
     EXPECT_EQ(communicator->wait_ready(now() + kLong).error().code, ErrorCode::kReconfigure);

@@ -18,7 +18,7 @@ namespace fakes = muster::fakes;
 
 bool nothing_lives() {
   for (int i = 0; i < 10000 && fakes::cuda_live() > 0; ++i)
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // the fake tells nobody when a thread ends
   return fakes::cuda_live() == 0;
 }
 

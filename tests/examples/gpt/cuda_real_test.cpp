@@ -22,7 +22,7 @@ class GptOnCuda : public testing::TestWithParam<Case> {
   void SetUp() override {
     std::string missing;
     auto device = device_backend(GetParam().config, GetParam().sequences, missing);
-    if (device == nullptr) GTEST_SKIP() << missing;
+    if (device == nullptr) GTEST_SKIP() << missing;  // gpt_cuda_backend_test does the same on the fake
     pair = std::make_unique<Pair>(std::move(device), GetParam().sequences);
   }
   std::unique_ptr<Pair> pair;
@@ -46,7 +46,7 @@ TEST(GptOnCudaTraining, LearnsATextByHeart) {
   const Config config{.layers = 2, .width = 16, .heads = 2, .context = 16};
   std::string missing;
   const auto backend = device_backend(config, 4, missing);
-  if (backend == nullptr) GTEST_SKIP() << missing;
+  if (backend == nullptr) GTEST_SKIP() << missing;  // gpt_cuda_training_test trains on the fake
   const std::string line = "the quick brown ";
   std::vector<uint8_t> windows;
   for (size_t s = 0; s < 4; ++s) {
