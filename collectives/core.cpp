@@ -1,5 +1,6 @@
 #include "collectives/core.h"
 
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/epoll.h>
@@ -18,12 +19,20 @@ namespace {
 // each rank a switch of threads costs more than it gives.
 constexpr int kSpinsCrowded = 20;
 constexpr int kSpins = 2000;
-constexpr int kYields = 300;
+constexpr int kYields = 16;          // with more no operation was faster (8 to 300; 2 to 8 ranks on 2 cores)
 constexpr int kSpinsUnderLock = 32;  // then others may have the mutex
 constexpr int kLooksPerClock = 32;   // reading the clock costs as much as looking
 constexpr int kPollEvery = 64;       // calls of progress()
-// The progress thread rests this long after a wait, since another usually follows.
+// The progress thread rests this long after a wait, since another usually follows; while one lasts, longer
+// and longer, and so comes back late by no more than what the wait took.
 constexpr Duration kRest = 500 * kMicrosecond;
+constexpr Duration kRestMost = 4 * kMillisecond;
+// A waiter looks again after so long asleep: no promise of a transport to wake it is worth a hang.
+constexpr Duration kDoze = 50 * kMillisecond;
+// Where looking finds nothing, yet there is no sleeping, after some more looks a waiter stays away for so
+// long: what is in the way may need this processor.
+constexpr int kRefusals = 64;
+constexpr Duration kNap = 100 * kMicrosecond;
 
 inline void pause_cpu() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -38,11 +47,14 @@ void drain(int fd) {
   [[maybe_unused]] const ssize_t got = read(fd, &count, sizeof count);
 }
 
-int timeout_ms(Instant deadline) {
-  if (deadline == kNever) return -1;
-  const Instant left = deadline - now();
-  if (left <= 0) return 0;
-  return static_cast<int>(std::min<Instant>((left + kMillisecond - 1) / kMillisecond, 60'000));
+timespec timespec_of(Duration duration) {
+  const Duration left = std::max<Duration>(duration, 0);
+  return {.tv_sec = left / kSecond, .tv_nsec = left % kSecond};
+}
+
+void nap() {
+  const timespec time = timespec_of(kNap);
+  nanosleep(&time, nullptr);
 }
 
 Status add_to_epoll(int epoll, int fd, uint32_t events = EPOLLIN) {
@@ -92,7 +104,7 @@ void Core::stop() {
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
-    wake();
+    wake_all();
     thread_rest_.notify_all();
     followers_.notify_all();
   }
@@ -105,13 +117,13 @@ void Core::stop() {
 
 Status Core::open_descriptors() {
   epoll_.reset(epoll_create1(EPOLL_CLOEXEC));
-  wake_.reset(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   bell_.reset(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
-  if (!epoll_ || !wake_ || !bell_) {
+  for (Sleeper* sleeper : {&thread_sleeper_, &waiter_sleeper_})
+    sleeper->wake.reset(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
+  if (!epoll_ || !bell_ || !thread_sleeper_.wake || !waiter_sleeper_.wake) {
     return Error{ErrorCode::kEnvironment, std::string("cannot open event descriptors: ") + strerror(errno) +
                                               "; raise the limit (ulimit -n)"};
   }
-  MUSTER_TRY(add_to_epoll(epoll_.get(), wake_.get()));
   MUSTER_TRY(add_to_epoll(epoll_.get(), bell_.get()));
   if (transport_ != nullptr) MUSTER_TRY(add_to_epoll(epoll_.get(), transport_->event_fd()));
   return ok();
@@ -198,8 +210,7 @@ void Core::complete(Operation& operation, Status result, std::vector<int> suspec
   operation.result = std::move(result);
   operation.suspects = std::move(suspects);
   operation.done.store(true, std::memory_order_release);
-  if (sleeping_waiters_ > 0) wake();
-  if (waiters_ > 1) followers_.notify_all();
+  tell_waiters();
 }
 
 void Core::transfer_ended(TransferId id, TransferStatus status, size_t bytes) {
@@ -224,16 +235,23 @@ void Core::lose(PeerId id, const std::string& reason) {
   tell_waiters();
 }
 
-void Core::wake() {
+void Core::wake(Sleeper& sleeper) {
+  if (!sleeper.is_deaf()) return;
+  sleeper.woken = true;
   const uint64_t one = 1;
-  [[maybe_unused]] const ssize_t wrote = write(wake_.get(), &one, sizeof one);
+  [[maybe_unused]] const ssize_t wrote = write(sleeper.wake.get(), &one, sizeof one);
+}
+
+void Core::wake_all() {
+  wake(thread_sleeper_);
+  wake(waiter_sleeper_);
 }
 
 void Core::attend() {
   constexpr int kProgressEvery = 8;
   constexpr size_t kDrivenAlone = 2;  // one group, and the point-to-point transfers
   waited_ = true;
-  if (sleepers_ > sleeping_waiters_) wake();
+  wake(thread_sleeper_);
   const bool others = driven_.size() > kDrivenAlone || !targets_.empty();
   if (!others && ++since_attended_ < kProgressEvery) return;
   since_attended_ = 0;
@@ -247,7 +265,7 @@ void Core::stir(bool urgent) {
   if (urgent) {
     kicked_ = true;
     thread_rest_.notify_one();
-    if (sleepers_ > 0) wake();
+    wake_all();
   } else {
     keep_sleepers_armed();
   }
@@ -278,9 +296,8 @@ size_t Core::poll_descriptors(int timeout) {
   size_t handled = 0;
   for (int i = 0; i < count; ++i) {
     const int fd = events[i].data.fd;
-    if (fd == wake_.get() || fd == bell_.get()) {
-      // While it is readable every sleeper wakes; drained under a sleeper, that one might miss it.
-      if (sleepers_ == 0) drain(fd);
+    if (fd == bell_.get()) {
+      drain(fd);  // what it rang for is seen to by this call of progress(), which tells who waits for it
     } else if (const auto found = watchers_.find(fd); found != watchers_.end()) {
       found->second->readable(fd);
       ++handled;
@@ -299,40 +316,46 @@ Instant Core::next_deadline() const {
 bool Core::prepare_sleep() {
   for (Driven* driven : driven_) driven->set_sleeping(true);
   if (progress(true) == 0 && (transport_ == nullptr || transport_->arm())) return true;
-  if (sleepers_ == 0) {
-    for (Driven* driven : driven_) driven->set_sleeping(false);
-  }
+  spare_the_bell();
   return false;
 }
 
-void Core::sleep(std::unique_lock<std::mutex>& lock, Instant deadline) {
-  const int timeout = timeout_ms(std::min(deadline, next_deadline()));
-  ++sleepers_;
+void Core::spare_the_bell() {
+  if (anybody_sleeps()) return;
+  for (Driven* driven : driven_) driven->set_sleeping(false);
+}
+
+void Core::sleep(std::unique_lock<std::mutex>& lock, Sleeper& sleeper, Instant deadline) {
+  const Instant until = std::min(deadline, next_deadline());
+  const timespec timeout = until == kNever ? timespec{} : timespec_of(until - now());
+  sleeper.asleep = true;
   lock.unlock();
-  epoll_event event{};
-  epoll_wait(epoll_.get(), &event, 1, timeout);
+  pollfd fds[] = {{epoll_.get(), POLLIN, 0}, {sleeper.wake.get(), POLLIN, 0}};
+  ppoll(fds, std::size(fds), until == kNever ? nullptr : &timeout, nullptr);
   lock.lock();
-  --sleepers_;
+  if (std::exchange(sleeper.woken, false)) drain(sleeper.wake.get());
+  sleeper.asleep = false;
   descriptors_ready_ = true;
-  if (sleepers_ == 0) {
-    for (Driven* driven : driven_) driven->set_sleeping(false);
-  }
+  spare_the_bell();
 }
 
 // Another thread sleeps on what this one has just looked at.
 void Core::keep_sleepers_armed() {
-  if (sleepers_ > 0 && !prepare_sleep()) wake();
+  if (anybody_sleeps() && !prepare_sleep()) wake_all();
 }
 
 void Core::run() {
   std::unique_lock lock(mutex_);
+  Duration rest = kRest;
   int idle = 0;
   while (!stopping_) {
     if (waiters_ > 0) kicked_ = false;
     if (waiters_ > 0 || (!kicked_ && std::exchange(waited_, false))) {
-      thread_rest_.wait_for(lock, std::chrono::nanoseconds(kRest));
+      thread_rest_.wait_for(lock, std::chrono::nanoseconds(rest));
+      rest = waiters_ > 0 ? std::min(2 * rest, kRestMost) : kRest;
       continue;
     }
+    rest = kRest;
     kicked_ = false;
     if (progress() > 0) {
       idle = 0;
@@ -346,9 +369,13 @@ void Core::run() {
       sched_yield();
       lock.lock();
     } else if (prepare_sleep()) {
-      sleep(lock, kNever);
+      sleep(lock, thread_sleeper_, kNever);
       kicked_ = kicked_ || !waited_;
       idle = 0;
+    } else if (idle > kRefusals) {
+      lock.unlock();
+      nap();
+      lock.lock();
     }
   }
 }
@@ -359,7 +386,7 @@ bool Core::drive_until(const std::function<bool()>& done, Instant deadline, Wait
   const int spins = how == Wait::kAsleep ? 0 : crowded_ ? kSpinsCrowded : kSpins;
   const int yields = how == Wait::kAsleep ? 0 : kYields;
   ++waiters_;
-  if (sleepers_ > 0) wake();
+  wake(thread_sleeper_);
   int idle = 0;
   int looks = 0;
   while (!done() && !stopping_) {
@@ -376,16 +403,18 @@ bool Core::drive_until(const std::function<bool()>& done, Instant deadline, Wait
     } else if (!done()) {
       ++idle;
       if (idle > spins + yields && prepare_sleep()) {
-        ++sleeping_waiters_;
-        sleep(lock, deadline);
-        --sleeping_waiters_;
+        sleep(lock, waiter_sleeper_, std::min(deadline, now() + kDoze));
         idle = spins;
         looks = -1;  // the clock, next
       } else if (idle <= spins && idle % kSpinsUnderLock != 0) {
         if (idle > kEagerLooks) pause_cpu();
       } else {
         lock.unlock();
-        if (idle > spins) sched_yield();
+        if (idle > spins + yields + kRefusals) {
+          nap();
+        } else if (idle > spins) {
+          sched_yield();
+        }
         lock.lock();
       }
     }

@@ -3,9 +3,14 @@
 // Everything moves inside progress(), under the mutex, on whichever thread has a reason: the thread that
 // issues an operation, the one that waits for it, or else the progress thread. While somebody waits, the
 // progress thread stays away, so that a small operation costs no switch of threads. Who has nothing to do
-// spins briefly, yields, then sleeps on one epoll descriptor, which hears the transport, the peers on this
-// node and other threads. User memory is touched under the mutex only, and only for operations that have not
-// ended; that is why nothing touches it after wait() returned or revoke() was called.
+// spins briefly, yields, then sleeps until the transport, a peer on this node or another thread has something
+// for it. User memory is touched under the mutex only, and only for operations that have not ended; that is
+// why nothing touches it after wait() returned or revoke() was called.
+//
+// INVARIANT: at most two threads sleep, the progress thread and the waiter that drives. Each has its own
+// means to be woken: with one for both, a thread that was woken and got no processor yet would keep it
+// raised, and the other one, finding it so, would never sleep (seen: for seconds, on a machine whose
+// scheduler then gave the first none).
 #pragma once
 
 #include <condition_variable>
@@ -123,7 +128,7 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
   // What a waiter's done() looks at has changed, and it is no operation. Whichever thread has seen to it: a
   // sleeping waiter does not hear what another one has taken from a descriptor.
   void tell_waiters() {
-    if (sleeping_waiters_ > 0) wake();
+    wake(waiter_sleeper_);
     if (waiters_ > 1) followers_.notify_all();
   }
 
@@ -162,6 +167,14 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
   };
   struct Pool;
 
+  // One place to sleep. `woken` ends it, though the thread may not have come round yet.
+  struct Sleeper {
+    UniqueFd wake;
+    bool asleep = false;
+    bool woken = false;
+    bool is_deaf() const { return asleep && !woken; }
+  };
+
   explicit Core(std::unique_ptr<Transport> transport);
   Status open_descriptors();
   bool connect(PeerId peer);
@@ -171,8 +184,11 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
 
   void run();            // the progress thread
   bool prepare_sleep();  // false: there is something to do
-  void sleep(std::unique_lock<std::mutex>& lock, Instant deadline);
-  void wake();
+  void sleep(std::unique_lock<std::mutex>& lock, Sleeper& sleeper, Instant deadline);
+  bool anybody_sleeps() const { return thread_sleeper_.is_deaf() || waiter_sleeper_.is_deaf(); }
+  void spare_the_bell();
+  static void wake(Sleeper& sleeper);
+  void wake_all();
   void keep_sleepers_armed();
   void watch(int fd, Watcher* watcher, uint32_t events);
   size_t poll_descriptors(int timeout_ms);
@@ -188,8 +204,8 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
   bool driven_by_waiter_ = false;
   bool waited_ = false;  // somebody did, since the progress thread looked
   bool kicked_ = false;
-  int sleepers_ = 0;          // threads in epoll_wait
-  int sleeping_waiters_ = 0;  // those of them that are not the progress thread
+  Sleeper thread_sleeper_;  // the progress thread's
+  Sleeper waiter_sleeper_;  // the driving waiter's
   bool descriptors_ready_ = false;
   int since_poll_ = 0;
   int since_attended_ = 0;
@@ -204,9 +220,8 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
   std::vector<Driven*> driven_;
   std::unordered_map<int, Watcher*> watchers_;
 
-  UniqueFd epoll_;
-  UniqueFd wake_;
-  UniqueFd bell_;  // rung by peers on this node
+  UniqueFd epoll_;  // readable where the transport, the bell or a watched descriptor is
+  UniqueFd bell_;   // rung by peers on this node
 };
 
 }  // namespace muster

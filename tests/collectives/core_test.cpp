@@ -1,0 +1,143 @@
+// How waits sleep: beside a thread that was woken and gets no processor, and over transports that do not keep
+// their promises.
+#include "collectives/core.h"
+
+#include <dlfcn.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <time.h>
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+
+#include "tests/collectives/world.h"
+
+namespace {
+
+thread_local bool is_rank = false;
+thread_local int sleeps = 0;
+std::atomic<bool> hold{false};  // threads that are no rank's come back from their sleep when this is over
+
+}  // namespace
+
+// In place of libc's. A thread that was woken and is not given the processor has not returned from it.
+extern "C" int ppoll(pollfd* fds, nfds_t count, const timespec* timeout, const sigset_t* mask) {
+  static const auto real = reinterpret_cast<decltype(&ppoll)>(dlsym(RTLD_NEXT, "ppoll"));
+  ++sleeps;
+  const int ready = real(fds, count, timeout, mask);
+  while (!is_rank && hold.load()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  return ready;
+}
+
+namespace muster {
+namespace {
+
+constexpr auto kPause = std::chrono::milliseconds(400);
+
+Duration processor_time() {
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return time.tv_sec * kSecond + time.tv_nsec;
+}
+
+// Rank 0 waits for rank 1, which comes later, after the progress threads have fallen asleep.
+template <typename Check>
+void wait_long(Member& member, Check check) {
+  is_rank = true;
+  member.expect_ok(member.group.barrier(member.soon()).wait(), "the first barrier");
+  std::this_thread::sleep_for(kPause / 4);
+  if (member.rank == 1) std::this_thread::sleep_for(kPause);
+  check([&] { member.expect_ok(member.group.barrier(member.soon()).wait(), "the barrier"); });
+}
+
+TEST(Sleeping, AWaiterSleepsBesideAThreadThatWasWokenAndDoesNotComeRound) {
+  for (const Medium medium : {Medium::kInProcess, Medium::kNodeThreads}) {
+    run_world(medium, 2, [](Member& member) {
+      wait_long(member, [&](auto barrier) {
+        if (member.rank == 1) {
+          barrier();
+          return;
+        }
+        hold = true;
+        sleeps = 0;
+        barrier();
+        hold = false;
+        // One for each doze, and some more for what arrives. It was tens of thousands.
+        member.expect(sleeps < 100, "the waiter slept " + std::to_string(sleeps) + " times");
+      });
+    });
+  }
+}
+
+class Wrapped : public Transport {
+ public:
+  explicit Wrapped(std::unique_ptr<Transport> transport) : transport_(std::move(transport)) {}
+  std::string_view name() const override { return transport_->name(); }
+  ByteBuffer address() const override { return transport_->address(); }
+  Result<TransportPeer> connect(ByteSpan address) override { return transport_->connect(address); }
+  void disconnect(TransportPeer peer) override { transport_->disconnect(peer); }
+  TransferId send(TransportPeer peer, uint64_t tag, MessagePtr message) override {
+    return transport_->send(peer, tag, std::move(message));
+  }
+  TransferId receive(uint64_t tag, MessagePtr message) override {
+    return transport_->receive(tag, std::move(message));
+  }
+  void cancel(TransferId id) override { transport_->cancel(id); }
+  void discard(uint64_t value, uint64_t mask) override { transport_->discard(value, mask); }
+  size_t progress(TransportSink& sink) override { return transport_->progress(sink); }
+  int event_fd() const override { return transport_->event_fd(); }
+  bool arm() override { return transport_->arm(); }
+
+ private:
+  std::unique_ptr<Transport> transport_;
+};
+
+// Says that it will wake a sleeper, and never does.
+class Silent final : public Wrapped {
+ public:
+  using Wrapped::Wrapped;
+  int event_fd() const override { return quiet_.get(); }
+
+ private:
+  UniqueFd quiet_{eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)};
+};
+
+// Has always something to do, and does not do it.
+class Restless final : public Wrapped {
+ public:
+  using Wrapped::Wrapped;
+  bool arm() override { return false; }
+};
+
+TEST(Sleeping, ATransportThatWakesNobodyCostsTimeAndNoHang) {
+  WorldOptions options;
+  options.wrap = [](auto transport) { return std::make_unique<Silent>(std::move(transport)); };
+  run_world(
+      Medium::kInProcess, 3, [](Member& member) { wait_long(member, [](auto barrier) { barrier(); }); },
+      options);
+}
+
+TEST(Sleeping, ATransportThatLetsNobodySleepLeavesTheProcessorToOthers) {
+  WorldOptions options;
+  options.wrap = [](auto transport) { return std::make_unique<Restless>(std::move(transport)); };
+  run_world(
+      Medium::kInProcess, 2,
+      [](Member& member) {
+        wait_long(member, [&](auto barrier) {
+          const Instant start = now();
+          const Duration before = processor_time();
+          barrier();
+          const Duration used = processor_time() - before;
+          // A tenth, where nothing disturbs; all of it, if it does nothing but look.
+          if (member.rank == 0)
+            member.expect(used < (now() - start) * 6 / 10,
+                          "the waiter used " + std::to_string(used / kMillisecond) + " ms of the processor");
+        });
+      },
+      options);
+}
+
+}  // namespace
+}  // namespace muster
