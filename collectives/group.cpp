@@ -60,6 +60,7 @@ struct CollectiveCall {
   Instant deadline = kNever;
   double factor = 1;
   std::span<const size_t> counts = {};
+  uint64_t agreement = 0;
 };
 
 Work Group::issue(const CollectiveCall& call) {
@@ -92,11 +93,13 @@ Work Group::issue(const CollectiveCall& call) {
     operation.deadline = call.deadline;
     operation.inputs.assign(1, static_cast<const std::byte*>(call.in));
     operation.output = static_cast<std::byte*>(call.out);
+    signature.extra = call.agreement;
     if (call.counts.empty() && call.op != ReduceOp::kPremulSum) return;
     operation.counts.assign(call.counts.begin(), call.counts.end());
     if (call.op == ReduceOp::kPremulSum) operation.factor = call.factor;
     std::vector<uint64_t> words = operation.counts;
     words.push_back(std::bit_cast<uint64_t>(operation.factor));
+    words.push_back(call.agreement);
     signature.extra = digest_of(std::as_bytes(std::span(words))).low;
   });
 }
@@ -124,8 +127,9 @@ Work Group::gather(const void* in, void* out, size_t count, DType dtype, int roo
 Work Group::scatter(const void* in, void* out, size_t count, DType dtype, int root, Instant deadline) {
   return issue({Collective::kScatter, in, out, count, dtype, ReduceOp::kSum, root, deadline, 1, {}});
 }
-Work Group::all_to_all(const void* in, void* out, size_t count, DType dtype, Instant deadline) {
-  return issue({Collective::kAllToAll, in, out, count, dtype, ReduceOp::kSum, 0, deadline, 1, {}});
+Work Group::all_to_all(const void* in, void* out, size_t count, DType dtype, Instant deadline,
+                       uint64_t agreement) {
+  return issue({Collective::kAllToAll, in, out, count, dtype, ReduceOp::kSum, 0, deadline, 1, {}, agreement});
 }
 Work Group::broadcast(const void* in, void* out, size_t count, DType dtype, int root, Instant deadline) {
   return issue({Collective::kBroadcast, in, out, count, dtype, ReduceOp::kSum, root, deadline, 1, {}});
@@ -135,8 +139,9 @@ Work Group::reduce_scatter_v(const void* in, void* out, std::span<const size_t> 
   return issue({Collective::kReduceScatter, in, out, 0, dtype, op, 0, deadline, factor, counts});
 }
 Work Group::all_gather_v(const void* in, void* out, std::span<const size_t> counts, DType dtype,
-                         Instant deadline) {
-  return issue({Collective::kAllGather, in, out, 0, dtype, ReduceOp::kSum, 0, deadline, 1, counts});
+                         Instant deadline, uint64_t agreement) {
+  return issue(
+      {Collective::kAllGather, in, out, 0, dtype, ReduceOp::kSum, 0, deadline, 1, counts, agreement});
 }
 Work Group::gather_v(const void* in, void* out, std::span<const size_t> counts, DType dtype, int root,
                      Instant deadline) {

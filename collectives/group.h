@@ -66,8 +66,10 @@ class Group {
   Work gather(const void* in, void* out, size_t count, DType dtype, int root, Instant deadline);
   // in: size() × count; out: count.
   Work scatter(const void* in, void* out, size_t count, DType dtype, int root, Instant deadline);
-  // in, out: size() × count. Block r goes to rank r.
-  Work all_to_all(const void* in, void* out, size_t count, DType dtype, Instant deadline);
+  // in, out: size() × count. Block r goes to rank r. `agreement`, here and below, stands for what else must
+  // be equal on all ranks, such as a hash of how the bytes are meant; 0: nothing.
+  Work all_to_all(const void* in, void* out, size_t count, DType dtype, Instant deadline,
+                  uint64_t agreement = 0);
   Work broadcast(const void* in, void* out, size_t count, DType dtype, int root, Instant deadline);
   Work barrier(Instant deadline);
 
@@ -75,7 +77,8 @@ class Group {
   // all ranks pass all of them.
   Work reduce_scatter_v(const void* in, void* out, std::span<const size_t> counts, DType dtype, ReduceOp op,
                         Instant deadline, double factor = 1);
-  Work all_gather_v(const void* in, void* out, std::span<const size_t> counts, DType dtype, Instant deadline);
+  Work all_gather_v(const void* in, void* out, std::span<const size_t> counts, DType dtype, Instant deadline,
+                    uint64_t agreement = 0);
   Work gather_v(const void* in, void* out, std::span<const size_t> counts, DType dtype, int root,
                 Instant deadline);
   Work scatter_v(const void* in, void* out, std::span<const size_t> counts, DType dtype, int root,

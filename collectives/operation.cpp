@@ -100,6 +100,8 @@ std::string describe(const Signature& signature) {
   if (rooted) text += ", root " + std::to_string(signature.root);
   if (signature.kind == Collective::kCanonicalAllReduce)
     text += ", layout " + to_hex(bytes_of(signature.extra)).substr(0, 8);
+  else if (signature.kind == Collective::kAllToAll && signature.extra != 0)
+    text += ", options " + to_hex(bytes_of(signature.extra)).substr(0, 8);
   else if (signature.extra != 0)
     text += ", counts and factor " + to_hex(bytes_of(signature.extra)).substr(0, 8);
   return text + ")";

@@ -62,7 +62,8 @@ struct Signature {
   uint64_t sequence = 0;  // position in the issue order of the group
   uint64_t history = 0;   // hash of all signatures before, so that an unnoticed difference is noticed later
   uint64_t count = 0;
-  uint64_t extra = 0;  // hash of: counts; factor; or canonical microbatches, lanes, assignment, scale
+  uint64_t extra = 0;  // hash of: counts, factor, agreement; or canonical microbatches, lanes,
+                       // assignment, scale
   int32_t root = 0;
   Collective kind = Collective::kBarrier;
   DType dtype = DType::kFloat32;

@@ -14,6 +14,7 @@
 #endif
 
 #include "collectives/reducer.h"
+#include "collectives/slice_exchange.h"
 #include "tests/collectives/world.h"
 #include "tests/forwarding_transport.h"
 
@@ -343,7 +344,7 @@ TEST(Compression, ADamagedMessageEndsTheReduction) {
   for (const size_t byte : {size_t{0}, size_t{9}, size_t{60}, size_t{66}, size_t{400}}) {
     test_forged(
         [byte](const LaneCodec& codec, ElementRange range, const Vector& values, ByteBuffer& message) {
-          codec.encode_lane(4, 1, range, values.data() + range.begin, message);
+          codec.encode_lane(4, 1, range, values.data() + range.begin, nullptr, message);
           message[byte] ^= std::byte{0x10};
         },
         ErrorCode::kReconfigure, "is unusable");
@@ -353,17 +354,17 @@ TEST(Compression, ADamagedMessageEndsTheReduction) {
 TEST(Compression, AMessageOfAnotherStepOrLaneEndsTheReduction) {
   test_forged(
       [](const LaneCodec& codec, ElementRange range, const Vector& values, ByteBuffer& message) {
-        codec.encode_lane(5, 1, range, values.data() + range.begin, message);
+        codec.encode_lane(5, 1, range, values.data() + range.begin, nullptr, message);
       },
       ErrorCode::kReconfigure, "the ranks are at different steps");
   test_forged(
       [](const LaneCodec& codec, ElementRange range, const Vector& values, ByteBuffer& message) {
-        codec.encode_lane(4, 0, range, values.data() + range.begin, message);
+        codec.encode_lane(4, 0, range, values.data() + range.begin, nullptr, message);
       },
       ErrorCode::kMisuse, "sent lane 0");
   test_forged(
       [](const LaneCodec& codec, ElementRange range, const Vector& values, ByteBuffer& message) {
-        codec.encode_lane(4, 2, range, values.data() + range.begin, message);
+        codec.encode_lane(4, 2, range, values.data() + range.begin, nullptr, message);
       },
       ErrorCode::kMisuse, "sent the mean");
 }

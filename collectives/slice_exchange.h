@@ -1,0 +1,115 @@
+// How encoded vectors travel: the part that the canonical reduction (compressed_reduction.h) and the fast
+// mode's operations (compressed_all_reduce.h) have in common.
+//
+// A piece of the vector is sliced over the ranks, at grains of the codec. In begin() every rank encodes its
+// lanes and sends each rank what is in its slice; in wait() every rank sums its slice over all lanes, encodes
+// the mean, and all gather the encoded slices and decode them, the owner included. Several pieces are under
+// way: one is encoded, or summed, while those before it are on the wire.
+//
+// A message that is damaged or not the expected one ends all as a failed operation does: the group is
+// revoked, on all ranks, with a sentence that names the sender.
+//
+// INVARIANT: what is under way reads and writes this object's buffers only. The caller's memory is touched
+// within its calls.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "collectives/group.h"
+#include "collectives/lane_codec.h"
+
+namespace muster {
+
+// The tag of the lanes' messages; they are all that is sent and received in a reducer's group.
+constexpr int32_t kLaneMessageTag = 1;
+
+// One piece of the vector, as a rank takes part in it. Pointers begin with element `first`, but for
+// mean_residual and sum, which begin with this rank's slice. Null where there is none, or nothing in it.
+struct Piece {
+  std::vector<ElementRange> slices;  // of each rank
+  size_t first = 0;
+  std::span<const float* const> sums;  // of this rank's lanes
+  float* residual = nullptr;           // of this rank's lane, where there is error feedback
+  float* mean_residual = nullptr;
+  float* mean = nullptr;    // result, of all slices
+  float* sum = nullptr;     // result of the first half
+  bool first_half = false;  // ends with this rank's slice of the sum: nothing is gathered
+};
+
+class SliceExchange {
+ public:
+  // How lanes get to the owners of slices: each by itself with a tag, whatever their numbers, or in one
+  // all_to_all, which needs one lane on each rank, and takes its place in the order of the group's
+  // operations.
+  enum class Way : uint8_t { kByTag, kInCommon };
+
+  // `assignment`: the lanes of each rank.
+  SliceExchange(Group& group, std::vector<LaneRange> assignment, Way way);
+  ~SliceExchange() { wait_for_operations(); }
+  SliceExchange(const SliceExchange&) = delete;
+  SliceExchange& operator=(const SliceExchange&) = delete;
+
+  // Begins anew, with no piece. Waits for what is under way. `codec` stays until the next restart or the end;
+  // `agreement`: see Group::all_to_all.
+  void restart(const LaneCodec& codec, uint64_t step, uint64_t agreement = 0);
+
+  // The next piece. `mean` and `sum` are written in wait().
+  void begin(const Piece& piece, Instant deadline);
+
+  // The next piece, of which only the way back is left: `values` is this rank's slice of the mean.
+  void begin_gather(const Piece& piece, const float* values, Instant deadline);
+
+  // Ends all pieces. It issues operations, too, for which `deadline` is. Errors: the first failed
+  // operation's, see Work::wait, and LaneCodec::open's; `suspects` gets its suspects.
+  Status wait(Instant deadline, std::vector<int>& suspects);
+
+ private:
+  // A piece on its way. The buffers stay from step to step: its place and size are the same in each.
+  struct Exchange {
+    Piece piece;
+    ByteBuffer outgoing;          // this rank's lanes, for each rank
+    ByteBuffer incoming;          // all lanes of this rank's slice, in their order
+    ByteBuffer means;             // of all slices, encoded, in the order of ranks
+    std::vector<Work> transfers;  // of the lanes
+    Work gathering;               // of the means
+  };
+
+  LaneRange lanes_of(int rank) const { return assignment_[static_cast<size_t>(rank)]; }
+  ElementRange slice(const Exchange& exchange, int rank) const {
+    return exchange.piece.slices[static_cast<size_t>(rank)];
+  }
+  size_t message_bytes(const Exchange& exchange, int rank) const {
+    return codec_->message_bytes(slice(exchange, rank).size());
+  }
+  size_t slot_bytes(const Exchange& exchange, int rank) const;
+  void wait_for_operations();
+  Exchange& next_exchange(const Piece& piece);
+  void resize_lane_buffers(Exchange& exchange);
+  MutableByteSpan mean_of(Exchange& exchange, int rank);
+  MutableByteSpan incoming_of(Exchange& exchange, int rank);
+  MutableByteSpan outgoing_of(Exchange& exchange, int rank);
+  void receive_by_tag(Exchange& exchange, Instant deadline);
+  void send_by_tag(Exchange& exchange, Instant deadline);
+  void exchange_in_common(Exchange& exchange, Instant deadline);
+  void encode_lanes(const Exchange& exchange, int rank, MutableByteSpan block);
+  void gather(Exchange& exchange, Instant deadline);
+  Status sum_slice(Exchange& exchange, Instant deadline, std::vector<int>& suspects);
+  Result<std::vector<codec::Planes>> open_lanes(const Exchange& exchange, std::vector<int>& suspects);
+  Status take_means(Exchange& exchange, std::vector<int>& suspects);
+  Result<codec::Planes> opened(int lane, ElementRange range, int rank, ByteSpan message,
+                               std::vector<int>& suspects);
+
+  Group& group_;
+  const std::vector<LaneRange> assignment_;
+  const int lanes_;
+  const Way way_;
+  const LaneCodec* codec_ = nullptr;
+  uint64_t step_ = 0;
+  uint64_t agreement_ = 0;
+  std::vector<Exchange> exchanges_;
+  size_t begun_ = 0;   // of the pieces
+  size_t summed_ = 0;  // their means are here, or on their way
+};
+
+}  // namespace muster
