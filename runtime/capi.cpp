@@ -2,7 +2,6 @@
 #include "runtime/capi.h"
 
 #include <cmath>
-#include <iterator>
 #include <optional>
 
 #include "runtime/base/options.h"
@@ -52,15 +51,6 @@ muster::Gradients gradients_of(const muster_span* spans, size_t count) {
   for (size_t i = 0; i < count; ++i) gradients.emplace_back(spans[i].data, spans[i].count);
   return gradients;
 }
-
-// By muster_codec; none: float32.
-constexpr std::optional<muster::codec::CodecId> kCodecs[] = {std::nullopt,
-                                                             muster::codec::CodecId::kBf16,
-                                                             muster::codec::CodecId::kFp16,
-                                                             muster::codec::CodecId::kInt8,
-                                                             muster::codec::CodecId::kInt4,
-                                                             muster::codec::CodecId::kMxfp8};
-static_assert(std::size(kCodecs) == MUSTER_CODEC_MXFP8 + 1);
 
 bool is_memory(int number) { return number == MUSTER_HOST || number == MUSTER_CUDA; }
 static_assert(static_cast<int>(muster::Memory::kHost) == MUSTER_HOST &&
@@ -233,12 +223,14 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
                         (known.restore_rules & MUSTER_RESTORE_EXTRA) != 0,
                         (known.restore_rules & MUSTER_RESTORE_RESHAPED) != 0,
                         (known.restore_rules & MUSTER_RESTORE_CASTS) != 0};
-    if (known.codec < 0 || known.codec >= static_cast<int32_t>(std::size(kCodecs))) {
+    const auto codec = muster::capi::codec_of(known.codec);
+    const bool offered = codec ? muster::reduces_without_feedback(*codec) : known.codec == MUSTER_CODEC_NONE;
+    if (!offered) {
       return failed(MUSTER_MISUSE, "codec is " + std::to_string(known.codec) +
-                                       ", which is no muster_codec; choose none (0), bf16 (1), fp16 (2), "
+                                       ", which a run cannot use; choose none (0), bf16 (1), fp16 (2), "
                                        "int8 (3), int4 (4) or mxfp8 (5)");
     }
-    train.codec = kCodecs[known.codec];
+    train.codec = codec;
     if (!is_memory(known.gradient_memory)) {
       return failed(MUSTER_MISUSE, "gradient_memory is " + std::to_string(known.gradient_memory) +
                                        ", which is no muster_memory; say MUSTER_HOST (0) or MUSTER_CUDA (1)");

@@ -7,9 +7,12 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
+#include <iterator>
 #include <new>
+#include <optional>
 #include <string>
 
+#include "collectives/lane_codec.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/result.h"
 
@@ -47,6 +50,16 @@ bool read_options(const T* given, T* known) {
   if (given->size < sizeof(size_t) || given->size > 4096) return false;
   std::memcpy(known, given, std::min(given->size, sizeof(T)));
   return true;
+}
+
+// By muster_codec; nothing for MUSTER_CODEC_NONE and for numbers that are none.
+constexpr std::optional<codec::CodecId> codec_of(int32_t number) {
+  using codec::CodecId;
+  constexpr CodecId kCodecs[] = {CodecId::kBf16, CodecId::kFp16,  CodecId::kInt8,
+                                 CodecId::kInt4, CodecId::kMxfp8, CodecId::kOneBit};
+  static_assert(std::size(kCodecs) == MUSTER_CODEC_ONE_BIT);
+  if (number < MUSTER_CODEC_BF16 || number > MUSTER_CODEC_ONE_BIT) return std::nullopt;
+  return kCodecs[number - 1];
 }
 
 // The number behind an enumeration of muster.h: a C program may pass any, which C++ may not even load as the

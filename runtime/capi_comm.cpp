@@ -1,13 +1,8 @@
-// muster.h over the C++ runtime: communicators.
-#include <cmath>
+// muster.h over the C++ runtime: communicators. Their compressed operations are in capi_compressed.cpp.
 #include <memory>
 
-#include "runtime/capi.h"
-#include "runtime/communicator.h"
+#include "runtime/capi_comm.h"
 
-struct muster_comm {
-  std::unique_ptr<muster::Communicator> communicator;
-};
 struct muster_work {
   muster::Work work;
 };
@@ -24,8 +19,6 @@ using muster::Work;
 static_assert(MUSTER_FLOAT8_E5M2 + 1 == muster::kDTypeCount);
 static_assert(MUSTER_PREMUL_SUM == static_cast<int>(ReduceOp::kPremulSum));
 static_assert(MUSTER_PREMUL_SUM + 1 == muster::kReduceOpCount);
-
-bool is_time(double seconds) { return !std::isnan(seconds) && seconds >= 0; }
 
 muster_status read_options(const muster_comm_options* given, muster::CommunicatorOptions& options) {
   muster_comm_options known{};

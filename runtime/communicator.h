@@ -13,6 +13,7 @@
 #include <mutex>
 #include <string>
 
+#include "collectives/compressed_all_reduce.h"
 #include "collectives/contact_exchange.h"
 
 namespace muster {
@@ -45,6 +46,16 @@ class Communicator {
   // When an operation that begins now must have ended; 0: the communicator's own timeout.
   Instant deadline(Duration timeout) const { return now() + (timeout > 0 ? timeout : timeout_); }
 
+  // To be used by one operation, which gives it back where that ended well; it keeps its buffers for the
+  // next.
+  std::unique_ptr<CompressedCollectives> take_compressed() {
+    if (parts_->compressed == nullptr) return std::make_unique<CompressedCollectives>(group());
+    return std::move(parts_->compressed);
+  }
+  void give_back(std::unique_ptr<CompressedCollectives> compressed) {
+    parts_->compressed = std::move(compressed);
+  }
+
   // Memory of the group, until it is given back or the communicator ends. From any thread.
   Result<void*> allocate(size_t bytes);
   Status free(void* data);
@@ -60,6 +71,7 @@ class Communicator {
     std::shared_ptr<void> bootstrap;  // what must not end before the communicator does
     std::shared_ptr<Endpoint> endpoint;
     std::map<const void*, SharedBuffer> buffers;  // under buffers_mutex_
+    std::unique_ptr<CompressedCollectives> compressed;
     std::unique_ptr<Group> group;
   };
 

@@ -207,10 +207,11 @@ typedef enum muster_restore_rule {
 typedef enum muster_codec {
   MUSTER_CODEC_NONE = 0, /* float32 */
   MUSTER_CODEC_BF16 = 1,
-  MUSTER_CODEC_FP16 = 2, /* beyond 65504, in a lane's sum of microbatches: infinity */
-  MUSTER_CODEC_INT8 = 3, /* 256 numbers share a scale */
-  MUSTER_CODEC_INT4 = 4, /* 128; they are rotated first */
-  MUSTER_CODEC_MXFP8 = 5 /* 32 */
+  MUSTER_CODEC_FP16 = 2,   /* beyond 65504, in a lane's sum of microbatches: infinity */
+  MUSTER_CODEC_INT8 = 3,   /* 256 numbers share a scale */
+  MUSTER_CODEC_INT4 = 4,   /* 128; they are rotated first */
+  MUSTER_CODEC_MXFP8 = 5,  /* 32 */
+  MUSTER_CODEC_ONE_BIT = 6 /* 1024; needs error feedback: muster_comm_all_reduce_compressed only */
 } muster_codec;
 
 typedef struct muster_train_options {
@@ -541,6 +542,109 @@ MUSTER_API muster_status muster_work_wait(const muster_work* work, double timeou
 
 /* Frees the handle. An operation that goes on is not cancelled. */
 MUSTER_API void muster_work_destroy(muster_work* work);
+
+/* ---- compressed, on a communicator
+ *
+ * An all_reduce of float32 of which ranks send each other less, and its two halves:
+ *
+ *     muster_residuals* residuals;
+ *     muster_residuals_create(comm, n, &residuals);           // once for each vector
+ *     muster_compression how = {sizeof how};
+ *     how.codec = MUSTER_CODEC_INT8;
+ *     how.residuals = residuals;
+ *     for (how.step = 0; how.step < steps; ++how.step) {
+ *       backward(grads);                                       // your code
+ *       muster_comm_all_reduce_compressed(comm, grads, grads, n, MUSTER_AVG, &how, NULL);
+ *       muster_residuals_commit(residuals);
+ *       optimizer(params, grads);                              // your code
+ *     }
+ *
+ * The vector is cut in a slice for each rank. Each rank encodes its own values of each slice; the slice's
+ * owner decodes them, adds them in float32 in the order of ranks, and encodes the mean, or sum; everybody
+ * gathers the slices and decodes them, the owner too. So all ranks end with the same bits, which depend on
+ * the number of ranks and their order, unlike those of a training run (muster_train). With int8 a rank sends
+ * 2.03 bytes for each element where float32 sends 8, int4 1.03, 1-bit 0.26, times (N - 1)/N. Source: gradient
+ * compression at both ends, as in 1-bit Adam (Tang et al. 2021) and ZeRO++ (Wang et al. 2023); the codecs are
+ * in docs/formats/codec.md.
+ *
+ * Error feedback. With residuals, rounding is to nearest, and what it leaves out is added to what is encoded
+ * next: over steps, what was applied differs from the true means by what the residuals hold, which does not
+ * grow. Without (NULL), rounding is at random, and right on average; 1-bit needs residuals. A NaN or an
+ * infinity stays visible to all ranks, as itself or as a NaN among its neighbours, and leaves the residuals
+ * of these elements as they were. fp16 makes infinity of what is beyond 65504, in a sum too.
+ *
+ * All ranks pass the same count, operator, codec, seed, step and tensor, and all residuals or none; what
+ * differs ends it on all of them with MUSTER_MISUSE, as with any operation. Always blocking, in a batch too:
+ * it is encoded, sent and decoded in chunks, several at a time. `out` may be `in`. A message that was damaged
+ * on its way ends it with MUSTER_AGAIN and names the sender; the communicator is unusable then. */
+
+/* What error feedback holds for one vector on one rank: count + count/N floats, twice. One operation at a
+ * time; no call of it from another thread meanwhile. */
+typedef struct muster_residuals muster_residuals;
+
+/* Fill with zeros before setting fields. */
+typedef struct muster_compression {
+  size_t size;     /* sizeof(muster_compression) */
+  int32_t codec;   /* a muster_codec, not MUSTER_CODEC_NONE */
+  uint32_t tensor; /* below 2^30: tells vectors that are reduced in one step apart */
+  uint64_t seed;   /* random numbers depend on seed, step, tensor, rank and element */
+  uint64_t step;
+  muster_residuals* residuals; /* of this vector; or NULL: no error feedback */
+} muster_compression;
+
+/* in and out: count. `op`: MUSTER_SUM or MUSTER_AVG. After MUSTER_OK, muster_residuals_commit makes the new
+ * residuals count; after a failure, or without it, they are as before: the same step may be done again.
+ * MUSTER_MISUSE at once, and nothing is sent: a codec or operator that it cannot do, or residuals of another
+ * count, rank or number of ranks. */
+MUSTER_API muster_status muster_comm_all_reduce_compressed(muster_comm* comm, const float* in, float* out,
+                                                           size_t count, muster_reduce_op op,
+                                                           const muster_compression* how,
+                                                           const muster_call* call);
+
+/* Elements [*begin, *end) of a vector of `count` are rank's slice of N. All slices but the last begin and end
+ * at multiples of 1024; some are empty where there are more ranks than that. */
+MUSTER_API muster_status muster_compressed_slice(size_t count, int32_t rank, int32_t ranks, size_t* begin,
+                                                 size_t* end);
+
+/* The first half: in: count; out: this rank's slice of the mean or sum, in float32. The second: in: this
+ * rank's slice; out: count. Each changes its own part of the residuals; one commit after both does for both.
+ */
+MUSTER_API muster_status muster_comm_reduce_scatter_compressed(muster_comm* comm, const float* in, float* out,
+                                                               size_t count, muster_reduce_op op,
+                                                               const muster_compression* how,
+                                                               const muster_call* call);
+MUSTER_API muster_status muster_comm_all_gather_compressed(muster_comm* comm, const float* in, float* out,
+                                                           size_t count, muster_reduce_op op,
+                                                           const muster_compression* how,
+                                                           const muster_call* call);
+
+/* Zeros, for this rank of `comm`, which may end before them. End with muster_residuals_destroy. */
+MUSTER_API muster_status muster_residuals_create(const muster_comm* comm, size_t count,
+                                                 muster_residuals** residuals);
+MUSTER_API void muster_residuals_destroy(muster_residuals* residuals);
+
+/* What the operations since the last commit have left counts from now on. MUSTER_MISUSE where none has ended
+ * well since then. */
+MUSTER_API muster_status muster_residuals_commit(muster_residuals* residuals);
+
+/* As bytes, to be kept in a checkpoint: what was committed. They hold a checksum, rank and number of ranks;
+ * docs/formats/codec.md defines them. muster_residuals_export writes muster_residuals_bytes(residuals) bytes
+ * (0 for NULL) to `data`, which has room for `bytes`. muster_residuals_import reads them;
+ * MUSTER_DROP_CHECKPOINT where they are not what was exported. */
+MUSTER_API size_t muster_residuals_bytes(const muster_residuals* residuals);
+MUSTER_API muster_status muster_residuals_export(const muster_residuals* residuals, void* data, size_t bytes);
+MUSTER_API muster_status muster_residuals_import(const void* data, size_t bytes,
+                                                 muster_residuals** residuals);
+
+/* The residuals of rank `rank` of N' ranks, from those of all N ranks before a planned change, in the order
+ * of ranks: import what each has exported. origins[r], of N': which rank the new rank r has been, or -1 where
+ * it is new. Who stays keeps its own; those of ranks that leave go to those that stay, in turn. With
+ * MUSTER_AVG all are scaled by N'/N, so that (1/N) times their sum stays what it was, with MUSTER_SUM the
+ * sum; each is rounded once, to the nearest float32. Local: nothing is sent. MUSTER_MISUSE: not all ranks of
+ * one set. */
+MUSTER_API muster_status muster_residuals_merge(const muster_residuals* const* all, size_t ranks_before,
+                                                const int32_t* origins, size_t ranks, int32_t rank,
+                                                muster_reduce_op op, muster_residuals** merged);
 
 #ifdef __cplusplus
 }

@@ -67,6 +67,9 @@ struct DestroyComm {
 struct DestroyWork {
   void operator()(muster_work* work) const { muster_work_destroy(work); }
 };
+struct DestroyResiduals {
+  void operator()(muster_residuals* residuals) const { muster_residuals_destroy(residuals); }
+};
 }  // namespace detail
 
 // A program with types of its own for narrow floats may add them.
@@ -460,6 +463,22 @@ class Communicator {
     run(work, muster_comm_recv, data, count, DTypeOf<T>::value, peer, tag, &call);
   }
 
+  // Always blocking.
+  void all_reduce_compressed(const float* in, float* out, size_t count, const muster_compression& how,
+                             muster_reduce_op op = MUSTER_AVG, const Call& call = Call()) {
+    detail::check(muster_comm_all_reduce_compressed(handle_.get(), in, out, count, op, &how, &call));
+  }
+  // out: this rank's slice, see muster_compressed_slice.
+  void reduce_scatter_compressed(const float* in, float* out, size_t count, const muster_compression& how,
+                                 muster_reduce_op op = MUSTER_AVG, const Call& call = Call()) {
+    detail::check(muster_comm_reduce_scatter_compressed(handle_.get(), in, out, count, op, &how, &call));
+  }
+  // in: this rank's slice.
+  void all_gather_compressed(const float* in, float* out, size_t count, const muster_compression& how,
+                             muster_reduce_op op = MUSTER_AVG, const Call& call = Call()) {
+    detail::check(muster_comm_all_gather_compressed(handle_.get(), in, out, count, op, &how, &call));
+  }
+
   muster_comm* handle() const { return handle_.get(); }
 
  private:
@@ -475,6 +494,47 @@ class Communicator {
                                      " ranks; give one for each");
   }
   std::unique_ptr<muster_comm, detail::DestroyComm> handle_;
+};
+
+// What error feedback holds for one vector, see muster_residuals:
+//
+//     muster::Residuals residuals(comm, count);
+//     muster_compression how{sizeof how};                         // fields that are not set are 0
+//     how.codec = MUSTER_CODEC_INT8;
+//     how.residuals = residuals.handle();
+//     comm.all_reduce_compressed(in, out, count, how);            // the mean
+//     residuals.commit();
+class Residuals {
+ public:
+  Residuals(const Communicator& comm, size_t count) {
+    muster_residuals* residuals = nullptr;
+    detail::check(muster_residuals_create(comm.handle(), count, &residuals));
+    handle_.reset(residuals);
+  }
+  explicit Residuals(muster_residuals* handle) : handle_(handle) {}
+  static Residuals from_bytes(const std::vector<unsigned char>& bytes) {
+    muster_residuals* residuals = nullptr;
+    detail::check(muster_residuals_import(bytes.data(), bytes.size(), &residuals));
+    return Residuals(residuals);
+  }
+  // Of rank `rank` among others than before; see muster_residuals_merge.
+  static Residuals merged(const std::vector<const muster_residuals*>& all,
+                          const std::vector<int32_t>& origins, int rank, muster_reduce_op op = MUSTER_AVG) {
+    muster_residuals* residuals = nullptr;
+    detail::check(
+        muster_residuals_merge(all.data(), all.size(), origins.data(), origins.size(), rank, op, &residuals));
+    return Residuals(residuals);
+  }
+  void commit() { detail::check(muster_residuals_commit(handle_.get())); }
+  std::vector<unsigned char> bytes() const {
+    std::vector<unsigned char> bytes(muster_residuals_bytes(handle_.get()));
+    detail::check(muster_residuals_export(handle_.get(), bytes.data(), bytes.size()));
+    return bytes;
+  }
+  muster_residuals* handle() const { return handle_.get(); }
+
+ private:
+  std::unique_ptr<muster_residuals, detail::DestroyResiduals> handle_;
 };
 
 }  // namespace muster

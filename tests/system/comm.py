@@ -68,6 +68,11 @@ class Comm:
             self.require(self.run(ranks, "comm_pmix", "results"), rf"of {ranks}: right over shared memory", ranks)
         self.require(self.run(3, "comm_pmix", "results", NETWORK), r"of 3: right over UCX", 3)
 
+    def compressed(self):
+        for ranks in (2, 4):
+            self.require(self.run(ranks, "comm_pmix", "compressed"), rf"compressed, {ranks} ranks over shared memory", ranks)
+        self.require(self.run(3, "comm_pmix", "compressed", NETWORK), "compressed, 3 ranks over UCX", 3)
+
     def again(self):
         self.require(self.run(2, "comm_pmix", "again"), "made again", 2)
 
@@ -171,7 +176,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     test = Comm(options.build)
     tests = [("alone", test.alone), ("every operation on 2, 3 and 4 ranks", test.results),
-             ("several, and again", test.again), ("a rank that does not come", test.absent),
+             ("compressed", test.compressed), ("several, and again", test.again), ("a rank that does not come", test.absent),
              ("a killed rank", test.killed), ("a frozen rank", test.frozen), ("different counts", test.mismatch),
              ("revoked", test.revoked), ("a rank that leaves", test.left), ("under muster run", test.elastic)]
     if (test.job.build / "bin" / "comm_mpi").exists():

@@ -1,5 +1,7 @@
 // A program with a communicator and without MPI, for comm.py:
-//   comm_pmix results | again | absent | kill | freeze | mismatch | revoke | leave | refused
+//   comm_pmix results | compressed | again | absent | kill | freeze | mismatch | revoke | leave | refused
+#include <algorithm>
+
 #include "tests/system/comm_results.h"
 
 namespace {
@@ -102,6 +104,52 @@ int make_again() {
   return 0;
 }
 
+// Small whole numbers, which 16-bit floats hold: the mean over two or four ranks is exact, and so are the
+// halves.
+int reduce_compressed(muster_comm* comm) {
+  constexpr size_t kCount = 2'500'001;  // several chunks, and none is a multiple of anything
+  const int rank = muster_comm_rank(comm), size = muster_comm_size(comm);
+  std::vector<float> in(kCount), out(kCount), sum(kCount);
+  float ranks_sum = 0;
+  for (int other = 0; other < size; ++other) ranks_sum += static_cast<float>(other);
+  muster_residuals* residuals = nullptr;
+  require(muster_residuals_create(comm, kCount, &residuals), "residuals");
+  muster_compression how{};
+  how.size = sizeof how;
+  how.codec = MUSTER_CODEC_BF16;
+  how.residuals = residuals;
+  const auto expect_sum = [&](const char* what) {
+    for (size_t i = 0; i < kCount; ++i) {
+      const float wanted = ranks_sum + static_cast<float>(size) * static_cast<float>(i % 13);
+      if (out[i] != wanted) die(std::string(what) + ": wrong at " + std::to_string(i));
+    }
+  };
+  for (how.step = 0; how.step < 3; ++how.step) {
+    for (size_t i = 0; i < kCount; ++i) in[i] = static_cast<float>(rank) + static_cast<float>(i % 13);
+    require(muster_comm_all_reduce_compressed(comm, in.data(), out.data(), kCount, MUSTER_SUM, &how, nullptr),
+            "all_reduce");
+    expect_sum("all_reduce");
+    require(
+        muster_comm_reduce_scatter_compressed(comm, in.data(), sum.data(), kCount, MUSTER_SUM, &how, nullptr),
+        "reduce_scatter");
+    std::fill(out.begin(), out.end(), 0.0F);
+    require(
+        muster_comm_all_gather_compressed(comm, sum.data(), out.data(), kCount, MUSTER_SUM, &how, nullptr),
+        "all_gather");
+    expect_sum("halves");
+    require(muster_residuals_commit(residuals), "commit");
+  }
+  // What ranks do not agree upon is told to all.
+  how.seed = rank == 0 ? 1 : 2;
+  const muster_status status =
+      muster_comm_all_reduce_compressed(comm, in.data(), out.data(), kCount, MUSTER_SUM, &how, nullptr);
+  if (size > 1 && status != MUSTER_MISUSE) die("another seed was not told: " + std::to_string(status));
+  say("compressed, " + std::to_string(size) + " ranks over " + muster_comm_medium(comm));
+  muster_residuals_destroy(residuals);
+  muster_comm_destroy(comm);
+  return 0;
+}
+
 // Only rank 0 wants a communicator.
 int wait_for_the_absent(bool wants) {
   muster_comm_options options{};
@@ -134,6 +182,7 @@ int main(int argc, char** argv) {
     return 0;
   }
   require(muster_comm_create(nullptr, &comm), "muster_comm_create");
+  if (mode == "compressed") return reduce_compressed(comm);
   if (mode != "results") return run_into_trouble(comm, mode);
   Computed reference(comm);
   check_results(comm, reference);

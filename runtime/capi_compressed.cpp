@@ -1,0 +1,184 @@
+// muster.h over the C++ runtime: compressed operations of communicators, and residuals.
+#include <vector>
+
+#include "runtime/capi_comm.h"
+
+struct muster_residuals {
+  muster::Feedback feedback;
+};
+
+namespace {
+
+using namespace muster::capi;
+using muster::CompressedCall;
+using muster::CompressedCollectives;
+using muster::Instant;
+
+muster_status read_operator(const char* function, muster_reduce_op op, bool& average) {
+  const int which = number_of(op);
+  if (which != MUSTER_SUM && which != MUSTER_AVG)
+    return failed(MUSTER_MISUSE, std::string(function) + ": operator " + std::to_string(which) +
+                                     "; it knows MUSTER_SUM and MUSTER_AVG");
+  average = which == MUSTER_AVG;
+  return MUSTER_OK;
+}
+
+muster_status read_compression(const char* function, const muster_compression* given,
+                               muster_compression& known, CompressedCall& call) {
+  if (!read_options(given, &known)) {
+    return failed(MUSTER_MISUSE, "muster_compression.size is not set; set it to sizeof(muster_compression)");
+  }
+  const auto codec = codec_of(known.codec);
+  if (!codec) {
+    return failed(MUSTER_MISUSE,
+                  std::string(function) + ": codec is " + std::to_string(known.codec) +
+                      "; choose bf16 (1), fp16 (2), int8 (3), int4 (4), mxfp8 (5) or 1-bit (6)");
+  }
+  call.codec = *codec;
+  call.seed = known.seed;
+  call.step = known.step;
+  call.tensor = known.tensor;
+  return MUSTER_OK;
+}
+
+muster_status read_timeout(const muster_call* given, double& seconds) {
+  muster_call known{};
+  if (given != nullptr && !read_options(given, &known))
+    return failed(MUSTER_MISUSE, "muster_call.size is not set; set it to sizeof(muster_call)");
+  if (!is_time(known.timeout_seconds))
+    return failed(MUSTER_MISUSE, "muster_call.timeout_seconds is negative or not a number");
+  seconds = known.timeout_seconds;
+  return MUSTER_OK;
+}
+
+using Operation = muster::Status (CompressedCollectives::*)(const CompressedCall&, const float*, float*,
+                                                            size_t, muster::Feedback*, Instant);
+
+muster_status run(const char* function, Operation begin, muster_comm* comm, const float* in, float* out,
+                  size_t count, muster_reduce_op op, const muster_compression* how, const muster_call* call) {
+  return guarded([&] {
+    if (comm == nullptr || how == nullptr) return null_argument(function);
+    CompressedCall known;
+    muster_compression options{};
+    double timeout = 0;
+    if (const auto status = read_operator(function, op, known.average); status != MUSTER_OK) return status;
+    if (const auto status = read_compression(function, how, options, known); status != MUSTER_OK)
+      return status;
+    if (const auto status = read_timeout(call, timeout); status != MUSTER_OK) return status;
+    muster::Communicator& communicator = *comm->communicator;
+    const Instant deadline = communicator.deadline(from_seconds(timeout));
+    auto collectives = communicator.take_compressed();
+    muster::Feedback* const feedback = options.residuals != nullptr ? &options.residuals->feedback : nullptr;
+    muster::Status status = ((*collectives).*begin)(known, in, out, count, feedback, deadline);
+    std::vector<int> suspects;
+    if (status.ok()) status = collectives->wait(deadline, suspects);
+    if (status.ok()) communicator.give_back(std::move(collectives));
+    return to_c(status);
+  });
+}
+
+// Hands `made` out, or says why there is none.
+muster_status hand_out(muster::Result<muster::Residuals> made, muster_residuals** residuals) {
+  if (made.ok()) *residuals = new muster_residuals{muster::Feedback(std::move(*made))};
+  return to_c(made);
+}
+
+}  // namespace
+
+extern "C" {
+
+muster_status muster_comm_all_reduce_compressed(muster_comm* comm, const float* in, float* out, size_t count,
+                                                muster_reduce_op op, const muster_compression* how,
+                                                const muster_call* call) {
+  return run(__func__, &CompressedCollectives::all_reduce, comm, in, out, count, op, how, call);
+}
+
+muster_status muster_comm_reduce_scatter_compressed(muster_comm* comm, const float* in, float* out,
+                                                    size_t count, muster_reduce_op op,
+                                                    const muster_compression* how, const muster_call* call) {
+  return run(__func__, &CompressedCollectives::reduce_scatter, comm, in, out, count, op, how, call);
+}
+
+muster_status muster_comm_all_gather_compressed(muster_comm* comm, const float* in, float* out, size_t count,
+                                                muster_reduce_op op, const muster_compression* how,
+                                                const muster_call* call) {
+  return run(__func__, &CompressedCollectives::all_gather, comm, in, out, count, op, how, call);
+}
+
+muster_status muster_compressed_slice(size_t count, int32_t rank, int32_t ranks, size_t* begin, size_t* end) {
+  return guarded([&] {
+    if (begin == nullptr || end == nullptr) return null_argument("muster_compressed_slice");
+    if (rank < 0 || rank >= ranks) {
+      return failed(MUSTER_MISUSE, "muster_compressed_slice: rank " + std::to_string(rank) +
+                                       " is not one of " + std::to_string(ranks));
+    }
+    const muster::ElementRange slice = muster::owned_slice(count, rank, ranks);
+    *begin = slice.begin;
+    *end = slice.end;
+    return MUSTER_OK;
+  });
+}
+
+muster_status muster_residuals_create(const muster_comm* comm, size_t count, muster_residuals** residuals) {
+  return guarded([&] {
+    if (comm == nullptr || residuals == nullptr) return null_argument("muster_residuals_create");
+    *residuals = nullptr;
+    const muster::Group& group = comm->communicator->group();
+    return hand_out(muster::Residuals(count, group.rank(), group.size()), residuals);
+  });
+}
+
+void muster_residuals_destroy(muster_residuals* residuals) { delete residuals; }
+
+muster_status muster_residuals_commit(muster_residuals* residuals) {
+  return guarded([&] {
+    if (residuals == nullptr) return null_argument("muster_residuals_commit");
+    return to_c(residuals->feedback.commit());
+  });
+}
+
+size_t muster_residuals_bytes(const muster_residuals* residuals) {
+  return residuals != nullptr ? muster::residual_bytes(residuals->feedback.residuals()) : 0;
+}
+
+muster_status muster_residuals_export(const muster_residuals* residuals, void* data, size_t bytes) {
+  return guarded([&] {
+    if (residuals == nullptr || data == nullptr) return null_argument("muster_residuals_export");
+    const size_t needed = muster_residuals_bytes(residuals);
+    if (bytes < needed) {
+      return failed(MUSTER_MISUSE, "muster_residuals_export: there is room for " + std::to_string(bytes) +
+                                       " bytes, and muster_residuals_bytes says " + std::to_string(needed));
+    }
+    muster::write_residuals(residuals->feedback.residuals(), {static_cast<std::byte*>(data), needed});
+    return MUSTER_OK;
+  });
+}
+
+muster_status muster_residuals_import(const void* data, size_t bytes, muster_residuals** residuals) {
+  return guarded([&] {
+    if (data == nullptr || residuals == nullptr) return null_argument("muster_residuals_import");
+    *residuals = nullptr;
+    return hand_out(muster::read_residuals({static_cast<const std::byte*>(data), bytes}), residuals);
+  });
+}
+
+muster_status muster_residuals_merge(const muster_residuals* const* all, size_t ranks_before,
+                                     const int32_t* origins, size_t ranks, int32_t rank, muster_reduce_op op,
+                                     muster_residuals** merged) {
+  return guarded([&] {
+    if (all == nullptr || origins == nullptr || merged == nullptr)
+      return null_argument("muster_residuals_merge");
+    *merged = nullptr;
+    bool average = false;
+    if (const auto status = read_operator("muster_residuals_merge", op, average); status != MUSTER_OK)
+      return status;
+    std::vector<const muster::Residuals*> before;
+    for (size_t i = 0; i < ranks_before; ++i) {
+      if (all[i] == nullptr) return null_argument("muster_residuals_merge");
+      before.push_back(&all[i]->feedback.residuals());
+    }
+    return hand_out(muster::merge_residuals(before, {origins, ranks}, rank, average), merged);
+  });
+}
+
+}  // extern "C"
