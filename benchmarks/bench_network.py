@@ -1,7 +1,7 @@
 """Collectives between two hosts: network namespaces joined by a veth pair, as fast as it goes and throttled on both ends;
 one and two ranks on each host. Beside Open MPI over TCP, MPICH over UCX's TCP and, where a Python has torch, Gloo. The bound
-is a plain TCP stream of the bytes that must be moved (network.cpp); it takes turns with the others. And what it gains
-a training to reduce its gradients in buckets, while the rest is computed.
+is a plain TCP stream of the bytes that must be moved (network.cpp); it takes turns with the others. Muster's compressed
+all_reduce beside its float32 one, its bound the stream's time for that part of the bytes. And what it gains a training to reduce its gradients in buckets, while the rest is computed.
 
 It makes a sandbox for itself, so it needs root or user namespaces; where it cannot have them one row says so."""
 import json
@@ -127,19 +127,36 @@ def cases_for(link):
            [f"{op}:{size}" for op in ("reduce_scatter", "all_gather", "broadcast") for size in (MIB, 16 * MIB)]
 
 
+# Of the compressed all_reduce: bytes of an element, and how many times as fast as float32 it is asked to be where the link
+# is what takes the time.
+CODECS = {"bf16": (2, None), "int8": (1 + 4 / 256, 3.5), "int4": (1 / 2 + 2 / 128, 6.5), "1-bit": (1 / 8 + 4 / 1024, 20)}
+COMPRESSED_BYTES = 64 * MIB
+COMPRESSED_LINKS = ("1 Gbit/s", "100 Mbit/s")
+
+
 def on_host(host, *words):
     return shlex.join(["ip", "netns", "exec", host, *[str(word) for word in words]])
 
 
-def competitors(build, torch, ranks, folder):
-    """NAME=COMMAND of each, in any order."""
+def own_competitors(build, ranks, codecs=()):
+    """NAME=COMMAND of Muster, also with the codecs, and of the bound."""
     program = build / "bin" / "bench_network"
     found = []
     for rank in range(ranks):
         host = HOSTS[rank * len(HOSTS) // ranks]
         # UCX takes two namespaces of one machine for one host, and would meet the other on the loopback device.
-        found.append("muster=env UCX_NET_DEVICES=" + DEVICE + " " + on_host(host, program, "muster", rank, ranks))
+        ours = f"=env UCX_NET_DEVICES={DEVICE} "
+        found.append("muster" + ours + on_host(host, program, "muster", rank, ranks))
+        found += [codec + ours + on_host(host, program, "compressed", codec, rank, ranks) for codec in codecs]
         found.append("link=" + on_host(host, program, "link", rank, ranks, ADDRESSES["b"]))
+    return found
+
+
+def competitors(build, torch, ranks, folder):
+    """NAME=COMMAND of each, in any order."""
+    found = own_competitors(build, ranks)
+    for rank in range(ranks):
+        host = HOSTS[rank * len(HOSTS) // ranks]
         if torch:
             gloo = [torch, Path(__file__).parent / "gloo_rank.py", build / "lib" / "libbench_participant.so", rank, ranks,
                     ADDRESSES["a"], GLOO_PORT]
@@ -160,11 +177,10 @@ def competitors(build, torch, ranks, folder):
     return found
 
 
-def play(build, torch, ranks, rounds, cases, folder):
+def play(build, ranks, rounds, cases, taking_turns):
     """Milliseconds, by case and competitor; and the operations that competitors do not have."""
-    director = subprocess.Popen([str(build / "bin" / "bench_network"), "direct", str(ranks), str(rounds), *cases,
-                                 *competitors(build, torch, ranks, folder)], stdout=subprocess.PIPE, text=True,
-                                stdin=subprocess.DEVNULL)
+    director = subprocess.Popen([str(build / "bin" / "bench_network"), "direct", str(ranks), str(rounds), *cases, *taking_turns],
+                                stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
     times, lacking = {}, []
     for line in director.stdout:
         if not line.startswith('{"op"'):  # an MPI's own words
@@ -191,13 +207,27 @@ def collectives_rows(build, torch, rounds, folder):
     for link, limits in LINKS.items():
         set_link(limits)
         for ranks in (len(HOSTS), 2 * len(HOSTS)):
-            times, lacking = play(build, torch, ranks, rounds, cases_for(link), folder)
+            times, lacking = play(build, ranks, rounds, cases_for(link), competitors(build, torch, ranks, folder))
             for (op, size), found in times.items():
                 middle = {name: statistics.median(values) for name, values in found.items()}
                 ours, bound = middle.pop("muster"), middle.pop("link")
                 yield row(f"{op} {size_text(size)}, 2 hosts × {ranks // len(HOSTS)}, {link}", "latency", ours, bound, middle)
             for op, name in lacking:
                 yield row(f"{op}, 2 hosts × {ranks // len(HOSTS)}, {link}", "latency", None, None, {f"{name} has none": None})
+
+
+def compressed_rows(build, rounds):
+    """The peer is Muster's float32."""
+    ranks = len(HOSTS)
+    for link in COMPRESSED_LINKS:
+        set_link(LINKS[link])
+        times, _ = play(build, ranks, rounds, [f"all_reduce:{COMPRESSED_BYTES}"], own_competitors(build, ranks, CODECS))
+        middle = {name: statistics.median(values) for name, values in times["all_reduce", COMPRESSED_BYTES].items()}
+        for codec, (element_bytes, asked) in CODECS.items():
+            bound = middle["link"] * element_bytes / 4
+            wanted = f" (asked {asked}×)" if asked else ""
+            yield row(f"all_reduce {size_text(COMPRESSED_BYTES)}, {codec}{wanted}, 2 hosts × 1, {link}", "latency", middle[codec],
+                      bound, {"float32": middle["muster"]})
 
 
 # ---- a training
@@ -247,6 +277,8 @@ def main():
     folder = Path(tempfile.mkdtemp(prefix="muster-bench-"))
     try:
         for one in collectives_rows(build, torch, rounds, folder):
+            print(json.dumps(one), flush=True)
+        for one in compressed_rows(build, rounds):
             print(json.dumps(one), flush=True)
         print(json.dumps(training_row(build, rounds)), flush=True)
     finally:

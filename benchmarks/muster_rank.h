@@ -64,6 +64,9 @@ class MusterRank {
 
   void settle() {}
 
+  muster::Group& group() { return *group_; }
+  muster::Instant deadline() const { return deadline_; }
+
  private:
   static constexpr muster::Duration kLimit = 60 * muster::kSecond;
 

@@ -4,6 +4,7 @@
 //   NAME,
 //                                                                 and gets the path of its CONTROL
 //   bench_network muster RANK RANKS CONTROL                       one rank; the first half is on one host
+//   bench_network compressed CODEC RANK RANKS CONTROL             likewise: all_reduce, with error feedback
 //   bench_network link RANK RANKS ADDRESS CONTROL                 ADDRESS: of the second host
 //
 // The bound "link" moves the bytes that the operation must move between two hosts, over one plain TCP
@@ -19,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "benchmarks/compressed_rank.h"
 #include "benchmarks/director.h"
 #include "benchmarks/muster_rank.h"
 #include "collectives/transport/ucx.h"
@@ -136,16 +138,25 @@ int direct(int argc, char** argv) {
   return director.play(cases, std::atoi(argv[3])) ? 0 : 1;
 }
 
-int be_muster(int rank, int ranks, const char* path) {
+// `more`: further arguments of Library's constructor.
+template <typename Library, typename... More>
+int be_muster(int rank, int ranks, const char* path, More... more) {
   Control& control = *bench::open_control(path);
   bench::pin(control, rank, ranks);
   std::vector<uint64_t> nodes;
   for (int peer = 0; peer < ranks; ++peer) nodes.push_back(peer < ranks / 2 ? 1 : 2);
   muster::EndpointOptions options;
   options.transport = muster::open_ucx().value();
-  bench::MusterRank library(control, rank, std::move(nodes), std::move(options));
+  Library library(control, rank, std::move(nodes), std::move(options), more...);
   bench::Participant(control, rank, ranks).serve(library);
   return 0;
+}
+
+int be_compressed(const std::string& codec, int rank, int ranks, const char* path) {
+  for (const bench::CompressedCodec& one : bench::kCompressedCodecs)
+    if (codec == one.name) return be_muster<bench::CompressedRank>(rank, ranks, path, one);
+  std::fprintf(stderr, "unknown codec %s\n", codec.c_str());
+  return 2;
 }
 
 int be_link(int rank, int ranks, const char* address, const char* path) {
@@ -161,7 +172,10 @@ int be_link(int rank, int ranks, const char* address, const char* path) {
 int main(int argc, char** argv) {
   const std::string role = argc > 1 ? argv[1] : "";
   if (role == "direct" && argc > 4) return direct(argc, argv);
-  if (role == "muster" && argc == 5) return be_muster(std::atoi(argv[2]), std::atoi(argv[3]), argv[4]);
+  if (role == "muster" && argc == 5)
+    return be_muster<bench::MusterRank>(std::atoi(argv[2]), std::atoi(argv[3]), argv[4]);
+  if (role == "compressed" && argc == 6)
+    return be_compressed(argv[2], std::atoi(argv[3]), std::atoi(argv[4]), argv[5]);
   if (role == "link" && argc == 6) return be_link(std::atoi(argv[2]), std::atoi(argv[3]), argv[4], argv[5]);
   std::fprintf(stderr, "usage: see the head of network.cpp\n");
   return 2;

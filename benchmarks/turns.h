@@ -20,6 +20,7 @@
 #include <algorithm>
 #include <atomic>
 #include <climits>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -123,12 +124,15 @@ inline void flush(const void* data, size_t bytes) {
 //   void run(Op, const float* in, float* out, size_t count)  count: elements of the smaller of in and out
 //   void settle()                                            after a turn, before the next call of buffer()
 //   kReducesInPlace                                          optional: in all_reduce `out` is `in`
+//   float tolerance()                                        optional: how far results may be from the true
+//   ones
 class Participant {
  public:
   Participant(Control& control, int rank, int ranks) : control_(control), rank_(rank), ranks_(ranks) {}
 
   template <typename Library>
   void serve(Library& library) {
+    if constexpr (requires { library.tolerance(); }) tolerance_ = library.tolerance();
     for (uint32_t seen = 0;;) {
       while (control_.turn.load() == seen) futex_wait(control_.turn, seen);
       ++seen;
@@ -179,7 +183,7 @@ class Participant {
       if (command.op == Op::kAllGather)
         wanted = fresh_value(static_cast<int>(i / in_count), i % in_count, round);
       if (command.op == Op::kBroadcast) wanted = fresh_value(0, i, round);
-      if (out[i] != wanted) return false;
+      if (!(std::abs(out[i] - wanted) <= tolerance_)) return false;
     }
     return true;
   }
@@ -230,6 +234,7 @@ class Participant {
   const int rank_;
   const int ranks_;
   uint32_t meetings_ = 0;
+  float tolerance_ = 0;
 };
 
 }  // namespace bench

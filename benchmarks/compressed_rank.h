@@ -1,0 +1,57 @@
+// One rank of Muster's compressed all_reduce among competitors that take turns; see Participant in turns.h.
+#pragma once
+
+#include <optional>
+#include <string_view>
+#include <utility>
+
+#include "benchmarks/muster_rank.h"
+#include "collectives/compressed_all_reduce.h"
+
+namespace bench {
+
+struct CompressedCodec {
+  std::string_view name;
+  muster::codec::CodecId id;
+  // How far from the true sum a result may be, where inputs are up to 76: enough to see that it is a sum.
+  float tolerance;
+};
+constexpr CompressedCodec kCompressedCodecs[] = {{"bf16", muster::codec::CodecId::kBf16, 2},
+                                                 {"int8", muster::codec::CodecId::kInt8, 5},
+                                                 {"int4", muster::codec::CodecId::kInt4, 120},
+                                                 {"1-bit", muster::codec::CodecId::kOneBit, 120}};
+
+class CompressedRank : public MusterRank {
+ public:
+  CompressedRank(Control& control, int rank, std::vector<uint64_t> nodes, muster::EndpointOptions options,
+                 const CompressedCodec& codec)
+      : MusterRank(control, rank, std::move(nodes), std::move(options)),
+        codec_(codec),
+        collectives_(group()) {}
+
+  float tolerance() const { return codec_.tolerance; }
+
+  // REQUIRES: an all_reduce; nothing else is asked for.
+  void run(Op, const float* in, float* out, size_t count) {
+    if (!feedback_ || feedback_->residuals().count() != count)
+      feedback_.emplace(muster::Residuals(count, group().rank(), group().size()));
+    const muster::Status status = reduce(in, out, count);
+    if (!status.ok()) std::fprintf(stderr, "%s\n", status.error().message.c_str());
+  }
+
+ private:
+  muster::Status reduce(const float* in, float* out, size_t count) {
+    const muster::CompressedCall call{.codec = codec_.id, .average = false, .step = step_++};
+    std::vector<int> suspects;
+    MUSTER_TRY(collectives_.all_reduce(call, in, out, count, &*feedback_, deadline()));
+    MUSTER_TRY(collectives_.wait(deadline(), suspects));
+    return feedback_->commit();
+  }
+
+  const CompressedCodec codec_;
+  std::optional<muster::Feedback> feedback_;
+  muster::CompressedCollectives collectives_;
+  uint64_t step_ = 0;
+};
+
+}  // namespace bench
