@@ -24,7 +24,7 @@ void SliceExchange::restart(const LaneCodec& codec, uint64_t step, uint64_t agre
   codec_ = &codec;
   step_ = step;
   agreement_ = agreement;
-  begun_ = summed_ = 0;
+  begun_ = summed_ = taken_ = 0;
 }
 
 void SliceExchange::begin(const Piece& piece, Instant deadline) {
@@ -47,12 +47,14 @@ void SliceExchange::begin_gather(const Piece& piece, const float* values, Instan
   ++summed_;
 }
 
-// All means are on their way before the first is waited for.
+// All means are on their way before the first is waited for; what has come back by then is decoded meanwhile.
 Status SliceExchange::wait(Instant deadline, std::vector<int>& suspects) {
-  for (; summed_ < begun_; ++summed_) MUSTER_TRY(sum_slice(exchanges_[summed_], deadline, suspects));
-  for (size_t i = 0; i < begun_; ++i) {
-    if (!exchanges_[i].piece.first_half) MUSTER_TRY(take_means(exchanges_[i], suspects));
+  for (; summed_ < begun_; ++summed_) {
+    MUSTER_TRY(sum_slice(exchanges_[summed_], deadline, suspects));
+    for (; taken_ < summed_ && exchanges_[taken_].gathering.test(); ++taken_)
+      MUSTER_TRY(take_means(exchanges_[taken_], suspects));
   }
+  for (; taken_ < begun_; ++taken_) MUSTER_TRY(take_means(exchanges_[taken_], suspects));
   return ok();
 }
 
@@ -199,8 +201,9 @@ Result<std::vector<codec::Planes>> SliceExchange::open_lanes(const Exchange& exc
 }
 
 Status SliceExchange::take_means(Exchange& exchange, std::vector<int>& suspects) {
-  MUSTER_TRY(finished(exchange.gathering, suspects));
   const Piece& piece = exchange.piece;
+  if (piece.first_half) return ok();
+  MUSTER_TRY(finished(exchange.gathering, suspects));
   for (int rank = 0; rank < group_.size(); ++rank) {
     const ElementRange range = slice(exchange, rank);
     MUSTER_ASSIGN(const codec::Planes planes, opened(lanes_, range, rank, mean_of(exchange, rank), suspects));

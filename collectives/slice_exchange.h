@@ -110,6 +110,7 @@ class SliceExchange {
   std::vector<Exchange> exchanges_;
   size_t begun_ = 0;   // of the pieces
   size_t summed_ = 0;  // their means are here, or on their way
+  size_t taken_ = 0;   // they are decoded
 };
 
 }  // namespace muster
