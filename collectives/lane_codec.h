@@ -8,8 +8,8 @@
 // stochastic, and a mean over steps converges to the true one.
 //
 // In the fast mode a lane is a rank, L the number of ranks, and lanes are decoded and summed in their order,
-// in one pass. Rounding is to nearest with error feedback, whose residuals the caller has, and stochastic
-// without.
+// in one pass for each 64 of them. Rounding is to nearest with error feedback, whose residuals the caller
+// has, and stochastic without.
 //
 // A NaN or an infinity is seen in the result: as a NaN in all its block (int8, int4, mxfp8, 1-bit), or as
 // itself (bf16, fp16). fp16 makes infinity of what is beyond 65504: in a lane's sum, before it is divided by

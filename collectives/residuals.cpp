@@ -123,6 +123,7 @@ ElementRange owned_slice(size_t count, int rank, int ranks) {
 Result<Residuals> merge_residuals(std::span<const Residuals* const> all, std::span<const int> origins,
                                   int rank, bool average) {
   MUSTER_TRY(check_set(all));
+  if (origins.size() > kCompressedLanesMax) return misuse("there are more than 65535 new ranks");
   const int ranks = static_cast<int>(origins.size()), before = static_cast<int>(all.size());
   if (rank < 0 || rank >= ranks) return misuse("rank " + std::to_string(rank) + " is not a new rank");
   MUSTER_ASSIGN(const std::vector<int> heirs, heirs_of(before, origins));

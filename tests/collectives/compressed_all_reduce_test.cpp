@@ -605,6 +605,29 @@ TEST(CompressedTraffic, GoesInSeveralChunks) {
   test_worlds(Medium::kNodeThreads, {2}, {{CodecId::kOneBit, 1'300'001, true, true, 1}});
 }
 
+// More ranks than one decoding takes: small whole numbers, so that the sum is exact in any order.
+TEST(CompressedSums, AreOfAnyNumberOfRanks) {
+  constexpr size_t kCount = 2500;
+  for (const int ranks : {1, 63, 64, 65, 130}) {
+    const LaneCodec codec({.compression = {CodecId::kBf16, kSeed}, .ranks = ranks, .average = false});
+    const ElementRange range{1024, 1024 + kCount};
+    std::vector<ByteBuffer> messages;
+    std::vector<codec::Planes> planes;
+    Vector wanted(kCount), sum(kCount, -1.0F);
+    for (int rank = 0; rank < ranks; ++rank) {
+      Vector values(kCount);
+      for (size_t i = 0; i < kCount; ++i)
+        values[i] = static_cast<float>((i + static_cast<size_t>(rank)) % 100);
+      for (size_t i = 0; i < kCount; ++i) wanted[i] += values[i];
+      ByteBuffer& message = messages.emplace_back(codec.message_bytes(kCount));
+      codec.encode_lane(1, rank, range, values.data(), nullptr, message);
+      planes.push_back(codec.open(1, rank, range, rank, message).value());
+    }
+    codec.sum_lanes(1, range, planes, sum.data());
+    EXPECT_EQ(sum, wanted) << ranks;
+  }
+}
+
 // Counts what is sent, all ranks together.
 class CountingTransport final : public testing_support::ForwardingTransport {
  public:
