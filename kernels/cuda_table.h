@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/accumulate.h"
 #include "kernels/codec.h"
 #include "kernels/digest_cuda.h"
 #include "kernels/tree_fold.h"
@@ -17,7 +18,7 @@
 
 namespace muster {
 
-constexpr int kCudaTableVersion = 4;
+constexpr int kCudaTableVersion = 5;
 
 // NCCL's codes that callers must tell apart; checked against nccl.h where the module is compiled.
 constexpr int kNcclSuccess = 0;
@@ -107,6 +108,7 @@ struct CudaTable {
   int (*codec_recode)(codec::CodecId id, const codec::Decode* from, const codec::Encode* to, void* stream);
 
   int (*tree_fold)(const TreeFold* task, void* stream);
+  int (*accumulate)(const Accumulation* task, void* stream);
   int (*digest)(const DigestTask* task, void* stream);
 
   const char* (*nccl_error_text)(int code);

@@ -25,8 +25,8 @@ OCCUPANCY_MIN = 0.5
 THREADS = 256  # of a block, in every kernel
 # Of a multiprocessor: registers, threads, shared memory (CUDA C++ programming guide, compute capabilities).
 MULTIPROCESSORS = {"sm_80": (65536, 2048, 167936), "sm_90": (65536, 2048, 233472), "sm_100": (65536, 2048, 233472)}
-# Kernels that take any count and alignment have the last value of their Mode, Store, FoldShape or DigestShape.
-ANY_SHAPE = re.compile(r"Mode\)3|Store\)2|FoldShape\)1|DigestShape\)1")
+# Kernels that take any count and alignment have the last value of their Mode, Store or Shape.
+ANY_SHAPE = re.compile(r"Mode\)3|Store\)2|FoldShape\)1|AccumulationShape\)1|DigestShape\)1")
 # Kernels of an example are there to be read: of the bars only spills, stack, registers and occupancy are theirs.
 EXAMPLE = re.compile(r"^gpt::")
 # Codec: (how it is named in a kernel, elements a lane, words a lane, bytes of a scale, elements that share it)

@@ -11,6 +11,7 @@
 #include <mutex>
 #include <string>
 
+#include "kernels/accumulate.h"
 #include "kernels/codec_cuda.h"
 #include "kernels/cuda_table.h"
 #include "kernels/minifloat.h"
@@ -167,6 +168,9 @@ int codec_recode(codec::CodecId id, const codec::Decode* from, const codec::Enco
 }
 
 int tree_fold(const TreeFold* task, void* stream) { return tree_fold_on_stream(*task, stream); }
+int accumulate(const Accumulation* task, void* stream) {
+  return told(static_cast<cudaError_t>(accumulate_on_stream(*task, stream)));
+}
 int digest(const DigestTask* task, void* stream) { return digest_on_stream(*task, stream); }
 
 const char* nccl_error_text(int code) {
@@ -409,6 +413,7 @@ constexpr CudaTable kTable = {
     .codec_decode = &codec_decode,
     .codec_recode = &codec_recode,
     .tree_fold = &tree_fold,
+    .accumulate = &accumulate,
     .digest = &digest,
     .nccl_error_text = &nccl_error_text,
     .nccl_last_error = &nccl_last_error,

@@ -51,6 +51,7 @@ struct Runtime {
   Injection injection;
   int calls = 0;
   int violations = 0;
+  size_t bytes_to_host = 0;
   int devices = 8;
   int probe_error = 0;
   std::atomic<int> sticky{0};
@@ -169,6 +170,11 @@ std::optional<Runtime::Memory> find_memory(const void* begin, size_t bytes) {
 // Whether an asynchronous copy may touch the range.
 bool is_known(const void* begin, size_t bytes) { return find_memory(begin, bytes).has_value(); }
 
+void count_copy(const Runtime::Memory& to, const Runtime::Memory& from, size_t bytes) {
+  const std::lock_guard lock(runtime().mutex);
+  if (to.pinned && !from.pinned) runtime().bytes_to_host += bytes;
+}
+
 cudaError_t allocate(void** memory, size_t bytes, bool pinned) {
   if (const int code = injected()) return result(code);
   *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256 + (bytes == 0 ? 256 : 0));
@@ -218,6 +224,7 @@ void cuda_reset() {
   runtime().injection = {};
   runtime().calls = 0;
   runtime().violations = 0;
+  runtime().bytes_to_host = 0;
   runtime().sticky = 0;
   runtime().devices = 8;
   runtime().probe_error = 0;
@@ -248,6 +255,11 @@ int cuda_live() {
 int cuda_violations() {
   const std::lock_guard lock(runtime().mutex);
   return runtime().violations;
+}
+
+size_t cuda_bytes_to_host() {
+  const std::lock_guard lock(runtime().mutex);
+  return runtime().bytes_to_host;
 }
 
 int cuda_device_of(void* stream) {
@@ -428,10 +440,12 @@ cudaError_t cudaFreeHost(void* memory) { return release(memory); }
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
   if (const int code = injected()) return result(code);
-  if (!is_known(to, bytes) || !is_known(from, bytes)) {
+  const auto to_memory = find_memory(to, bytes), from_memory = find_memory(from, bytes);
+  if (!to_memory || !from_memory) {
     violation();  // pageable memory: the copy would not be asynchronous
     return result(cudaErrorInvalidValue);
   }
+  count_copy(*to_memory, *from_memory, bytes);
   return result(enqueue(stream, [=] {
     std::memcpy(to, from, bytes);
     return 0;
@@ -528,6 +542,12 @@ cudaError_t __cudaLaunchKernel(cudaKernel_t handle, dim3 grid, dim3 block, void*
   }
   return result(enqueue(
       stream, kernel.prepare({grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, arguments, kernel.body)));
+}
+
+cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments,
+                             size_t shared_bytes, cudaStream_t stream) {
+  return __cudaLaunchKernel(static_cast<cudaKernel_t>(const_cast<void*>(function)), grid, block, arguments,
+                            shared_bytes, stream);
 }
 
 }  // extern "C"

@@ -31,6 +31,7 @@ MUSTER_FAKE int cuda_calls();
 MUSTER_FAKE void cuda_set_devices(int count, int probe_error);  // 0 devices and an error: no driver
 MUSTER_FAKE int cuda_live();  // streams, events, allocations and stream threads that exist
 MUSTER_FAKE int cuda_violations();
+MUSTER_FAKE size_t cuda_bytes_to_host();       // that were copied from device to pinned memory
 MUSTER_FAKE int cuda_device_of(void* stream);  // −1: no such stream
 MUSTER_FAKE int cuda_current_device();         // of the calling thread
 MUSTER_FAKE void cuda_enqueue(void* stream,

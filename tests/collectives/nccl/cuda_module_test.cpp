@@ -13,8 +13,10 @@
 #include "runtime/base/bytes.h"
 #include "runtime/base/clock.h"
 #include "tests/fakes/fakes.h"
+#include "tests/fakes/sum_kernels.h"
 
 extern "C" int cudaGetLastError();
+extern "C" int cudaSetDevice(int device);
 
 namespace muster {
 namespace {
@@ -105,6 +107,29 @@ TEST_F(CudaModule, AFailureThatWasToldIsNotFoundAgain) {
   EXPECT_EQ(cudaGetLastError(), 0);
   EXPECT_EQ(table().event_destroy(event), 0);
   EXPECT_EQ(table().stream_destroy(stream), 0);
+}
+
+// Nor the module those that the program has left.
+TEST_F(CudaModule, AFailureOfTheProgramIsNotTakenForOurs) {
+  fakes::register_sum_kernels();
+  void *stream = nullptr, *memory = nullptr;
+  ASSERT_EQ(table().stream_create(&stream), 0);
+  ASSERT_EQ(table().device_allocate(&memory, 20 * sizeof(float)), 0);
+  auto* const floats = static_cast<float*>(memory);
+  std::fill(floats, floats + 20, 1.0F);
+  Accumulation task{};
+  task.sums[task.sum_count++] = floats;
+  task.target = floats, task.gradient = floats + 10, task.count = 9;
+  const int left = cudaSetDevice(99);
+  EXPECT_NE(left, 0);
+  EXPECT_EQ(table().accumulate(&task, stream), 0);
+  EXPECT_EQ(cudaGetLastError(), left);
+  fakes::cuda_inject({.call = fakes::cuda_calls() + 1, .code = 1});
+  EXPECT_EQ(table().accumulate(&task, stream), 1);
+  EXPECT_EQ(cudaGetLastError(), 0);
+  EXPECT_EQ(table().stream_destroy(stream), 0);
+  EXPECT_EQ(table().device_free(memory), 0);
+  EXPECT_EQ(fakes::cuda_violations(), 0);
 }
 
 TEST_F(CudaModule, ProbeTellsWhatIsMissing) {
