@@ -25,16 +25,14 @@ class BucketReduction {
   // Of an implementation: waits for what is under way; at once where the group has been revoked.
   virtual ~BucketReduction() = default;
 
-  // Which sums of this rank's microbatches begin() wants.
-  virtual AccumulationPlan accumulation(LaneRange mine) const = 0;
   // A bucket begins at a multiple of so many elements.
   virtual size_t grain() const = 0;
 
   // Another step, or the same one again. Waits for what is under way.
   virtual void begin_step(uint64_t step) = 0;
 
-  // Starts on the step's next bucket. `sums`: one for each result of accumulation(), none on a rank without
-  // lanes; they and `mean` begin with the bucket's first element, and stay until wait() has returned.
+  // Starts on the step's next bucket. `sums`: one for each result of Reducer::accumulation(), none on a rank
+  // without lanes; they and `mean` begin with the bucket's first element, and stay until wait() has returned.
   virtual void begin(ElementRange bucket, std::span<const float* const> sums, float* mean,
                      Instant deadline) = 0;
 

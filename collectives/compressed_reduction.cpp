@@ -8,17 +8,12 @@ namespace {
 class CompressedReduction final : public BucketReduction {
  public:
   CompressedReduction(Group& group, const CanonicalLayout& layout, Compression compression)
-      : microbatches_(layout.microbatches),
-        lanes_(layout.lanes),
-        ranks_(group.size()),
+      : ranks_(group.size()),
         codec_(compression, layout.microbatches, layout.lanes),
         exchange_(group, layout.assignment, SliceExchange::Way::kByTag) {
     exchange_.restart(codec_, 0);
   }
 
-  AccumulationPlan accumulation(LaneRange mine) const override {
-    return plan_lane_accumulation(microbatches_, lanes_, mine);
-  }
   size_t grain() const override { return codec_.grain(); }
 
   void begin_step(uint64_t step) override { exchange_.restart(codec_, step); }
@@ -35,7 +30,7 @@ class CompressedReduction final : public BucketReduction {
   }
 
  private:
-  const int microbatches_, lanes_, ranks_;
+  const int ranks_;
   const LaneCodec codec_;
   SliceExchange exchange_;
 };

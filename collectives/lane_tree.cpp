@@ -191,30 +191,20 @@ AccumulationPlan plan_lane_accumulation(int microbatches, int lanes, LaneRange r
   return plan_sums(microbatches, lanes, one_by_one(range));
 }
 
-Accumulator::Accumulator(AccumulationPlan plan, std::vector<float*> buffers, size_t count)
-    : plan_(std::move(plan)), buffers_(std::move(buffers)), count_(count) {
-  MUSTER_CHECK(buffers_.size() >= static_cast<size_t>(plan_.buffers), "too few accumulation buffers");
-}
-
-void Accumulator::reset() {
+void AccumulationProgress::reset() {
   next_ = 0;
   added_.clear();
   added_elements_ = 0;
 }
 
-int Accumulator::next_microbatch() const { return complete() ? -1 : plan_.steps[next_].microbatch; }
+int AccumulationProgress::next_microbatch() const { return complete() ? -1 : plan_.steps[next_].microbatch; }
 
-Status Accumulator::add(int microbatch, std::span<const float> gradient) {
-  if (gradient.size() != count_) {
-    return Error{ErrorCode::kMisuse, "the gradient of microbatch " + std::to_string(microbatch) + " has " +
-                                         std::to_string(gradient.size()) + " elements, expected " +
-                                         std::to_string(count_)};
+Result<const AccumulationStep*> AccumulationProgress::take(int microbatch, size_t begin, size_t size) {
+  if (plan_.steps.empty()) {
+    return Error{ErrorCode::kMisuse, "microbatch " + std::to_string(microbatch) +
+                                         " was accumulated by a rank that has none; take those that "
+                                         "next_microbatch hands out"};
   }
-  return add(microbatch, 0, gradient);
-}
-
-Status Accumulator::add(int microbatch, size_t begin, std::span<const float> piece) {
-  const size_t size = piece.size();
   if (complete() || plan_.steps[next_].microbatch != microbatch) {
     const std::string expected = complete() ? "none" : std::to_string(plan_.steps[next_].microbatch);
     return Error{ErrorCode::kMisuse, "microbatch " + std::to_string(microbatch) + " was added where " +
@@ -228,26 +218,17 @@ Status Accumulator::add(int microbatch, size_t begin, std::span<const float> pie
                      " were added, which is beyond its " + std::to_string(count_) +
                      " elements or holds some that were added before; add each element once"};
   }
-  const DefaultFloatMode mode;
-  const AccumulationStep& step = plan_.steps[next_];
-  float* target = buffers_[step.target] + begin;
-  if (step.adds) {
-    add_into(target, piece.data(), size);
-  } else if (size > 0) {
-    std::memcpy(target, piece.data(), piece.size_bytes());
-  }
-  for (const auto& merge : step.merges)
-    add_into(buffers_[merge.target] + begin, buffers_[merge.source] + begin, size);
+  const AccumulationStep* const step = &plan_.steps[next_];
   if (added_elements_ == count_) {
     ++next_;
     added_.clear();
     added_elements_ = 0;
   }
-  return ok();
+  return step;
 }
 
 // False where some of it is there already. Neighbours become one, so an ordered pass keeps one interval.
-bool Accumulator::mark_added(size_t begin, size_t end) {
+bool AccumulationProgress::mark_added(size_t begin, size_t end) {
   if (begin == end) return true;
   auto after = added_.lower_bound(begin);
   if (after != added_.end() && after->first < end) return false;
@@ -270,16 +251,45 @@ bool Accumulator::mark_added(size_t begin, size_t end) {
   return true;
 }
 
-bool Accumulator::covers(size_t begin, size_t end) const {
+bool AccumulationProgress::covers(size_t begin, size_t end) const {
   if (complete() || begin == end) return true;
   if (next_ + 1 != plan_.steps.size()) return false;
   auto after = added_.upper_bound(begin);
   return after != added_.begin() && std::prev(after)->second >= end;
 }
 
+Accumulator::Accumulator(AccumulationPlan plan, std::vector<float*> buffers, size_t count)
+    : progress_(std::move(plan), count), buffers_(std::move(buffers)) {
+  MUSTER_CHECK(buffers_.size() >= static_cast<size_t>(progress_.plan().buffers),
+               "too few accumulation buffers");
+}
+
+Status Accumulator::add(int microbatch, std::span<const float> gradient) {
+  if (gradient.size() != progress_.count()) {
+    return Error{ErrorCode::kMisuse, "the gradient of microbatch " + std::to_string(microbatch) + " has " +
+                                         std::to_string(gradient.size()) + " elements, expected " +
+                                         std::to_string(progress_.count())};
+  }
+  return add(microbatch, 0, gradient);
+}
+
+Status Accumulator::add(int microbatch, size_t begin, std::span<const float> piece) {
+  MUSTER_ASSIGN(const AccumulationStep* step, progress_.take(microbatch, begin, piece.size()));
+  const DefaultFloatMode mode;
+  float* target = buffers_[step->target] + begin;
+  if (step->adds) {
+    add_into(target, piece.data(), piece.size());
+  } else if (!piece.empty()) {
+    std::memcpy(target, piece.data(), piece.size_bytes());
+  }
+  for (const auto& merge : step->merges)
+    add_into(buffers_[merge.target] + begin, buffers_[merge.source] + begin, piece.size());
+  return ok();
+}
+
 std::vector<const float*> Accumulator::partials(size_t begin) const {
   std::vector<const float*> partials;
-  for (int buffer : plan_.results) partials.push_back(buffers_[buffer] + begin);
+  for (int buffer : progress_.plan().results) partials.push_back(buffers_[buffer] + begin);
   return partials;
 }
 

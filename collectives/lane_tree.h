@@ -76,41 +76,62 @@ AccumulationPlan plan_accumulation(int microbatches, int lanes, LaneRange range)
 // A result, and thus a buffer, for each of its lanes.
 AccumulationPlan plan_lane_accumulation(int microbatches, int lanes, LaneRange range);
 
-// Executes an AccumulationPlan over gradients of `count` elements.
-class Accumulator {
+// How far an AccumulationPlan over gradients of `count` elements has come.
+class AccumulationProgress {
  public:
-  // `buffers` are plan.buffers blocks of `count` floats, owned by the caller; their content need not be set.
-  Accumulator(AccumulationPlan plan, std::vector<float*> buffers, size_t count);
+  AccumulationProgress(AccumulationPlan plan, size_t count) : plan_(std::move(plan)), count_(count) {}
 
-  // Forgets what was added: the step is repeated, or the next one begins.
+  // Forgets what came: the step is repeated, or the next one begins.
   void reset();
 
-  // Adds elements [begin, begin + piece.size()) of the gradient of `microbatch`. A microbatch may come in any
-  // number of pieces and in any order of them; the next one may come once all its elements are there.
-  // Errors: kMisuse where microbatches come out of order, an element twice, or beyond the end; nothing is
-  // added then.
-  Status add(int microbatch, size_t begin, std::span<const float> piece);
-  // All of it at once. Errors: kMisuse also for another size.
-  Status add(int microbatch, std::span<const float> gradient);
+  // Elements [begin, begin + size) of the gradient of `microbatch` come: what is to be done with them. A
+  // microbatch may come in any number of pieces and in any order of them; the next one may come once all its
+  // elements are there. Errors: kMisuse where microbatches come out of order, an element twice, or beyond the
+  // end; nothing has come then.
+  Result<const AccumulationStep*> take(int microbatch, size_t begin, size_t size);
 
+  const AccumulationPlan& plan() const { return plan_; }
+  size_t count() const { return count_; }
   bool complete() const { return next_ == plan_.steps.size(); }
   int next_microbatch() const;  // −1 when complete
 
-  // Every microbatch's gradient of elements [begin, end) is in.
+  // Every microbatch's gradient of elements [begin, end) has come.
   bool covers(size_t begin, size_t end) const;
-
-  // One per result of the plan, each from element `begin` on. What covers() is final.
-  std::vector<const float*> partials(size_t begin = 0) const;
 
  private:
   bool mark_added(size_t begin, size_t end);
 
   AccumulationPlan plan_;
-  std::vector<float*> buffers_;
   size_t count_;
   size_t next_ = 0;
   std::map<size_t, size_t> added_;  // of the next microbatch: begin → end, apart from each other
   size_t added_elements_ = 0;
+};
+
+// Executes an AccumulationPlan in the host's memory.
+class Accumulator {
+ public:
+  // `buffers` are plan.buffers blocks of `count` floats, owned by the caller; their content need not be set.
+  Accumulator(AccumulationPlan plan, std::vector<float*> buffers, size_t count);
+
+  void reset() { progress_.reset(); }
+
+  // Adds elements [begin, begin + piece.size()) of the gradient of `microbatch`. Errors: as of
+  // AccumulationProgress::take; nothing is added then.
+  Status add(int microbatch, size_t begin, std::span<const float> piece);
+  // All of it at once. Errors: kMisuse also for another size.
+  Status add(int microbatch, std::span<const float> gradient);
+
+  bool complete() const { return progress_.complete(); }
+  int next_microbatch() const { return progress_.next_microbatch(); }
+  bool covers(size_t begin, size_t end) const { return progress_.covers(begin, end); }
+
+  // One per result of the plan, each from element `begin` on. What covers() is final.
+  std::vector<const float*> partials(size_t begin = 0) const;
+
+ private:
+  AccumulationProgress progress_;
+  std::vector<float*> buffers_;
 };
 
 }  // namespace muster

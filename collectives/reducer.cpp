@@ -16,9 +16,6 @@ class PlainReduction final : public BucketReduction {
   PlainReduction(Group& group, CanonicalLayout layout) : group_(group), layout_(std::move(layout)) {}
   ~PlainReduction() override { wait_for_operations(); }
 
-  AccumulationPlan accumulation(LaneRange mine) const override {
-    return plan_accumulation(layout_.microbatches, layout_.lanes, mine);
-  }
   size_t grain() const override { return 1; }
 
   void begin_step(uint64_t) override {
@@ -60,46 +57,59 @@ std::unique_ptr<BucketReduction> reduction_of(Group& group, const CanonicalLayou
 }  // namespace
 
 Reducer::Reducer(Group& group, CanonicalLayout layout, size_t count, size_t bucket,
-                 std::optional<Compression> compression)
-    : mean_(count),
+                 std::optional<Compression> compression, std::unique_ptr<GradientSums> sums)
+    : sums_(std::move(sums)),
+      mean_(count),
       reduction_(reduction_of(group, layout, compression)),
       bucket_(round_up(bucket, reduction_->grain())) {
   MUSTER_CHECK(bucket >= 1, "a bucket holds one element or more");
-  const LaneRange mine = layout.assignment[static_cast<size_t>(group.rank())];
-  if (mine.size() == 0) return;
-  AccumulationPlan plan = reduction_->accumulation(mine);
-  sums_.resize(static_cast<size_t>(plan.buffers) * count);
-  std::vector<float*> buffers;
-  for (int i = 0; i < plan.buffers; ++i) buffers.push_back(sums_.data() + static_cast<size_t>(i) * count);
-  accumulator_.emplace(std::move(plan), std::move(buffers), count);
 }
+
+Reducer::Reducer(Group& group, CanonicalLayout layout, size_t count, size_t bucket,
+                 std::optional<Compression> compression)
+    : Reducer(group, layout, count, bucket, compression,
+              host_sums(accumulation(layout, group.rank(), compression.has_value()), count)) {}
 
 Reducer::~Reducer() = default;
 
-void Reducer::begin(uint64_t step) {
-  reduction_->begin_step(step);
-  begun_ = 0;
-  if (accumulator_) accumulator_->reset();
+AccumulationPlan Reducer::accumulation(const CanonicalLayout& layout, int rank, bool compressed) {
+  const LaneRange mine = layout.assignment[static_cast<size_t>(rank)];
+  return compressed ? plan_lane_accumulation(layout.microbatches, layout.lanes, mine)
+                    : plan_accumulation(layout.microbatches, layout.lanes, mine);
 }
 
-Status Reducer::add(int microbatch, size_t begin, std::span<const float> piece, Instant deadline) {
-  if (!accumulator_) {
-    return Error{ErrorCode::kMisuse, "microbatch " + std::to_string(microbatch) +
-                                         " was accumulated by a rank that has none; take those that "
-                                         "next_microbatch hands out"};
-  }
-  MUSTER_TRY(accumulator_->add(microbatch, begin, piece));
-  while (begun_ < buckets()) {
-    const ElementRange next = bucket(begun_);
-    if (!accumulator_->covers(next.begin, next.end)) break;
-    begin_bucket(deadline);
+void Reducer::begin(uint64_t step) {
+  reduction_->begin_step(step);
+  fetches_ = begun_ = 0;
+  sums_->reset();
+}
+
+Status Reducer::add(int microbatch, size_t begin, std::span<float> piece, Instant deadline) {
+  MUSTER_TRY(sums_->add(microbatch, begin, piece));
+  MUSTER_TRY(fetch_covered());
+  return begin_fetched(0, deadline);
+}
+
+Status Reducer::begin_rest(Instant deadline) {
+  MUSTER_CHECK(complete(), "a reduction before the last microbatch of the step");
+  MUSTER_TRY(fetch_covered());
+  while (begun_ < buckets()) MUSTER_TRY(begin_fetched(begun_ + 1, deadline));
+  return ok();
+}
+
+Status Reducer::fetch_covered() {
+  for (; fetches_ < buckets(); ++fetches_) {
+    const ElementRange next = bucket(fetches_);
+    if (!sums_->covers(next.begin, next.end)) break;
+    MUSTER_TRY(sums_->fetch(next));
   }
   return ok();
 }
 
-void Reducer::begin_rest(Instant deadline) {
-  MUSTER_CHECK(complete(), "a reduction before the last microbatch of the step");
-  while (begun_ < buckets()) begin_bucket(deadline);
+Status Reducer::begin_fetched(size_t at_least, Instant deadline) {
+  MUSTER_ASSIGN(const size_t fetched, sums_->fetched(at_least, deadline));
+  while (begun_ < fetched) begin_bucket(deadline);
+  return ok();
 }
 
 Status Reducer::wait(Instant deadline, std::vector<int>& suspects) {
@@ -119,8 +129,7 @@ ElementRange Reducer::bucket(size_t index) const {
 
 void Reducer::begin_bucket(Instant deadline) {
   const ElementRange range = bucket(begun_++);
-  std::vector<const float*> sums;
-  if (accumulator_) sums = accumulator_->partials(range.begin);
+  const std::vector<const float*> sums = sums_->partials(range.begin);
   reduction_->begin(range, sums, mean_.data() + range.begin, deadline);
 }
 

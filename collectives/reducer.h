@@ -2,10 +2,12 @@
 // computes.
 //
 // The vector of gradients is cut into buckets of a fixed size, counted from its end, since the backward pass
-// ends with the first layers. A bucket is reduced as soon as this rank has added all its microbatches'
-// elements of it, and the buckets before it are under way: so all ranks issue the same operations in the same
-// order, however each hands its gradients in, ranks without microbatches included. The bits do not depend on
-// the cuts: the tree sums each element on its own, and codecs are given whole grains.
+// ends with the first layers. A bucket's sums are fetched as soon as this rank has added all its
+// microbatches' elements of it, and it is reduced when they are there, and the buckets before it are under
+// way: so all ranks issue the same operations in the same order, however each hands its gradients in, ranks
+// without microbatches included. Sums on a device take a while to come; who adds does not wait for them, the
+// next call looks. The bits do not depend on the cuts: the tree sums each element on its own, and codecs are
+// given whole grains.
 //
 // In float32 a bucket is one Group::canonical_all_reduce; with a Compression it is as compressed_reduction.h
 // says.
@@ -19,6 +21,7 @@
 #include <vector>
 
 #include "collectives/bucket_reduction.h"
+#include "collectives/gradient_sums.h"
 #include "collectives/group.h"
 #include "collectives/lane_codec.h"
 #include "collectives/lane_tree.h"
@@ -29,12 +32,19 @@ class Reducer {
  public:
   // Of `count` elements, in buckets of `bucket` elements, rounded up to whole grains of the codec; at step 0.
   // All ranks of `group`, which must outlive the last call but for the destructor, give the same `layout`,
-  // `count`, `bucket` and `compression`. REQUIRES: bucket ≥ 1; as LaneCodec.
+  // `count`, `bucket` and `compression`. `sums` are of accumulation() and as many elements. REQUIRES: bucket
+  // ≥ 1; as LaneCodec.
+  Reducer(Group& group, CanonicalLayout layout, size_t count, size_t bucket,
+          std::optional<Compression> compression, std::unique_ptr<GradientSums> sums);
+  // Of gradients on the host.
   Reducer(Group& group, CanonicalLayout layout, size_t count, size_t bucket,
           std::optional<Compression> compression = std::nullopt);
   ~Reducer();  // waits for what is under way; at once where the group has been revoked
   Reducer(const Reducer&) = delete;
   Reducer& operator=(const Reducer&) = delete;
+
+  // Which sums a rank needs.
+  static AccumulationPlan accumulation(const CanonicalLayout& layout, int rank, bool compressed);
 
   size_t count() const { return mean_.size(); }
 
@@ -42,17 +52,18 @@ class Reducer {
   // a codec's random numbers are of it.
   void begin(uint64_t step);
 
-  // Adds elements [begin, begin + piece.size()) of a microbatch's gradient, see Accumulator, and starts the
-  // buckets that are whole. `deadline` is theirs. A bucket's own failure is told by wait().
-  // Errors: kMisuse as of Accumulator, or where this rank has no microbatch.
-  Status add(int microbatch, size_t begin, std::span<const float> piece, Instant deadline);
+  // Adds elements [begin, begin + piece.size()) of a microbatch's gradient, sets them to zero, and starts the
+  // buckets whose sums are there. `deadline` is theirs. A bucket's own failure is told by wait().
+  // Errors: as of GradientSums.
+  Status add(int microbatch, size_t begin, std::span<float> piece, Instant deadline);
 
   // All of this rank's microbatches have been added.
-  bool complete() const { return !accumulator_ || accumulator_->complete(); }
+  bool complete() const { return sums_->complete(); }
   size_t buckets_begun() const { return begun_; }
 
-  // Starts the buckets that are left. REQUIRES: complete().
-  void begin_rest(Instant deadline);
+  // Starts the buckets that are left, and waits for their sums to be there. REQUIRES: complete(). Errors: as
+  // of GradientSums.
+  Status begin_rest(Instant deadline);
 
   // Waits for all buckets. With a codec it issues operations, too, for which `deadline` is: all ranks call it
   // at the same place in the order of their operations. Errors: the first failed bucket's, see Work::wait,
@@ -67,12 +78,14 @@ class Reducer {
   size_t padded_count() const;
   size_t buckets() const;
   ElementRange bucket(size_t index) const;
+  Status fetch_covered();
+  Status begin_fetched(size_t at_least, Instant deadline);
   void begin_bucket(Instant deadline);
 
-  std::vector<float> sums_;  // the accumulator's buffers
-  std::optional<Accumulator> accumulator_;
+  const std::unique_ptr<GradientSums> sums_;
   std::vector<float> mean_;
-  size_t begun_ = 0;  // buckets of the step
+  size_t fetches_ = 0;  // buckets of the step whose sums are on their way, or there
+  size_t begun_ = 0;    // of these, under reduction
   // After the memory that it uses: so its end, which waits, comes before theirs.
   const std::unique_ptr<BucketReduction> reduction_;
   const size_t bucket_;

@@ -17,6 +17,16 @@ void EndEvent::operator()(void* event) const {
   (void)device->table_.event_destroy(event);
 }
 
+void EndStream::operator()(void* stream) const {
+  const DeviceScope scope = device->enter();
+  (void)device->table_.stream_destroy(stream);
+}
+
+void FreeMemory::operator()(void* memory) const {
+  const DeviceScope scope = device->enter();
+  (void)device->table_.device_free(memory);
+}
+
 void FreePinned::operator()(void* memory) const {
   const DeviceScope scope = device->enter();
   (void)device->table_.pinned_free(memory);
@@ -105,6 +115,18 @@ Result<DeviceEvent> Device::make_event() const {
   return DeviceEvent(event, EndEvent{this});
 }
 
+Result<DeviceStream> Device::make_stream() const {
+  void* stream = nullptr;
+  MUSTER_TRY(call("cudaStreamCreateWithFlags", [&] { return table_.stream_create(&stream); }));
+  return DeviceStream(stream, EndStream{this});
+}
+
+Result<DeviceMemory> Device::allocate(size_t bytes) const {
+  void* memory = nullptr;
+  MUSTER_TRY(call("cudaMalloc", [&] { return table_.device_allocate(&memory, std::max<size_t>(bytes, 1)); }));
+  return DeviceMemory(memory, FreeMemory{this});
+}
+
 Result<PinnedMemory> Device::allocate_pinned(size_t bytes) const {
   void* memory = nullptr;
   MUSTER_TRY(
@@ -122,6 +144,11 @@ Status Device::zero(void* memory, size_t bytes, void* stream) const {
   return call("cudaMemsetAsync", [&] { return table_.zero(memory, bytes, stream); });
 }
 
+Status Device::accumulate(const Accumulation& task, void* stream) const {
+  if (task.count == 0) return ok();
+  return call("a launch of accumulate_kernel", [&] { return table_.accumulate(&task, stream); });
+}
+
 Status Device::record(const DeviceEvent& event, void* stream) const {
   return call("cudaEventRecord", [&] { return table_.event_record(event.get(), stream); });
 }
@@ -130,12 +157,19 @@ Status Device::order(void* stream, const DeviceEvent& before) const {
   return call("cudaStreamWaitEvent", [&] { return table_.stream_wait_event(stream, before.get()); });
 }
 
-Status Device::wait(const DeviceEvent& event, Instant deadline) const {
+Result<bool> Device::has_passed(const DeviceEvent& event) const {
   const DeviceScope scope = enter();
-  if (scope.code() != 0) return status_of("cudaSetDevice", scope.code());
+  if (scope.code() != 0) return status_of("cudaSetDevice", scope.code()).error();
+  const int code = table_.event_query(event.get());
+  if (code == kCudaNotReady) return false;
+  MUSTER_TRY(status_of("cudaEventQuery", code));
+  return true;
+}
+
+Status Device::wait(const DeviceEvent& event, Instant deadline) const {
   for (Duration pause = kPollMin;; pause = std::min(2 * pause, kPollMax)) {
-    const int code = table_.event_query(event.get());
-    if (code != kCudaNotReady) return status_of("cudaEventQuery", code);
+    MUSTER_ASSIGN(const bool passed, has_passed(event));
+    if (passed) return ok();
     if (now() >= deadline) {
       return Error{ErrorCode::kRetry, "what was enqueued on CUDA device " + std::to_string(index_) +
                                           " did not end before the deadline"};

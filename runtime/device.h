@@ -1,8 +1,9 @@
 // The CUDA device that a run's tensors or gradients lie on, and the stream on which its program computes.
 //
-// Nothing here waits for the whole device: what is ordered is ordered by events between two streams, the
-// program's and one of our own for copies. Any thread may call anything; each call makes the device the
-// thread's current one, and leaves it so but in the thread that opened it, where it puts back what was.
+// Nothing here waits for the whole device, but for the end of memory: what is ordered is ordered by events
+// between streams, the program's and our own for copies. Any thread may call anything; each call makes the
+// device the thread's current one, and leaves it so but in the thread that opened it, where it puts back what
+// was.
 #pragma once
 
 #include <memory>
@@ -28,7 +29,17 @@ struct FreePinned {
   const Device* device = nullptr;
   void operator()(void* memory) const;
 };
+struct EndStream {
+  const Device* device = nullptr;
+  void operator()(void* stream) const;
+};
+struct FreeMemory {
+  const Device* device = nullptr;
+  void operator()(void* memory) const;
+};
 using DeviceEvent = std::unique_ptr<void, EndEvent>;
+using DeviceStream = std::unique_ptr<void, EndStream>;
+using DeviceMemory = std::unique_ptr<void, FreeMemory>;  // to free it may wait for the whole device
 using PinnedMemory = std::unique_ptr<void, FreePinned>;  // of the host, for copies that do not block
 
 // All functions that return a Status or Result fail with kEnvironment and a sentence that names CUDA's call,
@@ -51,19 +62,26 @@ class Device {
   Status check_host_memory(const void* memory, const std::string& what) const;
 
   Result<DeviceEvent> make_event() const;
+  Result<DeviceStream> make_stream() const;
+  Result<DeviceMemory> allocate(size_t bytes) const;
   Result<PinnedMemory> allocate_pinned(size_t bytes) const;
 
   // These enqueue. Host memory is pinned.
   Status copy(void* to, const void* from, size_t bytes, void* stream) const;
   Status zero(void* memory, size_t bytes, void* stream) const;
+  Status accumulate(const Accumulation& task, void* stream) const;
   Status record(const DeviceEvent& event, void* stream) const;
   Status order(void* stream, const DeviceEvent& before) const;  // what comes later comes after the event
 
-  // Waits, on the host, for what the event was last recorded behind. Errors also: kRetry at the deadline.
+  // Whether the device is done with what the event was last recorded behind.
+  Result<bool> has_passed(const DeviceEvent& event) const;
+  // Waits, on the host, until it is. Errors also: kRetry at the deadline.
   Status wait(const DeviceEvent& event, Instant deadline) const;
 
  private:
   friend EndEvent;
+  friend EndStream;
+  friend FreeMemory;
   friend FreePinned;
   Device(const CudaTable& table, int index, void* program_stream)
       : table_(table), index_(index), program_stream_(program_stream) {}

@@ -15,7 +15,9 @@ Result<std::unique_ptr<DeviceGradients>> DeviceGradients::make(const Device& dev
     MUSTER_ASSIGN(slot.memory, device.allocate_pinned(slot_floats * sizeof(float)));
     MUSTER_ASSIGN(slot.passed, device.make_event());
   }
-  return std::unique_ptr<DeviceGradients>(new DeviceGradients(device, slot_floats, std::move(slots)));
+  MUSTER_ASSIGN(std::unique_ptr<DeviceSumMemory> sum_memory, DeviceSumMemory::make(device));
+  return std::unique_ptr<DeviceGradients>(
+      new DeviceGradients(device, slot_floats, std::move(slots), std::move(sum_memory)));
 }
 
 // As of a mirror: what a device may still write to is not given back.
@@ -43,14 +45,6 @@ Status DeviceGradients::wait(const Slot& slot, Instant deadline) const {
   return Error{ErrorCode::kEnvironment, "the gradients could not be copied: " + passed.error().message};
 }
 
-Status DeviceGradients::fetch(const Gradients& gradients, size_t begin, size_t end, const Slot& slot) const {
-  for (const GradientPart& part : parts_of(gradients, begin, end)) {
-    MUSTER_TRY(device_.copy(slot.floats() + (part.begin - begin), part.values.data(),
-                            part.values.size_bytes(), device_.program_stream()));
-  }
-  return device_.record(slot.passed, device_.program_stream());
-}
-
 Status DeviceGradients::store(const Gradients& gradients, size_t begin, size_t end, const Slot& slot) const {
   for (const GradientPart& part : parts_of(gradients, begin, end)) {
     MUSTER_TRY(device_.copy(part.values.data(), slot.floats() + (part.begin - begin),
@@ -59,23 +53,9 @@ Status DeviceGradients::store(const Gradients& gradients, size_t begin, size_t e
   return device_.record(slot.passed, device_.program_stream());
 }
 
-// One slot ahead. Nothing is zeroed before all was taken: what is refused stays as it is.
-Status DeviceGradients::take(const Gradients& gradients, size_t begin, size_t end, const Receiver& receiver,
-                             Instant deadline) {
-  const auto end_of = [&](size_t from) { return std::min(end, from + slot_floats_); };
-  size_t turn = 0;
-  MUSTER_TRY(fetch(gradients, begin, end_of(begin), slots_[turn]));
-  size_t at = begin;
-  do {
-    const Slot& slot = slots_[turn];
-    const size_t next = end_of(at);
-    turn = 1 - turn;
-    if (next < end) MUSTER_TRY(fetch(gradients, next, end_of(next), slots_[turn]));
-    MUSTER_TRY(wait(slot, deadline));
-    MUSTER_TRY(receiver(at, std::span<const float>(slot.floats(), next - at)));
-    at = next;
-  } while (at < end);
-  return zero(gradients, begin, end);
+Result<std::unique_ptr<GradientSums>> DeviceGradients::make_sums(AccumulationPlan plan, size_t count) {
+  MUSTER_TRY(sum_memory_->reserve(plan.buffers, plan.results.size(), count));
+  return std::unique_ptr<GradientSums>(std::make_unique<DeviceSums>(*sum_memory_, std::move(plan), count));
 }
 
 Status DeviceGradients::zero(const Gradients& gradients, size_t begin, size_t end) {

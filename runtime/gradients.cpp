@@ -28,13 +28,8 @@ class HostGradients final : public GradientMemory {
  public:
   Status check(const Gradients&) const override { return ok(); }
 
-  Status take(const Gradients& gradients, size_t begin, size_t end, const Receiver& receiver,
-              Instant) override {
-    for (const GradientPart& part : parts_of(gradients, begin, end)) {
-      MUSTER_TRY(receiver(part.begin, part.values));
-      std::fill(part.values.begin(), part.values.end(), 0.0F);
-    }
-    return ok();
+  Result<std::unique_ptr<GradientSums>> make_sums(AccumulationPlan plan, size_t count) override {
+    return host_sums(std::move(plan), count);
   }
 
   Status zero(const Gradients& gradients, size_t begin, size_t end) override {

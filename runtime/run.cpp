@@ -421,28 +421,33 @@ Status Run::add_part(int32_t microbatch, const Gradients& gradients, size_t begi
       return Error{ErrorCode::kMisuse,
                    "a process that still learns, or catches up, has no microbatch to accumulate; take those "
                    "that next_microbatch hands out"};
-    if (!is_void) make_reducer();
   }
   if (is_void) {
     MUSTER_TRY(memory_.gradients->zero(gradients, begin, end));
     return revoked_error();
   }
+  MUSTER_TRY(make_reducer());
   const Instant deadline = now() + options_.step_timeout;
-  const auto add = [&](size_t at, std::span<const float> values) {
-    return reducer_->add(microbatch, at, values, deadline);
-  };
-  return memory_.gradients->take(gradients, begin, end, add, deadline);
+  for (const GradientPart& part : parts_of(gradients, begin, end))
+    MUSTER_TRY(reducer_->add(microbatch, part.begin, part.values, deadline));
+  return ok();
 }
 
-void Run::make_reducer() {
-  if (reducer_) return;
+// Not under the lock: to allocate memory of a device, or pin the host's, may take long.
+Status Run::make_reducer() {
+  if (reducer_) return ok();
   const size_t bucket = std::max<size_t>(1, options_.bucket_bytes / sizeof(float));
   std::optional<Compression> compression;
   if (options_.codec) compression = {*options_.codec, options_.seed};
-  reducer_ =
-      std::make_unique<Reducer>(*group_, CanonicalLayout{options_.microbatches, options_.lanes, assignment_},
-                                gradient_count_, bucket, compression);
-  reducer_->begin(static_cast<uint64_t>(step_version_));
+  const CanonicalLayout layout{options_.microbatches, options_.lanes, assignment_};
+  AccumulationPlan plan = Reducer::accumulation(layout, group_->rank(), compression.has_value());
+  MUSTER_ASSIGN(auto sums, memory_.gradients->make_sums(std::move(plan), gradient_count_));
+  auto reducer =
+      std::make_unique<Reducer>(*group_, layout, gradient_count_, bucket, compression, std::move(sums));
+  reducer->begin(static_cast<uint64_t>(step_version_));
+  const std::lock_guard lock(mutex_);
+  reducer_ = std::move(reducer);
+  return ok();
 }
 
 Status Run::reduce_gradients(const Gradients& gradients) {
@@ -503,16 +508,16 @@ Status Run::reduce_in_view(const Gradients& gradients) {
   {
     const std::lock_guard lock(mutex_);
     if (view_is_over() || group_failed_ || group_ == nullptr) return revoked_error();
-    make_reducer();
-    if (!reducer_->complete()) {
-      return Error{ErrorCode::kMisuse,
-                   "reduce was called before all microbatches of the step were accumulated; take "
-                   "microbatches until there are no more"};
-    }
     plan = core_.plan();
   }
+  MUSTER_TRY(make_reducer());
+  if (!reducer_->complete()) {
+    return Error{ErrorCode::kMisuse,
+                 "reduce was called before all microbatches of the step were accumulated; take "
+                 "microbatches until there are no more"};
+  }
   const Instant deadline = now() + options_.step_timeout;
-  reducer_->begin_rest(deadline);
+  MUSTER_TRY(reducer_->begin_rest(deadline));
   // Beside the plan, the newest and the oldest step that takes part: operations match by their order alone,
   // so a rank that computes a step again, alone, would add its old gradients to the others' next step.
   const int64_t mine[] = {static_cast<int64_t>(plan), step_version_, -step_version_};

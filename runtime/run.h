@@ -161,7 +161,7 @@ class Run final : private Session::Listener {
   Status add_part(int32_t microbatch, const Gradients& gradients, size_t begin, size_t end);
   Status reduce_gradients(const Gradients& gradients);
   Status begin_update();
-  void make_reducer();
+  Status make_reducer();
   Status reduce_in_view(const Gradients& gradients);
   Status reduce_as_learner(const Gradients& gradients);
   bool applies_given_gradient() const;

@@ -156,7 +156,10 @@ MUSTER_API muster_status muster_state_replicated(muster_state* state, const char
  * on it after they return sees their result. A program that computes on other streams orders them with that
  * one by events. Nothing waits for the whole device. Of a state with a tensor in CUDA memory the library
  * keeps a copy in pinned host memory, as large as the whole state: an update is held, on the device, until
- * the copy has been made, and not until it has been saved. */
+ * the copy has been made, and not until it has been saved. Gradients in CUDA memory are summed there, in
+ * memory of the device that the library allocates with the first of them and keeps until muster_run_destroy:
+ * one copy of the gradients for each part of the tree that this process sums alone (with a codec, for each of
+ * its lanes), and about log2 of the microbatches in such a part; the first of these also in pinned memory. */
 typedef enum muster_memory {
   MUSTER_HOST = 0,
   MUSTER_CUDA = 1 /* needs libmuster_cuda and a device; muster_train says what is missing */
@@ -306,7 +309,8 @@ typedef struct muster_span {
 } muster_span;
 
 /* Adds the microbatch's gradients along the fixed tree and sets them to zero, for the next microbatch to be
- * added up in. Before the first one of a step the program zeroes them itself: reduce has left the mean there.
+ * added up in. Of CUDA memory this is enqueued, and nothing waits for the device. Before the first one of a
+ * step the program zeroes them itself: reduce has left the mean there.
  * Microbatches come in the order in which they were handed out. */
 MUSTER_API muster_status muster_step_accumulate(muster_step* step, const muster_microbatch* microbatch,
                                                 const muster_span* gradients, size_t spans);

@@ -132,12 +132,11 @@ Status add_all(const Member& member, const Problem& problem, Reducer& reducer) {
   const LaneRange mine = assign_lanes(problem.lanes, member.size)[static_cast<size_t>(member.rank)];
   const int per_lane = problem.microbatches / problem.lanes;
   for (int m = mine.begin * per_lane; m < mine.end * per_lane; ++m) {
-    const Vector values = gradient_of(problem, m);
+    Vector values = gradient_of(problem, m);
     const size_t cut = values.size() / 3;
     const bool backward = member.rank % 2 == 0;
     for (const bool tail : {backward, !backward}) {
-      const std::span<const float> piece =
-          tail ? std::span(values).subspan(cut) : std::span(values).first(cut);
+      const std::span<float> piece = tail ? std::span(values).subspan(cut) : std::span(values).first(cut);
       if (piece.empty() && !values.empty()) continue;
       MUSTER_TRY(reducer.add(m, tail ? cut : 0, piece, member.soon()));
       if (values.empty()) break;
@@ -149,7 +148,7 @@ Status add_all(const Member& member, const Problem& problem, Reducer& reducer) {
 Status reduce(const Member& member, const Problem& problem, Reducer& reducer) {
   reducer.begin(problem.step);
   MUSTER_TRY(add_all(member, problem, reducer));
-  reducer.begin_rest(member.soon());
+  MUSTER_TRY(reducer.begin_rest(member.soon()));
   std::vector<int> suspects;
   return reducer.wait(member.soon(), suspects);
 }
@@ -242,9 +241,9 @@ TEST_P(Compressed, TheProgramsFloatModeDoesNotCount) {
     reducer.begin(problem.step);
     _mm_setcsr(own);
     Status status = ok();
-    for (const auto& [m, values] : gradients)
+    for (auto& [m, values] : gradients)
       if (status.ok()) status = reducer.add(m, 0, values, member.soon());
-    reducer.begin_rest(member.soon());
+    if (status.ok()) status = reducer.begin_rest(member.soon());
     std::vector<int> suspects;
     if (status.ok()) status = reducer.wait(member.soon(), suspects);
     const bool kept = (_mm_getcsr() & ~0x3FU) == own;
@@ -279,7 +278,7 @@ TEST(Compression, BeginsBeforeTheBackwardPassEnds) {
     Reducer reducer = make_reducer(member, problem);
     reducer.begin(problem.step);
     if (member.rank < 2) {
-      const Vector values = gradient_of(problem, member.rank);
+      Vector values = gradient_of(problem, member.rank);
       const auto add = [&](size_t begin, size_t end) {
         member.expect_ok(
             reducer.add(member.rank, begin, std::span(values).subspan(begin, end - begin), member.soon()),
@@ -292,7 +291,7 @@ TEST(Compression, BeginsBeforeTheBackwardPassEnds) {
       add(0, 768);
       member.expect(reducer.buckets_begun() == 4, "not all buckets are begun");
     }
-    reducer.begin_rest(member.soon());
+    member.expect_ok(reducer.begin_rest(member.soon()), "begin");
     std::vector<int> suspects;
     member.expect_ok(reducer.wait(member.soon(), suspects), "reduce");
     expect_equal(member, problem, reducer.mean(), wanted);
@@ -309,7 +308,7 @@ void test_forged(const std::function<void(const LaneCodec&, ElementRange, const 
       Reducer reducer = make_reducer(member, problem);
       reducer.begin(problem.step);
       member.expect_ok(add_all(member, problem, reducer), "accumulate");
-      reducer.begin_rest(member.soon());
+      member.expect_ok(reducer.begin_rest(member.soon()), "begin");
       std::vector<int> suspects;
       const Status status = reducer.wait(member.soon(), suspects);
       if (status.ok()) return member.fail("a forged message was taken: " + said);
@@ -410,11 +409,12 @@ double bytes_sent(std::optional<CodecId> codec, int lanes) {
               member.expect_ok(member.group.barrier(member.soon()).wait(), "barrier");
               if (member.rank == 0) bytes = 0;
               member.expect_ok(member.group.barrier(member.soon()).wait(), "barrier");
-              const std::vector<float> ones(kCount, 1.0F);
               const LaneRange mine = assign_lanes(lanes, kRanks)[static_cast<size_t>(member.rank)];
-              for (int m = mine.begin; m < mine.end; ++m)
+              for (int m = mine.begin; m < mine.end; ++m) {
+                std::vector<float> ones(kCount, 1.0F);
                 member.expect_ok(reducer.add(m, 0, ones, member.soon()), "accumulate");
-              reducer.begin_rest(member.soon());
+              }
+              member.expect_ok(reducer.begin_rest(member.soon()), "begin");
               std::vector<int> suspects;
               member.expect_ok(reducer.wait(member.soon(), suspects), "reduce");
             },

@@ -537,12 +537,12 @@ float reference(int microbatches, int lanes, size_t i, bool zeros) {
 }
 
 // A microbatch's gradient in three parts: as a backward pass gives it, or the other way round.
-void add_in_parts(const Member& member, Reducer& reducer, int microbatch, const std::vector<float>& whole,
+void add_in_parts(const Member& member, Reducer& reducer, int microbatch, std::vector<float>& whole,
                   bool backward) {
   const size_t cuts[] = {0, whole.size() / 3, whole.size() / 2, whole.size()};
   for (size_t i = 0; i < (whole.empty() ? 1 : 3); ++i) {
     const size_t part = backward ? 2 - i : i;
-    const std::span<const float> piece(whole.data() + cuts[part], cuts[part + 1] - cuts[part]);
+    const std::span<float> piece(whole.data() + cuts[part], cuts[part + 1] - cuts[part]);
     member.expect_ok(reducer.add(microbatch, cuts[part], piece, member.soon()), "accumulate");
   }
 }
@@ -557,10 +557,11 @@ void test_canonical(const Member& member, int microbatches, int lanes, size_t co
   for (int m = mine.begin * per_lane; m < mine.end * per_lane; ++m) {
     for (size_t i = 0; i < count; ++i) incoming[i] = zeros ? -0.0F : gradient(m, i);
     add_in_parts(member, reducer, m, incoming, member.rank % 2 == 0);
+    member.expect(incoming == std::vector<float>(count), "what was added is not zeroed");
   }
   const std::string what = "canonical " + std::to_string(microbatches) + "/" + std::to_string(lanes);
   member.expect(reducer.complete(), what + ": not complete");
-  reducer.begin_rest(member.soon());
+  member.expect_ok(reducer.begin_rest(member.soon()), what);
   std::vector<int> suspects;
   member.expect_ok(reducer.wait(member.soon(), suspects), what);
   const std::vector<float>& out = reducer.mean();
@@ -623,7 +624,7 @@ TEST(Reducing, BeginsBeforeTheBackwardPassEnds) {
       for (int round = 0; round < 3; ++round) {
         reducer.begin(static_cast<uint64_t>(round));
         for (int m = mine.begin * 2; m < mine.end * 2; ++m) {
-          const std::vector<float> values = whole(m);
+          std::vector<float> values = whole(m);
           const bool last = m + 1 == mine.end * 2;
           const auto add = [&](size_t begin, size_t end) {
             member.expect_ok(
@@ -639,17 +640,93 @@ TEST(Reducing, BeginsBeforeTheBackwardPassEnds) {
           add(0, 100);
         }
         if (mine.size() == 0) {
-          const float one = 1;
+          float one = 1;
           member.expect(reducer.add(0, 0, {&one, 1}, member.soon()).error().code == ErrorCode::kMisuse,
                         "a rank without microbatches added one");
         }
-        reducer.begin_rest(member.soon());
+        member.expect_ok(reducer.begin_rest(member.soon()), "reduce");
         member.expect_ok(reducer.wait(member.soon(), suspects), "reduce");
         for (size_t i = 0; i < kCount; ++i)
           if (reducer.mean()[i] != reference(4, 2, i, false)) return member.fail("other bits");
       }
     });
   }
+}
+
+// Sums that come late, as those of a device do: when a test lets them, or somebody waits.
+class LateSums final : public GradientSums {
+ public:
+  LateSums(AccumulationPlan plan, size_t count) : sums_(host_sums(std::move(plan), count)) {}
+  void reset() override {
+    sums_->reset();
+    arrived = 0;
+  }
+  Status add(int microbatch, size_t begin, std::span<float> piece) override {
+    return sums_->add(microbatch, begin, piece);
+  }
+  bool complete() const override { return sums_->complete(); }
+  bool covers(size_t begin, size_t end) const override { return sums_->covers(begin, end); }
+  Status fetch(ElementRange range) override { return sums_->fetch(range); }
+  Result<size_t> fetched(size_t at_least, Instant deadline) override {
+    if (broken) return Error{ErrorCode::kEnvironment, "the device is broken"};
+    MUSTER_ASSIGN(const size_t begun, sums_->fetched(at_least, deadline));
+    arrived = std::max(arrived, at_least);
+    return std::min(arrived, begun);
+  }
+  std::vector<const float*> partials(size_t begin) const override { return sums_->partials(begin); }
+
+  size_t arrived = 0;
+  bool broken = false;
+
+ private:
+  const std::unique_ptr<GradientSums> sums_;
+};
+
+// A bucket is reduced when its sums are there, and nobody who adds waits for them.
+TEST(Reducing, BeginsWhenTheSumsHaveCome) {
+  for (const bool compressed : {false, true}) {
+    run_world(Medium::kInProcess, 2, [compressed](Member& member) {
+      constexpr size_t kCount = 3000, kBucket = 1024;  // three buckets
+      const CanonicalLayout layout{2, 2, assign_lanes(2, 2)};
+      std::optional<Compression> compression;
+      if (compressed) compression = {codec::CodecId::kBf16, 1};
+      auto made = std::make_unique<LateSums>(Reducer::accumulation(layout, member.rank, compressed), kCount);
+      LateSums& sums = *made;
+      Reducer reducer(member.group, layout, kCount, kBucket, compression, std::move(made));
+      for (uint64_t step = 0; step < 2; ++step) {
+        reducer.begin(step);
+        std::vector<float> values(kCount, 1.0F + static_cast<float>(step));
+        const std::span<float> whole(values);
+        member.expect_ok(reducer.add(member.rank, 1500, whole.subspan(1500), member.soon()), "accumulate");
+        member.expect(reducer.buckets_begun() == 0, "begun without its sums");
+        if (member.rank == 0) sums.arrived = 1;
+        member.expect_ok(reducer.add(member.rank, 1000, whole.subspan(1000, 500), member.soon()),
+                         "accumulate");
+        member.expect(reducer.buckets_begun() == (member.rank == 0 ? 1U : 0U), "not begun on time");
+        member.expect_ok(reducer.add(member.rank, 0, whole.first(1000), member.soon()), "accumulate");
+        member.expect_ok(reducer.begin_rest(member.soon()), "begin");
+        std::vector<int> suspects;
+        member.expect_ok(reducer.wait(member.soon(), suspects), "reduce");
+        member.expect(reducer.mean() == std::vector<float>(kCount, 1.0F + static_cast<float>(step)),
+                      "another mean");
+      }
+    });
+  }
+}
+
+TEST(Reducing, SumsThatDoNotComeEndTheStep) {
+  run_world(Medium::kInProcess, 1, [](Member& member) {
+    const CanonicalLayout layout{1, 1, assign_lanes(1, 1)};
+    auto made = std::make_unique<LateSums>(Reducer::accumulation(layout, 0, false), 10);
+    LateSums& sums = *made;
+    Reducer reducer(member.group, layout, 10, 10, std::nullopt, std::move(made));
+    reducer.begin(0);
+    std::vector<float> values(10);
+    member.expect_ok(reducer.add(0, 0, values, member.soon()), "accumulate");
+    sums.broken = true;
+    const Status begun = reducer.begin_rest(member.soon());
+    member.expect(!begun.ok() && begun.error().code == ErrorCode::kEnvironment, "the failure was not told");
+  });
 }
 
 // Ranks that disagree about their gradients, or their buckets, are told, by the next operation at the latest.
@@ -660,9 +737,9 @@ TEST(Reducing, TellsOtherSizes) {
       const bool odd = member.rank == 1;
       const size_t count = odd && own == 8 ? 10 : 8, bucket = odd && own == 4 ? 3 : 4;
       Reducer reducer(member.group, layout, count, bucket);
-      const std::vector<float> values(count, 1.0F);
+      std::vector<float> values(count, 1.0F);
       member.expect_ok(reducer.add(member.rank, 0, values, member.soon()), "accumulate");
-      reducer.begin_rest(member.soon());
+      member.expect_ok(reducer.begin_rest(member.soon()), "begin");
       std::vector<int> suspects;
       Status status = reducer.wait(member.soon(), suspects);
       int64_t mine = 1, most = 0;
@@ -680,13 +757,13 @@ TEST(Values, TheProgramsFloatModeDoesNotCount) {
     run_world(medium, 3, [](Member& member) {
       for (const size_t count : {size_t{3}, size_t{20'000}}) {
         const std::vector<float> in(count, 1e-40F);  // subnormal
-        std::vector<float> out(count);
+        std::vector<float> out(count), gradient = in;
         Reducer reducer(member.group, {3, 3, assign_lanes(3, 3)}, count, count);
         const float sum = 1e-40F + 1e-40F + 1e-40F, mean = (1.0F / 3.0F) * sum;
         const unsigned before = _mm_getcsr(), own = 0x1f80 | 0x8000 | 0x0040 | 0x6000;  // to zero, truncated
         _mm_setcsr(own);
-        const Status added = reducer.add(member.rank, 0, in, member.soon());
-        reducer.begin_rest(member.soon());
+        const Status added = reducer.add(member.rank, 0, gradient, member.soon());
+        const Status begun = reducer.begin_rest(member.soon());
         std::vector<int> suspects;
         const Status reduced = reducer.wait(member.soon(), suspects);
         const Status summed =
@@ -696,7 +773,7 @@ TEST(Values, TheProgramsFloatModeDoesNotCount) {
         const bool kept = (_mm_getcsr() & ~0x3FU) == own;
         _mm_setcsr(before);
         member.expect(kept, "the program's mode was changed");
-        for (const Status& status : {added, reduced, summed}) member.expect_ok(status, "subnormals");
+        for (const Status& status : {added, begun, reduced, summed}) member.expect_ok(status, "subnormals");
         for (const float value : out) member.expect(value == sum, "a subnormal sum was lost");
         for (const float value : reducer.mean()) member.expect(value == mean, "a subnormal mean was lost");
       }

@@ -1,4 +1,4 @@
-// Gradients in the memory of a (fake) device: on the program's stream, in any pieces and slots.
+// Means into the memory of a (fake) device: on the program's stream, in any pieces and slots.
 #include "runtime/device_gradients.h"
 
 #include <gmock/gmock.h>
@@ -39,49 +39,6 @@ class DeviceGradientsTest : public FakeDevice {
   OnDevice<float> a_{kFirst}, b_{kSecond}, c_{kThird};
 };
 
-TEST_F(DeviceGradientsTest, PartsAreTakenInOrderAndZeroed) {
-  const auto device = Device::open(stream_.get()).value();
-  const std::pair<size_t, size_t> ranges[] = {{0, kCount}, {5, 12}, {10, 11}, {11, kCount}, {3, 3}};
-  for (const size_t slot : {size_t{1}, size_t{4}, size_t{11}, kCount, size_t{1000}}) {
-    const auto gradients = DeviceGradients::make(*device, slot).value();
-    for (const auto& [begin, end] : ranges) {
-      compute(100);
-      std::vector<float> taken;
-      const auto take = [&](size_t at, std::span<const float> values) {
-        EXPECT_EQ(at, begin + taken.size());
-        EXPECT_LE(values.size(), slot);
-        taken.insert(taken.end(), values.begin(), values.end());
-        return ok();
-      };
-      ASSERT_TRUE(gradients->take(pieces(), begin, end, take, soon_).ok());
-      std::vector<float> expected(end - begin);
-      std::iota(expected.begin(), expected.end(), 100.0F + static_cast<float>(begin));
-      EXPECT_EQ(taken, expected) << slot;
-      std::vector<float> left(kCount);
-      std::iota(left.begin(), left.end(), 100.0F);
-      std::fill(left.begin() + static_cast<ptrdiff_t>(begin), left.begin() + static_cast<ptrdiff_t>(end),
-                0.0F);
-      EXPECT_EQ(now_on_device(), left) << slot;
-    }
-  }
-}
-
-// Even of no elements something is handed over: a step without gradients is complete only then.
-TEST_F(DeviceGradientsTest, NoElementsAreHandedOver) {
-  const auto device = Device::open(stream_.get()).value();
-  const auto gradients = DeviceGradients::make(*device).value();
-  int calls = 0;
-  const auto take = [&](size_t at, std::span<const float> values) {
-    ++calls;
-    EXPECT_EQ(at, 0U);
-    EXPECT_TRUE(values.empty());
-    return ok();
-  };
-  EXPECT_TRUE(gradients->take({}, 0, 0, take, soon_).ok());
-  EXPECT_EQ(calls, 1);
-  EXPECT_TRUE(gradients->put({}, {}, soon_).ok());
-}
-
 TEST_F(DeviceGradientsTest, TheMeanIsThereForWhatIsEnqueuedLater) {
   const auto device = Device::open(stream_.get()).value();
   for (const size_t slot : {size_t{1}, size_t{4}, kCount}) {
@@ -105,15 +62,21 @@ TEST_F(DeviceGradientsTest, TheMeanIsThereForWhatIsEnqueuedLater) {
   }
 }
 
-TEST_F(DeviceGradientsTest, WhatIsRefusedStays) {
+TEST_F(DeviceGradientsTest, APartIsZeroed) {
   const auto device = Device::open(stream_.get()).value();
-  const auto gradients = DeviceGradients::make(*device, 4).value();
-  compute(1);
-  const auto refuse = [](size_t, std::span<const float>) -> Status {
-    return Error{ErrorCode::kMisuse, "each element once"};
-  };
-  EXPECT_EQ(gradients->take(pieces(), 0, kCount, refuse, soon_).error().message, "each element once");
-  EXPECT_EQ(now_on_device()[0], 1.0F);
+  const auto gradients = DeviceGradients::make(*device).value();
+  compute(100);
+  ASSERT_TRUE(gradients->zero(pieces(), 5, 12).ok());
+  std::vector<float> left(kCount);
+  std::iota(left.begin(), left.end(), 100.0F);
+  std::fill(left.begin() + 5, left.begin() + 12, 0.0F);
+  EXPECT_EQ(now_on_device(), left);
+}
+
+TEST_F(DeviceGradientsTest, NoElementsCanBePut) {
+  const auto device = Device::open(stream_.get()).value();
+  const auto gradients = DeviceGradients::make(*device).value();
+  EXPECT_TRUE(gradients->put({}, {}, soon_).ok());
 }
 
 TEST_F(DeviceGradientsTest, PiecesThatAreElsewhereAreRefused) {
@@ -129,13 +92,13 @@ TEST_F(DeviceGradientsTest, PiecesThatAreElsewhereAreRefused) {
 
 TEST_F(DeviceGradientsTest, ADeviceThatDoesNotComeToItsEndEndsTheWait) {
   const auto device = Device::open(stream_.get()).value();
-  const auto gradients = DeviceGradients::make(*device).value();
-  const auto take = [](size_t, std::span<const float>) { return ok(); };
+  const auto gradients = DeviceGradients::make(*device, 4).value();
+  const std::vector<float> mean(kCount);
   const Gate gate(stream_.get());
-  const Status taken = gradients->take(pieces(), 0, kCount, take, now() + 20 * kMillisecond);
-  ASSERT_FALSE(taken.ok());
-  EXPECT_EQ(taken.error().code, ErrorCode::kEnvironment);
-  EXPECT_THAT(taken.error().message, HasSubstr("did not end before the deadline"));
+  const Status put = gradients->put(mean, pieces(), now() + 20 * kMillisecond);
+  ASSERT_FALSE(put.ok());
+  EXPECT_EQ(put.error().code, ErrorCode::kEnvironment);
+  EXPECT_THAT(put.error().message, HasSubstr("did not end before the deadline"));
   gate.open();
 }
 

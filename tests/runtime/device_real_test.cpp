@@ -150,7 +150,7 @@ class DeviceReal : public ::testing::Test {
   }
 };
 
-// The larger one goes through several slots of gradients and takes the bus a while.
+// The larger one goes through several buckets and slots, and takes the bus a while.
 constexpr size_t kSizes[] = {1000, 5'000'011};
 
 TEST_F(DeviceReal, EndsWithTheBitsOfTheHost) {
@@ -165,6 +165,27 @@ TEST_F(DeviceReal, EndsWithTheBitsOfTheHost) {
         const TrainingResult device = on_device(count, options, default_stream);
         ASSERT_EQ(device.status, MUSTER_OK) << device.error;
         EXPECT_EQ(device.exit_code, 0);
+        EXPECT_TRUE(device.weights == host.weights) << count;
+      }
+    }
+  }
+}
+
+// Several sums wait at once, and with a codec several are fetched.
+TEST_F(DeviceReal, ManyMicrobatchesEndWithTheBitsOfTheHost) {
+  for (const int32_t codec : {MUSTER_CODEC_NONE, MUSTER_CODEC_INT8}) {
+    for (const size_t count : kSizes) {
+      TrainingOptions options;
+      options.codec = codec;
+      options.microbatches = 21;
+      options.lanes = 3;
+      options.bucket_bytes = count > 10000 ? 4 << 20 : 1024;
+      const TrainingResult host = on_host(count, options);
+      ASSERT_EQ(host.status, MUSTER_OK) << host.error;
+      for (const bool in_parts : {false, true}) {
+        options.in_parts = in_parts;
+        const TrainingResult device = on_device(count, options);
+        ASSERT_EQ(device.status, MUSTER_OK) << device.error;
         EXPECT_TRUE(device.weights == host.weights) << count;
       }
     }

@@ -43,6 +43,27 @@ TEST_F(DeviceRun, EndsWithTheBitsOfTheHost) {
   }
 }
 
+// However many microbatches there are: the sum of all, or with a codec each lane's, once in a step.
+TEST_F(DeviceRun, OnlySumsCrossTheBus) {
+  for (const int32_t codec : {MUSTER_CODEC_NONE, MUSTER_CODEC_INT8}) {
+    const auto bytes_of = [&](int64_t steps, bool in_parts) {
+      TrainingOptions options;
+      options.codec = codec;
+      options.microbatches = 12;
+      options.lanes = 3;
+      options.steps = steps;
+      options.in_parts = in_parts;
+      fakes::cuda_reset();
+      const TrainingResult result = on_device(options);
+      EXPECT_EQ(result.status, MUSTER_OK) << result.error;
+      return fakes::cuda_bytes_to_host();
+    };
+    const size_t sums = codec == MUSTER_CODEC_NONE ? 1 : 3;
+    for (const bool in_parts : {false, true})
+      EXPECT_EQ(bytes_of(7, in_parts) - bytes_of(4, in_parts), 3 * sums * kCount * sizeof(float));
+  }
+}
+
 // Each goes on from the other's checkpoint, and ends as one that was never stopped.
 TEST_F(DeviceRun, SavesAndResumesWhatTheHostWould) {
   TrainingOptions whole;

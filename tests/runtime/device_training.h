@@ -91,6 +91,8 @@ class Folder {
 
 struct TrainingOptions {
   int64_t steps = 4;
+  int32_t microbatches = 4;
+  int32_t lanes = 2;
   std::string checkpoints;  // none where empty
   int64_t checkpoint_every = 2;
   int32_t codec = MUSTER_CODEC_NONE;
@@ -172,8 +174,8 @@ class Training {
     muster_train_options options;
     muster_train_options_init(&options);
     options.steps = options_.steps;
-    options.microbatches = 4;
-    options.lanes = 2;
+    options.microbatches = options_.microbatches;
+    options.lanes = options_.lanes;
     options.samples_per_microbatch = 3;
     options.dataset_samples = 100;
     options.checkpoint_dir = options_.checkpoints.c_str();
@@ -193,7 +195,8 @@ class Training {
     muster_microbatch micro;
     while (muster_step_next_microbatch(step, &micro) == 1) {
       backend_.backward({micro.samples, micro.samples + micro.count});
-      if (micro.index == 3 && options_.at_step) options_.at_step(session_, muster_step_index(step));
+      if (micro.index + 1 == options_.microbatches && options_.at_step)
+        options_.at_step(session_, muster_step_index(step));
       if (options_.in_parts) {
         MUSTER_DO(muster_step_accumulate_part(step, &micro, spans, 2, split / 2, count));
         MUSTER_DO(muster_step_accumulate_part(step, &micro, spans, 2, 0, split / 2));

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "tests/fakes/sum_kernels.h"
 #include "tests/runtime/device_training.h"
 #include "tests/runtime/fake_device.h"
 
@@ -12,6 +13,7 @@ class FakeBackend final : public Backend {
  public:
   explicit FakeBackend(size_t count, bool default_stream = false)
       : Backend(count), weights_(count), gradients_(count) {
+    fakes::register_sum_kernels();
     if (!default_stream) stream_ = std::make_unique<Stream>();
   }
   muster_memory memory() const override { return MUSTER_CUDA; }
