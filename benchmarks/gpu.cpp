@@ -1,5 +1,5 @@
-// `scripts/bench gpu`: the codecs, the canonical fold and digests on a CUDA device, beside a copy within it,
-// and copies between it and pinned memory.
+// `scripts/bench gpu`: the codecs, the canonical fold, accumulation and digests on a CUDA device, beside a
+// copy within it, and copies between it and pinned memory.
 //   bench_gpu ROUNDS MIB [CASES]   prints, for each round and case whose name holds CASES:
 //                                  CASE|GIGABYTES_OF_FLOAT32_A_SECOND|OF_ROOF
 //   bench_gpu values MIB           writes the values, for peers that are programs of their own
@@ -155,6 +155,16 @@ TreeFold fold_task(const Buffers& b, int leaves) {
   return fold;
 }
 
+// A gradient, `off` floats from where its sums are, onto so many of them.
+muster::Accumulation accumulation_task(const Buffers& b, uint32_t sums, size_t off) {
+  muster::Accumulation task{};
+  for (; task.sum_count < sums; ++task.sum_count) task.sums[task.sum_count] = b.leaves[task.sum_count];
+  task.gradient = b.residual + off;
+  task.target = b.leaves[sums == 0 ? 0 : sums - 1];
+  task.count = b.count - off;
+  return task;
+}
+
 // Digests of `values` in slabs of so many bytes, as of tensors or of a checkpoint's slabs.
 int digest(const Buffers& b, size_t slab_bytes, void* stream) {
   const size_t bytes = b.count * sizeof(float);
@@ -178,6 +188,15 @@ std::vector<Case> cases_of(const Buffers& b, void* stream) {
                        const TreeFold task = fold_task(b, leaves);
                        return cuda().tree_fold(&task, stream);
                      }});
+  }
+  for (const uint32_t sums : {0U, 1U, 2U, 4U}) {
+    for (const size_t off : {size_t{0}, size_t{1}}) {
+      const std::string name = "accumulation on " + std::to_string(sums) + (off > 0 ? ", misaligned" : "");
+      cases.push_back({name, (sums + 3) * n, [&b, sums, off, stream] {
+                         const muster::Accumulation task = accumulation_task(b, sums, off);
+                         return cuda().accumulate(&task, stream);
+                       }});
+    }
   }
   for (const size_t mib : {size_t{1}, size_t{16}, size_t{256}}) {
     cases.push_back({"digest of " + std::to_string(mib) + " MiB each", n,
