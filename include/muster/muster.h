@@ -157,9 +157,9 @@ MUSTER_API muster_status muster_state_replicated(muster_state* state, const char
  * one by events. Nothing waits for the whole device. Of a state with a tensor in CUDA memory the library
  * keeps a copy in pinned host memory, as large as the whole state: an update is held, on the device, until
  * the copy has been made, and not until it has been saved. Gradients in CUDA memory are summed there, in
- * memory of the device that the library allocates with the first of them and keeps until muster_run_destroy:
- * one copy of the gradients for each part of the tree that this process sums alone (with a codec, for each of
- * its lanes), and about log2 of the microbatches in such a part; the first of these also in pinned memory. */
+ * memory that the library allocates with the first of them and keeps until muster_run_destroy: as much as the
+ * gradients for each part of the tree that this process sums alone (with a codec, for each of its lanes), the
+ * same again in pinned host memory, and about log2(microbatches of such a part) times more on the device. */
 typedef enum muster_memory {
   MUSTER_HOST = 0,
   MUSTER_CUDA = 1 /* needs libmuster_cuda and a device; muster_train says what is missing */

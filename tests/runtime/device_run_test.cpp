@@ -56,6 +56,7 @@ TEST_F(DeviceRun, OnlySumsCrossTheBus) {
       fakes::cuda_reset();
       const TrainingResult result = on_device(options);
       EXPECT_EQ(result.status, MUSTER_OK) << result.error;
+      EXPECT_EQ(result.weights, on_host(options).weights);
       return fakes::cuda_bytes_to_host();
     };
     const size_t sums = codec == MUSTER_CODEC_NONE ? 1 : 3;
