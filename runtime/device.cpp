@@ -160,6 +160,11 @@ Status Device::order(void* stream, const DeviceEvent& before) const {
 Result<bool> Device::has_passed(const DeviceEvent& event) const {
   const DeviceScope scope = enter();
   if (scope.code() != 0) return status_of("cudaSetDevice", scope.code()).error();
+  return query(event);
+}
+
+// REQUIRES: the device is the thread's current one.
+Result<bool> Device::query(const DeviceEvent& event) const {
   const int code = table_.event_query(event.get());
   if (code == kCudaNotReady) return false;
   MUSTER_TRY(status_of("cudaEventQuery", code));
@@ -167,8 +172,10 @@ Result<bool> Device::has_passed(const DeviceEvent& event) const {
 }
 
 Status Device::wait(const DeviceEvent& event, Instant deadline) const {
+  const DeviceScope scope = enter();
+  if (scope.code() != 0) return status_of("cudaSetDevice", scope.code());
   for (Duration pause = kPollMin;; pause = std::min(2 * pause, kPollMax)) {
-    MUSTER_ASSIGN(const bool passed, has_passed(event));
+    MUSTER_ASSIGN(const bool passed, query(event));
     if (passed) return ok();
     if (now() >= deadline) {
       return Error{ErrorCode::kRetry, "what was enqueued on CUDA device " + std::to_string(index_) +

@@ -87,6 +87,7 @@ class Device {
       : table_(table), index_(index), program_stream_(program_stream) {}
   Status check_stream() const;
   DeviceScope enter() const;
+  Result<bool> query(const DeviceEvent& event) const;
   template <typename Call>
   Status call(const char* name, Call make) const;
   Status status_of(const char* name, int code) const;

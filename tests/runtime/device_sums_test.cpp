@@ -112,7 +112,7 @@ class DeviceSumsTest : public FakeDevice {
       sums->reset();
       ASSERT_TRUE(add_all(*sums, problem, stream_, memory, off, step).ok()) << problem.text();
       EXPECT_TRUE(sums->complete() && sums->covers(0, problem.count)) << problem.text();
-      ASSERT_TRUE(fetch_all(*sums, problem, soon_).ok()) << problem.text();
+      ASSERT_TRUE(fetch_all(*sums, problem, soon()).ok()) << problem.text();
       EXPECT_EQ(bits_of_sums(*sums, problem), expected_bits(problem)) << problem.text();
       EXPECT_EQ(fakes::cuda_bytes_to_host() - before, problem.results() * problem.count * sizeof(float))
           << problem.text();
@@ -123,8 +123,8 @@ class DeviceSumsTest : public FakeDevice {
     }
   }
 
-  const Instant soon_ = now() + 60 * kSecond;
-  int call_ = 0;  // that fails
+  static Instant soon() { return now() + 60 * kSecond; }  // a pass mark for hangs only
+  int call_ = 0;                                          // that fails
   Stream stream_;
 };
 
@@ -156,13 +156,13 @@ TEST_F(DeviceSumsTest, NobodyWaitsForTheDeviceWhoNeedNot) {
   EXPECT_TRUE(sums->add(1, 0, {memory.data(), 100}).ok());
   EXPECT_TRUE(sums->fetch({50, 100}).ok());
   EXPECT_TRUE(sums->fetch({0, 50}).ok());
-  EXPECT_EQ(sums->fetched(0, soon_).value(), 0U);
+  EXPECT_EQ(sums->fetched(0, soon()).value(), 0U);
   const auto late = sums->fetched(1, now() + 20 * kMillisecond);
   ASSERT_FALSE(late.ok());
   EXPECT_EQ(late.error().code, ErrorCode::kEnvironment);
   EXPECT_THAT(late.error().message, HasSubstr("did not end before the deadline"));
   gate.open();
-  EXPECT_EQ(sums->fetched(2, soon_).value(), 2U);
+  EXPECT_EQ(sums->fetched(2, soon()).value(), 2U);
 }
 
 // The step is given up while its sums are on their way: the next one's kernels come behind them.
@@ -191,7 +191,7 @@ TEST_F(DeviceSumsTest, AStepThatIsRepeatedStartsBehindTheFetchesBefore) {
   pause_for(20 * kMillisecond);
   EXPECT_FALSE(passed) << "a sum was written that a fetch reads";
   gate.open();
-  ASSERT_EQ(sums.fetched(1, soon_).value(), 1U);
+  ASSERT_EQ(sums.fetched(1, soon()).value(), 1U);
   EXPECT_EQ(sums.partials(7)[0][0], 2.0F);
   stream_.drain();
 }
@@ -249,7 +249,7 @@ TEST_F(DeviceSumsTest, TooLittleMemoryIsToldInNumbers) {
 
 // Each of the calls fails once: an error in words, or the right sums; nothing leaks.
 TEST_F(DeviceSumsTest, AFailureOfAnyCallIsToldAndLeaksNothing) {
-  const Problem problem{8, 8, {1, 6}, false, 101};
+  const Problem problem{4, 4, {1, 4}, false, 11};
   const auto expected = expected_bits(problem);
   const auto run = [&](std::vector<std::vector<uint32_t>>& bits) -> Status {
     Stream stream;
@@ -262,7 +262,7 @@ TEST_F(DeviceSumsTest, AFailureOfAnyCallIsToldAndLeaksNothing) {
     MUSTER_ASSIGN(const auto gradients, DeviceGradients::make(*device));
     MUSTER_ASSIGN(const auto sums, gradients->make_sums(problem.plan(), problem.count));
     MUSTER_TRY(add_all(*sums, problem, stream, memory, 0, 1));
-    MUSTER_TRY(fetch_all(*sums, problem, soon_));
+    MUSTER_TRY(fetch_all(*sums, problem, soon()));
     bits = bits_of_sums(*sums, problem);
     return ok();
   };
@@ -283,7 +283,7 @@ TEST_F(DeviceSumsTest, AFailureOfAnyCallIsToldAndLeaksNothing) {
     ASSERT_EQ(fakes::cuda_violations(), 0) << "call " << call_;
     if (tried) break;
   }
-  EXPECT_GT(failed, 60);
+  EXPECT_GT(failed, 30);
   EXPECT_LT(call_, 1000) << "all calls were tried";
 }
 
