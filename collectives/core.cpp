@@ -23,14 +23,14 @@ constexpr int kYields = 16;          // with more no operation was faster (8 to 
 constexpr int kSpinsUnderLock = 32;  // then others may have the mutex
 constexpr int kLooksPerClock = 32;   // reading the clock costs as much as looking
 constexpr int kPollEvery = 64;       // calls of progress()
-// The progress thread rests this long after a wait, since another usually follows; while one lasts, longer
-// and longer, and so comes back late by no more than what the wait took.
+// The progress thread rests this long after a wait, since another usually follows; while there are waiters,
+// longer and longer, and whoever leaves as the last of them ends such a rest.
 constexpr Duration kRest = 500 * kMicrosecond;
 constexpr Duration kRestMost = 4 * kMillisecond;
 // A waiter looks again after so long asleep: no promise of a transport to wake it is worth a hang.
 constexpr Duration kDoze = 50 * kMillisecond;
-// Where looking finds nothing, yet there is no sleeping, after some more looks a waiter stays away for so
-// long: what is in the way may need this processor.
+// Where looking finds nothing, yet there is no sleeping, or sleep is over at once, after so many rounds who
+// looks stays away for so long: what is in the way may need this processor.
 constexpr int kRefusals = 64;
 constexpr Duration kNap = 100 * kMicrosecond;
 
@@ -74,7 +74,7 @@ struct Core::Pool {
 };
 
 Core::Core(std::unique_ptr<Transport> transport)
-    : pool_(std::make_shared<Pool>()), transport_(std::move(transport)) {}
+    : rest_(kRest), pool_(std::make_shared<Pool>()), transport_(std::move(transport)) {}
 
 void Core::expect_crowd(int ranks) {
   cpu_set_t allowed;
@@ -247,11 +247,17 @@ void Core::wake_all() {
   wake(waiter_sleeper_);
 }
 
+void Core::wake_thread() {
+  if (!thread_sleeper_.is_deaf()) return;
+  wake(thread_sleeper_);
+  spare_the_bell();
+}
+
 void Core::attend() {
   constexpr int kProgressEvery = 8;
   constexpr size_t kDrivenAlone = 2;  // one group, and the point-to-point transfers
   waited_ = true;
-  wake(thread_sleeper_);
+  wake_thread();
   const bool others = driven_.size() > kDrivenAlone || !targets_.empty();
   if (!others && ++since_attended_ < kProgressEvery) return;
   since_attended_ = 0;
@@ -328,6 +334,7 @@ void Core::spare_the_bell() {
 void Core::sleep(std::unique_lock<std::mutex>& lock, Sleeper& sleeper, Instant deadline) {
   const Instant until = std::min(deadline, next_deadline());
   const timespec timeout = until == kNever ? timespec{} : timespec_of(until - now());
+  sleeper.until = until;
   sleeper.asleep = true;
   lock.unlock();
   pollfd fds[] = {{epoll_.get(), POLLIN, 0}, {sleeper.wake.get(), POLLIN, 0}};
@@ -339,43 +346,46 @@ void Core::sleep(std::unique_lock<std::mutex>& lock, Sleeper& sleeper, Instant d
   spare_the_bell();
 }
 
-// Another thread sleeps on what this one has just looked at.
+// Another thread sleeps on what this one has just looked at, and knows no deadlines that came since.
 void Core::keep_sleepers_armed() {
-  if (anybody_sleeps() && !prepare_sleep()) wake_all();
+  if (!anybody_sleeps()) return;
+  const Instant deadline = next_deadline();
+  const auto oversleeps = [&](const Sleeper& one) { return one.is_deaf() && deadline < one.until; };
+  if (!prepare_sleep() || oversleeps(thread_sleeper_) || oversleeps(waiter_sleeper_)) wake_all();
+}
+
+void Core::give_way(std::unique_lock<std::mutex>& lock, bool for_long) {
+  lock.unlock();
+  for_long ? nap() : static_cast<void>(sched_yield());
+  lock.lock();
 }
 
 void Core::run() {
   std::unique_lock lock(mutex_);
-  Duration rest = kRest;
-  int idle = 0;
+  int idle = 0, vain = 0;
   while (!stopping_) {
     if (waiters_ > 0) kicked_ = false;
     if (waiters_ > 0 || (!kicked_ && std::exchange(waited_, false))) {
-      thread_rest_.wait_for(lock, std::chrono::nanoseconds(rest));
-      rest = waiters_ > 0 ? std::min(2 * rest, kRestMost) : kRest;
+      thread_rest_.wait_for(lock, std::chrono::nanoseconds(rest_));
+      rest_ = waiters_ > 0 ? std::min(2 * rest_, kRestMost) : kRest;
       continue;
     }
-    rest = kRest;
+    rest_ = kRest;
     kicked_ = false;
     if (progress() > 0) {
-      idle = 0;
+      idle = vain = 0;
       kicked_ = true;
-      lock.unlock();
-      sched_yield();
-      lock.lock();
+      give_way(lock, false);
     } else if (++idle <= 8) {
       kicked_ = true;
-      lock.unlock();
-      sched_yield();
-      lock.lock();
+      give_way(lock, false);
     } else if (prepare_sleep()) {
       sleep(lock, thread_sleeper_, kNever);
       kicked_ = kicked_ || !waited_;
       idle = 0;
-    } else if (idle > kRefusals) {
-      lock.unlock();
-      nap();
-      lock.lock();
+      if (++vain > kRefusals) give_way(lock, true);
+    } else {
+      give_way(lock, idle > kRefusals);
     }
   }
 }
@@ -386,8 +396,8 @@ bool Core::drive_until(const std::function<bool()>& done, Instant deadline, Wait
   const int spins = how == Wait::kAsleep ? 0 : crowded_ ? kSpinsCrowded : kSpins;
   const int yields = how == Wait::kAsleep ? 0 : kYields;
   ++waiters_;
-  wake(thread_sleeper_);
-  int idle = 0;
+  wake_thread();
+  int idle = 0, vain = 0;
   int looks = 0;
   while (!done() && !stopping_) {
     if (++looks % kLooksPerClock == 0 && now() >= deadline) break;
@@ -399,30 +409,33 @@ bool Core::drive_until(const std::function<bool()>& done, Instant deadline, Wait
     }
     driven_by_waiter_ = true;
     if (progress() > 0) {
-      idle = 0;
+      idle = vain = 0;
     } else if (!done()) {
       ++idle;
       if (idle > spins + yields && prepare_sleep()) {
         sleep(lock, waiter_sleeper_, std::min(deadline, now() + kDoze));
         idle = spins;
         looks = -1;  // the clock, next
+        if (++vain > kRefusals && !done()) give_way(lock, true);
       } else if (idle <= spins && idle % kSpinsUnderLock != 0) {
         if (idle > kEagerLooks) pause_cpu();
-      } else {
+      } else if (idle <= spins) {
         lock.unlock();
-        if (idle > spins + yields + kRefusals) {
-          nap();
-        } else if (idle > spins) {
-          sched_yield();
-        }
         lock.lock();
+      } else if (!done()) {
+        give_way(lock, idle > spins + yields + kRefusals);
       }
     }
     driven_by_waiter_ = false;
   }
   --waiters_;
   waited_ = true;
-  if (waiters_ > 0) followers_.notify_one();
+  if (waiters_ > 0) {
+    followers_.notify_one();
+  } else if (rest_ > kRest) {
+    rest_ = kRest;
+    thread_rest_.notify_one();
+  }
   return done();
 }
 

@@ -170,6 +170,7 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
   // One place to sleep. `woken` ends it, though the thread may not have come round yet.
   struct Sleeper {
     UniqueFd wake;
+    Instant until = kNever;  // while asleep
     bool asleep = false;
     bool woken = false;
     bool is_deaf() const { return asleep && !woken; }
@@ -182,7 +183,9 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
   void transfer_ended(TransferId id, TransferStatus status, size_t bytes) override;
   void peer_failed(TransportPeer peer, const std::string& reason) override;
 
-  void run();            // the progress thread
+  void run();          // the progress thread
+  void wake_thread();  // so that it stays away
+  static void give_way(std::unique_lock<std::mutex>& lock, bool for_long);
   bool prepare_sleep();  // false: there is something to do
   void sleep(std::unique_lock<std::mutex>& lock, Sleeper& sleeper, Instant deadline);
   bool anybody_sleeps() const { return thread_sleeper_.is_deaf() || waiter_sleeper_.is_deaf(); }
@@ -202,6 +205,7 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
   bool stopping_ = false;
   int waiters_ = 0;
   bool driven_by_waiter_ = false;
+  Duration rest_;        // how long the progress thread rests
   bool waited_ = false;  // somebody did, since the progress thread looked
   bool kicked_ = false;
   Sleeper thread_sleeper_;  // the progress thread's

@@ -98,6 +98,7 @@ Work GroupState::submit(CollectivePtr issued) {
   }
   submitting_ = nullptr;
   if (CollectivePtr ended = std::move(ended_at_once_)) {
+    if (!small || !local) core_->stir(false);  // what else was looked at has others asleep on it
     if (!ended->result.ok() || ended.use_count() > 1) return Work(std::move(ended));
     ended->clear();
     spare_ = std::move(ended);
@@ -155,12 +156,16 @@ Instant GroupState::inquiry_at(const CollectiveOperation& operation) const {
          engine_->inquiry_time(std::max<Duration>(operation.deadline - operation.issued, 0));
 }
 
+// That whose deadline comes first. REQUIRES: something is pending.
+const CollectivePtr& GroupState::first_due() const {
+  return *std::ranges::min_element(pending_, {},
+                                   [](const CollectivePtr& operation) { return operation->deadline; });
+}
+
 size_t GroupState::check_deadline() {
   if (transfers_.active() && transfers_.check_deadlines(now()) > 0) return 1;
   if (pending_.empty()) return 0;
-  const auto first = std::ranges::min_element(
-      pending_, {}, [](const CollectivePtr& operation) { return operation->deadline; });
-  const CollectivePtr operation = *first;
+  const CollectivePtr operation = first_due();
   if (operation->deadline == kNever) return 0;
   const Instant time = now();
   if (time >= operation->deadline) {
@@ -176,13 +181,11 @@ size_t GroupState::check_deadline() {
 }
 
 Instant GroupState::next_deadline() const {
-  Instant earliest = transfers_.next_deadline();
-  for (const CollectivePtr& operation : pending_) {
-    const Instant inquiry = inquiry_at(*operation);
-    const bool asked = inquired_ == operation->signature.sequence;
-    earliest = std::min(earliest, asked ? operation->deadline : inquiry);
-  }
-  return earliest;
+  const Instant earliest = transfers_.next_deadline();
+  if (pending_.empty()) return earliest;
+  const CollectiveOperation& first = *first_due();
+  const bool asked = inquired_ == first.signature.sequence;
+  return std::min(earliest, asked ? first.deadline : inquiry_at(first));
 }
 
 void GroupState::set_sleeping(bool sleeping) { engine_->set_sleeping(sleeping); }

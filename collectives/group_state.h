@@ -88,6 +88,7 @@ class GroupState final : public Driven, public std::enable_shared_from_this<Grou
  private:
   Work submit(CollectivePtr operation);
   void end(CollectivePtr operation, Status result, std::vector<int> suspects);
+  const CollectivePtr& first_due() const;
   size_t check_deadline();
   Instant inquiry_at(const CollectiveOperation& operation) const;
   Status end_of(const CollectiveOperation& operation) const;
