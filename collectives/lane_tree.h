@@ -63,7 +63,8 @@ struct AccumulationStep {
     int target;  // target += source, after which source is free again
     int source;
   };
-  std::vector<Merge> merges;
+  std::vector<Merge> merges;  // a chain: the first one's source is the step's target, the next one's the
+                              // target of the one before
 };
 struct AccumulationPlan {
   std::vector<AccumulationStep> steps;

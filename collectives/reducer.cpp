@@ -87,13 +87,18 @@ void Reducer::begin(uint64_t step) {
 Status Reducer::add(int microbatch, size_t begin, std::span<float> piece, Instant deadline) {
   MUSTER_TRY(sums_->add(microbatch, begin, piece));
   MUSTER_TRY(fetch_covered());
-  return begin_fetched(0, deadline);
+  MUSTER_ASSIGN(const size_t fetched, sums_->fetched(0, deadline));
+  while (begun_ < fetched) begin_bucket(deadline);
+  return ok();
 }
 
-Status Reducer::begin_rest(Instant deadline) {
+Status Reducer::begin_rest(Instant fetched_by, Duration timeout) {
   MUSTER_CHECK(complete(), "a reduction before the last microbatch of the step");
   MUSTER_TRY(fetch_covered());
-  while (begun_ < buckets()) MUSTER_TRY(begin_fetched(begun_ + 1, deadline));
+  while (begun_ < buckets()) {
+    MUSTER_ASSIGN(const size_t fetched, sums_->fetched(begun_ + 1, fetched_by));
+    while (begun_ < fetched) begin_bucket(now() + timeout);
+  }
   return ok();
 }
 
@@ -103,12 +108,6 @@ Status Reducer::fetch_covered() {
     if (!sums_->covers(next.begin, next.end)) break;
     MUSTER_TRY(sums_->fetch(next));
   }
-  return ok();
-}
-
-Status Reducer::begin_fetched(size_t at_least, Instant deadline) {
-  MUSTER_ASSIGN(const size_t fetched, sums_->fetched(at_least, deadline));
-  while (begun_ < fetched) begin_bucket(deadline);
   return ok();
 }
 

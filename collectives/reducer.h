@@ -61,9 +61,10 @@ class Reducer {
   bool complete() const { return sums_->complete(); }
   size_t buckets_begun() const { return begun_; }
 
-  // Starts the buckets that are left, and waits for their sums to be there. REQUIRES: complete(). Errors: as
-  // of GradientSums.
-  Status begin_rest(Instant deadline);
+  // Starts the buckets that are left, each as soon as its sums are there, which is waited for until
+  // `fetched_by`; `timeout` after its start is a bucket's deadline. REQUIRES: complete(). Errors: as of
+  // GradientSums.
+  Status begin_rest(Instant fetched_by, Duration timeout);
 
   // Waits for all buckets. With a codec it issues operations, too, for which `deadline` is: all ranks call it
   // at the same place in the order of their operations. Errors: the first failed bucket's, see Work::wait,
@@ -79,7 +80,6 @@ class Reducer {
   size_t buckets() const;
   ElementRange bucket(size_t index) const;
   Status fetch_covered();
-  Status begin_fetched(size_t at_least, Instant deadline);
   void begin_bucket(Instant deadline);
 
   const std::unique_ptr<GradientSums> sums_;

@@ -498,7 +498,12 @@ Status Run::check_count(const Gradients& gradients) {
                                          std::to_string(gradient_count_) +
                                          "; pass the same pieces in every call"};
   }
-  if (gradient_count_ == 0) MUSTER_TRY(memory_.gradients->check(gradients));
+  const auto data_of = [](const std::span<float>& piece) { return piece.data(); };
+  if (gradient_count_ == 0 || !std::ranges::equal(gradients, checked_, {}, data_of)) {
+    MUSTER_TRY(memory_.gradients->check(gradients));
+    checked_.clear();
+    std::ranges::transform(gradients, std::back_inserter(checked_), data_of);
+  }
   gradient_count_ = count;
   return ok();
 }
@@ -516,8 +521,10 @@ Status Run::reduce_in_view(const Gradients& gradients) {
                  "reduce was called before all microbatches of the step were accumulated; take "
                  "microbatches until there are no more"};
   }
+  // A program that enqueues its work on a device comes here when none of it is done.
+  const auto own = static_cast<Duration>(std::max<size_t>(1, microbatches_.size()));
+  MUSTER_TRY(reducer_->begin_rest(now() + own * options_.step_timeout, options_.step_timeout));
   const Instant deadline = now() + options_.step_timeout;
-  MUSTER_TRY(reducer_->begin_rest(deadline));
   // Beside the plan, the newest and the oldest step that takes part: operations match by their order alone,
   // so a rank that computes a step again, alone, would add its old gradients to the others' next step.
   const int64_t mine[] = {static_cast<int64_t>(plan), step_version_, -step_version_};

@@ -217,8 +217,9 @@ class Run final : private Session::Listener {
   std::vector<int32_t> microbatches_;  // of this rank in this view
   size_t next_microbatch_ = 0;
   std::vector<int64_t> samples_;
-  size_t gradient_count_ = 0;         // 0 until the program has shown its gradients
-  std::unique_ptr<Reducer> reducer_;  // of the view, from the first gradients on; the program's thread's
+  size_t gradient_count_ = 0;          // 0 until the program has shown its gradients
+  std::vector<const float*> checked_;  // the pieces whose memory was looked at last
+  std::unique_ptr<Reducer> reducer_;   // of the view, from the first gradients on; the program's thread's
   control::Version reduced_step_ = control::kNoVersion;  // whose mean `reducer_` has
   bool reduced_ready_ = false;  // reduce() succeeded, the update is neither closed nor refused
   bool update_open_ = false;

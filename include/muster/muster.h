@@ -154,12 +154,13 @@ MUSTER_API muster_status muster_state_replicated(muster_state* state, const char
  * current one in muster_train, as cudaMalloc gives it, and all calls of the run are ordered on one stream,
  * muster_train_options.stream: they see what the program enqueued on it before the call, and what it enqueues
  * on it after they return sees their result. A program that computes on other streams orders them with that
- * one by events. Nothing waits for the whole device. Of a state with a tensor in CUDA memory the library
- * keeps a copy in pinned host memory, as large as the whole state: an update is held, on the device, until
- * the copy has been made, and not until it has been saved. Gradients in CUDA memory are summed there, in
- * memory that the library allocates with the first of them and keeps until muster_run_destroy: as much as the
- * gradients for each part of the tree that this process sums alone (with a codec, for each of its lanes), the
- * same again in pinned host memory, and about log2(microbatches of such a part) times more on the device. */
+ * one by events. Nothing waits for the whole device until muster_run_destroy. Of a state with a tensor in
+ * CUDA memory the library keeps a copy in pinned host memory, as large as the whole state: an update is held,
+ * on the device, until the copy has been made, and not until it has been saved. Gradients in CUDA memory are
+ * summed there, in memory that the library allocates with the first of them and keeps until
+ * muster_run_destroy: as much as the gradients for each part of the tree that this process sums alone (with a
+ * codec, for each of its lanes), the same again in pinned host memory, and about log2(microbatches of such a
+ * part) times more on the device. */
 typedef enum muster_memory {
   MUSTER_HOST = 0,
   MUSTER_CUDA = 1 /* needs libmuster_cuda and a device; muster_train says what is missing */
@@ -229,7 +230,8 @@ typedef struct muster_train_options {
   const char* checkpoint_dir;  /* NULL or "": no checkpoints */
   int64_t checkpoint_every;    /* steps between saves; 0: only on notice and at the end */
   int32_t checkpoint_keep;     /* newest verified versions to keep, ≥ 2 */
-  double step_timeout_seconds; /* a wait for peers inside one step; 0: 600 */
+  double step_timeout_seconds; /* a wait for peers inside one step, and for the device's work of one
+                                  microbatch; 0: 600 */
   int32_t stale_fails;         /* 1: a periodic save with a stale tensor (muster_expectation) fails, and so do
                                   later ones until it changes; training goes on, older checkpoints stay.
                                   A save on notice and the last one are told only */
@@ -309,8 +311,9 @@ typedef struct muster_span {
 } muster_span;
 
 /* Adds the microbatch's gradients along the fixed tree and sets them to zero, for the next microbatch to be
- * added up in. Of CUDA memory this is enqueued, and nothing waits for the device. Before the first one of a
- * step the program zeroes them itself: reduce has left the mean there.
+ * added up in. Of CUDA memory this is enqueued, and the call does not wait for the device, but where it first
+ * needs memory for the sums, or the stream's queue is full. Before the first one of a step the program zeroes
+ * them itself: reduce has left the mean there.
  * Microbatches come in the order in which they were handed out. */
 MUSTER_API muster_status muster_step_accumulate(muster_step* step, const muster_microbatch* microbatch,
                                                 const muster_span* gradients, size_t spans);
@@ -319,8 +322,9 @@ MUSTER_API muster_status muster_step_accumulate(muster_step* step, const muster_
  * it as soon as these gradients are final, usually those of the last layer first, and for each element of
  * each microbatch once; `gradients` are all pieces, as in every call. The vector is cut, from its end, into
  * buckets of bucket_bytes; each is reduced in the background from the moment when this rank has added its
- * last microbatch's elements of it and of the buckets after it. The result does not depend on the cuts.
- * What is given is copied, and set to zero. */
+ * last microbatch's elements of it and of the buckets after it; of CUDA memory, from the next call that finds
+ * them summed. The result does not depend on the cuts. What is given is added, and set to zero; where a piece
+ * is refused, those before it have been added. */
 MUSTER_API muster_status muster_step_accumulate_part(muster_step* step, const muster_microbatch* microbatch,
                                                      const muster_span* gradients, size_t spans, size_t begin,
                                                      size_t end);

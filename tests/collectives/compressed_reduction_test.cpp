@@ -148,7 +148,7 @@ Status add_all(const Member& member, const Problem& problem, Reducer& reducer) {
 Status reduce(const Member& member, const Problem& problem, Reducer& reducer) {
   reducer.begin(problem.step);
   MUSTER_TRY(add_all(member, problem, reducer));
-  MUSTER_TRY(reducer.begin_rest(member.soon()));
+  MUSTER_TRY(reducer.begin_rest(member.soon(), 20 * kSecond));
   std::vector<int> suspects;
   return reducer.wait(member.soon(), suspects);
 }
@@ -243,7 +243,7 @@ TEST_P(Compressed, TheProgramsFloatModeDoesNotCount) {
     Status status = ok();
     for (auto& [m, values] : gradients)
       if (status.ok()) status = reducer.add(m, 0, values, member.soon());
-    if (status.ok()) status = reducer.begin_rest(member.soon());
+    if (status.ok()) status = reducer.begin_rest(member.soon(), 20 * kSecond);
     std::vector<int> suspects;
     if (status.ok()) status = reducer.wait(member.soon(), suspects);
     const bool kept = (_mm_getcsr() & ~0x3FU) == own;
@@ -291,7 +291,7 @@ TEST(Compression, BeginsBeforeTheBackwardPassEnds) {
       add(0, 768);
       member.expect(reducer.buckets_begun() == 4, "not all buckets are begun");
     }
-    member.expect_ok(reducer.begin_rest(member.soon()), "begin");
+    member.expect_ok(reducer.begin_rest(member.soon(), 20 * kSecond), "begin");
     std::vector<int> suspects;
     member.expect_ok(reducer.wait(member.soon(), suspects), "reduce");
     expect_equal(member, problem, reducer.mean(), wanted);
@@ -308,7 +308,7 @@ void test_forged(const std::function<void(const LaneCodec&, ElementRange, const 
       Reducer reducer = make_reducer(member, problem);
       reducer.begin(problem.step);
       member.expect_ok(add_all(member, problem, reducer), "accumulate");
-      member.expect_ok(reducer.begin_rest(member.soon()), "begin");
+      member.expect_ok(reducer.begin_rest(member.soon(), 20 * kSecond), "begin");
       std::vector<int> suspects;
       const Status status = reducer.wait(member.soon(), suspects);
       if (status.ok()) return member.fail("a forged message was taken: " + said);
@@ -414,7 +414,7 @@ double bytes_sent(std::optional<CodecId> codec, int lanes) {
                 std::vector<float> ones(kCount, 1.0F);
                 member.expect_ok(reducer.add(m, 0, ones, member.soon()), "accumulate");
               }
-              member.expect_ok(reducer.begin_rest(member.soon()), "begin");
+              member.expect_ok(reducer.begin_rest(member.soon(), 20 * kSecond), "begin");
               std::vector<int> suspects;
               member.expect_ok(reducer.wait(member.soon(), suspects), "reduce");
             },

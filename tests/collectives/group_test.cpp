@@ -561,7 +561,7 @@ void test_canonical(const Member& member, int microbatches, int lanes, size_t co
   }
   const std::string what = "canonical " + std::to_string(microbatches) + "/" + std::to_string(lanes);
   member.expect(reducer.complete(), what + ": not complete");
-  member.expect_ok(reducer.begin_rest(member.soon()), what);
+  member.expect_ok(reducer.begin_rest(member.soon(), 20 * kSecond), what);
   std::vector<int> suspects;
   member.expect_ok(reducer.wait(member.soon(), suspects), what);
   const std::vector<float>& out = reducer.mean();
@@ -644,7 +644,7 @@ TEST(Reducing, BeginsBeforeTheBackwardPassEnds) {
           member.expect(reducer.add(0, 0, {&one, 1}, member.soon()).error().code == ErrorCode::kMisuse,
                         "a rank without microbatches added one");
         }
-        member.expect_ok(reducer.begin_rest(member.soon()), "reduce");
+        member.expect_ok(reducer.begin_rest(member.soon(), 20 * kSecond), "reduce");
         member.expect_ok(reducer.wait(member.soon(), suspects), "reduce");
         for (size_t i = 0; i < kCount; ++i)
           if (reducer.mean()[i] != reference(4, 2, i, false)) return member.fail("other bits");
@@ -704,7 +704,7 @@ TEST(Reducing, BeginsWhenTheSumsHaveCome) {
                          "accumulate");
         member.expect(reducer.buckets_begun() == (member.rank == 0 ? 1U : 0U), "not begun on time");
         member.expect_ok(reducer.add(member.rank, 0, whole.first(1000), member.soon()), "accumulate");
-        member.expect_ok(reducer.begin_rest(member.soon()), "begin");
+        member.expect_ok(reducer.begin_rest(member.soon(), 20 * kSecond), "begin");
         std::vector<int> suspects;
         member.expect_ok(reducer.wait(member.soon(), suspects), "reduce");
         member.expect(reducer.mean() == std::vector<float>(kCount, 1.0F + static_cast<float>(step)),
@@ -724,7 +724,7 @@ TEST(Reducing, SumsThatDoNotComeEndTheStep) {
     std::vector<float> values(10);
     member.expect_ok(reducer.add(0, 0, values, member.soon()), "accumulate");
     sums.broken = true;
-    const Status begun = reducer.begin_rest(member.soon());
+    const Status begun = reducer.begin_rest(member.soon(), 20 * kSecond);
     member.expect(!begun.ok() && begun.error().code == ErrorCode::kEnvironment, "the failure was not told");
   });
 }
@@ -739,7 +739,7 @@ TEST(Reducing, TellsOtherSizes) {
       Reducer reducer(member.group, layout, count, bucket);
       std::vector<float> values(count, 1.0F);
       member.expect_ok(reducer.add(member.rank, 0, values, member.soon()), "accumulate");
-      member.expect_ok(reducer.begin_rest(member.soon()), "begin");
+      member.expect_ok(reducer.begin_rest(member.soon(), 20 * kSecond), "begin");
       std::vector<int> suspects;
       Status status = reducer.wait(member.soon(), suspects);
       int64_t mine = 1, most = 0;
@@ -763,7 +763,7 @@ TEST(Values, TheProgramsFloatModeDoesNotCount) {
         const unsigned before = _mm_getcsr(), own = 0x1f80 | 0x8000 | 0x0040 | 0x6000;  // to zero, truncated
         _mm_setcsr(own);
         const Status added = reducer.add(member.rank, 0, gradient, member.soon());
-        const Status begun = reducer.begin_rest(member.soon());
+        const Status begun = reducer.begin_rest(member.soon(), 20 * kSecond);
         std::vector<int> suspects;
         const Status reduced = reducer.wait(member.soon(), suspects);
         const Status summed =
