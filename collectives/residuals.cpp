@@ -114,6 +114,20 @@ Result<std::vector<int>> heirs_of(int ranks, std::span<const int> origins) {
   return heirs;
 }
 
+// sum: of all `parts`, each as long, in their order, times `factor`. In tiles that stay in the caches.
+void add_up(const std::vector<const float*>& parts, double factor, std::vector<float>& sum) {
+  constexpr size_t kTile = 1024;
+  double tile[kTile];
+  for (size_t at = 0; at < sum.size(); at += kTile) {
+    const size_t count = std::min(kTile, sum.size() - at);
+    std::fill_n(tile, count, 0.0);
+    for (const float* part : parts) {
+      for (size_t i = 0; i < count; ++i) tile[i] += part[at + i];
+    }
+    for (size_t i = 0; i < count; ++i) sum[at + i] = nearest_finite(tile[i] * factor);
+  }
+}
+
 }  // namespace
 
 ElementRange owned_slice(size_t count, int rank, int ranks) {
@@ -129,13 +143,11 @@ Result<Residuals> merge_residuals(std::span<const Residuals* const> all, std::sp
   MUSTER_ASSIGN(const std::vector<int> heirs, heirs_of(before, origins));
   Residuals merged(all[0]->count(), rank, ranks);
   const double factor = average ? static_cast<double>(ranks) / before : 1.0;
-  for (size_t i = 0; i < merged.count(); ++i) {
-    double sum = 0;
-    for (size_t old = 0; old < all.size(); ++old) {
-      if (heirs[old] == rank) sum += all[old]->contribution[i];
-    }
-    merged.contribution[i] = nearest_finite(sum * factor);
+  std::vector<const float*> inherited;
+  for (size_t old = 0; old < all.size(); ++old) {
+    if (heirs[old] == rank) inherited.push_back(all[old]->contribution.data());
   }
+  add_up(inherited, factor, merged.contribution);
   const ElementRange mine = merged.owned();
   for (const Residuals* old : all) {
     const ElementRange theirs = old->owned();
@@ -194,6 +206,8 @@ Status Feedback::commit() {
 Status Feedback::begin(Parts parts) {
   if (under_way_.contribution || under_way_.mean)
     return misuse("another operation uses them; wait for it, or give each operation its own");
+  // A copy first: if there is no memory for it, nothing has changed.
+  if (next_.count() != current_.count()) next_ = Residuals(current_);
   under_way_ = parts;
   if (parts.contribution) ready_.contribution = false;
   if (parts.mean) ready_.mean = false;

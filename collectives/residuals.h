@@ -8,7 +8,9 @@
 // CONSERVED: after any number of operations, what was to be applied minus what was applied is the debt,
 // (1/W)·Σe + E for means and Σe + E for sums, e being the contributions' residuals and E the mean's, but for
 // the rounding of each g + e, mean + E and of the differences that become residuals, to nearest float32. An
-// element that was not finite leaves its residual as it was.
+// element that was not finite leaves its residual as it was. So where a residual by itself makes g + e too
+// large for the codec (another codec, or 1-bit with huge values), the block stays infinite or NaN until new
+// residuals are made.
 #pragma once
 
 #include <span>
@@ -63,7 +65,7 @@ Result<Residuals> read_residuals(ByteSpan bytes);
 // committed. So an operation that failed, or is repeated, has changed nothing.
 class Feedback {
  public:
-  explicit Feedback(Residuals residuals) : current_(std::move(residuals)), next_(current_) {}
+  explicit Feedback(Residuals residuals) : current_(std::move(residuals)) {}
 
   const Residuals& residuals() const { return current_; }
 
@@ -88,7 +90,7 @@ class Feedback {
 
  private:
   Residuals current_;
-  Residuals next_;
+  Residuals next_;  // empty before the first operation
   Parts under_way_;
   Parts ready_;  // in next_, to be committed
 };

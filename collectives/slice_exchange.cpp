@@ -30,6 +30,8 @@ void SliceExchange::restart(const LaneCodec& codec, uint64_t step, uint64_t agre
 void SliceExchange::begin(const Piece& piece, Instant deadline) {
   Exchange& exchange = next_exchange(piece);
   resize_lane_buffers(exchange);
+  // Room first: an operation that was issued and not kept would use buffers that nobody knows are in use.
+  exchange.transfers.reserve(way_ == Way::kInCommon ? 1 : 2 * static_cast<size_t>(group_.size()));
   if (way_ == Way::kInCommon) {
     exchange_in_common(exchange, deadline);
   } else {
@@ -58,14 +60,6 @@ Status SliceExchange::wait(Instant deadline, std::vector<int>& suspects) {
   return ok();
 }
 
-// In an all_to_all all blocks are as long as the longest; what a shorter message leaves is not read.
-size_t SliceExchange::slot_bytes(const Exchange& exchange, int rank) const {
-  if (way_ == Way::kByTag) return message_bytes(exchange, rank);
-  size_t most = 0;
-  for (int other = 0; other < group_.size(); ++other) most = std::max(most, message_bytes(exchange, other));
-  return most;
-}
-
 void SliceExchange::wait_for_operations() {
   for (const Exchange& exchange : exchanges_) {
     for (const Work& work : exchange.transfers) (void)work.wait();
@@ -79,27 +73,33 @@ SliceExchange::Exchange& SliceExchange::next_exchange(const Piece& piece) {
   exchange.piece = piece;
   exchange.transfers.clear();
   exchange.gathering = Work();
-  size_t means = 0;
-  for (int rank = 0; rank < group_.size(); ++rank) means += message_bytes(exchange, rank);
-  exchange.means.resize(means);
+  measure(exchange);
+  exchange.means.resize(exchange.offsets.back());
   return exchange;
+}
+
+// Once for a piece: with many ranks, sizes that each use works out anew would cost more than the encoding.
+void SliceExchange::measure(Exchange& exchange) const {
+  exchange.sizes.clear();
+  exchange.offsets.assign(1, 0);
+  for (const ElementRange slice : exchange.piece.slices) {
+    exchange.sizes.push_back(codec_->message_bytes(slice.size()));
+    exchange.offsets.push_back(exchange.offsets.back() + exchange.sizes.back());
+  }
+  exchange.longest = std::ranges::max(exchange.sizes);
 }
 
 void SliceExchange::resize_lane_buffers(Exchange& exchange) {
   const int me = group_.rank();
-  size_t outgoing = 0;
-  for (int rank = 0; rank < group_.size(); ++rank) {
-    if (way_ == Way::kInCommon || rank != me) outgoing += slot_bytes(exchange, rank);
-  }
-  exchange.outgoing.resize(outgoing * static_cast<size_t>(lanes_of(me).size()));
+  exchange.outgoing.resize(outgoing_offset(exchange, group_.size()) *
+                           static_cast<size_t>(lanes_of(me).size()));
   exchange.incoming.resize(slot_bytes(exchange, me) * static_cast<size_t>(lanes_));
 }
 
 // A rank's slice of the mean, encoded.
 MutableByteSpan SliceExchange::mean_of(Exchange& exchange, int rank) {
-  size_t before = 0;
-  for (int other = 0; other < rank; ++other) before += message_bytes(exchange, other);
-  return MutableByteSpan(exchange.means).subspan(before, message_bytes(exchange, rank));
+  return MutableByteSpan(exchange.means)
+      .subspan(exchange.offsets[static_cast<size_t>(rank)], message_bytes(exchange, rank));
 }
 
 // Where the lanes of a rank are among those that come for this rank's slice.
@@ -110,16 +110,20 @@ MutableByteSpan SliceExchange::incoming_of(Exchange& exchange, int rank) {
       .subspan(static_cast<size_t>(lanes.begin) * bytes, static_cast<size_t>(lanes.size()) * bytes);
 }
 
+// What a lane has in `outgoing` before it comes to `rank`; for the number of ranks, all that it has there.
+size_t SliceExchange::outgoing_offset(const Exchange& exchange, int rank) const {
+  if (way_ == Way::kInCommon) return static_cast<size_t>(rank) * exchange.longest;
+  const int me = group_.rank();
+  return exchange.offsets[static_cast<size_t>(rank)] - (rank > me ? message_bytes(exchange, me) : 0);
+}
+
 // Where this rank's lanes are, as far as they are in the slice of `rank`; its own go nowhere by tag.
 MutableByteSpan SliceExchange::outgoing_of(Exchange& exchange, int rank) {
   const int me = group_.rank();
   if (way_ == Way::kByTag && rank == me) return incoming_of(exchange, me);
   const auto lanes = static_cast<size_t>(lanes_of(me).size());
-  size_t before = 0;
-  for (int other = 0; other < rank; ++other) {
-    if (way_ == Way::kInCommon || other != me) before += slot_bytes(exchange, other);
-  }
-  return MutableByteSpan(exchange.outgoing).subspan(before * lanes, slot_bytes(exchange, rank) * lanes);
+  return MutableByteSpan(exchange.outgoing)
+      .subspan(outgoing_offset(exchange, rank) * lanes, slot_bytes(exchange, rank) * lanes);
 }
 
 void SliceExchange::receive_by_tag(Exchange& exchange, Instant deadline) {
@@ -166,10 +170,8 @@ void SliceExchange::encode_lanes(const Exchange& exchange, int rank, MutableByte
 }
 
 void SliceExchange::gather(Exchange& exchange, Instant deadline) {
-  std::vector<size_t> counts;
-  for (int rank = 0; rank < group_.size(); ++rank) counts.push_back(message_bytes(exchange, rank));
   exchange.gathering = group_.all_gather_v(mean_of(exchange, group_.rank()).data(), exchange.means.data(),
-                                           counts, DType::kUInt8, deadline, agreement_);
+                                           exchange.sizes, DType::kUInt8, deadline, agreement_);
 }
 
 Status SliceExchange::sum_slice(Exchange& exchange, Instant deadline, std::vector<int>& suspects) {

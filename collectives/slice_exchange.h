@@ -68,6 +68,9 @@ class SliceExchange {
   // A piece on its way. The buffers stay from step to step: its place and size are the same in each.
   struct Exchange {
     Piece piece;
+    std::vector<size_t> sizes;    // of the messages of each rank's slice
+    std::vector<size_t> offsets;  // where they begin, one after the other, and where the last one ends
+    size_t longest = 0;           // of them
     ByteBuffer outgoing;          // this rank's lanes, for each rank
     ByteBuffer incoming;          // all lanes of this rank's slice, in their order
     ByteBuffer means;             // of all slices, encoded, in the order of ranks
@@ -79,12 +82,17 @@ class SliceExchange {
   ElementRange slice(const Exchange& exchange, int rank) const {
     return exchange.piece.slices[static_cast<size_t>(rank)];
   }
-  size_t message_bytes(const Exchange& exchange, int rank) const {
-    return codec_->message_bytes(slice(exchange, rank).size());
+  static size_t message_bytes(const Exchange& exchange, int rank) {
+    return exchange.sizes[static_cast<size_t>(rank)];
   }
-  size_t slot_bytes(const Exchange& exchange, int rank) const;
+  // In an all_to_all all blocks are as long as the longest; what a shorter message leaves is not read.
+  size_t slot_bytes(const Exchange& exchange, int rank) const {
+    return way_ == Way::kByTag ? message_bytes(exchange, rank) : exchange.longest;
+  }
+  size_t outgoing_offset(const Exchange& exchange, int rank) const;
   void wait_for_operations();
   Exchange& next_exchange(const Piece& piece);
+  void measure(Exchange& exchange) const;
   void resize_lane_buffers(Exchange& exchange);
   MutableByteSpan mean_of(Exchange& exchange, int rank);
   MutableByteSpan incoming_of(Exchange& exchange, int rank);
