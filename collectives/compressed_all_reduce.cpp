@@ -105,19 +105,47 @@ Status CompressedCollectives::check(Kind kind, const CompressedCall& call, const
 Status CompressedCollectives::begin(Kind kind, const CompressedCall& call, const Buffers& buffers,
                                     Feedback* feedback, Instant deadline) {
   MUSTER_TRY(check(kind, call, buffers, feedback));
-  if (feedback != nullptr) MUSTER_TRY(feedback->begin(residuals_of(kind)));
-  under_way_ = true;
-  feedback_ = feedback;
-  text_ = text_of(kind, call, buffers.count, feedback != nullptr);
+  return revoking_if_thrown([&]() -> Status {
+    if (feedback != nullptr) MUSTER_TRY(feedback->begin(residuals_of(kind)));
+    under_way_ = true;
+    feedback_ = feedback;
+    begin_chunks(kind, call, buffers, deadline);
+    return ok();
+  });
+}
+
+// The others wait for what this rank would have done: they are told.
+template <typename Body>
+Status CompressedCollectives::revoking_if_thrown(Body body) {
+  try {
+    return body();
+  } catch (...) {
+    end(false);
+    group_.revoke(
+        Error{ErrorCode::kReconfigure, "compressed collective: rank " + std::to_string(group_.rank()) +
+                                           " could not go on, most likely for want of memory"},
+        Group::Tell::kPeers);
+    throw;
+  }
+}
+
+// Encoding may take long: what has failed meanwhile is told soon. An operation must be under way by then,
+// for wait() to report.
+void CompressedCollectives::begin_chunks(Kind kind, const CompressedCall& call, const Buffers& buffers,
+                                         Instant deadline) {
+  text_ = text_of(kind, call, buffers.count, feedback_ != nullptr);
   codec_.emplace(RankReduction{.compression = {call.codec, call.seed},
                                .ranks = group_.size(),
                                .average = call.average,
-                               .feedback = feedback != nullptr,
+                               .feedback = feedback_ != nullptr,
                                .tensor = call.tensor});
   exchange_.restart(*codec_, call.step, digest_of(as_bytes(text_)).low);
-  for (size_t chunk = 0; chunk < chunks_of(buffers.count, group_.size()); ++chunk)
+  cut_short_ = false;
+  const size_t chunks = chunks_of(buffers.count, group_.size());
+  for (size_t chunk = 0; chunk < chunks && !cut_short_; ++chunk) {
     begin_chunk(kind, chunk, buffers, deadline);
-  return ok();
+    cut_short_ = chunk + 1 < chunks && (group_.failure() || now() >= deadline);
+  }
 }
 
 void CompressedCollectives::begin_chunk(Kind kind, size_t chunk, const Buffers& buffers, Instant deadline) {
@@ -145,10 +173,21 @@ void CompressedCollectives::begin_chunk(Kind kind, size_t chunk, const Buffers& 
 
 Status CompressedCollectives::wait(Instant deadline, std::vector<int>& suspects) {
   if (!under_way_) return misuse("none was begun; begin one, then wait");
-  Status status = exchange_.wait(deadline, suspects);
+  Status status = revoking_if_thrown([&] { return exchange_.wait(deadline, suspects); });
+  if (status.ok() && cut_short_) status = why_cut_short(suspects);
   end(status.ok());
   if (status.ok() || status.error().code != ErrorCode::kMisuse) return status;
   return Error{ErrorCode::kMisuse, status.error().message + " (this rank: " + text_ + ")"};
+}
+
+// The chunks that were begun have ended well, before the group failed or in a deadline's last moment.
+Status CompressedCollectives::why_cut_short(std::vector<int>& suspects) {
+  group_.revoke(Error{ErrorCode::kReconfigure, "the deadline passed while rank " +
+                                                   std::to_string(group_.rank()) + " encoded its part"},
+                Group::Tell::kPeers);
+  Failure failure = *group_.failure();  // the first one
+  suspects = std::move(failure.suspects);
+  return Error{failure.code, std::move(failure.reason)};
 }
 
 void CompressedCollectives::end(bool well) {

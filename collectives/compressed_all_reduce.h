@@ -12,7 +12,10 @@
 // all_reduce.
 //
 // What goes over the wire from one rank: 2·(W−1)/W encoded vectors, where float32 sends as many of its own.
-// Memory: two encoded vectors, and the residuals twice.
+// That is so for vectors much longer than W·kGrainMax: on the way there every message takes as much as that
+// of the longest slice, and each has a header.
+// Memory: three encoded vectors (what goes out, what comes in, the means), as large as the largest vector so
+// far had them, until the object ends; and the residuals twice.
 #pragma once
 
 #include <optional>
@@ -63,6 +66,9 @@ class CompressedCollectives {
   // new residuals count; else they are as before, and `out` is undefined. Errors: as Work::wait; kReconfigure
   // and kMisuse also for a message that is damaged or not the expected one, after which the group is revoked,
   // on all ranks. `suspects`: the ranks to blame.
+  //
+  // What is thrown out of an operation's begin or wait(), for want of memory, ends it and revokes the group,
+  // too: the others would wait for this rank.
   Status wait(Instant deadline, std::vector<int>& suspects);
 
  private:
@@ -75,8 +81,12 @@ class CompressedCollectives {
   Status begin(Kind kind, const CompressedCall& call, const Buffers& buffers, Feedback* feedback,
                Instant deadline);
   Status check(Kind kind, const CompressedCall& call, const Buffers& buffers, const Feedback* feedback) const;
+  void begin_chunks(Kind kind, const CompressedCall& call, const Buffers& buffers, Instant deadline);
   void begin_chunk(Kind kind, size_t chunk, const Buffers& buffers, Instant deadline);
   void end(bool well);
+  template <typename Body>
+  Status revoking_if_thrown(Body body);
+  Status why_cut_short(std::vector<int>& suspects);
   static Feedback::Parts residuals_of(Kind kind);
   static std::string text_of(Kind kind, const CompressedCall& call, size_t count, bool feedback);
 
@@ -84,7 +94,8 @@ class CompressedCollectives {
   std::optional<LaneCodec> codec_;
   Feedback* feedback_ = nullptr;  // of the operation under way
   bool under_way_ = false;
-  std::string text_;  // of it, for errors
+  bool cut_short_ = false;  // chunks were left out, since it could not end well
+  std::string text_;        // of it, for errors
   SliceExchange exchange_;
 };
 

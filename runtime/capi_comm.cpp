@@ -86,15 +86,6 @@ struct Batch {
 };
 thread_local Batch batch;
 
-// A refusal within a batch is not forgotten.
-muster_status noted(muster_status status) {
-  if (status == MUSTER_OK || batch.depth == 0) return status;
-  return guarded([&] {
-    batch.issued.push_back({Work(), status, muster_last_error()});
-    return status;
-  });
-}
-
 // `issue()` begins an operation that muster_group_end waits for.
 template <typename Issue>
 muster_status add_to_batch(Issue issue) {
@@ -164,6 +155,14 @@ muster_status run_v(muster_comm* comm, const char* function, const size_t* count
 }
 
 }  // namespace
+
+muster_status muster::capi::noted(muster_status status) {
+  if (status == MUSTER_OK || batch.depth == 0) return status;
+  return guarded([&] {
+    batch.issued.push_back({Work(), status, muster_last_error()});
+    return status;
+  });
+}
 
 extern "C" {
 

@@ -15,4 +15,7 @@ namespace muster::capi {
 
 inline bool is_time(double seconds) { return !std::isnan(seconds) && seconds >= 0; }
 
+// A refusal within a batch is not forgotten: muster_group_end reports it.
+muster_status noted(muster_status status);
+
 }  // namespace muster::capi

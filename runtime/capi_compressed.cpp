@@ -56,7 +56,7 @@ using Operation = muster::Status (CompressedCollectives::*)(const CompressedCall
 
 muster_status run(const char* function, Operation begin, muster_comm* comm, const float* in, float* out,
                   size_t count, muster_reduce_op op, const muster_compression* how, const muster_call* call) {
-  return guarded([&] {
+  return noted(guarded([&] {
     if (comm == nullptr || how == nullptr) return null_argument(function);
     CompressedCall known;
     muster_compression options{};
@@ -74,7 +74,14 @@ muster_status run(const char* function, Operation begin, muster_comm* comm, cons
     if (status.ok()) status = collectives->wait(deadline, suspects);
     if (status.ok()) communicator.give_back(std::move(collectives));
     return to_c(status);
-  });
+  }));
+}
+
+// Operations accept no more.
+muster_status check_count(const char* function, size_t count) {
+  if (count <= muster::kIndexMax) return MUSTER_OK;
+  return failed(MUSTER_MISUSE, std::string(function) + ": count is " + std::to_string(count) +
+                                   "; a vector has at most " + std::to_string(muster::kIndexMax));
 }
 
 // Hands `made` out, or says why there is none.
@@ -112,6 +119,7 @@ muster_status muster_compressed_slice(size_t count, int32_t rank, int32_t ranks,
       return failed(MUSTER_MISUSE, "muster_compressed_slice: rank " + std::to_string(rank) +
                                        " is not one of " + std::to_string(ranks));
     }
+    if (const auto status = check_count("muster_compressed_slice", count); status != MUSTER_OK) return status;
     const muster::ElementRange slice = muster::owned_slice(count, rank, ranks);
     *begin = slice.begin;
     *end = slice.end;
@@ -123,6 +131,7 @@ muster_status muster_residuals_create(const muster_comm* comm, size_t count, mus
   return guarded([&] {
     if (comm == nullptr || residuals == nullptr) return null_argument("muster_residuals_create");
     *residuals = nullptr;
+    if (const auto status = check_count("muster_residuals_create", count); status != MUSTER_OK) return status;
     const muster::Group& group = comm->communicator->group();
     return hand_out(muster::Residuals(count, group.rank(), group.size()), residuals);
   });

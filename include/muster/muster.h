@@ -571,23 +571,29 @@ MUSTER_API void muster_work_destroy(muster_work* work);
  * owner decodes them, adds them in float32 in the order of ranks, and encodes the mean, or sum; everybody
  * gathers the slices and decodes them, the owner too. So all ranks end with the same bits, which depend on
  * the number of ranks and their order, unlike those of a training run (muster_train). With int8 a rank sends
- * 2.03 bytes for each element where float32 sends 8, int4 1.03, 1-bit 0.26, times (N - 1)/N. Source: gradient
- * compression at both ends, as in 1-bit Adam (Tang et al. 2021) and ZeRO++ (Wang et al. 2023); the codecs are
- * in docs/formats/codec.md.
+ * 2.03 bytes for each element where float32 sends 8, int4 1.03, 1-bit 0.26, times (N - 1)/N, for vectors much
+ * longer than 1024 N elements: in shorter ones headers, and slices that are shorter than the longest, take as
+ * much. Beside the residuals a communicator keeps three encoded vectors, as large as the largest one so far
+ * had them, until it ends. Source: gradient compression at both ends, as in 1-bit Adam (Tang et al. 2021) and
+ * ZeRO++ (Wang et al. 2023); the codecs are in docs/formats/codec.md.
  *
  * Error feedback. With residuals, rounding is to nearest, and what it leaves out is added to what is encoded
  * next: over steps, what was applied differs from the true means by what the residuals hold, which does not
  * grow. Without (NULL), rounding is at random, and right on average; 1-bit needs residuals. A NaN or an
  * infinity stays visible to all ranks, as itself or as a NaN among its neighbours, and leaves the residuals
- * of these elements as they were. fp16 makes infinity of what is beyond 65504, in a sum too.
+ * of these elements as they were. fp16 makes infinity of what is beyond 65504, in a sum too. Where a
+ * residual by itself makes a value too large for the codec (after a change of codec, or in 1-bit with huge
+ * values), its block stays infinite or NaN until new residuals are made.
  *
  * All ranks pass the same count, operator, codec, seed, step and tensor, and all residuals or none; what
- * differs ends it on all of them with MUSTER_MISUSE, as with any operation. Always blocking, in a batch too:
- * it is encoded, sent and decoded in chunks, several at a time. `out` may be `in`. A message that was damaged
- * on its way ends it with MUSTER_AGAIN and names the sender; the communicator is unusable then. */
+ * differs ends it on all of them with MUSTER_MISUSE, as with any operation. What one rank alone gets wrong
+ * (refused at once, see below) is told to that rank only; the others wait for it until the deadline. Always
+ * blocking, in a batch too, and muster_group_end reports its failure again: it is encoded, sent and decoded
+ * in chunks, several at a time. `out` may be `in`. A message that was damaged on its way ends it with
+ * MUSTER_AGAIN and names the sender; the communicator is unusable then. */
 
-/* What error feedback holds for one vector on one rank: count + count/N floats, twice. One operation at a
- * time; no call of it from another thread meanwhile. */
+/* What error feedback holds for one vector on one rank: count + count/N floats, and from the first operation
+ * on as many again. One operation at a time; no call of it from another thread meanwhile. */
 typedef struct muster_residuals muster_residuals;
 
 /* Fill with zeros before setting fields. */
@@ -602,15 +608,17 @@ typedef struct muster_compression {
 
 /* in and out: count. `op`: MUSTER_SUM or MUSTER_AVG. After MUSTER_OK, muster_residuals_commit makes the new
  * residuals count; after a failure, or without it, they are as before: the same step may be done again.
- * MUSTER_MISUSE at once, and nothing is sent: a codec or operator that it cannot do, or residuals of another
- * count, rank or number of ranks. */
+ * Where some ranks failed and others did not, agree on a new communicator before committing. In place, the
+ * input is lost on failure. MUSTER_MISUSE at once, and nothing is sent: a codec or operator that it cannot
+ * do, or residuals of another count, rank or number of ranks. */
 MUSTER_API muster_status muster_comm_all_reduce_compressed(muster_comm* comm, const float* in, float* out,
                                                            size_t count, muster_reduce_op op,
                                                            const muster_compression* how,
                                                            const muster_call* call);
 
-/* Elements [*begin, *end) of a vector of `count` are rank's slice of N. All slices but the last begin and end
- * at multiples of 1024; some are empty where there are more ranks than that. */
+/* Elements [*begin, *end) of a vector of `count` are rank's slice of N. Where there are more ranks than
+ * multiples of 1024 below count, some slices are empty: [0, 0). The others, and only they, begin at multiples
+ * of 1024 within the vector, and end at one or at its end. MUSTER_MISUSE: a count of 2^51 or more. */
 MUSTER_API muster_status muster_compressed_slice(size_t count, int32_t rank, int32_t ranks, size_t* begin,
                                                  size_t* end);
 
@@ -626,7 +634,8 @@ MUSTER_API muster_status muster_comm_all_gather_compressed(muster_comm* comm, co
                                                            const muster_compression* how,
                                                            const muster_call* call);
 
-/* Zeros, for this rank of `comm`, which may end before them. End with muster_residuals_destroy. */
+/* Zeros, for this rank of `comm`, which may end before them. End with muster_residuals_destroy.
+ * MUSTER_MISUSE: a count of 2^51 or more. */
 MUSTER_API muster_status muster_residuals_create(const muster_comm* comm, size_t count,
                                                  muster_residuals** residuals);
 MUSTER_API void muster_residuals_destroy(muster_residuals* residuals);

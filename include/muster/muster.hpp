@@ -513,8 +513,9 @@ class Residuals {
   }
   explicit Residuals(muster_residuals* handle) : handle_(handle) {}
   static Residuals from_bytes(const std::vector<unsigned char>& bytes) {
+    const unsigned char none = 0;  // an empty vector may have no data()
     muster_residuals* residuals = nullptr;
-    detail::check(muster_residuals_import(bytes.data(), bytes.size(), &residuals));
+    detail::check(muster_residuals_import(bytes.empty() ? &none : bytes.data(), bytes.size(), &residuals));
     return Residuals(residuals);
   }
   // Of rank `rank` among others than before; see muster_residuals_merge.

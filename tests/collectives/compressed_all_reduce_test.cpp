@@ -9,10 +9,28 @@
 #include <atomic>
 #include <bit>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
+#include <new>
 
 #include "tests/collectives/world.h"
 #include "tests/forwarding_transport.h"
+
+// How many more allocations of 900'000 bytes or more this thread gets before one fails; negative: all.
+thread_local int large_allocations_left = -1;
+
+// Not inline, or the compiler takes the pairs apart and warns of them.
+[[gnu::noinline]] void* operator new(size_t bytes) {
+  if (bytes >= 900'000 && large_allocations_left >= 0 && large_allocations_left-- == 0)
+    throw std::bad_alloc();
+  if (void* const memory = std::malloc(std::max<size_t>(bytes, 1)); memory != nullptr) return memory;
+  throw std::bad_alloc();
+}
+[[gnu::noinline]] void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
+  return std::malloc(std::max<size_t>(bytes, 1));
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace muster {
 namespace {
@@ -386,6 +404,51 @@ TEST(CompressedFailures, ADeadlineNamesWhoDidNotCome) {
                   "rank 1 is not named: " + (status.ok() ? "ok" : status.error().message));
     member.expect(suspects == std::vector<int>{1}, "other suspects");
     member.expect(feedback.residuals() == Residuals(problem.count, 0, 2), "the residuals have changed");
+  });
+}
+
+// Rank 1 has no memory for its second chunk, while the first is on its way: the other is told at once.
+TEST(CompressedFailures, ARankWithoutMemoryTellsTheOthers) {
+  const Problem problem{CodecId::kInt8, 2'400'000, false};
+  run_world(Medium::kNodeThreads, 2, [&](Member& member) {
+    CompressedCollectives collectives(member.group);
+    Vector values = gradient_of(problem, member.rank, 0);
+    const auto begin = [&] {
+      return collectives.all_reduce(call_of(problem, 0), values.data(), values.data(), values.size(), nullptr,
+                                    member.soon());
+    };
+    std::vector<int> suspects;
+    if (member.rank == 1) {
+      large_allocations_left = 3;
+      EXPECT_THROW((void)begin(), std::bad_alloc);
+      large_allocations_left = -1;
+      member.expect(!collectives.wait(member.soon(), suspects).ok(), "it is still under way");
+      return;
+    }
+    const Instant begun = now();
+    member.expect_ok(begin(), "begin");
+    const Status status = collectives.wait(member.soon(), suspects);
+    member.expect(!status.ok() && status.error().code == ErrorCode::kReconfigure &&
+                      status.error().message.find("rank 1 could not go on") != std::string::npos,
+                  "not told: " + (status.ok() ? "ok" : status.error().message));
+    member.expect(now() - begun < 15 * kSecond, "it waited for the deadline");
+  });
+}
+
+// The only chunk that was begun ends well; the operation must not.
+TEST(CompressedFailures, ChunksThatADeadlineLeavesOutAreTold) {
+  constexpr size_t kCount = 1'200'000;
+  run_world(Medium::kInProcess, 1, [](Member& member) {
+    Feedback feedback(Residuals(kCount, 0, 1));
+    CompressedCollectives collectives(member.group);
+    Vector in(kCount, 1.0F), out(kCount);
+    std::vector<int> suspects;
+    member.expect_ok(collectives.reduce_scatter({}, in.data(), out.data(), kCount, &feedback, now()),
+                     "begin");
+    const Status status = collectives.wait(member.soon(), suspects);
+    member.expect(!status.ok() && status.error().message.find("the deadline passed") != std::string::npos,
+                  "not told: " + (status.ok() ? "ok" : status.error().message));
+    member.expect(!feedback.commit().ok(), "what was left out can be committed");
   });
 }
 

@@ -188,6 +188,34 @@ TEST_F(CompressedApi, ArgumentsThatMakeNoSenseAreNamed) {
   EXPECT_EQ(reduce(), MUSTER_OK) << muster_last_error();
 }
 
+TEST_F(CompressedApi, ARefusalInABatchIsToldAtItsEnd) {
+  ASSERT_EQ(muster_group_start(), MUSTER_OK);
+  how.codec = 7;
+  EXPECT_EQ(reduce(), MUSTER_MISUSE);
+  how.codec = MUSTER_CODEC_INT8;
+  EXPECT_EQ(reduce(), MUSTER_OK) << muster_last_error();
+  EXPECT_EQ(muster_group_end(), MUSTER_MISUSE);
+  EXPECT_THAT(muster_last_error(), HasSubstr("codec is 7"));
+  ASSERT_EQ(muster_group_start(), MUSTER_OK);
+  EXPECT_EQ(reduce(), MUSTER_OK) << muster_last_error();
+  EXPECT_EQ(muster_group_end(), MUSTER_OK) << muster_last_error();
+}
+
+TEST_F(CompressedApi, CountsThatNoOperationTakesAreRefused) {
+  constexpr size_t kMost = (size_t{1} << 51) - 1;
+  size_t begin = 0, end = 0;
+  ASSERT_EQ(muster_compressed_slice(kMost, 1, 2, &begin, &end), MUSTER_OK) << muster_last_error();
+  EXPECT_EQ(end, kMost);
+  muster_residuals* none = residuals;
+  for (const size_t count : {kMost + 1, SIZE_MAX}) {
+    EXPECT_EQ(muster_compressed_slice(count, 1, 2, &begin, &end), MUSTER_MISUSE);
+    EXPECT_THAT(muster_last_error(), HasSubstr("count is " + std::to_string(count)));
+    EXPECT_EQ(muster_residuals_create(comm, count, &none), MUSTER_MISUSE);
+    EXPECT_THAT(muster_last_error(), HasSubstr("count is " + std::to_string(count)));
+    EXPECT_EQ(none, nullptr);
+  }
+}
+
 TEST_F(CompressedApi, NullsAreRefusedEverywhere) {
   EXPECT_EQ(muster_comm_all_reduce_compressed(nullptr, nullptr, nullptr, 0, MUSTER_SUM, &how, nullptr),
             MUSTER_MISUSE);
@@ -229,6 +257,12 @@ TEST(CompressedApiWrapper, ReducesAndKeepsResiduals) {
   EXPECT_EQ(muster::Residuals::from_bytes(residuals.bytes()).bytes(), residuals.bytes());
   EXPECT_EQ(muster::Residuals::merged({residuals.handle()}, {0}, 0).bytes(), residuals.bytes());
   EXPECT_THROW(residuals.commit(), muster::Failure);
+  try {
+    (void)muster::Residuals::from_bytes({});
+    ADD_FAILURE() << "no bytes make residuals";
+  } catch (const muster::Failure& failure) {
+    EXPECT_EQ(failure.status(), MUSTER_DROP_CHECKPOINT) << failure.what();
+  }
 }
 
 }  // namespace
