@@ -1,5 +1,6 @@
 #include "collectives/node/local_link.h"
 
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -126,6 +127,8 @@ UniqueFd connect_to(const std::string& name) {
   return fd;
 }
 
+UniqueFd spare_descriptor() { return UniqueFd(eventfd(0, EFD_CLOEXEC)); }
+
 bool same_user(int fd) {
   ucred peer{};
   socklen_t size = sizeof peer;
@@ -143,6 +146,7 @@ Result<std::unique_ptr<LocalListener>> LocalListener::open(std::shared_ptr<Core>
   const int fd = listener->socket_.get();
   if (fd < 0 || bind(fd, reinterpret_cast<const sockaddr*>(&address), size) != 0 || listen(fd, 256) != 0)
     return Error{ErrorCode::kEnvironment, std::string("cannot listen on a local socket: ") + strerror(errno)};
+  listener->spare_ = spare_descriptor();
   const std::lock_guard lock(listener->core_->mutex());
   listener->core_->watch(fd, listener.get());
   return listener;
@@ -172,7 +176,9 @@ bool LocalListener::drop_handover(int fd) {
 
 void LocalListener::accept_all() {
   for (;;) {
+    if (!spare_) spare_ = spare_descriptor();
     UniqueFd accepted(accept4(socket_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    if (!accepted && (errno == EMFILE || errno == ENFILE) && refuse_one()) continue;
     if (!accepted) return;
     if (!same_user(accepted.get()) ||
         strangers_.size() + arrivals_.size() + handovers_.size() >= kMaxStrangers)
@@ -181,6 +187,15 @@ void LocalListener::accept_all() {
     strangers_[fd] = std::move(accepted);
     core_->watch(fd, this);
   }
+}
+
+// With no descriptor left nobody can be accepted, and whoever came would keep the socket readable: it hears
+// that it is refused, and does without shared memory.
+bool LocalListener::refuse_one() {
+  if (!spare_) return false;
+  spare_.reset();
+  const UniqueFd refused(accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  return static_cast<bool>(refused);
 }
 
 void LocalListener::read_hello(int fd) {

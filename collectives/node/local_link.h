@@ -54,6 +54,7 @@ class LocalListener final : public Watcher {
  private:
   LocalListener(std::shared_ptr<Core> core, uint64_t nonce) : core_(std::move(core)), nonce_(nonce) {}
   void accept_all();
+  bool refuse_one();
   void read_hello(int fd);
   bool drop_handover(int fd);
 
@@ -72,6 +73,7 @@ class LocalListener final : public Watcher {
   const uint64_t nonce_;
   std::string name_;
   UniqueFd socket_;
+  UniqueFd spare_;                     // given up where there is no other descriptor
   std::map<int, UniqueFd> strangers_;  // accepted, nothing said yet
   std::vector<Arrival> arrivals_;
   // Watched for the end of their connections, so that memory which nobody wants does not stay.

@@ -4,12 +4,19 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 
 #include <atomic>
 #include <filesystem>
 #include <functional>
 #include <thread>
 
+#include "collectives/contact.h"
 #include "collectives/node/local_link.h"
 
 namespace {
@@ -50,6 +57,34 @@ class FeedOnNode : public ::testing::Test {
     return feed.run(bytes, [](ByteSpan) {});
   }
 };
+
+// Else the socket would stay readable, and all waits of the process would go round instead of sleeping.
+TEST_F(FeedOnNode, WithoutADescriptorLeftWhoComesIsRefused) {
+  const std::string name = Contact::parse(source->contact()).value().local_socket;
+  const UniqueFd comer(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  std::vector<UniqueFd> all;
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit few = before;
+  few.rlim_cur = std::min<rlim_t>(before.rlim_cur, 256);
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+  while (all.empty() || all.back()) all.emplace_back(eventfd(0, EFD_CLOEXEC));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  name.copy(address.sun_path + 1, sizeof address.sun_path - 1);
+  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
+  const int connected = connect(comer.get(), reinterpret_cast<const sockaddr*>(&address), size);
+  pollfd heard{comer.get(), POLLIN, 0};
+  const int ready = poll(&heard, 1, 10'000);
+  char byte = 0;
+  const ssize_t got = ready == 1 ? read(comer.get(), &byte, 1) : -1;
+  setrlimit(RLIMIT_NOFILE, &before);
+  EXPECT_EQ(connected, 0);
+  EXPECT_EQ(got, 0) << "the comer was neither accepted nor refused";
+  all.clear();
+  const UniqueFd memory(memfd_create("test", MFD_CLOEXEC));
+  EXPECT_TRUE(other->hand_over(source->contact(), kTag, memory.get()).ok()) << "it is as before again";
+}
 
 // A process that is stopped keeps its connections.
 TEST_F(FeedOnNode, AReceiverThatDoesNotMoveIsGivenUpAndTheOthersGetAll) {
