@@ -406,6 +406,7 @@ Status Run::end_if_broken(Status status) {
 }
 
 Status Run::add_part(int32_t microbatch, const Gradients& gradients, size_t begin, size_t end) {
+  MUSTER_TRY(check_pieces(gradients));
   bool is_void = false;
   {
     const std::lock_guard lock(mutex_);
@@ -451,6 +452,7 @@ Status Run::make_reducer() {
 }
 
 Status Run::reduce_gradients(const Gradients& gradients) {
+  MUSTER_TRY(check_pieces(gradients));
   {
     const std::lock_guard lock(mutex_);
     if (update_open_)
@@ -485,24 +487,28 @@ Status Run::reduce_to_catch_up(const Gradients& gradients) {
   return ok();
 }
 
-// All calls pass the same pieces: a shorter or longer vector would be read as the one before.
-Status Run::check_count(const Gradients& gradients) {
-  const size_t count = total(gradients);
+// Not under the lock: it may ask a device about their memory, where they are not those of the call before.
+Status Run::check_pieces(const Gradients& gradients) {
   for (const auto& piece : gradients) {
     if (piece.data() == nullptr && !piece.empty())
       return Error{ErrorCode::kMisuse, "a piece of " + std::to_string(piece.size()) +
                                            " gradients has a null pointer; pass its memory"};
   }
+  const auto data_of = [](const std::span<float>& piece) { return piece.data(); };
+  if (std::ranges::equal(gradients, checked_, {}, data_of)) return ok();
+  MUSTER_TRY(memory_.gradients->check(gradients));
+  checked_.clear();
+  std::ranges::transform(gradients, std::back_inserter(checked_), data_of);
+  return ok();
+}
+
+// All calls pass the same pieces: a shorter or longer vector would be read as the one before.
+Status Run::check_count(const Gradients& gradients) {
+  const size_t count = total(gradients);
   if (gradient_count_ != 0 && count != gradient_count_) {
     return Error{ErrorCode::kMisuse, "gradients of " + std::to_string(count) + " elements were given after " +
                                          std::to_string(gradient_count_) +
                                          "; pass the same pieces in every call"};
-  }
-  const auto data_of = [](const std::span<float>& piece) { return piece.data(); };
-  if (gradient_count_ == 0 || !std::ranges::equal(gradients, checked_, {}, data_of)) {
-    MUSTER_TRY(memory_.gradients->check(gradients));
-    checked_.clear();
-    std::ranges::transform(gradients, std::back_inserter(checked_), data_of);
   }
   gradient_count_ = count;
   return ok();
@@ -523,7 +529,8 @@ Status Run::reduce_in_view(const Gradients& gradients) {
   }
   // A program that enqueues its work on a device comes here when none of it is done.
   const auto own = static_cast<Duration>(std::max<size_t>(1, microbatches_.size()));
-  MUSTER_TRY(reducer_->begin_rest(now() + own * options_.step_timeout, options_.step_timeout));
+  const Duration all = options_.step_timeout > kNever / 2 / own ? kNever / 2 : own * options_.step_timeout;
+  MUSTER_TRY(reducer_->begin_rest(now() + all, options_.step_timeout));
   const Instant deadline = now() + options_.step_timeout;
   // Beside the plan, the newest and the oldest step that takes part: operations match by their order alone,
   // so a rank that computes a step again, alone, would add its old gradients to the others' next step.

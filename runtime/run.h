@@ -157,6 +157,7 @@ class Run final : private Session::Listener {
   bool view_is_over() const { return core_.revoked() || entered_ || core_.ended(); }
 
   Status end_if_broken(Status status);
+  Status check_pieces(const Gradients& gradients);
   Status check_count(const Gradients& gradients);
   Status add_part(int32_t microbatch, const Gradients& gradients, size_t begin, size_t end);
   Status reduce_gradients(const Gradients& gradients);

@@ -1,6 +1,7 @@
 // A transport that hands everything to another one: for tests that change one call of it.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <utility>
 
@@ -29,6 +30,20 @@ class ForwardingTransport : public Transport {
 
  private:
   const std::unique_ptr<Transport> inner_;
+};
+
+// Counts what is sent, all ranks together.
+class CountingTransport final : public ForwardingTransport {
+ public:
+  CountingTransport(std::unique_ptr<Transport> inner, std::atomic<uint64_t>& bytes)
+      : ForwardingTransport(std::move(inner)), bytes_(bytes) {}
+  TransferId send(TransportPeer peer, uint64_t tag, MessagePtr message) override {
+    bytes_ += message->size;
+    return ForwardingTransport::send(peer, tag, std::move(message));
+  }
+
+ private:
+  std::atomic<uint64_t>& bytes_;
 };
 
 }  // namespace muster::testing_support

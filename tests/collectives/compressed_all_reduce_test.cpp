@@ -691,20 +691,6 @@ TEST(CompressedSums, AreOfAnyNumberOfRanks) {
   }
 }
 
-// Counts what is sent, all ranks together.
-class CountingTransport final : public testing_support::ForwardingTransport {
- public:
-  CountingTransport(std::unique_ptr<Transport> inner, std::atomic<uint64_t>& bytes)
-      : ForwardingTransport(std::move(inner)), bytes_(bytes) {}
-  TransferId send(TransportPeer peer, uint64_t tag, MessagePtr message) override {
-    bytes_ += message->size;
-    return ForwardingTransport::send(peer, tag, std::move(message));
-  }
-
- private:
-  std::atomic<uint64_t>& bytes_;
-};
-
 // Twice an encoded vector, but for what stays on its rank.
 TEST(CompressedTraffic, IsTwiceTheEncodedVector) {
   constexpr int kRanks = 4;
@@ -724,7 +710,7 @@ TEST(CompressedTraffic, IsTwiceTheEncodedVector) {
                 member.expect_ok(reduce(member, problem, 0, collectives, &feedback, values), "reduce");
               },
               {.wrap = [&](std::unique_ptr<Transport> inner) {
-                return std::make_unique<CountingTransport>(std::move(inner), bytes);
+                return std::make_unique<testing_support::CountingTransport>(std::move(inner), bytes);
               }});
     const double each = static_cast<double>(bytes) / kRanks / kCount;
     EXPECT_NEAR(each, 2 * width * (kRanks - 1) / kRanks, 0.03 * width) << codec::codec_of(codec).name;

@@ -378,27 +378,13 @@ TEST(Compression, TellsOtherSizes) {
   });
 }
 
-// Counts what is sent, all ranks together.
-class CountingTransport final : public testing_support::ForwardingTransport {
- public:
-  CountingTransport(std::unique_ptr<Transport> inner, std::atomic<uint64_t>& bytes)
-      : ForwardingTransport(std::move(inner)), bytes_(bytes) {}
-  TransferId send(TransportPeer peer, uint64_t tag, MessagePtr message) override {
-    bytes_ += message->size;
-    return ForwardingTransport::send(peer, tag, std::move(message));
-  }
-
- private:
-  std::atomic<uint64_t>& bytes_;
-};
-
 // Bytes that one rank of four sends in a step, on average, for each element; none: float32.
 double bytes_sent(std::optional<CodecId> codec, int lanes) {
   constexpr int kRanks = 4;
   constexpr size_t kCount = 500'000, kBucket = 262'144;
   std::atomic<uint64_t> bytes = 0;
   const auto wrap = [&](std::unique_ptr<Transport> inner) {
-    return std::make_unique<CountingTransport>(std::move(inner), bytes);
+    return std::make_unique<testing_support::CountingTransport>(std::move(inner), bytes);
   };
   run_world(Medium::kInProcess, kRanks,
             [&](Member& member) {

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "tests/collectives/world.h"
+#include "tests/forwarding_transport.h"
 
 namespace {
 
@@ -29,6 +30,7 @@ extern "C" int ppoll(pollfd* fds, nfds_t count, const timespec* timeout, const s
   ++sleeps;
   const int ready = real(fds, count, timeout, mask);
   if (ready == 0) ++dozes;
+  // It stands for a thread without a processor, which nobody tells anything.
   while (!is_rank && hold.load()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   return ready;
 }
@@ -49,8 +51,8 @@ template <typename Check>
 void wait_long(Member& member, Check check) {
   is_rank = true;
   member.expect_ok(member.group.barrier(member.soon()).wait(), "the first barrier");
-  std::this_thread::sleep_for(kPause / 4);
-  if (member.rank == 1) std::this_thread::sleep_for(kPause);
+  std::this_thread::sleep_for(kPause / 4);  // long enough to fall asleep, which shows nowhere
+  if (member.rank == 1) std::this_thread::sleep_for(kPause);  // so long rank 0 is to wait
   check([&] { member.expect_ok(member.group.barrier(member.soon()).wait(), "the barrier"); });
 }
 
@@ -82,6 +84,7 @@ TEST(Sleeping, AWaiterIsWokenByWhatItWaitsFor) {
       is_rank = true;
       dozes = 0;
       for (int round = 0; round < kRounds; ++round) {
+        // Now this rank comes last, now another one.
         std::this_thread::sleep_for(std::chrono::milliseconds((round * 7 + member.rank * 5) % 4));
         member.expect_ok(member.group.barrier(member.soon()).wait(), "a barrier");
       }
@@ -90,33 +93,10 @@ TEST(Sleeping, AWaiterIsWokenByWhatItWaitsFor) {
   }
 }
 
-class Wrapped : public Transport {
- public:
-  explicit Wrapped(std::unique_ptr<Transport> transport) : transport_(std::move(transport)) {}
-  std::string_view name() const override { return transport_->name(); }
-  ByteBuffer address() const override { return transport_->address(); }
-  Result<TransportPeer> connect(ByteSpan address) override { return transport_->connect(address); }
-  void disconnect(TransportPeer peer) override { transport_->disconnect(peer); }
-  TransferId send(TransportPeer peer, uint64_t tag, MessagePtr message) override {
-    return transport_->send(peer, tag, std::move(message));
-  }
-  TransferId receive(uint64_t tag, MessagePtr message) override {
-    return transport_->receive(tag, std::move(message));
-  }
-  void cancel(TransferId id) override { transport_->cancel(id); }
-  void discard(uint64_t value, uint64_t mask) override { transport_->discard(value, mask); }
-  size_t progress(TransportSink& sink) override { return transport_->progress(sink); }
-  int event_fd() const override { return transport_->event_fd(); }
-  bool arm() override { return transport_->arm(); }
-
- private:
-  std::unique_ptr<Transport> transport_;
-};
-
 // Says that it will wake a sleeper, and never does.
-class Silent final : public Wrapped {
+class Silent final : public testing_support::ForwardingTransport {
  public:
-  using Wrapped::Wrapped;
+  using ForwardingTransport::ForwardingTransport;
   int event_fd() const override { return quiet_.get(); }
 
  private:
@@ -124,9 +104,9 @@ class Silent final : public Wrapped {
 };
 
 // Has always something to do, and does not do it.
-class Restless final : public Wrapped {
+class Restless final : public testing_support::ForwardingTransport {
  public:
-  using Wrapped::Wrapped;
+  using ForwardingTransport::ForwardingTransport;
   bool arm() override { return false; }
 };
 

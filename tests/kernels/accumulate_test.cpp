@@ -150,7 +150,7 @@ TEST(Accumulate, OnlyTheEndsOfWhatIsAlignedAlikeGoOneByOne) {
 
 // Without a device: Accumulate, in the shim.
 TEST(AccumulateOnDevice, HasTheBitsOfTheCpu) {
-  if (!missing_device().empty()) GTEST_SKIP() << missing_device();
+  if (!missing_device().empty()) GTEST_SKIP() << missing_device();  // the tests above have the shim's bits
   std::vector<Problem> all = problems();
   for (const Off off : {Off::kNone, Off::kAll, Off::kGradient})
     all.push_back({3, 3'000'001, off, Target::kLast});
