@@ -68,6 +68,8 @@ class Launcher : public testing::Test {
             std::string(TOY_WORKER) + " --board " + (folder_ / "board").string() + " --steps " + steps +
                 "; echo the loop is over; sleep 1000"};
   }
+  // So that both are in the first view, however long the second takes to start.
+  const Words together{"--form-wait", "60"};
   // One of two agents that make two nodes of this machine.
   Words node(const std::string& name, const Words& options = {}) const {
     return Words{"--nnodes",        "1:2",  "--nproc",        "2",     "--rdzv",           rdzv_,
@@ -216,8 +218,8 @@ TEST_F(Launcher, FinishesAJobAndWritesItsEvents) {
 }
 
 TEST_F(Launcher, ReplacesAKilledWorker) {
-  AgentProcess a(run(node("a"), toy({"--steps", kForever})));
-  AgentProcess b(run(node("b"), toy({"--steps", kForever})));
+  AgentProcess a(run(node("a", together), toy({"--steps", kForever})));
+  AgentProcess b(run(node("b", together), toy({"--steps", kForever})));
   ASSERT_TRUE(a.says("view 1 world 4", 2) && b.says("view 1 world 4", 2)) << a.said() << b.said();
   const int victim = std::stoi(b.finds("worker 1 of node b, process ([0-9]+)"));
   kill(victim, SIGKILL);
@@ -228,9 +230,9 @@ TEST_F(Launcher, ReplacesAKilledWorker) {
 }
 
 TEST_F(Launcher, SurvivesAKilledAgentAndTakesItsReplacement) {
-  AgentProcess a(run(node("a"), toy({"--steps", kForever})));
+  AgentProcess a(run(node("a", together), toy({"--steps", kForever})));
   ASSERT_TRUE(a.says("node joined")) << a.said();
-  auto b = std::make_unique<AgentProcess>(run(node("b"), toy({"--steps", kForever})));
+  auto b = std::make_unique<AgentProcess>(run(node("b", together), toy({"--steps", kForever})));
   ASSERT_TRUE(b->says("view 1 world 4", 2)) << b->said();
   const int orphan = std::stoi(b->finds("worker 0 of node b, process ([0-9]+)"));
   b->signal(SIGKILL);
@@ -253,8 +255,8 @@ TEST_F(Launcher, KillsAFrozenWorker) {
 // ---- signals
 
 TEST_F(Launcher, EndsOnSigtermWithASaveAndRequeues) {
-  AgentProcess a(run(node("a"), toy({"--steps", kForever})));
-  AgentProcess b(run(node("b"), toy({"--steps", kForever})));
+  AgentProcess a(run(node("a", together), toy({"--steps", kForever})));
+  AgentProcess b(run(node("b", together), toy({"--steps", kForever})));
   ASSERT_TRUE(a.says("view 1 world 4", 2) && b.says("view 1 world 4", 2)) << a.said() << b.said();
   stop_both(a, b);
   EXPECT_THAT(a.said(), HasSubstr("save durable"));
