@@ -404,7 +404,6 @@ def overhead(build, rounds):
     control, step = statistics.median(one[0] for one in ours), statistics.median(one[2] for one in ours)
     bound = 0.005 * SLEEP_MS
     case = f"{2 * WORKERS} workers on 2 agents, 1 MiB"
-    # With the transport's progress thread (recovery_worker.cpp): a bound from above.
     yield dict(row(case, "control CPU/worker", control * 1e3 / (2 * WORKERS), bound), bench="overhead",
                ours=round(control * 1e3 / (2 * WORKERS), 4), of_bound=round(bound / (control * 1e3 / (2 * WORKERS)), 2))
     peer = statistics.median(peers) if peers else None

@@ -30,22 +30,17 @@ int64_t clock_ns(clockid_t clock) {
   return int64_t{time.tv_sec} * 1000000000 + time.tv_nsec;
 }
 
-// Time on the processor of the threads that serve the control plane; the kernel counts it in nanoseconds. The
-// control loop and the transport's progress thread have no name of their own, so what this says is a bound
-// from above.
+// Time on the processor of the threads that serve the control plane; the kernel counts it in nanoseconds.
 int64_t control_ns() {
   const auto name_of = [](const std::filesystem::path& task) {
     std::string name;
     std::getline(std::ifstream(task / "comm"), name);
     return name;
   };
-  const std::string main_thread = std::to_string(getpid());
-  const std::string unnamed = name_of("/proc/self/task/" + main_thread);
   int64_t sum = 0;
   for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task")) {
     const std::string name = name_of(entry.path());
-    const bool counts = name == unnamed || name == "muster-tick" || name == "muster-events";
-    if (!counts || entry.path().filename() == main_thread) continue;
+    if (name != "muster-control" && name != "muster-tick" && name != "muster-events") continue;
     int64_t ns = 0;
     std::ifstream(entry.path() / "schedstat") >> ns;
     sum += ns;

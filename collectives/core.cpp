@@ -2,7 +2,6 @@
 
 #include <poll.h>
 #include <sched.h>
-#include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 
@@ -10,6 +9,7 @@
 #include <cerrno>
 
 #include "runtime/base/check.h"
+#include "runtime/base/threads.h"
 
 namespace muster {
 namespace {
@@ -89,12 +89,7 @@ void Core::expect_crowd(int ranks) {
 Result<std::shared_ptr<Core>> Core::start(std::unique_ptr<Transport> transport) {
   std::shared_ptr<Core> core(new Core(std::move(transport)));
   MUSTER_TRY(core->open_descriptors());
-  // The program's signals are not for this thread.
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  core->thread_ = std::thread([raw = core.get()] { raw->run(); });
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  core->thread_ = start_thread("muster-data", [raw = core.get()] { raw->run(); });
   return core;
 }
 

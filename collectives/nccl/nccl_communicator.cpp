@@ -6,12 +6,12 @@
 #include <mutex>
 #include <numeric>
 #include <optional>
-#include <thread>
 #include <utility>
 
 #include "collectives/nccl/nccl_calls.h"
 #include "collectives/nccl/nccl_canonical.h"
 #include "kernels/device_scope.h"
+#include "runtime/base/threads.h"
 
 namespace muster {
 namespace {
@@ -295,7 +295,7 @@ Result<std::unique_ptr<NcclCommunicator>> NcclCommunicator::start(const NcclOpti
                                               "; install libnccl2, 2.18 or newer"};
   }
   auto state = std::make_shared<State>(*table, options);
-  std::thread([state] { state->watch(); }).detach();
+  start_thread("muster-nccl", [state] { state->watch(); }).detach();
   return std::unique_ptr<NcclCommunicator>(new NcclCommunicator(std::move(state)));
 }
 

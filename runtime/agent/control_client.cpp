@@ -5,7 +5,6 @@
 #include <ifaddrs.h>
 #include <net/if.h>
 #include <netinet/in.h>
-#include <signal.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -26,6 +25,7 @@
 #include "runtime/agent/pmix.h"
 #include "runtime/agent/settings.h"
 #include "runtime/base/random.h"
+#include "runtime/base/threads.h"
 
 namespace muster::agent {
 namespace {
@@ -347,12 +347,7 @@ struct ControlClient::State {
       link->start({nullptr, [this](Envelope envelope) { deliver(envelope.message); },
                    [this](Error error) { lose(std::move(error)); }});
     }
-    // Signals are the program's: a thread inherits the mask, and takes none.
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    thread = std::thread([this] { loop->run(); });
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    thread = start_thread("muster-control", [this] { loop->run(); });
   }
 
   Status wait_until_joined() {

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "runtime/base/handle.h"
+#include "runtime/base/threads.h"
 
 namespace muster::agent {
 namespace {
@@ -86,7 +87,7 @@ struct Output::State {
 
 Output::Output(std::function<void()> on_room) : state_(std::make_unique<State>()) {
   state_->on_room = std::move(on_room);
-  state_->thread = std::thread([state = state_.get()] { state->run(); });
+  state_->thread = start_thread("muster-output", [state = state_.get()] { state->run(); });
 }
 
 Output::~Output() {
