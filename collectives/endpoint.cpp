@@ -7,6 +7,7 @@
 #include "collectives/formation.h"
 #include "collectives/group_state.h"
 #include "collectives/node/local_link.h"
+#include "collectives/node/message_blocks.h"
 #include "collectives/node/node_engine.h"
 #include "collectives/point_to_point.h"
 #include "collectives/transport_engine.h"
@@ -244,10 +245,24 @@ Status Endpoint::try_shared_memory(const GroupSpec& spec, Forming& forming) {
   return ok();
 }
 
+// Null where no other rank is on this node, or memory cannot be shared.
+std::unique_ptr<MessageBlocks> Endpoint::open_blocks(const GroupSpec& spec, Forming& forming) {
+  std::vector<MessageBlocks::Rank> mates;
+  for (size_t rank = 0; rank < spec.nodes.size(); ++rank) {
+    const bool here = spec.nodes[rank] == spec.nodes[static_cast<size_t>(spec.rank)];
+    if (here && static_cast<int>(rank) != spec.rank && !forming.contacts[rank].local_socket.empty())
+      mates.push_back({static_cast<int>(rank), std::move(forming.contacts[rank])});
+  }
+  if (listener_ == nullptr || mates.empty()) return nullptr;
+  return MessageBlocks::open(*listener_, nonce_, spec.generation, spec.rank, std::move(mates));
+}
+
 Result<std::unique_ptr<Group>> Endpoint::finish(const GroupSpec& spec, Forming& forming) {
   const int size = static_cast<int>(spec.contacts.size());
   auto state = std::make_shared<GroupState>(core_, spec.generation, spec.rank, size);
   std::unique_ptr<Engine> engine;
+  std::unique_ptr<MessageBlocks> blocks;
+  if (forming.exchange == nullptr) blocks = open_blocks(spec, forming);
   {
     const std::lock_guard lock(core_->mutex());
     if (forming.exchange != nullptr) {
@@ -255,7 +270,7 @@ Result<std::unique_ptr<Group>> Endpoint::finish(const GroupSpec& spec, Forming& 
           *state, {std::move(forming.segment), std::move(forming.arena), std::move(forming.exchange->mates()),
                    std::move(forming.exchange->segments()), std::move(forming.exchange->arenas())});
     } else {
-      engine = make_transport_engine(*state, forming.peers, spec.nodes, algorithm_);
+      engine = make_transport_engine(*state, forming.peers, spec.nodes, algorithm_, std::move(blocks));
     }
     std::erase_if(groups_, [](const auto& weak) { return weak.expired(); });
     groups_.push_back(state);

@@ -18,6 +18,7 @@ namespace muster {
 class Core;
 struct Handover;
 class LocalListener;
+class MessageBlocks;
 class PointToPoint;
 
 using PeerId = uint32_t;
@@ -86,6 +87,7 @@ class Endpoint {
 
   Status assemble(const GroupSpec& spec, Forming& forming);
   Status try_shared_memory(const GroupSpec& spec, Forming& forming);
+  std::unique_ptr<MessageBlocks> open_blocks(const GroupSpec& spec, Forming& forming);
   Result<std::unique_ptr<Group>> finish(const GroupSpec& spec, Forming& forming);
 
   const bool shared_memory_;

@@ -142,13 +142,14 @@ class OperationRun final {
 class TransportEngine final : public Engine, public TransferOwner {
  public:
   TransportEngine(GroupState& group, std::vector<PeerId> peers, std::span<const uint64_t> nodes,
-                  std::string forced)
+                  std::string forced, std::unique_ptr<MessageBlocks> blocks)
       : group_(group),
         peers_(std::move(peers)),
         position_{group.size(), group.rank(), grid_of(nodes)},
         forced_(std::move(forced)),
         heard_(peers_.size(), 0),
-        packets_(group, peers_) {
+        blocks_(std::move(blocks)),
+        packets_(group, peers_, blocks_.get()) {
     post_control();
   }
 
@@ -164,6 +165,7 @@ class TransportEngine final : public Engine, public TransferOwner {
   GroupState& group() { return group_; }
   Core& core() { return group_.core(); }
   PeerId peer(int rank) const { return peers_[rank]; }
+  MessageBlocks* blocks() { return blocks_.get(); }
   Schedule schedule_for(const CollectiveOperation& operation, uint64_t count) const {
     return choose_schedule(operation, count, position_, forced_);
   }
@@ -173,6 +175,7 @@ class TransportEngine final : public Engine, public TransferOwner {
   }
 
   void start(const CollectivePtr& operation) override {
+    if (blocks_ != nullptr) blocks_->link();
     runs_.push_back(std::make_unique<OperationRun>(*this, operation));
   }
 
@@ -198,7 +201,10 @@ class TransportEngine final : public Engine, public TransferOwner {
     return moved;
   }
 
-  void open_path(int rank) override { packets_.open(rank); }
+  void open_path(int rank) override {
+    if (blocks_ != nullptr) blocks_->link();
+    packets_.open(rank);
+  }
   size_t payload_most() const override { return kPayloadBytes; }
   bool send_packet(int rank, const Packet& packet, const std::byte* payload) override {
     return packets_.send(rank, packet, payload);
@@ -355,6 +361,7 @@ class TransportEngine final : public Engine, public TransferOwner {
   std::vector<uint64_t> heard_;  // since the last inquiry: issued + 1, or 0
   TransferId control_ = 0;
   MessagePtr control_message_;
+  const std::unique_ptr<MessageBlocks> blocks_;
   TransportPackets packets_;
 };
 
@@ -491,9 +498,8 @@ void ScheduleRun::post_send(size_t stream, const Region& part) {
   header.signature = operation_->signature;
   header.index = sent_[peer]++;
   header.payload = part.count * operation_->element();
-  std::memcpy(message->data, &header, sizeof header);
-  if (part.count > 0) std::memcpy(message->data + sizeof header, address(part, 0), header.payload);
-  message->size = sizeof header + header.payload;
+  pack(engine_.blocks(), peer, header, {part.count > 0 ? address(part, 0) : nullptr, header.payload},
+       *message);
   const uint64_t cookie = next_cookie_++;
   const TransferId id =
       engine_.core().send(engine_.peer(peer), tag_from(group.rank()), message, this, cookie);
@@ -549,14 +555,17 @@ void ScheduleRun::take(InFlight& arrived, size_t bytes) {
     return;
   }
   const uint64_t expected = arrived.part.count * operation_->element();
-  if (header.index != arrived.index || header.payload != expected || bytes != sizeof header + expected) {
+  const std::byte* const payload =
+      payload_of(engine_.blocks(), peer, header, *arrived.message, bytes, expected);
+  if (header.index != arrived.index || header.payload != expected || payload == nullptr) {
     group.fail({ErrorCode::kReconfigure,
                 "rank " + std::to_string(peer) + " sent another piece of " + describe(operation_->signature) +
                     " than was due; all ranks must run the same version with the same options",
                 {peer}});
     return;
   }
-  if (expected > 0) std::memcpy(address(arrived.part, 0), arrived.message->data + sizeof header, expected);
+  if (expected > 0) std::memcpy(address(arrived.part, 0), payload, expected);
+  if (header.name.use != 0) engine_.blocks()->release(peer, header.name);
   --receives_[arrived.stream].in_flight;
   news_ = true;
 }
@@ -696,8 +705,10 @@ uint64_t group_tag(TagKind kind, const Generation& generation, int source, uint6
 uint64_t group_tag_mask() { return ~((uint64_t{1} << 42) - 1); }
 
 std::unique_ptr<Engine> make_transport_engine(GroupState& group, std::vector<PeerId> peers,
-                                              std::span<const uint64_t> nodes, std::string forced_algorithm) {
-  return std::make_unique<TransportEngine>(group, std::move(peers), nodes, std::move(forced_algorithm));
+                                              std::span<const uint64_t> nodes, std::string forced_algorithm,
+                                              std::unique_ptr<MessageBlocks> blocks) {
+  return std::make_unique<TransportEngine>(group, std::move(peers), nodes, std::move(forced_algorithm),
+                                           std::move(blocks));
 }
 
 }  // namespace muster

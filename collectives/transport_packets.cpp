@@ -15,14 +15,15 @@ constexpr size_t kWindow = 8;    // packets on their way to one peer
 constexpr uint64_t kChannel = 1;
 
 struct Header {
-  static constexpr uint32_t kMagic = 0x3150554dU;  // "MUP1": format version 1
+  static constexpr uint32_t kMagic = 0x3250554dU;  // "MUP2": format version 2
   uint32_t magic = kMagic;
   int32_t source = 0;
   Generation generation;
   uint64_t number = 0;
   Packet packet;
+  BlockName name;
 };
-static_assert(sizeof(Header) == 72 && sizeof(Header) + kPayloadBytes <= kMessageBytes);
+static_assert(sizeof(Header) == 88 && sizeof(Header) + kPayloadBytes <= kMessageBytes);
 
 uint64_t tag_of(const Generation& generation, int receiver) {
   return group_tag(TagKind::kControl, generation, receiver, kChannel);
@@ -57,9 +58,7 @@ bool TransportPackets::send(int rank, const Packet& packet, const std::byte* pay
   header.generation = group_.generation();
   header.number = stream.sent++;
   header.packet = packet;
-  std::memcpy(message->data, &header, sizeof header);
-  if (packet.payload > 0) std::memcpy(message->data + sizeof header, payload, packet.payload);
-  message->size = sizeof header + packet.payload;
+  pack(blocks_, rank, header, {payload, packet.payload}, *message);
   const uint64_t cookie = next_cookie_++;
   const TransferId id = group_.core().send(peers_[static_cast<size_t>(rank)],
                                            tag_of(group_.generation(), rank), message, this, cookie);
@@ -89,24 +88,28 @@ void TransportPackets::arrive(MessagePtr message, size_t bytes) {
   Header header;
   if (bytes < sizeof header) return;
   std::memcpy(&header, message->data, sizeof header);
-  const bool ours = header.magic == Header::kMagic && header.generation == group_.generation() &&
-                    header.source >= 0 && header.source < group_.size() && header.source != group_.rank() &&
-                    header.packet.payload == bytes - sizeof header;
+  const bool ours =
+      header.magic == Header::kMagic && header.generation == group_.generation() && header.source >= 0 &&
+      header.source < group_.size() && header.source != group_.rank() &&
+      payload_of(blocks_, header.source, header, *message, bytes, header.packet.payload) != nullptr;
   if (!ours) return;
   Stream& stream = streams_[header.source];
-  stream.early[header.number] = std::move(message);
+  stream.early[header.number] = {std::move(message), bytes};
   hand_on(header.source, stream);
 }
 
 void TransportPackets::hand_on(int source, Stream& stream) {
   while (!stream.early.empty() && stream.early.begin()->first <= stream.taken) {
-    const auto [number, message] = *stream.early.begin();
+    const auto [number, early] = *stream.early.begin();
     stream.early.erase(stream.early.begin());
     if (number < stream.taken) continue;
     ++stream.taken;
     Header header;
-    std::memcpy(&header, message->data, sizeof header);
-    group_.transfers().take(source, header.packet, message->data + sizeof header);
+    std::memcpy(&header, early.message->data, sizeof header);
+    group_.transfers().take(
+        source, header.packet,
+        payload_of(blocks_, source, header, *early.message, early.bytes, header.packet.payload));
+    if (header.name.use != 0) blocks_->release(source, header.name);
   }
 }
 

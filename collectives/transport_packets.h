@@ -10,13 +10,15 @@
 #include <vector>
 
 #include "collectives/core.h"
+#include "collectives/node/message_blocks.h"
 #include "collectives/rank_transfers.h"
 
 namespace muster {
 
 class TransportPackets final : public TransferOwner {
  public:
-  TransportPackets(GroupState& group, const std::vector<PeerId>& peers) : group_(group), peers_(peers) {}
+  TransportPackets(GroupState& group, const std::vector<PeerId>& peers, MessageBlocks* blocks)
+      : group_(group), peers_(peers), blocks_(blocks) {}
   ~TransportPackets();
 
   void open(int rank);
@@ -32,11 +34,15 @@ class TransportPackets final : public TransferOwner {
     int receiver = 0;    // of a send
     MessagePtr message;  // of a receive
   };
+  struct Early {
+    MessagePtr message;
+    size_t bytes;
+  };
   struct Stream {
     uint64_t sent = 0;
     size_t in_flight = 0;
     uint64_t taken = 0;
-    std::map<uint64_t, MessagePtr> early;  // by number
+    std::map<uint64_t, Early> early;  // by number
   };
 
   void post_receive();
@@ -45,6 +51,7 @@ class TransportPackets final : public TransferOwner {
 
   GroupState& group_;
   const std::vector<PeerId>& peers_;
+  MessageBlocks* const blocks_;  // may be null
   std::map<uint64_t, InFlight> in_flight_;
   std::map<int, Stream> streams_;
   uint64_t next_cookie_ = 0;

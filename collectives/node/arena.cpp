@@ -3,11 +3,9 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <utility>
 
 namespace muster {
@@ -15,11 +13,6 @@ namespace {
 
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kHugePage = 2 << 20;
-constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
-
-Error refusal(const char* what) {
-  return {ErrorCode::kEnvironment, std::string(what) + ": " + strerror(errno)};
-}
 
 // As much as the host has, but where address space is limited only an eighth of it for all arenas.
 uint64_t arena_bytes(int ranks) {
@@ -33,48 +26,25 @@ uint64_t arena_bytes(int ranks) {
 
 }  // namespace
 
-ArenaView::ArenaView(ArenaView&& other) noexcept
-    : base_(std::exchange(other.base_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-
-ArenaView& ArenaView::operator=(ArenaView&& other) noexcept {
-  std::swap(base_, other.base_);
-  std::swap(bytes_, other.bytes_);
-  return *this;
-}
-
-ArenaView::~ArenaView() {
-  if (base_ != nullptr) munmap(base_, bytes_);
+ArenaView::ArenaView(SharedMemory memory) : memory_(std::move(memory)) {
+  // Wishes only. A mate's buffers do not belong into this process's core dump.
+  madvise(base(), bytes(), MADV_HUGEPAGE);
+  madvise(base(), bytes(), MADV_DONTDUMP);
 }
 
 Result<ArenaView> ArenaView::map(int fd) {
-  struct stat status {};
-  const int seals = fcntl(fd, F_GET_SEALS);
-  if (seals < 0 || (seals & kSeals) != kSeals || fstat(fd, &status) != 0 || status.st_size <= 0)
-    return Error{ErrorCode::kEnvironment, "a node-mate's arena is of another version"};
-  const auto bytes = static_cast<size_t>(status.st_size);
-  void* base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
-  if (base == MAP_FAILED) return refusal("cannot map an arena");
-  // Wishes only. A mate's buffers do not belong into this process's core dump.
-  madvise(base, bytes, MADV_HUGEPAGE);
-  madvise(base, bytes, MADV_DONTDUMP);
-  ArenaView view;
-  view.base_ = static_cast<std::byte*>(base);
-  view.bytes_ = bytes;
-  return view;
+  MUSTER_ASSIGN(SharedMemory memory, SharedMemory::map(fd, SharedMemory::Access::kWrite));
+  return ArenaView(std::move(memory));
 }
 
 std::byte* ArenaView::at(uint64_t offset, uint64_t bytes) const {
-  return offset <= bytes_ && bytes <= bytes_ - offset ? base_ + offset : nullptr;
+  return offset <= memory_.bytes() && bytes <= memory_.bytes() - offset ? base() + offset : nullptr;
 }
 
 Result<std::shared_ptr<Arena>> Arena::create(int ranks) {
   std::shared_ptr<Arena> arena(new Arena);
-  arena->fd_.reset(memfd_create("muster-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  if (!arena->fd_) return refusal("cannot create an arena");
-  if (ftruncate(arena->fd(), static_cast<off_t>(arena_bytes(ranks))) != 0)
-    return refusal("cannot size an arena");
-  if (fcntl(arena->fd(), F_ADD_SEALS, kSeals) != 0) return refusal("cannot seal an arena");
-  MUSTER_ASSIGN(arena->view_, ArenaView::map(arena->fd()));
+  MUSTER_ASSIGN(SharedMemory memory, SharedMemory::create("muster-arena", arena_bytes(ranks)));
+  arena->view_ = ArenaView(std::move(memory));
   return arena;
 }
 

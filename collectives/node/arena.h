@@ -13,8 +13,8 @@
 #include <mutex>
 #include <optional>
 
+#include "collectives/node/shared_memory.h"
 #include "runtime/base/bytes.h"
-#include "runtime/base/handle.h"
 #include "runtime/base/result.h"
 
 namespace muster {
@@ -25,18 +25,16 @@ class ArenaView {
   // `fd` stays the caller's. Errors: kEnvironment where it is not what it should be.
   static Result<ArenaView> map(int fd);
   ArenaView() = default;
-  ArenaView(ArenaView&& other) noexcept;
-  ArenaView& operator=(ArenaView&& other) noexcept;
-  ~ArenaView();
 
   // The bytes at an offset that a mate gave; null where they are not all inside.
   std::byte* at(uint64_t offset, uint64_t bytes) const;
-  std::byte* base() const { return base_; }
-  size_t bytes() const { return bytes_; }
+  std::byte* base() const { return memory_.base(); }
+  size_t bytes() const { return memory_.bytes(); }
 
  private:
-  std::byte* base_ = nullptr;
-  size_t bytes_ = 0;
+  friend class Arena;
+  explicit ArenaView(SharedMemory memory);
+  SharedMemory memory_;
 };
 
 class Arena {
@@ -44,7 +42,7 @@ class Arena {
   // `ranks`: how many such will be mapped by each process. Errors: kEnvironment.
   static Result<std::shared_ptr<Arena>> create(int ranks);
 
-  int fd() const { return fd_.get(); }
+  int fd() const { return view_.memory_.fd(); }
 
   // Zeroed memory, aligned to pages. Errors: kEnvironment where the arena is full.
   Result<MutableByteSpan> allocate(size_t bytes);
@@ -56,7 +54,6 @@ class Arena {
 
  private:
   Arena() = default;
-  UniqueFd fd_;
   ArenaView view_;
   std::mutex mutex_;
   std::map<uint64_t, uint64_t> used_;  // offset → bytes

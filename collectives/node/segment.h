@@ -9,9 +9,9 @@
 #include <cstdint>
 #include <memory>
 
+#include "collectives/node/shared_memory.h"
 #include "collectives/operation.h"
 #include "collectives/rank_transfers.h"
-#include "runtime/base/handle.h"
 #include "runtime/base/result.h"
 
 namespace muster {
@@ -100,13 +100,10 @@ class Segment {
   static Result<Segment> map(int fd, const Generation& generation, int rank, int ranks);
 
   Segment() = default;
-  Segment(Segment&& other) noexcept;
-  Segment& operator=(Segment&& other) noexcept;
-  ~Segment();
 
-  int fd() const { return fd_.get(); }
-  SegmentHeader& header() { return *static_cast<SegmentHeader*>(base_); }
-  const SegmentHeader& header() const { return *static_cast<const SegmentHeader*>(base_); }
+  int fd() const { return memory_.fd(); }
+  SegmentHeader& header() { return *reinterpret_cast<SegmentHeader*>(memory_.base()); }
+  const SegmentHeader& header() const { return *reinterpret_cast<const SegmentHeader*>(memory_.base()); }
   std::byte* input(uint64_t tile) const { return data() + (tile % kSlots) * (kTileBytes + kResultBytes); }
   std::byte* result(uint64_t tile) const { return input(tile) + kTileBytes; }
   Channel& channel(size_t rank) { return channels()[rank]; }
@@ -115,9 +112,7 @@ class Segment {
  private:
   std::byte* data() const;
   Channel* channels() const;
-  UniqueFd fd_;
-  void* base_ = nullptr;
-  size_t bytes_ = 0;
+  SharedMemory memory_;
 };
 
 }  // namespace muster

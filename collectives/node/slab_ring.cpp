@@ -1,10 +1,7 @@
 #include "collectives/node/slab_ring.h"
 
-#include <fcntl.h>
 #include <poll.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -15,53 +12,22 @@ namespace muster {
 namespace {
 
 constexpr size_t kRingBytes = kSlabs * kSlabBytes;
-constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 constexpr Duration kLook = 100 * kMillisecond;  // how soon a wait hears that it is to end
-
-Error refusal(const char* what) {
-  return {ErrorCode::kEnvironment, std::string(what) + ": " + strerror(errno)};
-}
 
 }  // namespace
 
-SlabRing::SlabRing(SlabRing&& other) noexcept
-    : fd_(std::move(other.fd_)), base_(std::exchange(other.base_, nullptr)) {}
-
-SlabRing& SlabRing::operator=(SlabRing&& other) noexcept {
-  std::swap(fd_, other.fd_);
-  std::swap(base_, other.base_);
-  return *this;
-}
-
-SlabRing::~SlabRing() {
-  if (base_ != nullptr) munmap(base_, kRingBytes);
-}
-
 Result<SlabRing> SlabRing::create() {
   SlabRing ring;
-  ring.fd_.reset(memfd_create("muster-slabs", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  if (!ring.fd_) return refusal("cannot create shared memory");
-  if (ftruncate(ring.fd(), kRingBytes) != 0) return refusal("cannot size shared memory");
-  if (fcntl(ring.fd(), F_ADD_SEALS, kSeals) != 0) return refusal("cannot seal shared memory");
-  void* const base = mmap(nullptr, kRingBytes, PROT_READ | PROT_WRITE, MAP_SHARED, ring.fd(), 0);
-  if (base == MAP_FAILED) return refusal("cannot map shared memory");
-  ring.base_ = static_cast<std::byte*>(base);
+  MUSTER_ASSIGN(ring.memory_, SharedMemory::create("muster-slabs", kRingBytes));
   return ring;
 }
 
-Result<SlabRing> SlabRing::map(UniqueFd memory) {
-  struct stat status {};
-  const int seals = fcntl(memory.get(), F_GET_SEALS);
-  const bool sealed = seals >= 0 && (seals & kSeals) == kSeals;
-  if (!sealed || fstat(memory.get(), &status) != 0 || static_cast<size_t>(status.st_size) != kRingBytes) {
-    return Error{ErrorCode::kEnvironment,
-                 "a node-mate's ring of slabs is of another version; run the same version of muster"};
-  }
-  void* const base = mmap(nullptr, kRingBytes, PROT_READ, MAP_SHARED, memory.get(), 0);
-  if (base == MAP_FAILED) return refusal("cannot map a node-mate's shared memory");
+Result<SlabRing> SlabRing::map(int fd) {
   SlabRing ring;
-  ring.base_ = static_cast<std::byte*>(base);
-  return ring;
+  MUSTER_ASSIGN(ring.memory_, SharedMemory::map(fd, SharedMemory::Access::kRead));
+  if (ring.memory_.bytes() == kRingBytes) return ring;
+  return Error{ErrorCode::kEnvironment,
+               "a node-mate's ring of slabs is of another version; run the same version of muster"};
 }
 
 // Never waits: a reader has room for more packets than the ring has slabs.
@@ -87,7 +53,7 @@ Status SlabReader::hear(uint64_t slabs) {
 Result<SlabSource> SlabSource::open(UniqueFd connection, UniqueFd memory) {
   SlabSource source;
   source.connection_ = std::move(connection);
-  MUSTER_ASSIGN(source.ring_, SlabRing::map(std::move(memory)));
+  MUSTER_ASSIGN(source.ring_, SlabRing::map(memory.get()));
   source.answer();
   return source;
 }

@@ -16,6 +16,7 @@
 #include <optional>
 #include <vector>
 
+#include "collectives/node/shared_memory.h"
 #include "runtime/base/bytes.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/handle.h"
@@ -29,20 +30,16 @@ constexpr size_t kNoteBytesMax = 256;
 
 class SlabRing {
  public:
-  static Result<SlabRing> create();              // the owner's. Errors: kEnvironment.
-  static Result<SlabRing> map(UniqueFd memory);  // a reader's. Errors: kEnvironment: not such a ring.
+  static Result<SlabRing> create();     // the owner's. Errors: kEnvironment.
+  static Result<SlabRing> map(int fd);  // a reader's. Errors: kEnvironment: not such a ring.
   SlabRing() = default;
-  SlabRing(SlabRing&& other) noexcept;
-  SlabRing& operator=(SlabRing&& other) noexcept;
-  ~SlabRing();
 
-  explicit operator bool() const { return base_ != nullptr; }
-  int fd() const { return fd_.get(); }
-  std::byte* slab(uint64_t number) const { return base_ + number % kSlabs * kSlabBytes; }
+  explicit operator bool() const { return static_cast<bool>(memory_); }
+  int fd() const { return memory_.fd(); }
+  std::byte* slab(uint64_t number) const { return memory_.base() + number % kSlabs * kSlabBytes; }
 
  private:
-  UniqueFd fd_;
-  std::byte* base_ = nullptr;
+  SharedMemory memory_;
 };
 
 // The owner's side of one reader. Errors of all calls: kReconfigure, the reader is gone.

@@ -219,6 +219,7 @@ TEST_P(CompressedAllReduce, SameBitsOnAllRanksAsTheReference) {
   }
   test_worlds(Medium::kInProcess, {1, 2, 3, 4, 5}, problems);
   test_worlds(Medium::kNodeThreads, {1, 2, 3, 4, 5}, problems);
+  test_worlds(Medium::kNodesThreads, {4}, problems);
 }
 
 TEST_P(CompressedAllReduce, SpecialValues) {

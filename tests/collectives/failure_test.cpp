@@ -122,7 +122,8 @@ TEST_P(Killed, OthersEndSoonAndNameIt) {
       options);
 }
 INSTANTIATE_TEST_SUITE_P(All, Killed,
-                         testing::ValuesIn(every({Medium::kNodeProcesses, Medium::kUcxProcesses})),
+                         testing::ValuesIn(every({Medium::kNodeProcesses, Medium::kUcxProcesses,
+                                                  Medium::kNodesProcesses})),
                          interrupted_name);
 
 class Frozen : public testing::TestWithParam<Interrupted> {};
@@ -162,7 +163,8 @@ TEST_P(Frozen, DeadlineNamesIt) {
   });
 }
 INSTANTIATE_TEST_SUITE_P(All, Frozen,
-                         testing::ValuesIn(every({Medium::kNodeProcesses, Medium::kUcxProcesses})),
+                         testing::ValuesIn(every({Medium::kNodeProcesses, Medium::kUcxProcesses,
+                                                  Medium::kNodesProcesses})),
                          interrupted_name);
 
 // Rank 1 is frozen while it stores into its mates' buffers, excluded, and thawed while the others, in their
@@ -282,8 +284,9 @@ TEST_P(Revoked, EndsAtOnceAndTouchesNothingAfterwards) {
     });
   }
 }
-INSTANTIATE_TEST_SUITE_P(All, Revoked, testing::ValuesIn(every({Medium::kInProcess, Medium::kNodeThreads})),
-                         interrupted_name);
+INSTANTIATE_TEST_SUITE_P(
+    All, Revoked, testing::ValuesIn(every({Medium::kInProcess, Medium::kNodeThreads, Medium::kNodesThreads})),
+    interrupted_name);
 INSTANTIATE_TEST_SUITE_P(Ucx, Revoked, testing::Values(Interrupted{Medium::kUcxProcesses, 0}),
                          interrupted_name);
 

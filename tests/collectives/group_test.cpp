@@ -429,12 +429,18 @@ INSTANTIATE_TEST_SUITE_P(Ucx, Operations,
                          case_name);
 INSTANTIATE_TEST_SUITE_P(Both, Operations, testing::ValuesIn(sizes(Medium::kBothProcesses, {2, 4})),
                          case_name);
+INSTANTIATE_TEST_SUITE_P(NodesThreads, Operations, testing::ValuesIn(sizes(Medium::kNodesThreads, {3, 4, 7})),
+                         case_name);
+INSTANTIATE_TEST_SUITE_P(NodesProcesses, Operations,
+                         testing::ValuesIn(sizes(Medium::kNodesProcesses, {4, 5})), case_name);
 
 INSTANTIATE_TEST_SUITE_P(InProcess, Whole, testing::ValuesIn(sizes(Medium::kInProcess, {1, 2, 3, 5, 9})),
                          case_name);
 INSTANTIATE_TEST_SUITE_P(NodeProcesses, Whole,
                          testing::ValuesIn(sizes(Medium::kNodeProcesses, {2, 3, 4, 7, 9})), case_name);
 INSTANTIATE_TEST_SUITE_P(Ucx, Whole, testing::ValuesIn(sizes(Medium::kUcxProcesses, {2, 4})), case_name);
+INSTANTIATE_TEST_SUITE_P(NodesProcesses, Whole, testing::ValuesIn(sizes(Medium::kNodesProcesses, {4})),
+                         case_name);
 
 class Algorithms : public testing::TestWithParam<const char*> {};
 
@@ -457,12 +463,13 @@ INSTANTIATE_TEST_SUITE_P(All, Algorithms,
                          testing::Values("one-shot", "recursive doubling", "direct", "ring", "Bruck"));
 
 // Ranks that share nodes reduce there first. Small ones do not, nor types that round at each fold.
-TEST(Nodes, RanksOnSeveralGiveTheRightNumbers) {
+class Nodes : public testing::TestWithParam<Medium> {};
+TEST_P(Nodes, RanksOnSeveralGiveTheRightNumbers) {
   const std::vector<std::vector<uint64_t>> worlds = {
       {7, 7, 8, 8}, {8, 7, 8, 7}, {5, 5, 5, 9, 9, 9}, {3, 1, 2, 2, 3, 1}, {7, 7, 8}};
   for (const auto& nodes : worlds) {
     run_world(
-        Medium::kInProcess, static_cast<int>(nodes.size()),
+        GetParam(), static_cast<int>(nodes.size()),
         [](Member& member) {
           for (const What what : {What::kAllReduce, What::kReduceScatter, What::kAllGather, What::kBroadcast})
             for (const DType dtype : {DType::kFloat32, DType::kInt64, DType::kFloat16})
@@ -474,6 +481,8 @@ TEST(Nodes, RanksOnSeveralGiveTheRightNumbers) {
         {.nodes = nodes});
   }
 }
+INSTANTIATE_TEST_SUITE_P(All, Nodes, testing::Values(Medium::kInProcess, Medium::kNodesThreads),
+                         [](const auto& parameter) { return std::string(name_of(parameter.param)); });
 
 // Large operations go in parts, several at once. The first row has more parts than tags tell apart.
 TEST(Parts, OfALargeOperationArriveWhereTheyBelong) {
@@ -483,7 +492,7 @@ TEST(Parts, OfALargeOperationArriveWhereTheyBelong) {
              {What::kAllReduce, DType::kFloat32, ReduceOp::kSum, 70 * 2 * kPartOfOne + 5, 0, false, false});
   });
   for (const std::vector<uint64_t>& nodes : {std::vector<uint64_t>{7, 7, 7}, {7, 7, 8, 8}}) {
-    run_world(Medium::kInProcess, static_cast<int>(nodes.size()),
+    run_world(nodes.size() == 3 ? Medium::kInProcess : Medium::kNodesThreads, static_cast<int>(nodes.size()),
               [](Member& member) {
                 const size_t part = kPartOfOne * static_cast<size_t>(member.size);
                 for (const What what : {What::kAllReduce, What::kReduce, What::kBroadcast})
@@ -510,6 +519,8 @@ TEST_P(Folds, OfWhatHasArrivedAreRight) {
 }
 INSTANTIATE_TEST_SUITE_P(InProcess, Folds, testing::ValuesIn(sizes(Medium::kInProcess, {2, 3})), case_name);
 INSTANTIATE_TEST_SUITE_P(Ucx, Folds, testing::ValuesIn(sizes(Medium::kUcxProcesses, {2, 3})), case_name);
+INSTANTIATE_TEST_SUITE_P(NodesProcesses, Folds, testing::ValuesIn(sizes(Medium::kNodesProcesses, {3})),
+                         case_name);
 
 // ---- canonical reduction
 
@@ -603,6 +614,8 @@ INSTANTIATE_TEST_SUITE_P(NodeProcesses, Canonical,
                          testing::ValuesIn(sizes(Medium::kNodeProcesses, {1, 2, 3, 4, 5, 6, 7, 8})),
                          case_name);
 INSTANTIATE_TEST_SUITE_P(Ucx, Canonical, testing::ValuesIn(sizes(Medium::kUcxProcesses, {2, 3, 4, 8})),
+                         case_name);
+INSTANTIATE_TEST_SUITE_P(NodesThreads, Canonical, testing::ValuesIn(sizes(Medium::kNodesThreads, {3, 4, 8})),
                          case_name);
 
 // ---- special values and bad arguments

@@ -147,8 +147,10 @@ TEST_P(Transfers, AnyOrder) {
 }
 const auto kWorlds = worlds({1, 2, 3, 4, 5}, {Medium::kInProcess});
 const auto kNodeWorlds = worlds({1, 2, 3, 5}, {Medium::kNodeThreads, Medium::kNodeProcesses});
+const auto kNodesWorlds = worlds({3, 5}, {Medium::kNodesThreads, Medium::kNodesProcesses});
 INSTANTIATE_TEST_SUITE_P(InProcess, Transfers, testing::ValuesIn(kWorlds), world_name);
 INSTANTIATE_TEST_SUITE_P(Node, Transfers, testing::ValuesIn(kNodeWorlds), world_name);
+INSTANTIATE_TEST_SUITE_P(Nodes, Transfers, testing::ValuesIn(kNodesWorlds), world_name);
 INSTANTIATE_TEST_SUITE_P(Ucx, Transfers, testing::ValuesIn(worlds({2, 3}, {Medium::kUcxProcesses})),
                          world_name);
 

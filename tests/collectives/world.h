@@ -17,20 +17,25 @@
 namespace muster {
 
 enum class Medium {
-  kInProcess,      // threads, in-process transport
-  kNodeThreads,    // threads with an endpoint each, shared memory, no transport
-  kNodeProcesses,  // processes, shared memory, no transport
-  kUcxProcesses,   // processes, UCX over loopback TCP
-  kBothProcesses,  // processes, shared memory agreed upon over UCX
+  kInProcess,       // threads, in-process transport
+  kNodeThreads,     // threads with an endpoint each, shared memory, no transport
+  kNodesThreads,    // threads, in-process transport, shared memory within each of two nodes
+  kNodeProcesses,   // processes, shared memory, no transport
+  kUcxProcesses,    // processes, UCX over loopback TCP
+  kBothProcesses,   // processes, shared memory agreed upon over UCX
+  kNodesProcesses,  // processes, UCX, shared memory within each of two nodes
 };
 
 inline const char* name_of(Medium medium) {
-  static constexpr const char* kNames[] = {"InProcess", "NodeThreads", "NodeProcesses", "UcxProcesses",
-                                           "BothProcesses"};
+  static constexpr const char* kNames[] = {"InProcess",    "NodeThreads",   "NodesThreads",  "NodeProcesses",
+                                           "UcxProcesses", "BothProcesses", "NodesProcesses"};
   return kNames[static_cast<int>(medium)];
 }
 
 inline bool by_processes(Medium medium) { return medium >= Medium::kNodeProcesses; }
+inline bool on_nodes(Medium medium) {
+  return medium == Medium::kNodesThreads || medium == Medium::kNodesProcesses;
+}
 
 // One rank's view of the test.
 struct Member {
@@ -57,21 +62,25 @@ struct WorldOptions {
   // Around each in-process transport.
   std::function<std::unique_ptr<Transport>(std::unique_ptr<Transport>)> wrap;
   testing_support::SpawnOptions spawn;
-  std::vector<uint64_t> nodes;  // of each rank; empty: all are on one
+  std::vector<uint64_t> nodes;  // of each rank; empty: all are on one, or in turn on the two
 };
 
-inline std::vector<uint64_t> nodes_of(const WorldOptions& options, int ranks) {
-  return options.nodes.empty() ? std::vector<uint64_t>(static_cast<size_t>(ranks), 7) : options.nodes;
+inline std::vector<uint64_t> nodes_of(Medium medium, const WorldOptions& options, int ranks) {
+  if (!options.nodes.empty()) return options.nodes;
+  std::vector<uint64_t> nodes(static_cast<size_t>(ranks), 7);
+  for (size_t rank = 1; on_nodes(medium) && rank < nodes.size(); rank += 2) nodes[rank] = 8;
+  return nodes;
 }
 
 inline Result<std::unique_ptr<Endpoint>> open_endpoint(Medium medium, InProcessNetwork* network,
                                                        const WorldOptions& world) {
   EndpointOptions options;
   options.algorithm = world.algorithm;
-  if (medium == Medium::kInProcess) options.transport = network->make_transport();
-  if (medium == Medium::kInProcess && world.wrap)
-    options.transport = world.wrap(std::move(options.transport));
-  if (medium == Medium::kUcxProcesses || medium == Medium::kBothProcesses) {
+  if (medium == Medium::kInProcess || medium == Medium::kNodesThreads) {
+    options.transport = network->make_transport();
+    if (world.wrap) options.transport = world.wrap(std::move(options.transport));
+  }
+  if (by_processes(medium) && medium != Medium::kNodeProcesses) {
     MUSTER_ASSIGN(options.transport, open_ucx());
   }
   options.shared_memory = medium != Medium::kInProcess && medium != Medium::kUcxProcesses;
@@ -84,7 +93,8 @@ inline void run_member(Medium medium, Endpoint& endpoint, const GroupSpec& spec,
                        InProcessNetwork* network) {
   auto group = endpoint.form_group(spec);
   if (!group.ok()) return fail("form_group: " + group.error().message);
-  const bool expects_memory = medium != Medium::kInProcess && medium != Medium::kUcxProcesses;
+  const bool expects_memory =
+      medium == Medium::kNodeThreads || medium == Medium::kNodeProcesses || medium == Medium::kBothProcesses;
   if (spec.contacts.size() > 1 && ((*group)->medium() == "shared memory") != expects_memory)
     fail("the group talks over " + std::string((*group)->medium()));
   Member member{spec.rank, static_cast<int>(spec.contacts.size()), endpoint, **group, spec, fail, process,
@@ -99,7 +109,7 @@ inline void run_threads(Medium medium, int ranks, const std::function<void(Membe
   GroupSpec spec;
   spec.generation = {random_nonce(), 1};
   spec.deadline = now() + 30 * kSecond;
-  spec.nodes = nodes_of(options, ranks);
+  spec.nodes = nodes_of(medium, options, ranks);
   for (int rank = 0; rank < ranks; ++rank) {
     auto endpoint = open_endpoint(medium, network.get(), options);
     ASSERT_TRUE(endpoint.ok()) << endpoint.error().message;
@@ -134,7 +144,7 @@ inline void run_processes(Medium medium, int ranks, const std::function<void(Mem
         GroupSpec spec;
         spec.generation = {nonce, 1};
         spec.deadline = now() + 30 * kSecond;
-        spec.nodes = nodes_of(options, ranks);
+        spec.nodes = nodes_of(medium, options, ranks);
         spec.rank = rank.rank();
         spec.contacts = rank.exchange((*endpoint)->contact());
         run_member(medium, **endpoint, spec, fail, body, &rank, nullptr);
