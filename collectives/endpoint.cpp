@@ -254,7 +254,7 @@ std::unique_ptr<MessageBlocks> Endpoint::open_blocks(const GroupSpec& spec, Form
       mates.push_back({static_cast<int>(rank), std::move(forming.contacts[rank])});
   }
   if (listener_ == nullptr || mates.empty()) return nullptr;
-  return MessageBlocks::open(*listener_, nonce_, spec.generation, spec.rank, std::move(mates));
+  return MessageBlocks::open(*core_, *listener_, nonce_, spec.generation, spec.rank, std::move(mates));
 }
 
 Result<std::unique_ptr<Group>> Endpoint::finish(const GroupSpec& spec, Forming& forming) {

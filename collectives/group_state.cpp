@@ -16,6 +16,7 @@ void GroupState::open(std::unique_ptr<Engine> engine) {
   engine_ = std::move(engine);
   open_ = true;
   core_->join(this);
+  engine_->advance();  // what has come for it before it was there
 }
 
 void GroupState::close(Error reason) {
@@ -131,6 +132,7 @@ Status GroupState::end_of(const CollectiveOperation& operation) const {
 
 void GroupState::fail(Failure failure, bool tell_peers) {
   if (failure_.has_value()) return;
+  ended_well_ = first_pending();
   failure_ = std::move(failure);
   if (engine_ != nullptr) engine_->abandon(*failure_, tell_peers);
   for (CollectivePtr& operation : std::exchange(pending_, {})) {

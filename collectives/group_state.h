@@ -78,6 +78,8 @@ class GroupState final : public Driven, public std::enable_shared_from_this<Grou
   void fail(Failure failure, bool tell_peers = true);
   bool failed() const { return failure_.has_value(); }
   uint64_t issued() const { return next_sequence_; }
+  // Operations up to the first that has not ended well here.
+  uint64_t ended_well() const { return failure_ ? ended_well_ : first_pending(); }
   const std::deque<CollectivePtr>& pending() const { return pending_; }
 
   size_t advance() override;
@@ -92,6 +94,9 @@ class GroupState final : public Driven, public std::enable_shared_from_this<Grou
   size_t check_deadline();
   Instant inquiry_at(const CollectiveOperation& operation) const;
   Status end_of(const CollectiveOperation& operation) const;
+  uint64_t first_pending() const {
+    return pending_.empty() ? next_sequence_ : pending_.front()->signature.sequence;
+  }
 
   const std::shared_ptr<Core> core_;
   const Generation generation_;
@@ -105,6 +110,7 @@ class GroupState final : public Driven, public std::enable_shared_from_this<Grou
   CollectivePtr spare_;          // ended, and held by nobody else
   std::optional<Failure> failure_;
   uint64_t next_sequence_ = 0;
+  uint64_t ended_well_ = 0;  // when it failed
   uint64_t history_ = 0;
   int idle_ = 0;                    // calls of advance() since the clock was read
   uint64_t inquired_ = UINT64_MAX;  // sequence of the operation that was inquired about

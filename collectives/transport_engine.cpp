@@ -38,7 +38,7 @@ struct ControlMessage {
   int32_t source = 0;
   uint32_t code = 0;
   Generation generation;
-  uint64_t issued = 0;  // operations that the source has issued
+  uint64_t issued = 0;  // operations that the source has issued; where it leaves, that have ended well there
   uint32_t suspect_count = 0;
   uint32_t text_size = 0;
   int32_t suspects[kMaxSuspects] = {};
@@ -175,13 +175,12 @@ class TransportEngine final : public Engine, public TransferOwner {
   }
 
   void start(const CollectivePtr& operation) override {
-    if (blocks_ != nullptr) blocks_->link();
     runs_.push_back(std::make_unique<OperationRun>(*this, operation));
   }
 
   size_t advance() override {
     retired_.clear();
-    size_t moved = 0;
+    size_t moved = blocks_ != nullptr && !blocks_->is_settled() ? blocks_->link() : 0;
     for (size_t i = 0; i < std::min(runs_.size(), kConcurrent); ++i) {
       moved += runs_[i]->advance();
       if (group_.failed()) return moved + 1;
@@ -201,10 +200,7 @@ class TransportEngine final : public Engine, public TransferOwner {
     return moved;
   }
 
-  void open_path(int rank) override {
-    if (blocks_ != nullptr) blocks_->link();
-    packets_.open(rank);
-  }
+  void open_path(int rank) override { packets_.open(rank); }
   size_t payload_most() const override { return kPayloadBytes; }
   bool send_packet(int rank, const Packet& packet, const std::byte* payload) override {
     return packets_.send(rank, packet, payload);
@@ -284,14 +280,25 @@ class TransportEngine final : public Engine, public TransferOwner {
             ranks};
   }
 
-  // Some operation waits for a rank that is gone, or left, and nothing arrived in this pass.
+  // Some operation waits for a rank that is gone, or left, and nothing arrived in this pass. Word that a rank
+  // left may overtake what it sent: with an operation that had ended there, all of it is on its way.
   size_t check_gone() {
-    std::set<int> awaited;
-    for (const auto& run : runs_) awaited.merge(run->waits_for());
+    std::map<int, uint64_t> awaited;  // rank → the last operation that waits for it
+    for (const auto& run : runs_) {
+      for (const int rank : run->waits_for()) {
+        uint64_t& last = awaited[rank];
+        last = std::max(last, run->operation().signature.sequence);
+      }
+    }
     for (int rank = 0; rank < group_.size(); ++rank) {
-      if (!awaited.contains(rank) && !group_.transfers().expects(rank)) continue;
+      const auto waits = awaited.find(rank);
+      const bool transfers = group_.transfers().expects(rank);
+      if (waits == awaited.end() && !transfers) continue;
       const std::string name = "rank " + std::to_string(rank);
-      if (left_.contains(rank)) {
+      const auto left = left_.find(rank);
+      const bool all_sent = left != left_.end() && !transfers && waits->second < left->second;
+      if (all_sent && !gone_.contains(rank)) continue;
+      if (left != left_.end()) {
         group_.fail({ErrorCode::kReconfigure, name + " left the group", {}}, false);
         return 1;
       }
@@ -313,7 +320,7 @@ class TransportEngine final : public Engine, public TransferOwner {
     if (gone_.contains(rank) || core().is_gone(peers_[rank])) return;
     message.source = group_.rank();
     message.generation = group_.generation();
-    message.issued = group_.issued();
+    message.issued = message.kind == ControlKind::kLeave ? group_.ended_well() : group_.issued();
     const MessagePtr block = core().take_message();
     std::memcpy(block->data, &message, sizeof message);
     block->size = sizeof message;
@@ -336,7 +343,7 @@ class TransportEngine final : public Engine, public TransferOwner {
   void handle(const ControlMessage& message) {
     heard_[message.source] = message.issued + 1;
     if (message.kind == ControlKind::kInquire) tell(message.source, {.kind = ControlKind::kState});
-    if (message.kind == ControlKind::kLeave) left_.insert(message.source);
+    if (message.kind == ControlKind::kLeave) left_[message.source] = message.issued;
     if (message.kind != ControlKind::kFailure || group_.failed()) return;
     Failure failure{message.code == static_cast<uint32_t>(ErrorCode::kMisuse) ? ErrorCode::kMisuse
                                                                               : ErrorCode::kReconfigure,
@@ -357,8 +364,8 @@ class TransportEngine final : public Engine, public TransferOwner {
   std::vector<std::unique_ptr<OperationRun>> runs_;
   std::vector<std::unique_ptr<OperationRun>> retired_;
   std::map<int, std::string> gone_;  // rank → reason
-  std::set<int> left_;
-  std::vector<uint64_t> heard_;  // since the last inquiry: issued + 1, or 0
+  std::map<int, uint64_t> left_;     // rank → its operations that had ended well
+  std::vector<uint64_t> heard_;      // since the last inquiry: issued + 1, or 0
   TransferId control_ = 0;
   MessagePtr control_message_;
   const std::unique_ptr<MessageBlocks> blocks_;

@@ -16,7 +16,8 @@ namespace muster {
 namespace {
 
 constexpr size_t kMaxStrangers = 1024;
-constexpr size_t kPassedMax = 3;  // descriptors with a hello: memory, arena, bell
+constexpr size_t kMaxHandovers = 4096;  // which nobody has claimed yet
+constexpr size_t kPassedMax = 3;        // descriptors with a hello: memory, arena, bell
 
 // Of a rank to a mate of its group.
 struct Hello {
@@ -180,9 +181,7 @@ void LocalListener::accept_all() {
     UniqueFd accepted(accept4(socket_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
     if (!accepted && (errno == EMFILE || errno == ENFILE) && refuse_one()) continue;
     if (!accepted) return;
-    if (!same_user(accepted.get()) ||
-        strangers_.size() + arrivals_.size() + handovers_.size() >= kMaxStrangers)
-      continue;
+    if (!same_user(accepted.get()) || strangers_.size() + arrivals_.size() >= kMaxStrangers) continue;
     const int fd = accepted.get();
     strangers_[fd] = std::move(accepted);
     core_->watch(fd, this);
@@ -209,7 +208,7 @@ void LocalListener::read_hello(int fd) {
   strangers_.erase(found);
   if (received == Received::kBroken) return;
   if (HandoverHello hello; greeting.read(hello)) {
-    if (hello.nonce != nonce_ || !greeting.descriptors[0]) return;
+    if (hello.nonce != nonce_ || !greeting.descriptors[0] || handovers_.size() >= kMaxHandovers) return;
     handovers_.push_back(
         {hello.sender, hello.tag, {std::move(connection), std::move(greeting.descriptors[0])}});
     core_->watch_end(fd, this);

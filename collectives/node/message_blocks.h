@@ -1,5 +1,6 @@
-// Internal: messages between ranks of one node in a group that spans nodes. Their bytes lie in a block of
-// memory that the sender's node-mates map; what the transport carries is the header, which names the block.
+// Internal: messages between ranks of one node in a group that talks over a transport. Their bytes lie in a
+// block of memory that the sender's node-mates map; what the transport carries is the header, which names the
+// block.
 //
 // Order, matching, deadlines and word of deaths so stay the transport's, and what cannot go by a block goes
 // with its message: small ones, those for a mate that has not mapped the memory yet, and those that find no
@@ -14,7 +15,6 @@
 #include <cstring>
 #include <memory>
 #include <optional>
-#include <span>
 #include <vector>
 
 #include "collectives/contact.h"
@@ -37,21 +37,25 @@ struct BlockName {
   uint32_t reserved = 0;
 };
 
-// Calls under the core's mutex, but for open().
-class MessageBlocks {
+// Under the core's mutex, but for open(). Ends before the listener.
+class MessageBlocks final : public Watcher {
  public:
   struct Rank {
     int rank;
     Contact contact;
   };
 
-  // `mates`: the other ranks on this node. Null where memory cannot be had: everything goes by messages then.
-  // Every rank of the node calls this, once all are known to have come to the group.
-  static std::unique_ptr<MessageBlocks> open(LocalListener& listener, uint64_t nonce,
+  // `mates`: the other ranks on this node, by number. Null where memory cannot be had: everything goes by
+  // messages then. Every rank of the node calls this, once all are known to have come to the group. `nonce`:
+  // of this endpoint. Takes the mutex.
+  static std::unique_ptr<MessageBlocks> open(Core& core, LocalListener& listener, uint64_t nonce,
                                              const Generation& generation, int rank, std::vector<Rank> mates);
+  ~MessageBlocks();
 
-  // Maps what mates have handed over since the last call. Cheap once all have.
-  void link();
+  // Maps what mates have handed over since the last call, and hands over again what did not get there. How
+  // much was done. To be called now and then, until is_settled().
+  size_t link();
+  bool is_settled() const { return settled_; }  // all mates have all memory, or were given up
 
   // Copies the bytes into a block for that rank. Empty: they have to go with the message.
   std::optional<BlockName> put(int rank, ByteSpan bytes);
@@ -61,26 +65,40 @@ class MessageBlocks {
   // The block is its sender's again.
   void release(int rank, const BlockName& name);
 
+  // By which the memory is handed over.
+  static uint64_t tag_of(const Generation& generation);
+
+  // How often put() has given a block, in all groups of this process.
+  static uint64_t put_in_all();
+
+  void readable(int fd) override;  // a mate let go of the connection by which it was handed our memory
+
  private:
   struct Mate {
     Rank self;
-    size_t place;                          // among the ranks of the node
-    std::optional<UniqueFd> handing_over;  // the connection, until the mate has mapped our memory
-    SharedMemory memory;                   // the mate's, once handed over
+    size_t place = 0;          // among the ranks of the node
+    UniqueFd handing_over;     // the connection, until the mate lets go of it
+    SharedMemory memory;       // the mate's, once handed over
+    bool has_ours = false;     // the mate has mapped ours: blocks can be had
+    bool handed_over = false;  // the last try got as far as the mate's socket
+    int tries = 0;             // to hand ours over
+    Instant next_try = kNever;
   };
   struct Use {
     const Mate* receiver = nullptr;
     uint64_t count = 0;
   };
 
-  MessageBlocks(LocalListener& listener, uint64_t nonce, const Generation& generation)
-      : listener_(listener), nonce_(nonce), generation_(generation) {}
+  MessageBlocks(Core& core, LocalListener& listener, uint64_t nonce, const Generation& generation)
+      : core_(core), listener_(listener), nonce_(nonce), generation_(generation) {}
   Mate* mate_of(int rank) const;
   void hand_over_to(Mate& mate);
-  void map(Mate& mate);
-  bool has_mapped_ours(const Mate& mate) const;
+  void watch(Mate& mate);
+  size_t advance(Mate& mate);
+  bool map(Mate& mate);
   bool is_free(uint32_t block) const;
 
+  Core& core_;
   LocalListener& listener_;
   const uint64_t nonce_;
   const Generation generation_;
@@ -88,7 +106,7 @@ class MessageBlocks {
   size_t place_ = 0;  // this rank's
   std::vector<std::unique_ptr<Mate>> mates_;
   std::vector<Mate*> by_rank_;  // null: not a mate
-  size_t linked_ = 0;           // mates whose memory is mapped here and that have ours
+  bool settled_ = false;
   Use uses_[kMessageBlocks];
 };
 

@@ -63,6 +63,7 @@ Result<SharedMemory> SharedMemory::map(int fd, Access access) {
   }
   SharedMemory memory;
   MUSTER_TRY(memory.map(fd, static_cast<size_t>(status.st_size), access));
+  madvise(memory.base(), memory.bytes(), MADV_DONTDUMP);  // a wish; it is the mate's
   return memory;
 }
 

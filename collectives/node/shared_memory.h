@@ -26,7 +26,8 @@ class SharedMemory {
   ~SharedMemory();
 
   explicit operator bool() const { return base_ != nullptr; }
-  int fd() const { return fd_.get(); }  // of its creator
+  int fd() const { return fd_.get(); }  // of its creator, until it is closed; the memory stays
+  void close_descriptor() { fd_.reset(); }
   std::byte* base() const { return base_; }
   size_t bytes() const { return bytes_; }
 

@@ -4,8 +4,11 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <deque>
 
+#include "collectives/core.h"
 #include "tests/collectives/world.h"
+#include "tests/forwarding_transport.h"
 
 namespace muster {
 namespace {
@@ -76,6 +79,69 @@ std::vector<Interrupted> every(std::vector<Medium> media) {
     for (int kind = 0; kind < kKinds; ++kind) cases.push_back({medium, kind});
   }
   return cases;
+}
+
+// What belongs to operations stays here for a while, and other messages overtake it, as small ones do large
+// ones on a network.
+class LateTransport final : public testing_support::ForwardingTransport {
+ public:
+  explicit LateTransport(std::unique_ptr<Transport> inner) : ForwardingTransport(std::move(inner)) {}
+  TransferId send(TransportPeer peer, uint64_t tag, MessagePtr message) override {
+    if (tag >> 62 != static_cast<uint64_t>(TagKind::kCollective))
+      return ForwardingTransport::send(peer, tag, std::move(message));
+    held_.push_back({peer, tag, std::move(message), now() + 100 * kMillisecond});
+    return kOwn + ends_++;
+  }
+  size_t progress(TransportSink& sink) override {
+    for (; told_ < ends_; ++told_) sink.transfer_ended(kOwn + told_, TransferStatus::kDone, 0);
+    while (!held_.empty() && held_.front().until <= now()) {
+      Held& first = held_.front();
+      ForwardingTransport::send(first.peer, first.tag, std::move(first.message));
+      held_.pop_front();
+    }
+    return ForwardingTransport::progress(sink);
+  }
+  bool arm() override { return held_.empty() && told_ == ends_ && ForwardingTransport::arm(); }
+
+ private:
+  static constexpr TransferId kOwn = TransferId{1} << 60;
+  struct Held {
+    TransportPeer peer;
+    uint64_t tag;
+    MessagePtr message;
+    Instant until;
+  };
+  std::deque<Held> held_;
+  uint64_t ends_ = 0, told_ = 0;
+};
+
+// Word that a rank left came before what it had sent, and ended the others' operation.
+TEST(Leaving, WhatWasSentBeforeStillArrives) {
+  run_world(Medium::kInProcess, 3,
+            [](Member& member) {
+              std::vector<float> values(1000, static_cast<float>(member.rank));
+              member.expect_ok(member.group
+                                   .broadcast(values.data(), values.data(), values.size(), DType::kFloat32, 0,
+                                              member.soon())
+                                   .wait(),
+                               "the last operation of a root that leaves at once");
+              member.expect(values[999] == 0, "other values");
+            },
+            {.algorithm = "", .wrap = [](std::unique_ptr<Transport> inner) {
+               return std::make_unique<LateTransport>(std::move(inner));
+             }});
+}
+
+TEST(Leaving, AnOperationThatItHasNotCalledEndsSoon) {
+  run_world(Medium::kInProcess, 3, [](Member& member) {
+    member.expect_ok(member.group.barrier(member.soon()).wait(), "all are here");
+    if (member.rank == 0) return;
+    const Instant began = now();
+    const Status status = member.group.barrier(member.soon()).wait();
+    member.expect(!status.ok() && status.error().message.find("rank 0 left the group") != std::string::npos,
+                  status.ok() ? "it ended well" : status.error().message);
+    member.expect(now() - began < 5 * kSecond, "found by its deadline only");
+  });
 }
 
 class Killed : public testing::TestWithParam<Interrupted> {};

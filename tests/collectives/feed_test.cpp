@@ -61,8 +61,10 @@ class FeedOnNode : public ::testing::Test {
 // Else the socket would stay readable, and all waits of the process would go round instead of sleeping.
 TEST_F(FeedOnNode, WithoutADescriptorLeftWhoComesIsRefused) {
   const UniqueFd memory(memfd_create("test", MFD_CLOEXEC));
-  // The first visit is also for the sanitizer: to judge an object of a class it has not met it needs a pipe.
-  ASSERT_TRUE(other->hand_over(source->contact(), kTag, memory.get()).ok());
+  // The first visit is for the sanitizer: to judge an object of a class that it has not met it needs a pipe.
+  const auto visit = other->hand_over(source->contact(), kTag, memory.get());
+  ASSERT_TRUE(visit.ok());
+  ASSERT_TRUE(source->await_handover(other->contact(), kTag, Work(), now() + 10 * kSecond).has_value());
   const std::string name = Contact::parse(source->contact()).value().local_socket;
   const UniqueFd comer(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
   std::vector<UniqueFd> all;

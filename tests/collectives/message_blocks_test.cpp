@@ -4,12 +4,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <atomic>
+#include <filesystem>
 #include <thread>
 
 #include "collectives/core.h"
 #include "runtime/base/clock.h"
 #include "tests/collectives/world.h"
-#include "tests/forwarding_transport.h"
 
 namespace muster {
 namespace {
@@ -46,21 +48,29 @@ class Blocks : public ::testing::Test {
     for (size_t other = 0; other < 3; ++other) {
       if (other != own) mates.push_back({kRanks[other], processes[other].contact()});
     }
-    return MessageBlocks::open(*processes[own].listener, processes[own].nonce, generation, kRanks[own],
-                               std::move(mates));
+    return MessageBlocks::open(*processes[own].core, *processes[own].listener, processes[own].nonce,
+                               generation, kRanks[own], std::move(mates));
+  }
+
+  ~Blocks() override {
+    for (size_t i = 0; i < 3; ++i) close(i);
+  }
+  void close(size_t i) {
+    const std::lock_guard lock(processes[i].core->mutex());
+    blocks[i].reset();
   }
 
   // Listeners read what came on the progress threads of their cores.
-  void link_until(const std::function<bool()>& done) {
-    const Instant deadline = now() + 10 * kSecond;
+  bool link_until(const std::function<bool()>& done) {
+    const Instant deadline = now() + 20 * kSecond;
     while (!done() && now() < deadline) {
       for (size_t i = 0; i < 3; ++i) {
         const std::lock_guard lock(processes[i].core->mutex());
         if (blocks[i] != nullptr) blocks[i]->link();
       }
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));  // for the progress threads, seen below
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));  // for the progress threads
     }
-    ASSERT_TRUE(done()) << "not linked";
+    return done();
   }
   // A name that rank `to` knows, or none yet.
   bool is_linked(size_t from, size_t to) {
@@ -71,7 +81,10 @@ class Blocks : public ::testing::Test {
   }
   void open_all() {
     for (size_t i = 0; i < 3; ++i) blocks[i] = open(i);
-    link_until([&] { return is_linked(0, 1) && is_linked(1, 0) && is_linked(0, 2) && is_linked(2, 1); });
+    ASSERT_TRUE(link_until(
+        [&] { return std::ranges::all_of(blocks, [](const auto& one) { return one->is_settled(); }); }));
+    for (const auto& [from, to] : {std::pair{0, 1}, {1, 0}, {0, 2}, {2, 0}, {1, 2}, {2, 1}})
+      ASSERT_TRUE(is_linked(static_cast<size_t>(from), static_cast<size_t>(to)));
   }
 
   Process processes[3];
@@ -105,8 +118,32 @@ TEST_F(Blocks, AreNotHadBeforeTheMateHasTheMemory) {
   blocks[0] = open(0);
   blocks[1] = open(1);
   EXPECT_FALSE(blocks[0]->put(kRanks[1], large));
-  link_until([&] { return is_linked(0, 1); });
+  ASSERT_TRUE(link_until([&] { return is_linked(0, 1) && is_linked(1, 0); }));
   EXPECT_FALSE(blocks[0]->put(kRanks[2], large)) << "who never came";
+  EXPECT_FALSE(blocks[0]->is_settled()) << "who may still come";
+}
+
+// Its queue was full, or it had no descriptor left.
+TEST_F(Blocks, WhatDidNotGetThereIsHandedOverAgain) {
+  blocks[0] = open(0);
+  std::optional<Handover> lost;
+  ASSERT_TRUE(link_until([&] {
+    const std::lock_guard lock(processes[1].core->mutex());
+    if (!lost)
+      lost = processes[1].listener->claim_handover(processes[0].nonce, MessageBlocks::tag_of(kGeneration));
+    return lost.has_value();
+  }));
+  lost.reset();
+  blocks[1] = open(1);
+  EXPECT_TRUE(link_until([&] { return is_linked(0, 1) && is_linked(1, 0); }));
+}
+
+TEST_F(Blocks, AMateThatIsNotReachedIsGivenUp) {
+  std::vector<MessageBlocks::Rank> mates{{4, {.nonce = 1, .local_socket = "muster-nobody"}}};
+  blocks[0] = MessageBlocks::open(*processes[0].core, *processes[0].listener, processes[0].nonce, kGeneration,
+                                  1, std::move(mates));
+  EXPECT_TRUE(link_until([&] { return blocks[0]->is_settled(); }));
+  EXPECT_FALSE(blocks[0]->put(4, large));
 }
 
 // A receiver that does not take what it was sent holds that back, and nothing of others.
@@ -141,6 +178,7 @@ TEST_F(Blocks, NamesThatMakeNoSenseLeadNowhere) {
   EXPECT_EQ(blocks[1]->find(kRanks[0], {.use = 1, .block = UINT32_MAX}, 1), nullptr);
   EXPECT_EQ(blocks[1]->find(kRanks[0], name, kBlockBytes + 1), nullptr);
   EXPECT_EQ(blocks[1]->find(3, name, kBlockBytes), nullptr);
+  EXPECT_EQ(blocks[1]->find(kRanks[0], {.use = name.use + 1, .block = name.block}, kBlockBytes), nullptr);
   blocks[1]->release(kRanks[0], {.use = 1, .block = kMessageBlocks});
   blocks[1]->release(3, name);
   EXPECT_NE(blocks[1]->find(kRanks[0], name, kBlockBytes), nullptr);
@@ -150,6 +188,7 @@ TEST_F(Blocks, NamesThatMakeNoSenseLeadNowhere) {
 TEST_F(Blocks, MemoryOutlivesItsSender) {
   open_all();
   const BlockName name = blocks[0]->put(kRanks[1], large).value();
+  close(0);
   blocks[0] = open(0, {0x1234, 8});
   EXPECT_FALSE(blocks[0]->put(kRanks[1], large)) << "the mate is not in that group";
   const std::byte* const found = blocks[1]->find(kRanks[0], name, kBlockBytes);
@@ -157,41 +196,111 @@ TEST_F(Blocks, MemoryOutlivesItsSender) {
   EXPECT_EQ(ByteBuffer(found, found + kBlockBytes), large);
 }
 
-// Of two ranks on each of two nodes.
-TEST(BlocksInAGroup, BytesForMatesDoNotGoByTheTransport) {
-  constexpr size_t kCount = 1 << 20;
-  const auto bytes_sent = [&](std::vector<uint64_t> nodes) {
-    std::atomic<uint64_t> bytes = 0;
-    run_world(
-        Medium::kNodesThreads, 4,
-        [&](Member& member) {
-          std::vector<float> in(kCount, static_cast<float>(member.rank)), out(4 * kCount);
-          // Until all mates are found to have mapped all.
-          for (int i = 0; i < 50; ++i) {
-            member.expect_ok(member.group.barrier(member.soon()).wait(), "barrier");
-            std::this_thread::sleep_for(std::chrono::milliseconds(1));  // for the handing over
+size_t open_descriptors() {
+  size_t count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd"))
+    count += entry.exists() ? 1 : 0;
+  return count;
+}
+
+// Endpoints of one process that make groups over two nodes, rank by rank in turn.
+class TwoNodes : public ::testing::Test {
+ protected:
+  static constexpr int kRanks = 5;
+
+  // `without`: a rank that shares no memory, or −1.
+  void open(int without) {
+    for (int rank = 0; rank < kRanks; ++rank) {
+      EndpointOptions options;
+      options.transport = network->make_transport();
+      options.shared_memory = rank != without;
+      endpoints.push_back(Endpoint::create(std::move(options)).value());
+    }
+  }
+  std::vector<std::unique_ptr<Group>> form(uint64_t counter) {
+    std::vector<std::unique_ptr<Group>> groups(kRanks);
+    std::vector<std::thread> threads;
+    for (int rank = 0; rank < kRanks; ++rank) {
+      threads.emplace_back([&, rank] {
+        GroupSpec spec{.generation = {nonce, counter}, .rank = rank, .deadline = now() + 20 * kSecond};
+        for (int other = 0; other < kRanks; ++other) {
+          spec.contacts.push_back(endpoints[static_cast<size_t>(other)]->contact());
+          spec.nodes.push_back(static_cast<uint64_t>(other % 2 + 1));
+        }
+        groups[static_cast<size_t>(rank)] = endpoints[static_cast<size_t>(rank)]->form_group(spec).value();
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    return groups;
+  }
+  // An all_to_all of 64 KiB for each pair. Whether it was right.
+  static bool exchange(std::vector<std::unique_ptr<Group>>& groups) {
+    constexpr size_t kCount = 16 * 1024;
+    std::atomic<bool> right = true;
+    std::vector<std::thread> threads;
+    for (int rank = 0; rank < kRanks; ++rank) {
+      threads.emplace_back([&, rank] {
+        std::vector<float> in(kRanks * kCount), out(kRanks * kCount), wanted(kRanks * kCount);
+        const auto value = [](size_t from, size_t to, size_t i) {
+          return static_cast<float>(from * 1000 + to * 100 + i % 97);
+        };
+        for (size_t other = 0; other < kRanks; ++other) {
+          for (size_t i = 0; i < kCount; ++i) {
+            in[other * kCount + i] = value(static_cast<size_t>(rank), other, i);
+            wanted[other * kCount + i] = value(other, static_cast<size_t>(rank), i);
           }
-          if (member.rank == 0) bytes = 0;
-          member.expect_ok(member.group.barrier(member.soon()).wait(), "barrier");
-          member.expect_ok(
-              member.group.all_to_all(out.data(), out.data(), kCount / 4, DType::kFloat32, member.soon())
-                  .wait(),
-              "all to all");
-          member.expect_ok(member.group.barrier(member.soon()).wait(), "barrier");
-        },
-        {.wrap =
-             [&](std::unique_ptr<Transport> inner) {
-               return std::make_unique<testing_support::CountingTransport>(std::move(inner), bytes);
-             },
-         .nodes = std::move(nodes)});
-    return bytes.load();
-  };
-  // Each rank has a quarter for each other; with two nodes one of the three is a mate. Blocks may be out now
-  // and then.
-  const uint64_t apart = bytes_sent({1, 2, 3, 4}), two_nodes = bytes_sent({1, 2, 1, 2});
-  EXPECT_GE(apart, 12 * kCount);
-  EXPECT_GE(two_nodes, 8 * kCount);
-  EXPECT_LT(two_nodes, 10 * kCount);
+        }
+        Group& group = *groups[static_cast<size_t>(rank)];
+        const Status status =
+            group.all_to_all(in.data(), out.data(), kCount, DType::kFloat32, now() + 20 * kSecond).wait();
+        if (!status.ok() || out != wanted) right = false;
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    return right;
+  }
+  // Blocks that one exchange takes, once it takes as many as `wanted`.
+  static uint64_t blocks_of_an_exchange(std::vector<std::unique_ptr<Group>>& groups, uint64_t wanted) {
+    const Instant deadline = now() + 20 * kSecond;
+    uint64_t taken = 0;
+    while (taken != wanted && now() < deadline) {
+      const uint64_t before = MessageBlocks::put_in_all();
+      EXPECT_TRUE(exchange(groups));
+      taken = MessageBlocks::put_in_all() - before;
+    }
+    return taken;
+  }
+
+  const uint64_t nonce = random_nonce();
+  std::shared_ptr<InProcessNetwork> network = InProcessNetwork::create();
+  std::vector<std::unique_ptr<Endpoint>> endpoints;
+};
+
+// Three ranks on one node, two on the other: eight ordered pairs of mates.
+TEST_F(TwoNodes, WhatMatesSendEachOtherGoesByBlocksAndIsRight) {
+  open(-1);
+  auto groups = form(1);
+  EXPECT_EQ(blocks_of_an_exchange(groups, 8), 8U);
+}
+
+TEST_F(TwoNodes, ARankThatSharesNoMemoryIsSentMessages) {
+  open(2);
+  auto groups = form(1);
+  EXPECT_EQ(blocks_of_an_exchange(groups, 4), 4U);
+}
+
+// Also of groups that nobody has used yet.
+TEST_F(TwoNodes, LinkedGroupsHoldNoDescriptors) {
+  open(-1);
+  auto first = form(1);
+  ASSERT_EQ(blocks_of_an_exchange(first, 8), 8U);
+  const size_t before = open_descriptors();
+  std::vector<std::vector<std::unique_ptr<Group>>> groups;
+  for (uint64_t counter = 2; counter < 22; ++counter) groups.push_back(form(counter));
+  const Instant deadline = now() + 20 * kSecond;
+  while (open_descriptors() > before && now() < deadline)
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));  // for the progress threads
+  EXPECT_LE(open_descriptors(), before);
 }
 
 }  // namespace
