@@ -6,20 +6,22 @@
 #include <utility>
 
 #include "benchmarks/muster_rank.h"
+#include "collectives/codec_controller.h"
 #include "collectives/compressed_all_reduce.h"
 
 namespace bench {
 
 struct CompressedCodec {
   std::string_view name;
-  muster::codec::CodecId id;
+  std::optional<muster::codec::CodecId> id;  // none: it is left open
   // How far from the true sum a result may be, where inputs are up to 76: enough to see that it is a sum.
   float tolerance;
 };
 constexpr CompressedCodec kCompressedCodecs[] = {{"bf16", muster::codec::CodecId::kBf16, 2},
                                                  {"int8", muster::codec::CodecId::kInt8, 5},
                                                  {"int4", muster::codec::CodecId::kInt4, 120},
-                                                 {"1-bit", muster::codec::CodecId::kOneBit, 120}};
+                                                 {"1-bit", muster::codec::CodecId::kOneBit, 120},
+                                                 {"auto", std::nullopt, 120}};
 
 class CompressedRank : public MusterRank {
  public:
@@ -27,7 +29,8 @@ class CompressedRank : public MusterRank {
                  const CompressedCodec& codec)
       : MusterRank(control, rank, std::move(nodes), std::move(options)),
         codec_(codec),
-        collectives_(group()) {}
+        collectives_(group()),
+        controller_(group()) {}
 
   float tolerance() const { return codec_.tolerance; }
 
@@ -41,8 +44,14 @@ class CompressedRank : public MusterRank {
 
  private:
   muster::Status reduce(const float* in, float* out, size_t count) {
-    const muster::CompressedCall call{.codec = codec_.id, .average = false, .step = step_++};
+    muster::CompressedCall call{.average = false, .step = step_++};
     std::vector<int> suspects;
+    if (!codec_.id) {
+      MUSTER_TRY(
+          controller_.all_reduce(collectives_, call, in, out, count, &*feedback_, deadline(), suspects));
+      return feedback_->commit();
+    }
+    call.codec = *codec_.id;
     MUSTER_TRY(collectives_.all_reduce(call, in, out, count, &*feedback_, deadline()));
     MUSTER_TRY(collectives_.wait(deadline(), suspects));
     return feedback_->commit();
@@ -51,6 +60,7 @@ class CompressedRank : public MusterRank {
   const CompressedCodec codec_;
   std::optional<muster::Feedback> feedback_;
   muster::CompressedCollectives collectives_;
+  muster::CodecController controller_;
   uint64_t step_ = 0;
 };
 

@@ -62,6 +62,12 @@ class CompressedCollectives {
   Status all_gather(const CompressedCall& call, const float* in, float* out, size_t count, Feedback* feedback,
                     Instant deadline);
 
+  // Whether all_reduce would begin with these: its errors otherwise. Begins nothing.
+  Status check_all_reduce(const CompressedCall& call, const float* in, float* out, size_t count,
+                          const Feedback* feedback) const {
+    return check(Kind::kAllReduce, call, {in, out, count}, feedback);
+  }
+
   // Ends the operation; issues others, which `deadline` is for. When it is ok, feedback->commit() makes the
   // new residuals count; else they are as before, and `out` is undefined. Errors: as Work::wait; kReconfigure
   // and kMisuse also for a message that is damaged or not the expected one, after which the group is revoked,

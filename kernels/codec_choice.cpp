@@ -12,17 +12,19 @@ int64_t scaled(uint64_t a, int64_t b, int64_t c) {
   return product > INT64_MAX ? INT64_MAX : static_cast<int64_t>(product);
 }
 
-uint64_t wire_bytes(const ChoiceInput& input, const CodecRecord* record) {
-  if (record == nullptr) return 4 * input.elements;
-  const Shape shape = shape_of(record->id);
-  return scales_bytes_of(shape, input.elements) + payload_bytes_of(shape, input.elements);
+uint64_t wire_bytes(std::optional<CodecId> codec, uint64_t elements) {
+  if (!codec) return 4 * elements;
+  const Shape shape = shape_of(*codec);
+  return scales_bytes_of(shape, elements) + payload_bytes_of(shape, elements);
 }
 
 std::string name_of(std::optional<CodecId> id) { return id ? std::string(codec_of(*id).name) : "float32"; }
 
 std::string microseconds(Duration time) { return std::to_string(time / kMicrosecond) + " us"; }
 
-std::string percent(int64_t ppm) { return std::to_string(ppm / 10'000) + " %"; }
+std::string percent(int64_t ppm) {
+  return std::to_string(ppm / 10'000) + "." + std::to_string(ppm / 1'000 % 10) + " %";
+}
 
 // Why a codec may not be used now, or empty.
 std::string objection(const ChoiceInput& input, const ChoiceLimits& limits, const CodecRecord& record) {
@@ -47,6 +49,12 @@ const CodecRecord* record_of(const ChoiceInput& input, CodecId id) {
   return found == input.records.end() ? nullptr : &*found;
 }
 
+bool is_measured(const ChoiceInput& input, std::optional<CodecId> id) {
+  if (!id) return input.measured_float32 > 0;
+  const CodecRecord* record = record_of(input, *id);
+  return record != nullptr && record->measured > 0;
+}
+
 bool breaks_a_limit(const ChoiceLimits& limits, const CodecRecord& record) {
   return record.error_ppm > limits.error_ppm_max || record.residual_ppm > limits.residual_ppm_max;
 }
@@ -62,12 +70,19 @@ struct Candidate {
 
 }  // namespace
 
+// Reduce-scatter and all-gather: each sends (W−1)/W of the message.
+uint64_t all_reduce_bytes(std::optional<CodecId> codec, uint64_t elements, int world) {
+  const auto ranks = static_cast<uint64_t>(world);
+  return wire_bytes(codec, elements) / ranks * 2 * (ranks - 1);
+}
+
 Duration predicted_time(const ChoiceInput& input, const CodecRecord* record) {
   if (input.world <= 1) return 0;
-  // Reduce-scatter and all-gather: each sends (W−1)/W of the message.
-  const uint64_t sent = wire_bytes(input, record) / static_cast<uint64_t>(input.world) * 2 *
-                        static_cast<uint64_t>(input.world - 1);
-  const Duration wire = scaled(sent, kSecond, input.link_bytes_per_s);
+  const Duration measured = record == nullptr ? input.measured_float32 : record->measured;
+  if (measured > 0) return measured;
+  const auto codec = record == nullptr ? std::nullopt : std::optional(record->id);
+  const Duration wire =
+      scaled(all_reduce_bytes(codec, input.elements, input.world), kSecond, input.link_bytes_per_s);
   if (record == nullptr) return wire;
   // All elements are encoded once, and 1/W of them again for the way back; decoded are W pieces of 1/W, then
   // all.
@@ -127,7 +142,8 @@ Choice choose_codec(const ChoiceInput& input, const ChoiceLimits& limits) {
   choice.codec = best.codec;
   choice.predicted = best.time;
   choice.why =
-      name_of(best.codec) + ": " + microseconds(best.time) + " predicted, float32 " + microseconds(plain) +
+      name_of(best.codec) + ": " + microseconds(best.time) +
+      (is_measured(input, best.codec) ? " measured" : " predicted") + ", float32 " + microseconds(plain) +
       (base.codec ? ", bf16 " + microseconds(base.time) : "") +
       (kept ? "; kept, as nothing is faster by " + std::to_string(limits.gain_percent_min) + " %" : "") +
       refused;

@@ -24,6 +24,7 @@ struct CodecRecord {
   int64_t error_ppm = 0;
   int64_t residual_ppm = 0;
   int64_t barred_until_step = 0;  // as an earlier Choice said
+  Duration measured = 0;          // of such an all_reduce with it; 0: not measured, so predicted
 };
 
 struct ChoiceLimits {
@@ -43,6 +44,7 @@ struct ChoiceInput {
   std::span<const CodecRecord> records;
   std::optional<CodecId> pinned;    // by the user, or by canonical mode for the whole job
   std::optional<CodecId> previous;  // of this bucket
+  Duration measured_float32 = 0;    // as CodecRecord::measured
 };
 
 struct Choice {
@@ -57,8 +59,11 @@ struct Choice {
   std::string why;
 };
 
-// How long an all_reduce of so many elements takes, as encoding, sending and decoding overlap by chunks: the
-// longer of the wire's time and the codec's. Without a record: of float32.
+// What one rank sends for an all_reduce of so many elements: of a codec's planes, or of float32.
+uint64_t all_reduce_bytes(std::optional<CodecId> codec, uint64_t elements, int world);
+
+// How long an all_reduce of so many elements takes where that was not measured, as encoding, sending and
+// decoding overlap by chunks: the longer of the wire's time and the codec's. Without a record: of float32.
 Duration predicted_time(const ChoiceInput& input, const CodecRecord* record);
 
 // REQUIRES: world >= 1, link_bytes_per_s > 0 where world > 1.

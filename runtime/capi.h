@@ -62,6 +62,14 @@ constexpr std::optional<codec::CodecId> codec_of(int32_t number) {
   return kCodecs[number - 1];
 }
 
+inline int32_t number_of_codec(std::optional<codec::CodecId> id) {
+  int32_t number = MUSTER_CODEC_NONE;
+  while (codec_of(++number)) {
+    if (codec_of(number) == id) return number;
+  }
+  return MUSTER_CODEC_NONE;
+}
+
 // The number behind an enumeration of muster.h: a C program may pass any, which C++ may not even load as the
 // enumeration.
 template <typename T>

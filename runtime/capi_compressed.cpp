@@ -24,10 +24,15 @@ muster_status read_operator(const char* function, muster_reduce_op op, bool& ave
 }
 
 muster_status read_compression(const char* function, const muster_compression* given,
-                               muster_compression& known, CompressedCall& call) {
+                               muster_compression& known, CompressedCall& call, bool& open) {
   if (!read_options(given, &known)) {
     return failed(MUSTER_MISUSE, "muster_compression.size is not set; set it to sizeof(muster_compression)");
   }
+  call.seed = known.seed;
+  call.step = known.step;
+  call.tensor = known.tensor;
+  open = known.codec == MUSTER_CODEC_AUTO;
+  if (open) return MUSTER_OK;
   const auto codec = codec_of(known.codec);
   if (!codec) {
     return failed(MUSTER_MISUSE,
@@ -35,9 +40,6 @@ muster_status read_compression(const char* function, const muster_compression* g
                       "; choose bf16 (1), fp16 (2), int8 (3), int4 (4), mxfp8 (5) or 1-bit (6)");
   }
   call.codec = *codec;
-  call.seed = known.seed;
-  call.step = known.step;
-  call.tensor = known.tensor;
   return MUSTER_OK;
 }
 
@@ -61,17 +63,29 @@ muster_status run(const char* function, Operation begin, muster_comm* comm, cons
     CompressedCall known;
     muster_compression options{};
     double timeout = 0;
+    bool open = false;
     if (const auto status = read_operator(function, op, known.average); status != MUSTER_OK) return status;
-    if (const auto status = read_compression(function, how, options, known); status != MUSTER_OK)
+    if (const auto status = read_compression(function, how, options, known, open); status != MUSTER_OK)
       return status;
     if (const auto status = read_timeout(call, timeout); status != MUSTER_OK) return status;
+    if (open && begin != &CompressedCollectives::all_reduce) {
+      return failed(MUSTER_MISUSE, std::string(function) +
+                                       ": MUSTER_CODEC_AUTO is for muster_comm_all_reduce_compressed; name a "
+                                       "codec, such as the one that muster_comm_chosen_codec tells");
+    }
     muster::Communicator& communicator = *comm->communicator;
     const Instant deadline = communicator.deadline(from_seconds(timeout));
     auto collectives = communicator.take_compressed();
     muster::Feedback* const feedback = options.residuals != nullptr ? &options.residuals->feedback : nullptr;
-    muster::Status status = ((*collectives).*begin)(known, in, out, count, feedback, deadline);
     std::vector<int> suspects;
-    if (status.ok()) status = collectives->wait(deadline, suspects);
+    muster::Status status = muster::ok();
+    if (open) {
+      status = communicator.codec_controller().all_reduce(*collectives, known, in, out, count, feedback,
+                                                          deadline, suspects);
+    } else {
+      status = ((*collectives).*begin)(known, in, out, count, feedback, deadline);
+      if (status.ok()) status = collectives->wait(deadline, suspects);
+    }
     if (status.ok()) communicator.give_back(std::move(collectives));
     return to_c(status);
   }));
@@ -98,6 +112,21 @@ muster_status muster_comm_all_reduce_compressed(muster_comm* comm, const float* 
                                                 muster_reduce_op op, const muster_compression* how,
                                                 const muster_call* call) {
   return run(__func__, &CompressedCollectives::all_reduce, comm, in, out, count, op, how, call);
+}
+
+muster_status muster_comm_chosen_codec(muster_comm* comm, uint32_t tensor, int32_t* codec, const char** why) {
+  return guarded([&] {
+    if (comm == nullptr) return null_argument("muster_comm_chosen_codec");
+    const muster::codec::Choice* const choice = comm->communicator->codec_controller().chosen(tensor);
+    if (choice == nullptr) {
+      return failed(MUSTER_MISUSE, "muster_comm_chosen_codec: nothing was chosen for tensor " +
+                                       std::to_string(tensor) +
+                                       " yet; it is by an all_reduce with MUSTER_CODEC_AUTO");
+    }
+    if (codec != nullptr) *codec = number_of_codec(choice->codec);
+    if (why != nullptr) *why = choice->why.c_str();
+    return MUSTER_OK;
+  });
 }
 
 muster_status muster_comm_reduce_scatter_compressed(muster_comm* comm, const float* in, float* out,

@@ -13,6 +13,7 @@
 #include <mutex>
 #include <string>
 
+#include "collectives/codec_controller.h"
 #include "collectives/compressed_all_reduce.h"
 #include "collectives/contact_exchange.h"
 
@@ -56,6 +57,12 @@ class Communicator {
     parts_->compressed = std::move(compressed);
   }
 
+  // For operations that leave the codec open; one at a time, as they are.
+  CodecController& codec_controller() {
+    if (parts_->controller == nullptr) parts_->controller = std::make_unique<CodecController>(group());
+    return *parts_->controller;
+  }
+
   // Memory of the group, until it is given back or the communicator ends. From any thread.
   Result<void*> allocate(size_t bytes);
   Status free(void* data);
@@ -72,6 +79,7 @@ class Communicator {
     std::shared_ptr<Endpoint> endpoint;
     std::map<const void*, SharedBuffer> buffers;  // under buffers_mutex_
     std::unique_ptr<CompressedCollectives> compressed;
+    std::unique_ptr<CodecController> controller;
     std::unique_ptr<Group> group;
   };
 

@@ -599,7 +599,7 @@ typedef struct muster_residuals muster_residuals;
 /* Fill with zeros before setting fields. */
 typedef struct muster_compression {
   size_t size;     /* sizeof(muster_compression) */
-  int32_t codec;   /* a muster_codec, not MUSTER_CODEC_NONE */
+  int32_t codec;   /* a muster_codec, not MUSTER_CODEC_NONE; for an all_reduce also MUSTER_CODEC_AUTO */
   uint32_t tensor; /* below 2^30: tells vectors that are reduced in one step apart */
   uint64_t seed;   /* random numbers depend on seed, step, tensor, rank and element */
   uint64_t step;
@@ -615,6 +615,20 @@ MUSTER_API muster_status muster_comm_all_reduce_compressed(muster_comm* comm, co
                                                            size_t count, muster_reduce_op op,
                                                            const muster_compression* how,
                                                            const muster_call* call);
+
+/* With MUSTER_CODEC_AUTO the codec is chosen for each `tensor`, alike on all ranks, from what has been
+ * measured: how long the operations took, how fast the codecs encode and decode, and how much of a sample of
+ * the values each of them loses (one that loses more than 40 % of their norm is not taken). Without residuals
+ * it may be none, that is float32. Chosen before the first calls of a tensor, then before every 32nd, and
+ * anew where its count changes; a choice costs some milliseconds and an all_reduce of a few numbers. Since it
+ * depends on times, two runs may choose differently and end with other bits: name a codec where they must
+ * not.
+ *
+ * What it last chose: a muster_codec, and why, in words that live until the next call with `comm`. Either
+ * pointer may be NULL. MUSTER_MISUSE: nothing was chosen for the tensor yet. */
+#define MUSTER_CODEC_AUTO (-1)
+MUSTER_API muster_status muster_comm_chosen_codec(muster_comm* comm, uint32_t tensor, int32_t* codec,
+                                                  const char** why);
 
 /* Elements [*begin, *end) of a vector of `count` are rank's slice of N. Where there are more ranks than
  * multiples of 1024 below count, some slices are empty: [0, 0). The others, and only they, begin at multiples

@@ -468,6 +468,14 @@ class Communicator {
                              muster_reduce_op op = MUSTER_AVG, const Call& call = Call()) {
     detail::check(muster_comm_all_reduce_compressed(handle_.get(), in, out, count, op, &how, &call));
   }
+  // What MUSTER_CODEC_AUTO last chose for the tensor, and why; see muster_comm_chosen_codec.
+  muster_codec chosen_codec(uint32_t tensor = 0, std::string* why = nullptr) const {
+    int32_t codec = 0;
+    const char* text = nullptr;
+    detail::check(muster_comm_chosen_codec(handle_.get(), tensor, &codec, &text));
+    if (why != nullptr) *why = text;
+    return static_cast<muster_codec>(codec);
+  }
   // out: this rank's slice, see muster_compressed_slice.
   void reduce_scatter_compressed(const float* in, float* out, size_t count, const muster_compression& how,
                                  muster_reduce_op op = MUSTER_AVG, const Call& call = Call()) {

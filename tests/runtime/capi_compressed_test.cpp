@@ -137,6 +137,33 @@ TEST_F(CompressedApi, ResidualsComeBackAndAreMerged) {
   for (muster_residuals* each : {two[0], two[1], one}) muster_residuals_destroy(each);
 }
 
+TEST_F(CompressedApi, ACodecThatIsLeftOpenIsToldWithItsReason) {
+  int32_t chosen = -5;
+  const char* why = nullptr;
+  EXPECT_EQ(muster_comm_chosen_codec(comm, 0, &chosen, &why), MUSTER_MISUSE);
+  EXPECT_THAT(muster_last_error(), HasSubstr("nothing was chosen for tensor 0"));
+  how.codec = MUSTER_CODEC_AUTO;
+  for (how.step = 0; how.step < 3; ++how.step) {
+    ASSERT_EQ(reduce(), MUSTER_OK) << muster_last_error();
+    ASSERT_EQ(muster_residuals_commit(residuals), MUSTER_OK) << muster_last_error();
+  }
+  ASSERT_EQ(muster_comm_chosen_codec(comm, 0, &chosen, &why), MUSTER_OK) << muster_last_error();
+  EXPECT_EQ(chosen, MUSTER_CODEC_BF16);  // float32 would leave out the residuals
+  EXPECT_THAT(why, HasSubstr("a world of one"));
+  how.residuals = nullptr;
+  how.tensor = 1;
+  ASSERT_EQ(reduce(), MUSTER_OK) << muster_last_error();
+  EXPECT_EQ(out, in);
+  ASSERT_EQ(muster_comm_chosen_codec(comm, 1, &chosen, nullptr), MUSTER_OK) << muster_last_error();
+  EXPECT_EQ(chosen, MUSTER_CODEC_NONE);
+  EXPECT_EQ(muster_comm_chosen_codec(nullptr, 1, &chosen, nullptr), MUSTER_MISUSE);
+  std::vector<float> slice(kCount);
+  EXPECT_EQ(
+      muster_comm_reduce_scatter_compressed(comm, in.data(), slice.data(), kCount, MUSTER_AVG, &how, nullptr),
+      MUSTER_MISUSE);
+  EXPECT_THAT(muster_last_error(), HasSubstr("MUSTER_CODEC_AUTO is for"));
+}
+
 TEST_F(CompressedApi, ArgumentsThatMakeNoSenseAreNamed) {
   const auto refused = [&](muster_reduce_op op = MUSTER_AVG, size_t count = kCount) {
     EXPECT_EQ(muster_comm_all_reduce_compressed(comm, in.data(), out.data(), count, op, &how, nullptr),
@@ -145,7 +172,7 @@ TEST_F(CompressedApi, ArgumentsThatMakeNoSenseAreNamed) {
   };
   EXPECT_THAT(refused(MUSTER_MAX), HasSubstr("operator 2"));
   EXPECT_THAT(refused(MUSTER_AVG, kCount - 1), HasSubstr("make new ones"));
-  for (const int32_t codec : {0, 7, -1}) {
+  for (const int32_t codec : {0, 99, -2}) {
     how.codec = codec;
     EXPECT_THAT(refused(), HasSubstr("codec is " + std::to_string(codec)));
   }
