@@ -129,7 +129,8 @@ def cases_for(link):
 
 # Of the compressed all_reduce: bytes of an element, and how many times as fast as float32 it is asked to be where the link
 # is what takes the time.
-CODECS = {"bf16": (2, None), "int8": (1 + 4 / 256, 3.5), "int4": (1 / 2 + 2 / 128, 6.5), "1-bit": (1 / 8 + 4 / 1024, 20)}
+CODECS = {"bf16": (2, None), "int8": (1 + 4 / 256, 3.5), "int4": (1 / 2 + 2 / 128, 6.5), "1-bit": (1 / 8 + 4 / 1024, 20),
+          "topk": (11 * 4 / 1024, None)}
 COMPRESSED_BYTES = 64 * MIB
 COMPRESSED_LINKS = ("1 Gbit/s", "100 Mbit/s")
 
