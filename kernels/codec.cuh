@@ -504,9 +504,7 @@ struct Kernels {
   }
 };
 
-// Top-k has no code for each element, and kernels of its own.
-
-// A lane's elements are not consecutive.
+// Top-k has no code for each element, and kernels of its own. A lane's elements are not consecutive.
 struct TopkPlace {
   uint64_t first;  // element of the lane
   unsigned live;   // its elements at places below it exist
@@ -609,7 +607,6 @@ MUSTER_DEVICE void sum_topk(const Decode& task, const Place& place, float* sums,
   float* const own = sums + TopkLanes::first_of(lane);
   MUSTER_UNROLL
   for (unsigned j = 0; j < TopkLanes::kPerLane; ++j) own[TopkLanes::place_of(j)] = 0.0f;
-  __syncwarp(lane.mask);
   constexpr unsigned kNone = Topk::kBlock;
   unsigned first = kNone;  // what this lane's entry of the first source names
   bool marked = false;
@@ -621,6 +618,8 @@ MUSTER_DEVICE void sum_topk(const Decode& task, const Place& place, float* sums,
     marked = marked || __shfl_sync(lane.mask, entry, 0) == Topk::kMark;
     const float before = s > 0 && names ? sums[entry] : -0.0f;  // what changes no number that is added to it
     // What a source does not name is +0 in it, and makes +0 of −0. Only what the first one names can be −0.
+    // The barriers also keep others' entries behind this lane's zeros, and behind what it read of the last
+    // block.
     __syncwarp(lane.mask);
     if (first != kNone) sums[first] = sums[first] + 0.0f;
     __syncwarp(lane.mask);
@@ -631,7 +630,6 @@ MUSTER_DEVICE void sum_topk(const Decode& task, const Place& place, float* sums,
   MUSTER_UNROLL
   for (unsigned j = 0; j < TopkLanes::kPerLane; ++j)
     x[j] = (marked ? float_of(kNanBits) : own[TopkLanes::place_of(j)]) * task.factor;
-  __syncwarp(lane.mask);  // before the next block's zeros
 }
 
 template <Store kStore>

@@ -1,7 +1,8 @@
 // Gradient codecs: what an encoding or decoding is told, and the CPU implementations. Start at codec_of.
 // The CUDA ones are in codec_cuda.h; all give the same bits. docs/formats/codec.md has the definitions.
 //
-// A codec cuts a tensor's range into blocks that share a scale, and writes two planes: scales and payload.
+// A codec cuts a tensor's range into blocks that share a scale, or of which only the largest elements travel,
+// and writes two planes: scales, or offsets of those elements, and payload.
 // Ranges are cut at multiples of the codec's grain, a whole number of blocks.
 #pragma once
 

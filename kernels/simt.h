@@ -7,10 +7,9 @@
 //                                                         alignment
 //
 // Beyond them CUDA's own names: threadIdx and its kin, __syncthreads, __syncwarp, __shfl*_sync,
-// __ballot_sync,
-// __any_sync, __all_sync, __popc, atomicAdd/Max/Min/Or/And/Exch/CAS. Under nvcc they are CUDA's; under a
-// plain C++ compiler they are the shim's (simt_runtime.h), which runs each thread as a fiber and reports
-// misuse.
+// __ballot_sync, __any_sync, __all_sync, __popc, atomicAdd/Max/Min/Or/And/Exch/CAS. Under nvcc they are
+// CUDA's; under a plain C++ compiler they are the shim's (simt_runtime.h), which runs each thread as a fiber
+// and reports misuse.
 #pragma once
 
 #include "kernels/target.h"

@@ -40,7 +40,8 @@ struct TopkLanes {
     }
   };
 
-  // How many elements of the block a cut keeps.
+  // How many elements of the block a cut keeps. Counted as a float, which is exact here: sums of integers are
+  // reordered, and then 32 of them wait in registers that c needs (the ratchet showed it, for sm_100).
   MUSTER_DEVICE static unsigned kept_by(const Lane& lane, const Cut& cut, const float (&c)[kPerLane]) {
     float count = 0;
     MUSTER_UNROLL

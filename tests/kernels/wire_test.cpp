@@ -293,10 +293,10 @@ TEST(WireHostile, OffsetsAreChecked) {
     std::memcpy(&offset, offset_at(copy, r), 2);
     return offset;
   };
-  expect_refused(with(1, offset_of(0)), "offsets in block 0");                            // twice
-  expect_refused(with(3, offset_of(5)), "offsets in block 0");                            // not ascending
-  expect_refused(with(kKept - 1, 1024), "offsets in block 0");                            // outside
-  expect_refused(with(kKept + 5, kCount - 1024), "offsets in block 1");                   // of the shorter block
+  expect_refused(with(1, offset_of(0)), "offsets in block 0");           // twice
+  expect_refused(with(3, offset_of(5)), "offsets in block 0");           // not ascending
+  expect_refused(with(kKept - 1, 1024), "offsets in block 0");           // outside
+  expect_refused(with(kKept + 5, kCount - 1024), "offsets in block 1");  // of the shorter block
   EXPECT_TRUE(parse(with(kKept + 5, kCount - 1024 - 1)).ok());
   expect_refused(with(0, 0xFFFF), "offsets in block 0");  // one mark alone
   ByteBuffer marked = good;
