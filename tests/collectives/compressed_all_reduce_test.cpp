@@ -716,7 +716,9 @@ TEST(CompressedTraffic, IsTwiceTheEncodedVector) {
                 return std::make_unique<testing_support::CountingTransport>(std::move(inner), bytes);
               }});
     const double each = static_cast<double>(bytes) / kRanks / kCount;
-    EXPECT_NEAR(each, 2 * width * (kRanks - 1) / kRanks, 0.03 * width) << codec::codec_of(codec).name;
+    const double around = 6000.0 / kCount;  // headers, and frames of the transport
+    EXPECT_NEAR(each, 2 * width * (kRanks - 1) / kRanks, std::max(0.03 * width, around))
+        << codec::codec_of(codec).name;
   }
 }
 

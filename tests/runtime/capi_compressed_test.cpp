@@ -196,12 +196,12 @@ TEST_F(CompressedApi, ArgumentsThatMakeNoSenseAreNamed) {
 
 TEST_F(CompressedApi, ARefusalInABatchIsToldAtItsEnd) {
   ASSERT_EQ(muster_group_start(), MUSTER_OK);
-  how.codec = 7;
+  how.codec = 8;
   EXPECT_EQ(reduce(), MUSTER_MISUSE);
   how.codec = MUSTER_CODEC_INT8;
   EXPECT_EQ(reduce(), MUSTER_OK) << muster_last_error();
   EXPECT_EQ(muster_group_end(), MUSTER_MISUSE);
-  EXPECT_THAT(muster_last_error(), HasSubstr("codec is 7"));
+  EXPECT_THAT(muster_last_error(), HasSubstr("codec is 8"));
   ASSERT_EQ(muster_group_start(), MUSTER_OK);
   EXPECT_EQ(reduce(), MUSTER_OK) << muster_last_error();
   EXPECT_EQ(muster_group_end(), MUSTER_OK) << muster_last_error();
