@@ -21,6 +21,8 @@ constexpr CompressedCodec kCompressedCodecs[] = {{"bf16", muster::codec::CodecId
                                                  {"int8", muster::codec::CodecId::kInt8, 5},
                                                  {"int4", muster::codec::CodecId::kInt4, 120},
                                                  {"1-bit", muster::codec::CodecId::kOneBit, 120},
+                                                 // Elements wait for a hundred turns, and add up meanwhile.
+                                                 {"topk", muster::codec::CodecId::kTopK, 1e5F},
                                                  {"auto", std::nullopt, 120}};
 
 class CompressedRank : public MusterRank {

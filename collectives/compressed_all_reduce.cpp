@@ -77,7 +77,7 @@ Status CompressedCollectives::check(Kind kind, const CompressedCall& call, const
   if (under_way_) return misuse("the one before was not waited for");
   if (!is_codec(call.codec))
     return misuse("unknown codec " + std::to_string(static_cast<int>(call.codec)) +
-                  "; use bf16, fp16, int8, int4, mxfp8 or 1-bit");
+                  "; use bf16, fp16, int8, int4, mxfp8, 1-bit or topk");
   const std::string name(codec::codec_of(call.codec).name);
   if (!reduces_with_feedback(call.codec)) return misuse(name + " is not for it; use another codec");
   if (feedback == nullptr && !reduces_without_feedback(call.codec))

@@ -51,8 +51,8 @@ class CompressedCollectives {
   // the call, `out` is written in wait(), and neither in between; `out` may be `in`. `feedback`, of this
   // rank, this group's size and `count`, or null, stays until wait() has returned, or this object ended.
   // Errors: kMisuse, and nothing was begun: a null buffer, too many elements, a codec that cannot do it
-  // (1-bit needs feedback, shared16 is for other sums), feedback of another shape or in use, a tensor out of
-  // range, or an operation that was not waited for.
+  // (1-bit and topk need feedback, shared16 is for other sums), feedback of another shape or in use, a tensor
+  // out of range, or an operation that was not waited for.
   Status all_reduce(const CompressedCall& call, const float* in, float* out, size_t count, Feedback* feedback,
                     Instant deadline);
   // out: owned_slice(count, rank, size), not encoded.

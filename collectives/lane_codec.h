@@ -11,9 +11,9 @@
 // in one pass for each 64 of them. Rounding is to nearest with error feedback, whose residuals the caller
 // has, and stochastic without.
 //
-// A NaN or an infinity is seen in the result: as a NaN in all its block (int8, int4, mxfp8, 1-bit), or as
-// itself (bf16, fp16). fp16 makes infinity of what is beyond 65504: in a lane's sum, before it is divided by
-// M, and in a sum of ranks.
+// A NaN or an infinity is seen in the result: as a NaN in all its block (int8, int4, mxfp8, 1-bit, topk), or
+// as itself (bf16, fp16). fp16 makes infinity of what is beyond 65504: in a lane's sum, before it is divided
+// by M, and in a sum of ranks.
 #pragma once
 
 #include <span>
@@ -31,8 +31,8 @@ struct Compression {
   friend bool operator==(const Compression&, const Compression&) = default;
 };
 
-// Whether a reduction can do with this codec: it rounds stochastically, where 1-bit needs error feedback, and
-// shared16 scales that all lanes agree upon first.
+// Whether a reduction can do with this codec: it rounds stochastically, where 1-bit and topk need error
+// feedback, and shared16 scales that all lanes agree upon first.
 constexpr bool reduces_without_feedback(codec::CodecId id) {
   const codec::Shape shape = codec::shape_of(id);
   return shape.stochastic && !shape.shared_scales;

@@ -9,8 +9,8 @@
 // (1/W)·Σe + E for means and Σe + E for sums, e being the contributions' residuals and E the mean's, but for
 // the rounding of each g + e, mean + E and of the differences that become residuals, to nearest float32. An
 // element that was not finite leaves its residual as it was. So where a residual by itself makes g + e too
-// large for the codec (another codec, or 1-bit with huge values), the block stays infinite or NaN until new
-// residuals are made.
+// large for the codec (another codec, or 1-bit and topk with huge values), the block stays infinite or NaN
+// until new residuals are made.
 #pragma once
 
 #include <span>

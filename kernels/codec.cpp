@@ -144,7 +144,9 @@ struct Walk {
     std::memcpy(task.values + first, padded, live * sizeof(float));
   }
 
-  bool streams(const Encode& task) const { return task.count >= kStreamCount && aligned(task.payload, 16); }
+  bool streams(const Encode& task) const {
+    return task.count >= kStreamCount && aligned(task.payload, 16) && grain_payload % 16 == 0;
+  }
   bool streams(const Decode& task) const {
     return task.count >= kStreamCount && !task.accumulate && aligned(task.values, 64);
   }
@@ -198,6 +200,8 @@ Functions fastest_functions(CodecId id) {
       return {one_bit_functions(), emit_function()};
     case CodecId::kShared16:
       return {shared16_functions(), emit_function()};
+    case CodecId::kTopK:
+      return {topk_functions(), emit_function()};
   }
   return {};
 }
@@ -218,6 +222,8 @@ constexpr std::string_view name_of(CodecId id) {
       return "1-bit";
     case CodecId::kShared16:
       return "shared16";
+    case CodecId::kTopK:
+      return "topk";
   }
   return "";
 }
@@ -234,10 +240,10 @@ constexpr Codec entry() {
 }
 
 template <Functions (*functions)(CodecId)>
-constexpr Codec kTable[] = {entry<CodecId::kInt8, functions>(),    entry<CodecId::kBf16, functions>(),
-                            entry<CodecId::kFp16, functions>(),    entry<CodecId::kInt4, functions>(),
-                            entry<CodecId::kMxfp8, functions>(),   entry<CodecId::kOneBit, functions>(),
-                            entry<CodecId::kShared16, functions>()};
+constexpr Codec kTable[] = {entry<CodecId::kInt8, functions>(),     entry<CodecId::kBf16, functions>(),
+                            entry<CodecId::kFp16, functions>(),     entry<CodecId::kInt4, functions>(),
+                            entry<CodecId::kMxfp8, functions>(),    entry<CodecId::kOneBit, functions>(),
+                            entry<CodecId::kShared16, functions>(), entry<CodecId::kTopK, functions>()};
 
 }  // namespace
 

@@ -9,6 +9,7 @@
 
 #include "kernels/codec_lanes.cuh"
 #include "kernels/four_access.cuh"
+#include "kernels/topk_lanes.cuh"
 
 namespace muster::codec {
 
@@ -393,7 +394,8 @@ inline bool aligned(const void* address, uintptr_t bytes) {
 }
 
 inline bool can_stream(const Shape& shape, const void* scales, const void* payload) {
-  return aligned(payload, 16) && (shape.scale_bytes == 0 || aligned(scales, shape.scale_bytes));
+  return aligned(payload, shape.kept > 0 ? shape.payload_bits / 8 : 16) &&
+         (shape.scale_bytes == 0 || aligned(scales, shape.scale_bytes));
 }
 inline bool can_stream(const Shape& shape, const Encode& task) {
   return can_stream(shape, task.scales, task.payload) && aligned(task.values, 16) &&
@@ -502,6 +504,202 @@ struct Kernels {
   }
 };
 
+// Top-k has no code for each element, and kernels of its own. A lane's elements are not consecutive.
+struct TopkPlace {
+  uint64_t first;  // element of the lane
+  unsigned live;   // its elements at places below it exist
+
+  MUSTER_DEVICE explicit TopkPlace(const Place& place)
+      : first(place.block * Topk::kBlock + TopkLanes::first_of(place.lane)),
+        live(TopkLanes::live_of(place.lane, place.block_live)) {}
+  MUSTER_DEVICE static constexpr int of(unsigned j) { return static_cast<int>(TopkLanes::place_of(j)); }
+};
+
+template <bool kVector>
+MUSTER_DEVICE void load_topk(const Encode& task, const Place& place, bool feedback,
+                             float (&c)[TopkLanes::kPerLane]) {
+  const TopkPlace at(place);
+  const float *const values = task.values + at.first, *const residual = task.residual + at.first;
+  MUSTER_UNROLL
+  for (unsigned j = 0; j < TopkLanes::kPerLane; j += 4) {
+    float4 four = load_four<kVector>(values, at.of(j), at.live);
+    if (feedback) four = sum_of(four, load_four<kVector>(residual, at.of(j), at.live));
+    set_four(c, j, four);
+  }
+}
+
+// What a lane has of the block's kept elements: one of them, or the mark.
+struct TopkEntry {
+  uint32_t offset, code;
+  float left;  // when it is sent
+  bool finite;
+
+  MUSTER_DEVICE TopkEntry(uint32_t the_offset, uint32_t the_code, float the_left, bool is_finite)
+      : offset(the_offset), code(the_code), left(the_left), finite(is_finite) {}
+  MUSTER_DEVICE TopkEntry(const uint32_t* slots, unsigned r) : offset(slots[r]), finite(true) {
+    const float c = float_of(slots[TopkLanes::kKeptMax + r]);
+    code = Topk::code(c);
+    left = c - Topk::value(code);
+  }
+};
+
+// Lanes 0 … 10 move the block's offsets and lanes 16 … 26 its values, in one access of the warp.
+template <bool kVector>
+MUSTER_DEVICE uint32_t load_entry(const Planes& planes, const Place& place) {
+  const unsigned r = place.lane.member % 16;
+  const uint8_t* const plane = place.lane.member < 16 ? planes.scales : planes.payload;
+  if (r >= Topk::kept_of(place.block_live)) return 0;
+  return load_scale<2, kVector>(plane + place.block * Topk::kKept * 2 + 2 * r);
+}
+template <bool kVector>
+MUSTER_DEVICE void store_entry(const Encode& task, const Place& place, uint32_t halfword) {
+  const unsigned r = place.lane.member % 16;
+  uint8_t* const plane = place.lane.member < 16 ? task.scales : task.payload;
+  if (r < Topk::kept_of(place.block_live))
+    store_scale<2, kVector>(plane + place.block * Topk::kKept * 2 + 2 * r, halfword);
+}
+
+// Encodes c, and stores the planes. `slots`: the warp's.
+template <bool kVector>
+MUSTER_DEVICE TopkEntry encode_topk(const Encode& task, const Place& place, uint32_t* slots,
+                                    const float (&c)[TopkLanes::kPerLane]) {
+  const uint32_t max_bits = max_of_group<32>(place.lane, max_magnitude(c));
+  TopkEntry entry{Topk::kMark, Topk::kMarkedCode, 0.0f, false};
+  if (!Topk::is_marked(max_bits)) {
+    const TopkLanes::Cut cut = TopkLanes::cut_of(place.lane, Topk::kept_of(place.block_live), max_bits, c);
+    TopkLanes::take(place.lane, cut, c, slots);
+    __syncwarp(place.lane.mask);
+    entry = TopkEntry(slots, place.lane.member % TopkLanes::kKeptMax);
+    __syncwarp(place.lane.mask);  // before the next block's slots
+  }
+  store_entry<kVector>(task, place, place.lane.member < TopkLanes::kKeptMax ? entry.offset : entry.code);
+  return entry;
+}
+
+template <Mode kMode>
+MUSTER_KERNEL(kThreads)
+void encode_topk_kernel(Encode task) {
+  constexpr bool kVector = kMode != Mode::kAny;
+  const bool feedback = kMode == Mode::kFeedback || (!kVector && task.residual != nullptr);
+  MUSTER_SHARED(uint32_t, slots, TopkLanes::kSlots * TopkLanes::kGroups);
+  for_each_block<TopkLanes>(task.count, [&](const Place& place) {
+    float c[TopkLanes::kPerLane];
+    load_topk<kVector>(task, place, feedback, c);
+    const TopkEntry entry =
+        encode_topk<kVector>(task, place, slots + TopkLanes::kSlots * TopkLanes::group(), c);
+    if (!feedback || !entry.finite) return;  // all lanes do, or none
+    const TopkPlace at(place);
+    float* const residual = task.residual + at.first;
+    MUSTER_UNROLL
+    for (unsigned j = 0; j < TopkLanes::kPerLane; j += 4)
+      store_four<kVector>(residual, at.of(j), at.live, four_of(c, j));
+    __syncwarp(place.lane.mask);  // the kept elements come after their neighbours
+    if (place.lane.member < Topk::kept_of(place.block_live))
+      task.residual[place.block * Topk::kBlock + entry.offset] = entry.left;
+  });
+}
+
+// x = the sum of the sources, scaled. `sums`: a block's, of the warp.
+template <bool kVector>
+MUSTER_DEVICE void sum_topk(const Decode& task, const Place& place, float* sums,
+                            float (&x)[TopkLanes::kPerLane]) {
+  const Lane& lane = place.lane;
+  float* const own = sums + TopkLanes::first_of(lane);
+  MUSTER_UNROLL
+  for (unsigned j = 0; j < TopkLanes::kPerLane; ++j) own[TopkLanes::place_of(j)] = 0.0f;
+  constexpr unsigned kNone = Topk::kBlock;
+  unsigned first = kNone;  // what this lane's entry of the first source names
+  bool marked = false;
+  MUSTER_NO_UNROLL
+  for (uint32_t s = 0; s < task.source_count; ++s) {
+    const uint32_t entry = load_entry<kVector>(task.sources[s], place);
+    const float value = Topk::value(__shfl_xor_sync(lane.mask, entry, 16));
+    const bool names = TopkLanes::names(lane, entry, place.block_live);
+    marked = marked || __shfl_sync(lane.mask, entry, 0) == Topk::kMark;
+    const float before = s > 0 && names ? sums[entry] : -0.0f;  // what changes no number that is added to it
+    // What a source does not name is +0 in it, and makes +0 of −0. Only what the first one names can be −0.
+    // The barriers also keep others' entries behind this lane's zeros, and behind what it read of the last
+    // block.
+    __syncwarp(lane.mask);
+    if (first != kNone) sums[first] = sums[first] + 0.0f;
+    __syncwarp(lane.mask);
+    if (names) sums[entry] = before + value;
+    if (s == 0 && names) first = entry;
+    __syncwarp(lane.mask);
+  }
+  MUSTER_UNROLL
+  for (unsigned j = 0; j < TopkLanes::kPerLane; ++j)
+    x[j] = (marked ? float_of(kNanBits) : own[TopkLanes::place_of(j)]) * task.factor;
+}
+
+template <Store kStore>
+MUSTER_KERNEL(kThreads)
+void decode_topk_kernel(Decode task) {
+  constexpr bool kVector = kStore != Store::kAny;
+  const bool accumulate = kStore == Store::kAccumulate || (!kVector && task.accumulate);
+  MUSTER_SHARED(float, sums, Topk::kBlock* TopkLanes::kGroups);
+  for_each_block<TopkLanes>(task.count, [&](const Place& place) {
+    float x[TopkLanes::kPerLane];
+    sum_topk<kVector>(task, place, sums + Topk::kBlock * TopkLanes::group(), x);
+    const TopkPlace at(place);
+    float* const values = task.values + at.first;
+    MUSTER_UNROLL
+    for (unsigned j = 0; j < TopkLanes::kPerLane; j += 4) {
+      float4 four = four_of(x, j);
+      if (accumulate) four = sum_of(load_four<kVector>(values, at.of(j), at.live), four);
+      store_four<kVector>(values, at.of(j), at.live,
+                          float4{canonical(four.x), canonical(four.y), canonical(four.z), canonical(four.w)});
+    }
+  });
+}
+
+// The sum of the sources, encoded, without going through memory. Without feedback.
+template <Mode kMode>
+MUSTER_KERNEL(kThreads)
+void recode_topk_kernel(Recode task) {
+  constexpr bool kVector = kMode != Mode::kAny;
+  MUSTER_SHARED(float, sums, Topk::kBlock* TopkLanes::kGroups);
+  MUSTER_SHARED(uint32_t, slots, TopkLanes::kSlots * TopkLanes::kGroups);
+  for_each_block<TopkLanes>(task.count, [&](const Place& place) {
+    float c[TopkLanes::kPerLane];
+    sum_topk<kVector>(task.from, place, sums + Topk::kBlock * TopkLanes::group(), c);
+    // Behind the tensor's end are zeros, which are kept by no block; and NaN only where all the block is NaN.
+    MUSTER_UNROLL
+    for (unsigned j = 0; j < TopkLanes::kPerLane; ++j) c[j] = canonical(c[j]);
+    encode_topk<kVector>(task.to, place, slots + TopkLanes::kSlots * TopkLanes::group(), c);
+  });
+}
+
+struct TopkKernels {
+  static constexpr Shape kShape = shape_of(CodecId::kTopK);
+
+  template <typename Launch>
+  static void encode(const Encode& task, unsigned grid_max, Launch launch) {
+    auto* kernel =
+        task.residual != nullptr ? &encode_topk_kernel<Mode::kFeedback> : &encode_topk_kernel<Mode::kNearest>;
+    launch_parts<TopkLanes>(kShape, task, grid_max, kernel, &encode_topk_kernel<Mode::kAny>, launch);
+  }
+  template <typename Launch>
+  static void decode(const Decode& task, unsigned grid_max, Launch launch) {
+    auto* kernel =
+        task.accumulate ? &decode_topk_kernel<Store::kAccumulate> : &decode_topk_kernel<Store::kPlain>;
+    launch_parts<TopkLanes>(kShape, task, grid_max, kernel, &decode_topk_kernel<Store::kAny>, launch);
+  }
+  // As the other codecs' with feedback.
+  template <typename Launch>
+  static void recode(const Decode& from, Encode to, unsigned grid_max, Launch launch) {
+    if (from.values == nullptr && to.residual == nullptr) {
+      to.values = nullptr;
+      return launch_parts<TopkLanes>(kShape, Recode{from, to, from.count}, grid_max,
+                                     &recode_topk_kernel<Mode::kNearest>, &recode_topk_kernel<Mode::kAny>,
+                                     launch);
+    }
+    decode(from, grid_max, launch);
+    to.values = from.values;
+    encode(to, grid_max, launch);
+  }
+};
+
 // Calls use(kernels) with the kernels of a codec. REQUIRES: an id of kCodecIds.
 template <typename Use>
 void with_kernels(CodecId id, Use use) {
@@ -520,6 +718,8 @@ void with_kernels(CodecId id, Use use) {
       return use(Kernels<OneBitLanes, CodecId::kOneBit, OneBitLanes, OneBitDecodeLanes, OneBitDecodeLanes>());
     case CodecId::kShared16:
       return use(Kernels<ScaledLanes<Shared16, 16>, CodecId::kShared16>());
+    case CodecId::kTopK:
+      return use(TopkKernels());
   }
 }
 

@@ -1,7 +1,8 @@
 // Gradient codecs: what an encoding or decoding is told, and the CPU implementations. Start at codec_of.
 // The CUDA ones are in codec_cuda.h; all give the same bits. docs/formats/codec.md has the definitions.
 //
-// A codec cuts a tensor's range into blocks that share a scale, and writes two planes: scales and payload.
+// A codec cuts a tensor's range into blocks that share a scale, or of which only the largest elements travel,
+// and writes two planes: scales, or offsets of those elements, and payload.
 // Ranges are cut at multiples of the codec's grain, a whole number of blocks.
 #pragma once
 
@@ -20,19 +21,21 @@ enum class CodecId : uint8_t {
   kInt4 = 4,
   kMxfp8 = 5,
   kOneBit = 6,
-  kShared16 = 7
+  kShared16 = 7,
+  kTopK = 8
 };
-constexpr CodecId kCodecIds[] = {CodecId::kInt8,  CodecId::kBf16,   CodecId::kFp16,    CodecId::kInt4,
-                                 CodecId::kMxfp8, CodecId::kOneBit, CodecId::kShared16};
+constexpr CodecId kCodecIds[] = {CodecId::kInt8,  CodecId::kBf16,   CodecId::kFp16,     CodecId::kInt4,
+                                 CodecId::kMxfp8, CodecId::kOneBit, CodecId::kShared16, CodecId::kTopK};
 
 struct Shape {
   uint32_t block;         // elements that share a scale; elementwise codecs: 1
   uint32_t grain;         // ranges are cut at its multiples
-  uint32_t scale_bytes;   // of each started block
-  uint32_t payload_bits;  // of each element
+  uint32_t scale_bytes;   // of each started block; of each kept element where not all are
+  uint32_t payload_bits;  // of each element that travels
   bool whole_blocks;      // the payload of a started block is that of a whole one
   bool stochastic;        // knows stochastic rounding
   bool shared_scales;     // scales are agreed upon before encoding (shared16.h), and only read by it
+  uint32_t kept = 0;      // elements of a whole block that travel, see kept_of; 0: all, the codec is dense
 };
 
 MUSTER_HD constexpr Shape shape_of(CodecId id) {
@@ -50,6 +53,8 @@ MUSTER_HD constexpr Shape shape_of(CodecId id) {
       return {1024, 1024, 4, 1, false, false, false};
     case CodecId::kShared16:
       return {256, 256, 4, 16, false, true, true};
+    case CodecId::kTopK:
+      return {1024, 1024, 2, 16, false, false, false, 11};
   }
   return {};
 }
@@ -58,11 +63,17 @@ constexpr uint32_t kGrainMax = 1024;
 MUSTER_HD constexpr uint64_t blocks_of(const Shape& shape, uint64_t count) {
   return (count + shape.block - 1) / shape.block;
 }
+// Elements that travel: the same part of a shorter block, rounded up.
+MUSTER_HD constexpr uint64_t kept_of(const Shape& shape, uint64_t count) {
+  return (count * shape.kept + shape.block - 1) / shape.block;
+}
+// REQUIRES, as what follows: count < 2^58.
 MUSTER_HD constexpr uint64_t scales_bytes_of(const Shape& shape, uint64_t count) {
+  if (shape.kept > 0) return kept_of(shape, count) * shape.scale_bytes;
   return blocks_of(shape, count) * shape.scale_bytes;
 }
-// REQUIRES: count < 2^58.
 MUSTER_HD constexpr uint64_t payload_bytes_of(const Shape& shape, uint64_t count) {
+  if (shape.kept > 0) return kept_of(shape, count) * shape.payload_bits / 8;
   const uint64_t elements = shape.whole_blocks ? blocks_of(shape, count) * shape.block : count;
   return (elements * shape.payload_bits + 7) / 8;
 }

@@ -39,7 +39,7 @@ std::string objection(const ChoiceInput& input, const ChoiceLimits& limits, cons
   if (record.barred_until_step > input.step) {
     return "it is left out until step " + std::to_string(record.barred_until_step);
   }
-  if (record.id == CodecId::kOneBit && !input.feedback) return "it needs error feedback";
+  if (!shape_of(record.id).stochastic && !input.feedback) return "it needs error feedback";
   return "";
 }
 

@@ -40,7 +40,7 @@ struct ChoiceInput {
   uint64_t elements = 0;
   int world = 1;
   int64_t link_bytes_per_s = 0;  // of the slowest rank, in one direction
-  bool feedback = false;         // 1-bit is chosen with feedback only
+  bool feedback = false;         // 1-bit and topk are chosen with it only
   std::span<const CodecRecord> records;
   std::optional<CodecId> pinned;    // by the user, or by canonical mode for the whole job
   std::optional<CodecId> previous;  // of this bucket

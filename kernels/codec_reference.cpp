@@ -1,5 +1,7 @@
 // The codecs in plain loops over the shared arithmetic.
+#include <algorithm>
 #include <cstring>
+#include <functional>
 #include <type_traits>
 
 #include "kernels/grain.h"
@@ -8,6 +10,7 @@
 #include "kernels/minifloat.h"
 #include "kernels/onebit_math.h"
 #include "kernels/shared16_math.h"
+#include "kernels/topk_math.h"
 
 namespace muster::codec {
 namespace {
@@ -209,6 +212,67 @@ struct Signs {
   }
 };
 
+struct Largest {
+  static constexpr uint32_t kBlock = Topk::kBlock;
+  static_assert(shape_of(CodecId::kTopK).block == kBlock && shape_of(CodecId::kTopK).kept == Topk::kKept);
+
+  // keys[0 … kept): of the elements that travel, in ascending order of their indices. No two keys are equal.
+  static void select(const float* c, uint32_t kept, uint64_t (&keys)[kBlock]) {
+    const auto index_of = [](uint64_t key) { return kBlock - 1 - key % kBlock; };
+    for (uint32_t i = 0; i < kBlock; ++i) keys[i] = uint64_t{magnitude_bits(c[i])} * kBlock + kBlock - 1 - i;
+    std::nth_element(keys, keys + kept - 1, keys + kBlock, std::greater<>());
+    for (uint32_t r = 0; r < kept; ++r) keys[r] = index_of(keys[r]);
+    std::sort(keys, keys + kept);
+  }
+
+  static void put(uint8_t* plane, uint32_t r, uint32_t word) {
+    const auto halfword = static_cast<uint16_t>(word);
+    std::memcpy(plane + 2 * r, &halfword, 2);
+  }
+  static uint32_t get(const uint8_t* plane, uint32_t r) {
+    uint16_t halfword;
+    std::memcpy(&halfword, plane + 2 * r, 2);
+    return halfword;
+  }
+
+  static void encode(const GrainTask& task) {
+    float c[kBlock];
+    uint32_t max_bits = 0;
+    for (uint32_t i = 0; i < kBlock; ++i) c[i] = combined(task, i);
+    for (const float each : c) max_bits = std::max(max_bits, magnitude_bits(each));
+    const uint32_t kept = Topk::kept_of(task.live);
+    if (Topk::is_marked(max_bits)) {
+      for (uint32_t r = 0; r < kept; ++r) put(task.scales, r, Topk::kMark);
+      for (uint32_t r = 0; r < kept; ++r) put(task.payload, r, Topk::kMarkedCode);
+      return;  // the residual stays
+    }
+    uint64_t indices[kBlock];
+    select(c, kept, indices);
+    if (task.residual != nullptr) std::memcpy(task.residual, c, sizeof c);
+    for (uint32_t r = 0; r < kept; ++r) {
+      const auto i = static_cast<uint32_t>(indices[r]);
+      const uint32_t code = Topk::code(c[i]);
+      put(task.scales, r, i);
+      put(task.payload, r, code);
+      if (task.residual != nullptr) task.residual[i] = c[i] - Topk::value(code);
+    }
+  }
+
+  // Of a shorter block there are fewer entries; the zeros behind them count for nothing, as they do not
+  // ascend.
+  static void unpack(const uint8_t* scales, const uint8_t* payload, bool add, float* x) {
+    float decoded[kBlock] = {};
+    uint32_t next = 0;
+    for (uint32_t r = 0; r < Topk::kKept; ++r) {
+      const uint32_t offset = get(scales, r);
+      if (offset < kBlock && offset >= next) decoded[offset] = Topk::value(get(payload, r));
+      next = std::max(next, offset + 1);
+    }
+    if (get(scales, 0) == Topk::kMark) std::fill_n(decoded, kBlock, float_of(kNanBits));
+    for (uint32_t i = 0; i < kBlock; ++i) x[i] = add ? x[i] + decoded[i] : decoded[i];
+  }
+};
+
 void emit(const float* x, float factor, bool accumulate, bool, uint32_t count, float* values) {
   for (uint32_t i = 0; i < count; ++i) {
     const float value = x[i] * factor;
@@ -237,6 +301,8 @@ Functions reference_functions(CodecId id) {
       return {kFunctions<Signs>, &emit};
     case CodecId::kShared16:
       return {kFunctions<Scaled<Shared16>>, &emit};
+    case CodecId::kTopK:
+      return {kFunctions<Largest>, &emit};
   }
   return {};
 }

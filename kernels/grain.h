@@ -19,7 +19,7 @@ struct GrainTask {
 
 struct GrainFunctions {
   void (*encode)(const GrainTask& task);
-  // x = decoded, or x + decoded where `add`; int4: still rotated.
+  // x = decoded, or x + decoded where `add`; int4: still rotated. Behind the tensor's end planes are zeros.
   void (*unpack)(const uint8_t* scales, const uint8_t* payload, bool add, float* x);
   // Undoes a rotation; null where there is none.
   void (*finish)(float* x, const RandomSlot& slot, uint64_t index);
@@ -45,6 +45,7 @@ GrainFunctions int4_functions();
 GrainFunctions mxfp8_functions();
 GrainFunctions one_bit_functions();
 GrainFunctions shared16_functions();
+GrainFunctions topk_functions();
 EmitFunction emit_function();
 
 }  // namespace muster::codec

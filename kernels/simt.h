@@ -7,9 +7,9 @@
 //                                                         alignment
 //
 // Beyond them CUDA's own names: threadIdx and its kin, __syncthreads, __syncwarp, __shfl*_sync,
-// __ballot_sync,
-// __any_sync, __all_sync, atomicAdd/Max/Min/Or/And/Exch/CAS. Under nvcc they are CUDA's; under a plain C++
-// compiler they are the shim's (simt_runtime.h), which runs each thread as a fiber and reports misuse.
+// __ballot_sync, __any_sync, __all_sync, __popc, atomicAdd/Max/Min/Or/And/Exch/CAS. Under nvcc they are
+// CUDA's; under a plain C++ compiler they are the shim's (simt_runtime.h), which runs each thread as a fiber
+// and reports misuse.
 #pragma once
 
 #include "kernels/target.h"
@@ -171,6 +171,8 @@ inline int __any_sync(unsigned mask, int predicate, simt::Where where = simt::Wh
 inline int __all_sync(unsigned mask, int predicate, simt::Where where = simt::Where::current()) {
   return __ballot_sync(mask, predicate, where) == mask;
 }
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 // One OS thread runs all lanes, so that plain reads and writes between two suspensions are atomic.
 template <typename T>

@@ -9,6 +9,7 @@
 #include "kernels/int8_math.h"
 #include "kernels/minifloat.h"
 #include "kernels/shared16_math.h"
+#include "kernels/topk_math.h"
 
 namespace muster::wire {
 namespace {
@@ -144,12 +145,41 @@ bool is_scale(CodecId id, uint32_t wire) {
              is_within(wire, smallest_max / 32766.0f, float_of(Shared16::kLargestMaxBits));
     case CodecId::kBf16:
     case CodecId::kFp16:
+    case CodecId::kTopK:
       return false;  // have no scales
   }
   return false;
 }
 
-std::string scale_objection(CodecId id, ByteSpan scales) {
+// Whether an encoder writes such offsets: marks only, or ascending ones of elements that the block has.
+bool are_offsets(ByteSpan offsets, uint32_t live) {
+  using codec::Topk;
+  uint32_t next = 0;
+  bool ascends = true, marks = true;
+  for (size_t r = 0; r < offsets.size() / Topk::kScaleBytes; ++r) {
+    uint16_t offset = 0;
+    std::memcpy(&offset, offsets.data() + Topk::kScaleBytes * r, Topk::kScaleBytes);
+    ascends = ascends && offset >= next && offset < live;
+    marks = marks && offset == Topk::kMark;
+    next = offset + 1u;
+  }
+  return ascends || marks;
+}
+
+std::string offset_objection(uint64_t count, ByteSpan offsets) {
+  using codec::Topk;
+  for (uint64_t first = 0; first < count; first += Topk::kBlock) {
+    const auto live = static_cast<uint32_t>(std::min<uint64_t>(count - first, Topk::kBlock));
+    const uint64_t bytes = Topk::kept_of(live) * Topk::kScaleBytes;
+    const uint64_t block = first / Topk::kBlock;
+    if (!are_offsets(offsets.subspan(block * Topk::kKept * Topk::kScaleBytes, bytes), live))
+      return "has offsets in block " + std::to_string(block) + " that no encoder writes";
+  }
+  return "";
+}
+
+std::string scale_objection(CodecId id, uint64_t count, ByteSpan scales) {
+  if (id == CodecId::kTopK) return offset_objection(count, scales);
   const uint32_t bytes = codec::shape_of(id).scale_bytes;
   for (size_t i = 0; bytes > 0 && i < scales.size() / bytes; ++i) {
     uint32_t wire = 0;
@@ -172,7 +202,7 @@ Result<Layout> lay_out(CodecId codec, uint64_t count) {
   if (!is_codec(codec) || count > kIndexMax) {
     return Error{ErrorCode::kMisuse, "a message of codec " + std::to_string(static_cast<int>(codec)) +
                                          " with " + std::to_string(count) +
-                                         " elements was asked for; codecs are 1 to 7, the limit is 2^51"};
+                                         " elements was asked for; codecs are 1 to 8, the limit is 2^51"};
   }
   const codec::Shape shape = codec::shape_of(codec);
   Layout layout{};
@@ -244,7 +274,8 @@ Result<Message> parse(ByteSpan bytes) {
   const Message message{description_of(header), bytes.subspan(layout.scales_offset, layout.scales_bytes),
                         bytes.subspan(layout.payload_offset, layout.payload_bytes)};
   const CodecId id = message.description.codec;
-  if (const std::string wrong = scale_objection(id, message.scales); !wrong.empty()) return damaged(wrong);
+  if (const std::string wrong = scale_objection(id, header.count, message.scales); !wrong.empty())
+    return damaged(wrong);
   if (!has_clean_end(codec::shape_of(id), header.count, message.payload)) {
     return damaged("has padding that is not zero");
   }

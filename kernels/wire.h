@@ -54,8 +54,9 @@ struct Message {
 
 // The message in `bytes`, which must be exactly one. The spans point into `bytes`.
 // Everything is verified before anything is believed: lengths, version, fields, zero padding, checksum,
-// scales. Errors: kRetry where the bytes are not such a message (ask for them again); the message says what
-// is wrong. Payload codes are not judged one by one: a code that no encoder writes decodes to some number.
+// scales, offsets. Errors: kRetry where the bytes are not such a message (ask for them again); the message
+// says what is wrong. Payload codes are not judged one by one: a code that no encoder writes decodes to some
+// number.
 Result<Message> parse(ByteSpan bytes);
 
 // Length of the message that begins with these 64 bytes, for a reader of a stream. Not verified by checksum,

@@ -55,10 +55,10 @@ bool read_options(const T* given, T* known) {
 // By muster_codec; nothing for MUSTER_CODEC_NONE and for numbers that are none.
 constexpr std::optional<codec::CodecId> codec_of(int32_t number) {
   using codec::CodecId;
-  constexpr CodecId kCodecs[] = {CodecId::kBf16, CodecId::kFp16,  CodecId::kInt8,
-                                 CodecId::kInt4, CodecId::kMxfp8, CodecId::kOneBit};
-  static_assert(std::size(kCodecs) == MUSTER_CODEC_ONE_BIT);
-  if (number < MUSTER_CODEC_BF16 || number > MUSTER_CODEC_ONE_BIT) return std::nullopt;
+  constexpr CodecId kCodecs[] = {CodecId::kBf16,  CodecId::kFp16,   CodecId::kInt8, CodecId::kInt4,
+                                 CodecId::kMxfp8, CodecId::kOneBit, CodecId::kTopK};
+  static_assert(std::size(kCodecs) == MUSTER_CODEC_TOPK);
+  if (number < MUSTER_CODEC_BF16 || number > MUSTER_CODEC_TOPK) return std::nullopt;
   return kCodecs[number - 1];
 }
 

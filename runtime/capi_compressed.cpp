@@ -37,7 +37,7 @@ muster_status read_compression(const char* function, const muster_compression* g
   if (!codec) {
     return failed(MUSTER_MISUSE,
                   std::string(function) + ": codec is " + std::to_string(known.codec) +
-                      "; choose bf16 (1), fp16 (2), int8 (3), int4 (4), mxfp8 (5) or 1-bit (6)");
+                      "; choose bf16 (1), fp16 (2), int8 (3), int4 (4), mxfp8 (5), 1-bit (6) or topk (7)");
   }
   call.codec = *codec;
   return MUSTER_OK;

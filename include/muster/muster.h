@@ -211,11 +211,13 @@ typedef enum muster_restore_rule {
 typedef enum muster_codec {
   MUSTER_CODEC_NONE = 0, /* float32 */
   MUSTER_CODEC_BF16 = 1,
-  MUSTER_CODEC_FP16 = 2,   /* beyond 65504, in a lane's sum of microbatches: infinity */
-  MUSTER_CODEC_INT8 = 3,   /* 256 numbers share a scale */
-  MUSTER_CODEC_INT4 = 4,   /* 128; they are rotated first */
-  MUSTER_CODEC_MXFP8 = 5,  /* 32 */
-  MUSTER_CODEC_ONE_BIT = 6 /* 1024; needs error feedback: muster_comm_all_reduce_compressed only */
+  MUSTER_CODEC_FP16 = 2,    /* beyond 65504, in a lane's sum of microbatches: infinity */
+  MUSTER_CODEC_INT8 = 3,    /* 256 numbers share a scale */
+  MUSTER_CODEC_INT4 = 4,    /* 128; they are rotated first */
+  MUSTER_CODEC_MXFP8 = 5,   /* 32 */
+  MUSTER_CODEC_ONE_BIT = 6, /* 1024; needs error feedback: muster_comm_all_reduce_compressed only */
+  MUSTER_CODEC_TOPK = 7     /* the 11 largest of 1024, as bf16; the others wait in the residuals. As 1-bit it
+                               needs error feedback: muster_comm_all_reduce_compressed only */
 } muster_codec;
 
 typedef struct muster_train_options {
@@ -571,19 +573,20 @@ MUSTER_API void muster_work_destroy(muster_work* work);
  * owner decodes them, adds them in float32 in the order of ranks, and encodes the mean, or sum; everybody
  * gathers the slices and decodes them, the owner too. So all ranks end with the same bits, which depend on
  * the number of ranks and their order, unlike those of a training run (muster_train). With int8 a rank sends
- * 2.03 bytes for each element where float32 sends 8, int4 1.03, 1-bit 0.26, times (N - 1)/N, for vectors much
- * longer than 1024 N elements: in shorter ones headers, and slices that are shorter than the longest, take as
- * much. Beside the residuals a communicator keeps three encoded vectors, as large as the largest one so far
- * had them, until it ends. Source: gradient compression at both ends, as in 1-bit Adam (Tang et al. 2021) and
- * ZeRO++ (Wang et al. 2023); the codecs are in docs/formats/codec.md.
+ * 2.03 bytes for each element where float32 sends 8, int4 1.03, 1-bit 0.26, topk 0.09, times (N - 1)/N, for
+ * vectors much longer than 1024 N elements: in shorter ones headers, and slices that are shorter than the
+ * longest, take as much. Beside the residuals a communicator keeps three encoded vectors, as large as the
+ * largest one so far had them, until it ends. Source: gradient compression at both ends, as in 1-bit Adam
+ * (Tang et al. 2021) and ZeRO++ (Wang et al. 2023); the codecs are in docs/formats/codec.md.
  *
  * Error feedback. With residuals, rounding is to nearest, and what it leaves out is added to what is encoded
  * next: over steps, what was applied differs from the true means by what the residuals hold, which does not
- * grow. Without (NULL), rounding is at random, and right on average; 1-bit needs residuals. A NaN or an
- * infinity stays visible to all ranks, as itself or as a NaN among its neighbours, and leaves the residuals
- * of these elements as they were. fp16 makes infinity of what is beyond 65504, in a sum too. Where a
- * residual by itself makes a value too large for the codec (after a change of codec, or in 1-bit with huge
- * values), its block stays infinite or NaN until new residuals are made.
+ * grow. Without (NULL), rounding is at random, and right on average; 1-bit and topk need residuals, and with
+ * topk an element waits in them until it is among the largest of its 1024. A NaN or an infinity stays visible
+ * to all ranks, as itself or as a NaN among its neighbours, and leaves the residuals of these elements as
+ * they were. fp16 makes infinity of what is beyond 65504, in a sum too. Where a residual by itself makes a
+ * value too large for the codec (after a change of codec, or in 1-bit and topk with huge values), its block
+ * stays infinite or NaN until new residuals are made.
  *
  * All ranks pass the same count, operator, codec, seed, step and tensor, and all residuals or none; what
  * differs ends it on all of them with MUSTER_MISUSE, as with any operation. What one rank alone gets wrong

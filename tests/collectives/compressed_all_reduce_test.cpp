@@ -39,8 +39,8 @@ using codec::CodecId;
 using Vector = std::vector<float>;
 
 constexpr uint64_t kSeed = 0x0FED'CBA9'8765'4321;
-constexpr CodecId kCodecs[] = {CodecId::kBf16, CodecId::kFp16,  CodecId::kInt8,
-                               CodecId::kInt4, CodecId::kMxfp8, CodecId::kOneBit};
+constexpr CodecId kCodecs[] = {CodecId::kBf16,  CodecId::kFp16,   CodecId::kInt8, CodecId::kInt4,
+                               CodecId::kMxfp8, CodecId::kOneBit, CodecId::kTopK};
 
 struct Problem {
   CodecId codec;
@@ -603,6 +603,7 @@ TEST(CompressedFailures, WrongCallsBeginNothing) {
     std::vector<int> suspects;
     member.expect(!collectives.wait(member.soon(), suspects).ok(), "a wait for nothing");
     refused({.codec = CodecId::kOneBit}, out, nullptr, "needs error feedback");
+    refused({.codec = CodecId::kTopK}, out, nullptr, "needs error feedback");
     refused({.codec = CodecId::kShared16}, out, &right, "is not for it");
     refused({.codec = static_cast<CodecId>(0)}, out, &right, "unknown codec 0");
     refused({.tensor = uint32_t{1} << 30}, out, &right, "below 2^30");
@@ -667,6 +668,7 @@ TEST(CompressedFailures, SeveralUnderWay) {
 TEST(CompressedTraffic, GoesInSeveralChunks) {
   test_worlds(Medium::kInProcess, {3}, {{CodecId::kInt8, 2'400'003, true, true, 1}});
   test_worlds(Medium::kNodeThreads, {2}, {{CodecId::kOneBit, 1'300'001, true, true, 1}});
+  test_worlds(Medium::kNodeThreads, {2}, {{CodecId::kTopK, 1'300'001, true, true, 2}});
 }
 
 // More ranks than one decoding takes: small whole numbers, so that the sum is exact in any order.
@@ -700,7 +702,8 @@ TEST(CompressedTraffic, IsTwiceTheEncodedVector) {
                                      {CodecId::kInt8, 1.016},
                                      {CodecId::kInt4, 0.516},
                                      {CodecId::kMxfp8, 1.031},
-                                     {CodecId::kOneBit, 0.129}}) {
+                                     {CodecId::kOneBit, 0.129},
+                                     {CodecId::kTopK, 0.043}}) {
     std::atomic<uint64_t> bytes = 0;
     run_world(Medium::kInProcess, kRanks,
               [&, which = codec](Member& member) {
@@ -714,7 +717,9 @@ TEST(CompressedTraffic, IsTwiceTheEncodedVector) {
                 return std::make_unique<testing_support::CountingTransport>(std::move(inner), bytes);
               }});
     const double each = static_cast<double>(bytes) / kRanks / kCount;
-    EXPECT_NEAR(each, 2 * width * (kRanks - 1) / kRanks, 0.03 * width) << codec::codec_of(codec).name;
+    const double around = 6000.0 / kCount;  // headers, and frames of the transport
+    EXPECT_NEAR(each, 2 * width * (kRanks - 1) / kRanks, std::max(0.03 * width, around))
+        << codec::codec_of(codec).name;
   }
 }
 

@@ -47,6 +47,16 @@ TEST(CodecChoice, SlowLinksGetFewerBits) {
   EXPECT_EQ(scene.decide().codec, CodecId::kOneBit);
 }
 
+// It sends a third of 1-bit's bytes, which is worth a slower encoder where the link is slow enough.
+TEST(CodecChoice, TopkIsForTheSlowestLinksAndFeedback) {
+  Scene scene(12 * kMega);
+  scene.all.push_back({CodecId::kTopK, 3 * kGiga, 9 * kGiga});
+  EXPECT_EQ(scene.decide().codec, CodecId::kInt4);
+  EXPECT_NE(scene.decide().why.find("topk: it needs error feedback"), std::string::npos);
+  scene.input.feedback = true;
+  EXPECT_EQ(scene.decide().codec, CodecId::kTopK);
+}
+
 TEST(CodecChoice, FastLinksGetNoCodecThatIsSlowerThanThem) {
   EXPECT_EQ(Scene(kGiga).decide().codec, CodecId::kInt8);      // int4 would wait for its encoder
   EXPECT_EQ(Scene(100 * kGiga).decide().codec, std::nullopt);  // memory is slower than such a link

@@ -4,11 +4,13 @@
 #include <gtest/gtest.h>
 #include <hwy/targets.h>
 
+#include <algorithm>
 #include <cfloat>
 #include <cmath>
 #include <cstdlib>
 #include <functional>
 #include <limits>
+#include <numeric>
 
 #include "kernels/float_mode.h"
 #include "kernels/shared16.h"
@@ -500,6 +502,7 @@ std::vector<float> through(CodecId id, const std::vector<float>& values, Way way
 }
 
 bool is_elementwise(CodecId id) { return shape_of(id).block == 1; }
+bool is_sparse(CodecId id) { return shape_of(id).kept > 0; }
 
 TEST_P(CodecMeaning, NonFiniteBlocksDecodeToNanAndTheirNeighboursDoNot) {
   const uint32_t block = shape_of(GetParam()).block;
@@ -508,7 +511,9 @@ TEST_P(CodecMeaning, NonFiniteBlocksDecodeToNanAndTheirNeighboursDoNot) {
     values[1030] = bad;
     const std::vector<float> out = through(GetParam(), values);
     for (size_t i = 0; i < out.size(); ++i) {
-      if (i / block != 1030 / block) {
+      if (is_sparse(GetParam()) && i / block != 1030 / block) {
+        EXPECT_EQ(out[i], i % block < 11 ? 1.0f : 0.0f) << i;  // of equal ones the first
+      } else if (i / block != 1030 / block) {
         EXPECT_NEAR(out[i], 1.0f, GetParam() == CodecId::kInt4 ? 1.5f : 1e-5f) << i;
       } else if (is_elementwise(GetParam()) && std::isinf(bad)) {
         EXPECT_EQ(out[i], bad);
@@ -535,7 +540,7 @@ TEST_P(CodecMeaning, TinyBlocksBecomeZeroOrKeepTheirSigns) {
   for (const float value : through(GetParam(), tiny))
     EXPECT_TRUE(value == 0.0f || std::abs(value - 1e-38f) < 1e-40f);
   const std::vector<float> small(2048, GetParam() == CodecId::kInt4 ? -0x1p-90f : -0x1p-99f);
-  if (GetParam() == CodecId::kFp16) return;  // has no such exponents
+  if (GetParam() == CodecId::kFp16 || is_sparse(GetParam())) return;  // no such exponents; most become zero
   for (const float value : through(GetParam(), small)) EXPECT_LT(value, 0.0f);
 }
 
@@ -545,6 +550,7 @@ TEST_P(CodecMeaning, LargestFiniteValuesStayFinite) {
                         : GetParam() == CodecId::kMxfp8    ? 0x1.Ep127f
                         : GetParam() == CodecId::kOneBit   ? FLT_MAX / 1024
                         : GetParam() == CodecId::kShared16 ? 0x1p126f
+                        : GetParam() == CodecId::kTopK     ? std::nextafter(0x1.FFp127f, 0.0f)
                                                            : FLT_MAX;
   for (const Way way : {Way::kNearest, Way::kStochastic}) {
     if (way == Way::kStochastic && !shape_of(GetParam()).stochastic) continue;
@@ -574,6 +580,7 @@ Bound bound_of(CodecId id) {
       return {0.5 / (32767 / kAdders - 1), false};
     case CodecId::kInt4:
     case CodecId::kOneBit:
+    case CodecId::kTopK:
       break;
   }
   return {};
@@ -638,6 +645,8 @@ TEST_P(CodecMeaning, RelativeErrorIsAsExpected) {
       return expect_between(0.5, 1.0);
     case CodecId::kShared16:
       return expect_between(1e-5, 1e-3);
+    case CodecId::kTopK:
+      return expect_between(0.3, 0.7);
   }
 }
 
@@ -709,7 +718,7 @@ TEST_P(CodecMeaning, ErrorFeedbackConservesTheSum) {
   const double tolerance = 50 * 2 * 0x1p-24 * (2 * static_cast<double>(largest) + 1);
   for (size_t i = 0; i < kCount; ++i)
     EXPECT_NEAR(in[i], out[i] + static_cast<double>(residual[i]), tolerance);
-  EXPECT_LT(largest, GetParam() == CodecId::kOneBit ? 20.0f : 1.0f);
+  EXPECT_LT(largest, GetParam() == CodecId::kOneBit ? 20.0f : is_sparse(GetParam()) ? 51.0f : 1.0f);
 }
 
 TEST_P(CodecMeaning, RecodingNeedsNoPlaceForTheSum) {
@@ -738,6 +747,168 @@ TEST_P(CodecMeaning, SumOfSourcesIsTheSumOfTheirValues) {
   }
   const auto sum = run_decode(all, c, false, 0.2f, fast);
   for (size_t i = 0; i < 2100; ++i) EXPECT_NEAR(float_of(sum[i]), 0.2 * expected[i], 2e-6) << i;
+}
+
+// Calls body with every implementation, the reference first.
+void with_each(CodecId id, const std::function<void(const Functions&)>& body) {
+  body(functions_of(reference_of(id), "reference"));
+  on_each_instruction_set([&](const std::string& name) { body(functions_of(codec_of(id), name)); });
+  for (const Schedule schedule : simt::schedules(2)) body(simt_functions(id, schedule));
+  if (missing_device().empty()) body(device_functions(id));
+}
+
+uint32_t halfword(const std::vector<uint8_t>& plane, size_t r) {
+  uint16_t value;
+  std::memcpy(&value, plane.data() + 2 * r, 2);
+  return value;
+}
+void set_halfword(std::vector<uint8_t>& plane, size_t r, uint32_t value) {
+  const auto narrow = static_cast<uint16_t>(value);
+  std::memcpy(plane.data() + 2 * r, &narrow, 2);
+}
+
+constexpr size_t kTopkBlock = 1024, kTopkKept = 11;
+
+// What is defined: the largest of each block by a stable sort, in ascending order, as bfloat16.
+Encoded largest_of(const Case& c) {
+  Encoded expected{{}, {}, all_bits(c.residual)};
+  for (size_t first = 0; first < c.values.size(); first += kTopkBlock) {
+    const size_t live = std::min(kTopkBlock, c.values.size() - first);
+    std::vector<size_t> order(live);
+    std::iota(order.begin(), order.end(), size_t{0});
+    const auto at = [&](size_t i) { return c.values[first + i] + c.residual[first + i]; };
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return std::abs(at(a)) > std::abs(at(b)); });
+    order.resize((live * kTopkKept + kTopkBlock - 1) / kTopkBlock);
+    std::sort(order.begin(), order.end());
+    for (size_t i = 0; i < live; ++i) expected.residual[first + i] = bits_of(at(i));
+    for (const size_t i : order) {
+      const uint32_t code = Bf16::code(at(i), false, 0);
+      expected.residual[first + i] = bits_of(at(i) - Bf16::value(code));
+      const size_t r = expected.scales.size() / 2;
+      expected.scales.resize(2 * r + 2), expected.payload.resize(2 * r + 2);
+      set_halfword(expected.scales, r, static_cast<uint32_t>(i));
+      set_halfword(expected.payload, r, code);
+    }
+  }
+  return expected;
+}
+
+// With magnitudes of few kinds, so that equal ones meet the cut, in all places and across lanes.
+TEST(Topk, KeepsTheLargestAndOfEqualOnesTheFirst) {
+  SeededRandom random(83);
+  for (int round = 0; round < (kThorough ? 60 : 9); ++round) {
+    Case c;
+    c.way = Way::kFeedback;
+    const uint64_t kinds = round % 6 == 0 ? 1 : round % 6 == 1 ? 1'000'000 : 2 + random.below(20);
+    const double rare = round % 3 == 2 ? 0.004 : 1.0;  // most are zeros
+    c.values.resize(1 + random.below(3000));
+    for (auto& value : c.values) {
+      const float magnitude = static_cast<float>(random.below(kinds) + (rare < 1 || kinds == 1 ? 1 : 0));
+      value = random.chance(rare) ? (random.chance(0.5) ? magnitude : -magnitude)
+                                  : (random.chance(0.5) ? 0.0f : -0.0f);
+    }
+    c.residual.assign(c.values.size(), round % 2 == 0 ? 0.0f : -0.0f);
+    const Encoded expected = largest_of(c);
+    with_each(CodecId::kTopK, [&](const Functions& with) {
+      EXPECT_TRUE(run_encode(CodecId::kTopK, c, with) == expected) << with.name << " round " << round;
+    });
+  }
+}
+
+// Of equal magnitudes at every place the cut may be.
+TEST(Topk, EqualMagnitudesAreCutAtAnyPlace) {
+  SeededRandom random(89);
+  for (size_t above = 0; above <= kTopkKept + 1; ++above) {
+    Case c;
+    c.way = Way::kFeedback;
+    c.values.assign(kTopkBlock, 1.0f);
+    c.residual.assign(kTopkBlock, 0.0f);
+    for (size_t n = 0; n < above; ++n) c.values[random.below(kTopkBlock)] = -2.0f;
+    for (size_t n = 0; n < 500; ++n) c.values[random.below(kTopkBlock)] = 0.5f;
+    const Encoded expected = largest_of(c);
+    with_each(CodecId::kTopK, [&](const Functions& with) {
+      EXPECT_TRUE(run_encode(CodecId::kTopK, c, with) == expected) << with.name << " " << above;
+    });
+  }
+}
+
+TEST(Topk, MarkedBlocksCarryNothingElse) {
+  for (const float bad : {kNan, kInfinity, -0x1.FFp127f, FLT_MAX}) {
+    Case c = random_case(1500, 97, 1.0f);
+    c.values[700] = bad;
+    with_each(CodecId::kTopK, [&](const Functions& with) {
+      const Encoded encoded = run_encode(CodecId::kTopK, c, with);
+      for (size_t r = 0; r < kTopkKept; ++r) {
+        EXPECT_EQ(halfword(encoded.scales, r), 0xFFFFu) << with.name;
+        EXPECT_EQ(halfword(encoded.payload, r), 0x7FC0u) << with.name;
+      }
+      EXPECT_LT(halfword(encoded.scales, kTopkKept), 476u) << with.name;
+    });
+  }
+}
+
+// As the format says of planes that no encoder writes: an entry counts if its offset is one of the block's
+// elements and above all before it; the mark in the first place is the whole block's.
+std::vector<float> decoded_by_definition(const Encoded& planes, size_t count) {
+  std::vector<float> out(count);
+  size_t r = 0;
+  for (size_t first = 0; first < count; first += kTopkBlock) {
+    const size_t live = std::min(kTopkBlock, count - first);
+    int64_t largest = -1;
+    const bool marked = halfword(planes.scales, r) == 0xFFFF;
+    for (const size_t end = r + (live * kTopkKept + kTopkBlock - 1) / kTopkBlock; r < end; ++r) {
+      const int64_t offset = halfword(planes.scales, r);
+      if (offset < static_cast<int64_t>(live) && offset > largest)
+        out[first + static_cast<size_t>(offset)] = Bf16::value(halfword(planes.payload, r));
+      largest = std::max(largest, offset);
+    }
+    if (marked) std::fill_n(out.begin() + static_cast<ptrdiff_t>(first), live, kNan);
+  }
+  return out;
+}
+
+// Planes that were damaged, or are of offsets that repeat, come back or lead outside; values that are no
+// numbers, and zeros with a sign. Nothing is written outside, and all agree on the sum.
+TEST(Topk, DamagedPlanesDecodeAsDefined) {
+  SeededRandom random(101);
+  const uint32_t odd_codes[] = {0x8000, 0x0000, 0x7FC0, 0x7F80, 0xFF80, 0x7F81, 0x0001, 0x3F80};
+  const uint32_t odd_offsets[] = {0, 1, 475, 476, 1023, 1024, 0xFFFE, 0xFFFF};
+  for (int round = 0; round < (kThorough ? 60 : 12); ++round) {
+    Case c = random_case(round % 2 == 0 ? 1500 : 1 + random.below(2500), 103, 1.0f);
+    c.misalignment = random.below(2);
+    const Encoded good = run_encode(CodecId::kTopK, c, functions_of(codec_of(CodecId::kTopK), ""));
+    std::vector<Encoded> sources(1 + random.below(4), good);
+    const uint64_t pool = round % 4 == 0 ? 14 : kTopkBlock;  // few elements: sources meet at them
+    for (Encoded& source : sources) {
+      for (size_t r = 0; r < source.scales.size() / 2; ++r) {
+        if (pool < kTopkBlock)
+          set_halfword(source.scales, r, static_cast<uint32_t>(r % kTopkKept + random.below(3)));
+        if (random.chance(0.1)) set_halfword(source.scales, r, odd_offsets[random.below(8)]);
+        if (random.chance(0.1)) set_halfword(source.scales, r, static_cast<uint32_t>(random.below(pool)));
+        if (random.chance(0.5))
+          set_halfword(source.payload, r, odd_codes[random.below(round % 3 == 0 ? 2 : 8)]);
+      }
+    }
+    std::vector<float> sum;
+    for (const Encoded& source : sources) {
+      const std::vector<float> decoded = decoded_by_definition(source, c.values.size());
+      if (sum.empty()) {
+        sum = decoded;
+      } else {
+        for (size_t i = 0; i < sum.size(); ++i) sum[i] = sum[i] + decoded[i];
+      }
+    }
+    std::vector<uint32_t> expected;
+    for (const float value : sum) expected.push_back(bits_of(canonical(value * -0.5f)));
+    const Functions reference = functions_of(reference_of(CodecId::kTopK), "reference");
+    const Encoded recoded = run_recode(CodecId::kTopK, sources, c, -0.5f, reference, Sum::kNotWanted);
+    with_each(CodecId::kTopK, [&](const Functions& with) {
+      EXPECT_TRUE(run_decode(sources, c, false, -0.5f, with) == expected) << with.name << " round " << round;
+      EXPECT_TRUE(run_recode(CodecId::kTopK, sources, c, -0.5f, with, Sum::kNotWanted) == recoded)
+          << with.name << " recode, round " << round;
+    });
+  }
 }
 
 // Defects planted in the kernels, each of which the tests above have to notice.

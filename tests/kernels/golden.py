@@ -167,9 +167,19 @@ def shared16(values, first, stochastic, adders=3):
     return scales, payload
 
 
+def topk(values, first, stochastic):
+    scales, payload = b"", b""
+    for _, block in blocks(values, 1024):
+        kept = sorted(sorted(range(len(block)), key=lambda i: (-abs(block[i]), i))[:math.ceil(len(block) * 11 / 1024)])
+        scales += struct.pack(f"<{len(kept)}H", *kept)
+        payload += float16([block[i] for i in kept], first, False, 7, 127)[1]
+    return scales, payload
+
+
 CODECS = {"int8": (1, 256, int8), "bf16": (2, 1, lambda *a: float16(*a, 7, 127)),
           "fp16": (3, 1, lambda *a: float16(*a, 10, 15)), "int4": (4, 128, int4), "mxfp8": (5, 32, mxfp8),
-          "1-bit": (6, 1024, one_bit), "shared16": (7, 256, shared16)}
+          "1-bit": (6, 1024, one_bit), "shared16": (7, 256, shared16), "topk": (8, 1024, topk)}
+DETERMINISTIC = ("1-bit", "topk")
 
 
 def crc32c(data):
@@ -202,9 +212,10 @@ def message(name, count, stochastic):
 def lines():
     for name in CODECS:
         for stochastic in (False, True):
-            if name == "1-bit" and stochastic:
+            if name in DETERMINISTIC and stochastic:
                 continue
-            for count in (21, 300):
+            # Of few elements top-k keeps one, or four of which two are equal: 2500 end in a shorter block.
+            for count in (21, 300, 2500) if name == "topk" else (21, 300):
                 rounding = "stochastic" if stochastic else "nearest"
                 yield f"{name} {rounding} {count} {message(name, count, stochastic).hex()}\n"
 

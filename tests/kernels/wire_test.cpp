@@ -104,7 +104,7 @@ std::vector<float> golden_values(size_t count) {
 
 TEST(Wire, GoldenVectors) {
   const auto all = goldens();
-  ASSERT_EQ(all.size(), 26u);
+  ASSERT_EQ(all.size(), 29u);
   for (const Golden& golden : all) {
     Description description = example(golden.count, golden.stochastic);
     description.codec = golden.codec;
@@ -270,6 +270,39 @@ TEST(WireHostile, BitsBehindTheLastElementAreChecked) {
   bad[64 + 16 + 300 / 8] |= std::byte{0x80};
   reseal(bad);
   expect_refused(bad, "padding");
+}
+
+// The offsets of top-k are what a decoder writes at: all of a block are marks, or they ascend and are of its
+// elements.
+TEST(WireHostile, OffsetsAreChecked) {
+  constexpr size_t kCount = 1500, kKept = 11, kScales = 64;  // 1500 − 1024 elements keep 6
+  const ByteBuffer good = message_of(CodecId::kTopK, kCount);
+  ASSERT_TRUE(parse(good).ok());
+  const auto offset_at = [](ByteBuffer& message, size_t r) {
+    return reinterpret_cast<std::byte*>(message.data() + kScales + 2 * r);
+  };
+  const auto with = [&](size_t r, uint16_t offset) {
+    ByteBuffer bad = good;
+    std::memcpy(offset_at(bad, r), &offset, 2);
+    reseal(bad);
+    return bad;
+  };
+  const auto offset_of = [&](size_t r) {
+    ByteBuffer copy = good;
+    uint16_t offset;
+    std::memcpy(&offset, offset_at(copy, r), 2);
+    return offset;
+  };
+  expect_refused(with(1, offset_of(0)), "offsets in block 0");           // twice
+  expect_refused(with(3, offset_of(5)), "offsets in block 0");           // not ascending
+  expect_refused(with(kKept - 1, 1024), "offsets in block 0");           // outside
+  expect_refused(with(kKept + 5, kCount - 1024), "offsets in block 1");  // of the shorter block
+  EXPECT_TRUE(parse(with(kKept + 5, kCount - 1024 - 1)).ok());
+  expect_refused(with(0, 0xFFFF), "offsets in block 0");  // one mark alone
+  ByteBuffer marked = good;
+  std::memset(offset_at(marked, kKept), 0xFF, 12);
+  reseal(marked);
+  EXPECT_TRUE(parse(marked).ok());
 }
 
 TEST(Wire, SealRefusesWhatParseWould) {

@@ -231,7 +231,8 @@ TEST(CApi, OptionsThatCannotHoldAreNamed) {
                 o.checkpoint_keep = 1;
               }),
               HasSubstr("checkpoint_keep is 1"));
-  for (const int32_t unknown : {-1, static_cast<int32_t>(MUSTER_CODEC_ONE_BIT), 1000}) {
+  for (const int32_t unknown :
+       {-1, static_cast<int32_t>(MUSTER_CODEC_ONE_BIT), static_cast<int32_t>(MUSTER_CODEC_TOPK), 1000}) {
     EXPECT_THAT(refused([&](O& o) { o.codec = unknown; }),
                 AllOf(HasSubstr("codec is " + std::to_string(unknown)), HasSubstr("int8 (3)")));
   }
