@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 
 #include "runtime/base/clock.h"
 
@@ -21,7 +22,7 @@ constexpr int kTries = 3;  // of which the fastest counts: the first ones meet c
 // the gradients is to be seen.
 constexpr int64_t kEagerCalls = 8;
 constexpr int64_t kCallsBetween = 32;
-// What was measured so many calls ago is tried anew.
+// What was measured so many calls ago is forgotten, so that it is predicted, and perhaps tried, anew.
 constexpr int64_t kMeasuredKeeps = 16 * kCallsBetween;
 
 // fp16 costs what bf16 does, and a sum may be beyond its numbers where no sample is.
@@ -36,10 +37,12 @@ double norm_of(const std::vector<float>& values) {
   return std::sqrt(sum);
 }
 
-// a/b in millionths; what cannot be told, as with NaNs among the values, is no objection.
+// a/b in millionths. Nothing can be told of what is zero, or not finite, by itself; where only a is not
+// finite, the codec has lost all.
 int64_t millionths(double a, double b) {
-  const double ratio = b > 0 ? a / b * 1e6 : 0;
-  return std::isfinite(ratio) ? static_cast<int64_t>(std::min(ratio, 1e15)) : 0;
+  if (!(b > 0) || !std::isfinite(b)) return 0;
+  const double ratio = a / b * 1e6;
+  return std::isfinite(ratio) ? static_cast<int64_t>(std::min(ratio, 1e15)) : int64_t{1'000'000'000'000'000};
 }
 
 int64_t bytes_per_second(size_t elements, Duration took) {
@@ -109,55 +112,109 @@ const codec::Choice* CodecController::chosen(uint32_t tensor) const {
   return found == tensors_.end() || found->second.calls == 0 ? nullptr : &found->second.choice;
 }
 
-bool CodecController::is_due(int64_t call) { return call < kEagerCalls || call % kCallsBetween == 0; }
+struct CodecController::Call {
+  CompressedCall what;
+  const float* in;
+  float* out;
+  size_t count;
+  Feedback* feedback;
+};
 
-Status CodecController::all_reduce(CompressedCollectives& collectives, CompressedCall call, const float* in,
-                                   float* out, size_t count, Feedback* feedback, Instant deadline,
-                                   std::vector<int>& suspects) {
-  call.codec = CodecId::kBf16;  // which all can do
-  MUSTER_TRY(collectives.check_all_reduce(call, in, out, count, feedback));
-  Tensor& tensor = tensors_[call.tensor];
-  if (tensor.count != count || tensor.feedback != (feedback != nullptr))
-    tensor = {.count = count, .feedback = feedback != nullptr};
-  if (is_due(tensor.calls)) MUSTER_TRY(choose(tensor, in, feedback, deadline, suspects));
-  const Instant begin = now();
-  if (tensor.choice.codec) {
-    call.codec = *tensor.choice.codec;
-    MUSTER_TRY(collectives.all_reduce(call, in, out, count, feedback, deadline));
-    MUSTER_TRY(collectives.wait(deadline, suspects));
-  } else {
-    const ReduceOp op = call.average ? ReduceOp::kAvg : ReduceOp::kSum;
-    const Work work = group_.all_reduce(in, out, count, DType::kFloat32, op, deadline);
-    const Status status = work.wait();
-    if (!status.ok()) suspects = work.suspects();
-    MUSTER_TRY(status);
-  }
-  tensor.last_took = now() - begin;
-  ++tensor.calls;
-  return ok();
+// Of many tensors not all in the same step.
+bool CodecController::is_due(const Call& call, const Tensor& tensor) {
+  return tensor.calls < kEagerCalls || (tensor.calls + call.what.tensor) % kCallsBetween == 0;
 }
 
-// Of all ranks the largest of each.
-Status CodecController::agree(std::vector<int64_t>& numbers, Instant deadline, std::vector<int>& suspects) {
-  const Work work = group_.all_reduce(numbers.data(), numbers.data(), numbers.size(), DType::kInt64,
-                                      ReduceOp::kMax, deadline);
+Status CodecController::all_reduce(CompressedCollectives& collectives, CompressedCall what, const float* in,
+                                   float* out, size_t count, Feedback* feedback, Instant deadline,
+                                   std::vector<int>& suspects) {
+  what.codec = CodecId::kBf16;  // which all can do
+  MUSTER_TRY(collectives.check_all_reduce(what, in, out, count, feedback));
+  try {
+    Tensor& tensor = tensors_[what.tensor];
+    if (tensor.count != count || tensor.feedback != (feedback != nullptr))
+      tensor = {.count = count, .feedback = feedback != nullptr};
+    const Call call{what, in, out, count, feedback};
+    const bool due = is_due(call, tensor);
+    if (due) MUSTER_TRY(choose(call, tensor, deadline, suspects));
+    const Instant begin = now();
+    MUSTER_TRY(reduce(collectives, call, tensor, deadline, suspects));
+    if (due) tensor.took = now() - begin;
+    ++tensor.calls;
+    return ok();
+  } catch (...) {  // the others wait for what this rank would have done
+    group_.revoke(Error{ErrorCode::kReconfigure, "choosing a codec: rank " + std::to_string(group_.rank()) +
+                                                     " could not go on, most likely for want of memory"},
+                  Group::Tell::kPeers);
+    throw;
+  }
+}
+
+Status CodecController::reduce(CompressedCollectives& collectives, const Call& call, Tensor& tensor,
+                               Instant deadline, std::vector<int>& suspects) {
+  if (tensor.choice.codec) {
+    CompressedCall what = call.what;
+    what.codec = *tensor.choice.codec;
+    MUSTER_TRY(collectives.all_reduce(what, call.in, call.out, call.count, call.feedback, deadline));
+    return collectives.wait(deadline, suspects);
+  }
+  const ReduceOp op = call.what.average ? ReduceOp::kAvg : ReduceOp::kSum;
+  const Work work = group_.all_reduce(call.in, call.out, call.count, DType::kFloat32, op, deadline);
   const Status status = work.wait();
   if (!status.ok()) suspects = work.suspects();
   return status;
 }
 
-Status CodecController::choose(Tensor& tensor, const float* in, const Feedback* feedback, Instant deadline,
+// Of all ranks the largest of each. And whether all do the same, which an all_reduce of numbers cannot see.
+Status CodecController::agree(const Call& call, const Tensor& tensor, std::vector<int64_t>& numbers,
+                              Instant deadline, std::vector<int>& suspects) {
+  const uint64_t parts[] = {call.what.tensor,
+                            call.what.step,
+                            call.what.seed,
+                            call.count,
+                            tensor.feedback,
+                            call.what.average,
+                            static_cast<uint64_t>(tensor.calls)};
+  const auto same = static_cast<int64_t>(digest_of(std::as_bytes(std::span(parts))).low >> 2);
+  numbers.insert(numbers.end(), {same, -same});
+  const Work work = group_.all_reduce(numbers.data(), numbers.data(), numbers.size(), DType::kInt64,
+                                      ReduceOp::kMax, deadline);
+  if (const Status status = work.wait(); !status.ok()) {
+    suspects = work.suspects();
+    return Error{status.error().code, "agreeing upon a codec: " + status.error().message};
+  }
+  const bool all_same = numbers[numbers.size() - 2] == same && numbers.back() == -same;
+  numbers.resize(numbers.size() - 2);
+  if (all_same) return ok();
+  const Error differ{
+      ErrorCode::kMisuse,
+      "agreeing upon a codec: rank " + std::to_string(group_.rank()) + " is at call " +
+          std::to_string(tensor.calls) + " of tensor " + std::to_string(call.what.tensor) + ", step " +
+          std::to_string(call.what.step) +
+          ", and another rank is not; all pass the same tensor, step, seed, operator and count, "
+          "and all residuals or none"};
+  group_.revoke(differ);  // the others see it as this rank does
+  return differ;
+}
+
+Status CodecController::choose(const Call& call, Tensor& tensor, Instant deadline,
                                std::vector<int>& suspects) {
-  const Sample sample(in, tensor.count, feedback);
+  if (group_.size() == 1) {
+    tensor.choice.codec = tensor.feedback ? CodecChoice(CodecId::kBf16) : std::nullopt;
+    tensor.choice.why = tensor.feedback ? "bf16: a world of one sends nothing, and residuals are to be kept"
+                                        : "float32: a world of one sends nothing";
+    return ok();
+  }
+  const Sample sample(call.in, tensor.count, call.feedback);
   std::vector<CodecRecord> records;
-  std::vector<int64_t> numbers{tensor.last_took, sample.residual_ppm};
+  std::vector<int64_t> numbers{tensor.took, sample.residual_ppm};
   for (const CodecId id : codec::kCodecIds) {
     if (!is_candidate(id, tensor.feedback)) continue;
     records.push_back(sample.measure(id));
     const CodecRecord& record = records.back();
     numbers.insert(numbers.end(), {-record.encode_bytes_per_s, -record.decode_bytes_per_s, record.error_ppm});
   }
-  MUSTER_TRY(agree(numbers, deadline, suspects));
+  MUSTER_TRY(agree(call, tensor, numbers, deadline, suspects));
   if (tensor.calls > 0) tensor.measured[tensor.choice.codec] = {numbers[0], tensor.calls};
   std::erase_if(tensor.measured,
                 [&](const auto& one) { return one.second.call < tensor.calls - kMeasuredKeeps; });
@@ -166,7 +223,10 @@ Status CodecController::choose(Tensor& tensor, const float* in, const Feedback* 
     const int64_t* const agreed = &numbers[2 + 3 * i];
     record.encode_bytes_per_s = -agreed[0];
     record.decode_bytes_per_s = -agreed[1];
-    record.error_ppm = agreed[2];
+    // A sample of zeros, or with a NaN, tells nothing.
+    int64_t& error = tensor.error_ppm[record.id];
+    if (agreed[2] > 0) error = agreed[2];
+    record.error_ppm = error;
     if (record.id == tensor.choice.codec) record.residual_ppm = numbers[1];
     if (const auto found = tensor.measured.find(record.id); found != tensor.measured.end())
       record.measured = found->second.took;

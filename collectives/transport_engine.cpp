@@ -230,7 +230,10 @@ class TransportEngine final : public Engine, public TransferOwner {
     std::vector<int> silent, behind, slow;
     for (int rank = 0; rank < group_.size(); ++rank) {
       if (rank == group_.rank()) continue;
-      if (gone_.contains(rank) || heard_[rank] == 0) {
+      // Who left answers nothing, and is not to blame for what it had ended.
+      if (const auto left = left_.find(rank); left != left_.end()) {
+        if (left->second <= sequence) return {ErrorCode::kReconfigure, left_text(rank), {}};
+      } else if (gone_.contains(rank) || heard_[rank] == 0) {
         silent.push_back(rank);
       } else if (heard_[rank] - 1 <= sequence) {
         behind.push_back(rank);
@@ -238,8 +241,9 @@ class TransportEngine final : public Engine, public TransferOwner {
     }
     for (const auto& run : runs_) {
       if (run->operation().signature.sequence != sequence) continue;
-      const std::set<int> awaited = run->waits_for();
-      slow.assign(awaited.begin(), awaited.end());
+      for (const int rank : run->waits_for()) {
+        if (!left_.contains(rank)) slow.push_back(rank);
+      }
     }
     if (!silent.empty()) return timed_out("did not answer", silent);
     if (!behind.empty()) return timed_out("had not called it", behind);
@@ -280,30 +284,30 @@ class TransportEngine final : public Engine, public TransferOwner {
             ranks};
   }
 
+  static std::string left_text(int rank) { return "rank " + std::to_string(rank) + " left the group"; }
+
   // Some operation waits for a rank that is gone, or left, and nothing arrived in this pass. Word that a rank
-  // left may overtake what it sent: with an operation that had ended there, all of it is on its way.
+  // left may overtake what it sent: of an operation that had ended there, all is on its way as long as the
+  // rank is reached.
   size_t check_gone() {
-    std::map<int, uint64_t> awaited;  // rank → the last operation that waits for it
+    std::map<int, uint64_t> awaited;  // rank → the first operation that waits for it
     for (const auto& run : runs_) {
-      for (const int rank : run->waits_for()) {
-        uint64_t& last = awaited[rank];
-        last = std::max(last, run->operation().signature.sequence);
-      }
+      for (const int rank : run->waits_for()) awaited.try_emplace(rank, run->operation().signature.sequence);
     }
     for (int rank = 0; rank < group_.size(); ++rank) {
       const auto waits = awaited.find(rank);
       const bool transfers = group_.transfers().expects(rank);
       if (waits == awaited.end() && !transfers) continue;
-      const std::string name = "rank " + std::to_string(rank);
       const auto left = left_.find(rank);
-      const bool all_sent = left != left_.end() && !transfers && waits->second < left->second;
-      if (all_sent && !gone_.contains(rank)) continue;
+      const bool has_sent = left != left_.end() && waits != awaited.end() && waits->second < left->second;
+      if (has_sent && !gone_.contains(rank)) continue;
       if (left != left_.end()) {
-        group_.fail({ErrorCode::kReconfigure, name + " left the group", {}}, false);
+        group_.fail({ErrorCode::kReconfigure, left_text(rank), {}}, false);
         return 1;
       }
       if (!gone_.contains(rank)) continue;
-      group_.fail({ErrorCode::kReconfigure, name + " died: " + gone_.at(rank), {rank}});
+      group_.fail(
+          {ErrorCode::kReconfigure, "rank " + std::to_string(rank) + " died: " + gone_.at(rank), {rank}});
       return 1;
     }
     return 0;

@@ -35,9 +35,9 @@ muster_status read_compression(const char* function, const muster_compression* g
   if (open) return MUSTER_OK;
   const auto codec = codec_of(known.codec);
   if (!codec) {
-    return failed(MUSTER_MISUSE,
-                  std::string(function) + ": codec is " + std::to_string(known.codec) +
-                      "; choose bf16 (1), fp16 (2), int8 (3), int4 (4), mxfp8 (5), 1-bit (6) or topk (7)");
+    return failed(MUSTER_MISUSE, std::string(function) + ": codec is " + std::to_string(known.codec) +
+                                     "; choose bf16 (1), fp16 (2), int8 (3), int4 (4), mxfp8 (5), 1-bit (6) "
+                                     "or topk (7); an all_reduce's may be left open (-1)");
   }
   call.codec = *codec;
   return MUSTER_OK;

@@ -16,6 +16,7 @@ constexpr size_t kPage = 4096;
 // left, which passes when others have taken theirs.
 constexpr int kTriesMax = 8;
 constexpr Duration kFirstPause = 10 * kMillisecond;  // before the second try; then twice as long each time
+constexpr Duration kPatience = 5 * kSecond;          // with all mates, who were there when the group formed
 
 // What this rank has from one mate.
 struct alignas(64) Row {
@@ -78,15 +79,19 @@ std::unique_ptr<MessageBlocks> MessageBlocks::open(Core& core, LocalListener& li
     blocks->hand_over_to(*mate);
     blocks->mates_.push_back(std::move(mate));
   }
+  blocks->given_up_at_ = now() + kPatience;
   const std::lock_guard lock(core.mutex());
   for (const auto& mate : blocks->mates_) blocks->watch(*mate);
   return blocks;
 }
 
-MessageBlocks::~MessageBlocks() {
+MessageBlocks::~MessageBlocks() { let_go(); }
+
+// Of what was handed over and not taken, on either side.
+void MessageBlocks::let_go() {
   for (const auto& mate : mates_) {
     if (mate->handing_over) core_.unwatch(mate->handing_over.get());
-    // What came and was not taken.
+    mate->handing_over.reset();
     if (!mate->memory) (void)listener_.claim_handover(mate->self.contact.nonce, tag_of(generation_));
   }
 }
@@ -142,13 +147,15 @@ size_t MessageBlocks::advance(Mate& mate) {
 size_t MessageBlocks::link() {
   if (settled_) return 0;
   size_t moved = 0;
-  settled_ = true;
+  bool all = true;
   for (const auto& mate : mates_) {
     if (!mate->has_ours) moved += advance(*mate);
-    const bool given_up = mate->tries == kTriesMax && !mate->handing_over && now() >= mate->next_try;
-    if (!mate->has_ours && !given_up) settled_ = false;
+    all = all && mate->has_ours;
   }
-  if (settled_) memory_.close_descriptor();
+  settled_ = all || now() >= given_up_at_;
+  if (!settled_) return moved;
+  let_go();
+  memory_.close_descriptor();
   return moved;
 }
 

@@ -94,6 +94,7 @@ class MessageBlocks final : public Watcher {
   Mate* mate_of(int rank) const;
   void hand_over_to(Mate& mate);
   void watch(Mate& mate);
+  void let_go();
   size_t advance(Mate& mate);
   bool map(Mate& mate);
   bool is_free(uint32_t block) const;
@@ -107,6 +108,7 @@ class MessageBlocks final : public Watcher {
   std::vector<std::unique_ptr<Mate>> mates_;
   std::vector<Mate*> by_rank_;  // null: not a mate
   bool settled_ = false;
+  Instant given_up_at_ = kNever;  // whom we have not linked with by then
   Use uses_[kMessageBlocks];
 };
 

@@ -623,12 +623,13 @@ MUSTER_API muster_status muster_comm_all_reduce_compressed(muster_comm* comm, co
  * measured: how long the operations took, how fast the codecs encode and decode, and how much of a sample of
  * the values each of them loses (one that loses more than 40 % of their norm is not taken). Without residuals
  * it may be none, that is float32. Chosen before the first calls of a tensor, then before every 32nd, and
- * anew where its count changes; a choice costs some milliseconds and an all_reduce of a few numbers. Since it
- * depends on times, two runs may choose differently and end with other bits: name a codec where they must
- * not.
+ * anew where its count changes or residuals come or go: give each vector a number of its own. A choice costs
+ * some milliseconds and an all_reduce of a few numbers. Since it depends on times, two runs may choose
+ * differently and end with other bits: name a codec where they must not.
  *
  * What it last chose: a muster_codec, and why, in words that live until the next call with `comm`. Either
- * pointer may be NULL. MUSTER_MISUSE: nothing was chosen for the tensor yet. */
+ * pointer may be NULL. Not during an operation of `comm`. MUSTER_MISUSE: nothing was chosen for the tensor
+ * yet. */
 #define MUSTER_CODEC_AUTO (-1)
 MUSTER_API muster_status muster_comm_chosen_codec(muster_comm* comm, uint32_t tensor, int32_t* codec,
                                                   const char** why);

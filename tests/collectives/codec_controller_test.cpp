@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 #include <thread>
 
 #include "tests/collectives/world.h"
@@ -128,25 +129,24 @@ TEST(CodecController, TheFirstCallsAreOfSomethingSafe) {
   EXPECT_EQ(run({}, 2, 100'000, 1, true)[0].codecs[0], CodecId::kBf16);
 }
 
-// 30 MB/s, where float32 takes 280 ms.
+// 8 MB/s, where float32 takes a second: no codec is as slow, under sanitizers either.
 TEST(CodecController, OnASlowLinkFewerBytesAreSent) {
   constexpr size_t kCount = 1 << 20;
   for (const bool feedback : {false, true}) {
-    const std::vector<Made> made = run(link_of(30e6), 2, kCount, 6, feedback);
+    const std::vector<Made> made = run(link_of(8e6), 2, kCount, 5, feedback);
     expect_alike(made);
     ASSERT_TRUE(made[0].codecs.back().has_value()) << made[0].whys.back();
     const codec::Shape shape = codec::shape_of(*made[0].codecs.back());
     EXPECT_LE(shape.payload_bits, 8U) << made[0].whys.back();
-    EXPECT_THAT(made[0].whys.back(), ::testing::HasSubstr("measured"));
-    EXPECT_LT(error_of(made, 6), 0.5) << "not one that loses more than was allowed";
+    EXPECT_THAT(made[0].whys[2], ::testing::HasSubstr("measured"));
+    EXPECT_LT(error_of(made, 5), 0.5) << "not one that loses more than was allowed";
   }
 }
 
 TEST(CodecController, ACodecThatLosesTooMuchIsNotTaken) {
   // Gaussian values lose about 0.2 % in bf16, 0.9 % and more in all that is smaller.
-  const std::vector<Made> made = run(link_of(30e6), 2, 1 << 18, 6, false, {.error_ppm_max = 4000});
-  for (const std::optional<CodecId>& codec : made[0].codecs)
-    EXPECT_TRUE(!codec || *codec == CodecId::kBf16);
+  const std::vector<Made> made = run(link_of(4e6), 2, 1 << 18, 4, false, {.error_ppm_max = 4000});
+  for (const std::optional<CodecId>& codec : made[0].codecs) EXPECT_TRUE(!codec || *codec == CodecId::kBf16);
   EXPECT_EQ(made[0].codecs.back(), CodecId::kBf16) << made[0].whys.back();
   EXPECT_THAT(made[0].whys.back(), ::testing::HasSubstr("not int8: its error of 0.9 % is above 0.4 %"));
 }
@@ -171,6 +171,54 @@ TEST(CodecController, AnotherCountBeginsAnew) {
     member.expect(controller.chosen(0)->why.find("the first call") != std::string::npos,
                   controller.chosen(0)->why);
   });
+}
+
+// A step of zeros, or one that overflowed, says nothing of the codecs: what they lose stays known.
+TEST(CodecController, ASampleThatTellsNothingLetsNoCodecIn) {
+  constexpr size_t kCount = 1 << 17;
+  for (const float odd : {0.0F, std::numeric_limits<float>::infinity()}) {
+    run_world(
+        Medium::kInProcess, 2,
+        [&](Member& member) {
+          CompressedCollectives collectives(member.group);
+          CodecController controller(member.group);
+          Feedback kept(Residuals(kCount, member.rank, member.size));
+          std::vector<int> suspects;
+          for (int step = 0; step < 5; ++step) {
+            std::vector<float> values =
+                step < 3 ? gradient(kCount, member.rank, step) : std::vector<float>(kCount, odd);
+            member.expect_ok(
+                controller.all_reduce(collectives, {.step = static_cast<uint64_t>(step)}, values.data(),
+                                      values.data(), kCount, &kept, member.soon(), suspects),
+                "step");
+            const std::optional<CodecId> codec = controller.chosen(0)->codec;
+            member.expect(codec && *codec != CodecId::kOneBit && *codec != CodecId::kTopK,
+                          controller.chosen(0)->why);
+          }
+        },
+        link_of(4e6));
+  }
+}
+
+// Each of the two sums by itself would be of numbers that belong to different vectors.
+TEST(CodecController, RanksThatDifferAreTold) {
+  const auto differ = [](CompressedCall first, CompressedCall second) {
+    run_world(Medium::kInProcess, 2, [&](Member& member) {
+      CompressedCollectives collectives(member.group);
+      CodecController controller(member.group);
+      std::vector<float> values(5000, 1.0F);
+      std::vector<int> suspects;
+      const Status status =
+          controller.all_reduce(collectives, member.rank == 0 ? first : second, values.data(), values.data(),
+                                values.size(), nullptr, member.soon(), suspects);
+      member.expect(!status.ok() && status.error().code == ErrorCode::kMisuse, "not refused");
+      member.expect(!member.group.barrier(member.soon()).wait().ok(), "the group is over");
+    });
+  };
+  differ({.tensor = 1}, {.tensor = 2});
+  differ({.step = 1}, {.step = 2});
+  differ({.seed = 1}, {.seed = 2});
+  differ({.average = true}, {.average = false});
 }
 
 TEST(CodecController, MisuseIsToldAtOnceAndNothingIsSent) {

@@ -132,6 +132,46 @@ TEST(Leaving, WhatWasSentBeforeStillArrives) {
              }});
 }
 
+// Of a broadcast that rank 0 has ended, and that the last rank never calls.
+TEST(Leaving, WhoLeftIsNotBlamedForWhoIsLate) {
+  std::atomic<bool> over = false;
+  run_world(Medium::kInProcess, 3, [&](Member& member) {
+    std::vector<float> values(1000);
+    const auto gather = [&](Duration patience) {
+      return member.group.gather(values.data(), values.data(), 1, DType::kFloat32, 1, now() + patience);
+    };
+    member.expect_ok(member.group.barrier(member.soon()).wait(), "all are here");
+    if (member.rank == 0) return member.expect_ok(gather(20 * kSecond).wait(), "its part is sent");
+    if (member.rank == 2) {
+      while (!over) usleep(1000);  // it never calls
+      return;
+    }
+    const Work work = gather(kSecond);
+    const Status status = work.wait();
+    over = true;
+    member.expect(!status.ok() && work.suspects() == std::vector<int>{2},
+                  status.ok() ? "ok" : status.error().message);
+  });
+}
+
+// What comes later does not end what is on its way.
+TEST(Leaving, AnOperationBeforeThatItHasNotCalledEndsWell) {
+  run_world(Medium::kInProcess, 2,
+            [](Member& member) {
+              std::vector<float> values(1000, static_cast<float>(member.rank));
+              const Work first = member.group.broadcast(values.data(), values.data(), values.size(),
+                                                        DType::kFloat32, 0, member.soon());
+              if (member.rank == 0) return member.expect_ok(first.wait(), "the root's");
+              const Work second = member.group.barrier(member.soon());
+              member.expect_ok(first.wait(), "which the root had ended");
+              member.expect(values[999] == 0, "other values");
+              member.expect(!second.wait().ok(), "which nobody else has called");
+            },
+            {.wrap = [](std::unique_ptr<Transport> inner) {
+              return std::make_unique<LateTransport>(std::move(inner));
+            }});
+}
+
 TEST(Leaving, AnOperationThatItHasNotCalledEndsSoon) {
   run_world(Medium::kInProcess, 3, [](Member& member) {
     member.expect_ok(member.group.barrier(member.soon()).wait(), "all are here");

@@ -93,7 +93,8 @@ TEST(CodecChoice, ErrorGuardFallsBackAndBars) {
   ASSERT_TRUE(choice.bar.has_value());
   EXPECT_EQ(choice.bar->id, CodecId::kInt4);
   EXPECT_EQ(choice.bar->until_step, 1200);
-  EXPECT_NE(choice.why.find("not int4: its error of 50.0 % is above 40.0 %"), std::string::npos) << choice.why;
+  EXPECT_NE(choice.why.find("not int4: its error of 50.0 % is above 40.0 %"), std::string::npos)
+      << choice.why;
   // Barred, it stays out although its old error is forgotten, until its time is over.
   scene.record(CodecId::kInt4) = {CodecId::kInt4, 2 * kGiga, 2 * kGiga, 0, 0, choice.bar->until_step};
   scene.input.previous = CodecId::kInt8;
