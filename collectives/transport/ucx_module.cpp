@@ -37,6 +37,7 @@ struct Pending {
   muster_ucx_worker* worker;
   uint64_t id;
   void* request;
+  bool is_send;
 };
 
 ucs_log_func_rc_t swallow_log(const char*, unsigned, const char*, ucs_log_level_t,
@@ -78,6 +79,7 @@ struct muster_ucx_worker {
   size_t address_size = 0;
   std::unordered_map<uint32_t, Peer*> peers;
   std::unordered_map<uint64_t, Pending*> pending;
+  size_t sends = 0;            // of these
   std::vector<void*> closing;  // requests of endpoints that are being closed
   void* knock = nullptr;
   bool is_closing = false;
@@ -89,6 +91,7 @@ void finish(Pending* pending, int status, size_t bytes) {
   muster_ucx_worker* worker = pending->worker;
   const uint64_t id = pending->id;
   worker->pending.erase(id);
+  worker->sends -= pending->is_send ? 1 : 0;
   delete pending;
   if (!worker->is_closing) worker->events.ended(worker->events.user, id, status, bytes);
 }
@@ -192,8 +195,16 @@ void close_endpoint(muster_ucx_worker* worker, ucp_ep_h endpoint) {
   if (UCS_PTR_IS_PTR(request)) worker->closing.push_back(request);
 }
 
-// A flushing close, bounded, so that what was sent last still leaves: a rank that ends after its last
-// operation must not take the tail of that operation with it.
+double monotonic_s() {
+  timespec time{};
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
+}
+
+// Before the close, so that what was sent last still leaves: a rank that ends after its last operation must
+// not take the tail of that operation with it. A flush by itself does not wait for large messages, which
+// their receivers have to ask for. It may take its time while something moves, as on a slow link; with a
+// peer that is gone, or stopped, nothing does.
 void flush_endpoints(muster_ucx_worker* worker) {
   std::vector<void*> flushes;
   for (const auto& [number, peer] : worker->peers) {
@@ -203,14 +214,16 @@ void flush_endpoints(muster_ucx_worker* worker) {
     if (UCS_PTR_IS_PTR(request)) flushes.push_back(request);
   }
   const auto unfinished = [](void* request) { return ucp_request_check_status(request) == UCS_INPROGRESS; };
-  timespec start{}, time{};
-  clock_gettime(CLOCK_MONOTONIC, &start);
-  double passed_s = 0;
-  while (std::any_of(flushes.begin(), flushes.end(), unfinished) && passed_s < 0.2) {
-    ucp_worker_progress(worker->worker);
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    passed_s = static_cast<double>(time.tv_sec - start.tv_sec) +
-               static_cast<double>(time.tv_nsec - start.tv_nsec) * 1e-9;
+  constexpr double kQuietS = 0.2, kMostS = 10;
+  const double start = monotonic_s();
+  double moved = start, time = start;
+  const auto busy = [&] {
+    return worker->sends > 0 || std::any_of(flushes.begin(), flushes.end(), unfinished);
+  };
+  while (busy() && time < moved + kQuietS && time < start + kMostS) {
+    const bool moves = ucp_worker_progress(worker->worker) > 0;
+    time = monotonic_s();
+    if (moves) moved = time;
   }
   for (void* request : flushes) ucp_request_free(request);
 }
@@ -276,7 +289,7 @@ int start_send(muster_ucx_worker* worker, uint32_t number, uint64_t tag, const v
                uint64_t id) {
   const auto found = worker->peers.find(number);
   if (found == worker->peers.end() || found->second->endpoint == nullptr) return MUSTER_UCX_FAILED;
-  auto* pending = new Pending{worker, id, nullptr};
+  auto* pending = new Pending{worker, id, nullptr, true};
   ucp_request_param_t param{};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
   param.cb.send = on_sent;
@@ -288,13 +301,14 @@ int start_send(muster_ucx_worker* worker, uint32_t number, uint64_t tag, const v
   }
   pending->request = request;
   worker->pending[id] = pending;
+  ++worker->sends;
   return MUSTER_UCX_PENDING;
 }
 
 // Immediate completion is refused, since UCX 1.13 then does not tell the length. The callback may come before
 // ucp_tag_recv_nbx() returns.
 int start_receive(muster_ucx_worker* worker, uint64_t tag, void* data, size_t size, uint64_t id) {
-  auto* pending = new Pending{worker, id, nullptr};
+  auto* pending = new Pending{worker, id, nullptr, false};
   worker->pending[id] = pending;
   ucp_request_param_t param{};
   param.op_attr_mask =
