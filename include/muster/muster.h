@@ -423,8 +423,10 @@ MUSTER_API muster_status muster_comm_from_mpi(const void* mpi_comm, const muster
 MUSTER_API muster_status muster_comm_split(muster_comm* comm, int32_t color, int32_t key,
                                            const muster_comm_options* options, muster_comm** part);
 
-/* Operations that are still pending end at once; ranks that still need this one fail with MUSTER_AGAIN. Frees
- * what muster_comm_allocate gave. Handles of operations stay valid. */
+/* Operations that are still pending end at once; ranks that still need this one fail with MUSTER_AGAIN. What
+ * it has sent of operations that ended well still arrives; a process that exits waits for that as long as
+ * something moves, so where a rank may not have come to the operation yet, end with a barrier. Frees what
+ * muster_comm_allocate gave. Handles of operations stay valid. */
 MUSTER_API void muster_comm_destroy(muster_comm* comm);
 
 MUSTER_API int32_t muster_comm_rank(const muster_comm* comm); /* -1 for NULL */
