@@ -169,6 +169,12 @@ class Toy {
     const Generation generation = core_->view().generation;
     const size_t world = core_->view().members.size();
     const uint64_t plan = core_->plan();
+    if (core_->catching_up()) {  // the others have made this update, and take no part in it again
+      if (!core_->open_update(generation, version).granted) return true;
+      act(core_->update_closed(now()));
+      say(Progress{generation, core_->version()});
+      return true;
+    }
     lock.unlock();
     const auto combined =
         board_.reduce(generation.counter, version, world, plan, [&] { return cannot_go_on(generation); });
