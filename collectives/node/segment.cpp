@@ -10,6 +10,7 @@ constexpr size_t kPage = 4096;
 constexpr size_t kHeaderBytes = (sizeof(SegmentHeader) + kPage - 1) / kPage * kPage;
 constexpr size_t kTilesBytes = kSlots * (kTileBytes + kResultBytes);
 static_assert(kTilesBytes % alignof(Channel) == 0);
+
 size_t bytes_for(int ranks) {
   return kHeaderBytes + kTilesBytes + static_cast<size_t>(ranks) * sizeof(Channel);
 }

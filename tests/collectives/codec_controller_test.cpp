@@ -36,7 +36,8 @@ class SlowTransport final : public testing_support::ForwardingTransport {
   SlowTransport(std::unique_ptr<Transport> inner, double bytes_per_second)
       : ForwardingTransport(std::move(inner)), bytes_per_second_(bytes_per_second) {}
   TransferId send(TransportPeer peer, uint64_t tag, MessagePtr message) override {
-    std::this_thread::sleep_for(  // the link that is simulated
+    // Reason for the wait: it is the simulated link, whose speed is what the choice is tested with.
+    std::this_thread::sleep_for(
         std::chrono::duration<double>(static_cast<double>(message->size) / bytes_per_second_));
     return ForwardingTransport::send(peer, tag, std::move(message));
   }

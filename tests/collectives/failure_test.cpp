@@ -134,7 +134,7 @@ TEST(Leaving, WhatWasSentBeforeStillArrives) {
 
 // Of a broadcast that rank 0 has ended, and that the last rank never calls.
 TEST(Leaving, WhoLeftIsNotBlamedForWhoIsLate) {
-  std::atomic<bool> over = false;
+  std::atomic<bool> over = false;  // set by rank 1, whose wait has a deadline
   run_world(Medium::kInProcess, 3, [&](Member& member) {
     std::vector<float> values(1000);
     const auto gather = [&](Duration patience) {
@@ -143,7 +143,7 @@ TEST(Leaving, WhoLeftIsNotBlamedForWhoIsLate) {
     member.expect_ok(member.group.barrier(member.soon()).wait(), "all are here");
     if (member.rank == 0) return member.expect_ok(gather(20 * kSecond).wait(), "its part is sent");
     if (member.rank == 2) {
-      while (!over) usleep(1000);  // it never calls
+      while (!over) usleep(1000);  // Reason for the wait: it stays, and never calls
       return;
     }
     const Work work = gather(kSecond);

@@ -68,7 +68,9 @@ class Blocks : public ::testing::Test {
         const std::lock_guard lock(processes[i].core->mutex());
         if (blocks[i] != nullptr) blocks[i]->link();
       }
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));  // for the progress threads
+      // Reason for the wait: what came is read by the cores' progress threads, which tell nobody; up to the
+      // deadline.
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
     return done();
   }
@@ -299,7 +301,8 @@ TEST_F(TwoNodes, LinkedGroupsHoldNoDescriptors) {
   for (uint64_t counter = 2; counter < 22; ++counter) groups.push_back(form(counter));
   const Instant deadline = now() + 20 * kSecond;
   while (open_descriptors() > before && now() < deadline)
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));  // for the progress threads
+    // Reason for the wait: connections end on the progress threads, which tell nobody; up to the deadline.
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
   EXPECT_LE(open_descriptors(), before);
 }
 
