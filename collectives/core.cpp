@@ -144,6 +144,17 @@ void Core::cancel(TransferId id) {
 
 void Core::forget(TransferId id) { targets_.erase(id); }
 
+bool Core::hand_over(TransferId id, TransferOwner* owner, uint64_t cookie) {
+  const auto found = targets_.find(id);
+  if (found == targets_.end()) return false;
+  found->second = {owner, cookie};
+  return true;
+}
+
+void Core::forget_all(const TransferOwner* owner) {
+  std::erase_if(targets_, [&](const auto& target) { return target.second.owner == owner; });
+}
+
 MessagePtr Core::take_message() {
   std::unique_ptr<Message> message;
   {

@@ -88,7 +88,9 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
   TransferId receive(uint64_t tag, MessagePtr message, TransferOwner* owner, uint64_t cookie);
   void cancel(TransferId id);  // a receive: its memory stays with the transport, its end is not reported
   void forget(TransferId id);  // a send: it goes on, its end is not reported
-  MessagePtr take_message();   // kMessageBytes, from the pool
+  bool hand_over(TransferId id, TransferOwner* owner, uint64_t cookie);  // false: it has ended
+  void forget_all(const TransferOwner* owner);
+  MessagePtr take_message();  // kMessageBytes, from the pool
 
   // The peer at `address`; the same address gives the same peer. Connected when first used.
   PeerId add_peer(ByteSpan address);

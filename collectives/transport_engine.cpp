@@ -16,6 +16,9 @@ namespace {
 // Messages posted at once for one operation, shared among its peers. Bounds memory; one each is always
 // posted.
 constexpr size_t kWindow = 16;
+// Messages of operations that have ended here which a peer has not taken yet. With more of them nothing is
+// sent to it: who runs ahead of the others, as the root of broadcasts can, waits for them.
+constexpr size_t kUntakenMost = 64;
 // Elements folded in one go, after which others get the mutex.
 constexpr uint64_t kFoldElements = 128 * 1024;
 // With more senders in a round, folds wait until it is over: to look what has arrived of each costs more.
@@ -75,6 +78,7 @@ class ScheduleRun final : public TransferOwner {
   struct InFlight {
     TransferId id;
     bool is_send;
+    int peer;
     size_t stream;
     uint64_t round;
     Region part;
@@ -148,6 +152,7 @@ class TransportEngine final : public Engine, public TransferOwner {
         position_{group.size(), group.rank(), grid_of(nodes)},
         forced_(std::move(forced)),
         heard_(peers_.size(), 0),
+        untaken_(peers_.size(), 0),
         blocks_(std::move(blocks)),
         packets_(group, peers_, blocks_.get()) {
     post_control();
@@ -156,6 +161,7 @@ class TransportEngine final : public Engine, public TransferOwner {
   ~TransportEngine() override {
     runs_.clear();
     if (control_message_ != nullptr) core().cancel(control_);
+    core().forget_all(this);
     if (core().transport() != nullptr) {
       for (const TagKind kind : {TagKind::kCollective, TagKind::kControl})
         core().transport()->discard(group_tag(kind, group_.generation(), 0, 0), group_tag_mask());
@@ -166,6 +172,11 @@ class TransportEngine final : public Engine, public TransferOwner {
   Core& core() { return group_.core(); }
   PeerId peer(int rank) const { return peers_[rank]; }
   MessageBlocks* blocks() { return blocks_.get(); }
+  // A send to `rank` outlives its operation.
+  void outlives(TransferId send, int rank) {
+    if (core().hand_over(send, this, kFirstUntaken + static_cast<uint64_t>(rank))) ++untaken_[rank];
+  }
+  bool lags(int rank) const { return untaken_[rank] >= kUntakenMost; }
   Schedule schedule_for(const CollectiveOperation& operation, uint64_t count) const {
     return choose_schedule(operation, count, position_, forced_);
   }
@@ -265,7 +276,11 @@ class TransportEngine final : public Engine, public TransferOwner {
 
   void leave() override { tell_all({.kind = ControlKind::kLeave}); }
 
-  void transfer_ended(uint64_t, TransferStatus status, size_t bytes) override {
+  void transfer_ended(uint64_t cookie, TransferStatus status, size_t bytes) override {
+    if (cookie >= kFirstUntaken) {
+      --untaken_[cookie - kFirstUntaken];
+      return;
+    }
     const MessagePtr arrived = std::exchange(control_message_, nullptr);
     ControlMessage message;
     const bool whole = status == TransferStatus::kDone && bytes == sizeof message;
@@ -275,6 +290,9 @@ class TransportEngine final : public Engine, public TransferOwner {
   }
 
  private:
+  static constexpr uint64_t kControlCookie = 0;
+  static constexpr uint64_t kFirstUntaken = 1;  // and one for each rank
+
   Failure timed_out(const std::string& what, const std::vector<int>& ranks) const {
     std::string names;
     for (int rank : ranks) names += (names.empty() ? "" : ", ") + std::to_string(rank);
@@ -317,7 +335,7 @@ class TransportEngine final : public Engine, public TransferOwner {
     if (core().transport() == nullptr || group_.size() == 1) return;
     control_message_ = core().take_message();
     control_ = core().receive(group_tag(TagKind::kControl, group_.generation(), group_.rank(), 0),
-                              control_message_, this, 0);
+                              control_message_, this, kControlCookie);
   }
 
   void tell(int rank, ControlMessage message) {
@@ -370,6 +388,7 @@ class TransportEngine final : public Engine, public TransferOwner {
   std::map<int, std::string> gone_;  // rank → reason
   std::map<int, uint64_t> left_;     // rank → its operations that had ended well
   std::vector<uint64_t> heard_;      // since the last inquiry: issued + 1, or 0
+  std::vector<size_t> untaken_;      // by rank: sends that have outlived their operations
   TransferId control_ = 0;
   MessagePtr control_message_;
   const std::unique_ptr<MessageBlocks> blocks_;
@@ -489,7 +508,8 @@ size_t ScheduleRun::post(std::vector<Stream>& streams, bool is_send) {
   size_t posted = 0;
   const size_t window = streams.empty() ? 0 : std::max<size_t>(1, window_ / streams.size());
   for (size_t i = 0; i < streams.size(); ++i) {
-    while (!streams[i].posted_all() && streams[i].in_flight < window) {
+    while (!streams[i].posted_all() && streams[i].in_flight < window &&
+           !(is_send && engine_.lags(streams[i].peer))) {
       const Region part = next_part(streams[i]);
       ++streams[i].in_flight;
       ++posted;
@@ -514,7 +534,7 @@ void ScheduleRun::post_send(size_t stream, const Region& part) {
   const uint64_t cookie = next_cookie_++;
   const TransferId id =
       engine_.core().send(engine_.peer(peer), tag_from(group.rank()), message, this, cookie);
-  in_flight_[cookie] = {id, true, stream, round_, part, header.index, nullptr};
+  in_flight_[cookie] = {id, true, peer, stream, round_, part, header.index, nullptr};
 }
 
 void ScheduleRun::post_receive(size_t stream, const Region& part) {
@@ -522,7 +542,7 @@ void ScheduleRun::post_receive(size_t stream, const Region& part) {
   const MessagePtr message = engine_.core().take_message();
   const uint64_t cookie = next_cookie_++;
   InFlight& entry = in_flight_[cookie];
-  entry = {0, false, stream, round_, part, received_[peer]++, message};
+  entry = {0, false, peer, stream, round_, part, received_[peer]++, message};
   engine_.core().expect(engine_.peer(peer));
   entry.id = engine_.core().receive(tag_from(peer), message, this, cookie);
 }
@@ -542,13 +562,13 @@ void ScheduleRun::transfer_ended(uint64_t cookie, TransferStatus status, size_t 
     return;
   }
   engine_.group().fail({ErrorCode::kReconfigure,
-                        "receiving from rank " + std::to_string(receives_[ended.stream].peer) + " failed",
-                        {receives_[ended.stream].peer}});
+                        "receiving from rank " + std::to_string(ended.peer) + " failed",
+                        {ended.peer}});
 }
 
 void ScheduleRun::take(InFlight& arrived, size_t bytes) {
   GroupState& group = engine_.group();
-  const int peer = receives_[arrived.stream].peer;
+  const int peer = arrived.peer;
   WireHeader header;
   if (bytes >= sizeof header) std::memcpy(&header, arrived.message->data, sizeof header);
   const bool ours = bytes >= sizeof header && header.magic == WireHeader::kMagic &&
@@ -689,7 +709,7 @@ size_t ScheduleRun::advance() {
 
 void ScheduleRun::abandon() {
   for (const auto& [cookie, entry] : in_flight_)
-    entry.is_send ? engine_.core().forget(entry.id) : engine_.core().cancel(entry.id);
+    entry.is_send ? engine_.outlives(entry.id, entry.peer) : engine_.core().cancel(entry.id);
   in_flight_.clear();
 }
 

@@ -6,6 +6,9 @@
 //   caller keeps memory until the end is reported or the worker is closed.
 // - Loading libucs installs handlers for SIGSEGV and others, and it logs to stdout: both are undone here.
 // - ucp_worker_progress must not be re-entered: nothing here calls it from a callback.
+// - Over TCP a rendezvous costs a message of 32 KiB half its time, and one of 256 KiB a quarter: there is
+// none
+//   (decision 0018). Instead a large message's send is synchronous: it ends when its receiver has taken it.
 #include <signal.h>
 #include <time.h>
 #include <ucp/api/ucp.h>
@@ -15,8 +18,10 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -26,6 +31,13 @@ namespace {
 
 // Never used by the caller: kind "formation", all other bits set.
 constexpr uint64_t kKnockTag = ~uint64_t{0};
+
+// From here on a send ends when its message was taken. Smaller ones end when they have been copied: to wait
+// for word of each would cost more than to keep it.
+constexpr size_t kTakenFrom = 8 * 1024;
+// What a TCP connection hands to the system at once, and asks it for; UCX has 8 and 64 KiB. A connection that
+// is under way both ways keeps two of these. 320k, a whole message of the engines, is little faster.
+constexpr const char* kTcpSegment = "128k";
 
 struct Peer {
   muster_ucx_worker* worker;
@@ -140,6 +152,27 @@ void on_endpoint_error(void* user, ucp_ep_h, ucs_status_t status) {
     peer->worker->events.peer_failed(peer->worker->events.user, peer->number, ucs_status_string(status));
 }
 
+bool user_has_set(const char* name) { return std::getenv(name) != nullptr; }
+
+// UCX 1.13 knows an option of its TCP here without the prefix that it has in the environment, later versions
+// with it; a name that it does not know is only logged.
+void set_tcp(ucp_config_t* config, const std::string& name, const char* value) {
+  ucp_config_modify(config, name.c_str(), value);
+  ucp_config_modify(config, ("TCP_" + name).c_str(), value);
+}
+
+// What the user has set in the environment stays.
+void tune_tcp(ucp_config_t* config) {
+  if (!user_has_set("UCX_RNDV_THRESH")) ucp_config_modify(config, "RNDV_THRESH", "inf");
+  // Together, since UCX refuses to receive in smaller segments than it sends.
+  if (user_has_set("UCX_TCP_TX_SEG_SIZE") || user_has_set("UCX_TCP_RX_SEG_SIZE")) return;
+  set_tcp(config, "TX_SEG_SIZE", kTcpSegment);
+  set_tcp(config, "RX_SEG_SIZE", kTcpSegment);
+}
+
+// Others than TCP read large messages from where they lie.
+bool is_tcp_alone(std::string_view transports) { return transports == "tcp,self" || transports == "tcp"; }
+
 ucs_status_t init_context(muster_ucx_worker* worker, const muster_ucx_config& options) {
   ucp_config_t* config = nullptr;
   ucs_status_t status = ucp_config_read(nullptr, nullptr, &config);
@@ -148,7 +181,8 @@ ucs_status_t init_context(muster_ucx_worker* worker, const muster_ucx_config& op
   std::snprintf(keepalive, sizeof keepalive, "%.3fs", options.keepalive_s);
   status = ucp_config_modify(config, "TLS", options.transports);
   ucp_config_modify(config, "KEEPALIVE_INTERVAL", keepalive);
-  ucp_config_modify(config, "TCP_CONN_NB", "y");  // else a connect to a host that is down blocks progress
+  set_tcp(config, "CONN_NB", "y");  // else a connect to a host that is down blocks progress
+  if (is_tcp_alone(options.transports)) tune_tcp(config);
   ucp_params_t params{};
   params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED | UCP_PARAM_FIELD_NAME;
   params.features = UCP_FEATURE_TAG | UCP_FEATURE_WAKEUP;
@@ -294,7 +328,8 @@ int start_send(muster_ucx_worker* worker, uint32_t number, uint64_t tag, const v
   param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
   param.cb.send = on_sent;
   param.user_data = pending;
-  ucs_status_ptr_t request = ucp_tag_send_nbx(found->second->endpoint, data, size, tag, &param);
+  const auto send = size < kTakenFrom ? ucp_tag_send_nbx : ucp_tag_send_sync_nbx;
+  ucs_status_ptr_t request = send(found->second->endpoint, data, size, tag, &param);
   if (!UCS_PTR_IS_PTR(request)) {
     delete pending;
     return status_of(UCS_PTR_STATUS(request));

@@ -837,6 +837,30 @@ TEST(Values, BFloat16IsRoundedOnce) {
   }
 }
 
+// A root needs nobody for its part of a broadcast: it could fill the others' memory.
+TEST(RunningAhead, ARootWaitsForThoseWhoLag) {
+  constexpr int kOperations = 400;
+  run_world(Medium::kUcxProcesses, 2, [](Member& member) {
+    constexpr Duration kLag = 600 * kMillisecond;
+    const Instant begin = now();
+    std::vector<float> values(16 * 1024);
+    if (member.rank == 1) usleep(kLag / kMicrosecond);  // Reason for the wait: it lags
+    int early = 0;
+    for (int i = 0; i < kOperations; ++i) {
+      std::ranges::fill(values, static_cast<float>(member.rank == 0 ? i : -1));
+      member.expect_ok(
+          member.group
+              .broadcast(values.data(), values.data(), values.size(), DType::kFloat32, 0, member.soon())
+              .wait(),
+          "broadcast " + std::to_string(i));
+      member.expect(values.front() == static_cast<float>(i) && values.back() == values.front(), "its value");
+      if (now() - begin < kLag / 2) ++early;
+    }
+    if (member.rank == 0)
+      member.expect(early < 100, std::to_string(early) + " were ended before any was taken");
+  });
+}
+
 // UCX likes to rewrite the functions that a process maps memory with.
 TEST(QuietGuest, UcxLeavesTheProcessAsItWas) {
   testing_support::spawn(1, [](testing_support::Rank& rank) {
