@@ -5,8 +5,6 @@ all_reduce beside its float32 one, its bound the stream's time for that part of 
 
 It makes a sandbox for itself, so it needs root or user namespaces; where it cannot have them one row says so."""
 import json
-import os
-import shlex
 import shutil
 import statistics
 import subprocess
