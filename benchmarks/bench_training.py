@@ -18,7 +18,7 @@ from curves import picture
 from two_hosts import LINKS, STEP_LINE, Refused, join_hosts, rows_of_sandbox, sent_bytes, set_link, train
 
 LINK, LINK_BYTES_PER_S = "100 Mbit/s", 100e6 / 8
-# Fixed before anything was measured but the time of a step: so large that its gradients take the link more than four times
+# Chosen when only the time of a step was known: so large that its gradients take the link more than four times
 # as long as a worker takes for them, so few steps that a seed takes three minutes. A lane for each worker: each is sent.
 STEPS, EVALUATE_EVERY = 200, 20
 CONTEXT, SEQUENCES = 64, 2
