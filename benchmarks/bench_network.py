@@ -5,8 +5,6 @@ all_reduce beside its float32 one, its bound the stream's time for that part of 
 
 It makes a sandbox for itself, so it needs root or user namespaces; where it cannot have them one row says so."""
 import json
-import os
-import shlex
 import shutil
 import statistics
 import subprocess
@@ -15,25 +13,9 @@ import tempfile
 from pathlib import Path
 
 from torch_python import not_measured, torch_python
-
-TOP = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(TOP / "tests" / "support"), str(TOP / "scripts")]
-from jobs import STEP_LINE, Job, wait_until  # noqa: E402
-from namespaces import add_host, furnish_sandbox, ip, run, sandbox_command, throttle, unthrottle  # noqa: E402
+from two_hosts import ADDRESSES, DEVICE, HOSTS, LINKS, STEP_LINE, Refused, join_hosts, on_host, rows_of_sandbox, set_link, train
 
 KIB, MIB = 1 << 10, 1 << 20
-HOSTS = ("a", "b")
-ADDRESSES = {"a": "10.78.0.1", "b": "10.78.0.2"}
-DEVICE = "eth"
-# A burst of some tens of packets: larger ones make short messages look faster than the link, smaller ones than what the
-# stack hands over at once cost the link part of its rate.
-LINKS = {"1 Gbit/s": ("1gbit", "64kb"), "unthrottled": None, "100 Mbit/s": ("100mbit", "16kb")}
-QUEUE_LATENCY = "50ms"
-# As wide as Linux leaves it, whatever this machine is set to; and the one congestion control that every namespace may choose
-# and that has no clock of its own: with BBR, which some machines are set to, exchanges of both directions wait for probes.
-TCP = {"tcp_congestion_control": "reno", "tcp_rmem": "4096 131072 6291456", "tcp_wmem": "4096 16384 4194304",
-       "tcp_limit_output_bytes": "262144"}
-PATIENCE = 60
 GLOO_PORT = 29400
 # As a launch agent of an MPI: starts a command on the host whose address it is given, under a name that differs from the
 # other's, since MPIs take hosts of one name for one host.
@@ -46,21 +28,13 @@ exec unshare --uts sh -c "hostname $host; exec ip netns exec $host sh -c '$*'"
 
 
 def network(build, rounds):
-    command = sandbox_command()
-    if isinstance(command, str):
-        yield row("two hosts", "", None, None, {"not measured: " + command: None})
-        return
-    inside = subprocess.Popen([*command, sys.executable, __file__, str(build.resolve()), str(rounds), torch_python()[0] or ""],
-                              stdout=subprocess.PIPE, text=True)
     try:
-        for line in inside.stdout:
-            yield json.loads(line)
-        if not torch_python()[0]:
-            yield row("2 hosts", "latency", None, None, {not_measured("Gloo"): None})
-        if inside.wait() != 0:
-            raise RuntimeError(f"the benchmark in the sandbox ended with {inside.returncode}")
-    finally:
-        inside.kill()  # unshare ignores SIGTERM, and takes all that is in the sandbox with it
+        yield from rows_of_sandbox(__file__, build.resolve(), rounds, torch_python()[0] or "")
+    except Refused as refused:
+        yield row("two hosts", "", None, None, {f"not measured: {refused}": None})
+        return
+    if not torch_python()[0]:
+        yield row("2 hosts", "latency", None, None, {not_measured("Gloo"): None})
 
 
 def row(case, metric, ours, bound, peers, unit="ms"):
@@ -76,45 +50,6 @@ def row(case, metric, ours, bound, peers, unit="ms"):
 
 def rounded(value):
     return None if value is None else float(f"{value:.4g}")
-
-
-# ---- the hosts
-
-def join_hosts():
-    furnish_sandbox()
-    for host in HOSTS:
-        add_host(host)
-    ip("link", "add", DEVICE, "netns", "a", "type", "veth", "peer", "name", DEVICE, "netns", "b")
-    for number, host in enumerate(HOSTS):
-        for name, value in TCP.items():
-            run("ip", "netns", "exec", host, "sysctl", "-q", "-w", f"net.ipv4.{name}={value}")
-        ip("-n", host, "addr", "add", f"{ADDRESSES[host]}/24", "dev", DEVICE)
-        # A veth hands packets to the core that sends, and a token bucket sends from whatever core its timer fires on: they
-        # would arrive out of order, which TCP takes for a loss. A host's cores take what it is sent, as if they were its own.
-        run("ip", "netns", "exec", host, "sh", "-c", f"echo {cores_of(number)} > /sys/class/net/{DEVICE}/queues/rx-0/rps_cpus")
-        ip("-n", host, "link", "set", DEVICE, "up")
-    for host in HOSTS:  # the kernel takes a moment to find the carrier, and UCX leaves out a device without
-        wait_until(lambda: "NO-CARRIER" not in link_state(host), PATIENCE, "the link")
-
-
-def cores_of(number):
-    """The mask of a host's share of the cores; pin() in turns.h gives its ranks the same."""
-    cores = os.cpu_count()
-    first, last = number * cores // len(HOSTS), (number + 1) * cores // len(HOSTS)
-    return f"{sum(1 << core % cores for core in range(first, max(last, first + 1))):x}"
-
-
-def link_state(host):
-    return subprocess.run(["ip", "-n", host, "link", "show", DEVICE], capture_output=True, text=True).stdout
-
-
-def set_link(limits):
-    """Both ways; None lifts the limit."""
-    for host in HOSTS:
-        if limits is not None:
-            throttle(host, DEVICE, *limits, QUEUE_LATENCY)
-        elif " tbf " in run("tc", "-n", host, "qdisc", "show", "dev", DEVICE):
-            unthrottle(host, DEVICE)
 
 
 # ---- collectives
@@ -134,10 +69,6 @@ CODECS = {"bf16": (2, None), "int8": (1 + 4 / 256, 3.5), "int4": (1 / 2 + 2 / 12
 OPEN = "auto"  # to be chosen by measurement
 COMPRESSED_BYTES = 64 * MIB
 COMPRESSED_LINKS = ("1 Gbit/s", "100 Mbit/s")
-
-
-def on_host(host, *words):
-    return shlex.join(["ip", "netns", "exec", host, *[str(word) for word in words]])
 
 
 def own_competitors(build, ranks, codecs=()):
@@ -248,22 +179,10 @@ BUCKET_KIB, WHOLE_KIB = 1024, 1 << 20
 
 def step_ms(build, bucket_kib):
     """Of a training on both hosts, the median."""
-    job = Job(build, "bench")
-    try:
-        for host in HOSTS:
-            job.start(host, 1, [build / "bin" / "gpt", *MODEL, "--bucket-kib", bucket_kib], nodes="2:2",
-                      env={"UCX_NET_DEVICES": DEVICE, "OMP_NUM_THREADS": "1"}, extra=["--quiet"],
-                      rdzv=f"{ADDRESSES['a']}:{job.port}", prefix=["ip", "netns", "exec", host])
-            if host == "a":
-                wait_until(lambda: any(event["event"] == "node joined" for event in job.agents[0].events()), PATIENCE, "the store")
-        for agent in job.agents:
-            if (code := agent.wait(2 * PATIENCE)) != 0:
-                raise RuntimeError(f"the training ended with {code}:\n" + "\n".join(agent.lines[-20:]))
-        bytes_of_step = 2 * SEQUENCES * CONTEXT
-        steps = [found for agent in job.agents for line in agent.lines if (found := STEP_LINE.search(line))]
-        return statistics.median(1000 * bytes_of_step / int(found[8]) for found in steps[SKIPPED:])
-    finally:
-        job.close()
+    lines = train(build, [*MODEL, "--bucket-kib", bucket_kib])
+    bytes_of_step = 2 * SEQUENCES * CONTEXT
+    steps = [found for line in lines if (found := STEP_LINE.search(line))]
+    return statistics.median(1000 * bytes_of_step / int(found[8]) for found in steps[SKIPPED:])
 
 
 def training_row(build, rounds):

@@ -2,6 +2,7 @@
 """Runs the benchmarks for scripts/bench, each a module beside this file that yields rows. Timings on small virtual
 machines are noisy: ratios of one run mean something, absolute values of two runs do not."""
 import argparse
+import functools
 import json
 import os
 import platform
@@ -17,10 +18,13 @@ from bench_network import network
 from bench_preemption import preemption
 from bench_recovery import overhead, recovery
 from bench_scale import scale
+from bench_training import training
 from torch_python import torch_python
 
 BENCHES = {"checkpoint": checkpoint, "codecs": codecs, "collectives": collectives, "gpu": gpu, "network": network,
-           "overhead": overhead, "preemption": preemption, "recovery": recovery, "scale": scale}
+           "overhead": overhead, "preemption": preemption, "recovery": recovery, "scale": scale,
+           "training": training}
+ROUNDS, ROUNDS_OF = 5, {"training": 3}
 
 
 def processor():
@@ -44,7 +48,9 @@ def main():
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}")
     parser.add_argument("--build", type=Path, required=True)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--rounds", type=int, default=5, help="of the competitors' turns, where they take turns")
+    parser.add_argument("--picture", type=Path, help="for the curves of training, as SVG")
+    parser.add_argument("--rounds", type=int,
+                        help=f"of the competitors' turns, where they take turns: {ROUNDS}; seeds of training: {ROUNDS_OF['training']}")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in BENCHES]
     if unknown:
@@ -53,8 +59,9 @@ def main():
     print(f"peers: {', '.join(versions()) or 'none of them is installed'}")
     print(f"{'bench':<12}{'case':<58}{'metric':<20}{'ours':>10}{'peer':>10}{'ratio':>7}{'of bound':>9}  peer")
     lines = []
+    benches = {**BENCHES, "training": functools.partial(training, picture_file=options.picture)}
     for name in options.names or BENCHES:
-        for row in BENCHES[name](options.build, options.rounds):
+        for row in benches[name](options.build, options.rounds or ROUNDS_OF.get(name, ROUNDS)):
             text = {key: "-" if value is None else value for key, value in row.items()}
             others = [f"{name} {value}" for name, value in row.get("peers", {}).items() if name != row["peer"]]
             print(f"{text['bench']:<12}{text['case']:<58}{text['metric'] + ' ' + text['unit']:<20}{text['ours']:>10}"
