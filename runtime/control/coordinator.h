@@ -35,6 +35,9 @@ struct Limits {
   Duration node_silence = 5 * kSecond;       // no heartbeat from a node
   Duration heartbeat_every = 500 * kMillisecond;
   Duration partition_wait = 30 * kSecond;  // rule 11
+  // A silent node is heard again while others of the view are silent: where a network has healed, these are
+  // about to be.
+  Duration return_wait = 1 * kSecond;
   Duration save_timeout = 600 * kSecond;
   Duration step_timeout = 600 * kSecond;  // a member that makes no progress for so long is a suspect
   bool fixed_world = false;               // mpirun, srun without agents: any loss ends the job as requeue

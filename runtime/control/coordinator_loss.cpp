@@ -130,7 +130,9 @@ void Coordinator::State::node_heard(NodeRecord& node) {
   if (std::exchange(node.silent_since, kNever) == kNever) return;
   say(EventKind::kLog, "node " + node.name + " is heard again");
   send_eviction(node.id);
-  if (phase == Phase::kAgreeing) ask_again(node.id);
+  if (phase != Phase::kAgreeing) return;
+  change.heard_again = now;
+  ask_again(node.id);
 }
 
 void Coordinator::State::ask_again(NodeId node) {

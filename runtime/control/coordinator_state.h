@@ -60,6 +60,7 @@ struct Change {
   Instant began = 0;
   std::map<MemberId, Report> reports;
   std::map<NodeId, Instant> mute;    // heard, but none of its members reports: the way there may be cut
+  Instant heard_again = kNever;      // newest return of a silent node
   std::set<NodeId> silent_excluded;  // rule 11 bounds their sum over the rounds of one change
   View next;
   std::vector<Transfer> transfers;

@@ -104,6 +104,7 @@ bool Coordinator::State::exclude_silent_nodes() {
     end_job(kExitRequeue, decision.why);
     return false;
   }
+  if (change.heard_again != kNever && now < change.heard_again + limits.return_wait) return false;
   say(EventKind::kLog, decision.why);
   for (NodeId node : silent) {
     if (node_silent(node)) {

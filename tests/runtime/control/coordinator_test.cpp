@@ -351,8 +351,27 @@ TEST_F(Loss, MoreThanHalfSilentIsWaitedForAndMayComeBack) {
   node_comes(3, 1);
   ASSERT_EQ(sent<Agree>(last).size(), 1u) << "asked like the others";
   report(3, 300, 4);
-  EXPECT_EQ(leader->phase(), "running") << "now fewer than half are silent";
+  EXPECT_EQ(leader->phase(), "agreeing") << "fewer than half are silent now, and may be about to be heard";
+  tick_at(now + limits.return_wait);
+  EXPECT_EQ(leader->phase(), "running");
   EXPECT_EQ(world(), (std::vector<MemberId>{100, 300}));
+}
+
+// Of two that were cut off, the one that was heard 3 ms after the other was lost.
+TEST_F(Loss, WhereANetworkHealsAllHaveTimeToBeHeard) {
+  form(3, 1);
+  for (NodeId node : {2, 3}) {
+    alive.erase(node);
+    carry(leader->disconnected(now, node, "connection reset"));
+  }
+  report(1, 100, 4);
+  node_comes(2, 1);
+  report(2, 200, 4);
+  tick_at(now + limits.return_wait - 1);
+  node_comes(3, 1);
+  report(3, 300, 4);
+  EXPECT_EQ(leader->phase(), "running");
+  EXPECT_EQ(world(), (std::vector<MemberId>{100, 200, 300}));
 }
 
 TEST_F(Loss, MoreThanHalfSilentForLongIsExcludedBySideWithTheStore) {
