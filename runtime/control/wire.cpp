@@ -1,6 +1,9 @@
 #include "runtime/control/wire.h"
 
+#include <bit>
+#include <cstring>
 #include <type_traits>
+#include <vector>
 
 #include "messages_generated.h"
 
@@ -29,14 +32,23 @@ ByteBuffer read(const flatbuffers::Vector<uint8_t>& value) {
   return {first, first + value.size()};
 }
 
-std::vector<uint64_t> read(const flatbuffers::Vector<uint64_t>& value) {
-  return {value.begin(), value.end()};
+// The verifier does not ask whether what is in a vector is aligned, and a hostile frame's need not be.
+// Numbers are little-endian there, as on every machine that this runs on.
+template <typename Element, typename Listed>
+std::vector<Element> copied(const flatbuffers::Vector<Listed>& value) {
+  static_assert(std::endian::native == std::endian::little);
+  std::vector<Element> elements(value.size());
+  if (!elements.empty()) std::memcpy(elements.data(), value.Data(), elements.size() * sizeof(Element));
+  return elements;
 }
+
+std::vector<uint64_t> read(const flatbuffers::Vector<uint64_t>& value) { return copied<uint64_t>(value); }
 
 Lineage read(const flatbuffers::Vector<const fb::LineageEntry*>& value) {
   Lineage lineage;
   lineage.reserve(value.size());
-  for (const fb::LineageEntry* entry : value) lineage.push_back({read(entry->generation()), entry->base()});
+  for (const fb::LineageEntry& entry : copied<fb::LineageEntry>(value))
+    lineage.push_back({read(entry.generation()), entry.base()});
   return lineage;
 }
 
@@ -256,8 +268,8 @@ Offset<fb::Install> write(FlatBufferBuilder& to, const Install& m) {
 }
 Install read(const fb::Install& m) {
   Install install{read(*m.view()), m.attempt(), {}, read(*m.why())};
-  for (const fb::Transfer* transfer : *m.transfers())
-    install.transfers.push_back({transfer->source(), transfer->target(), transfer->gradient()});
+  for (const fb::Transfer& transfer : copied<fb::Transfer>(*m.transfers()))
+    install.transfers.push_back({transfer.source(), transfer.target(), transfer.gradient()});
   return install;
 }
 

@@ -1,9 +1,13 @@
-// libFuzzer's entry for the wire: whatever decodes must encode again to something that decodes to the same
-// bytes. Also called by wire_test with a seeded mutator, where no libFuzzer is at hand.
+// libFuzzer's entries for the wire (scripts/fuzz): whatever decodes must encode again to something that
+// decodes to the same bytes. wire_test calls the first one, too, with seeded mutations and with the inputs
+// that libFuzzer has found.
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 
 #include "runtime/control/wire.h"
+#include "tests/runtime/control/sample_messages.h"
 
 namespace {
 
@@ -29,3 +33,19 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   round_trip(control::decode_event(bytes), &control::decode_event);
   return 0;
 }
+
+#ifdef MUSTER_LIBFUZZER
+extern "C" size_t LLVMFuzzerMutate(uint8_t* data, size_t size, size_t capacity);
+
+// Mutations of what was found so far, and now and then of a real message: from noise alone it would not find
+// one that the verifier takes.
+extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t capacity, unsigned seed) {
+  if (seed % 16 == 0) {
+    const auto messages = control::all_messages();
+    const auto sample = control::encode({seed, messages[seed / 16 % messages.size()]});
+    size = std::min(sample->size(), capacity);
+    std::memcpy(data, sample->data(), size);
+  }
+  return LLVMFuzzerMutate(data, size, capacity);
+}
+#endif

@@ -1,0 +1,72 @@
+// A message of each kind, with every field away from its default.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "runtime/control/messages.h"
+
+namespace muster::control {
+
+inline Member member(uint64_t id) {
+  return {id, id + 100, 3, "node-" + std::to_string(id), ByteBuffer(5, std::byte{9})};
+}
+
+inline View view() {
+  return {{11, 12}, {member(1), member(2), member(3)}, 40, {{{11, 1}, 0}, {{11, 12}, 40}}};
+}
+
+inline Event event() { return {EventKind::kViewReady, 77, 12, 40, 2, -5, "text \xff with a bad byte"}; }
+
+// In the order of the variant.
+inline std::vector<Message> all_messages() {
+  const Generation g{11, 12};
+  const Digest d{21, 22};
+  return {NodeHello{5, "a", "job", 2, 4, 1, 8, "10.0.0.5", 40001},
+          MemberGone{6, true, true, "why", 3, -9, true},
+          NodeReady{g},
+          NoticeRaised{Scope::kNode, 7, 30 * kSecond, "SIGTERM"},
+          Heartbeat{},
+          MemberHello{member(9), d, "described", g},
+          Started{g, 3, d, {{g, 3}}},
+          Report{g, 2, 41, true, {11, 10}},
+          Ready{g, 4},
+          Suspect{g, {1, 2, 3}, "hung"},
+          AtBoundary{g, 6, 42},
+          Level{43},
+          LearnFailed{8, "too slow"},
+          Progress{g, 44},
+          SaveDue{g, 45},
+          SaveVote{9, true, ByteBuffer(1000, std::byte{7}), "no"},
+          SavePublished{9, true, "done"},
+          Leaving{75, 46, "told"},
+          NodeWelcome{g, 500, 3},
+          NodeRefused{"no", 78},
+          Evict{g, {4, 5}},
+          EndJob{75, "over"},
+          Agree{g, 3, false, "asked"},
+          Install{view(), 5, {{1, 2}, {3, 4}}, "loss"},
+          Go{g},
+          PlanNumber{10},
+          Proceed{11},
+          Teach{12, member(4)},
+          Learn{13, member(5), view()},
+          LessonOver{14},
+          LearnUntil{15, 47},
+          SaveOpen{16, 48, {{g, 48}}, {1, 2}, true, true},
+          SavePublish{17, {ByteBuffer(3, std::byte{1}), ByteBuffer(), ByteBuffer(9, std::byte{2})}},
+          SaveClosed{18, true, "durable"},
+          End{1, "failed"},
+          WorkerEvent{event()},
+          Neighbours{{{5, "a", "10.0.0.5", 40001}, {6, "b", "::1", 40002}}},
+          LeaderLink{true, "reset"},
+          RescueHello{6, "b", {1, 2}},
+          RescueRefused{"its leader lives"},
+          RescueAsk{},
+          RescueReport{49, g, d, 42},
+          RescueOver{49, "saved"},
+          BaseDigest{g, d},
+          BaseConfirmed{g}};
+}
+
+}  // namespace muster::control
