@@ -33,6 +33,8 @@ constexpr Duration kDoze = 50 * kMillisecond;
 // looks stays away for so long: what is in the way may need this processor.
 constexpr int kRefusals = 64;
 constexpr Duration kNap = 100 * kMicrosecond;
+// Of closed tags so many are swept again: two for each group.
+constexpr size_t kClosedTagsKept = 16;
 
 inline void pause_cpu() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -149,6 +151,13 @@ bool Core::hand_over(TransferId id, TransferOwner* owner, uint64_t cookie) {
   if (found == targets_.end()) return false;
   found->second = {owner, cookie};
   return true;
+}
+
+void Core::close_tags(uint64_t value, uint64_t mask) {
+  if (transport_ == nullptr) return;
+  closed_tags_.emplace_back(value, mask);
+  if (closed_tags_.size() > kClosedTagsKept) closed_tags_.pop_front();
+  for (const auto& [closed, its_mask] : closed_tags_) transport_->discard(closed, its_mask);
 }
 
 void Core::forget_all(const TransferOwner* owner) {

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <deque>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -90,6 +91,12 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
   void forget(TransferId id);  // a send: it goes on, its end is not reported
   bool hand_over(TransferId id, TransferOwner* owner, uint64_t cookie);  // false: it has ended
   void forget_all(const TransferOwner* owner);
+  // Nobody receives these any more: they are dropped, and what is still on its way when the next tags are
+  // closed.
+  void close_tags(uint64_t value, uint64_t mask);
+  void open_tags(uint64_t value) {
+    std::erase_if(closed_tags_, [&](const auto& tags) { return tags.first == value; });
+  }
   MessagePtr take_message();  // kMessageBytes, from the pool
 
   // The peer at `address`; the same address gives the same peer. Connected when first used.
@@ -220,6 +227,7 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
   std::shared_ptr<Pool> pool_;
   std::unique_ptr<Transport> transport_;
   std::unordered_map<TransferId, Target> targets_;
+  std::deque<std::pair<uint64_t, uint64_t>> closed_tags_;  // values and masks of some of the newest
   std::vector<Peer> peers_;
   std::map<TransportPeer, PeerId> by_transport_peer_;
   std::vector<std::pair<PeerId, std::string>> unreachable_;  // to be reported by the next progress()

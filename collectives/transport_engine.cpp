@@ -16,8 +16,10 @@ namespace {
 // Messages posted at once for one operation, shared among its peers. Bounds memory; one each is always
 // posted.
 constexpr size_t kWindow = 16;
-// Messages of operations that have ended here which a peer has not taken yet. With more of them nothing is
-// sent to it: who runs ahead of the others, as the root of broadcasts can, waits for them.
+// Messages that a peer has not taken yet, of operations that have ended here. With more of them nothing of a
+// later operation is sent to it: who runs ahead of the others, as the root of broadcasts can, waits for them.
+// Of earlier operations, since what is later may be taken only after the one that would wait: the oldest
+// operation that has not ended everywhere is never held, for all before it were taken.
 constexpr size_t kUntakenMost = 64;
 // Elements folded in one go, after which others get the mutex.
 constexpr uint64_t kFoldElements = 128 * 1024;
@@ -72,7 +74,7 @@ class ScheduleRun final : public TransferOwner {
     std::vector<Region> regions;
     size_t region = 0;  // cursor of what is posted next
     uint64_t offset = 0;
-    size_t in_flight = 0;
+    size_t in_flight = 0;  // of receives; of sends see unended_
     bool posted_all() const { return region == regions.size(); }
   };
   struct InFlight {
@@ -89,6 +91,7 @@ class ScheduleRun final : public TransferOwner {
   void start_round();
   static void add_to_streams(std::vector<Stream>& streams, const Transfer& transfer);
   size_t post(std::vector<Stream>& streams, bool is_send);
+  bool may_post(const Stream& stream, bool is_send, size_t window) const;
   Region next_part(Stream& stream) const;
   void post_send(size_t stream, const Region& part);
   void post_receive(size_t stream, const Region& part);
@@ -118,6 +121,7 @@ class ScheduleRun final : public TransferOwner {
   std::map<uint64_t, InFlight> in_flight_;
   uint64_t next_cookie_ = 0;
   std::vector<uint64_t> sent_, received_;  // messages so far, by peer
+  std::vector<size_t> unended_;            // of the sent ones, in this round or an earlier one, by peer
 };
 
 // One operation on its way: its parts in order, some of them at once.
@@ -152,9 +156,10 @@ class TransportEngine final : public Engine, public TransferOwner {
         position_{group.size(), group.rank(), grid_of(nodes)},
         forced_(std::move(forced)),
         heard_(peers_.size(), 0),
-        untaken_(peers_.size(), 0),
+        untaken_of_(peers_.size()),
         blocks_(std::move(blocks)),
         packets_(group, peers_, blocks_.get()) {
+    for (const TagKind kind : kKinds) core().open_tags(group_tag(kind, group_.generation(), 0, 0));
     post_control();
   }
 
@@ -162,10 +167,8 @@ class TransportEngine final : public Engine, public TransferOwner {
     runs_.clear();
     if (control_message_ != nullptr) core().cancel(control_);
     core().forget_all(this);
-    if (core().transport() != nullptr) {
-      for (const TagKind kind : {TagKind::kCollective, TagKind::kControl})
-        core().transport()->discard(group_tag(kind, group_.generation(), 0, 0), group_tag_mask());
-    }
+    for (const TagKind kind : kKinds)
+      core().close_tags(group_tag(kind, group_.generation(), 0, 0), group_tag_mask());
   }
 
   GroupState& group() { return group_; }
@@ -173,10 +176,20 @@ class TransportEngine final : public Engine, public TransferOwner {
   PeerId peer(int rank) const { return peers_[rank]; }
   MessageBlocks* blocks() { return blocks_.get(); }
   // A send to `rank` outlives its operation.
-  void outlives(TransferId send, int rank) {
-    if (core().hand_over(send, this, kFirstUntaken + static_cast<uint64_t>(rank))) ++untaken_[rank];
+  void outlives(TransferId send, int rank, uint64_t sequence) {
+    if (!core().hand_over(send, this, next_untaken_)) return;
+    untaken_.emplace(next_untaken_++, Untaken{rank, sequence});
+    ++untaken_of_[rank][sequence];
   }
-  bool lags(int rank) const { return untaken_[rank] >= kUntakenMost; }
+  // Has too much to take before what operation `sequence` would send it.
+  bool lags(int rank, uint64_t sequence) const {
+    size_t before = 0;
+    for (const auto& [earlier, count] : untaken_of_[rank]) {
+      if (earlier >= sequence || before >= kUntakenMost) break;
+      before += count;
+    }
+    return before >= kUntakenMost;
+  }
   Schedule schedule_for(const CollectiveOperation& operation, uint64_t count) const {
     return choose_schedule(operation, count, position_, forced_);
   }
@@ -258,7 +271,7 @@ class TransportEngine final : public Engine, public TransferOwner {
     }
     if (!silent.empty()) return timed_out("did not answer", silent);
     if (!behind.empty()) return timed_out("had not called it", behind);
-    return timed_out("answered, but sent no data", slow);
+    return timed_out("answered, but neither sent nor took what was due", slow);
   }
 
   void abandon(const Failure& failure, bool tell_peers) override {
@@ -277,10 +290,7 @@ class TransportEngine final : public Engine, public TransferOwner {
   void leave() override { tell_all({.kind = ControlKind::kLeave}); }
 
   void transfer_ended(uint64_t cookie, TransferStatus status, size_t bytes) override {
-    if (cookie >= kFirstUntaken) {
-      --untaken_[cookie - kFirstUntaken];
-      return;
-    }
+    if (cookie != kControlCookie) return taken(cookie);
     const MessagePtr arrived = std::exchange(control_message_, nullptr);
     ControlMessage message;
     const bool whole = status == TransferStatus::kDone && bytes == sizeof message;
@@ -290,8 +300,18 @@ class TransportEngine final : public Engine, public TransferOwner {
   }
 
  private:
+  struct Untaken {
+    int rank;
+    uint64_t sequence;
+  };
   static constexpr uint64_t kControlCookie = 0;
-  static constexpr uint64_t kFirstUntaken = 1;  // and one for each rank
+  static constexpr TagKind kKinds[] = {TagKind::kCollective, TagKind::kControl};
+
+  void taken(uint64_t cookie) {
+    const auto [rank, sequence] = untaken_.extract(cookie).mapped();
+    const auto count = untaken_of_[rank].find(sequence);
+    if (--count->second == 0) untaken_of_[rank].erase(count);
+  }
 
   Failure timed_out(const std::string& what, const std::vector<int>& ranks) const {
     std::string names;
@@ -385,10 +405,12 @@ class TransportEngine final : public Engine, public TransferOwner {
   const std::string forced_;
   std::vector<std::unique_ptr<OperationRun>> runs_;
   std::vector<std::unique_ptr<OperationRun>> retired_;
-  std::map<int, std::string> gone_;  // rank → reason
-  std::map<int, uint64_t> left_;     // rank → its operations that had ended well
-  std::vector<uint64_t> heard_;      // since the last inquiry: issued + 1, or 0
-  std::vector<size_t> untaken_;      // by rank: sends that have outlived their operations
+  std::map<int, std::string> gone_;      // rank → reason
+  std::map<int, uint64_t> left_;         // rank → its operations that had ended well
+  std::vector<uint64_t> heard_;          // since the last inquiry: issued + 1, or 0
+  std::map<uint64_t, Untaken> untaken_;  // sends that have outlived their operations, by cookie
+  uint64_t next_untaken_ = kControlCookie + 1;
+  std::vector<std::map<uint64_t, size_t>> untaken_of_;  // by rank: how many, by operation
   TransferId control_ = 0;
   MessagePtr control_message_;
   const std::unique_ptr<MessageBlocks> blocks_;
@@ -451,7 +473,8 @@ ScheduleRun::ScheduleRun(TransportEngine& engine, CollectivePtr operation, Sched
       window_(window),
       scratch_(std::make_unique_for_overwrite<std::byte[]>(schedule_.scratch_count * operation_->element())),
       sent_(static_cast<size_t>(engine.group().size()), 0),
-      received_(static_cast<size_t>(engine.group().size()), 0) {}
+      received_(static_cast<size_t>(engine.group().size()), 0),
+      unended_(static_cast<size_t>(engine.group().size()), 0) {}
 
 std::byte* ScheduleRun::address(const Region& region, uint64_t offset) const {
   const uint64_t bytes = (region.offset + offset) * operation_->element();
@@ -508,15 +531,19 @@ size_t ScheduleRun::post(std::vector<Stream>& streams, bool is_send) {
   size_t posted = 0;
   const size_t window = streams.empty() ? 0 : std::max<size_t>(1, window_ / streams.size());
   for (size_t i = 0; i < streams.size(); ++i) {
-    while (!streams[i].posted_all() && streams[i].in_flight < window &&
-           !(is_send && engine_.lags(streams[i].peer))) {
+    while (!streams[i].posted_all() && may_post(streams[i], is_send, window)) {
       const Region part = next_part(streams[i]);
-      ++streams[i].in_flight;
+      ++(is_send ? unended_[streams[i].peer] : streams[i].in_flight);
       ++posted;
       is_send ? post_send(i, part) : post_receive(i, part);
     }
   }
   return posted;
+}
+
+bool ScheduleRun::may_post(const Stream& stream, bool is_send, size_t window) const {
+  if (!is_send) return stream.in_flight < window;
+  return unended_[stream.peer] < window && !engine_.lags(stream.peer, operation_->signature.sequence);
 }
 
 void ScheduleRun::post_send(size_t stream, const Region& part) {
@@ -554,7 +581,7 @@ void ScheduleRun::transfer_ended(uint64_t cookie, TransferStatus status, size_t 
   in_flight_.erase(found);
   if (ended.is_send) {
     // A send that failed means a peer that died; that is reported on its own, and may not matter to us.
-    if (ended.round == round_ && started_) --sends_[ended.stream].in_flight;
+    --unended_[ended.peer];
     return;
   }
   if (status == TransferStatus::kDone || status == TransferStatus::kTruncated) {
@@ -709,7 +736,8 @@ size_t ScheduleRun::advance() {
 
 void ScheduleRun::abandon() {
   for (const auto& [cookie, entry] : in_flight_)
-    entry.is_send ? engine_.outlives(entry.id, entry.peer) : engine_.core().cancel(entry.id);
+    entry.is_send ? engine_.outlives(entry.id, entry.peer, operation_->signature.sequence)
+                  : engine_.core().cancel(entry.id);
   in_flight_.clear();
 }
 

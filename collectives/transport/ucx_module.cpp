@@ -7,8 +7,7 @@
 // - Loading libucs installs handlers for SIGSEGV and others, and it logs to stdout: both are undone here.
 // - ucp_worker_progress must not be re-entered: nothing here calls it from a callback.
 // - Over TCP a rendezvous costs a message of 32 KiB half its time, and one of 256 KiB a quarter: there is
-// none
-//   (decision 0018). Instead a large message's send is synchronous: it ends when its receiver has taken it.
+//   none (decision 0018). Instead a large send is synchronous there: it ends when its receiver has taken it.
 #include <signal.h>
 #include <time.h>
 #include <ucp/api/ucp.h>
@@ -95,6 +94,7 @@ struct muster_ucx_worker {
   std::vector<void*> closing;  // requests of endpoints that are being closed
   void* knock = nullptr;
   bool is_closing = false;
+  bool is_tcp = false;
 };
 
 namespace {
@@ -152,8 +152,6 @@ void on_endpoint_error(void* user, ucp_ep_h, ucs_status_t status) {
     peer->worker->events.peer_failed(peer->worker->events.user, peer->number, ucs_status_string(status));
 }
 
-bool user_has_set(const char* name) { return std::getenv(name) != nullptr; }
-
 // UCX 1.13 knows an option of its TCP here without the prefix that it has in the environment, later versions
 // with it; a name that it does not know is only logged.
 void set_tcp(ucp_config_t* config, const std::string& name, const char* value) {
@@ -161,17 +159,17 @@ void set_tcp(ucp_config_t* config, const std::string& name, const char* value) {
   ucp_config_modify(config, ("TCP_" + name).c_str(), value);
 }
 
-// What the user has set in the environment stays.
+// Segments whatever the environment says: no process must send larger ones than another receives.
 void tune_tcp(ucp_config_t* config) {
-  if (!user_has_set("UCX_RNDV_THRESH")) ucp_config_modify(config, "RNDV_THRESH", "inf");
-  // Together, since UCX refuses to receive in smaller segments than it sends.
-  if (user_has_set("UCX_TCP_TX_SEG_SIZE") || user_has_set("UCX_TCP_RX_SEG_SIZE")) return;
+  if (std::getenv("UCX_RNDV_THRESH") == nullptr) ucp_config_modify(config, "RNDV_THRESH", "inf");
   set_tcp(config, "TX_SEG_SIZE", kTcpSegment);
   set_tcp(config, "RX_SEG_SIZE", kTcpSegment);
 }
 
 // Others than TCP read large messages from where they lie.
-bool is_tcp_alone(std::string_view transports) { return transports == "tcp,self" || transports == "tcp"; }
+bool is_tcp_alone(std::string_view transports) {
+  return transports == "tcp,self" || transports == "self,tcp" || transports == "tcp";
+}
 
 ucs_status_t init_context(muster_ucx_worker* worker, const muster_ucx_config& options) {
   ucp_config_t* config = nullptr;
@@ -182,7 +180,8 @@ ucs_status_t init_context(muster_ucx_worker* worker, const muster_ucx_config& op
   status = ucp_config_modify(config, "TLS", options.transports);
   ucp_config_modify(config, "KEEPALIVE_INTERVAL", keepalive);
   set_tcp(config, "CONN_NB", "y");  // else a connect to a host that is down blocks progress
-  if (is_tcp_alone(options.transports)) tune_tcp(config);
+  worker->is_tcp = is_tcp_alone(options.transports);
+  if (worker->is_tcp) tune_tcp(config);
   ucp_params_t params{};
   params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED | UCP_PARAM_FIELD_NAME;
   params.features = UCP_FEATURE_TAG | UCP_FEATURE_WAKEUP;
@@ -236,9 +235,9 @@ double monotonic_s() {
 }
 
 // Before the close, so that what was sent last still leaves: a rank that ends after its last operation must
-// not take the tail of that operation with it. A flush by itself does not wait for large messages, which
-// their receivers have to ask for. It may take its time while something moves, as on a slow link; with a
-// peer that is gone, or stopped, nothing does.
+// not take the tail of that operation with it. A flush by itself does not wait for word that large messages
+// were taken. It may take its time while something moves, as on a slow link; with a peer that is gone, or
+// stopped, nothing does.
 void flush_endpoints(muster_ucx_worker* worker) {
   std::vector<void*> flushes;
   for (const auto& [number, peer] : worker->peers) {
@@ -248,7 +247,7 @@ void flush_endpoints(muster_ucx_worker* worker) {
     if (UCS_PTR_IS_PTR(request)) flushes.push_back(request);
   }
   const auto unfinished = [](void* request) { return ucp_request_check_status(request) == UCS_INPROGRESS; };
-  constexpr double kQuietS = 0.2, kMostS = 10;
+  constexpr double kQuietS = 0.5, kMostS = 10;
   const double start = monotonic_s();
   double moved = start, time = start;
   const auto busy = [&] {
@@ -328,7 +327,7 @@ int start_send(muster_ucx_worker* worker, uint32_t number, uint64_t tag, const v
   param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
   param.cb.send = on_sent;
   param.user_data = pending;
-  const auto send = size < kTakenFrom ? ucp_tag_send_nbx : ucp_tag_send_sync_nbx;
+  const auto send = worker->is_tcp && size >= kTakenFrom ? ucp_tag_send_sync_nbx : ucp_tag_send_nbx;
   ucs_status_ptr_t request = send(found->second->endpoint, data, size, tag, &param);
   if (!UCS_PTR_IS_PTR(request)) {
     delete pending;

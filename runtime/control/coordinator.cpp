@@ -137,6 +137,7 @@ void Coordinator::State::forgive(Duration absence) {
   }
   for (auto& [id, moment] : change.mute) since(moment);
   since(change.heard_again);
+  since(change.first_heard_again);
   since(progress_at);
   later(phase_deadline);
   later(leave_deadline);
@@ -193,7 +194,7 @@ Instant Coordinator::State::next_deadline() const {
   }
   if (phase == Phase::kEnded) return next;
   for (const auto& [id, since] : change.mute) possible_at(since + limits.partition_wait);
-  if (change.heard_again != kNever) possible_at(change.heard_again + limits.return_wait);
+  possible_at(returns_until());
   possible_at(recover_until);
   if (phase == Phase::kRunning) {
     next = std::min({next, suspect_at, leave_deadline, progress_at + limits.step_timeout});

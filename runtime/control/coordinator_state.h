@@ -59,8 +59,9 @@ struct Change {
   uint32_t store_tries = 0;
   Instant began = 0;
   std::map<MemberId, Report> reports;
-  std::map<NodeId, Instant> mute;    // heard, but none of its members reports: the way there may be cut
-  Instant heard_again = kNever;      // newest return of a silent node
+  std::map<NodeId, Instant> mute;  // heard, but none of its members reports: the way there may be cut
+  Instant heard_again = kNever;    // newest return of a node that gave no answer
+  Instant first_heard_again = kNever;
   std::set<NodeId> silent_excluded;  // rule 11 bounds their sum over the rounds of one change
   View next;
   std::vector<Transfer> transfers;
@@ -237,6 +238,8 @@ struct Coordinator::State {
   void lose_node(NodeId id, const std::string& why);
   void node_fell_silent(NodeRecord& node, const std::string& why);
   void node_heard(NodeRecord& node);
+  void note_return(NodeId node);
+  Instant returns_until() const;
   void ask_again(NodeId node);
   void resume_node(const NodeRecord& node);
   void slot_given_up(NodeRecord& node, const MemberGone& gone);

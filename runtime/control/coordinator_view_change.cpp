@@ -37,6 +37,7 @@ void Coordinator::State::on(NodeId, MemberId id, const Report& report) {
   if (phase == Phase::kAgreeing && report.attempt == change.asked) {
     change.reports[id] = report;
     const bool was_mute = change.mute.erase(members.at(id).member.node) > 0;
+    if (was_mute) note_return(members.at(id).member.node);
     if (was_mute && phase_deadline == kNever) phase_deadline = now + limits.report_timeout;
   }
   if (phase == Phase::kRunning && stop && stop->step == Stop::kAsking && report.attempt == stop->attempt) {
@@ -104,7 +105,7 @@ bool Coordinator::State::exclude_silent_nodes() {
     end_job(kExitRequeue, decision.why);
     return false;
   }
-  if (change.heard_again != kNever && now < change.heard_again + limits.return_wait) return false;
+  if (const Instant until = returns_until(); until != kNever && now < until) return false;
   say(EventKind::kLog, decision.why);
   for (NodeId node : silent) {
     if (node_silent(node)) {

@@ -861,6 +861,27 @@ TEST(RunningAhead, ARootWaitsForThoseWhoLag) {
   });
 }
 
+// What is sent of the first waits for its receiver, who takes nothing of the others before it has ended.
+TEST(RunningAhead, WhatIsLaterDoesNotHoldWhatIsBefore) {
+  run_world(Medium::kUcxProcesses, 2, [](Member& member) {
+    constexpr size_t kLarge = 4 * 1024 * 1024, kSmall = 16 * 1024, kOperations = 200;
+    std::vector<std::vector<float>> values(kOperations, std::vector<float>(kSmall));
+    values.front().resize(kLarge);
+    if (member.rank == 1) usleep(200'000);  // Reason for the wait: the other one has issued all that it may
+    std::vector<Work> works;
+    for (size_t i = 0; i < kOperations; ++i) {
+      std::ranges::fill(values[i], member.rank == 0 ? static_cast<float>(i) : -1.0F);
+      works.push_back(member.group.broadcast(values[i].data(), values[i].data(), values[i].size(),
+                                             DType::kFloat32, 0, member.soon()));
+      if (member.rank == 1) member.expect_ok(works.back().wait(), "broadcast " + std::to_string(i));
+    }
+    for (size_t i = 0; i < kOperations; ++i) {
+      member.expect_ok(works[i].wait(), "broadcast " + std::to_string(i));
+      member.expect(values[i].back() == static_cast<float>(i), "its value");
+    }
+  });
+}
+
 // UCX likes to rewrite the functions that a process maps memory with.
 TEST(QuietGuest, UcxLeavesTheProcessAsItWas) {
   testing_support::spawn(1, [](testing_support::Rank& rank) {

@@ -295,6 +295,7 @@ TEST_F(Loss, NodesThatGiveNoReportAreExcludedAfterThePartitionWait) {
   tick_at(now + limits.report_timeout);
   EXPECT_EQ(leader->view().generation, generation);
   report(2, 200, 4);  // one of them hears after all
+  tick_at(now + limits.return_wait);
   EXPECT_EQ(world(), (std::vector<MemberId>{200})) << "one of three is fewer than half";
 }
 
@@ -372,6 +373,26 @@ TEST_F(Loss, WhereANetworkHealsAllHaveTimeToBeHeard) {
   report(3, 300, 4);
   EXPECT_EQ(leader->phase(), "running");
   EXPECT_EQ(world(), (std::vector<MemberId>{100, 200, 300}));
+}
+
+TEST_F(Loss, ANodeThatComesAndGoesDoesNotKeepAnotherForEver) {
+  form(3, 1);
+  for (NodeId node : {2, 3}) {
+    alive.erase(node);
+    carry(leader->disconnected(now, node, "connection reset"));
+  }
+  report(1, 100, 4);
+  const Instant first = now;
+  while (leader->phase() == "agreeing" && now < first + limits.partition_wait) {
+    node_comes(2, 1);
+    report(2, 200, 4);
+    tick_at(now + limits.return_wait / 2);
+    if (leader->phase() != "agreeing") break;
+    alive.erase(2);
+    carry(leader->disconnected(now, 2, "connection reset"));
+  }
+  EXPECT_EQ(leader->phase(), "running");
+  EXPECT_LE(now, first + 6 * limits.return_wait);
 }
 
 TEST_F(Loss, MoreThanHalfSilentForLongIsExcludedBySideWithTheStore) {
