@@ -193,13 +193,15 @@ PeerId Core::add_peer(ByteSpan address) {
 
 bool Core::connect(PeerId id) {
   Peer& peer = peers_[id];
-  if (peer.connected || peer.gone) return !peer.gone;
-  peer.connected = true;
+  if (peer.unreachable || peer.gone) return false;
+  if (peer.connected) return true;
   const auto connected = transport_->connect(peer.address);
   if (!connected) {
+    peer.unreachable = true;
     unreachable_.emplace_back(id, connected.error().message);
     return false;
   }
+  peer.connected = true;
   peer.transport_peer = *connected;
   by_transport_peer_[*connected] = id;
   return true;

@@ -167,6 +167,7 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
     ByteBuffer address;
     TransportPeer transport_peer = 0;
     bool connected = false;
+    bool unreachable = false;  // which progress() makes it gone for
     bool gone = false;
     std::string reason;
   };

@@ -561,6 +561,10 @@ void ScheduleRun::post_send(size_t stream, const Region& part) {
   const uint64_t cookie = next_cookie_++;
   const TransferId id =
       engine_.core().send(engine_.peer(peer), tag_from(group.rank()), message, this, cookie);
+  if (id == 0) {  // the peer is gone
+    --unended_[peer];
+    return;
+  }
   in_flight_[cookie] = {id, true, peer, stream, round_, part, header.index, nullptr};
 }
 

@@ -137,9 +137,9 @@ void Coordinator::State::forgive(Duration absence) {
   }
   for (auto& [id, moment] : change.mute) since(moment);
   since(change.heard_again);
-  since(change.first_heard_again);
   since(progress_at);
   later(phase_deadline);
+  later(recover_until);
   later(leave_deadline);
   if (boundary) later(boundary->deadline);
   for (auto& [id, lesson] : lessons) later(lesson.deadline);

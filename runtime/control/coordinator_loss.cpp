@@ -138,18 +138,14 @@ void Coordinator::State::note_return(NodeId node) {
   const bool of_view = std::any_of(view.members.begin(), view.members.end(), [&](const Member& member) {
     return member.node == node && lives(member.id);
   });
-  if (!of_view) return;
-  change.heard_again = now;
-  if (change.first_heard_again == kNever) change.first_heard_again = now;
+  if (of_view) change.heard_again = now;
 }
 
 // When those that are silent still need not be waited for any longer; kNever where none has come back. One
 // that comes and goes does not put it off for ever.
 Instant Coordinator::State::returns_until() const {
-  constexpr int kReturnsMost = 5;
   if (change.heard_again == kNever) return kNever;
-  return std::min(change.heard_again + limits.return_wait,
-                  change.first_heard_again + kReturnsMost * limits.return_wait);
+  return std::min(change.heard_again + limits.return_wait, change.began + limits.partition_wait);
 }
 
 void Coordinator::State::ask_again(NodeId node) {

@@ -59,9 +59,8 @@ struct Change {
   uint32_t store_tries = 0;
   Instant began = 0;
   std::map<MemberId, Report> reports;
-  std::map<NodeId, Instant> mute;  // heard, but none of its members reports: the way there may be cut
-  Instant heard_again = kNever;    // newest return of a node that gave no answer
-  Instant first_heard_again = kNever;
+  std::map<NodeId, Instant> mute;    // heard, but none of its members reports: the way there may be cut
+  Instant heard_again = kNever;      // newest return of a node that gave no answer
   std::set<NodeId> silent_excluded;  // rule 11 bounds their sum over the rounds of one change
   View next;
   std::vector<Transfer> transfers;

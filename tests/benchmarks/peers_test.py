@@ -16,6 +16,7 @@ import bench_gpu  # noqa: E402
 import bench_network  # noqa: E402
 import bench_recovery  # noqa: E402
 import torch_python  # noqa: E402
+import two_hosts  # noqa: E402
 
 METRICS = ("seconds", "staged_seconds", "copy_seconds", "buffer_bytes", "read_bytes", "bytes", "memcpy_seconds", "digest_seconds",
            "plain_digest_seconds", "copy_then_plain_digest_seconds", "copy_then_digest_seconds", "digest_then_copy_seconds",
@@ -78,7 +79,7 @@ class Peers(unittest.TestCase):
         self.assert_told([bench_recovery.torchrun_row("case", 1.0, 1, None)], "torchrun")
 
     def test_network(self):
-        with mock.patch.object(bench_network, "sandbox_command", lambda: ["true"]):
+        with mock.patch.object(two_hosts, "sandbox_command", lambda: ["true"]):
             self.assert_told(bench_network.network(self.build, 1), "Gloo")
 
     def test_collectives(self):

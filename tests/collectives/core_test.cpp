@@ -8,6 +8,7 @@
 #include <sys/eventfd.h>
 #include <time.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -136,6 +137,43 @@ TEST(Sleeping, ATransportThatLetsNobodySleepLeavesTheProcessorToOthers) {
         });
       },
       options);
+}
+
+// Reaches one address only.
+class Choosy final : public testing_support::ForwardingTransport {
+ public:
+  Choosy(std::unique_ptr<Transport> inner, ByteBuffer wanted, int& sends)
+      : ForwardingTransport(std::move(inner)), wanted_(std::move(wanted)), sends_(sends) {}
+  Result<TransportPeer> connect(ByteSpan address) override {
+    if (!std::ranges::equal(address, wanted_)) return Error{ErrorCode::kReconfigure, "unreachable"};
+    return ForwardingTransport::connect(address);
+  }
+  TransferId send(TransportPeer peer, uint64_t tag, MessagePtr message) override {
+    ++sends_;
+    return ForwardingTransport::send(peer, tag, std::move(message));
+  }
+
+ private:
+  const ByteBuffer wanted_;
+  int& sends_;
+};
+
+// The second message to one that could not be connected went to the first peer there was.
+TEST(Peers, WhatIsSentToOneThatIsNotReachedGoesToNobodyElse) {
+  const auto network = InProcessNetwork::create();
+  const auto reached = network->make_transport(), missed = network->make_transport();
+  int sends = 0;
+  const auto core =
+      Core::start(std::make_unique<Choosy>(network->make_transport(), reached->address(), sends)).value();
+  {
+    const std::lock_guard lock(core->mutex());
+    const PeerId first = core->add_peer(reached->address()), second = core->add_peer(missed->address());
+    EXPECT_NE(core->send(first, 1, std::make_shared<Message>(8), nullptr, 0), 0U);
+    for (int i = 0; i < 3; ++i)
+      EXPECT_EQ(core->send(second, 1, std::make_shared<Message>(8), nullptr, 0), 0U);
+  }
+  core->stop();
+  EXPECT_EQ(sends, 1);
 }
 
 }  // namespace
