@@ -89,11 +89,13 @@ class Core final : public std::enable_shared_from_this<Core>, private TransportS
   TransferId receive(uint64_t tag, MessagePtr message, TransferOwner* owner, uint64_t cookie);
   void cancel(TransferId id);  // a receive: its memory stays with the transport, its end is not reported
   void forget(TransferId id);  // a send: it goes on, its end is not reported
-  bool hand_over(TransferId id, TransferOwner* owner, uint64_t cookie);  // false: it has ended
-  void forget_all(const TransferOwner* owner);
+  // Its end is reported to another owner from now on. False: it has ended, or has none.
+  bool hand_over(TransferId id, TransferOwner* owner, uint64_t cookie);
+  void forget_all(const TransferOwner* owner);  // sends; for an owner that ends
   // Nobody receives these any more: they are dropped, and what is still on its way when the next tags are
   // closed.
   void close_tags(uint64_t value, uint64_t mask);
+  // They are in use again.
   void open_tags(uint64_t value) {
     std::erase_if(closed_tags_, [&](const auto& tags) { return tags.first == value; });
   }

@@ -343,10 +343,7 @@ TEST_F(Loss, OfANodeByItsLinkIsSilence) {
 
 TEST_F(Loss, MoreThanHalfSilentIsWaitedForAndMayComeBack) {
   form(3, 1);
-  for (NodeId node : {2, 3}) {
-    alive.erase(node);
-    carry(leader->disconnected(now, node, "connection reset"));
-  }
+  cut_off({2, 3});
   report(1, 100, 4);
   EXPECT_EQ(leader->phase(), "agreeing");
   node_comes(3, 1);
@@ -361,10 +358,7 @@ TEST_F(Loss, MoreThanHalfSilentIsWaitedForAndMayComeBack) {
 // Of two that were cut off, the one that was heard 3 ms after the other was lost.
 TEST_F(Loss, WhereANetworkHealsAllHaveTimeToBeHeard) {
   form(3, 1);
-  for (NodeId node : {2, 3}) {
-    alive.erase(node);
-    carry(leader->disconnected(now, node, "connection reset"));
-  }
+  cut_off({2, 3});
   report(1, 100, 4);
   node_comes(2, 1);
   report(2, 200, 4);
@@ -377,10 +371,7 @@ TEST_F(Loss, WhereANetworkHealsAllHaveTimeToBeHeard) {
 
 TEST_F(Loss, ANodeThatComesAndGoesDoesNotKeepAnotherForEver) {
   form(3, 1);
-  for (NodeId node : {2, 3}) {
-    alive.erase(node);
-    carry(leader->disconnected(now, node, "connection reset"));
-  }
+  cut_off({2, 3});
   report(1, 100, 4);
   const Instant first = now;
   while (leader->phase() == "agreeing" && now < first + 2 * limits.partition_wait) {
@@ -397,10 +388,7 @@ TEST_F(Loss, ANodeThatComesAndGoesDoesNotKeepAnotherForEver) {
 
 TEST_F(Loss, MoreThanHalfSilentForLongIsExcludedBySideWithTheStore) {
   form(3, 1);
-  for (NodeId node : {2, 3}) {
-    alive.erase(node);
-    carry(leader->disconnected(now, node, "connection reset"));
-  }
+  cut_off({2, 3});
   report(1, 100, 4);
   tick_at(now + limits.partition_wait - 1);
   EXPECT_EQ(leader->phase(), "agreeing");
@@ -431,10 +419,7 @@ TEST_F(Loss, SilenceThatComesInTwoRoundsOfOneChangeIsSummed) {
 TEST_F(Loss, NodesHeardAgainWhileTheStoreIsAskedOnceMoreStayExcluded) {
   form(3, 1);
   answer_store = false;
-  for (NodeId node : {2, 3}) {
-    alive.erase(node);
-    carry(leader->disconnected(now, node, "connection reset"));
-  }
+  cut_off({2, 3});
   report(1, 100, 4);
   tick_at(now + limits.partition_wait);
   ASSERT_EQ(leader->phase(), "storing");

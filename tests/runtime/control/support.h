@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <initializer_list>
 #include <map>
 #include <optional>
 #include <set>
@@ -114,6 +115,13 @@ class LeaderTest : public ::testing::Test {
       carry(leader->tick(now));
     }
   }
+  void cut_off(std::initializer_list<NodeId> nodes) {
+    for (const NodeId node : nodes) {
+      alive.erase(node);
+      carry(leader->disconnected(now, node, "connection reset"));
+    }
+  }
+
   std::set<NodeId> alive;
 
   void node_comes(NodeId node, uint32_t workers) {

@@ -146,7 +146,7 @@ ByteBuffer misaligned(ByteBuffer bytes, uint32_t count, uint64_t first, size_t e
   return bytes;
 }
 
-// Clang's UBSan tells where one is read as if it were aligned; GCC's does not.
+// UBSan tells where one is read as if it were aligned.
 TEST(Wire, AVectorThatIsNotAlignedIsRead) {
   const Envelope evict{1, Evict{{11, 12}, {0xE1, 0xE2, 0xE3}}};
   const auto members = decode_envelope(misaligned(encoded(evict), 3, 0xE1, sizeof(uint64_t)));
