@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "launcher/run.h"
+#include "runtime/control/save_interval.h"
 #include "runtime/sim/plan.h"
 
 namespace muster::launcher {
@@ -198,8 +199,8 @@ int SimCommand::run() const {
     json["without_elasticity"] = to_json(rigid);
     json["best_interval_s"] = interval;
     json["best_minimum_nodes"] = minimum;
-    json["young_s"] = mtbf > 0 ? sim::young_interval(f.plan.stall_s, mtbf) : 0;
-    json["daly_s"] = mtbf > 0 ? sim::daly_interval(f.plan.stall_s, mtbf) : 0;
+    json["young_s"] = mtbf > 0 ? control::young_interval(f.plan.stall_s, mtbf) : 0;
+    json["daly_s"] = mtbf > 0 ? control::daly_interval(f.plan.stall_s, mtbf) : 0;
     json["ranks"] = ranks;
     json["replay_s"] = one.count();
     json["resident_mib"] = resident_mib();
@@ -211,7 +212,8 @@ int SimCommand::run() const {
               interval);
   if (mtbf > 0)
     std::printf("; Young %.0f s, Daly %.0f s for a rollback every %.0f s",
-                sim::young_interval(f.plan.stall_s, mtbf), sim::daly_interval(f.plan.stall_s, mtbf), mtbf);
+                control::young_interval(f.plan.stall_s, mtbf), control::daly_interval(f.plan.stall_s, mtbf),
+                mtbf);
   std::printf("\nminimum world       %u here; best: %u nodes\n", f.plan.nodes_min, minimum);
   std::printf(
       "simulated           %llu ranks, %zu events: one replay %.3f s, all %.1f s, %.0f MiB resident\n",

@@ -47,10 +47,11 @@ Status check_options(const TrainOptions& options) {
     return misuse("samples_per_microbatch is " + std::to_string(options.samples_per_microbatch) +
                   "; over all microbatches and steps that is more samples than 64 bits can count");
   }
-  if (!options.save.folder.empty() && (options.save.keep < 2 || options.save.every < 0)) {
+  if (!options.save.folder.empty() && (options.save.keep < 2 || options.save.every < SaveOptions::kPaced)) {
     return misuse("checkpoint_keep is " + std::to_string(options.save.keep) + " and checkpoint_every is " +
                   std::to_string(options.save.every) +
-                  "; keep at least 2, since the newest may turn out damaged, and save every 0 or more steps");
+                  "; keep at least 2, since the newest may turn out damaged, and save every 0 or more steps, "
+                  "or as muster sees fit (-1)");
   }
   return ok();
 }
@@ -86,8 +87,9 @@ Result<std::unique_ptr<Run>> Run::start(Session& session, State& state, TrainOpt
   session.attach(run.get());
   const std::string constants = describe(run->options_);
   const Digest parts[] = {state.fingerprint(), digest_of(as_bytes(constants))};
-  MUSTER_TRY(session.send(
-      control::MemberHello{run->self_, digest_of(parts), state.description() + "; " + constants}));
+  control::MemberHello hello{run->self_, digest_of(parts), state.description() + "; " + constants};
+  hello.paces_saves = run->saver_.enabled() && run->options_.save.every == SaveOptions::kPaced;
+  MUSTER_TRY(session.send(std::move(hello)));
   return run;
 }
 

@@ -83,6 +83,8 @@ void Run::forward(const control::Message& message) {
     saver_.publish(*publish);
   } else if (const auto* closed = std::get_if<control::SaveClosed>(&message)) {
     saver_.closed(*closed);
+  } else if (const auto* schedule = std::get_if<control::SaveSchedule>(&message)) {
+    saver_.schedule(*schedule);
   }
 }
 

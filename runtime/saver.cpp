@@ -115,6 +115,22 @@ void Saver::tell(EventKind kind, control::Version version, std::string text, int
 
 // ---- saving
 
+bool Saver::due(control::Version version) {
+  const std::lock_guard lock(mutex_);
+  const bool said = options_.every == SaveOptions::kPaced
+                        ? schedules_.due(version)
+                        : options_.every > 0 && version % options_.every == 0;
+  if (version > 0 && said) return true;
+  if (early_ && early_->open.version == version) return true;
+  reached_ = version;
+  return false;
+}
+
+void Saver::schedule(const control::SaveSchedule& schedule) {
+  const std::lock_guard lock(mutex_);
+  schedules_.add(schedule);
+}
+
 bool Saver::hold_for_rescue(control::Version version) {
   {
     const std::lock_guard lock(mutex_);
@@ -134,7 +150,7 @@ bool Saver::hold(control::Version version, bool last, Instant deadline) {
     return false;
   }
   const std::lock_guard lock(mutex_);
-  last_hold_ = version;
+  reached_ = version;
   if (last) last_of_run_ = version;
   if (failed_ == version) failed_ = control::kNoVersion;  // in a new view: it is saved anew
   if (early_ && early_->open.version == version) {  // opened by a member that reached the version sooner
@@ -150,7 +166,7 @@ bool Saver::hold(control::Version version, bool last, Instant deadline) {
 // No save of the version waits for this rank.
 void Saver::refuse(control::Version version) {
   const std::lock_guard lock(mutex_);
-  last_hold_ = version;
+  reached_ = version;
   if (!early_ || early_->open.version != version) return;
   say_(control::SaveVote{early_->open.save, false, {}, kNotKept});
   early_.reset();
@@ -189,7 +205,7 @@ void Saver::open(const control::SaveOpen& open, control::MemberId self) {
   }
   if (held || open.stop) {
     worker_.post([this, save, held] { run(save, held); });
-  } else if (open.version > last_hold_) {
+  } else if (open.version > reached_) {
     early_ = save;
   } else {
     say_(control::SaveVote{open.save, false, {}, kNotKept});
@@ -202,7 +218,9 @@ void Saver::run(const Save& save, bool held) {
   no_longer_reads(save);
   if (held) state_.release_read();
   if (vote.ok()) {
-    say_(control::SaveVote{save.open.save, true, std::move(*vote), "", bytes_written});
+    const Duration stall = state_.stall();
+    say_(control::SaveVote{save.open.save, true, std::move(*vote), "", bytes_written,
+                           stall - std::exchange(stall_told_, stall)});
   } else {
     say_(control::SaveVote{save.open.save, false, {}, vote.error().message});
   }

@@ -23,14 +23,16 @@
 #include "checkpoint/store.h"
 #include "runtime/base/events.h"
 #include "runtime/control/messages.h"
+#include "runtime/control/save_interval.h"
 #include "runtime/executor.h"
 #include "runtime/state.h"
 
 namespace muster {
 
 struct SaveOptions {
+  static constexpr int64_t kPaced = -1;
   std::string folder;              // empty: no checkpoints
-  int64_t every = 0;               // steps; 0: only on notice and at the end
+  int64_t every = 0;               // steps; 0: only on notice and at the end; kPaced: as the leader says
   int32_t keep = 2;                // newest verified versions
   uint64_t keep_every = 0;         // versions that are multiples of it stay; 0: none for that reason
   int64_t keep_younger_ms = 0;     // and versions that were saved less than so long ago
@@ -53,9 +55,9 @@ class Saver {
   ~Saver();
 
   bool enabled() const { return !options_.folder.empty(); }
-  bool due(control::Version version) const {
-    return options_.every > 0 && version > 0 && version % options_.every == 0;
-  }
+  // The state is at `version` now. True: it is due for a save, or others have opened one of it. If not, it
+  // goes on from here, and a save of it that is opened later is refused.
+  bool due(control::Version version);
 
   // ---- saving; any thread, none of these blocks but hold()
 
@@ -75,6 +77,7 @@ class Saver {
   bool hold_for_rescue(control::Version version);
   void release();
   void expire(Instant now);  // called now and then
+  void schedule(const control::SaveSchedule& schedule);
   // A save of a version that this rank has not held yet begins with hold().
   void open(const control::SaveOpen& open, control::MemberId self);
   void publish(const control::SavePublish& publish);
@@ -151,7 +154,10 @@ class Saver {
   mutable std::mutex mutex_;
   std::optional<control::Version> held_;  // a read lease is held for this version
   Instant expires_ = 0;
-  control::Version last_hold_ = control::kNoVersion;
+  control::Version reached_ =
+      control::kNoVersion;  // the program is at it, and no save of it can be held any more
+  control::SaveSchedules schedules_;
+  Duration stall_told_ = 0;                             // of the state's, with the newest vote
   control::Version last_of_run_ = control::kNoVersion;  // nothing comes after it
   std::optional<Save> early_;                           // opened before this rank reached the version
   std::optional<Save> save_;                            // the newest that this rank takes part in

@@ -29,8 +29,8 @@ struct Options {
   gpt::Schedule schedule;
   gpt::AdamWOptions adamw;
   gpt::SampleOptions sample;
-  size_t microbatches = 16, lanes = 8, sequences = 2, bucket_kib = 256, report_every = 10,
-         checkpoint_every = 50, evaluate_every = 0;
+  size_t microbatches = 16, lanes = 8, sequences = 2, bucket_kib = 256, report_every = 10, evaluate_every = 0;
+  int64_t checkpoint_every = 50;
   muster_codec codec = MUSTER_CODEC_NONE;
   uint64_t seed = 1;
   std::string checkpoint_dir, ledger_dir, summary;
@@ -70,7 +70,9 @@ void declare(CLI::App& app, Options& o) {
       ->transform(CLI::CheckedTransformer(codecs(), CLI::ignore_case))
       ->default_str("none");
   app.add_option("--checkpoint-dir", o.checkpoint_dir, "Where to save and resume; empty: nowhere");
-  app.add_option("--checkpoint-every", o.checkpoint_every, "Steps between saves")->capture_default_str();
+  app.add_option("--checkpoint-every", o.checkpoint_every, "Steps between saves; auto: as often as it pays")
+      ->transform(CLI::Transformer(std::map<std::string, int64_t>{{"auto", MUSTER_CHECKPOINT_AUTO}}))
+      ->default_str("50");
   app.add_option("--report-every", o.report_every, "Steps between lines")->capture_default_str();
   app.add_option(
          "--evaluate-every", o.evaluate_every,
@@ -125,7 +127,7 @@ int train(const Options& o) {
   options.bucket_bytes = o.bucket_kib << 10;                                                           // M
   options.codec = o.codec;                                                                             // M
   options.checkpoint_dir = o.checkpoint_dir.c_str();                                                   // M
-  options.checkpoint_every = static_cast<int64_t>(o.checkpoint_every);                                 // M
+  options.checkpoint_every = o.checkpoint_every;                                                       // M
   options.gradient_memory = memory;                                                                    // M
   options.stream = backend.stream();                                                                   // M
   muster::Run run(session, state, options);                                                            // M

@@ -220,6 +220,13 @@ typedef enum muster_codec {
                                needs error feedback: muster_comm_all_reduce_compressed only */
 } muster_codec;
 
+/* In checkpoint_every: as often as it pays. The leader measures what a save costs the training (stalls, and
+ * steps that became slower) and how often nodes are lost, and from these computes Daly's interval: no shorter
+ * than saves take, no longer than an hour. It follows what is measured; the log says what it is and why.
+ * Before anything was lost a node is expected to last 6,300 hours: `muster run --node-mtbf`, or
+ * MUSTER_NODE_MTBF, says better. */
+#define MUSTER_CHECKPOINT_AUTO (-1)
+
 typedef struct muster_train_options {
   size_t size;                    /* sizeof(muster_train_options) */
   int64_t steps;                  /* the run is over when this version is reached */
@@ -230,7 +237,8 @@ typedef struct muster_train_options {
       dataset_samples; /* N: samples are numbered 0 … N-1; each epoch visits each once, in its own order */
   uint64_t seed;       /* of the sample order, of the lanes' random streams, and of a codec's rounding */
   const char* checkpoint_dir;  /* NULL or "": no checkpoints */
-  int64_t checkpoint_every;    /* steps between saves; 0: only on notice and at the end */
+  int64_t checkpoint_every;    /* steps between saves; 0: only on notice and at the end;
+                                  MUSTER_CHECKPOINT_AUTO */
   int32_t checkpoint_keep;     /* newest verified versions to keep, ≥ 2 */
   double step_timeout_seconds; /* a wait for peers inside one step, and for the device's work of one
                                   microbatch; 0: 600 */

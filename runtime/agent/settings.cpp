@@ -64,6 +64,7 @@ control::Limits leader_limits(const OptionValues& values) {
   limits.partition_wait = values.duration("partition-wait");
   limits.step_timeout = values.duration("step-timeout");
   limits.save_timeout = values.duration("save-timeout");
+  limits.node_mtbf = values.duration("node-mtbf");
   limits.ready_timeout = values.duration("ready-timeout");
   limits.report_timeout = std::max(limits.report_timeout, 2 * values.duration("update-timeout"));
   limits.finish_timeout = values.duration("finish-grace") + limits.end_timeout;

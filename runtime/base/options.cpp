@@ -78,6 +78,8 @@ constexpr Option kOptions[] = {
     {"step-timeout", kSeconds, "600", 1, 7 * kDay, kRun,
      "a worker without progress for so long is suspected hung"},
     {"save-timeout", kSeconds, "600", 1, kDay, kRun, "a save that takes longer has failed"},
+    {"node-mtbf", kSeconds, "22680000", 1, 36500 * kDay, kRun,
+     "of one node, between losses, until more is seen; where the program leaves it to muster when to save"},
     {"ready-timeout", kSeconds, "60", 1, kDay, kRun,
      "a worker that does not enter a new view by then is lost; more for a state that takes long to send"},
     {"update-timeout", kSeconds, "30", 0.1, kDay, kVariable,

@@ -212,8 +212,7 @@ Instant Coordinator::State::next_deadline() const {
 // ---- the public face
 
 Coordinator::Coordinator(Limits limits, std::string job, uint64_t incarnation, Instant now, Takeover takeover)
-    : state_(std::make_unique<State>()) {
-  state_->limits = limits;
+    : state_(std::make_unique<State>(limits)) {
   state_->job = std::move(job);
   state_->incarnation = incarnation;
   state_->now = now;

@@ -63,6 +63,7 @@ void Coordinator::State::lose_member(MemberId id, const std::string& why, bool r
   const bool of_view = in_view(id);
   if (of_view && phase != Phase::kEnded)
     say(EventKind::kMemberLost, named(id) + ": " + why).subject = *view.rank_of(id);
+  if (of_view && !record->second.leaving) hit.insert(node);
   members.erase(record);
   excluded.insert(id);
   learn_not_before.erase(id);

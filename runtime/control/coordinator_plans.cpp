@@ -12,6 +12,7 @@ void Coordinator::State::on(NodeId, MemberId id, const Progress& progress) {
   if (progress.version > record.version) {
     record.version = progress.version;
     progress_at = now;
+    pace_saves(record.version);
   }
   if (committed || view.base == kNoVersion) return;
   // A version two steps on at one member needs the first step at all of them.

@@ -1,6 +1,8 @@
 // Saves (rule 24): opened by the first member that reaches the version, voted, published by one, closed. A
 // view change does not abort a save; the death of a participant that has not voted does.
 #include <algorithm>
+#include <cmath>
+#include <utility>
 
 #include "runtime/control/coordinator_state.h"
 
@@ -46,6 +48,7 @@ void Coordinator::State::open_save(Version version, bool for_stop) {
   }
   say(EventKind::kSaveStarted, for_stop ? "stop-save: " + stop->why : "periodic").version = version;
   to_view(SaveOpen{save.id, version, view.lineage, save.participants, for_stop});
+  pace.save_opened(now);
   saves[save.id] = std::move(save);
 }
 
@@ -56,6 +59,7 @@ void Coordinator::State::on(NodeId, MemberId id, const SaveVote& vote) {
   if (std::find(save.participants.begin(), save.participants.end(), id) == save.participants.end()) return;
   if (!vote.written) return close_save(save.id, false, named(id) + ": " + vote.why);
   if (!save.records.contains(id)) save.bytes += vote.bytes;
+  save.stalled = std::max(save.stalled, vote.stalled);
   save.records[id] = vote.record;
   check_votes(save);
 }
@@ -88,6 +92,7 @@ void Coordinator::State::close_save(uint64_t id, bool durable, const std::string
   if (found == saves.end()) return;
   const Save save = std::move(found->second);
   saves.erase(found);
+  pace.save_closed(now, save.stalled, durable);
   for (MemberId participant : save.participants)
     to_member(participant, SaveClosed{id, durable, why, save.version});
   Event& event = say(durable ? EventKind::kSaveDurable : EventKind::kSaveFailed, why);
@@ -104,6 +109,43 @@ void Coordinator::State::close_save(uint64_t id, bool durable, const std::string
   if (saves.empty() && last_save_waits && !stop && phase == Phase::kRunning && !losses_pending) {
     open_save(*std::exchange(last_save_waits, std::nullopt), false);
   }
+}
+
+// ---- when to save, where that is left to the leader
+
+// Who joins learns of the schedules before it computes.
+void Coordinator::State::begin_pace() {
+  for (size_t losses = std::exchange(hit, {}).size(); losses > 0; --losses) pace.node_lost();
+  if (!paces_saves) return;
+  pace.view_begins(now, static_cast<uint32_t>(view_nodes().size()));
+  for (const SaveSchedule& schedule : schedules.all()) to_view(schedule);
+}
+
+// A member completed `version`, which others may still be computing. What is told here holds from a version
+// on that nobody reaches before the word does: kAhead of its time.
+void Coordinator::State::pace_saves(Version version) {
+  constexpr double kAhead = 2;      // seconds
+  constexpr double kChange = 0.25;  // of the interval, and it is told anew
+  if (!paces_saves || phase != Phase::kRunning || stop) return;
+  if (!pace.progressed(now, version)) return;
+  const std::optional<SaveFacts> facts = pace.facts();
+  if (!facts) return;
+  const SaveInterval interval = decide_save_interval(*facts);
+  const Version heard_by = version + 2 + static_cast<Version>(kAhead / facts->step_s);
+  const SaveSchedule* const told = schedules.all().empty() ? nullptr : &schedules.all().back();
+  if (told != nullptr && pace_measured == facts->cost_s.has_value() &&
+      std::abs(static_cast<double>(interval.steps - told->every)) <=
+          kChange * static_cast<double>(told->every)) {
+    return;
+  }
+  const Version before = schedules.newest_due(heard_by).value_or(version);
+  const SaveSchedule next{std::max(before + interval.steps, heard_by), interval.steps};
+  // One that is still to begin gives way to a sooner one only.
+  if (told != nullptr && told->from > version && next.from >= told->from) return;
+  schedules.add(next);
+  pace_measured = facts->cost_s.has_value();
+  to_view(next);
+  say(EventKind::kLog, "saves every " + interval.why).version = next.from;
 }
 
 // A participant that has voted has written and closed its part: its death takes nothing away, once its state

@@ -19,6 +19,7 @@
 
 #include "runtime/control/coordinator.h"
 #include "runtime/control/notice_plan.h"
+#include "runtime/control/save_interval.h"
 
 namespace muster::control {
 
@@ -99,6 +100,7 @@ struct Save {
   bool all_voted = false;
   MemberId publisher = 0;
   uint64_t bytes = 0;
+  Duration stalled = 0;  // the longest of the votes
   Instant opened_at = 0;
   Instant deadline = 0;
 };
@@ -116,6 +118,8 @@ struct Stop {
 };
 
 struct Coordinator::State {
+  explicit State(const Limits& given) : limits(given), pace(seconds(given.node_mtbf)) {}
+
   Limits limits;
   std::string job;
   uint64_t incarnation = 0;
@@ -180,7 +184,12 @@ struct Coordinator::State {
   Version newest_save = kNoVersion;        // in this view: those who share a version anew may save it anew
   std::optional<Version> last_save_waits;  // the run's last save, until the one before it is closed
   SaveSpeed save_speed;
-  uint64_t state_bytes = 0;  // of the newest durable save
+  bool paces_saves = false;  // when to save is left to the leader
+  SavePace pace;
+  SaveSchedules schedules;     // as the members have been told
+  bool pace_measured = false;  // the newest of them rests on what saves have cost
+  std::set<NodeId> hit;        // nodes with a loss since the view began
+  uint64_t state_bytes = 0;    // of the newest durable save
 
   std::optional<Stop> stop;
   struct JobNotice {
@@ -316,6 +325,8 @@ struct Coordinator::State {
   void publish(Save& save);
   void close_save(uint64_t id, bool durable, const std::string& why);
   void saves_overdue();
+  void begin_pace();
+  void pace_saves(Version version);
   void save_messages_lost(const NodeRecord& node);
   void fail_unvoted_saves(const std::string& why);
 

@@ -331,6 +331,7 @@ void Coordinator::State::go() {
   if (plan_number > 0) to_view(PlanNumber{plan_number});
   newest_save = newest_durable == view.base ? view.base : kNoVersion;
   last_save_waits.reset();
+  begin_pace();
   if (stop) open_save(view.base, true);
   to_view(Go{view.generation});
   if (!limits.rules.digest_checked) confirm_base();

@@ -20,7 +20,7 @@ struct NodeHello {
   NodeId node = 0;
   std::string name;
   std::string job;         // agents of different jobs refuse each other
-  uint32_t protocol = 3;   // a different major refuses with a sentence
+  uint32_t protocol = 4;   // a different major refuses with a sentence
   uint32_t workers = 0;    // --nproc
   uint32_t nodes_min = 1;  // --nnodes; must equal the leader's
   uint32_t nodes_max = 1;
@@ -65,6 +65,7 @@ struct MemberHello {
   Digest fingerprint;
   std::string description;  // the same in words, to explain a mismatch
   Generation installed;     // newest view that it was told to install; its agent knows, the process says none
+  bool paces_saves = false;  // the program leaves it to the leader when to save (SaveSchedule)
 };
 
 // The run's starting version is known: 0 for a fresh start, or a checkpoint's. Sent by all members of the
@@ -142,9 +143,10 @@ struct SaveDue {
 struct SaveVote {
   uint64_t save = 0;
   bool written = false;
-  ByteBuffer record;   // checkpoint's shard record, opaque here
-  std::string why;     // when not written
-  uint64_t bytes = 0;  // that it has written; 0 where it has linked an older file
+  ByteBuffer record;     // checkpoint's shard record, opaque here
+  std::string why;       // when not written
+  uint64_t bytes = 0;    // that it has written; 0 where it has linked an older file
+  Duration stalled = 0;  // that updates were made to wait for saves, since its vote before
 };
 
 // Answer of the publisher to SavePublish. Publishing never overwrites, so a second publisher is harmless.
@@ -271,6 +273,12 @@ struct SaveOpen {
   bool stop = false;    // an urgent save: reach `version`, grant no permit beyond it, save, and wait for End
   bool rescue = false;  // the leader is lost: the frozen member saves what it holds; `lineage` is its own
 };
+// Periodic saves are due at `from`, `from` + `every`, and so on, where the program leaves that to the leader.
+struct SaveSchedule {
+  Version from = 0;
+  int64_t every = 0;
+  friend bool operator==(const SaveSchedule&, const SaveSchedule&) = default;
+};
 struct SavePublish {
   uint64_t save = 0;
   std::vector<ByteBuffer> records;  // by participant
@@ -328,12 +336,13 @@ struct WorkerEvent {
   Event event;
 };
 
-using Message = std::variant<NodeHello, MemberGone, NodeReady, NoticeRaised, Heartbeat, MemberHello, Started,
-                             Report, Ready, Suspect, AtBoundary, Level, LearnFailed, Progress, SaveDue,
-                             SaveVote, SavePublished, Leaving, NodeWelcome, NodeRefused, Evict, EndJob, Agree,
-                             Install, Go, PlanNumber, Proceed, Teach, Learn, LessonOver, LearnUntil, SaveOpen,
-                             SavePublish, SaveClosed, End, WorkerEvent, Neighbours, LeaderLink, RescueHello,
-                             RescueRefused, RescueAsk, RescueReport, RescueOver, BaseDigest, BaseConfirmed>;
+using Message =
+    std::variant<NodeHello, MemberGone, NodeReady, NoticeRaised, Heartbeat, MemberHello, Started, Report,
+                 Ready, Suspect, AtBoundary, Level, LearnFailed, Progress, SaveDue, SaveVote, SavePublished,
+                 Leaving, NodeWelcome, NodeRefused, Evict, EndJob, Agree, Install, Go, PlanNumber, Proceed,
+                 Teach, Learn, LessonOver, LearnUntil, SaveOpen, SavePublish, SaveClosed, End, WorkerEvent,
+                 Neighbours, LeaderLink, RescueHello, RescueRefused, RescueAsk, RescueReport, RescueOver,
+                 BaseDigest, BaseConfirmed, SaveSchedule>;
 
 // What travels: a message and the member that sent it or shall get it; 0 is the node's agent itself.
 struct Envelope {

@@ -147,11 +147,11 @@ Offset<fb::MemberHello> write(FlatBufferBuilder& to, const MemberHello& m) {
   const auto fingerprint = write(m.fingerprint);
   const auto member = write(to, m.member);
   const fb::Generation installed = write(m.installed);
-  return fb::CreateMemberHello(to, member, &fingerprint, write(to, m.description), &installed);
+  return fb::CreateMemberHello(to, member, &fingerprint, write(to, m.description), &installed, m.paces_saves);
 }
 MemberHello read(const fb::MemberHello& m) {
   const Generation installed = m.installed() == nullptr ? Generation{} : read(*m.installed());
-  return {read(*m.member()), read(*m.fingerprint()), read(*m.description()), installed};
+  return {read(*m.member()), read(*m.fingerprint()), read(*m.description()), installed, m.paces_saves()};
 }
 
 Offset<fb::Started> write(FlatBufferBuilder& to, const Started& m) {
@@ -213,10 +213,10 @@ SaveDue read(const fb::SaveDue& m) { return {read(*m.generation()), m.version(),
 
 Offset<fb::SaveVote> write(FlatBufferBuilder& to, const SaveVote& m) {
   const auto record = write(to, m.record);
-  return fb::CreateSaveVote(to, m.save, m.written, record, write(to, m.why), m.bytes);
+  return fb::CreateSaveVote(to, m.save, m.written, record, write(to, m.why), m.bytes, m.stalled);
 }
 SaveVote read(const fb::SaveVote& m) {
-  return {m.save(), m.written(), read(*m.record()), read(*m.why()), m.bytes()};
+  return {m.save(), m.written(), read(*m.record()), read(*m.why()), m.bytes(), m.stalled()};
 }
 
 Offset<fb::SavePublished> write(FlatBufferBuilder& to, const SavePublished& m) {
@@ -315,6 +315,11 @@ Offset<fb::SaveOpen> write(FlatBufferBuilder& to, const SaveOpen& m) {
 SaveOpen read(const fb::SaveOpen& m) {
   return {m.save(), m.version(), read(*m.lineage()), read(*m.participants()), m.stop(), m.rescue()};
 }
+
+Offset<fb::SaveSchedule> write(FlatBufferBuilder& to, const SaveSchedule& m) {
+  return fb::CreateSaveSchedule(to, m.from, m.every);
+}
+SaveSchedule read(const fb::SaveSchedule& m) { return {m.from(), m.every()}; }
 
 Offset<fb::SavePublish> write(FlatBufferBuilder& to, const SavePublish& m) {
   std::vector<Offset<fb::Bytes>> records;

@@ -218,7 +218,7 @@ void World::leader_does(size_t which, const control::Actions& actions) {
     } else if (const auto* event = std::get_if<muster::Event>(&action)) {
       trace("leader: " + std::string(to_string(event->kind)) + " v" + std::to_string(event->version) + " g" +
             std::to_string(event->generation) + " " + event->text);
-      if (event->kind == EventKind::kSaveDurable) ++outcome.saves;
+      if (event->kind == EventKind::kSaveDurable) ++(paced ? outcome.paced_saves : outcome.saves);
       const bool ends = event->kind == EventKind::kJobEnded && options.shared_store;
       if (ends && !record_end(which, {static_cast<int>(event->amount), event->text})) return;
     }
@@ -413,6 +413,7 @@ void World::spawn(size_t index, uint32_t local_rank) {
     MemberHello hello;
     hello.member = Member{id, agent.id, local_rank, agent.name, {}};
     hello.description = "a model";
+    hello.paces_saves = paced;
     after_for(id, between(kMillisecond, 40 * kMillisecond), [this, id, hello] {
       say(id, hello);
       heartbeat(id);

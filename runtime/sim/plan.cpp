@@ -353,15 +353,6 @@ Result<PlanReport> plan(const Trace& trace, const PlanOptions& options) {
   return Replay(trace, options).run();
 }
 
-double young_interval(double save_s, double mtbf_s) { return std::sqrt(2 * save_s * mtbf_s); }
-
-// J. T. Daly, "A higher order estimate of the optimum checkpoint interval for restart dumps", 2006.
-double daly_interval(double save_s, double mtbf_s) {
-  if (save_s >= 2 * mtbf_s) return mtbf_s;
-  const double root = std::sqrt(save_s / (2 * mtbf_s));
-  return young_interval(save_s, mtbf_s) * (1 + root / 3 + root * root / 9) - save_s;
-}
-
 double best_interval(const Trace& trace, PlanOptions options) {
   const auto steps_at = [&](double log_interval) {
     options.interval_s = std::exp(log_interval);

@@ -89,11 +89,6 @@ struct PlanReport {
 // Errors: kMisuse for options that make no sense.
 Result<PlanReport> plan(const Trace& trace, const PlanOptions& options);
 
-// Young's first order, and Daly's higher one: the interval between saves that cost `save_s` each, where a
-// loss that needs a save comes every `mtbf_s`.
-double young_interval(double save_s, double mtbf_s);
-double daly_interval(double save_s, double mtbf_s);
-
 // The interval, of a geometric grid between a step and the whole trace, with which most steps are made.
 double best_interval(const Trace& trace, PlanOptions options);
 // The smallest minimum world with which most steps are made; of large clusters every 64th part is tried.

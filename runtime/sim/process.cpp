@@ -435,11 +435,15 @@ void World::finish_update(Process& process, const Process::Ready& ready) {
 }
 
 void World::reached(Process& process) {
-  if (process.version % kSaveEvery == 0) process.save_copies[process.version] = process.state;
+  const Version version = process.version;
+  const bool due = paced ? process.schedules.due(version) : version % kSaveEvery == 0;
+  const bool waited_for = std::any_of(process.saves_waiting.begin(), process.saves_waiting.end(),
+                                      [&](const SaveOpen& save) { return save.version == version; });
+  if (due || waited_for) process.save_copies[version] = process.state;
   note_commit(process);
   if (!process.lesson) {
     say(process.id, Progress{process.entered, process.version});
-    if (process.version % kSaveEvery == 0) say(process.id, SaveDue{process.entered, process.version});
+    if (due || waited_for) say(process.id, SaveDue{process.entered, version});
   }
   const auto waiting = std::exchange(process.saves_waiting, {});
   for (const SaveOpen& save : waiting) write_part(process, save);
@@ -604,6 +608,7 @@ void World::forward(Process& process, const Message& message) {
     }
     write_part(process, *save);
   }
+  if (const auto* schedule = std::get_if<SaveSchedule>(&message)) process.schedules.add(*schedule);
   if (const auto* publish_message = std::get_if<SavePublish>(&message)) {
     after_for(id, between(5 * kMillisecond, 80 * kMillisecond) * disk_slowness(),
               [this, id, save = publish_message->save] { publish(*processes.at(id), save); });
@@ -615,6 +620,8 @@ void World::write_part(Process& process, const SaveOpen& save) {
   std::optional<Digest> state;
   if (copy != process.save_copies.end()) state = copy->second;
   if (process.version == save.version && !process.writing) state = process.state;
+  if (!state && paced && process.version > save.version)
+    return say(process.id, SaveVote{save.save, false, {}, "the state had moved on"});
   if (!state) {
     process.saves_waiting.push_back(save);
     return;

@@ -28,7 +28,7 @@ namespace muster::sim {
 
 struct Options {
   uint64_t seed = 1;
-  int64_t steps = 40;  // the training's length
+  int64_t steps = 40;  // the training's length; three times as many where saves are paced
   bool trace = false;  // keep one line for each event of interest
   control::RuleSwitches rules;
   bool faults = true;
@@ -49,7 +49,8 @@ struct Outcome {
   uint64_t planned = 0;    // of the views: joins and drains
   uint64_t caught_up = 0;  // members that made the update to a view's base
   uint64_t saves = 0;
-  uint64_t rescues = 0;  // saves without the leader
+  uint64_t paced_saves = 0;  // those that came when the leader had said
+  uint64_t rescues = 0;      // saves without the leader
   uint64_t faults = 0;
   uint64_t leaders = 0;
   Duration after_faults = 0;  // from the last fault's end to the job's

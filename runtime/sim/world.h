@@ -16,6 +16,7 @@
 #include "runtime/control/member.h"
 #include "runtime/control/node.h"
 #include "runtime/control/rescue.h"
+#include "runtime/control/save_interval.h"
 #include "runtime/sim/silence.h"
 #include "runtime/sim/simulation.h"
 
@@ -52,6 +53,7 @@ struct Process {
   uint64_t writes = 0;   // a read that spans a write gives garbage
   std::optional<std::pair<Version, Digest>> staged;
   std::map<Version, Digest> save_copies;
+  SaveSchedules schedules;
 
   // The program's thread.
   enum Doing { kIdle, kComputing, kReducing, kWriting, kLeft } doing = kIdle;
@@ -206,6 +208,7 @@ struct World {
   };
   std::priority_queue<Event, std::vector<Event>, std::greater<Event>> queue;
 
+  bool paced = false;  // when to save is left to the leader
   Limits limits;
   NodeLimits node_limits;
   MemberLimits member_limits;

@@ -215,6 +215,44 @@ class CopyOf final : public StateMirror {
   mutable ByteBuffer copy_;
 };
 
+TEST_F(SaverTest, WhereSavesArePacedTheyAreDueWhenTheLeaderSays) {
+  EXPECT_FALSE(saver_->due(1)) << "without an interval";
+  SaveOptions options;
+  options.every = SaveOptions::kPaced;
+  start(options);
+  EXPECT_FALSE(saver_->due(9));
+  saver_->schedule({10, 4});
+  EXPECT_TRUE(saver_->due(10));
+  EXPECT_FALSE(saver_->due(12));
+  EXPECT_TRUE(saver_->due(14));
+}
+
+// Members may know different schedules for a moment. It was never voted on, and stood in the way of others
+// until its deadline.
+TEST_F(SaverTest, ASaveThatOthersThinkIsDueIsTakenPartInIfItsVersionIsStillToCome) {
+  SaveOptions options;
+  options.every = SaveOptions::kPaced;
+  start(options);
+  EXPECT_FALSE(saver_->due(4));
+  SaveOpen open;
+  open.participants = {kSelf};
+  open.save = 104;
+  open.version = 4;
+  saver_->open(open, kSelf);
+  const auto refused = said<SaveVote>(104);
+  ASSERT_TRUE(refused.has_value());
+  EXPECT_FALSE(refused->written);
+
+  open.save = 105;
+  open.version = 5;
+  saver_->open(open, kSelf);
+  ASSERT_TRUE(saver_->due(5));
+  ASSERT_TRUE(saver_->hold(5, false, now() + kSecond));
+  const auto vote = said<SaveVote>(105);
+  ASSERT_TRUE(vote.has_value());
+  EXPECT_TRUE(vote->written) << vote->why;
+}
+
 TEST_F(SaverTest, ACopyThatDoesNotComeFailsItsSaveAlone) {
   CopyOf mirror(state_, values_);
   write(111);

@@ -27,7 +27,7 @@ inline std::vector<Message> all_messages() {
           NodeReady{g},
           NoticeRaised{Scope::kNode, 7, 30 * kSecond, "SIGTERM"},
           Heartbeat{},
-          MemberHello{member(9), d, "described", g},
+          MemberHello{member(9), d, "described", g, true},
           Started{g, 3, d, {{g, 3}}},
           Report{g, 2, 41, true, {11, 10}},
           Ready{g, 4},
@@ -37,7 +37,7 @@ inline std::vector<Message> all_messages() {
           LearnFailed{8, "too slow"},
           Progress{g, 44},
           SaveDue{g, 45},
-          SaveVote{9, true, ByteBuffer(1000, std::byte{7}), "no"},
+          SaveVote{9, true, ByteBuffer(1000, std::byte{7}), "no", 5000, 6000},
           SavePublished{9, true, "done"},
           Leaving{75, 46, "told"},
           NodeWelcome{g, 500, 3},
@@ -66,7 +66,8 @@ inline std::vector<Message> all_messages() {
           RescueReport{49, g, d, 42},
           RescueOver{49, "saved"},
           BaseDigest{g, d},
-          BaseConfirmed{g}};
+          BaseConfirmed{g},
+          SaveSchedule{50, 7}};
 }
 
 }  // namespace muster::control

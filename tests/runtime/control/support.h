@@ -57,6 +57,7 @@ class LeaderTest : public ::testing::Test {
   bool answer_store = true;  // the store writes at once
   std::set<MemberId> mute;   // members that do not answer
   Version start = 0;
+  bool paces_saves = false;
 
   static MemberId id(NodeId node, uint32_t local_rank) { return node * 100 + local_rank; }
 
@@ -140,6 +141,7 @@ class LeaderTest : public ::testing::Test {
     MemberHello hello;
     hello.member = Member{who, node, local_rank, "n" + std::to_string(node), {}};
     hello.description = "a state";
+    hello.paces_saves = paces_saves;
     say(node, who, hello);
   }
   // MAX nodes come with all their workers: the first view runs.

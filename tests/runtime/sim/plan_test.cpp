@@ -9,8 +9,13 @@
 #include <numeric>
 #include <sstream>
 
+#include "runtime/control/save_interval.h"
+
 namespace muster::sim {
 namespace {
+
+using control::daly_interval;
+using control::young_interval;
 
 double sum(const PlanReport& report) {
   return std::accumulate(report.lost_s.begin(), report.lost_s.end(), report.useful_s);

@@ -1,0 +1,109 @@
+// How often to save, where the program leaves that to the runtime (MUSTER_CHECKPOINT_AUTO): the leader
+// measures what a save costs the training and how often nodes are lost, and tells the members a schedule.
+//
+// Pure. A schedule begins far enough ahead for every member to have heard of it. One that has not takes part
+// in a save all the same, if it hears of that before it reaches the version; else that save fails, and no
+// more.
+#pragma once
+
+#include <deque>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "runtime/control/messages.h"
+
+namespace muster::control {
+
+// Young's first order, and Daly's higher one, of the interval between saves that cost `save_s` each where a
+// loss that needs a save comes every `mtbf_s` (seconds all). J. W. Young, CACM 17(9), 1974; J. T. Daly, FGCS
+// 22(3), 2006.
+double young_interval(double save_s, double mtbf_s);
+double daly_interval(double save_s, double mtbf_s);
+
+// ---- what a member knows
+
+// The schedule in force and the one that is to follow it.
+class SaveSchedules {
+ public:
+  // Takes the place of those that begin no sooner. One that makes no sense is dropped: the peer is at fault.
+  void add(const SaveSchedule& schedule);
+  bool due(Version version) const { return newest_due(version) == version; }
+  // The newest that is not above `version`.
+  std::optional<Version> newest_due(Version version) const;
+  const std::vector<SaveSchedule>& all() const { return schedules_; }
+
+ private:
+  std::vector<SaveSchedule> schedules_;  // at most two, by beginning
+};
+
+// ---- what the leader decides
+
+struct SaveFacts {
+  double step_s = 0;             // while nothing is saved
+  std::optional<double> cost_s;  // of a save to the training; none was made yet: nothing
+  double took_s = 0;             // from the opening of a save to its manifest, the slowest of the last
+  double node_s_for_a_loss = 0;  // seconds of one node between losses of a node
+  uint32_t nodes = 1;
+};
+
+struct SaveInterval {
+  int64_t steps = 1;
+  std::string why;
+};
+
+// Daly's interval, but no shorter than saves take, since they are not made two at a time, and no longer than
+// an hour, since the losses of the future are a guess. Every loss counts as one that needs a save: most do
+// not, as a survivor has the state, but those that do come in the same way. Before the first save the
+// interval is short, to learn what one costs. REQUIRES: step_s and node_s_for_a_loss above 0.
+SaveInterval decide_save_interval(const SaveFacts& facts);
+
+// What the leader measures. Times are those of the Progress that reaches it, which a member sends as it
+// completes a step: so a span from one to another holds whole steps.
+class SavePace {
+ public:
+  // `node_s_for_a_loss`: what to expect before anything was seen.
+  explicit SavePace(double node_s_for_a_loss) : expected_node_s_(node_s_for_a_loss) {}
+
+  void view_begins(Instant now, uint32_t nodes);
+  // A member is at `version`. False: another one was so before.
+  bool progressed(Instant now, Version version);
+  // The saves of a job follow each other; of two that overlap, both are measured as one.
+  void save_opened(Instant now);
+  // `stalled`: how long an update waited for it, at most. What failed is not measured.
+  void save_closed(Instant now, Duration stalled, bool durable);
+  void node_lost() { ++losses_; }
+
+  // Nothing while the length of a step is not known well enough.
+  std::optional<SaveFacts> facts() const;
+
+ private:
+  struct Span {  // from one progress to another
+    Duration time = 0;
+    Version steps = 0;
+  };
+  void close_window();
+  double step_s() const;
+  static double mean(const std::deque<double>& samples);
+  static void keep(std::deque<double>& samples, double newest);
+
+  double expected_node_s_;
+  double seen_node_s_ = 0;
+  uint64_t losses_ = 0;
+  uint32_t nodes_ = 0;  // 0: no view
+  Instant counted_at_ = 0;
+
+  std::optional<Instant> last_at_;  // the newest progress in this view
+  Version last_ = kNoVersion;
+  Span quiet_;   // while nothing was saved, in views of this many nodes
+  Span window_;  // since a save was opened, to the first progress after it was closed
+  int open_ = 0;
+  bool in_window_ = false;
+  double window_stalled_s_ = 0;
+  std::deque<double> costs_;      // seconds; may be below 0 by chance
+  std::deque<double> stalls_;     // seconds
+  std::deque<double> durations_;  // seconds
+  Instant opened_at_ = 0;
+};
+
+}  // namespace muster::control
