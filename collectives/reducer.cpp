@@ -57,9 +57,10 @@ std::unique_ptr<BucketReduction> reduction_of(Group& group, const CanonicalLayou
 }  // namespace
 
 Reducer::Reducer(Group& group, CanonicalLayout layout, size_t count, size_t bucket,
-                 std::optional<Compression> compression, std::unique_ptr<GradientSums> sums)
+                 std::optional<Compression> compression, std::unique_ptr<GradientSums> sums, size_t beside)
     : sums_(std::move(sums)),
-      mean_(count),
+      count_(count),
+      mean_(count + beside),
       reduction_(reduction_of(group, layout, compression)),
       bucket_(round_up(bucket, reduction_->grain())) {
   MUSTER_CHECK(bucket >= 1, "a bucket holds one element or more");

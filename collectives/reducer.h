@@ -32,10 +32,10 @@ class Reducer {
  public:
   // Of `count` elements, in buckets of `bucket` elements, rounded up to whole grains of the codec; at step 0.
   // All ranks of `group`, which must outlive the last call but for the destructor, give the same `layout`,
-  // `count`, `bucket` and `compression`. `sums` are of accumulation() and as many elements. REQUIRES: bucket
-  // ≥ 1; as LaneCodec.
+  // `count`, `bucket` and `compression`. `sums` are of accumulation() and as many elements. `beside` elements
+  // follow the mean, for the caller. REQUIRES: bucket ≥ 1; as LaneCodec.
   Reducer(Group& group, CanonicalLayout layout, size_t count, size_t bucket,
-          std::optional<Compression> compression, std::unique_ptr<GradientSums> sums);
+          std::optional<Compression> compression, std::unique_ptr<GradientSums> sums, size_t beside = 0);
   // Of gradients on the host.
   Reducer(Group& group, CanonicalLayout layout, size_t count, size_t bucket,
           std::optional<Compression> compression = std::nullopt);
@@ -46,7 +46,7 @@ class Reducer {
   // Which sums a rank needs.
   static AccumulationPlan accumulation(const CanonicalLayout& layout, int rank, bool compressed);
 
-  size_t count() const { return mean_.size(); }
+  size_t count() const { return count_; }
 
   // Another step begins, or the same one again. Waits for what is under way. `step` is the same on all ranks:
   // a codec's random numbers are of it.
@@ -73,7 +73,11 @@ class Reducer {
 
   // The mean over the step's microbatches, after wait() was ok, until all ranks with microbatches have given
   // some element of a later step: members that lack the step's update may be sent it meanwhile.
-  const std::vector<float>& mean() const { return mean_; }
+  std::span<const float> mean() const { return {mean_.data(), count_}; }
+  // What else belongs to the step: the caller writes it after wait() was ok, and it lasts as long as the
+  // mean.
+  std::span<float> beside() { return std::span(mean_).subspan(count_); }
+  std::span<const float> mean_and_beside() const { return mean_; }
 
  private:
   size_t padded_count() const;
@@ -83,9 +87,10 @@ class Reducer {
   void begin_bucket(Instant deadline);
 
   const std::unique_ptr<GradientSums> sums_;
-  std::vector<float> mean_;
-  size_t fetches_ = 0;  // buckets of the step whose sums are on their way, or there
-  size_t begun_ = 0;    // of these, under reduction
+  const size_t count_;
+  std::vector<float> mean_;  // and what is beside it
+  size_t fetches_ = 0;       // buckets of the step whose sums are on their way, or there
+  size_t begun_ = 0;         // of these, under reduction
   // After the memory that it uses: so its end, which waits, comes before theirs.
   const std::unique_ptr<BucketReduction> reduction_;
   const size_t bucket_;

@@ -61,9 +61,9 @@ struct Shape {
   size_t rank;
 };
 
-muster_status add_replicated(const char* function, muster_state* state, const char* name,
-                             const muster_memory& memory, void* data, const muster_dtype& dtype,
-                             Shape shape) {
+template <typename Add>
+muster_status add_tensor(const char* function, muster_state* state, const char* name,
+                         const muster_memory& memory, const muster_dtype& dtype, Shape shape, Add add) {
   return guarded([&] {
     if (state == nullptr || name == nullptr || (shape.extents == nullptr && shape.rank > 0)) {
       return null_argument(function);
@@ -77,10 +77,18 @@ muster_status add_replicated(const char* function, muster_state* state, const ch
       return failed(MUSTER_MISUSE, std::string("tensor '") + name + "' is in the unknown memory " +
                                        std::to_string(where) + "; say MUSTER_HOST (0) or MUSTER_CUDA (1)");
     }
-    return to_c(state->state.add_replicated(name, data, static_cast<muster::DType>(type),
-                                            std::vector<int64_t>(shape.extents, shape.extents + shape.rank),
-                                            static_cast<muster::Memory>(where)));
+    return to_c(add(static_cast<muster::DType>(type), static_cast<muster::Memory>(where),
+                    std::vector<int64_t>(shape.extents, shape.extents + shape.rank)));
   });
+}
+
+muster_status add_replicated(const char* function, muster_state* state, const char* name,
+                             const muster_memory& memory, void* data, const muster_dtype& dtype,
+                             Shape shape) {
+  const auto add = [&](muster::DType type, muster::Memory where, std::vector<int64_t> extents) {
+    return state->state.add_replicated(name, data, type, std::move(extents), where);
+  };
+  return add_tensor(function, state, name, memory, dtype, shape, add);
 }
 
 }  // namespace
@@ -161,6 +169,14 @@ muster_status muster_state_replicated(muster_state* state, const char* name, voi
 muster_status muster_state_replicated_in(muster_state* state, const char* name, muster_memory memory,
                                          void* data, muster_dtype dtype, const int64_t* shape, size_t rank) {
   return add_replicated("muster_state_replicated_in", state, name, memory, data, dtype, {shape, rank});
+}
+
+muster_status muster_state_per_lane(muster_state* state, const char* name, void* data, muster_dtype dtype,
+                                    const int64_t* shape, size_t rank) {
+  const auto add = [&](muster::DType type, muster::Memory, std::vector<int64_t> extents) {
+    return state->state.add_per_lane(name, data, type, std::move(extents));
+  };
+  return add_tensor("muster_state_per_lane", state, name, MUSTER_HOST, dtype, {shape, rank}, add);
 }
 
 muster_status muster_state_expect(muster_state* state, const char* name, muster_expectation expectation) {

@@ -79,6 +79,7 @@ std::string describe(const TrainOptions& options) {
 
 Result<std::unique_ptr<Run>> Run::start(Session& session, State& state, TrainOptions options) {
   MUSTER_TRY(check_options(options));
+  MUSTER_TRY(state.lane_values().check(options.lanes));
   MUSTER_ASSIGN(MemoryAccess memory, open_memory(state, options));
   MUSTER_TRY(session.begin_run());
   state.seal();
@@ -222,6 +223,7 @@ bool Run::entered_new_view(Lock& lock) {
   leaving_said_ = false;
   std::unique_ptr<Learner> graduated = std::move(learner_);
   assignment_ = assign_lanes(options_.lanes, static_cast<int>(view_.members.size()));
+  std::unique_ptr<LaneExchange> exchange = std::move(lane_exchange_);
   std::unique_ptr<Reducer> reducer = std::move(reducer_);
   reduced_step_ = control::kNoVersion;
   boundary_plan_ = 0;
@@ -241,6 +243,7 @@ bool Run::entered_new_view(Lock& lock) {
   lock.unlock();
   old.reset();  // may wait until no peer can write into its memory any more
   reducer.reset();
+  exchange.reset();
   graduated.reset();
   lock.lock();
   return true;
@@ -347,6 +350,7 @@ void Run::prepare_step(Lock& lock) {
     for (int32_t i = lanes.begin * per_lane; i < lanes.end * per_lane; ++i) microbatches_.push_back(i);
   }
   next_microbatch_ = 0;
+  state_.lane_values().reset();
   if (reducer_) {
     lock.unlock();
     reducer_->begin(static_cast<uint64_t>(step_version_));
@@ -445,10 +449,13 @@ Status Run::make_reducer() {
   const CanonicalLayout layout{options_.microbatches, options_.lanes, assignment_};
   AccumulationPlan plan = Reducer::accumulation(layout, group_->rank(), compression.has_value());
   MUSTER_ASSIGN(auto sums, memory_.gradients->make_sums(std::move(plan), gradient_count_));
-  auto reducer =
-      std::make_unique<Reducer>(*group_, layout, gradient_count_, bucket, compression, std::move(sums));
+  auto reducer = std::make_unique<Reducer>(*group_, layout, gradient_count_, bucket, compression,
+                                           std::move(sums), state_.lane_values().words());
   reducer->begin(static_cast<uint64_t>(step_version_));
+  const LaneValues& values = state_.lane_values();
+  auto exchange = values.empty() ? nullptr : std::make_unique<LaneExchange>(values, assignment_);
   const std::lock_guard lock(mutex_);
+  lane_exchange_ = std::move(exchange);
   reducer_ = std::move(reducer);
   return ok();
 }
@@ -476,16 +483,25 @@ Status Run::reduce_to_catch_up(const Gradients& gradients) {
   {
     const std::lock_guard lock(mutex_);
     if (view_is_over() || !incoming_) return revoked_error();
-    if (incoming_->size() != total(gradients) * sizeof(float))
+    if (incoming_->size() != outcome_count() * sizeof(float))
       return Error{ErrorCode::kMisuse,
                    "other gradients than before were passed; pass the same pieces in every call"};
   }
   const std::span gradient(reinterpret_cast<const float*>(incoming_->data()),
                            incoming_->size() / sizeof(float));
-  MUSTER_TRY(memory_.gradients->put(gradient, gradients, now() + options_.step_timeout));
+  MUSTER_TRY(put_outcome(gradient, gradients));
   const std::lock_guard lock(mutex_);
   teacher_.note(step_version_, gradient);
   reduced_ready_ = true;
+  return ok();
+}
+
+size_t Run::outcome_count() const { return gradient_count_ + state_.lane_values().words(); }
+
+Status Run::put_outcome(std::span<const float> outcome, const Gradients& gradients) {
+  const std::span<const float> mean = outcome.first(gradient_count_);
+  MUSTER_TRY(memory_.gradients->put(mean, gradients, now() + options_.step_timeout));
+  state_.lane_values().put(outcome.subspan(gradient_count_));
   return ok();
 }
 
@@ -539,12 +555,18 @@ Status Run::reduce_in_view(const Gradients& gradients) {
   const int64_t mine[] = {static_cast<int64_t>(plan), step_version_, -step_version_};
   int64_t combined[3] = {};
   Work agreed = group_->all_reduce(mine, combined, 3, DType::kInt64, ReduceOp::kMax, deadline);
+  std::optional<Work> rows;
+  if (lane_exchange_) rows = lane_exchange_->begin(*group_, deadline);
   std::vector<int> suspects;
   Status status = reducer_->wait(deadline, suspects);  // all end by their own deadline
-  if (const Status end = agreed.wait(); status.ok() && !end.ok()) {
-    status = end;
-    suspects = agreed.suspects();
-  }
+  const auto wait_too = [&](Work& work) {
+    if (const Status end = work.wait(); status.ok() && !end.ok()) {
+      status = end;
+      suspects = work.suspects();
+    }
+  };
+  wait_too(agreed);
+  if (rows) wait_too(*rows);
   if (!status.ok()) {
     Lock lock(mutex_);
     return step_failed(lock, status.error(), suspects);
@@ -558,7 +580,8 @@ Status Run::reduce_in_view(const Gradients& gradients) {
     emit(EventKind::kPermitRefused, step_version_, why);
     return step_failed(lock, Error{ErrorCode::kReconfigure, why}, {});
   }
-  MUSTER_TRY(memory_.gradients->put(reducer_->mean(), gradients, now() + options_.step_timeout));
+  if (lane_exchange_) std::ranges::copy(lane_exchange_->rows(), reducer_->beside().begin());
+  MUSTER_TRY(put_outcome(reducer_->mean_and_beside(), gradients));
   note_reduced(static_cast<uint64_t>(combined[0]));
   return ok();
 }
@@ -568,7 +591,7 @@ void Run::note_reduced(uint64_t combined_plan) {
   reduced_ready_ = true;
   reduced_step_ = step_version_;
   if (core_.boundary_due(combined_plan)) boundary_plan_ = combined_plan;
-  teacher_.note(step_version_, reducer_->mean());
+  teacher_.note(step_version_, reducer_->mean_and_beside());
   // All have contributed to this step, so all hold its version: the step before is committed (PROTOCOL 6).
   if (step_version_ > committed_ && group_->rank() == 0) {
     emit(EventKind::kStepCommitted, step_version_ - 1, "", now() - step_began_);
@@ -643,6 +666,7 @@ Status Run::close_update() {
     const std::lock_guard lock(mutex_);
     if (!update_open_) return Error{ErrorCode::kMisuse, "an update was closed that is not open"};
   }
+  state_.lane_values().commit();
   const Status noted = state_.note_written();
   Lock lock(mutex_);
   update_open_ = false;
@@ -734,14 +758,14 @@ Status Run::reduce_as_learner(const Gradients& gradients) {
     if (entered_ || learn_asked_ || core_.ended() || learner_->failure()) return revoked_error();
     if (waits_at_limit() || core_.version() != step_version_) return revoked_error();
     if (auto gradient = learner_->take_gradient(step_version_)) {
-      if (gradient->size() != total(gradients)) {
+      if (gradient->size() != outcome_count()) {
         return Error{ErrorCode::kMisuse, "the teacher's gradient has " + std::to_string(gradient->size()) +
-                                             " elements, this process passed " +
-                                             std::to_string(total(gradients)) +
+                                             " elements, this process expects " +
+                                             std::to_string(outcome_count()) +
                                              "; start the same program with the same options"};
       }
       lock.unlock();  // a device may be busy for long
-      MUSTER_TRY(memory_.gradients->put(*gradient, gradients, now() + options_.step_timeout));
+      MUSTER_TRY(put_outcome(*gradient, gradients));
       lock.lock();
       reduced_ready_ = true;
       return ok();

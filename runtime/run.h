@@ -29,6 +29,7 @@
 #include "runtime/device.h"
 #include "runtime/executor.h"
 #include "runtime/gradients.h"
+#include "runtime/lane_values.h"
 #include "runtime/lesson.h"
 #include "runtime/permutation.h"
 #include "runtime/saver.h"
@@ -167,6 +168,7 @@ class Run final : private Session::Listener {
   Status reduce_as_learner(const Gradients& gradients);
   bool applies_given_gradient() const;
   Status reduce_to_catch_up(const Gradients& gradients);
+  Status put_outcome(std::span<const float> outcome, const Gradients& gradients);
   Status update_not_opened(Lock& lock, const Error& error);
   Status step_failed(Lock& lock, const Error& error, const std::vector<int>& suspect_ranks);
   void note_reduced(uint64_t combined_plan);
@@ -187,6 +189,7 @@ class Run final : private Session::Listener {
   void form(const control::Install& install);
   void compute_digest(const control::ComputeDigest& asked);
   HeldGradient held_gradient() const;
+  size_t outcome_count() const;  // elements of a reduced gradient, and of what travels beside it
 
   Session& session_;
   State& state_;
@@ -200,6 +203,8 @@ class Run final : private Session::Listener {
   control::MemberCore core_;
 
   // the view that the program is in
+  std::unique_ptr<LaneExchange>
+      lane_exchange_;             // as old as the reducer; null where there are no values per lane
   std::unique_ptr<Group> group_;  // replaced by the program's thread only, under the lock
   control::View view_;
   bool group_failed_ = false;  // an operation failed: nothing more until the leader says on

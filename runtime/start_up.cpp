@@ -105,6 +105,7 @@ Result<Run::Start> Run::agree_on_start(Group& group) {
   const Instant deadline = now() + options_.step_timeout;
   // The program may have set its first values until now.
   MUSTER_TRY(state_.begin_write(deadline));
+  state_.lane_values().commit();
   const Status noted = state_.note_written();
   state_.end_write();
   MUSTER_TRY(noted);

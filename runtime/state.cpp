@@ -30,8 +30,9 @@ Result<uint64_t> byte_count(const std::string& name, DType dtype, const std::vec
 
 }  // namespace
 
-Status State::add_replicated(std::string name, void* data, DType dtype, std::vector<int64_t> shape,
-                             Memory memory) {
+// The bytes that it takes.
+Result<uint64_t> State::check_new(const std::string& name, const void* data, DType dtype,
+                                  const std::vector<int64_t>& shape) const {
   if (sealed_) {
     return Error{
         ErrorCode::kMisuse,
@@ -62,9 +63,33 @@ Status State::add_replicated(std::string name, void* data, DType dtype, std::vec
     return Error{ErrorCode::kMisuse, "tensors '" + other->name + "' and '" + name +
                                          "' share memory; register tied tensors once, under one name"};
   }
+  if (lane_values_.overlaps(begin, bytes)) {
+    return Error{ErrorCode::kMisuse, "tensor '" + name +
+                                         "' and a value that was registered per lane share memory; register "
+                                         "it once, under one name"};
+  }
+  return bytes;
+}
+
+Status State::add_replicated(std::string name, void* data, DType dtype, std::vector<int64_t> shape,
+                             Memory memory) {
+  MUSTER_ASSIGN(const uint64_t bytes, check_new(name, data, dtype, shape));
   bytes_ += bytes;
   tensors_.push_back({std::move(name), dtype, std::move(shape), static_cast<std::byte*>(data), bytes,
                       checkpoint::Expectation::kWatched, memory});
+  return ok();
+}
+
+Status State::add_per_lane(std::string name, void* data, DType dtype, std::vector<int64_t> shape) {
+  MUSTER_ASSIGN(const uint64_t bytes, check_new(name, data, dtype, shape));
+  if (shape.empty() || shape[0] == 0) {
+    return Error{ErrorCode::kMisuse, "value '" + name + "' has shape " + shape_text(shape) +
+                                         "; a value per lane begins with the number of lanes"};
+  }
+  std::byte* const counts = lane_values_.add(static_cast<std::byte*>(data), bytes, shape[0]);
+  bytes_ += bytes;
+  tensors_.push_back({std::move(name), dtype, std::move(shape), counts, bytes,
+                      checkpoint::Expectation::kWatched, Memory::kHost});
   return ok();
 }
 
@@ -114,6 +139,7 @@ Digest State::fingerprint() const {
   for (const TensorInfo& tensor : tensors_) {
     text += tensor.name + '\0' + std::string(to_string(tensor.dtype)) + shape_text(tensor.shape) + '\n';
   }
+  text += std::to_string(lane_values_.words()) + " words per lane";
   return digest_of(as_bytes(text));
 }
 

@@ -23,6 +23,7 @@
 #include "runtime/base/digest.h"
 #include "runtime/base/dtype.h"
 #include "runtime/base/result.h"
+#include "runtime/lane_values.h"
 
 namespace muster {
 
@@ -67,6 +68,12 @@ class State {
   // has too, a negative extent, an overflowing product, or after seal().
   Status add_replicated(std::string name, void* data, DType dtype, std::vector<int64_t> shape,
                         Memory memory = Memory::kHost);
+
+  // Of values that the forward pass changes, a row for each lane (lane_values.h): `shape` begins with the
+  // lanes. The tensor is the copy that counts. Errors: the same; no lanes.
+  Status add_per_lane(std::string name, void* data, DType dtype, std::vector<int64_t> shape);
+  LaneValues& lane_values() { return lane_values_; }
+  const LaneValues& lane_values() const { return lane_values_; }
 
   // Errors: kMisuse: no such tensor, or after seal().
   Status expect(const std::string& name, checkpoint::Expectation expectation);
@@ -121,11 +128,14 @@ class State {
   void add_stall(Duration wait);  // of the program, for a lease
 
  private:
+  Result<uint64_t> check_new(const std::string& name, const void* data, DType dtype,
+                             const std::vector<int64_t>& shape) const;
   bool mirror_is_current() const { return mirror_ == nullptr || mirrored_ == written_; }
   void fetch_if_due(std::unique_lock<std::mutex>& lock);
   Status install_on_device(ByteSpan source, Instant deadline);
 
   std::vector<TensorInfo> tensors_;
+  LaneValues lane_values_;
   uint64_t bytes_ = 0;
   bool sealed_ = false;
 

@@ -55,7 +55,7 @@ void Run::form(const control::Install& install) {
   {
     const std::lock_guard lock(mutex_);
     transfer.held = held_gradient();
-    transfer.gradient_bytes = gradient_count_ * sizeof(float);
+    transfer.gradient_bytes = outcome_count() * sizeof(float);
   }
   transfer.deadline =
       now() + transfer_timeout(std::max(state_.bytes(), transfer.gradient_bytes), kFormTimeout);
@@ -76,8 +76,7 @@ void Run::form(const control::Install& install) {
 // sent to among them. With fewer lanes than ranks one may go without.
 HeldGradient Run::held_gradient() const {
   if (!reducer_ || options_.lanes < static_cast<int32_t>(view_.members.size())) return {};
-  const std::vector<float>& mean = reducer_->mean();
-  return {reduced_step_, {reinterpret_cast<const std::byte*>(mean.data()), mean.size() * sizeof(float)}};
+  return {reduced_step_, std::as_bytes(reducer_->mean_and_beside())};
 }
 
 // Beside the program, whose first update in the view waits for it. Without the lease within its time there is

@@ -172,6 +172,23 @@ MUSTER_API muster_status muster_state_replicated_in(muster_state* state, const c
                                                     muster_memory memory, void* data, muster_dtype dtype,
                                                     const int64_t* shape, size_t rank);
 
+/* Registers a value that the forward pass changes, with a row for each lane: what a random generator has
+ * become that does not count its numbers, or a state that is carried from batch to batch. `shape` begins with
+ * the number of lanes, which is muster_train_options.lanes; the rest is a row. In the host's memory;
+ * otherwise as muster_state_replicated.
+ *
+ * Row l may be read and written while microbatches of lane l are computed, in the order in which they are
+ * handed out, from muster_run_next on. muster_step_reduce brings every row to every rank; what the program
+ * makes of them in the update, the same on all ranks, is what counts, is saved, and is what the next step
+ * begins with. A step that is repeated begins with the rows as they were, whoever computes the lane then: so
+ * the run's result does not depend on who was lost. All rows travel to all ranks in each step: meant for
+ * kilobytes.
+ *
+ * A value that is the mean over all microbatches, such as a batch's statistics, is a gradient like any other:
+ * give it as one, and take it into the state in the update. */
+MUSTER_API muster_status muster_state_per_lane(muster_state* state, const char* name, void* data,
+                                               muster_dtype dtype, const int64_t* shape, size_t rank);
+
 /* What the program says of a tensor's bytes from one save to the next. A tensor that should have changed and
  * did not is told by an event ("stale"), with its name: a program that trains a copy of what it registered
  * would else save and resume its first values for ever. */

@@ -164,6 +164,15 @@ class State {
     detail::check(muster_state_replicated_in(handle_.get(), name.c_str(), memory, data, dtype, shape.data(),
                                              shape.size()));
   }
+  // A row for each lane, which the forward pass changes: muster_state_per_lane.
+  template <typename T>
+  void per_lane(const std::string& name, T* data, std::initializer_list<int64_t> shape) {
+    per_lane(name, data, DTypeOf<T>::value, std::vector<int64_t>(shape));
+  }
+  void per_lane(const std::string& name, void* data, muster_dtype dtype, const std::vector<int64_t>& shape) {
+    detail::check(
+        muster_state_per_lane(handle_.get(), name.c_str(), data, dtype, shape.data(), shape.size()));
+  }
   // Of a tensor that is registered already.
   void expect(const std::string& name, muster_expectation expectation) {
     detail::check(muster_state_expect(handle_.get(), name.c_str(), expectation));

@@ -153,7 +153,8 @@ Status reduce(const Member& member, const Problem& problem, Reducer& reducer) {
   return reducer.wait(member.soon(), suspects);
 }
 
-void expect_equal(const Member& member, const Problem& problem, const Vector& out, const Vector& wanted) {
+void expect_equal(const Member& member, const Problem& problem, std::span<const float> out,
+                  const Vector& wanted) {
   for (size_t i = 0; i < wanted.size(); ++i) {
     if (std::bit_cast<uint32_t>(out[i]) != std::bit_cast<uint32_t>(wanted[i]))
       return member.fail(text_of(problem) + ": other bits at " + std::to_string(i) + ": " +

@@ -1,0 +1,180 @@
+// Values per lane: the copies, what travels, and that a run which was killed, joined and resumed ends with
+// the values of one that nobody touched.
+#include "runtime/lane_values.h"
+
+#include <gmock/gmock.h>
+
+#include <array>
+#include <cstdlib>
+#include <numeric>
+
+#include "runtime/state.h"
+#include "tests/launcher/agent_process.h"
+
+namespace muster {
+namespace {
+
+using testing::HasSubstr;
+using testing_agents::AgentProcess;
+
+class LaneValuesTest : public ::testing::Test {
+ protected:
+  LaneValues values;
+  std::array<uint32_t, 6> pairs{1, 2, 3, 4, 5, 6};  // two for each of three lanes
+  std::array<uint8_t, 3> small{7, 8, 9};
+
+  void SetUp() override {
+    values.add(reinterpret_cast<std::byte*>(pairs.data()), sizeof pairs, 3);
+    values.add(reinterpret_cast<std::byte*>(small.data()), sizeof small, 3);
+    values.commit();
+  }
+};
+
+TEST_F(LaneValuesTest, WhatWasNotCommittedIsForgotten) {
+  pairs[3] = 40;
+  small[2] = 90;
+  values.reset();
+  EXPECT_EQ(pairs[3], 4u);
+  EXPECT_EQ(small[2], 9);
+  pairs[3] = 40;
+  values.commit();
+  pairs[3] = 0;
+  values.reset();
+  EXPECT_EQ(pairs[3], 40u);
+}
+
+TEST_F(LaneValuesTest, RowsOfEachLaneTravelTogether) {
+  EXPECT_EQ(values.lane_bytes(), 9u);
+  EXPECT_EQ(values.words(), 7u) << "27 bytes";
+  std::vector<float> rows(values.words());
+  auto* const bytes = reinterpret_cast<std::byte*>(rows.data());
+  values.take({1, 3}, bytes + 9);  // this rank's
+  values.take({0, 1}, bytes);
+  pairs.fill(0);
+  small.fill(0);
+  values.put(rows);
+  EXPECT_EQ(pairs, (std::array<uint32_t, 6>{1, 2, 3, 4, 5, 6}));
+  EXPECT_EQ(small, (std::array<uint8_t, 3>{7, 8, 9}));
+}
+
+TEST_F(LaneValuesTest, RowsAreAsManyAsLanes) {
+  EXPECT_TRUE(values.check(3).ok());
+  EXPECT_FALSE(values.check(4).ok());
+  std::array<uint8_t, 4> more{};
+  values.add(reinterpret_cast<std::byte*>(more.data()), sizeof more, 4);
+  EXPECT_FALSE(values.check(3).ok());
+  EXPECT_FALSE(values.check(4).ok());
+  EXPECT_TRUE(LaneValues().check(5).ok());
+}
+
+TEST(LaneState, IsATensorOfItsOwnThatTheProgramCannotReach) {
+  State state;
+  std::array<float, 8> program{};
+  std::array<float, 8> other{};
+  ASSERT_TRUE(state.add_per_lane("hidden", program.data(), DType::kFloat32, {2, 4}).ok());
+  ASSERT_TRUE(state.add_replicated("w", other.data(), DType::kFloat32, {8}).ok());
+  program[5] = 1;
+  EXPECT_EQ(state.contents()[0][5 * sizeof(float) + 3], std::byte{0}) << "not committed";
+  state.lane_values().commit();
+  EXPECT_NE(state.contents()[0][5 * sizeof(float) + 3], std::byte{0});
+  EXPECT_EQ(state.tensors()[0].shape, (std::vector<int64_t>{2, 4}));
+}
+
+TEST(LaneState, MisuseIsNamed) {
+  State state;
+  std::array<float, 8> memory{};
+  const auto refused = [&](Status status, const char* sentence) {
+    ASSERT_FALSE(status.ok());
+    EXPECT_EQ(status.error().code, ErrorCode::kMisuse);
+    EXPECT_THAT(status.error().message, HasSubstr(sentence));
+  };
+  refused(state.add_per_lane("a", memory.data(), DType::kFloat32, {}), "begins with the number of lanes");
+  refused(state.add_per_lane("a", memory.data(), DType::kFloat32, {0, 8}), "begins with the number of lanes");
+  refused(state.add_per_lane("a", nullptr, DType::kFloat32, {2, 4}), "null pointer");
+  ASSERT_TRUE(state.add_per_lane("a", memory.data(), DType::kFloat32, {2, 4}).ok());
+  refused(state.add_per_lane("a", memory.data(), DType::kFloat32, {2, 4}), "two tensors are named 'a'");
+  refused(state.add_replicated("b", &memory[7], DType::kFloat32, {1}), "share memory");
+  refused(state.add_per_lane("c", &memory[1], DType::kFloat32, {1, 1}), "share memory");
+  State plain;
+  ASSERT_TRUE(plain.add_replicated("a", memory.data(), DType::kFloat32, {2, 4}).ok());
+  EXPECT_NE(plain.fingerprint(), state.fingerprint()) << "who registers it otherwise is no member";
+}
+
+// ---- whole runs
+
+class LaneRuns : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = ::testing::TempDir() + "muster-lanes-XXXXXX";  // mkdtemp fills in the X
+    ASSERT_NE(mkdtemp(folder_.data()), nullptr);
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  // In a folder of its own; all results that are written there, one a line.
+  std::string run(const std::string& name, int workers, const std::vector<std::string>& words) {
+    const std::string folder = folder_ + "/" + name;
+    std::filesystem::create_directories(folder);
+    const char* modules = std::getenv("MUSTER_MODULE_PATH");
+    EXPECT_NE(modules, nullptr) << "say where the modules are";
+    std::vector<std::string> command = {MUSTER_COMMAND,
+                                        "run",
+                                        "--nproc",
+                                        std::to_string(workers),
+                                        "--restarts",
+                                        "10",
+                                        "--restart-delay",
+                                        "0.1",
+                                        "--",
+                                        WORKER,
+                                        folder};
+    command.insert(command.end(), words.begin(), words.end());
+    AgentProcess agent(command, {std::string("MUSTER_MODULE_PATH=") + (modules != nullptr ? modules : "")});
+    EXPECT_EQ(agent.wait(), 0) << agent.said();
+    said_ = agent.said();
+    return testing_agents::file_text(folder + "/results");
+  }
+  std::string folder_, said_;
+};
+
+constexpr const char* kSteps = "100";
+
+// What lane_worker's generators are when each lane has drawn what it had to: 2 microbatches of 1000 in 100
+// steps.
+std::string generators_at_the_end() {
+  std::string text = "generators";
+  for (uint64_t lane = 0; lane < 4; ++lane) {
+    uint64_t state = 88172645463325252ULL + lane;
+    for (int i = 0; i < 100 * 2 * 1000; ++i) {
+      state ^= state << 13;
+      state ^= state >> 7;
+      state ^= state << 17;
+    }
+    text += " " + std::to_string(state);
+  }
+  return text;
+}
+
+TEST_F(LaneRuns, KilledWorkersLeaveTheValuesOfAnUntouchedRun) {
+  const std::string untouched = run("alone", 1, {kSteps, "0"});
+  ASSERT_THAT(untouched, HasSubstr(generators_at_the_end()));
+  const std::string killed = run("killed", 3, {kSteps, "15", "step:5", "update:20", "step:33", "update:50"});
+  for (const char* place : {"step:5", "update:20", "step:33", "update:50"})
+    EXPECT_TRUE(std::filesystem::exists(folder_ + "/killed/died." + place)) << place;
+  EXPECT_THAT(said_, HasSubstr("learner")) << "one joined";
+  size_t lines = 0;
+  std::istringstream text(killed);
+  for (std::string line; std::getline(text, line); ++lines) EXPECT_EQ(line + "\n", untouched);
+  EXPECT_GE(lines, 2u) << said_;
+}
+
+TEST_F(LaneRuns, AResumedRunGoesOnWithTheValuesThatWereSaved) {
+  const std::string untouched = run("alone", 1, {kSteps, "0"});
+  run("resumed", 2, {"40", "0"});
+  std::filesystem::remove(folder_ + "/resumed/results");
+  const std::string resumed = run("resumed", 3, {kSteps, "0"});
+  EXPECT_THAT(said_, HasSubstr("version 40"));
+  EXPECT_EQ(resumed, untouched + untouched + untouched);
+}
+
+}  // namespace
+}  // namespace muster

@@ -1,0 +1,98 @@
+// A worker of lane_values_test: a training whose gradients depend on random generators that the forward pass
+// moves on, one for each lane, and that are nobody else's.
+//
+//   lane_worker FOLDER STEPS STEP_MS [step:N | update:N] …
+//
+// At each of these places one worker, the first to come there, kills itself. Who sees the end adds a line
+// with its weights and generators to FOLDER/results.
+#include <fcntl.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <array>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <muster/muster.hpp>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace {
+
+constexpr int kLanes = 4, kMicrobatches = 8;
+constexpr size_t kCount = 1000;
+
+// xorshift64: what it is next cannot be known from a count.
+uint64_t drawn(uint64_t& state) {
+  state ^= state << 13;
+  state ^= state >> 7;
+  state ^= state << 17;
+  return state;
+}
+
+void die_at(const std::string& folder, const std::set<std::string>& places, const std::string& place) {
+  if (places.count(place) == 0) return;
+  const int first = open((folder + "/died." + place).c_str(), O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  if (first >= 0) kill(getpid(), SIGKILL);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 4) return 2;
+  const std::string folder = argv[1], checkpoints = folder + "/checkpoints";
+  const std::set<std::string> places(argv + 4, argv + argc);
+  std::vector<float> weights(kCount, 1.0F), gradients(kCount);
+  std::array<uint64_t, kLanes> generators{};
+  for (size_t lane = 0; lane < kLanes; ++lane) generators[lane] = 88172645463325252ULL + lane;
+  std::array<uint8_t, kLanes * 3> marks{};  // an odd size, so that rows are not whole words
+
+  muster::Session session;
+  muster::State state(session);
+  state.replicated("weights", weights.data(), {static_cast<int64_t>(kCount)});
+  state.per_lane("generator", generators.data(), {kLanes});
+  state.per_lane("marks", marks.data(), {kLanes, 3});
+  muster::TrainOptions options;
+  options.steps = std::atoi(argv[2]);
+  options.microbatches = kMicrobatches;
+  options.lanes = kLanes;
+  options.dataset_samples = 1000;
+  options.checkpoint_dir = checkpoints.c_str();
+  options.checkpoint_every = 7;
+  muster::Run run(session, state, options);
+  while (auto step = run.next()) {
+    const std::string here = std::to_string(step.index());
+    std::this_thread::sleep_for(std::chrono::milliseconds(std::atoi(argv[3])));  // so that others can join
+    for (auto& gradient : gradients) gradient = 0;
+    for (const auto& micro : step.microbatches()) {
+      const auto lane = static_cast<size_t>(micro.lane);
+      for (float& gradient : gradients)
+        gradient = static_cast<float>(drawn(generators[lane]) >> 40) * 0x1p-24F - 0.5F;
+      marks[lane * 3 + static_cast<size_t>(step.index() % 3)] += static_cast<uint8_t>(micro.index);
+      step.accumulate(micro, gradients);
+      die_at(folder, places, "step:" + here);
+    }
+    if (!step.reduce(gradients)) continue;
+    if (auto update = step.update()) {
+      for (size_t i = 0; i < kCount; ++i) weights[i] -= 0.01F * gradients[i];
+      die_at(folder, places, "update:" + here);
+    }
+  }
+  if (run.exit_code() != 0) return run.exit_code();
+  uint64_t sum = 0;
+  for (const float weight : weights) {
+    uint32_t bits = 0;
+    static_assert(sizeof bits == sizeof weight);
+    __builtin_memcpy(&bits, &weight, sizeof bits);
+    sum = sum * 1099511628211ULL + bits;
+  }
+  std::string line = "weights " + std::to_string(sum) + " generators";
+  for (const uint64_t generator : generators) line += " " + std::to_string(generator);
+  line += " marks";
+  for (const uint8_t mark : marks) line += " " + std::to_string(mark);
+  line += "\n";
+  const int file = open((folder + "/results").c_str(), O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0600);
+  return write(file, line.data(), line.size()) == static_cast<ssize_t>(line.size()) ? 0 : 1;
+}
