@@ -6,6 +6,7 @@
 #include <deque>
 #include <mutex>
 #include <optional>
+#include <thread>
 
 #include "checkpoint/payload_filler.h"
 #include "runtime/base/threads.h"
@@ -273,6 +274,7 @@ class ShardSave {
       std::optional<Chunk> chunk;
       if (in_flight < options.depth) chunk = pipe_.next(in_flight == 0);
       if (chunk) {
+        if (hold_back(chunk->payload.size())) continue;  // cancelled
         MUSTER_TRY(writer.submit(memory_of(*chunk), chunk->payload.begin, chunk->index));
         ++in_flight;
       } else if (in_flight > 0) {
@@ -288,6 +290,25 @@ class ShardSave {
     return ok();
   }
 
+  // Waits until as much may be written as was so far. True: the save was cancelled meanwhile.
+  bool hold_back(uint64_t more) {
+    if (options_.bytes_per_second_max == 0) return false;
+    const Instant began = now();
+    if (rate_since_ == 0) rate_since_ = began;
+    const auto allowed_at = [&] {
+      const double spent = static_cast<double>(sent_) / static_cast<double>(options_.bytes_per_second_max);
+      return rate_since_ + static_cast<Duration>(spent * static_cast<double>(kSecond));
+    };
+    // Reason for the wait: the limit; in steps, since who hurries or cancels wakes nobody.
+    constexpr auto kStep = std::chrono::milliseconds(5);
+    while (now() < allowed_at() && !progress_.hurried() && !progress_.cancelled())
+      std::this_thread::sleep_for(std::min<std::chrono::nanoseconds>(
+          kStep, std::chrono::nanoseconds(std::max<Duration>(1, allowed_at() - now()))));
+    sent_ += more;
+    report_.held_back += now() - began;
+    return progress_.cancelled();
+  }
+
   FileSystem& files_;
   const std::shared_ptr<const ShardTemplate>& shape_;
   const ShardIdentity identity_;
@@ -296,6 +317,8 @@ class ShardSave {
   const MutableByteSpan chunks_;
   const MutableByteSpan table_bytes_;
   ChunkPipe pipe_;
+  uint64_t sent_ = 0;  // to the disk, by write_chunks()
+  Instant rate_since_ = 0;
   uint64_t compared_bytes_ = 0;  // found the same as in options_.earlier
   std::string linked_in_;
   SaveShardReport report_;

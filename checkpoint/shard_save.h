@@ -13,7 +13,8 @@ constexpr uint64_t kChunkBytes = 16 * kSlabBytes;  // one write
 
 struct SaveShardOptions {
   WriteOptions write;
-  uint64_t staging_bytes_max = 0;  // 0: as much as the shard has; at least two chunks are used
+  uint64_t staging_bytes_max = 0;     // 0: as much as the shard has; at least two chunks are used
+  uint64_t bytes_per_second_max = 0;  // written; 0: no limit. Until StageProgress::hurry()
   // Where to write; called once, on the writing thread, so that it may wait.
   std::function<Result<std::string>()> folder;
   // A file with the same bytes, as it seems, and where it is. If all digests agree nothing is written: it
@@ -31,6 +32,7 @@ struct SaveShardReport {
   IoMethod method = IoMethod::kUring;
   uint64_t staging_bytes = 0;                        // the memory that was used
   Duration staged_after = 0;                         // from the call until `staged`
+  Duration held_back = 0;                            // writing waited so long, for the limit
   std::vector<Digest> piece_digests;                 // see PayloadFiller
   std::shared_ptr<const std::vector<Digest>> table;  // of the slabs, metadata first
   bool linked = false;                               // to options.earlier

@@ -22,12 +22,16 @@ class StageProgress {
  public:
   void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
   bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
+  // Someone waits for this save: a limit of its rate holds no longer.
+  void hurry() { hurried_.store(true, std::memory_order_relaxed); }
+  bool hurried() const { return hurried_.load(std::memory_order_relaxed); }
   // Bytes of the state that have been copied; what update() still waits for is the rest.
   uint64_t staged_bytes() const { return staged_bytes_.load(std::memory_order_acquire); }
   void add(uint64_t bytes) { staged_bytes_.fetch_add(bytes, std::memory_order_release); }
 
  private:
   std::atomic<bool> cancelled_{false};
+  std::atomic<bool> hurried_{false};
   std::atomic<uint64_t> staged_bytes_{0};
 };
 

@@ -85,6 +85,8 @@ void Run::forward(const control::Message& message) {
     saver_.closed(*closed);
   } else if (const auto* schedule = std::get_if<control::SaveSchedule>(&message)) {
     saver_.schedule(*schedule);
+  } else if (const auto* hurry = std::get_if<control::SaveHurry>(&message)) {
+    saver_.hurry(hurry->save);
   }
 }
 

@@ -213,21 +213,34 @@ void Saver::open(const control::SaveOpen& open, control::MemberId self) {
 }
 
 void Saver::run(const Save& save, bool held) {
-  uint64_t bytes_written = 0;
-  auto vote = stage_and_write(save, held, bytes_written);
+  control::SaveVote vote{.save = save.open.save};
+  auto record = stage_and_write(save, held, vote);
   no_longer_reads(save);
   if (held) state_.release_read();
-  if (vote.ok()) {
+  vote.written = record.ok();
+  if (record.ok()) {
+    vote.record = std::move(*record);
     const Duration stall = state_.stall();
-    say_(control::SaveVote{save.open.save, true, std::move(*vote), "", bytes_written,
-                           stall - std::exchange(stall_told_, stall)});
+    vote.stalled = stall - std::exchange(stall_told_, stall);
   } else {
-    say_(control::SaveVote{save.open.save, false, {}, vote.error().message});
+    vote.why = record.error().message;
   }
+  say_(std::move(vote));
 }
 
-// The vote on the wire.
-Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, uint64_t& bytes_written) {
+// Nothing comes after it: nobody computes beside it, and somebody waits for it.
+bool Saver::is_last(const Save& save) const {
+  const std::lock_guard lock(mutex_);
+  return save.open.stop || save.open.rescue || save.open.version == last_of_run_;
+}
+
+void Saver::hurry(uint64_t save) {
+  const std::lock_guard lock(mutex_);
+  if (save_ && save_->open.save == save) save_->progress->hurry();
+}
+
+// The record of the vote.
+Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, control::SaveVote& vote) {
   if (!enabled()) return Error{ErrorCode::kDropCheckpoint, "the program gave no checkpoint folder"};
   if (!held) {
     MUSTER_TRY(state_.acquire_read(now() + kReadTimeout));
@@ -239,6 +252,7 @@ Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, uint64_t
   checkpoint::SaveShardOptions options;
   options.write.writer_nonce = random_nonce();
   options.staging_bytes_max = staging_bytes_max(save.open.stop || save.open.rescue);
+  options.bytes_per_second_max = is_last(save) ? 0 : options_.bytes_per_second_max;
   options.folder = [&] { return folder_of(save); };
   options.earlier = std::exchange(to_link_, std::nullopt);
   if (options.earlier) {
@@ -260,13 +274,14 @@ Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, uint64_t
                            options, *save.progress));
   if (options.earlier && !report.linked) history_.suspect = report.suspect;
   history_.wrote(template_, {report.record, report.table}, report.piece_digests);
-  bytes_written = report.linked ? 0 : template_->geometry.payload_bytes;
-  ByteBuffer vote = encode(report.record);
+  vote.bytes = report.linked ? 0 : template_->geometry.payload_bytes;
+  vote.held_back = report.held_back;
+  ByteBuffer record = encode(report.record);
   if (const auto changes = pieces_.note(template_, save.id.version, std::move(report.piece_digests))) {
     const ByteBuffer bytes = encode(*changes);
-    vote.insert(vote.end(), bytes.begin(), bytes.end());
+    record.insert(record.end(), bytes.begin(), bytes.end());
   }
-  return vote;
+  return record;
 }
 
 // What libhdf5 has to say about a shard depends on shapes alone, so it is asked once for a world.
@@ -398,11 +413,7 @@ Status Saver::judge(const Save& save, const checkpoint::Manifest& manifest,
   const std::string& wrong = options_.stale_fails ? judgement.standing : judgement.news;
   if (wrong.empty()) return ok();
   tell(EventKind::kStale, save.open.version, wrong);
-  const bool last = save.open.stop || save.open.rescue || [&] {
-    const std::lock_guard lock(mutex_);
-    return save.open.version == last_of_run_;
-  }();
-  if (!options_.stale_fails || last) return ok();
+  if (!options_.stale_fails || is_last(save)) return ok();
   return Error{ErrorCode::kDropCheckpoint, "the state may be stale: " + wrong};
 }
 

@@ -31,15 +31,16 @@ namespace muster {
 
 struct SaveOptions {
   static constexpr int64_t kPaced = -1;
-  std::string folder;              // empty: no checkpoints
-  int64_t every = 0;               // steps; 0: only on notice and at the end; kPaced: as the leader says
-  int32_t keep = 2;                // newest verified versions
-  uint64_t keep_every = 0;         // versions that are multiples of it stay; 0: none for that reason
-  int64_t keep_younger_ms = 0;     // and versions that were saved less than so long ago
-  uint64_t staging_bytes_max = 0;  // memory for copies on the way to disk; 0: as much as this rank saves
-  checkpoint::RestoreRules rules;  // what may differ between a checkpoint and this program
-  bool link_unchanged = true;      // a shard with the bytes of an earlier one gets its file
-  bool stale_fails = false;        // a periodic save with a tensor that should have changed is not published
+  std::string folder;                 // empty: no checkpoints
+  int64_t every = 0;                  // steps; 0: only on notice and at the end; kPaced: as the leader says
+  int32_t keep = 2;                   // newest verified versions
+  uint64_t keep_every = 0;            // versions that are multiples of it stay; 0: none for that reason
+  int64_t keep_younger_ms = 0;        // and versions that were saved less than so long ago
+  uint64_t staging_bytes_max = 0;     // memory for copies on the way to disk; 0: as much as this rank saves
+  uint64_t bytes_per_second_max = 0;  // of a periodic save on this rank; 0: no limit
+  checkpoint::RestoreRules rules;     // what may differ between a checkpoint and this program
+  bool link_unchanged = true;         // a shard with the bytes of an earlier one gets its file
+  bool stale_fails = false;  // a periodic save with a tensor that should have changed is not published
 };
 
 checkpoint::Lineage to_checkpoint(const control::Lineage& lineage);
@@ -82,6 +83,7 @@ class Saver {
   void open(const control::SaveOpen& open, control::MemberId self);
   void publish(const control::SavePublish& publish);
   void closed(const control::SaveClosed& closed);
+  void hurry(uint64_t save);
   // Gives up the saves that hold a lease; this rank votes against them.
   void cancel_staging();
 
@@ -120,7 +122,8 @@ class Saver {
   void refuse(control::Version version);
   void run(const Save& save, bool held);
   void no_longer_reads(const Save& save);
-  Result<ByteBuffer> stage_and_write(const Save& save, bool& held, uint64_t& bytes_written);
+  Result<ByteBuffer> stage_and_write(const Save& save, bool& held, control::SaveVote& vote);
+  bool is_last(const Save& save) const;
   Status judge(const Save& save, const checkpoint::Manifest& manifest,
                const std::vector<std::optional<checkpoint::PieceChanges>>& changes);
   Status prepare_template(uint32_t index, uint32_t count);

@@ -90,6 +90,11 @@ constexpr Option kOptions[] = {
      "keep also checkpoints that are younger than this"},
     {"staging-mib", kInteger, "0", 0, 1 << 24, kVariable,
      "memory for a save on its way to disk, in MiB; 0: as much as a rank saves. Less makes update() wait"},
+    {"save-rate-mib", kInteger, "0", 0, 1 << 24, kVariable,
+     "what a worker writes of a save in a second at most, in MiB; 0: no limit. Saves on notice and the last "
+     "one have none, "
+     "and one that these wait for. "
+     "With MUSTER_STAGING_MIB updates wait for it"},
     {"ucx-transports", kText, "tcp,self", 0, 0, kVariable,
      "what workers of different nodes talk over, as UCX_TLS has it: rc,ud,tcp,self on InfiniBand"},
     {"comm-form-timeout", kSeconds, "120", 0.1, kDay, kVariable,

@@ -159,6 +159,7 @@ void Coordinator::State::settle_drains() {
   }
   if (now < settle_notices_at) return;
   const bool told = std::exchange(drain_told, true);
+  if (!told) hurry_saves();  // those who leave take part in them
   if (drain_leaves_enough()) {
     hands_over = false;
     if (!told && drain_deadline != kNever) say_plan(plan_until(drain_deadline, nodes_able(), 0));

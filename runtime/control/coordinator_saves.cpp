@@ -23,7 +23,7 @@ void Coordinator::State::on(NodeId, MemberId id, const SaveDue& due) {
   if (stop) return to_view(SaveClosed{0, false, "the job is being stopped", due.version});
   if (due.last && !saves.empty()) {
     last_save_waits = due.version;
-    return;
+    return hurry_saves();
   }
   const char* why_not = nullptr;
   if (phase != Phase::kRunning) why_not = "the view is changing";
@@ -60,6 +60,8 @@ void Coordinator::State::on(NodeId, MemberId id, const SaveVote& vote) {
   if (!vote.written) return close_save(save.id, false, named(id) + ": " + vote.why);
   if (!save.records.contains(id)) save.bytes += vote.bytes;
   save.stalled = std::max(save.stalled, vote.stalled);
+  save.held_back = std::max(save.held_back, vote.held_back);
+  saves_are_held_back = saves_are_held_back || vote.held_back > 0;
   save.records[id] = vote.record;
   check_votes(save);
 }
@@ -100,7 +102,8 @@ void Coordinator::State::close_save(uint64_t id, bool durable, const std::string
   if (durable) {
     event.amount = static_cast<int64_t>(save.bytes);
     // One that was mostly links to older files says nothing of how long a full one takes.
-    if (save.bytes >= state_bytes / 2) save_speed.add({save.bytes, now - save.opened_at});
+    if (save.bytes >= state_bytes / 2)
+      save_speed.add({save.bytes, std::max<Duration>(1, now - save.opened_at - save.held_back)});
     state_bytes = std::max(state_bytes, save.bytes);
     newest_durable = std::max(newest_durable, save.version);
   }
@@ -108,6 +111,14 @@ void Coordinator::State::close_save(uint64_t id, bool durable, const std::string
   // With a loss the view is about to change: the members of the next one ask again, if it has any.
   if (saves.empty() && last_save_waits && !stop && phase == Phase::kRunning && !losses_pending) {
     open_save(*std::exchange(last_save_waits, std::nullopt), false);
+  }
+}
+
+// What is asked for next has to wait for them.
+void Coordinator::State::hurry_saves() {
+  for (auto& [id, save] : saves) {
+    if (std::exchange(save.hurried_at, now) != 0) continue;
+    for (const MemberId participant : save.participants) to_member(participant, SaveHurry{id});
   }
 }
 

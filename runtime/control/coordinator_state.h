@@ -100,7 +100,9 @@ struct Save {
   bool all_voted = false;
   MemberId publisher = 0;
   uint64_t bytes = 0;
-  Duration stalled = 0;  // the longest of the votes
+  Duration stalled = 0;    // the longest of the votes
+  Duration held_back = 0;  // the same
+  Instant hurried_at = 0;  // 0: not
   Instant opened_at = 0;
   Instant deadline = 0;
 };
@@ -183,8 +185,9 @@ struct Coordinator::State {
   Version newest_durable = kNoVersion;
   Version newest_save = kNoVersion;        // in this view: those who share a version anew may save it anew
   std::optional<Version> last_save_waits;  // the run's last save, until the one before it is closed
-  SaveSpeed save_speed;
-  bool paces_saves = false;  // when to save is left to the leader
+  SaveSpeed save_speed;                    // as it is without a limit of the members'
+  bool saves_are_held_back = false;        // there is one
+  bool paces_saves = false;                // when to save is left to the leader
   SavePace pace;
   SaveSchedules schedules;     // as the members have been told
   bool pace_measured = false;  // the newest of them rests on what saves have cost
@@ -325,6 +328,7 @@ struct Coordinator::State {
   void publish(Save& save);
   void close_save(uint64_t id, bool durable, const std::string& why);
   void saves_overdue();
+  void hurry_saves();
   void begin_pace();
   void pace_saves(Version version);
   void save_messages_lost(const NodeRecord& node);

@@ -65,6 +65,7 @@ void Coordinator::State::want_stop(int code, const std::string& why, Instant not
   stop->exit_code = code;
   stop->why = why;
   stop->notice_deadline = notice_deadline;
+  hurry_saves();
   const NoticePlan plan = plan_until(notice_deadline, 0, 0);
   say_plan(plan);
   stop->only_finish = plan.only;
@@ -86,8 +87,12 @@ NoticePlan Coordinator::State::plan_until(Instant notice_deadline, uint32_t node
   facts.state_bytes = state_bytes;
   facts.speed = save_speed;
   facts.newest_durable = newest_durable;
-  for (const auto& [id, save] : saves)
-    if (!save.stop) facts.in_flight = {save.version, now - save.opened_at};
+  for (const auto& [id, save] : saves) {
+    if (save.stop) continue;
+    // One that was held back may have written next to nothing before it was told to hurry.
+    const Instant since = saves_are_held_back ? std::max(save.opened_at, save.hurried_at) : save.opened_at;
+    facts.in_flight = {save.version, now - since};
+  }
   return plan_for_notice(facts);
 }
 

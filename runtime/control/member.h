@@ -45,7 +45,7 @@ struct LeaveLoop {  // the program's loop ends
   std::string why;
 };
 // Messages that the session itself answers, unchanged: Teach, Learn, LessonOver, LearnUntil, SaveOpen,
-// SavePublish, SaveClosed, SaveSchedule, Proceed, PlanNumber, BaseConfirmed.
+// SavePublish, SaveClosed, SaveSchedule, SaveHurry, Proceed, PlanNumber, BaseConfirmed.
 struct Forward {
   Message message;
 };

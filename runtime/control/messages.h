@@ -143,10 +143,11 @@ struct SaveDue {
 struct SaveVote {
   uint64_t save = 0;
   bool written = false;
-  ByteBuffer record;     // checkpoint's shard record, opaque here
-  std::string why;       // when not written
-  uint64_t bytes = 0;    // that it has written; 0 where it has linked an older file
-  Duration stalled = 0;  // that updates were made to wait for saves, since its vote before
+  ByteBuffer record;       // checkpoint's shard record, opaque here
+  std::string why;         // when not written
+  uint64_t bytes = 0;      // that it has written; 0 where it has linked an older file
+  Duration stalled = 0;    // that updates were made to wait for saves, since its vote before
+  Duration held_back = 0;  // by a limit of the rate of saves
 };
 
 // Answer of the publisher to SavePublish. Publishing never overwrites, so a second publisher is harmless.
@@ -279,6 +280,10 @@ struct SaveSchedule {
   int64_t every = 0;
   friend bool operator==(const SaveSchedule&, const SaveSchedule&) = default;
 };
+// Someone waits for this save: a limit of its rate holds no longer.
+struct SaveHurry {
+  uint64_t save = 0;
+};
 struct SavePublish {
   uint64_t save = 0;
   std::vector<ByteBuffer> records;  // by participant
@@ -342,7 +347,7 @@ using Message =
                  Leaving, NodeWelcome, NodeRefused, Evict, EndJob, Agree, Install, Go, PlanNumber, Proceed,
                  Teach, Learn, LessonOver, LearnUntil, SaveOpen, SavePublish, SaveClosed, End, WorkerEvent,
                  Neighbours, LeaderLink, RescueHello, RescueRefused, RescueAsk, RescueReport, RescueOver,
-                 BaseDigest, BaseConfirmed, SaveSchedule>;
+                 BaseDigest, BaseConfirmed, SaveSchedule, SaveHurry>;
 
 // What travels: a message and the member that sent it or shall get it; 0 is the node's agent itself.
 struct Envelope {

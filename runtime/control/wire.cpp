@@ -213,10 +213,10 @@ SaveDue read(const fb::SaveDue& m) { return {read(*m.generation()), m.version(),
 
 Offset<fb::SaveVote> write(FlatBufferBuilder& to, const SaveVote& m) {
   const auto record = write(to, m.record);
-  return fb::CreateSaveVote(to, m.save, m.written, record, write(to, m.why), m.bytes, m.stalled);
+  return fb::CreateSaveVote(to, m.save, m.written, record, write(to, m.why), m.bytes, m.stalled, m.held_back);
 }
 SaveVote read(const fb::SaveVote& m) {
-  return {m.save(), m.written(), read(*m.record()), read(*m.why()), m.bytes(), m.stalled()};
+  return {m.save(), m.written(), read(*m.record()), read(*m.why()), m.bytes(), m.stalled(), m.held_back()};
 }
 
 Offset<fb::SavePublished> write(FlatBufferBuilder& to, const SavePublished& m) {
@@ -320,6 +320,11 @@ Offset<fb::SaveSchedule> write(FlatBufferBuilder& to, const SaveSchedule& m) {
   return fb::CreateSaveSchedule(to, m.from, m.every);
 }
 SaveSchedule read(const fb::SaveSchedule& m) { return {m.from(), m.every()}; }
+
+Offset<fb::SaveHurry> write(FlatBufferBuilder& to, const SaveHurry& m) {
+  return fb::CreateSaveHurry(to, m.save);
+}
+SaveHurry read(const fb::SaveHurry& m) { return {m.save()}; }
 
 Offset<fb::SavePublish> write(FlatBufferBuilder& to, const SavePublish& m) {
   std::vector<Offset<fb::Bytes>> records;

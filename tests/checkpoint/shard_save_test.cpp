@@ -137,6 +137,44 @@ struct LargeSource {
   TensorReader reader() const { return read_from({ByteSpan(memory)}); }
 };
 
+TEST_F(ShardSave, IsWrittenNoFasterThanAllowed) {
+  const LargeSource source;
+  StagingBuffer buffer;
+  StageProgress progress;
+  SaveShardOptions limited = options(1);
+  limited.bytes_per_second_max = 40 << 20;
+  const Instant began = now();
+  const auto saved =
+      save_shard(real_files(), source.shape, {7, 9}, source.reader(), buffer, limited, progress);
+  ASSERT_OK(saved);
+  // The third chunk comes when the first two, of 4 MiB each, have had their time.
+  EXPECT_GE(now() - began, 200 * kMillisecond);
+  EXPECT_GT(saved->held_back, 100 * kMillisecond);
+  EXPECT_LE(saved->held_back, now() - began);
+}
+
+TEST_F(ShardSave, WhoIsWaitedForIsHeldBackNoLonger) {
+  const LargeSource source;
+  StagingBuffer buffer;
+  StageProgress progress;
+  SaveShardOptions limited = options(1);
+  limited.bytes_per_second_max = 1 << 18;  // half a minute
+  limited.staged = [&] { progress.hurry(); };
+  const auto saved =
+      save_shard(real_files(), source.shape, {7, 9}, source.reader(), buffer, limited, progress);
+  ASSERT_OK(saved);
+  EXPECT_LT(saved->held_back, 10 * kSecond);
+
+  StageProgress given_up;
+  limited = options(2);
+  limited.bytes_per_second_max = 1 << 18;
+  limited.staged = [&] { given_up.cancel(); };
+  const auto lost =
+      save_shard(real_files(), source.shape, {7, 9}, source.reader(), buffer, limited, given_up);
+  ASSERT_FALSE(lost.ok());
+  EXPECT_EQ(lost.error().code, ErrorCode::kDropCheckpoint);
+}
+
 size_t entries_of(const char* folder) {
   const std::filesystem::directory_iterator entries(folder);
   return static_cast<size_t>(std::distance(begin(entries), end(entries)));

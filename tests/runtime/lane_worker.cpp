@@ -81,6 +81,7 @@ int main(int argc, char** argv) {
     }
   }
   if (run.exit_code() != 0) return run.exit_code();
+  if (run.info().rank < 0) return 0;  // it came too late to be a member: what it has is not the run's
   uint64_t sum = 0;
   for (const float weight : weights) {
     uint32_t bits = 0;

@@ -1180,6 +1180,31 @@ TEST_F(Notices, ASaveInFlightIsFinishedBeforeTheStopSave) {
   EXPECT_EQ(sent<Agree>(last).size(), 2u);
 }
 
+// With a limit of their rate saves took ten times as long as they would have when it mattered.
+TEST_F(Notices, ALimitOfTheRateOfSavesIsNotPartOfThePlan) {
+  form(2, 1);
+  const auto limited = [&](Version version) {
+    say(1, 100, SaveDue{leader->view().generation, version});
+    const uint64_t save = sent<SaveOpen>(last)[0].second.save;
+    tick_at(now + 10 * kSecond);
+    say(1, 100, SaveVote{save, true, {}, "", 1000000, 0, 2 * kSecond});
+    say(2, 200, SaveVote{save, true, {}, "", 1000000, 0, 9 * kSecond});
+    say(1, 100, SavePublished{save, true, ""});
+  };
+  limited(10);
+  limited(20);
+  say(1, 100, SaveDue{leader->view().generation, 30});
+  const uint64_t save = sent<SaveOpen>(last)[0].second.save;
+  tick_at(now + 9 * kSecond);
+  say(1, 0, notice_with(20 * kSecond));
+  const auto hurried = sent<SaveHurry>(last);
+  ASSERT_EQ(hurried.size(), 2u);
+  EXPECT_EQ(hurried[0].second.save, save);
+  EXPECT_THAT(plan_of(last), testing::HasSubstr("full save"));
+  say(1, 0, notice_with(19 * kSecond));
+  EXPECT_TRUE(sent<SaveHurry>(last).empty()) << "once is enough";
+}
+
 TEST_F(Notices, ASaveThatIsDueBeforeTheStopSaveKeepsNobodysStateStill) {
   form(2, 1);
   say(1, 100, SaveDue{leader->view().generation, 10});

@@ -37,7 +37,7 @@ inline std::vector<Message> all_messages() {
           LearnFailed{8, "too slow"},
           Progress{g, 44},
           SaveDue{g, 45},
-          SaveVote{9, true, ByteBuffer(1000, std::byte{7}), "no", 5000, 6000},
+          SaveVote{9, true, ByteBuffer(1000, std::byte{7}), "no", 5000, 6000, 7000},
           SavePublished{9, true, "done"},
           Leaving{75, 46, "told"},
           NodeWelcome{g, 500, 3},
@@ -67,7 +67,8 @@ inline std::vector<Message> all_messages() {
           RescueOver{49, "saved"},
           BaseDigest{g, d},
           BaseConfirmed{g},
-          SaveSchedule{50, 7}};
+          SaveSchedule{50, 7},
+          SaveHurry{19}};
 }
 
 }  // namespace muster::control
