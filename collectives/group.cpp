@@ -61,6 +61,7 @@ struct CollectiveCall {
   double factor = 1;
   std::span<const size_t> counts = {};
   uint64_t agreement = 0;
+  std::span<const size_t> received = {};  // all_to_all_v
 };
 
 Work Group::issue(const CollectiveCall& call) {
@@ -68,11 +69,14 @@ Work Group::issue(const CollectiveCall& call) {
     return refused(std::string(to_string(call.kind)) + ": root " + std::to_string(call.root) +
                    " is not a rank of " + std::to_string(size()));
   }
-  if (!call.counts.empty() && call.counts.size() != static_cast<size_t>(size())) {
-    return refused(std::string(to_string(call.kind)) + ": " + std::to_string(call.counts.size()) +
-                   " counts for " + std::to_string(size()) + " ranks; give one for each");
+  const bool by_pairs = call.kind == Collective::kAllToAllV;
+  for (const auto& counts : {call.counts, call.received}) {
+    if ((counts.empty() && !by_pairs) || counts.size() == static_cast<size_t>(size())) continue;
+    return refused(std::string(to_string(call.kind)) + ": " + std::to_string(counts.size()) + " counts for " +
+                   std::to_string(size()) + " ranks; give one for each");
   }
   const size_t most = call.counts.empty() ? call.count : *std::ranges::max_element(call.counts);
+  const size_t most_out = by_pairs ? *std::ranges::max_element(call.received) : most;
   const size_t mine = call.counts.empty() ? call.count : call.counts[static_cast<size_t>(rank())];
   const size_t at_root = rank() == call.root ? most : 0;
   const bool one_reads = call.kind == Collective::kBroadcast || call.kind == Collective::kScatter;
@@ -80,12 +84,19 @@ Work Group::issue(const CollectiveCall& call) {
   const bool gathers = call.kind == Collective::kAllGather || call.kind == Collective::kGather;
   const bool scatters = call.kind == Collective::kReduceScatter || call.kind == Collective::kScatter;
   const bool lacks_in = call.in == nullptr && (one_reads ? at_root : gathers ? mine : most) > 0;
-  const bool lacks_out = call.out == nullptr && (one_writes ? at_root : scatters ? mine : most) > 0;
-  if (auto fault = fault_of(to_string(call.kind), lacks_in || lacks_out, most, call.dtype, call.op))
+  const bool lacks_out = call.out == nullptr && (one_writes ? at_root : scatters ? mine : most_out) > 0;
+  if (auto fault = fault_of(to_string(call.kind), lacks_in || lacks_out, std::max(most, most_out), call.dtype,
+                            call.op))
     return refused(*fault);
+  if (by_pairs && call.in == call.out && std::min(most, most_out) > 0)
+    return refused("all_to_all_v: `in` is `out`, and blocks may move; give two buffers");
+  if (by_pairs && mine != call.received[static_cast<size_t>(rank())]) {
+    return refused("all_to_all_v: rank " + std::to_string(rank()) + " sends itself " + std::to_string(mine) +
+                   " elements, and expects " + std::to_string(call.received[static_cast<size_t>(rank())]));
+  }
   return state_->issue([&](CollectiveOperation& operation) {
     Signature& signature = operation.signature;
-    signature.count = most;
+    signature.count = by_pairs ? 0 : most;
     signature.root = call.root;
     signature.kind = call.kind;
     signature.dtype = call.dtype;
@@ -96,6 +107,8 @@ Work Group::issue(const CollectiveCall& call) {
     signature.extra = call.agreement;
     if (call.counts.empty() && call.op != ReduceOp::kPremulSum) return;
     operation.counts.assign(call.counts.begin(), call.counts.end());
+    operation.received.assign(call.received.begin(), call.received.end());
+    if (by_pairs) return;  // no other rank knows them
     if (call.op == ReduceOp::kPremulSum) operation.factor = call.factor;
     std::vector<uint64_t> words = operation.counts;
     words.push_back(std::bit_cast<uint64_t>(operation.factor));
@@ -150,6 +163,12 @@ Work Group::gather_v(const void* in, void* out, std::span<const size_t> counts, 
 Work Group::scatter_v(const void* in, void* out, std::span<const size_t> counts, DType dtype, int root,
                       Instant deadline) {
   return issue({Collective::kScatter, in, out, 0, dtype, ReduceOp::kSum, root, deadline, 1, counts});
+}
+
+Work Group::all_to_all_v(const void* in, std::span<const size_t> sent, void* out,
+                         std::span<const size_t> received, DType dtype, Instant deadline) {
+  return issue(
+      {Collective::kAllToAllV, in, out, 0, dtype, ReduceOp::kSum, 0, deadline, 1, sent, 0, received});
 }
 
 Work Group::barrier(Instant deadline) {

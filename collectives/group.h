@@ -84,6 +84,12 @@ class Group {
   Work scatter_v(const void* in, void* out, std::span<const size_t> counts, DType dtype, int root,
                  Instant deadline);
 
+  // From each rank to each: sent[r] elements go to rank r, received[r] come from it, blocks lie in rank
+  // order. A rank passes its own counts only, and received[r] must be what rank r sends here. Not in place:
+  // blocks may move.
+  Work all_to_all_v(const void* in, std::span<const size_t> sent, void* out, std::span<const size_t> received,
+                    DType dtype, Instant deadline);
+
   // Between two ranks. The n-th send to a rank with one tag meets that rank's n-th receive from here with
   // this tag; type and count must be equal. A send ends when its receiver has everything. They are no part of
   // the common order of operations: other ranks need not know of them. `peer` may be this rank.

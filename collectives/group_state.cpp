@@ -79,7 +79,7 @@ Work GroupState::submit(CollectivePtr issued) {
   constexpr uint64_t kSmallBytes = 8 * 1024;
   CollectiveOperation& operation = *issued;
   const bool local = engine_ && engine_->is_local();
-  const bool small = operation.signature.count * operation.element() <= kSmallBytes;
+  const bool small = operation.largest() * operation.element() <= kSmallBytes;
   if (small && local) core_->attend();
   if (!local) operation.issued = now();  // only an engine that inquires needs it
   operation.signature.sequence = next_sequence_++;

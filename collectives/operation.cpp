@@ -20,6 +20,11 @@ std::vector<Slice> blocks_of(const CollectiveOperation& operation, int ranks) {
   for (int rank = 0; rank < ranks; ++rank) blocks.push_back(operation.block(rank));
   return blocks;
 }
+std::vector<Slice> arriving_of(const CollectiveOperation& operation, int ranks) {
+  std::vector<Slice> blocks;
+  for (int rank = 0; rank < ranks; ++rank) blocks.push_back(operation.arriving(rank));
+  return blocks;
+}
 
 // The hierarchical schedules fold twice, and talk to everybody on the node and to one on each other node.
 bool goes_by_nodes(const Position& position, std::string_view forced) {
@@ -80,8 +85,8 @@ std::string to_string(const Generation& generation) {
 
 std::string_view to_string(Collective kind) {
   static constexpr std::string_view kNames[] = {
-      "all_reduce",           "reduce_scatter", "all_gather", "broadcast", "barrier",
-      "canonical_all_reduce", "reduce",         "gather",     "scatter",   "all_to_all"};
+      "all_reduce", "reduce_scatter", "all_gather", "broadcast",  "barrier",     "canonical_all_reduce",
+      "reduce",     "gather",         "scatter",    "all_to_all", "all_to_all_v"};
   const auto index = static_cast<size_t>(kind);
   return index < std::size(kNames) ? kNames[index] : "unknown operation";
 }
@@ -90,8 +95,10 @@ std::string describe(const Signature& signature) {
   std::string text = std::string(to_string(signature.kind)) + " #" + std::to_string(signature.sequence);
   if (signature.kind == Collective::kBarrier) return text;
   const bool known = static_cast<int>(signature.dtype) < kDTypeCount;
-  text += " (" + std::string(known ? to_string(signature.dtype) : "unknown type") + " × " +
-          std::to_string(signature.count);
+  text += " (" + std::string(known ? to_string(signature.dtype) : "unknown type");
+  if (signature.kind == Collective::kAllToAllV)
+    return text + ")";  // each two ranks have a count of their own
+  text += " × " + std::to_string(signature.count);
   const bool reduces = signature.kind == Collective::kAllReduce ||
                        signature.kind == Collective::kReduceScatter || signature.kind == Collective::kReduce;
   const bool rooted = signature.kind == Collective::kBroadcast || signature.kind == Collective::kReduce ||
@@ -108,6 +115,16 @@ std::string describe(const Signature& signature) {
 }
 
 Failure mismatch(int my_rank, const Signature& mine, int peer, const Signature& theirs) {
+  Signature same_count = theirs;
+  same_count.count = mine.count;
+  if (mine.kind == Collective::kAllToAllV && same_count == mine) {
+    return {ErrorCode::kMisuse,
+            "in " + describe(mine) + " rank " + std::to_string(peer) + " sends " +
+                std::to_string(theirs.count) + " elements to rank " + std::to_string(my_rank) +
+                ", which expects " + std::to_string(mine.count) +
+                "; what a rank expects of each must be what that one sends it",
+            {std::min(my_rank, peer), std::max(my_rank, peer)}};
+  }
   const bool earlier = mine.history != theirs.history && mine.sequence == theirs.sequence;
   const int low = std::min(my_rank, peer);
   const int high = std::max(my_rank, peer);
@@ -134,6 +151,7 @@ void CollectiveOperation::clear() {
   output = nullptr;
   factor = 1;
   counts.clear();
+  received.clear();
   plan = {};
   partials.clear();
   scale = 1;
@@ -144,6 +162,8 @@ Schedule choose_schedule(const CollectiveOperation& operation, uint64_t count, c
   const Signature& signature = operation.signature;
   const int ranks = position.ranks;
   const int rank = position.rank;
+  if (signature.kind == Collective::kAllToAllV)
+    return all_to_all_blocks(rank, blocks_of(operation, ranks), arriving_of(operation, ranks));
   // Nothing to move, but still the same operation on all ranks: checked by messages without payload.
   if (count == 0) return barrier_dissemination(ranks, rank);
   constexpr uint64_t kToRootBytes = 8 * 1024;
@@ -168,6 +188,7 @@ Schedule choose_schedule(const CollectiveOperation& operation, uint64_t count, c
       return broadcast_binomial(ranks, rank, count, signature.root);
     case Collective::kCanonicalAllReduce:
       return canonical_direct(ranks, rank, count, operation.partials);
+    case Collective::kAllToAllV:
     case Collective::kBarrier:
       break;
   }

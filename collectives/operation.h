@@ -1,6 +1,7 @@
 // Internal: what is known of one operation while it runs, and its identity on the wire.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <numeric>
@@ -17,6 +18,8 @@
 namespace muster {
 
 class Core;
+
+constexpr int kMaxRanks = 4095;  // of a group; a message's tag names them in 12 bits
 
 // Names a view's group: the store's incarnation and a counter (PROTOCOL 9).
 struct Generation {
@@ -54,6 +57,7 @@ enum class Collective : uint8_t {
   kGather = 7,
   kScatter = 8,
   kAllToAll = 9,
+  kAllToAllV = 10,
 };
 std::string_view to_string(Collective kind);
 
@@ -61,9 +65,9 @@ std::string_view to_string(Collective kind);
 struct Signature {
   uint64_t sequence = 0;  // position in the issue order of the group
   uint64_t history = 0;   // hash of all signatures before, so that an unnoticed difference is noticed later
-  uint64_t count = 0;
-  uint64_t extra = 0;  // hash of: counts, factor, agreement; or canonical microbatches, lanes,
-                       // assignment, scale
+  uint64_t count = 0;     // with kAllToAllV 0, or that of the block between two ranks
+  uint64_t extra = 0;     // hash of: counts, factor, agreement; or canonical microbatches, lanes,
+                          // assignment, scale
   int32_t root = 0;
   Collective kind = Collective::kBarrier;
   DType dtype = DType::kFloat32;
@@ -76,7 +80,7 @@ static_assert(sizeof(Signature) == 40);
 // "all_reduce #7 (float32 × 100, sum)". Safe for signatures from a peer.
 std::string describe(const Signature& signature);
 
-// Both sides of a difference, and what to do about it.
+// Both sides of a difference, and what to do about it. `theirs` is what came from the peer.
 Failure mismatch(int my_rank, const Signature& mine, int peer, const Signature& theirs);
 
 struct CollectiveOperation : Operation {
@@ -88,6 +92,8 @@ struct CollectiveOperation : Operation {
   std::byte* output = nullptr;
   double factor = 1;             // premul_sum
   std::vector<uint64_t> counts;  // of each rank's block, where they differ; signature.count is the largest
+  // kAllToAllV only: what comes from each rank. `counts` is what goes to each; both are this rank's own.
+  std::vector<uint64_t> received;
   // Canonical only.
   CombinePlan plan;
   std::vector<int> partials;  // of each rank
@@ -102,11 +108,31 @@ struct CollectiveOperation : Operation {
   Slice block(int rank) const {
     const auto index = static_cast<size_t>(rank);
     if (counts.empty()) return {index * signature.count, signature.count};
-    return {std::accumulate(counts.begin(), counts.begin() + rank, uint64_t{0}), counts[index]};
+    return block_of(counts, rank);
+  }
+  // kAllToAllV: the block of the output that comes from this rank.
+  Slice arriving(int rank) const { return block_of(received, rank); }
+  // What is to agree with a peer about what goes to it, or comes from it.
+  Signature signature_with(int peer, bool sends) const {
+    Signature both = signature;
+    if (signature.kind == Collective::kAllToAllV)
+      both.count = (sends ? counts : received)[static_cast<size_t>(peer)];
+    return both;
+  }
+  // Elements of the largest block, or of the whole where there are no blocks.
+  uint64_t largest() const {
+    if (signature.kind != Collective::kAllToAllV) return signature.count;
+    return std::max(*std::ranges::max_element(counts), *std::ranges::max_element(received));
   }
   uint64_t blocks_count(int ranks) const {
     return counts.empty() ? static_cast<uint64_t>(ranks) * signature.count
                           : std::accumulate(counts.begin(), counts.end(), uint64_t{0});
+  }
+
+ private:
+  static Slice block_of(const std::vector<uint64_t>& counts, int rank) {
+    return {std::accumulate(counts.begin(), counts.begin() + rank, uint64_t{0}),
+            counts[static_cast<size_t>(rank)]};
   }
 };
 using CollectivePtr = std::shared_ptr<CollectiveOperation>;

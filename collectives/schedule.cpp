@@ -493,6 +493,19 @@ Schedule all_to_all_direct(int ranks, int rank, uint64_t count) {
   return schedule;
 }
 
+Schedule all_to_all_blocks(int rank, std::span<const Slice> sent, std::span<const Slice> received) {
+  Schedule schedule{"direct", {}, 0};
+  Round round;
+  for (int peer : others(static_cast<int>(sent.size()), rank)) {
+    round.sends.push_back({peer, input(sent[peer].offset, sent[peer].count)});
+    round.receives.push_back({peer, output(received[peer].offset, received[peer].count)});
+  }
+  fold(round, output(received[rank].offset, received[rank].count),
+       {input(sent[rank].offset, sent[rank].count)}, true);
+  schedule.rounds.push_back(std::move(round));
+  return schedule;
+}
+
 Schedule barrier_dissemination(int ranks, int rank) {
   Schedule schedule{"dissemination", {}, 0};
   for (int distance = 1; distance < ranks; distance *= 2) {

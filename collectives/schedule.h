@@ -114,6 +114,9 @@ Schedule all_gather_blocks(int rank, std::span<const Slice> blocks);
 Schedule gather_direct(int rank, std::span<const Slice> blocks, int root);
 Schedule scatter_direct(int rank, std::span<const Slice> blocks, int root);
 Schedule all_to_all_direct(int ranks, int rank, uint64_t count);
+// Nobody knows of two others whether one has something for the other: between all there is a message, which
+// may be empty. REQUIRES: sent[r].count on each rank is received[that rank].count on rank r.
+Schedule all_to_all_blocks(int rank, std::span<const Slice> sent, std::span<const Slice> received);
 
 Schedule barrier_dissemination(int ranks, int rank);
 

@@ -553,7 +553,7 @@ void ScheduleRun::post_send(size_t stream, const Region& part) {
   WireHeader header;
   header.source = group.rank();
   header.generation = group.generation();
-  header.signature = operation_->signature;
+  header.signature = operation_->signature_with(peer, true);
   header.index = sent_[peer]++;
   header.payload = part.count * operation_->element();
   pack(engine_.blocks(), peer, header, {part.count > 0 ? address(part, 0) : nullptr, header.payload},
@@ -612,8 +612,9 @@ void ScheduleRun::take(InFlight& arrived, size_t bytes) {
     entry.id = engine_.core().receive(tag_from(peer), entry.message, this, cookie);
     return;
   }
-  if (!(header.signature == operation_->signature)) {
-    group.fail(mismatch(group.rank(), operation_->signature, peer, header.signature));
+  const Signature due = operation_->signature_with(peer, false);
+  if (!(header.signature == due)) {
+    group.fail(mismatch(group.rank(), due, peer, header.signature));
     return;
   }
   const uint64_t expected = arrived.part.count * operation_->element();

@@ -38,7 +38,6 @@ std::unique_ptr<Engine> make_transport_engine(GroupState& group, std::vector<Pee
                                               std::unique_ptr<MessageBlocks> blocks);
 
 // Tags of a group's messages: generation, source, and for operations the low bits of the sequence.
-constexpr int kMaxRanks = 4095;
 uint64_t group_tag(TagKind kind, const Generation& generation, int source, uint64_t sequence);
 uint64_t group_tag_mask();  // the bits that name kind and generation
 

@@ -357,6 +357,16 @@ muster_status muster_comm_scatter_v(muster_comm* comm, const void* in, void* out
                });
 }
 
+muster_status muster_comm_all_to_all_v(muster_comm* comm, const void* in, const size_t* in_counts, void* out,
+                                       const size_t* out_counts, muster_dtype dtype, const muster_call* call,
+                                       muster_work** work) {
+  const size_t* const counts = out_counts != nullptr ? in_counts : nullptr;
+  return run_v(comm, __func__, counts, &dtype, nullptr, call, work,
+               [&](muster::Group& group, const Call& c, auto sent) {
+                 return group.all_to_all_v(in, sent, out, {out_counts, sent.size()}, c.dtype, c.deadline);
+               });
+}
+
 muster_status muster_comm_send(muster_comm* comm, const void* data, size_t count, muster_dtype dtype,
                                int32_t peer, int32_t tag, const muster_call* call, muster_work** work) {
   if (const muster_status status = check_own(comm, __func__, true, peer, tag, work); status != MUSTER_OK)

@@ -26,13 +26,15 @@ struct TilePlan {
   uint64_t per_tile = 1;  // elements of the unit that the operation counts in
   uint64_t tiles = 1;
   bool in_mail = false;    // one tile, and the mail holds it
+  bool open = false;       // more tiles may follow, as mates' counts will tell
   bool two_phase = false;  // slices are reduced by their owners, then gathered
 
   TilePlan(const CollectiveOperation& operation, int ranks) {
     const Signature& signature = operation.signature;
     const uint64_t unit = operation.element() * static_cast<uint64_t>(units_of(operation, ranks));
     per_tile = std::max<uint64_t>(1, kTileBytes / unit);
-    in_mail = signature.count <= kOneShotBytes / unit;
+    open = signature.kind == Collective::kAllToAllV;
+    in_mail = !open && signature.count <= kOneShotBytes / unit;
     if (in_mail) per_tile = std::max<uint64_t>(1, signature.count);
     tiles = std::max<uint64_t>(1, (signature.count + per_tile - 1) / per_tile);
     two_phase = !in_mail && reduces_to_one_place(signature.kind);
@@ -49,6 +51,7 @@ struct TilePlan {
       case Collective::kReduceScatter:
       case Collective::kScatter:
       case Collective::kAllToAll:
+      case Collective::kAllToAllV:
         return ranks;
       case Collective::kCanonicalAllReduce:
         return std::max(1, *std::ranges::max_element(operation.partials));
@@ -76,6 +79,7 @@ struct Running {
   // Of each rank once its first mail was read: offsets in its arena.
   std::vector<std::vector<uint64_t>> inputs;
   std::vector<uint64_t> outputs;
+  std::vector<uint64_t> sources;  // all_to_all_v: in its input, where my block begins
   bool placed = false;
 
   uint64_t last_tile() const { return first_tile + plan.tiles - 1; }
@@ -120,7 +124,7 @@ class NodeEngine final : public Engine, public Watcher {
 
   void start(const CollectivePtr& operation) override {
     const TilePlan plan(*operation, group_.size());
-    running_.push_back({operation.get(), plan, next_first_tile_, {}, {}, false});
+    running_.push_back({operation.get(), plan, next_first_tile_, {}, {}, {}, false});
     next_first_tile_ += plan.tiles;
   }
 
@@ -331,6 +335,7 @@ class NodeEngine final : public Engine, public Watcher {
   // ---- 1: my input where mates can read it
 
   bool load() {
+    if (numbering_waits_) return false;
     Running* running = running_at(loaded_);
     if (running == nullptr || loaded_ >= stored_ + kSlots) return false;
     if (loaded_ >= kSlots && !all_stored(loaded_ - kSlots)) return false;
@@ -338,6 +343,10 @@ class NodeEngine final : public Engine, public Watcher {
     Mail& mail = mine_.header().mails[loaded_ % kSlots];
     mine_.header().labels[loaded_ % kSlots].signature = operation.signature;
     mail.digest = operation.digest;
+    if (running->plan.open) {  // what I have for whom lies where results of other operations do
+      numbering_waits_ = true;
+      std::memcpy(mine_.result(loaded_), operation.counts.data(), ranks_ * sizeof(uint64_t));
+    }
     if (running->plan.in_mail) {
       copy_in(*running, loaded_, mail.payload);
     } else {
@@ -355,6 +364,7 @@ class NodeEngine final : public Engine, public Watcher {
       case Collective::kReduceScatter:
       case Collective::kScatter:
       case Collective::kAllToAll:
+      case Collective::kAllToAllV:
         count = operation.blocks_count(group_.size());
         break;
       case Collective::kAllGather:
@@ -421,6 +431,7 @@ class NodeEngine final : public Engine, public Watcher {
       case Collective::kReduceScatter:
       case Collective::kScatter:
       case Collective::kAllToAll:
+      case Collective::kAllToAllV:
         for (size_t rank = 0; rank < ranks_; ++rank) {
           if (rank == rank_) continue;
           const Part block = block_part(running, tile, rank);
@@ -467,6 +478,7 @@ class NodeEngine final : public Engine, public Watcher {
     if (reduced_ >= loaded_ || !all_arrived(reduced_)) return false;
     Running* running = running_at(reduced_);
     if (!check_digests(*running->operation)) return true;
+    if (running->plan.open && !read_counts(*running)) return true;
     if (!running->plan.in_mail && !running->placed && !read_placements(*running)) return true;
     if (running->plan.two_phase) reduce_slice(*running);
     publish(&SegmentHeader::reduced, ++reduced_);
@@ -480,6 +492,35 @@ class NodeEngine final : public Engine, public Watcher {
       group_.fail(mismatch(group_.rank(), operation.signature, static_cast<int>(rank), theirs));
       return false;
     }
+    return true;
+  }
+
+  // In the first tile of an all_to_all_v: what everybody has for whom. It tells how many tiles there are, and
+  // only then what number the next operation's have, so that nobody loads one before.
+  bool read_counts(Running& running) {
+    const CollectiveOperation& operation = *running.operation;
+    uint64_t largest = operation.largest();
+    running.sources.assign(ranks_, operation.block(group_.rank()).offset);
+    for (size_t rank = 0; rank < ranks_; ++rank) {
+      if (rank == rank_) continue;
+      const auto* counts = reinterpret_cast<const uint64_t*>(result_slot(rank, reduced_));
+      const Signature due = operation.signature_with(static_cast<int>(rank), false);
+      Signature theirs = due;
+      theirs.count = counts[rank_];
+      if (!(theirs == due)) {
+        group_.fail(mismatch(group_.rank(), due, static_cast<int>(rank), theirs));
+        return false;
+      }
+      running.sources[rank] = std::accumulate(counts, counts + rank_, uint64_t{0});
+      largest = std::max(largest, *std::max_element(counts, counts + ranks_));
+    }
+    TilePlan& plan = running.plan;
+    plan.open = numbering_waits_ = false;
+    const uint64_t more = largest == 0 ? 0 : (largest - 1) / plan.per_tile;
+    plan.tiles += more;
+    next_first_tile_ += more;
+    for (Running& later : running_)
+      if (later.first_tile > running.first_tile) later.first_tile += more;
     return true;
   }
 
@@ -509,12 +550,16 @@ class NodeEngine final : public Engine, public Watcher {
 
   bool inside(const Running& running, size_t rank) const {
     const CollectiveOperation& operation = *running.operation;
-    const uint64_t bytes = input_bytes(operation, rank);
-    const auto fits = [&](uint64_t offset, uint64_t size) {
-      return offset == Placement::kForeign || arenas_[rank].at(offset, size) != nullptr;
+    const bool by_pairs = operation.signature.kind == Collective::kAllToAllV;  // only my block is read
+    const uint64_t skipped = by_pairs ? running.sources[rank] * operation.element() : 0;
+    const uint64_t bytes =
+        by_pairs ? operation.received[rank] * operation.element() : input_bytes(operation, rank);
+    const auto fits = [&](uint64_t place, uint64_t begin, uint64_t size) {
+      return place == Placement::kForeign || arenas_[rank].at(place + begin, size) != nullptr;
     };
-    return fits(running.outputs[rank], operation.signature.count * operation.element()) &&
-           std::ranges::all_of(running.inputs[rank], [&](uint64_t offset) { return fits(offset, bytes); });
+    return fits(running.outputs[rank], 0, operation.signature.count * operation.element()) &&
+           std::ranges::all_of(running.inputs[rank],
+                               [&](uint64_t place) { return fits(place, skipped, bytes); });
   }
 
   void gather_sources(const Running& running, uint64_t tile, uint64_t in_buffer, uint64_t in_slot,
@@ -581,7 +626,7 @@ class NodeEngine final : public Engine, public Watcher {
     if (stored_ >= reduced_) return false;
     const Running& running = *running_at(stored_);
     if (running.plan.two_phase && !all_beyond(&SegmentHeader::reduced, stored_)) return false;
-    if (running.operation->signature.count > 0) copy_out(running);
+    if (running.operation->largest() > 0) copy_out(running);
     const bool last = stored_ == running.last_tile();
     publish(&SegmentHeader::stored, ++stored_);
     if (!last) return true;
@@ -652,6 +697,16 @@ class NodeEngine final : public Engine, public Watcher {
         }
         return;
       }
+      case Collective::kAllToAllV:
+        for (size_t rank = 0; rank < ranks_; ++rank) {
+          const Slice whole = operation.arriving(static_cast<int>(rank));
+          const Part part = part_of(running, stored_, whole.count);
+          copy(operation.output + (whole.offset + part.offset) * element,
+               source(running, rank, stored_, 0, running.sources[rank] + part.offset,
+                      rank_ * running.plan.per_tile),
+               part.count * element);
+        }
+        return;
       case Collective::kBarrier:
         return;
     }
@@ -796,6 +851,7 @@ class NodeEngine final : public Engine, public Watcher {
   std::pmr::deque<Running> running_{&pool_};
   std::deque<Closing> closing_;
   uint64_t next_first_tile_ = 0;
+  bool numbering_waits_ = false;  // for mates' counts; the tiles from loaded_ on may get other numbers
   // Tiles done by this rank, over all operations; stored_ ≤ reduced_ ≤ loaded_ ≤ stored_ + kSlots.
   uint64_t loaded_ = 0;
   uint64_t reduced_ = 0;

@@ -4,7 +4,8 @@
 // with a mail; when all have, it reduces slice r of the tile straight out of all ranks' inputs in rank order
 // (or along the canonical tree), and stores the result for everybody. Small operations are one tile whose
 // mail holds the input: every rank reduces all of them itself (one-shot). Operations that only move data are
-// one exchange.
+// one exchange. An all_to_all_v, of which a rank knows its own counts only, learns from those of all, which
+// come with its first tile, how many tiles it has.
 //
 // Where a buffer lies in its rank's arena, mates read and write it in place; else what they need of it goes
 // through the rank's segment. Nothing of a rank's own slice is copied. Each rank writes its own segment only,

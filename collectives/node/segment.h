@@ -23,6 +23,7 @@ constexpr size_t kResultBytes = kTileBytes / 2 + 4096;  // its slice of a tile's
 constexpr int kCells = 8;                               // packets under way from one rank to another
 constexpr size_t kCellBytes = 32 * 1024;                // payload of a packet
 static_assert(kEagerBytes <= kCellBytes);
+static_assert(kMaxRanks * sizeof(uint64_t) <= kResultBytes);  // which holds a count for each in all_to_all_v
 
 struct alignas(64) SharedCounter {
   std::atomic<uint64_t> value;

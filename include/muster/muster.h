@@ -389,8 +389,8 @@ MUSTER_API muster_status muster_step_abandon_update(muster_step* step);
  *  - With `work` NULL an operation is blocking (in a batch: muster_group_end is). Else it goes on in the
  *    background, *work is its handle, and its buffers are the library's until it has ended. Several may be
  *    in flight; each ends by its deadline.
- *  - In place (`out` is `in`, or this rank's part of it) is allowed; other overlap is not. Any alignment, any
- *    count, 0 included.
+ *  - In place (`out` is `in`, or this rank's part of it) is allowed, but not for all_to_all_v. No other
+ *    overlap is. Any alignment, any count, 0 included.
  *  - MUSTER_AGAIN: a rank died, left, or did not do its part by the deadline, or the communicator was
  * revoked. It is unusable from then on, on all ranks: every pending and later operation ends with that
  * reason. Inputs that are not outputs are intact; outputs are undefined, and those from muster_comm_allocate
@@ -529,6 +529,14 @@ MUSTER_API muster_status muster_comm_gather_v(muster_comm* comm, const void* in,
 MUSTER_API muster_status muster_comm_scatter_v(muster_comm* comm, const void* in, void* out,
                                                const size_t* counts, muster_dtype dtype, int32_t root,
                                                const muster_call* call, muster_work** work);
+
+/* Each rank sends in_counts[r] elements of `in` to rank r and gets out_counts[r] from it, blocks one after
+ * the other in rank order. Here a rank passes its own counts only: where what it expects of another is not
+ * what that one sends it, the operation ends with MUSTER_MISUSE and a sentence that names the two and both
+ * counts. Not in place. */
+MUSTER_API muster_status muster_comm_all_to_all_v(muster_comm* comm, const void* in, const size_t* in_counts,
+                                                  void* out, const size_t* out_counts, muster_dtype dtype,
+                                                  const muster_call* call, muster_work** work);
 
 /* ---- between two ranks
  *

@@ -456,6 +456,13 @@ class Communicator {
   void all_to_all(const T* in, T* out, size_t count, const Call& call = Call(), Work* work = nullptr) {
     run(work, muster_comm_all_to_all, in, out, count, DTypeOf<T>::value, &call);
   }
+  // Not in place.
+  template <typename T>
+  void all_to_all(const T* in, const std::vector<size_t>& in_counts, T* out,
+                  const std::vector<size_t>& out_counts, const Call& call = Call(), Work* work = nullptr) {
+    run(work, muster_comm_all_to_all_v, in, of_all(in_counts), out, of_all(out_counts), DTypeOf<T>::value,
+        &call);
+  }
   template <typename T>
   void broadcast(const T* in, T* out, size_t count, int root, const Call& call = Call(),
                  Work* work = nullptr) {

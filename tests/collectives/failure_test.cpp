@@ -37,6 +37,10 @@ Work any_operation(const Member& member, int which, std::vector<float>& in, std:
       return group.scatter(in.data(), out.data(), count, DType::kFloat32, 2, deadline);
     case 9:
       return group.all_to_all(in.data(), out.data(), count, DType::kFloat32, deadline);
+    case 10: {
+      const std::vector<size_t> counts(static_cast<size_t>(member.size), count);
+      return group.all_to_all_v(in.data(), counts, out.data(), counts, DType::kFloat32, deadline);
+    }
     default: {
       const CanonicalLayout layout{16, 16, assign_lanes(16, member.size)};
       const LaneRange mine = layout.assignment[static_cast<size_t>(member.rank)];
@@ -45,10 +49,10 @@ Work any_operation(const Member& member, int which, std::vector<float>& in, std:
     }
   }
 }
-constexpr int kKinds = 10;
-constexpr const char* kKindNames[kKinds] = {
-    "all_reduce",           "reduce_scatter", "all_gather", "broadcast", "barrier",
-    "canonical_all_reduce", "reduce",         "gather",     "scatter",   "all_to_all"};
+constexpr int kKinds = 11;
+constexpr const char* kKindNames[kKinds] = {"all_reduce", "reduce_scatter",       "all_gather",  "broadcast",
+                                            "barrier",    "canonical_all_reduce", "reduce",      "gather",
+                                            "scatter",    "all_to_all",           "all_to_all_v"};
 
 // Repeats the operation, with a barrier so that every rank needs every other, until it fails.
 Status repeat_until_failure(const Member& member, int kind, Duration each, Instant limit,
@@ -457,6 +461,35 @@ TEST_P(Mismatch, RootWhereNobodyReceivesFromTheOther) {
     return m.group.broadcast(&value, &value, 1, DType::kFloat32, root, m.soon());
   };
   expect_mismatch([=](Member& m) { return broadcast(m, 0); }, [=](Member& m) { return broadcast(m, 1); }, "");
+}
+// Rank 1 expects of rank 0 something for nothing, nothing for something, one element more, one message more.
+TEST_P(Mismatch, CountBetweenTwo) {
+  constexpr size_t kMessage = 256 * 1024 / sizeof(float);
+  struct Counts {
+    size_t sends, expects;
+  };
+  for (const Counts counts : {Counts{0, 3}, Counts{3, 0}, Counts{4, 5}, Counts{kMessage, kMessage + 1},
+                              Counts{2 * kMessage, kMessage}}) {
+    const auto exchange = [counts](Member& m) {
+      static thread_local std::vector<float> in(3 * kMessage), out(3 * kMessage);
+      std::vector<size_t> sent(3, 2), received(3, 2);
+      if (m.rank == 0) sent[1] = counts.sends;
+      if (m.rank == 1) received[0] = counts.expects;
+      return m.group.all_to_all_v(in.data(), sent, out.data(), received, DType::kFloat32, m.soon());
+    };
+    expect_mismatch(exchange, exchange,
+                    "rank 0 sends " + std::to_string(counts.sends) + " elements to rank 1, which expects " +
+                        std::to_string(counts.expects) + ";");
+  }
+}
+TEST_P(Mismatch, OperationWithCountsBetweenTwo) {
+  expect_mismatch([](Member& m) { return reduce(m, 100, DType::kFloat32, ReduceOp::kSum); },
+                  [](Member& m) {
+                    static thread_local std::vector<float> in(3), out(3);
+                    const size_t ones[] = {1, 1, 1};
+                    return m.group.all_to_all_v(in.data(), ones, out.data(), ones, DType::kFloat32, m.soon());
+                  },
+                  "all_to_all_v #0 (float32)");
 }
 INSTANTIATE_TEST_SUITE_P(All, Mismatch,
                          testing::Values(Medium::kInProcess, Medium::kNodeThreads, Medium::kUcxProcesses),

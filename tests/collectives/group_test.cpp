@@ -111,11 +111,12 @@ enum class What {
   kScatter,
   kScatterV,
   kAllToAll,
+  kAllToAllV,
   kBroadcast,
 };
-constexpr const char* kWhatNames[] = {"all_reduce", "reduce",       "reduce_scatter", "reduce_scatter_v",
-                                      "all_gather", "all_gather_v", "gather",         "gather_v",
-                                      "scatter",    "scatter_v",    "all_to_all",     "broadcast"};
+constexpr const char* kWhatNames[] = {
+    "all_reduce", "reduce",  "reduce_scatter", "reduce_scatter_v", "all_gather",   "all_gather_v", "gather",
+    "gather_v",   "scatter", "scatter_v",      "all_to_all",       "all_to_all_v", "broadcast"};
 constexpr size_t kCounts[] = {0, 1, 7, 1031, 5003, 70'001};
 
 struct Row {
@@ -209,13 +210,54 @@ Work issue(const Member& member, const Row& row, const std::vector<size_t>& coun
       return group.scatter_v(in, out, counts, row.dtype, row.root, member.soon());
     case What::kAllToAll:
       return group.all_to_all(in, out, row.count, row.dtype, member.soon());
+    case What::kAllToAllV:
+      break;  // see test_pairs
     case What::kBroadcast:
       return group.broadcast(in, out, row.count, row.dtype, row.root, member.soon());
   }
   return {};
 }
 
+// all_to_all_v: what one rank has for another. Some have nothing, and nobody has the same for all.
+size_t count_between(const Row& row, int from, int to) {
+  return (from + 2 * to + row.root) % 3 == 1 ? 0 : row.count / static_cast<size_t>(1 + (3 * from + to) % 4);
+}
+
+// Never in place.
+void test_pairs(const Member& member, const Row& row) {
+  const auto before = [&](int from, int to) {
+    size_t count = 0;
+    for (int other = 0; other < to; ++other) count += count_between(row, from, other);
+    return count;
+  };
+  std::vector<size_t> sent, received;
+  for (int peer = 0; peer < member.size; ++peer) {
+    sent.push_back(count_between(row, member.rank, peer));
+    received.push_back(count_between(row, peer, member.rank));
+  }
+  const size_t in_count = before(member.rank, member.size);
+  const size_t out_count = std::accumulate(received.begin(), received.end(), size_t{0});
+  Numbers in(member, row.shared, row.dtype, in_count);
+  Numbers out(member, row.shared, row.dtype, out_count + 1);
+  for (size_t i = 0; i < in_count; ++i) in.set(i, value_of(row, member.rank, i));
+  out.set(out_count, 1);
+  const Status status =
+      member.group.all_to_all_v(in.data(), sent, out.data(), received, row.dtype, member.soon()).wait();
+  if (!status.ok()) return member.fail(row.text() + ": " + status.error().message);
+  size_t i = 0;
+  for (int peer = 0; peer < member.size; ++peer) {
+    const size_t first = before(peer, member.rank);
+    for (size_t k = 0; k < received[static_cast<size_t>(peer)]; ++k, ++i)
+      if (!out.equals(i, value_of(row, peer, first + k)))
+        return member.fail(row.text() + ": element " + std::to_string(k) + " of " + std::to_string(peer));
+  }
+  member.expect(out.equals(out_count, 1), row.text() + ": wrote behind its output");
+  for (i = 0; i < in_count; ++i)
+    if (!in.equals(i, value_of(row, member.rank, i))) return member.fail(row.text() + ": the input changed");
+}
+
 void test_row(const Member& member, const Row& row) {
+  if (row.what == What::kAllToAllV) return test_pairs(member, row);
   const std::vector<size_t> counts = counts_of(row, member.size);
   const auto me = static_cast<size_t>(member.rank);
   const size_t mine = counts[me];
@@ -335,7 +377,7 @@ std::vector<Choice> all_rows() {
     const auto what = static_cast<What>(choice[0]);
     const bool reduces = what <= What::kReduceScatterV;
     const bool rooted = what == What::kReduce || what == What::kBroadcast ||
-                        (what >= What::kGather && what <= What::kScatterV);
+                        (what >= What::kGather && what <= What::kScatterV) || what == What::kAllToAllV;
     if ((reduces || choice[2] == 0) && (rooted || choice[4] == 0)) rows.push_back(choice);
     size_t column = 0;
     while (column < choice.size() && ++choice[column] == kWidths[column]) choice[column++] = 0;
@@ -363,6 +405,45 @@ void test_in_flight(const Member& member) {
   }
 }
 
+// On a node an all_to_all_v learns only while it runs how many tiles it has, and what comes after waits for
+// that: some of one tile, some of many, small and large ones between.
+void test_pairs_in_flight(const Member& member) {
+  constexpr size_t kMost[] = {3, 90'000, 0, 40'000, 1, 150'000};
+  const auto ranks = static_cast<size_t>(member.size);
+  std::vector<std::vector<int32_t>> ins, outs;
+  std::vector<int32_t> sums(2 * std::size(kMost), 1);
+  std::vector<Work> works;
+  for (size_t i = 0; i < std::size(kMost); ++i) {
+    // To the ranks before it a rank sends nothing, to the others the same.
+    const auto count_of = [&](int from, int to) {
+      return from > to ? 0 : kMost[i] / static_cast<size_t>(from + 1);
+    };
+    std::vector<size_t> sent, received;
+    for (int peer = 0; peer < member.size; ++peer) {
+      sent.push_back(count_of(member.rank, peer));
+      received.push_back(count_of(peer, member.rank));
+    }
+    ins.emplace_back(std::accumulate(sent.begin(), sent.end(), size_t{0}),
+                     static_cast<int32_t>(i) + member.rank * 100);
+    outs.emplace_back(std::accumulate(received.begin(), received.end(), size_t{0}), -1);
+    works.push_back(member.group.all_to_all_v(ins.back().data(), sent, outs.back().data(), received,
+                                              DType::kInt32, member.soon()));
+    for (size_t k = 0; k < i % 3; ++k)
+      works.push_back(member.group.all_reduce(&sums[2 * i + k], &sums[2 * i + k], 1, DType::kInt32,
+                                              ReduceOp::kSum, member.soon()));
+  }
+  for (auto work = works.rbegin(); work != works.rend(); ++work) member.expect_ok(work->wait(), "in flight");
+  for (size_t i = 0; i < std::size(kMost); ++i) {
+    size_t at = 0;
+    for (int peer = 0; peer <= member.rank; ++peer)
+      for (size_t k = 0; k < kMost[i] / static_cast<size_t>(peer + 1); ++k, ++at)
+        if (outs[i][at] != static_cast<int32_t>(i) + peer * 100)
+          return member.fail("in flight: all_to_all_v");
+    for (size_t k = 0; k < i % 3; ++k)
+      member.expect(sums[2 * i + k] == static_cast<int32_t>(ranks), "in flight: a sum after an all_to_all_v");
+  }
+}
+
 // Nobody waits: the progress thread does it all.
 void test_background(const Member& member) {
   std::vector<float> buffer(50'000, 1.0F);
@@ -382,6 +463,7 @@ void matrix(const Member& member, const std::vector<Choice>& rows) {
   for (const Choice& choice : rows) test_row(member, row_of(choice, member.size));
   member.expect_ok(member.group.barrier(member.soon()).wait(), "barrier");
   test_in_flight(member);
+  test_pairs_in_flight(member);
   test_background(member);
 }
 
@@ -513,8 +595,9 @@ TEST(Parts, OfALargeOperationArriveWhereTheyBelong) {
 class Folds : public testing::TestWithParam<Case> {};
 TEST_P(Folds, OfWhatHasArrivedAreRight) {
   run_world(GetParam().medium, GetParam().ranks, [](Member& member) {
-    for (const What what : {What::kAllReduce, What::kReduceScatter, What::kReduceScatterV, What::kAllGather,
-                            What::kAllGatherV, What::kAllToAll, What::kGather, What::kScatter})
+    for (const What what :
+         {What::kAllReduce, What::kReduceScatter, What::kReduceScatterV, What::kAllGather, What::kAllGatherV,
+          What::kAllToAll, What::kAllToAllV, What::kGather, What::kScatter})
       for (const ReduceOp op : {ReduceOp::kSum, ReduceOp::kAvg})
         for (const bool in_place : {false, true}) {
           if (op != ReduceOp::kSum && what != What::kReduceScatter) continue;
@@ -920,6 +1003,17 @@ TEST(Arguments, AreRefusedWithReason) {
     member.expect(
         code(group.all_gather_v(&value, &value, one_count, DType::kFloat32, soon)) == ErrorCode::kMisuse,
         "counts");
+    const size_t ones[] = {1, 1}, twos[] = {2, 2};
+    float pair[2] = {}, other[4] = {};
+    const std::pair<std::span<const size_t>, std::span<const size_t>> bad[] = {
+        {one_count, ones}, {ones, one_count}, {ones, {}}, {{}, ones}, {ones, twos}};
+    for (const auto& [sent, received] : bad)
+      member.expect(
+          code(group.all_to_all_v(pair, sent, other, received, DType::kFloat32, soon)) == ErrorCode::kMisuse,
+          "counts of all_to_all_v");
+    member.expect(
+        code(group.all_to_all_v(pair, ones, pair, ones, DType::kFloat32, soon)) == ErrorCode::kMisuse,
+        "all_to_all_v in place");
     member.expect(
         code(group.gather(&value, nullptr, 1, DType::kFloat32, member.rank, soon)) == ErrorCode::kMisuse,
         "null at the root");

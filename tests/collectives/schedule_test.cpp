@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
 #include <tuple>
 
@@ -172,6 +173,36 @@ TEST_P(EveryWorldSize, AllToAll) {
        false});
 }
 
+// Of all pairs of ranks, some have nothing for each other.
+uint64_t count_between(int from, int to) { return static_cast<uint64_t>((from * 5 + to * 3 + 2) % 4); }
+std::vector<Slice> blocks_with(int ranks, const std::function<uint64_t(int peer)>& count) {
+  std::vector<Slice> blocks;
+  uint64_t offset = 0;
+  for (int peer = 0; peer < ranks; ++peer) {
+    blocks.push_back({offset, count(peer)});
+    offset += count(peer);
+  }
+  return blocks;
+}
+
+TEST_P(EveryWorldSize, AllToAllBlocks) {
+  const int ranks = GetParam();
+  std::vector<std::vector<Slice>> sent, received;
+  for (int rank = 0; rank < ranks; ++rank) {
+    sent.push_back(blocks_with(ranks, [=](int peer) { return count_between(rank, peer); }));
+    received.push_back(blocks_with(ranks, [=](int peer) { return count_between(peer, rank); }));
+  }
+  expect_right(on_all(ranks, [&](int r) { return all_to_all_blocks(r, sent[r], received[r]); }),
+               {std::vector<int>(static_cast<size_t>(ranks), 1), [&](int rank) { return end_of(sent[rank]); },
+                [&](int rank) { return end_of(received[rank]); },
+                [&](int rank, uint64_t i) {
+                  const uint64_t owner = owner_of(received[rank], i);
+                  return ScheduleMeaning::Element{
+                      {static_cast<int>(owner)}, sent[owner][rank].offset + i - received[rank][owner].offset};
+                },
+                false});
+}
+
 TEST_P(EveryWorldSize, Barrier) {
   const int ranks = GetParam();
   const auto schedules = on_all(ranks, [&](int r) { return barrier_dissemination(ranks, r); });
@@ -321,6 +352,23 @@ TEST_F(CheckerSays, NoToAFoldTwice) {
 TEST_F(CheckerSays, NoToDividingEarly) {
   good_[4].rounds[1].folds[0].last = true;
   EXPECT_TRUE(refuses());
+}
+TEST_F(CheckerSays, NoToABlockThatGoesToAnother) {
+  const auto meaning_of = [](const std::vector<Slice>& blocks) {
+    return ScheduleMeaning{
+        {1, 1, 1},
+        [=](int) { return end_of(blocks); },
+        [=](int) { return end_of(blocks); },
+        [=](int rank, uint64_t i) {
+          return ScheduleMeaning::Element{{static_cast<int>(i / 2)}, static_cast<uint64_t>(rank) * 2 + i % 2};
+        },
+        false};
+  };
+  const std::vector<Slice> blocks = blocks_with(3, [](int) { return uint64_t{2}; });
+  auto schedules = on_all(3, [&](int r) { return all_to_all_blocks(r, blocks, blocks); });
+  EXPECT_TRUE(check_schedules(schedules, meaning_of(blocks)).ok());
+  std::swap(schedules[0].rounds[0].sends[0].region, schedules[0].rounds[0].sends[1].region);
+  EXPECT_FALSE(check_schedules(schedules, meaning_of(blocks)).ok());
 }
 TEST_F(CheckerSays, NoToReceivingIntoWhatIsSent) {
   auto& round = good_[0].rounds[5];

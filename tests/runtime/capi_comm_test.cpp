@@ -53,6 +53,7 @@ TEST_F(CommApi, AloneEveryOperationIsACopy) {
   gives_in(muster_comm_all_gather_v(comm, i, o, counts, f, nullptr, nullptr));
   gives_in(muster_comm_gather_v(comm, i, o, counts, f, 0, nullptr, nullptr));
   gives_in(muster_comm_scatter_v(comm, i, o, counts, f, 0, nullptr, nullptr));
+  gives_in(muster_comm_all_to_all_v(comm, i, counts, o, counts, f, nullptr, nullptr));
   EXPECT_EQ(muster_comm_barrier(comm, nullptr, nullptr), MUSTER_OK);
   EXPECT_EQ(muster_comm_failed_ranks(comm, nullptr, 0), 0U);
 }
@@ -136,6 +137,19 @@ TEST_F(CommApi, ArgumentsThatMakeNoSenseAreNamed) {
               HasSubstr("memory"));
   EXPECT_THAT(refused(muster_comm_gather_v(comm, i, o, nullptr, f, 0, nullptr, nullptr)),
               HasSubstr("muster_comm_gather_v was called with a null"));
+  const size_t three[] = {3}, two[] = {2}, none[] = {0};
+  const auto exchange = [&](const void* from, const size_t* sent, void* to, const size_t* received) {
+    return muster_comm_all_to_all_v(comm, from, sent, to, received, f, nullptr, nullptr);
+  };
+  for (const auto& [sent, received] :
+       {std::pair{three, static_cast<const size_t*>(nullptr)}, {nullptr, three}})
+    EXPECT_THAT(refused(exchange(i, sent, o, received)),
+                HasSubstr("muster_comm_all_to_all_v was called with a null"));
+  EXPECT_THAT(refused(exchange(i, three, nullptr, three)), HasSubstr("buffer is null"));
+  EXPECT_THAT(refused(exchange(nullptr, three, o, three)), HasSubstr("buffer is null"));
+  EXPECT_THAT(refused(exchange(i, three, in.data(), three)), HasSubstr("blocks may move"));
+  EXPECT_THAT(refused(exchange(i, three, o, two)), HasSubstr("sends itself 3 elements, and expects 2"));
+  EXPECT_EQ(exchange(nullptr, none, nullptr, none), MUSTER_OK);
   muster_call call{};
   EXPECT_THAT(refused(muster_comm_barrier(comm, &call, nullptr)), HasSubstr("muster_call.size"));
   call.size = sizeof call;
@@ -430,9 +444,12 @@ TEST(CommApiAlone, TheWrapperCoversEveryOperation) {
   gives_in();
   comm.all_to_all(in, out.data(), 2);
   gives_in();
+  comm.all_to_all(in, counts, out.data(), counts);
+  gives_in();
   comm.broadcast(in, out.data(), 2, 0);
   gives_in();
   EXPECT_THROW(comm.all_gather(in, out.data(), too_many), muster::Failure);
+  EXPECT_THROW(comm.all_to_all(in, counts, out.data(), too_many), muster::Failure);
   muster::Work work;
   EXPECT_TRUE(work.test());
   comm.all_reduce(in, out.data(), 2, MUSTER_PREMUL_SUM, muster::Call(10, 2), &work);

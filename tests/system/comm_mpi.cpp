@@ -71,12 +71,13 @@ class ByMpi {
                    layout.offsets.data(), mpi_type<T>(), comm_);
     return out;
   }
-  template <typename T>
-  std::vector<T> all_to_all(uint64_t seed, size_t count) const {
-    const std::vector<T> in = input<T>(seed, rank_, count * static_cast<size_t>(size_));
-    std::vector<T> out(in.size());
-    const int each = static_cast<int>(count);
-    MPI_Alltoall(in.data(), each, mpi_type<T>(), out.data(), each, mpi_type<T>(), comm_);
+  template <typename T, typename Between>
+  std::vector<T> all_to_all(uint64_t seed, Between between) const {
+    const Layout sent(sent_by(rank_, size_, between)), received(received_by(rank_, size_, between));
+    const std::vector<T> in = input<T>(seed, rank_, sent.total);
+    std::vector<T> out(received.total);
+    MPI_Alltoallv(in.data(), sent.counts.data(), sent.offsets.data(), mpi_type<T>(), out.data(),
+                  received.counts.data(), received.offsets.data(), mpi_type<T>(), comm_);
     return out;
   }
   template <typename T>

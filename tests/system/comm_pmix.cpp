@@ -33,13 +33,13 @@ class Computed {
     }
     return result;
   }
-  template <typename T>
-  std::vector<T> all_to_all(uint64_t seed, size_t count) const {
+  template <typename T, typename Between>
+  std::vector<T> all_to_all(uint64_t seed, Between between) const {
     std::vector<T> result;
     for (int rank = 0; rank < size_; ++rank) {
-      const std::vector<T> theirs = input<T>(seed, rank, count * static_cast<size_t>(size_));
-      const auto begin = theirs.begin() + static_cast<std::ptrdiff_t>(count) * rank_;
-      result.insert(result.end(), begin, begin + static_cast<std::ptrdiff_t>(count));
+      const std::vector<size_t> counts = sent_by(rank, size_, between);
+      const std::vector<T> mine = block(input<T>(seed, rank, total(counts)), counts);
+      result.insert(result.end(), mine.begin(), mine.end());
     }
     return result;
   }

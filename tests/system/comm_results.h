@@ -9,8 +9,20 @@
 
 // What the reference must offer, for a type T:
 //   all_reduce(seed, count, op), reduce_scatter(seed, counts, op): this rank's result
-//   all_gather(seed, counts), all_to_all(seed, count), broadcast(seed, count, root), scatter(seed, counts,
+//   all_gather(seed, counts), all_to_all(seed, between), broadcast(seed, count, root), scatter(seed, counts,
 //   root)
+// between(from, to): what one rank has for another.
+template <typename Between>
+std::vector<size_t> sent_by(int rank, int size, Between between) {
+  std::vector<size_t> counts;
+  for (int peer = 0; peer < size; ++peer) counts.push_back(between(rank, peer));
+  return counts;
+}
+template <typename Between>
+std::vector<size_t> received_by(int rank, int size, Between between) {
+  return sent_by(rank, size, [&](int, int peer) { return between(peer, rank); });
+}
+
 template <typename T, typename Reference>
 class Results {
  public:
@@ -72,9 +84,23 @@ class Results {
             return muster_comm_scatter_v(comm_, rank_ == root ? in : nullptr, out, counts_.data(), type, root,
                                          nullptr, next());
           });
-    check("all_to_all", count * ranks, count * ranks, reference_.template all_to_all<T>(seed, count),
-          [&](const T* in, T* out) {
+    check("all_to_all", count * ranks, count * ranks,
+          reference_.template all_to_all<T>(seed, [=](int, int) { return count; }), [&](const T* in, T* out) {
             return muster_comm_all_to_all(comm_, in, out, count, type, nullptr, next());
+          });
+    // Nobody has the same for all, and some have nothing.
+    const auto between = [=](int from, int to) {
+      return (static_cast<size_t>(from) * seed + static_cast<size_t>(2 * to)) % 3 * count / 2;
+    };
+    const std::vector<size_t> sent = sent_by(rank_, size_, between);
+    const std::vector<size_t> received = received_by(rank_, size_, between);
+    const auto sum = [](const std::vector<size_t>& all) {
+      return std::accumulate(all.begin(), all.end(), size_t{0});
+    };
+    check("all_to_all_v", sum(sent), sum(received), reference_.template all_to_all<T>(seed, between),
+          [&](const T* in, T* out) {
+            return muster_comm_all_to_all_v(comm_, in, sent.data(), out, received.data(), type, nullptr,
+                                            next());
           });
     check("broadcast", count, count, reference_.template broadcast<T>(seed, count, root),
           [&](const T* in, T* out) {
