@@ -101,6 +101,8 @@ constexpr Option kOptions[] = {
      "a communicator whose ranks have not all come by then is not formed"},
     {"comm-timeout", kSeconds, "600", 0.001, 7 * kDay, kVariable,
      "an operation of a communicator that takes longer fails, and says who held it up"},
+    {"pmpi-report", kSwitch, "0", 0, 0, kVariable,
+     "a program with libmuster_pmpi.so preloaded says at its end which operations of MPI Muster did"},
     {"shared-memory", kSwitch, "1", 0, 0, kVariable,
      "ranks on one node share memory; 0: they use the network too, as on different nodes"},
     {"link-unchanged", kSwitch, "1", 0, 0, kVariable,

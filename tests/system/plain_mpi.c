@@ -1,5 +1,7 @@
 /* An MPI program that knows nothing of Muster, for comm.py: with libmuster_pmpi.so preloaded, what MPI_ gives
- * must be what PMPI_ gives. */
+ * must be what PMPI_ gives, or what is computed here; and Muster must have done what the library says it
+ * does.
+ */
 #include <dlfcn.h>
 #include <mpi.h>
 #include <stdint.h>
@@ -13,6 +15,24 @@ static void same(const char* what, const void* a, const void* b, size_t bytes) {
     wrong = 1;
   }
 }
+/* Operations that Muster has done since the last call; 0 where it is not there. */
+static uint64_t (*operations)(void);
+static int by_muster(void) {
+  static uint64_t before;
+  uint64_t now = operations ? operations() : 0;
+  int count = (int)(now - before);
+  before = now;
+  return count;
+}
+/* One operation on `ranks` ranks is Muster's, where it is there and has anybody to talk to. */
+static void require_muster(const char* what, int ranks) {
+  int count = by_muster(), due = operations && ranks > 1;
+  if (count == due) return;
+  printf("FAILED: rank %d: Muster did %d of one %s\n", rank, count, what);
+  wrong = 1;
+}
+static void require_mpi(const char* what) { require_muster(what, 1); }
+
 enum { N = 20000 };
 static double d[N], x[N], y[N];
 static int i32[N], ix[N * 8], iy[N * 8];
@@ -67,17 +87,284 @@ static void on(MPI_Comm comm) {
     MPI_Barrier(comm);
   }
 }
+
+/* ---- what moves data, in several layouts. Three types of the same signature: an int; every other one of
+ * four; two, the second first. Ranks use different ones in one operation. */
+enum { PLAIN, STRIDED, SWAPPED, LAYOUTS };
+static MPI_Datatype types[LAYOUTS];
+static const int widths[LAYOUTS] = {1, 4, 2}; /* in ints */
+static void make_types(void) {
+  MPI_Datatype parts;
+  int swapped[2] = {1, 0};
+  types[PLAIN] = MPI_INT;
+  MPI_Type_vector(2, 1, 2, MPI_INT, &parts);
+  MPI_Type_create_resized(parts, 0, 4 * sizeof(int), &types[STRIDED]);
+  MPI_Type_free(&parts);
+  MPI_Type_create_indexed_block(2, 1, swapped, MPI_INT, &types[SWAPPED]);
+  MPI_Type_commit(&types[STRIDED]);
+  MPI_Type_commit(&types[SWAPPED]);
+}
+static int elements(int layout, int ints) { return layout == PLAIN ? ints : ints / 2; }
+/* Where the i-th int of a block lies that begins at element `first`. */
+static int place(int layout, int first, int i) {
+  int within = layout == PLAIN ? i : layout == STRIDED ? i / 2 * 4 + i % 2 * 2 : i / 2 * 2 + 1 - i % 2;
+  return first * widths[layout] + within;
+}
+
+enum { GATHER, GATHERV, ALLGATHER, ALLGATHERV, SCATTER, SCATTERV, ALLTOALL, ALLTOALLV, BCAST, KINDS };
+static const char* const names[KINDS] = {"gather",   "gatherv",  "allgather", "allgatherv", "scatter",
+                                         "scatterv", "alltoall", "alltoallv", "bcast"};
+enum { RANKS = 8, INTS = 1 << 16, EMPTY = -7 };
+typedef struct {
+  int kind, ints, root, in_place, n, me;
+} Case;
+static int is_even(const Case* c) {
+  return c->kind == GATHER || c->kind == ALLGATHER || c->kind == SCATTER || c->kind == ALLTOALL;
+}
+/* The int `i` that `from` has for `to`, and how many there are: some have nothing. In place an alltoallv
+ * gives each what it takes. */
+static int given(const Case* c, int from, int to, int i) {
+  return from * 1000000 +
+         (c->kind == ALLTOALL || c->kind == ALLTOALLV || c->kind == SCATTERV || c->kind == SCATTER
+              ? to * 100000
+              : 0) +
+         i;
+}
+static int length(const Case* c, int from, int to) {
+  if (is_even(c) || c->kind == BCAST) return c->ints;
+  int mix = c->kind == GATHERV || c->kind == ALLGATHERV ? from
+            : c->kind == SCATTERV                       ? to
+            : c->in_place                               ? from + to
+                                                        : 2 * from + to;
+  return mix % 3 == 1 ? 0 : c->ints / (1 + mix % 4) / 2 * 2;
+}
+/* Blocks in a buffer: one after the other, or, where the operation can, from the last to the first with gaps.
+ */
+typedef struct {
+  int data[INTS], layout, counts[RANKS], firsts[RANKS];
+} Blocks;
+static void lay(Blocks* b, const Case* c, int layout, int receives, int gaps) {
+  int next = 0;
+  for (int i = 0; i < INTS; ++i) b->data[i] = EMPTY;
+  b->layout = layout;
+  for (int k = 0; k < c->n; ++k) {
+    int peer = gaps && !is_even(c) ? c->n - 1 - k : k;
+    b->counts[peer] = elements(layout, receives ? length(c, peer, c->me) : length(c, c->me, peer));
+    b->firsts[peer] = next;
+    next += b->counts[peer] + (gaps && !is_even(c));
+  }
+}
+static void put(Blocks* b, const Case* c, int block, int from, int to) {
+  for (int i = 0; i < length(c, from, to); ++i)
+    b->data[place(b->layout, b->firsts[block], i)] = given(c, from, to, i);
+}
+static Blocks in, out, due;
+static void moves(const Case* c, MPI_Comm comm, int shift, int gaps) {
+  const int gathers = c->kind <= ALLGATHERV, scatters = c->kind == SCATTER || c->kind == SCATTERV;
+  const int to_root = c->kind == GATHER || c->kind == GATHERV, exchanges = !gathers && !scatters;
+  const int is_root = c->me == c->root, me = c->me, n = c->n;
+  const int in_place = c->in_place && (exchanges || is_root || !(to_root || scatters));
+  /* Open MPI 4.1 by itself chooses how to gather by the sizes of local types, and hangs where they differ. */
+  const int mine = operations ? me + shift : shift;
+  lay(&in, c, mine % LAYOUTS, 0, gaps);
+  lay(&out, c, (mine + 1) % LAYOUTS, 1, gaps);
+  if (gathers) in.firsts[0] = 0, put(&in, c, 0, me, me);
+  for (int to = 0; to < n && !gathers && (is_root || !scatters); ++to) put(&in, c, to, me, to);
+  if (scatters) out.counts[0] = elements(out.layout, length(c, c->root, me)), out.firsts[0] = 0;
+  /* Where it is in place, what goes out lies where the result will. */
+  for (int to = 0; to < n && in_place; ++to)
+    if (exchanges || (gathers && to == me)) put(&out, c, to, me, to);
+  due = out;
+  for (int from = 0; from < n; ++from)
+    if (exchanges || (gathers && (is_root || !to_root))) put(&due, c, from, from, me);
+  if (scatters && !in_place) put(&due, c, 0, c->root, me);
+  Blocks const before = in;
+  const int own = elements(in.layout, length(c, me, me));
+  const void* from = in_place && !scatters ? MPI_IN_PLACE : in.data;
+  void* to = in_place && scatters ? MPI_IN_PLACE : out.data;
+  MPI_Datatype const it = types[in.layout], ot = types[out.layout];
+  by_muster();
+  switch (c->kind) {
+    case GATHER:
+      MPI_Gather(from, own, it, to, is_root ? out.counts[0] : -1, is_root ? ot : MPI_DATATYPE_NULL, c->root,
+                 comm);
+      break;
+    case GATHERV:
+      MPI_Gatherv(from, own, it, to, is_root ? out.counts : NULL, out.firsts,
+                  is_root ? ot : MPI_DATATYPE_NULL, c->root, comm);
+      break;
+    case ALLGATHER:
+      MPI_Allgather(from, own, it, to, out.counts[0], ot, comm);
+      break;
+    case ALLGATHERV:
+      MPI_Allgatherv(from, own, it, to, out.counts, out.firsts, ot, comm);
+      break;
+    case SCATTER:
+      MPI_Scatter(from, is_root ? in.counts[0] : -1, is_root ? it : MPI_DATATYPE_NULL, to, out.counts[0], ot,
+                  c->root, comm);
+      break;
+    case SCATTERV:
+      MPI_Scatterv(from, is_root ? in.counts : NULL, in.firsts, is_root ? it : MPI_DATATYPE_NULL, to,
+                   out.counts[0], ot, c->root, comm);
+      break;
+    case ALLTOALL:
+      MPI_Alltoall(from, in.counts[0], it, to, out.counts[0], ot, comm);
+      break;
+    case ALLTOALLV:
+      MPI_Alltoallv(from, in.counts, in.firsts, it, to, out.counts, out.firsts, ot, comm);
+      break;
+    default:
+      break;
+  }
+  require_muster(names[c->kind], n);
+  char what[100];
+  snprintf(what, sizeof what, "%s of %d ints, root %d, layouts %d and %d%s%s", names[c->kind], c->ints,
+           c->root, in.layout, out.layout, gaps ? ", gaps" : "", in_place ? ", in place" : "");
+  same(what, out.data, due.data, sizeof due.data);
+  same(what, in.data, before.data, sizeof in.data);
+}
+static void broadcasts(const Case* c, MPI_Comm comm, int shift) {
+  const int layout = (c->me + shift) % LAYOUTS;
+  lay(&out, c, layout, 1, 0);
+  if (c->me == c->root) put(&out, c, 0, c->root, 0);
+  lay(&due, c, layout, 1, 0);
+  put(&due, c, 0, c->root, 0);
+  by_muster();
+  MPI_Bcast(out.data, elements(layout, c->ints), types[layout], c->root, comm);
+  require_muster("bcast", c->n);
+  same("bcast in different layouts", out.data, due.data, sizeof due.data);
+}
+static void all_moves(MPI_Comm comm) {
+  static const int ints[] = {0, 2, 46, 6002};
+  Case c = {0};
+  MPI_Comm_rank(comm, &c.me);
+  MPI_Comm_size(comm, &c.n);
+  for (c.kind = 0; c.kind < KINDS; ++c.kind)
+    for (int i = 0; i < 4; ++i)
+      for (int shift = 0; shift < LAYOUTS; ++shift) {
+        c.ints = ints[i];
+        c.root = (i + shift) % c.n;
+        c.in_place = 0;
+        if (c.kind == BCAST) {
+          broadcasts(&c, comm, shift);
+          continue;
+        }
+        for (; c.in_place < 2; ++c.in_place)
+          for (int gaps = 0; gaps < 2; ++gaps) moves(&c, comm, shift, gaps);
+      }
+}
+
+/* ---- reductions: rank r has r * 1000 + i */
+static void all_reductions(MPI_Comm comm) {
+  int me, n, counts[RANKS];
+  MPI_Comm_rank(comm, &me);
+  MPI_Comm_size(comm, &n);
+  for (int count = 0; count < 3000; count = count * 9 + 1)
+    for (int in_place = 0; in_place < 2; ++in_place)
+      for (int even = 0; even < 2; ++even) {
+        int total = 0, first = 0;
+        for (int r = 0; r < n; ++r) {
+          counts[r] = even ? count : r % 3 == 1 ? 0 : count / (r + 1);
+          if (r < me) first += counts[r];
+          total += counts[r];
+        }
+        for (int i = 0; i < INTS; ++i) in.data[i] = out.data[i] = due.data[i] = EMPTY;
+        int* const given_in = in_place ? out.data : in.data;
+        for (int i = 0; i < total; ++i) given_in[i] = me * 1000 + i;
+        for (int i = 0; i < counts[me]; ++i) due.data[i] = n * (n - 1) / 2 * 1000 + n * (first + i);
+        by_muster();
+        if (even)
+          MPI_Reduce_scatter_block(in_place ? MPI_IN_PLACE : in.data, out.data, count, MPI_INT, MPI_SUM,
+                                   comm);
+        else
+          MPI_Reduce_scatter(in_place ? MPI_IN_PLACE : in.data, out.data, counts, MPI_INT, MPI_SUM, comm);
+        require_muster("reduce_scatter", n);
+        /* In place, what lies behind the result is undefined. */
+        const int defined = in_place ? counts[me] : INTS;
+        same(even ? "reduce_scatter_block" : "reduce_scatter", out.data, due.data,
+             sizeof(int) * (size_t)defined);
+        const int root = count % n;
+        for (int i = 0; i < INTS; ++i) out.data[i] = due.data[i] = EMPTY;
+        for (int i = 0; i < count; ++i) {
+          in.data[i] = me * 1000 + i;
+          if (in_place && me == root) out.data[i] = in.data[i];
+          if (me == root) due.data[i] = (n - 1) * 1000 + i;
+        }
+        by_muster();
+        MPI_Reduce(in_place && me == root ? MPI_IN_PLACE : in.data, out.data, count, MPI_INT, MPI_MAX, root,
+                   comm);
+        require_muster("reduce", n);
+        same("reduce", out.data, due.data, sizeof due.data);
+        if (in_place) memcpy(out.data, in.data, sizeof in.data);
+        for (int i = 0; i < count; ++i) due.data[i] = i;
+        by_muster();
+        MPI_Allreduce(in_place ? MPI_IN_PLACE : in.data, out.data, count, MPI_INT, MPI_MIN, comm);
+        require_muster("allreduce", n);
+        same("allreduce", out.data, due.data, sizeof(int) * (size_t)count);
+      }
+  by_muster();
+  MPI_Barrier(comm);
+  require_muster("barrier", n);
+}
+
+/* ---- what is MPI's, or an error */
+static void left_to_mpi(MPI_Comm comm) {
+  int me, n, bits, all[RANKS], counts[RANKS], firsts[RANKS], root = 0;
+  MPI_Comm_rank(comm, &me);
+  MPI_Comm_size(comm, &n);
+  bits = 1 << me;
+  by_muster();
+  MPI_Allreduce(&bits, all, 1, MPI_INT, MPI_BOR, comm);
+  require_mpi("allreduce with an operator that it has not");
+  if (all[0] != (1 << n) - 1) wrong = 1, printf("FAILED: rank %d: bits\n", rank);
+  for (int r = 0; r < n; ++r) counts[r] = -1, firsts[r] = 0;
+  MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN);
+  if (MPI_Alltoallv(&bits, counts, firsts, MPI_INT, all, counts, firsts, MPI_INT, comm) == MPI_SUCCESS)
+    wrong = 1, printf("FAILED: rank %d: counts below 0 were no error\n", rank);
+  MPI_Comm_set_errhandler(comm, MPI_ERRORS_ARE_FATAL);
+  require_mpi("alltoallv with counts below 0");
+  if (n < 2) return;
+  /* Between even and odd ranks: the root's side names MPI_ROOT, or nothing at all. */
+  MPI_Comm half, between;
+  MPI_Comm_split(comm, me % 2, me, &half);
+  MPI_Intercomm_create(half, 0, comm, 1 - me % 2, 5, &between);
+  by_muster();
+  int others = 0, sum = 0;
+  MPI_Comm_remote_size(between, &others);
+  MPI_Allreduce(&me, &sum, 1, MPI_INT, MPI_SUM, between);
+  for (int r = 1 - me % 2; r < n; r += 2) sum -= r;
+  if (sum != 0) wrong = 1, printf("FAILED: rank %d: a sum of the others\n", rank);
+  if (me % 2 == 0) root = me == 0 ? MPI_ROOT : MPI_PROC_NULL;
+  MPI_Gather(&me, me % 2, me % 2 ? MPI_INT : MPI_DATATYPE_NULL, all, 1, me == 0 ? MPI_INT : MPI_DATATYPE_NULL,
+             root, between);
+  for (int r = 0; r < others && me == 0; ++r)
+    if (all[r] != 2 * r + 1) wrong = 1, printf("FAILED: gathered from the others\n");
+  require_mpi("operations between two groups");
+  MPI_Comm_free(&between);
+  MPI_Comm_free(&half);
+}
+
 int main(int argc, char** argv) {
   MPI_Init(&argc, &argv);
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   MPI_Comm_size(MPI_COMM_WORLD, &size);
-  on(MPI_COMM_WORLD);
-  MPI_Comm half;
+  operations = (uint64_t(*)(void))dlsym(RTLD_DEFAULT, "muster_pmpi_operations");
+  MPI_Comm half, reversed;
   MPI_Comm_split(MPI_COMM_WORLD, rank % 2, rank, &half);
+  MPI_Comm_split(MPI_COMM_WORLD, 0, -rank, &reversed);
+  MPI_Comm comms[] = {MPI_COMM_WORLD, half, reversed, MPI_COMM_SELF, MPI_COMM_WORLD};
+  on(MPI_COMM_WORLD);
   on(half);
+  make_types();
+  for (int i = 0; i < 5; ++i) {
+    all_moves(comms[i]);
+    all_reductions(comms[i]);
+    left_to_mpi(comms[i]);
+  }
   on(MPI_COMM_WORLD);
   on(MPI_COMM_SELF);
   MPI_Comm_free(&half);
+  MPI_Comm_free(&reversed);
   /* A large message whose sender is in a collective already: it needs MPI's progress there. */
   static int big[4 << 20];
   MPI_Request request = MPI_REQUEST_NULL;
@@ -85,9 +372,8 @@ int main(int argc, char** argv) {
   if (rank == 1) MPI_Recv(big, 4 << 20, MPI_INT, 0, 3, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
   MPI_Barrier(MPI_COMM_WORLD);
   MPI_Wait(&request, MPI_STATUS_IGNORE);
-  uint64_t (*done)(void) = (uint64_t(*)(void))dlsym(RTLD_DEFAULT, "muster_pmpi_operations");
   printf("rank %d of %d: %s, %llu operations by Muster\n", rank, size, wrong ? "FAILED" : "the same",
-         done ? (unsigned long long)done() : 0ULL);
+         operations ? (unsigned long long)operations() : 0ULL);
   MPI_Finalize();
   return wrong;
 }
