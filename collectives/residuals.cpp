@@ -1,72 +1,26 @@
 #include "collectives/residuals.h"
 
 #include <algorithm>
-#include <bit>
-#include <cmath>
 #include <limits>
 #include <numeric>
 #include <string>
+#include <utility>
 
 #include "collectives/lane_codec.h"
-#include "kernels/crc32c.h"
+#include "collectives/rank_bytes.h"
 #include "runtime/base/check.h"
 
 namespace muster {
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "residuals are written little-endian");
-
-struct Header {
-  uint32_t magic;
-  uint16_t version;
-  uint16_t header_bytes;
-  uint32_t rank;
-  uint32_t ranks;
-  uint64_t count;
-  uint32_t reserved;
-  uint32_t crc;  // of what is before it, then of what follows it
-};
-constexpr size_t kHeaderBytes = 32;
-static_assert(sizeof(Header) == kHeaderBytes && offsetof(Header, crc) == 28);
-constexpr uint32_t kMagic = 0x5253554Du;  // "MUSR" in memory
-constexpr uint16_t kVersion = 1;
+constexpr RankBytes kFormat{.magic = 0x5253554Du,  // "MUSR" in memory
+                            .version = 1,
+                            .header_bytes = sizeof(RankHeader),
+                            .name = "residuals",
+                            .loss = "begin with zeros, which loses what earlier roundings left out"};
 
 size_t bytes_of_ranks(size_t count, int rank, int ranks) {
-  return kHeaderBytes + sizeof(float) * (count + owned_slice(count, rank, ranks).size());
-}
-
-uint32_t checksum(ByteSpan bytes) {
-  return crc32c(bytes.subspan(kHeaderBytes), crc32c(bytes.first(offsetof(Header, crc))));
-}
-
-Error unreadable(const std::string& why) {
-  return Error{ErrorCode::kDropCheckpoint, "residuals: the bytes " + why +
-                                               "; give those that were exported, or begin with zeros, which "
-                                               "loses what earlier roundings left out"};
-}
-
-// What is wrong with the header, or empty.
-std::string objection(const Header& header, size_t bytes) {
-  if (header.magic != kMagic) return "do not begin with their mark";
-  if (header.version != kVersion || header.header_bytes != kHeaderBytes)
-    return "have version " + std::to_string(header.version) + ", and this library reads version " +
-           std::to_string(kVersion);
-  if (header.ranks < 1 || header.ranks > kCompressedLanesMax || header.rank >= header.ranks)
-    return "name a rank that there is not";
-  const bool fits =
-      header.count <= bytes / sizeof(float) &&
-      bytes == bytes_of_ranks(header.count, static_cast<int>(header.rank), static_cast<int>(header.ranks));
-  return fits ? "" : "are not as many as they say";
-}
-
-void copy(std::byte* to, const std::vector<float>& values) {
-  if (!values.empty()) std::memcpy(to, values.data(), values.size() * sizeof(float));
-}
-
-// As many values as the vector has; true where all are finite.
-bool take(std::vector<float>& values, const std::byte* from) {
-  if (!values.empty()) std::memcpy(values.data(), from, values.size() * sizeof(float));
-  return std::ranges::all_of(values, [](float value) { return std::isfinite(value); });
+  return kFormat.header_bytes + sizeof(float) * (count + owned_slice(count, rank, ranks).size());
 }
 
 float nearest_finite(double value) {
@@ -74,19 +28,23 @@ float nearest_finite(double value) {
   return static_cast<float>(std::clamp(value, -kMost, kMost));
 }
 
+// Parts of CommitTurns.
+constexpr unsigned kContribution = 1, kMean = 2;
+
 Error misuse(const std::string& what) { return Error{ErrorCode::kMisuse, "residuals: " + what}; }
 
-Status check_set(std::span<const Residuals* const> all) {
+Status check_set(std::span<const Contribution> all) {
   if (all.empty()) return misuse("there are none to merge");
   for (size_t rank = 0; rank < all.size(); ++rank) {
-    const Residuals& one = *all[rank];
+    const Contribution& one = all[rank];
     if (one.rank != static_cast<int>(rank) || one.ranks != static_cast<int>(all.size()))
       return misuse("number " + std::to_string(rank) + " of " + std::to_string(all.size()) + " is of rank " +
                     std::to_string(one.rank) + " of " + std::to_string(one.ranks) +
                     "; give those of all ranks, in their order");
-    if (one.count() != all[0]->count())
-      return misuse("rank 0 has " + std::to_string(all[0]->count()) + " elements, rank " +
-                    std::to_string(rank) + " " + std::to_string(one.count()) + "; give those of one vector");
+    if (one.residual.size() != all[0].residual.size())
+      return misuse("rank 0 has " + std::to_string(all[0].residual.size()) + " elements, rank " +
+                    std::to_string(rank) + " " + std::to_string(one.residual.size()) +
+                    "; give those of one vector");
   }
   return ok();
 }
@@ -134,21 +92,33 @@ ElementRange owned_slice(size_t count, int rank, int ranks) {
   return slice_at_grains({0, count}, codec::kGrainMax, rank, ranks);
 }
 
-Result<Residuals> merge_residuals(std::span<const Residuals* const> all, std::span<const int> origins,
-                                  int rank, bool average) {
+Result<std::vector<float>> merge_contributions(std::span<const Contribution> all,
+                                               std::span<const int> origins, int rank, bool average) {
   MUSTER_TRY(check_set(all));
   if (origins.size() > kCompressedLanesMax) return misuse("there are more than 65535 new ranks");
   const int ranks = static_cast<int>(origins.size()), before = static_cast<int>(all.size());
   if (rank < 0 || rank >= ranks) return misuse("rank " + std::to_string(rank) + " is not a new rank");
   MUSTER_ASSIGN(const std::vector<int> heirs, heirs_of(before, origins));
-  Residuals merged(all[0]->count(), rank, ranks);
   const double factor = average ? static_cast<double>(ranks) / before : 1.0;
   std::vector<const float*> inherited;
   for (size_t old = 0; old < all.size(); ++old) {
-    if (heirs[old] == rank) inherited.push_back(all[old]->contribution.data());
+    if (heirs[old] == rank) inherited.push_back(all[old].residual.data());
   }
-  add_up(inherited, factor, merged.contribution);
+  std::vector<float> merged(all[0].residual.size());
+  add_up(inherited, factor, merged);
+  return merged;
+}
+
+Result<Residuals> merge_residuals(std::span<const Residuals* const> all, std::span<const int> origins,
+                                  int rank, bool average) {
+  std::vector<Contribution> contributions;
+  for (const Residuals* one : all) contributions.push_back({one->rank, one->ranks, one->contribution});
+  Residuals merged;
+  MUSTER_ASSIGN(merged.contribution, merge_contributions(contributions, origins, rank, average));
+  merged.rank = rank;
+  merged.ranks = static_cast<int>(origins.size());
   const ElementRange mine = merged.owned();
+  merged.mean.resize(mine.size());
   for (const Residuals* old : all) {
     const ElementRange theirs = old->owned();
     for (size_t i = std::max(mine.begin, theirs.begin); i < std::min(mine.end, theirs.end); ++i)
@@ -163,62 +133,62 @@ size_t residual_bytes(const Residuals& residuals) {
 
 void write_residuals(const Residuals& residuals, MutableByteSpan bytes) {
   MUSTER_CHECK(bytes.size() == residual_bytes(residuals), "room for residuals of another size");
-  Header header{.magic = kMagic,
-                .version = kVersion,
-                .header_bytes = kHeaderBytes,
-                .rank = static_cast<uint32_t>(residuals.rank),
-                .ranks = static_cast<uint32_t>(residuals.ranks),
-                .count = residuals.count(),
-                .reserved = 0,
-                .crc = 0};
-  std::memcpy(bytes.data(), &header, sizeof header);
-  copy(bytes.data() + kHeaderBytes, residuals.contribution);
-  copy(bytes.data() + kHeaderBytes + residuals.count() * sizeof(float), residuals.mean);
-  header.crc = checksum(bytes);
-  std::memcpy(bytes.data(), &header, sizeof header);
+  const MutableByteSpan values = bytes.subspan(kFormat.header_bytes);
+  put(values, residuals.contribution);
+  put(values.subspan(residuals.count() * sizeof(float)), residuals.mean);
+  seal(kFormat, {residuals.rank, residuals.ranks, residuals.count()}, bytes);
 }
 
 Result<Residuals> read_residuals(ByteSpan bytes) {
-  if (bytes.size() < kHeaderBytes) return unreadable("are fewer than a header");
-  Header header;
-  std::memcpy(&header, bytes.data(), sizeof header);
-  if (const std::string wrong = objection(header, bytes.size()); !wrong.empty()) return unreadable(wrong);
-  if (header.crc != checksum(bytes) || header.reserved != 0) return unreadable("are damaged");
-  Residuals residuals(header.count, static_cast<int>(header.rank), static_cast<int>(header.ranks));
-  const std::byte* const values = bytes.data() + kHeaderBytes;
-  if (!take(residuals.contribution, values) ||
-      !take(residuals.mean, values + residuals.count() * sizeof(float)))
-    return unreadable("hold a number that is not finite, which no rounding leaves");
+  MUSTER_ASSIGN(const RankOf of, head_of(kFormat, bytes));
+  if (of.count > bytes.size() / sizeof(float) || bytes.size() != bytes_of_ranks(of.count, of.rank, of.ranks))
+    return unreadable(kFormat, "are not as many as they say");
+  MUSTER_TRY(check_seal(kFormat, bytes));
+  Residuals residuals(of.count, of.rank, of.ranks);
+  const ByteSpan values = bytes.subspan(kFormat.header_bytes);
+  if (!take(values, residuals.contribution) ||
+      !take(values.subspan(residuals.count() * sizeof(float)), residuals.mean))
+    return unreadable(kFormat, "hold a number that is not finite, which no rounding leaves");
   return residuals;
 }
 
+Status CommitTurns::check_begin() const {
+  if (under_way_ == 0) return ok();
+  return misuse("another operation uses them; wait for it, or give each operation its own");
+}
+
+void CommitTurns::begin(unsigned parts) {
+  under_way_ = parts;
+  ready_ &= ~parts;
+}
+
+void CommitTurns::end(bool well) {
+  if (well) ready_ |= under_way_;
+  under_way_ = 0;
+}
+
+Result<unsigned> CommitTurns::commit() {
+  if (under_way_ != 0) return misuse("an operation is under way; wait for it, then commit");
+  if (ready_ == 0) return misuse("nothing to commit: no operation has ended well since the last commit");
+  return std::exchange(ready_, 0U);
+}
+
 Status Feedback::commit() {
-  if (under_way_.contribution || under_way_.mean)
-    return misuse("an operation is under way; wait for it, then commit");
-  if (!ready_.contribution && !ready_.mean)
-    return misuse("nothing to commit: no operation has ended well since the last commit");
-  if (ready_.contribution) current_.contribution.swap(next_.contribution);
-  if (ready_.mean) current_.mean.swap(next_.mean);
-  ready_ = {};
+  MUSTER_ASSIGN(const unsigned parts, turns_.commit());
+  if ((parts & kContribution) != 0) current_.contribution.swap(next_.contribution);
+  if ((parts & kMean) != 0) current_.mean.swap(next_.mean);
   return ok();
 }
 
 Status Feedback::begin(Parts parts) {
-  if (under_way_.contribution || under_way_.mean)
-    return misuse("another operation uses them; wait for it, or give each operation its own");
+  MUSTER_TRY(turns_.check_begin());
   // A copy first: if there is no memory for it, nothing has changed.
   if (next_.count() != current_.count()) next_ = Residuals(current_);
-  under_way_ = parts;
-  if (parts.contribution) ready_.contribution = false;
-  if (parts.mean) ready_.mean = false;
+  turns_.begin((parts.contribution ? kContribution : 0) | (parts.mean ? kMean : 0));
   return ok();
 }
 
-void Feedback::end(bool well) {
-  if (well && under_way_.contribution) ready_.contribution = true;
-  if (well && under_way_.mean) ready_.mean = true;
-  under_way_ = {};
-}
+void Feedback::end(bool well) { turns_.end(well); }
 
 float* Feedback::contribution(ElementRange range) {
   std::copy_n(current_.contribution.begin() + static_cast<ptrdiff_t>(range.begin), range.size(),

@@ -43,15 +43,26 @@ struct Residuals {
   std::vector<float> mean;  // of owned()
 };
 
-// The residuals of rank `rank` among others than before: a planned shrink, growth or exchange.
+// What a rank has not yet contributed, whatever the operation that left it out.
+struct Contribution {
+  int rank = 0;
+  int ranks = 1;
+  std::span<const float> residual;
+};
+
+// The residual of rank `rank` among others than before: a planned shrink, growth or exchange.
 //
 // `all`: of the ranks so far, in their order. `origins`: of each new rank, the rank that it has been, each at
 // most once, or −1 for one that is new. A rank that stays keeps its own; what those that leave have goes to
 // those that stay, in turn (to all in turn where none stays); one that is new has zeros, else. For means they
 // are then scaled by W'/W, so that (1/W)·Σe is conserved; for sums Σe is. Each new residual is computed in
 // float64 and rounded once, to the nearest float32 that is finite: unless it is beyond the largest, (1/W)·Σe
-// changes by 2^-24·(1/W')·Σ|e'| + 2^-52·Σ|e| + 2^-149 at most. E is cut anew, its bits are the same.
+// changes by 2^-24·(1/W')·Σ|e'| + 2^-52·Σ|e| + 2^-149 at most.
 // Errors: kMisuse: not all ranks of one set, of one size; a bad origin or rank.
+Result<std::vector<float>> merge_contributions(std::span<const Contribution> all,
+                                               std::span<const int> origins, int rank, bool average);
+
+// Likewise; E is cut anew, its bits are the same.
 Result<Residuals> merge_residuals(std::span<const Residuals* const> all, std::span<const int> origins,
                                   int rank, bool average);
 
@@ -60,6 +71,25 @@ size_t residual_bytes(const Residuals& residuals);
 void write_residuals(const Residuals& residuals, MutableByteSpan bytes);
 // Everything is verified. Errors: kDropCheckpoint: other bytes than were written, or of another version.
 Result<Residuals> read_residuals(ByteSpan bytes);
+
+// When what operations leave counts: once it is committed, and only that of operations which ended well.
+// A state has parts, each a bit, of which an operation changes some. The error feedback of all kinds goes
+// by it; the parts themselves, and their shadows, are their owners'.
+class CommitTurns {
+ public:
+  // Errors: kMisuse where another operation is under way.
+  Status check_begin() const;
+  // REQUIRES: check_begin(). Forgets what was ready of these parts.
+  void begin(unsigned parts);
+  void end(bool well);
+  // The parts that count from now on. Errors: kMisuse where no operation has ended well since the last time,
+  // or one is under way.
+  Result<unsigned> commit();
+
+ private:
+  unsigned under_way_ = 0;
+  unsigned ready_ = 0;  // in the shadow, to be committed
+};
 
 // Residuals and, beside them, what they become by an operation under way: that counts only once it is
 // committed. So an operation that failed, or is repeated, has changed nothing.
@@ -91,8 +121,7 @@ class Feedback {
  private:
   Residuals current_;
   Residuals next_;  // empty before the first operation
-  Parts under_way_;
-  Parts ready_;  // in next_, to be committed
+  CommitTurns turns_;
 };
 
 }  // namespace muster
