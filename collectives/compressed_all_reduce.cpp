@@ -121,10 +121,7 @@ Status CompressedCollectives::revoking_if_thrown(Body body) {
     return body();
   } catch (...) {
     end(false);
-    group_.revoke(
-        Error{ErrorCode::kReconfigure, "compressed collective: rank " + std::to_string(group_.rank()) +
-                                           " could not go on, most likely for want of memory"},
-        Group::Tell::kPeers);
+    group_.revoke_as_unable("compressed collective");
     throw;
   }
 }

@@ -26,12 +26,13 @@ std::optional<std::string> fault_of(std::string_view name, bool lacks_buffer, si
   return std::nullopt;
 }
 
-uint64_t hash_layout(const CanonicalLayout& layout, float scale) {
+uint64_t hash_layout(const CanonicalLayout& layout, float scale, uint64_t agreement) {
   std::vector<int64_t> words = {layout.microbatches, layout.lanes, std::bit_cast<int32_t>(scale)};
   for (const LaneRange& range : layout.assignment) {
     words.push_back(range.begin);
     words.push_back(range.end);
   }
+  if (agreement != 0) words.push_back(static_cast<int64_t>(agreement));
   return digest_of(std::as_bytes(std::span(words))).low;
 }
 
@@ -46,6 +47,11 @@ int Group::size() const { return state_->size(); }
 Generation Group::generation() const { return state_->generation(); }
 std::string_view Group::medium() const { return state_->engine()->medium(); }
 void Group::revoke(Error reason, Tell tell) { state_->revoke(std::move(reason), tell == Tell::kPeers); }
+void Group::revoke_as_unable(std::string_view what) {
+  revoke({ErrorCode::kReconfigure, std::string(what) + ": rank " + std::to_string(rank()) +
+                                       " could not go on, most likely for want of memory"},
+         Tell::kPeers);
+}
 std::optional<Failure> Group::failure() const { return state_->failure(); }
 
 // Arguments of an operation, as the caller gave them.
@@ -204,7 +210,8 @@ bool Group::has_own_counterpart(bool is_send, int32_t tag) const {
 }
 
 Work Group::canonical_all_reduce(std::span<const float* const> partials, float* out, size_t count,
-                                 const CanonicalLayout& layout, Instant deadline, float scale) {
+                                 const CanonicalLayout& layout, Instant deadline, float scale,
+                                 uint64_t agreement) {
   if (layout.assignment.size() != static_cast<size_t>(size())) {
     return refused("canonical_all_reduce: the layout is for " + std::to_string(layout.assignment.size()) +
                    " ranks, the group has " + std::to_string(size()));
@@ -237,7 +244,7 @@ Work Group::canonical_all_reduce(std::span<const float* const> partials, float* 
     operation.plan = std::move(*plan);
     operation.partials = std::move(pieces);
     operation.scale = scale != 0 ? scale : 1.0F / static_cast<float>(layout.microbatches);
-    operation.signature.extra = hash_layout(layout, operation.scale);
+    operation.signature.extra = hash_layout(layout, operation.scale, agreement);
   });
 }
 

@@ -100,14 +100,18 @@ class Group {
 
   // out = scale · (sum of all microbatches' gradients along the fixed tree), in float32, scale 0 meaning
   // 1 / microbatches. `partials` are this rank's sums, one for each of its aligned nodes (Accumulator). The
-  // bits of the result depend on the layout's microbatches and lanes only.
+  // bits of the result depend on the layout's microbatches and lanes only. `agreement`: see all_to_all.
   Work canonical_all_reduce(std::span<const float* const> partials, float* out, size_t count,
-                            const CanonicalLayout& layout, Instant deadline, float scale = 0);
+                            const CanonicalLayout& layout, Instant deadline, float scale = 0,
+                            uint64_t agreement = 0);
 
   // From any thread: ends all pending and later operations at once with kReconfigure and this reason. The
   // other ranks hear of it where nobody else tells them.
   enum class Tell : uint8_t { kNobody, kPeers };
   void revoke(Error reason, Tell tell = Tell::kNobody);
+
+  // Likewise, all told: this rank has thrown out of `what` and will not do what the others wait for.
+  void revoke_as_unable(std::string_view what);
 
   // Why the group is unusable, if it is.
   std::optional<Failure> failure() const;
