@@ -7,12 +7,7 @@ struct muster_residuals {
   muster::Feedback feedback;
 };
 
-namespace {
-
-using namespace muster::capi;
-using muster::CompressedCall;
-using muster::CompressedCollectives;
-using muster::Instant;
+namespace muster::capi {
 
 muster_status read_operator(const char* function, muster_reduce_op op, bool& average) {
   const int which = number_of(op);
@@ -22,6 +17,25 @@ muster_status read_operator(const char* function, muster_reduce_op op, bool& ave
   average = which == MUSTER_AVG;
   return MUSTER_OK;
 }
+
+muster_status read_timeout(const muster_call* given, double& seconds) {
+  muster_call known{};
+  if (given != nullptr && !read_options(given, &known))
+    return failed(MUSTER_MISUSE, "muster_call.size is not set; set it to sizeof(muster_call)");
+  if (!is_time(known.timeout_seconds))
+    return failed(MUSTER_MISUSE, "muster_call.timeout_seconds is negative or not a number");
+  seconds = known.timeout_seconds;
+  return MUSTER_OK;
+}
+
+}  // namespace muster::capi
+
+namespace {
+
+using namespace muster::capi;
+using muster::CompressedCall;
+using muster::CompressedCollectives;
+using muster::Instant;
 
 muster_status read_compression(const char* function, const muster_compression* given,
                                muster_compression& known, CompressedCall& call, bool& open) {
@@ -40,16 +54,6 @@ muster_status read_compression(const char* function, const muster_compression* g
                                      "or topk (7); an all_reduce's may be left open (-1)");
   }
   call.codec = *codec;
-  return MUSTER_OK;
-}
-
-muster_status read_timeout(const muster_call* given, double& seconds) {
-  muster_call known{};
-  if (given != nullptr && !read_options(given, &known))
-    return failed(MUSTER_MISUSE, "muster_call.size is not set; set it to sizeof(muster_call)");
-  if (!is_time(known.timeout_seconds))
-    return failed(MUSTER_MISUSE, "muster_call.timeout_seconds is negative or not a number");
-  seconds = known.timeout_seconds;
   return MUSTER_OK;
 }
 

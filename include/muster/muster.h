@@ -716,6 +716,104 @@ MUSTER_API muster_status muster_residuals_merge(const muster_residuals* const* a
                                                 const int32_t* origins, size_t ranks, int32_t rank,
                                                 muster_reduce_op op, muster_residuals** merged);
 
+/* ---- low-rank, on a communicator
+ *
+ * An all_reduce of float32 matrices of which ranks send each other thin factors, by PowerSGD:
+ *
+ *     muster_matrix matrices[] = {{4096, 1024}, {1024, 4096}, {1, 4096}};   // rows, columns
+ *     muster_power_sgd_options options = {sizeof options};
+ *     options.low_rank = 4;
+ *     muster_power_sgd* state;
+ *     muster_power_sgd_create(comm, &options, matrices, 3, &state);         // once for the whole list
+ *     for (step = 0; step < steps; ++step) {
+ *       backward(grads);                                                    // your code; grads: float*[3],
+ * in the same as const muster_comm_all_reduce_power_sgd(comm, in, grads, 3, MUSTER_AVG, state, NULL);
+ *       muster_power_sgd_commit(state);
+ *       optimizer(params, grads);                                           // your code
+ *     }
+ *
+ * A matrix of a rows and b columns becomes the product of two factors, of a x r and r x b, r being low_rank:
+ * its best such approximation, once the steps' gradients have turned the factors that way. What is left out
+ * of a rank's gradient is its residual, which is added to its next one. So a rank sends r (a + b) floats
+ * where a plain all_reduce sends a b: for 4096 x 1024 and r = 4 a part in 205. Matrices for which 2 r (a + b)
+ * is not below a b (vectors; all with r >= min(a, b)) are reduced in plain float32, without a residual. All
+ * matrices of a call go together, in two all_reduces, whatever their number and shapes: give one call all
+ * that a step has.
+ *
+ * It pays where the network is slow: each element is read and written several times, at about 1.5 GB of
+ * gradient a second and core for r = 4 (docs/guides/compression.md). What is sent does not shrink with r
+ * alone: count with muster_power_sgd_sent. Source: Vogels, Karimireddy, Jaggi 2019, "PowerSGD: Practical
+ * Low-Rank Gradient Compression for Distributed Optimization".
+ *
+ * All ranks end with the same bits, which depend on the gradients, the number of ranks and their order; not
+ * on how ranks talk, nor on their processors. Over steps, what was applied differs from the true means by
+ * the mean of the residuals (for MUSTER_SUM: from the sums by their sum), but for roundings. A NaN, an
+ * infinity or a magnitude of 2^80 in one rank's gradient makes all elements of that matrix NaN on all ranks
+ * (where it is reduced in plain float32: that element what it is), and leaves its residuals as they were.
+ *
+ * All ranks pass states of the same list, low_rank, seed and number of committed steps, and the same
+ * operator; what differs ends it on all of them with MUSTER_MISUSE. What one rank alone gets wrong is told
+ * to that rank only; the others wait for it until the deadline. Always blocking, in a batch too, and
+ * muster_group_end reports its failure again. */
+
+typedef struct muster_matrix {
+  size_t rows; /* 0, too */
+  size_t columns;
+} muster_matrix;
+
+/* What PowerSGD keeps of a list of matrices on one rank: the residuals, as many floats as the matrices have
+ * that pay, and a factor's r b for each of them; from the first operation on as many again, and what is sent
+ * twice. One operation at a time; no call of it from another thread meanwhile. */
+typedef struct muster_power_sgd muster_power_sgd;
+
+/* Fill with zeros before setting fields. */
+typedef struct muster_power_sgd_options {
+  size_t size;       /* sizeof(muster_power_sgd_options) */
+  uint32_t low_rank; /* r: 1 ... 1024. 1, 2 and 4 are usual */
+  uint64_t seed;     /* of the random factors to begin with */
+} muster_power_sgd_options;
+
+/* For this rank of `comm`, which may end before it; `matrices`, of `count`, is copied. End with
+ * muster_power_sgd_destroy. MUSTER_MISUSE: low_rank is not 1 ... 1024, or there are 2^51 elements or 2^30
+ * matrices, or more. */
+MUSTER_API muster_status muster_power_sgd_create(const muster_comm* comm,
+                                                 const muster_power_sgd_options* options,
+                                                 const muster_matrix* matrices, size_t count,
+                                                 muster_power_sgd** state);
+MUSTER_API void muster_power_sgd_destroy(muster_power_sgd* state);
+
+/* Floats that its two all_reduces send together, each of which travels 2 (N - 1)/N times; a plain all_reduce
+ * of the matrices has their elements. 0 for NULL. */
+MUSTER_API size_t muster_power_sgd_sent(const muster_power_sgd* state);
+
+/* in and out: `count` pointers, one for each matrix of the state, in its order, to rows times columns floats,
+ * row by row; may be NULL where those are none. out[i] may be in[i]; other overlap is not allowed. `op`:
+ * MUSTER_SUM or MUSTER_AVG. After MUSTER_OK, muster_power_sgd_commit makes the new state count; after a
+ * failure, or without it, it is as before: the same step may be done again. A failure has written nothing to
+ * `out`. Where some ranks failed and others did not, agree on a new communicator before committing.
+ * MUSTER_MISUSE at once, and nothing is sent: another operator or count, a null pointer, or a state of
+ * another rank or number of ranks. */
+MUSTER_API muster_status muster_comm_all_reduce_power_sgd(muster_comm* comm, const float* const* in,
+                                                          float* const* out, size_t count,
+                                                          muster_reduce_op op, muster_power_sgd* state,
+                                                          const muster_call* call);
+
+/* What the operation since the last commit has left counts from now on. MUSTER_MISUSE where none has ended
+ * well since then. */
+MUSTER_API muster_status muster_power_sgd_commit(muster_power_sgd* state);
+
+/* As bytes, to be kept in a checkpoint: what was committed, the list of matrices included. As
+ * muster_residuals_bytes, _export and _import; docs/formats/codec.md defines them. */
+MUSTER_API size_t muster_power_sgd_bytes(const muster_power_sgd* state);
+MUSTER_API muster_status muster_power_sgd_export(const muster_power_sgd* state, void* data, size_t bytes);
+MUSTER_API muster_status muster_power_sgd_import(const void* data, size_t bytes, muster_power_sgd** state);
+
+/* The state of rank `rank` of N' ranks, from those of all N ranks before a planned change: as
+ * muster_residuals_merge, which says what becomes of the residuals. All are of the same list and step. */
+MUSTER_API muster_status muster_power_sgd_merge(const muster_power_sgd* const* all, size_t ranks_before,
+                                                const int32_t* origins, size_t ranks, int32_t rank,
+                                                muster_reduce_op op, muster_power_sgd** merged);
+
 #ifdef __cplusplus
 }
 #endif

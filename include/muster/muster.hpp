@@ -70,6 +70,9 @@ struct DestroyWork {
 struct DestroyResiduals {
   void operator()(muster_residuals* residuals) const { muster_residuals_destroy(residuals); }
 };
+struct DestroyPowerSgd {
+  void operator()(muster_power_sgd* state) const { muster_power_sgd_destroy(state); }
+};
 }  // namespace detail
 
 // A program with types of its own for narrow floats may add them.
@@ -503,6 +506,17 @@ class Communicator {
     detail::check(muster_comm_all_gather_compressed(handle_.get(), in, out, count, op, &how, &call));
   }
 
+  // Always blocking. A pointer for each matrix of the state, PowerSgd::handle().
+  void all_reduce_power_sgd(const std::vector<const float*>& in, const std::vector<float*>& out,
+                            muster_power_sgd* state, muster_reduce_op op = MUSTER_AVG,
+                            const Call& call = Call()) {
+    if (in.size() != out.size())
+      throw Failure(MUSTER_MISUSE, std::to_string(in.size()) + " inputs and " + std::to_string(out.size()) +
+                                       " outputs; give one of each for each matrix");
+    detail::check(
+        muster_comm_all_reduce_power_sgd(handle_.get(), in.data(), out.data(), in.size(), op, state, &call));
+  }
+
   muster_comm* handle() const { return handle_.get(); }
 
  private:
@@ -562,4 +576,48 @@ class Residuals {
   std::unique_ptr<muster_residuals, detail::DestroyResiduals> handle_;
 };
 
+// What PowerSGD keeps of a list of matrices, see muster_power_sgd:
+//
+//     muster::PowerSgd state(comm, {{4096, 1024}, {1, 4096}}, 4);   // rows, columns; low_rank
+//     comm.all_reduce_power_sgd({in, bias}, {out, bias}, state.handle());   // the means
+//     state.commit();
+class PowerSgd {
+ public:
+  PowerSgd(const Communicator& comm, const std::vector<muster_matrix>& matrices, uint32_t low_rank,
+           uint64_t seed = 0) {
+    muster_power_sgd_options options{};
+    options.size = sizeof options;
+    options.low_rank = low_rank;
+    options.seed = seed;
+    muster_power_sgd* state = nullptr;
+    detail::check(muster_power_sgd_create(comm.handle(), &options, matrices.data(), matrices.size(), &state));
+    handle_.reset(state);
+  }
+  explicit PowerSgd(muster_power_sgd* handle) : handle_(handle) {}
+  static PowerSgd from_bytes(const std::vector<unsigned char>& bytes) {
+    const unsigned char none = 0;  // an empty vector may have no data()
+    muster_power_sgd* state = nullptr;
+    detail::check(muster_power_sgd_import(bytes.empty() ? &none : bytes.data(), bytes.size(), &state));
+    return PowerSgd(state);
+  }
+  // Of rank `rank` among others than before; see muster_power_sgd_merge.
+  static PowerSgd merged(const std::vector<const muster_power_sgd*>& all, const std::vector<int32_t>& origins,
+                         int rank, muster_reduce_op op = MUSTER_AVG) {
+    muster_power_sgd* state = nullptr;
+    detail::check(
+        muster_power_sgd_merge(all.data(), all.size(), origins.data(), origins.size(), rank, op, &state));
+    return PowerSgd(state);
+  }
+  void commit() { detail::check(muster_power_sgd_commit(handle_.get())); }
+  size_t sent() const { return muster_power_sgd_sent(handle_.get()); }
+  std::vector<unsigned char> bytes() const {
+    std::vector<unsigned char> bytes(muster_power_sgd_bytes(handle_.get()));
+    detail::check(muster_power_sgd_export(handle_.get(), bytes.data(), bytes.size()));
+    return bytes;
+  }
+  muster_power_sgd* handle() const { return handle_.get(); }
+
+ private:
+  std::unique_ptr<muster_power_sgd, detail::DestroyPowerSgd> handle_;
+};
 }  // namespace muster
