@@ -66,6 +66,9 @@ def cases_for(link):
 # is what takes the time.
 CODECS = {"bf16": (2, None), "int8": (1 + 4 / 256, 3.5), "int4": (1 / 2 + 2 / 128, 6.5), "1-bit": (1 / 8 + 4 / 1024, 20),
           "topk": (11 * 4 / 1024, 40)}
+# PowerSGD of a matrix of 4096 columns, as many rows: it sends both factors once each, as float32.
+LOW_RANKS = {"rank4": (4 * 4 * 2 / 4096, None)}
+CODECS |= LOW_RANKS
 OPEN = "auto"  # to be chosen by measurement
 COMPRESSED_BYTES = 64 * MIB
 COMPRESSED_LINKS = ("1 Gbit/s", "100 Mbit/s")
@@ -161,9 +164,9 @@ def compressed_rows(build, rounds):
             wanted = f" (asked {asked}×)" if asked else ""
             yield row(f"all_reduce {size_text(COMPRESSED_BYTES)}, {codec}{wanted}, 2 hosts × 1, {link}", "latency", middle[codec],
                       bound, {"float32": middle["muster"]})
-        # It may lose no more than 40 % of the values' norm, which 1-bit and topk do.
+        # It may lose no more than 40 % of the values' norm, which 1-bit and topk do; and it is for codecs.
         yield row(f"all_reduce {size_text(COMPRESSED_BYTES)}, codec left open, 2 hosts × 1, {link}", "latency", middle[OPEN], None,
-                  {codec: middle[codec] for codec in CODECS if codec not in ("1-bit", "topk")})
+                  {codec: middle[codec] for codec in CODECS if codec not in ("1-bit", "topk", *LOW_RANKS)})
 
 
 # ---- a training

@@ -24,6 +24,7 @@
 #include "benchmarks/turns.h"
 #include "benchmarks/values.h"
 #include "kernels/codec.h"
+#include "kernels/power_sgd.h"
 
 namespace {
 
@@ -147,6 +148,29 @@ void add_codec(std::vector<Case>& cases, const Codec& codec, Buffers& b) {
                    }});
 }
 
+// PowerSGD of the values as a matrix, as square as can be: what a rank computes before and between its
+// all_reduces, and after them. Matrices are read as often as their bytes say; factors stay in the caches.
+void add_low_rank(std::vector<Case>& cases, uint32_t rank, Buffers& b) {
+  uint64_t columns = 1;
+  while (4 * columns * columns <= b.count) columns *= 2;
+  const muster::power_sgd::Shape shape{b.count / columns, columns};
+  const auto p = std::make_shared<std::vector<float>>(shape.rows * rank);
+  const auto q = std::make_shared<std::vector<float>>(shape.columns * rank, 0.5F);
+  const auto r = std::make_shared<std::vector<float>>(shape.columns * rank);
+  const double n = static_cast<double>(b.count);
+  const std::string name = "PowerSGD " + std::to_string(rank);
+  cases.push_back({name + " encode, feedback", 24 * n, [=, &b] {
+                     using namespace muster::power_sgd;
+                     float* const m = b.residual.get();
+                     (void)project(b.values.get(), m, m, shape, q->data(), rank, p->data());
+                     orthonormalise(p->data(), shape.rows, rank);
+                     project_back(m, shape, p->data(), rank, r->data());
+                     subtract(p->data(), r->data(), rank, shape, m);
+                   }});
+  cases.push_back({name + " decode", 4 * n,
+                   [=, &b] { muster::power_sgd::expand(p->data(), r->data(), rank, shape, b.out.get()); }});
+}
+
 int64_t time_of(const std::function<void()>& run) {
   const int64_t began = bench::now_ns();
   run();
@@ -175,7 +199,8 @@ void print(const std::string& name, double speed, double of_roof) {
   std::printf("%s|%.4f|%.4f\n", name.c_str(), speed, of_roof);
 }
 
-void run_round(std::vector<std::vector<Case>>& codecs, Buffers& b, const std::vector<Case>& peers) {
+void run_round(std::vector<std::vector<Case>>& codecs, const std::vector<Case>& low_rank, Buffers& b,
+               const std::vector<Case>& peers) {
   double read_only = 0;
   const double roof = roof_of(b, read_only), n = static_cast<double>(b.count) * 4;
   print("roof", roof, 1.0);
@@ -195,6 +220,8 @@ void run_round(std::vector<std::vector<Case>>& codecs, Buffers& b, const std::ve
     std::memset(b.residual.get(), 0, b.count * 4);
     for (const Case& c : codecs[k]) measure(c);
   }
+  std::memset(b.residual.get(), 0, b.count * 4);
+  for (const Case& c : low_rank) measure(c);
   for (const Case& c : peers) measure(c);
 }
 
@@ -210,6 +237,8 @@ int main(int argc, char** argv) {
   for (const auto id : muster::codec::kCodecIds) {
     add_codec(codecs.emplace_back(), muster::codec::codec_of(id), buffers);
   }
+  std::vector<Case> low_rank;
+  for (const uint32_t rank : {1U, 4U, 16U}) add_low_rank(low_rank, rank, buffers);
   std::vector<Case> peers;
   [[maybe_unused]] const size_t bytes = buffers.count * 4;
   // `run` compresses the values and returns how many bytes they became, which the case's name tells; `back`
@@ -248,6 +277,6 @@ int main(int argc, char** argv) {
                             static_cast<int>(bytes));
       });
 #endif
-  for (int round = 0; round < rounds; ++round) run_round(codecs, buffers, peers);
+  for (int round = 0; round < rounds; ++round) run_round(codecs, low_rank, buffers, peers);
   return 0;
 }

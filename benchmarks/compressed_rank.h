@@ -1,4 +1,4 @@
-// One rank of Muster's compressed all_reduce among competitors that take turns; see Participant in turns.h.
+// One rank of Muster's compressed all_reduces among competitors that take turns; see Participant in turns.h.
 #pragma once
 
 #include <optional>
@@ -8,6 +8,7 @@
 #include "benchmarks/muster_rank.h"
 #include "collectives/codec_controller.h"
 #include "collectives/compressed_all_reduce.h"
+#include "collectives/power_sgd.h"
 
 namespace bench {
 
@@ -64,6 +65,39 @@ class CompressedRank : public MusterRank {
   muster::CompressedCollectives collectives_;
   muster::CodecController controller_;
   uint64_t step_ = 0;
+};
+
+// The same by PowerSGD, of the vector as a matrix of kColumns where its length is a multiple.
+class LowRankRank : public MusterRank {
+ public:
+  static constexpr size_t kColumns = 4096;
+
+  LowRankRank(Control& control, int rank, std::vector<uint64_t> nodes, muster::EndpointOptions options,
+              uint32_t low_rank)
+      : MusterRank(control, rank, std::move(nodes), std::move(options)), low_rank_(low_rank) {}
+
+  // What is not among the largest directions waits, and adds up meanwhile.
+  float tolerance() const { return 1e5F; }
+
+  // REQUIRES: an all_reduce; nothing else is asked for.
+  void run(Op, const float* in, float* out, size_t count) {
+    if (!feedback_ || feedback_->state().sizes().elements != count) {
+      const size_t columns = count % kColumns == 0 ? kColumns : 1;
+      feedback_.emplace(muster::PowerSgdState::create(
+                            {.shapes = {{count / columns, columns}}, .factors = low_rank_, .seed = 1},
+                            group().rank(), group().size())
+                            .value());
+    }
+    std::vector<int> suspects;
+    muster::Status status =
+        muster::power_sgd_all_reduce(group(), {&in, 1}, {&out, 1}, false, *feedback_, deadline(), suspects);
+    if (status.ok()) status = feedback_->commit();
+    if (!status.ok()) std::fprintf(stderr, "%s\n", status.error().message.c_str());
+  }
+
+ private:
+  const uint32_t low_rank_;
+  std::optional<muster::PowerSgdFeedback> feedback_;
 };
 
 }  // namespace bench

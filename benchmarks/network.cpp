@@ -4,7 +4,8 @@
 //   NAME,
 //                                                                 and gets the path of its CONTROL
 //   bench_network muster RANK RANKS CONTROL                       one rank; the first half is on one host
-//   bench_network compressed CODEC RANK RANKS CONTROL             likewise: all_reduce, with error feedback
+//   bench_network compressed CODEC RANK RANKS CONTROL             likewise: all_reduce, with error feedback;
+//                                                                 rankR: PowerSGD of rank R
 //   bench_network link RANK RANKS ADDRESS CONTROL                 ADDRESS: of the second host
 //
 // The bound "link" moves the bytes that the operation must move between two hosts, over one plain TCP
@@ -155,6 +156,8 @@ int be_muster(int rank, int ranks, const char* path, More... more) {
 int be_compressed(const std::string& codec, int rank, int ranks, const char* path) {
   for (const bench::CompressedCodec& one : bench::kCompressedCodecs)
     if (codec == one.name) return be_muster<bench::CompressedRank>(rank, ranks, path, one);
+  if (codec.starts_with("rank"))
+    return be_muster<bench::LowRankRank>(rank, ranks, path, static_cast<uint32_t>(std::atoi(&codec[4])));
   std::fprintf(stderr, "unknown codec %s\n", codec.c_str());
   return 2;
 }

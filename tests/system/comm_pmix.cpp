@@ -1,6 +1,7 @@
 // A program with a communicator and without MPI, for comm.py:
 //   comm_pmix results | compressed | again | absent | kill | freeze | mismatch | revoke | leave | refused
 #include <algorithm>
+#include <cmath>
 
 #include "tests/system/comm_results.h"
 
@@ -104,6 +105,32 @@ int make_again() {
   return 0;
 }
 
+// The sum of matrices that are multiples of one is of rank 1, and arrives; the vector beside it as it is.
+void reduce_low_rank(muster_comm* comm) {
+  constexpr muster_matrix kMatrices[] = {{300, 500}, {1, 77}};
+  const int rank = muster_comm_rank(comm), size = muster_comm_size(comm);
+  muster_power_sgd_options options{};
+  options.size = sizeof options;
+  options.low_rank = 1;
+  muster_power_sgd* state = nullptr;
+  require(muster_power_sgd_create(comm, &options, kMatrices, 2, &state), "power_sgd");
+  const auto pattern = [](size_t i) { return static_cast<float>((i / 500 % 5 + 1) * (i % 500 % 7 + 1)); };
+  const float ranks_sum = static_cast<float>(size * (size + 1)) / 2;
+  for (int step = 0; step < 3; ++step) {
+    std::vector<float> matrix(150'000), vector(77, static_cast<float>(rank + 1));
+    for (size_t i = 0; i < matrix.size(); ++i) matrix[i] = static_cast<float>(rank + 1) * pattern(i);
+    const float* const in[] = {matrix.data(), vector.data()};
+    float* const out[] = {matrix.data(), vector.data()};
+    require(muster_comm_all_reduce_power_sgd(comm, in, out, 2, MUSTER_SUM, state, nullptr), "low rank");
+    for (size_t i = 0; i < matrix.size(); ++i)
+      if (std::fabs(matrix[i] - ranks_sum * pattern(i)) > 0.01F)
+        die("low rank: wrong at " + std::to_string(i));
+    if (vector[76] != ranks_sum) die("low rank: wrong beside it");
+    require(muster_power_sgd_commit(state), "commit");
+  }
+  muster_power_sgd_destroy(state);
+}
+
 // Small whole numbers, which 16-bit floats hold: the mean over two or four ranks is exact, and so are the
 // halves.
 int reduce_compressed(muster_comm* comm) {
@@ -139,6 +166,7 @@ int reduce_compressed(muster_comm* comm) {
     expect_sum("halves");
     require(muster_residuals_commit(residuals), "commit");
   }
+  reduce_low_rank(comm);
   // What ranks do not agree upon is told to all.
   how.seed = rank == 0 ? 1 : 2;
   const muster_status status =
