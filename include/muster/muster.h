@@ -724,26 +724,27 @@ MUSTER_API muster_status muster_residuals_merge(const muster_residuals* const* a
  *     muster_power_sgd_options options = {sizeof options};
  *     options.low_rank = 4;
  *     muster_power_sgd* state;
- *     muster_power_sgd_create(comm, &options, matrices, 3, &state);         // once for the whole list
+ *     muster_power_sgd_create(comm, &options, matrices, 3, &state);   // once for the whole list
  *     for (step = 0; step < steps; ++step) {
- *       backward(grads);                                                    // your code; grads: float*[3],
- * in the same as const muster_comm_all_reduce_power_sgd(comm, in, grads, 3, MUSTER_AVG, state, NULL);
+ *       backward(grads);                                        // your code; grads: float*[3]
+ *       for (i = 0; i < 3; ++i) in[i] = grads[i];               // in: const float*[3], in place
+ *       muster_comm_all_reduce_power_sgd(comm, in, grads, 3, MUSTER_AVG, state, NULL);
  *       muster_power_sgd_commit(state);
- *       optimizer(params, grads);                                           // your code
+ *       optimizer(params, grads);                               // your code
  *     }
  *
- * A matrix of a rows and b columns becomes the product of two factors, of a x r and r x b, r being low_rank:
- * its best such approximation, once the steps' gradients have turned the factors that way. What is left out
- * of a rank's gradient is its residual, which is added to its next one. So a rank sends r (a + b) floats
- * where a plain all_reduce sends a b: for 4096 x 1024 and r = 4 a part in 205. Matrices for which 2 r (a + b)
- * is not below a b (vectors; all with r >= min(a, b)) are reduced in plain float32, without a residual. All
- * matrices of a call go together, in two all_reduces, whatever their number and shapes: give one call all
- * that a step has.
+ * A matrix of a rows and b columns becomes the product of two factors, of a x r and r x b, r being low_rank.
+ * They begin at random, and each step turns them to the directions in which the gradients are largest. What
+ * is left out of a rank's gradient is its residual, which is added to its next one. So a rank sends r (a + b)
+ * floats where a plain all_reduce sends a b: for 4096 x 1024 and r = 4 a part in 205. Matrices for which 2 r
+ * (a + b) is not below a b (vectors; all with r >= min(a, b)) are reduced in plain float32, without a
+ * residual. All matrices of a call go together, in two all_reduces, whatever their number and shapes: give
+ * one call all that a step has.
  *
- * It pays where the network is slow: each element is read and written several times, at about 1.5 GB of
- * gradient a second and core for r = 4 (docs/guides/compression.md). What is sent does not shrink with r
- * alone: count with muster_power_sgd_sent. Source: Vogels, Karimireddy, Jaggi 2019, "PowerSGD: Practical
- * Low-Rank Gradient Compression for Distributed Optimization".
+ * It pays where the network is slow: each element is read and written several times, on the CPU, and more
+ * is computed the larger r is (docs/guides/compression.md). muster_power_sgd_sent says what a list sends.
+ * Source: Vogels, Karimireddy, Jaggi 2019, "PowerSGD: Practical Low-Rank Gradient Compression for
+ * Distributed Optimization".
  *
  * All ranks end with the same bits, which depend on the gradients, the number of ranks and their order; not
  * on how ranks talk, nor on their processors. Over steps, what was applied differs from the true means by
