@@ -62,6 +62,7 @@ class ShardWriter {
   // All tags have been returned. `table` is the slab table, aligned. When it returns a record, file and name
   // are durable.
   Result<ShardRecord> finish(ByteSpan table);
+  bool direct() const { return file_->direct(); }
   IoMethod method() const { return queue_->method(); }
 
  private:

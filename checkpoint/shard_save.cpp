@@ -274,12 +274,13 @@ class ShardSave {
       std::optional<Chunk> chunk;
       if (in_flight < options.depth) chunk = pipe_.next(in_flight == 0);
       if (chunk) {
-        if (hold_back(chunk->payload.size())) continue;  // cancelled
+        for (; in_flight > 0 && is_too_soon(); --in_flight) MUSTER_TRY(take_written(writer));
+        hold_back(chunk->payload.size(), writer.direct());
+        if (progress_.cancelled()) return cancelled("writing");
         MUSTER_TRY(writer.submit(memory_of(*chunk), chunk->payload.begin, chunk->index));
         ++in_flight;
       } else if (in_flight > 0) {
-        MUSTER_ASSIGN(const uint64_t index, writer.wait());
-        pipe_.give_back(index);
+        MUSTER_TRY(take_written(writer));
         --in_flight;
       } else {
         break;
@@ -290,23 +291,29 @@ class ShardSave {
     return ok();
   }
 
-  // Waits until as much may be written as was so far. True: the save was cancelled meanwhile.
-  bool hold_back(uint64_t more) {
-    if (options_.bytes_per_second_max == 0) return false;
+  Status take_written(ShardWriter& writer) {
+    MUSTER_ASSIGN(const uint64_t index, writer.wait());
+    pipe_.give_back(index);
+    return ok();
+  }
+
+  // As much was written as is allowed by now.
+  bool is_too_soon() const {
+    if (options_.bytes_per_second_max == 0 || sent_ == 0) return false;
+    const double spent = static_cast<double>(sent_) / static_cast<double>(options_.bytes_per_second_max);
+    const Instant allowed_at = rate_since_ + static_cast<Duration>(spent * static_cast<double>(kSecond));
+    return now() < allowed_at && !progress_.hurried() && !progress_.cancelled();
+  }
+
+  // Where the page cache takes what is written, the disk works meanwhile: that time would be needed anyhow.
+  void hold_back(uint64_t more, bool direct) {
     const Instant began = now();
-    if (rate_since_ == 0) rate_since_ = began;
-    const auto allowed_at = [&] {
-      const double spent = static_cast<double>(sent_) / static_cast<double>(options_.bytes_per_second_max);
-      return rate_since_ + static_cast<Duration>(spent * static_cast<double>(kSecond));
-    };
+    if (sent_ == 0) rate_since_ = began;
     // Reason for the wait: the limit; in steps, since who hurries or cancels wakes nobody.
-    constexpr auto kStep = std::chrono::milliseconds(5);
-    while (now() < allowed_at() && !progress_.hurried() && !progress_.cancelled())
-      std::this_thread::sleep_for(std::min<std::chrono::nanoseconds>(
-          kStep, std::chrono::nanoseconds(std::max<Duration>(1, allowed_at() - now()))));
+    for (; is_too_soon(); std::this_thread::sleep_for(std::chrono::milliseconds(2))) {
+    }
     sent_ += more;
-    report_.held_back += now() - began;
-    return progress_.cancelled();
+    if (direct) report_.held_back += now() - began;
   }
 
   FileSystem& files_;

@@ -30,9 +30,9 @@ struct SaveShardOptions {
 struct SaveShardReport {
   ShardRecord record;
   IoMethod method = IoMethod::kUring;
-  uint64_t staging_bytes = 0;                        // the memory that was used
-  Duration staged_after = 0;                         // from the call until `staged`
-  Duration held_back = 0;                            // writing waited so long, for the limit
+  uint64_t staging_bytes = 0;  // the memory that was used
+  Duration staged_after = 0;   // from the call until `staged`
+  Duration held_back = 0;      // for the limit, while nothing was on its way to the disk or into its caches
   std::vector<Digest> piece_digests;                 // see PayloadFiller
   std::shared_ptr<const std::vector<Digest>> table;  // of the slabs, metadata first
   bool linked = false;                               // to options.earlier

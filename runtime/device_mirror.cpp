@@ -14,8 +14,9 @@ Result<std::unique_ptr<DeviceMirror>> DeviceMirror::attach(const Device& device,
   for (const TensorInfo& tensor : state.tensors()) {
     if (tensor.bytes == 0) continue;
     const std::string what = "tensor '" + tensor.name + "'";
-    MUSTER_TRY(tensor.memory == Memory::kHost ? device.check_host_memory(tensor.data, what)
-                                              : device.check_memory(tensor.data, what));
+    const void* const data = tensor.working_copy != nullptr ? tensor.working_copy : tensor.data;
+    MUSTER_TRY(tensor.memory == Memory::kHost ? device.check_host_memory(data, what)
+                                              : device.check_memory(data, what));
   }
   MUSTER_ASSIGN(PinnedMemory host, device.allocate_pinned(state.bytes()));
   MUSTER_ASSIGN(DeviceEvent written, device.make_event());

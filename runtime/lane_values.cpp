@@ -9,8 +9,9 @@
 namespace muster {
 
 std::byte* LaneValues::add(std::byte* data, uint64_t bytes, int64_t lanes) {
-  MUSTER_CHECK(lanes > 0 && bytes % static_cast<uint64_t>(lanes) == 0, "all rows are of one size");
-  lanes_differ_ = lanes_differ_ || (!values_.empty() && lanes != lanes_);
+  MUSTER_CHECK(lanes > 0 && bytes > 0 && bytes % static_cast<uint64_t>(lanes) == 0,
+               "rows are there, and of one size");
+  MUSTER_CHECK(values_.empty() || lanes == lanes_, "all values have as many rows");
   lanes_ = lanes;
   Value value;
   value.data = data;
@@ -24,17 +25,15 @@ std::byte* LaneValues::add(std::byte* data, uint64_t bytes, int64_t lanes) {
 bool LaneValues::overlaps(const std::byte* data, uint64_t bytes) const {
   return std::any_of(values_.begin(), values_.end(), [&](const Value& value) {
     const uint64_t its = value.row_bytes * static_cast<uint64_t>(lanes_);
-    return bytes > 0 && its > 0 && std::less<>()(data, value.data + its) &&
-           std::less<>()(value.data, data + bytes);
+    return bytes > 0 && std::less<>()(data, value.data + its) && std::less<>()(value.data, data + bytes);
   });
 }
 
 Status LaneValues::check(int32_t lanes) const {
-  if (values_.empty() || (!lanes_differ_ && lanes_ == lanes)) return ok();
-  return Error{ErrorCode::kMisuse,
-               "a value was registered per lane with another number of rows than lanes, "
-               "which is " +
-                   std::to_string(lanes) + "; give each one row for each lane"};
+  if (values_.empty() || lanes_ == lanes) return ok();
+  return Error{ErrorCode::kMisuse, "values per lane were registered with " + std::to_string(lanes_) +
+                                       " rows, and the run has " + std::to_string(lanes) +
+                                       " lanes; give each one row for each lane"};
 }
 
 void LaneValues::reset() {
@@ -77,16 +76,15 @@ void LaneValues::put(std::span<const float> rows) {
   }
 }
 
-LaneExchange::LaneExchange(const LaneValues& values, const std::vector<LaneRange>& assignment)
-    : values_(values), assignment_(assignment), rows_(values.words()) {
-  for (const LaneRange& lanes : assignment_)
+LaneExchange::LaneExchange(const LaneValues& values, const std::vector<LaneRange>& assignment, int rank)
+    : values_(values), mine_(assignment[static_cast<size_t>(rank)]), rows_(values.words()) {
+  for (const LaneRange& lanes : assignment)
     counts_.push_back(values_.lane_bytes() * static_cast<size_t>(lanes.size()));
+  sent_.resize(counts_[static_cast<size_t>(rank)]);
 }
 
 Work LaneExchange::begin(Group& group, Instant deadline) {
-  const auto rank = static_cast<size_t>(group.rank());
-  sent_.resize(counts_[rank]);
-  values_.take(assignment_[rank], sent_.data());
+  values_.take(mine_, sent_.data());
   return group.all_gather_v(sent_.data(), rows_.data(), counts_, DType::kUInt8, deadline);
 }
 

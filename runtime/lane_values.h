@@ -27,6 +27,7 @@ class LaneValues {
   // for all types, which lives as long as this.
   std::byte* add(std::byte* data, uint64_t bytes, int64_t lanes);
   bool empty() const { return values_.empty(); }
+  int64_t lanes() const { return lanes_; }
   // Whether memory of the program's overlaps with a value's.
   bool overlaps(const std::byte* data, uint64_t bytes) const;
   // Errors: kMisuse where a value has not `lanes` rows.
@@ -51,14 +52,13 @@ class LaneValues {
 
   std::vector<Value> values_;
   int64_t lanes_ = 0;
-  bool lanes_differ_ = false;
 };
 
 // Brings the rows of all lanes to all ranks of a view. Its end comes after the group's, which may still
 // write.
 class LaneExchange {
  public:
-  LaneExchange(const LaneValues& values, const std::vector<LaneRange>& assignment);
+  LaneExchange(const LaneValues& values, const std::vector<LaneRange>& assignment, int rank);
 
   // This rank's rows, as they are now. Collective; all ranks call it at the same place in the order of their
   // operations. One at a time.
@@ -68,7 +68,7 @@ class LaneExchange {
 
  private:
   const LaneValues& values_;
-  const std::vector<LaneRange> assignment_;
+  const LaneRange mine_;
   std::vector<size_t> counts_;  // bytes of each rank
   std::vector<std::byte> sent_;
   std::vector<float> rows_;

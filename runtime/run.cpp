@@ -155,7 +155,11 @@ Result<bool> Run::next() {
   if (update_open_) return Error{ErrorCode::kMisuse, "next was called inside an open update; close it first"};
   if (std::exchange(reduced_ready_, false)) tell_of_left_out_update(lock);
   while (true) {
-    if (core_.ended()) return false;
+    if (core_.ended()) {
+      // What a step that was not finished made of them is not the run's.
+      if (core_.version() != control::kNoVersion) state_.lane_values().reset();
+      return false;
+    }
     if (core_.frozen()) {
       wait(lock);
       continue;
@@ -301,7 +305,7 @@ bool Run::waits_at_boundary(Lock& lock) {
 bool Run::save_if_due(Lock& lock) {
   const control::Version version = core_.version();
   const bool last = version >= options_.steps;
-  if (!saver_.enabled() || (!saver_.due(version) && !last) || saver_.durable() == version) return false;
+  if (!saver_.enabled() || (!last && !saver_.due(version)) || saver_.durable() == version) return false;
   if (save_said_ == version && save_said_in_ == view_.generation.counter) return false;
   save_said_ = version;
   save_said_in_ = view_.generation.counter;
@@ -453,7 +457,8 @@ Status Run::make_reducer() {
                                            std::move(sums), state_.lane_values().words());
   reducer->begin(static_cast<uint64_t>(step_version_));
   const LaneValues& values = state_.lane_values();
-  auto exchange = values.empty() ? nullptr : std::make_unique<LaneExchange>(values, assignment_);
+  auto exchange =
+      values.empty() ? nullptr : std::make_unique<LaneExchange>(values, assignment_, group_->rank());
   const std::lock_guard lock(mutex_);
   lane_exchange_ = std::move(exchange);
   reducer_ = std::move(reducer);
@@ -540,6 +545,12 @@ Status Run::reduce_in_view(const Gradients& gradients) {
     plan = core_.plan();
   }
   MUSTER_TRY(make_reducer());
+  if (reducer_->count() != total(gradients)) {
+    return Error{ErrorCode::kMisuse, "gradients of " + std::to_string(total(gradients)) +
+                                         " elements are to be reduced, and " +
+                                         std::to_string(reducer_->count()) +
+                                         " were accumulated; pass the same pieces in every call"};
+  }
   if (!reducer_->complete()) {
     return Error{ErrorCode::kMisuse,
                  "reduce was called before all microbatches of the step were accumulated; take "

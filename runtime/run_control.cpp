@@ -45,6 +45,7 @@ void Run::perform_one(control::MemberAction& action) {
   } else if (auto* form_group = std::get_if<control::FormGroup>(&action)) {
     forming_.post([this, install = std::move(form_group->install)] { form(install); });
   } else if (auto* enter = std::get_if<control::EnterView>(&action)) {
+    saver_.view_begins(enter->base);
     entered_ = std::move(*enter);
   } else if (auto* digest = std::get_if<control::ComputeDigest>(&action)) {
     digesting_.post([this, asked = *digest] { compute_digest(asked); });

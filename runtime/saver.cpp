@@ -126,6 +126,11 @@ bool Saver::due(control::Version version) {
   return false;
 }
 
+void Saver::view_begins(control::Version base) {
+  const std::lock_guard lock(mutex_);
+  reached_ = std::min(reached_, base - 1);
+}
+
 void Saver::schedule(const control::SaveSchedule& schedule) {
   const std::lock_guard lock(mutex_);
   schedules_.add(schedule);
@@ -141,6 +146,7 @@ bool Saver::hold_for_rescue(control::Version version) {
 
 bool Saver::hold(control::Version version, bool last, Instant deadline) {
   release();
+  const Duration stall_before = state_.stall();
   const Instant began = now();
   const Status readable = state_.acquire_read(deadline);
   state_.add_stall(now() - began);
@@ -151,10 +157,12 @@ bool Saver::hold(control::Version version, bool last, Instant deadline) {
   }
   const std::lock_guard lock(mutex_);
   reached_ = version;
+  stall_before_ = stall_before;
   if (last) last_of_run_ = version;
   if (failed_ == version) failed_ = control::kNoVersion;  // in a new view: it is saved anew
   if (early_ && early_->open.version == version) {  // opened by a member that reached the version sooner
     reading_.push_back(early_->progress);
+    early_->stall_before = stall_before;
     worker_.post([this, save = *std::exchange(early_, std::nullopt)] { run(save, true); });
     return true;
   }
@@ -193,7 +201,9 @@ void Saver::open(const control::SaveOpen& open, control::MemberId self) {
   save.index = static_cast<uint32_t>(me - open.participants.begin());
   save.id = {static_cast<uint64_t>(open.version), open.save};
   save.progress = std::make_shared<checkpoint::StageProgress>();
+  const Duration stall_now = state_.stall();
   const std::lock_guard lock(mutex_);
+  save.stall_before = held_ == open.version ? stall_before_ : stall_now;
   save_ = save;
   early_.reset();
   // The lease goes over to the save. A stop-save needs none before its turn: no permit leads beyond its
@@ -220,8 +230,7 @@ void Saver::run(const Save& save, bool held) {
   vote.written = record.ok();
   if (record.ok()) {
     vote.record = std::move(*record);
-    const Duration stall = state_.stall();
-    vote.stalled = stall - std::exchange(stall_told_, stall);
+    vote.stalled = state_.stall() - save.stall_before;
   } else {
     vote.why = record.error().message;
   }

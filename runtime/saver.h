@@ -79,6 +79,8 @@ class Saver {
   void release();
   void expire(Instant now);  // called now and then
   void schedule(const control::SaveSchedule& schedule);
+  // Before any save of the view is opened: `base` and what comes after it is still to be held.
+  void view_begins(control::Version base);
   // A save of a version that this rank has not held yet begins with hold().
   void open(const control::SaveOpen& open, control::MemberId self);
   void publish(const control::SavePublish& publish);
@@ -117,6 +119,7 @@ class Saver {
     uint32_t index = 0;
     checkpoint::VersionId id;
     std::shared_ptr<checkpoint::StageProgress> progress;
+    Duration stall_before = 0;  // the state's, before any that this save causes
   };
 
   void refuse(control::Version version);
@@ -160,7 +163,7 @@ class Saver {
   control::Version reached_ =
       control::kNoVersion;  // the program is at it, and no save of it can be held any more
   control::SaveSchedules schedules_;
-  Duration stall_told_ = 0;                             // of the state's, with the newest vote
+  Duration stall_before_ = 0;                           // of the state's, when the newest hold() began
   control::Version last_of_run_ = control::kNoVersion;  // nothing comes after it
   std::optional<Save> early_;                           // opened before this rank reached the version
   std::optional<Save> save_;                            // the newest that this rank takes part in

@@ -16,6 +16,11 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
+std::string kind_text(const TensorInfo& tensor) {
+  return std::string(to_string(tensor.dtype)) + shape_text(tensor.shape) +
+         (tensor.working_copy != nullptr ? " per lane" : "");
+}
+
 Result<uint64_t> byte_count(const std::string& name, DType dtype, const std::vector<int64_t>& shape) {
   uint64_t bytes = size_of(dtype);
   for (const int64_t extent : shape) {
@@ -82,14 +87,22 @@ Status State::add_replicated(std::string name, void* data, DType dtype, std::vec
 
 Status State::add_per_lane(std::string name, void* data, DType dtype, std::vector<int64_t> shape) {
   MUSTER_ASSIGN(const uint64_t bytes, check_new(name, data, dtype, shape));
-  if (shape.empty() || shape[0] == 0) {
-    return Error{ErrorCode::kMisuse, "value '" + name + "' has shape " + shape_text(shape) +
-                                         "; a value per lane begins with the number of lanes"};
+  if (shape.empty() || bytes == 0) {
+    return Error{ErrorCode::kMisuse,
+                 "value '" + name + "' has shape " + shape_text(shape) +
+                     "; a value per lane begins with the number of lanes, and has rows of "
+                     "one element or more"};
+  }
+  if (!lane_values_.empty() && shape[0] != lane_values_.lanes()) {
+    return Error{ErrorCode::kMisuse, "value '" + name + "' has " + std::to_string(shape[0]) +
+                                         " rows, and the value per lane before it " +
+                                         std::to_string(lane_values_.lanes()) +
+                                         "; give each as many rows as there are lanes"};
   }
   std::byte* const counts = lane_values_.add(static_cast<std::byte*>(data), bytes, shape[0]);
   bytes_ += bytes;
   tensors_.push_back({std::move(name), dtype, std::move(shape), counts, bytes,
-                      checkpoint::Expectation::kWatched, Memory::kHost});
+                      checkpoint::Expectation::kWatched, Memory::kHost, static_cast<std::byte*>(data)});
   return ok();
 }
 
@@ -129,7 +142,7 @@ std::string State::description() const {
   constexpr size_t kListed = 16;
   for (size_t i = 0; i < std::min(tensors_.size(), kListed); ++i) {
     const TensorInfo& tensor = tensors_[i];
-    text += " " + tensor.name + " " + std::string(to_string(tensor.dtype)) + shape_text(tensor.shape);
+    text += " " + tensor.name + " " + kind_text(tensor);
   }
   return tensors_.size() > kListed ? text + " …" : text;
 }
@@ -137,9 +150,8 @@ std::string State::description() const {
 Digest State::fingerprint() const {
   std::string text;
   for (const TensorInfo& tensor : tensors_) {
-    text += tensor.name + '\0' + std::string(to_string(tensor.dtype)) + shape_text(tensor.shape) + '\n';
+    text += tensor.name + '\0' + kind_text(tensor) + '\n';
   }
-  text += std::to_string(lane_values_.words()) + " words per lane";
   return digest_of(as_bytes(text));
 }
 

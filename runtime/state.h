@@ -37,6 +37,7 @@ struct TensorInfo {
   uint64_t bytes = 0;
   checkpoint::Expectation expectation = checkpoint::Expectation::kWatched;
   Memory memory = Memory::kHost;
+  const std::byte* working_copy = nullptr;  // of a value per lane: the program's memory, where `data` is not
 };
 
 // The copy in host memory of a State that is not all there itself, and the way to it and back. Device work is

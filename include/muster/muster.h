@@ -138,7 +138,8 @@ MUSTER_API muster_status muster_session_notice(muster_session* session, double s
 
 typedef struct muster_state muster_state;
 
-/* Everything that must survive: weights, optimizer state, counters. Immutable outside an open update, so that
+/* Everything that must survive: weights, optimizer state, counters. Immutable outside an open update (but for
+ * muster_state_per_lane), so that
  * it can be copied in the background at any other moment. End with muster_state_destroy, after the run that
  * uses it. */
 MUSTER_API muster_status muster_state_create(muster_session* session, muster_state** state);
@@ -174,15 +175,18 @@ MUSTER_API muster_status muster_state_replicated_in(muster_state* state, const c
 
 /* Registers a value that the forward pass changes, with a row for each lane: what a random generator has
  * become that does not count its numbers, or a state that is carried from batch to batch. `shape` begins with
- * the number of lanes, which is muster_train_options.lanes; the rest is a row. In the host's memory;
- * otherwise as muster_state_replicated.
+ * the number of lanes, which is muster_train_options.lanes; the rest is a row, of one element or more.
+ * `name`, `data` and the order of registration are as in muster_state_replicated; the memory is the host's.
  *
- * Row l may be read and written while microbatches of lane l are computed, in the order in which they are
- * handed out, from muster_run_next on. muster_step_reduce brings every row to every rank; what the program
- * makes of them in the update, the same on all ranks, is what counts, is saved, and is what the next step
- * begins with. A step that is repeated begins with the rows as they were, whoever computes the lane then: so
- * the run's result does not depend on who was lost. All rows travel to all ranks in each step: meant for
- * kilobytes.
+ * The memory is the program's working copy. First values are taken in the first muster_run_next, the same on
+ * every process; each muster_run_next then writes there what counts. From its return to muster_step_reduce
+ * row l may be read and written while microbatches of lane l are computed, in the order in which they are
+ * handed out. muster_step_reduce reads the rows, so copies to or from a device have to be done by then, and
+ * brings every row to every rank. What the program makes of them in the update, the same on all ranks, is
+ * what counts, is saved, and is what the next step begins with. A step that is repeated begins with the rows
+ * as they were, whoever computes the lane then: so the run's result does not depend on who was lost. What is
+ * written at other times, or to rows of other lanes, is lost. All rows travel to all ranks in each step:
+ * meant for kilobytes.
  *
  * A value that is the mean over all microbatches, such as a batch's statistics, is a gradient like any other:
  * give it as one, and take it into the state in the update. */

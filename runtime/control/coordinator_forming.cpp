@@ -103,7 +103,6 @@ bool Coordinator::State::admit(NodeId, MemberId id, const MemberHello& hello) {
 
 void Coordinator::State::on(NodeId from, MemberId id, const MemberHello& hello) {
   if (id == 0 || hello.member.id != id || hello.member.node != from) return;
-  paces_saves = paces_saves || hello.paces_saves;
   if (lives(id)) return found_member_speaks(id, hello);
   if (is_leftover(hello)) {
     excluded.insert(id);
@@ -118,6 +117,7 @@ void Coordinator::State::on(NodeId from, MemberId id, const MemberHello& hello) 
     excluded.insert(id);
     return;
   }
+  paces_saves = paces_saves || hello.paces_saves;
   NodeRecord& node = nodes.at(from);
   node.hello_at = now;
   node.ended.erase(hello.member.local_rank);

@@ -50,6 +50,7 @@ void Coordinator::State::open_save(Version version, bool for_stop) {
   to_view(SaveOpen{save.id, version, view.lineage, save.participants, for_stop});
   pace.save_opened(now);
   saves[save.id] = std::move(save);
+  if (drains_wanted()) hurry_saves();  // those who leave take part in it
 }
 
 void Coordinator::State::on(NodeId, MemberId id, const SaveVote& vote) {
@@ -60,7 +61,7 @@ void Coordinator::State::on(NodeId, MemberId id, const SaveVote& vote) {
   if (!vote.written) return close_save(save.id, false, named(id) + ": " + vote.why);
   if (!save.records.contains(id)) save.bytes += vote.bytes;
   save.stalled = std::max(save.stalled, vote.stalled);
-  save.held_back = std::max(save.held_back, vote.held_back);
+  save.held_back = std::min(save.held_back, std::max<Duration>(0, vote.held_back));
   saves_are_held_back = saves_are_held_back || vote.held_back > 0;
   save.records[id] = vote.record;
   check_votes(save);
@@ -117,7 +118,8 @@ void Coordinator::State::close_save(uint64_t id, bool durable, const std::string
 // What is asked for next has to wait for them.
 void Coordinator::State::hurry_saves() {
   for (auto& [id, save] : saves) {
-    if (std::exchange(save.hurried_at, now) != 0) continue;
+    if (save.hurried_at != 0) continue;
+    save.hurried_at = now;
     for (const MemberId participant : save.participants) to_member(participant, SaveHurry{id});
   }
 }
@@ -144,7 +146,8 @@ void Coordinator::State::pace_saves(Version version) {
   const SaveInterval interval = decide_save_interval(*facts);
   const Version heard_by = version + 2 + static_cast<Version>(kAhead / facts->step_s);
   const SaveSchedule* const told = schedules.all().empty() ? nullptr : &schedules.all().back();
-  if (told != nullptr && pace_measured == facts->cost_s.has_value() &&
+  const bool begins_late = told != nullptr && told->from > version + interval.steps;
+  if (told != nullptr && !begins_late && pace_measured == facts->cost_s.has_value() &&
       std::abs(static_cast<double>(interval.steps - told->every)) <=
           kChange * static_cast<double>(told->every)) {
     return;
@@ -211,9 +214,12 @@ void Coordinator::State::fail_unvoted_saves(const std::string& why) {
 
 void Coordinator::State::saves_overdue() {
   std::vector<uint64_t> overdue;
+  bool late = false;
   for (const auto& [id, save] : saves) {
     if (now >= save.deadline) overdue.push_back(id);
+    late = late || now >= save.deadline - limits.save_timeout / 2;
   }
+  if (late) hurry_saves();
   for (uint64_t id : overdue) close_save(id, false, "not written within the deadline");
 }
 

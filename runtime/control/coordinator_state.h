@@ -100,9 +100,9 @@ struct Save {
   bool all_voted = false;
   MemberId publisher = 0;
   uint64_t bytes = 0;
-  Duration stalled = 0;    // the longest of the votes
-  Duration held_back = 0;  // the same
-  Instant hurried_at = 0;  // 0: not
+  Duration stalled = 0;         // the longest of the votes
+  Duration held_back = kNever;  // the shortest
+  Instant hurried_at = 0;       // 0: not
   Instant opened_at = 0;
   Instant deadline = 0;
 };

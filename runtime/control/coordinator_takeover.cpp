@@ -55,6 +55,7 @@ void Coordinator::State::found_member_speaks(MemberId id, const MemberHello& hel
   if (!record.from_store || record.member.node != hello.member.node) return;
   record.from_store = false;
   record.member = hello.member;
+  paces_saves = paces_saves || hello.paces_saves;
   if (fingerprint) return;
   fingerprint = hello.fingerprint;
   fingerprint_words = hello.description;

@@ -146,8 +146,8 @@ struct SaveVote {
   ByteBuffer record;       // checkpoint's shard record, opaque here
   std::string why;         // when not written
   uint64_t bytes = 0;      // that it has written; 0 where it has linked an older file
-  Duration stalled = 0;    // that updates were made to wait for saves, since its vote before
-  Duration held_back = 0;  // by a limit of the rate of saves
+  Duration stalled = 0;    // that updates were made to wait since it was held
+  Duration held_back = 0;  // by a limit of the rate of saves: its disk had nothing to do
 };
 
 // Answer of the publisher to SavePublish. Publishing never overwrites, so a second publisher is harmless.

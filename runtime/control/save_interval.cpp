@@ -17,6 +17,7 @@ constexpr double kRoom = 1.25;       // times what a save took: the next may tak
 constexpr size_t kSamples = 4;       // of the newest saves
 constexpr Version kStepsMin = 8;     // before their length is believed
 constexpr Duration kTimeMin = 1 * kSecond;
+constexpr double kOdd = 10;           // times the length of a step
 constexpr Version kStepsKept = 1024;  // older ones count less and less
 
 std::string in_words(double seconds) {
@@ -87,7 +88,7 @@ SaveInterval decide_save_interval(const SaveFacts& facts) {
 // ---- measuring
 
 void SavePace::view_begins(Instant now, uint32_t nodes) {
-  if (nodes != nodes_) quiet_ = {};
+  if (nodes != nodes_) quiet_ = odd_ = {};
   nodes_ = nodes;
   counted_at_ = now;
   last_at_.reset();
@@ -98,15 +99,31 @@ bool SavePace::progressed(Instant now, Version version) {
   if (last_at_ && version <= last_) return false;
   seen_node_s_ += seconds(now - std::exchange(counted_at_, now)) * nodes_;
   if (last_at_) {
-    Span& span = in_window_ ? window_ : quiet_;
-    span.time += now - *last_at_;
-    span.steps += version - last_;
-    if (in_window_ && open_ == 0) close_window();
-    if (quiet_.steps > kStepsKept) quiet_ = {quiet_.time / 2, quiet_.steps / 2};
+    const Span span{now - *last_at_, version - last_};
+    if (in_window_) {
+      window_ = {window_.time + span.time, window_.steps + span.steps};
+      if (open_ == 0) close_window();
+    } else if (open_ == 0) {
+      add_quiet(span);
+    }
   }
   last_at_ = now;
   last_ = version;
   return true;
+}
+
+// A pause is no step: a suspended machine, an evaluation. Only when there is nothing else steps have become
+// slow.
+void SavePace::add_quiet(Span span) {
+  const bool believed = quiet_.steps >= kStepsMin && quiet_.time >= kTimeMin;
+  const bool odd = believed && seconds(span.time) > kOdd * step_s_ * static_cast<double>(span.steps);
+  Span& to = odd ? odd_ : quiet_;
+  to = {to.time + span.time, to.steps + span.steps};
+  if (!odd) odd_ = {};
+  if (odd_.steps >= kStepsMin) quiet_ = std::exchange(odd_, {});
+  if (quiet_.steps > kStepsKept && quiet_.time > 2 * kTimeMin) quiet_ = {quiet_.time / 2, quiet_.steps / 2};
+  if (quiet_.steps >= kStepsMin && quiet_.time >= kTimeMin)
+    step_s_ = seconds(quiet_.time) / static_cast<double>(quiet_.steps);
 }
 
 void SavePace::save_opened(Instant now) {
@@ -127,12 +144,10 @@ void SavePace::save_closed(Instant now, Duration stalled, bool durable) {
 
 void SavePace::close_window() {
   in_window_ = false;
-  if (quiet_.steps < kStepsMin) return;
-  keep(costs_, seconds(window_.time) - static_cast<double>(window_.steps) * step_s());
+  if (step_s_ == 0) return;
+  keep(costs_, seconds(window_.time) - static_cast<double>(window_.steps) * step_s_);
   keep(stalls_, window_stalled_s_);
 }
-
-double SavePace::step_s() const { return seconds(quiet_.time) / static_cast<double>(quiet_.steps); }
 
 double SavePace::mean(const std::deque<double>& samples) {
   return std::accumulate(samples.begin(), samples.end(), 0.0) / static_cast<double>(samples.size());
@@ -144,9 +159,9 @@ void SavePace::keep(std::deque<double>& samples, double newest) {
 }
 
 std::optional<SaveFacts> SavePace::facts() const {
-  if (nodes_ == 0 || quiet_.steps < kStepsMin || quiet_.time < kTimeMin) return std::nullopt;
+  if (nodes_ == 0 || step_s_ == 0) return std::nullopt;
   SaveFacts facts;
-  facts.step_s = step_s();
+  facts.step_s = step_s_;
   // A stall is measured better than a slowdown, which has the noise of the steps in it, but is only its part
   // that the program waited for.
   if (!costs_.empty()) facts.cost_s = std::max(mean(costs_), mean(stalls_));

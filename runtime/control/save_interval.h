@@ -83,7 +83,7 @@ class SavePace {
     Version steps = 0;
   };
   void close_window();
-  double step_s() const;
+  void add_quiet(Span span);
   static double mean(const std::deque<double>& samples);
   static void keep(std::deque<double>& samples, double newest);
 
@@ -95,8 +95,10 @@ class SavePace {
 
   std::optional<Instant> last_at_;  // the newest progress in this view
   Version last_ = kNoVersion;
-  Span quiet_;   // while nothing was saved, in views of this many nodes
-  Span window_;  // since a save was opened, to the first progress after it was closed
+  Span quiet_;         // while nothing was saved, in views of this many nodes
+  Span odd_;           // the newest of them, all of which took much longer than those before
+  double step_s_ = 0;  // of quiet_, or of the world before while that is short; 0: not known
+  Span window_;        // since a save was opened, to the first progress after it was closed
   int open_ = 0;
   bool in_window_ = false;
   double window_stalled_s_ = 0;

@@ -149,7 +149,6 @@ TEST_F(ShardSave, IsWrittenNoFasterThanAllowed) {
   ASSERT_OK(saved);
   // The third chunk comes when the first two, of 4 MiB each, have had their time.
   EXPECT_GE(now() - began, 200 * kMillisecond);
-  EXPECT_GT(saved->held_back, 100 * kMillisecond);
   EXPECT_LE(saved->held_back, now() - began);
 }
 
@@ -169,10 +168,12 @@ TEST_F(ShardSave, WhoIsWaitedForIsHeldBackNoLonger) {
   limited = options(2);
   limited.bytes_per_second_max = 1 << 18;
   limited.staged = [&] { given_up.cancel(); };
+  const Instant began = now();
   const auto lost =
       save_shard(real_files(), source.shape, {7, 9}, source.reader(), buffer, limited, given_up);
   ASSERT_FALSE(lost.ok());
   EXPECT_EQ(lost.error().code, ErrorCode::kDropCheckpoint);
+  EXPECT_LT(now() - began, 10 * kSecond);
 }
 
 size_t entries_of(const char* folder) {

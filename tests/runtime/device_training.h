@@ -111,6 +111,7 @@ struct TrainingResult {
   std::vector<float> weights;
   int64_t counter = 0;
   double save_stall_seconds = 0;
+  int32_t rank = -1;  // in the newest view; −1: never a member, and its weights are not the run's
 };
 
 class Training {
@@ -130,6 +131,7 @@ class Training {
     if (result.status != MUSTER_OK) result.error = muster_last_error();
     if (run_ != nullptr) {
       result.save_stall_seconds = info().save_stall_seconds;
+      result.rank = info().rank;
       result.exit_code = muster_run_exit_code(run_);
     }
     result.weights = backend_.final_weights();

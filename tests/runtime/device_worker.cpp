@@ -48,7 +48,7 @@ int main(int argc, char** argv) {
   const bool leaks = !muster::wait_until([] { return muster::fakes::cuda_live() == 0; });
   std::printf("worker: status %d, again %d, learned %d, violations %d%s %s\n", result.status, result.again,
               result.learned, muster::fakes::cuda_violations(), leaks ? ", leaks" : "", result.error.c_str());
-  if (result.exit_code == 0) {
+  if (result.exit_code == 0 && result.rank >= 0) {
     std::ofstream file(folder + "/weights." + std::to_string(getpid()), std::ios::binary);
     file.write(reinterpret_cast<const char*>(result.weights.data()),
                static_cast<std::streamsize>(result.weights.size() * sizeof(float)));

@@ -1,8 +1,9 @@
 // A worker of lane_values_test: a training whose gradients depend on random generators that the forward pass
 // moves on, one for each lane, and that are nobody else's.
 //
-//   lane_worker FOLDER STEPS STEP_MS [step:N | update:N] …
+//   lane_worker FOLDER STEPS WORKERS [step:N | update:N] …
 //
+// While there are fewer workers steps take a tenth of a second, so that others can join.
 // At each of these places one worker, the first to come there, kills itself. Who sees the end adds a line
 // with its weights and generators to FOLDER/results.
 #include <fcntl.h>
@@ -64,7 +65,8 @@ int main(int argc, char** argv) {
   muster::Run run(session, state, options);
   while (auto step = run.next()) {
     const std::string here = std::to_string(step.index());
-    std::this_thread::sleep_for(std::chrono::milliseconds(std::atoi(argv[3])));  // so that others can join
+    if (run.info().world_size < std::atoi(argv[3]))
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
     for (auto& gradient : gradients) gradient = 0;
     for (const auto& micro : step.microbatches()) {
       const auto lane = static_cast<size_t>(micro.lane);

@@ -253,6 +253,22 @@ TEST_F(SaverTest, ASaveThatOthersThinkIsDueIsTakenPartInIfItsVersionIsStillToCom
   EXPECT_TRUE(vote->written) << vote->why;
 }
 
+// A view that begins again at a version: it was refused, since the program had been at it before.
+TEST_F(SaverTest, ASaveOfTheBaseIsStillToComeWhenAViewBegins) {
+  EXPECT_FALSE(saver_->due(5));
+  saver_->view_begins(5);
+  SaveOpen open;
+  open.participants = {kSelf};
+  open.save = 105;
+  open.version = 5;
+  saver_->open(open, kSelf);
+  ASSERT_TRUE(saver_->due(5));
+  ASSERT_TRUE(saver_->hold(5, false, now() + kSecond));
+  const auto vote = said<SaveVote>(105);
+  ASSERT_TRUE(vote.has_value());
+  EXPECT_TRUE(vote->written) << vote->why;
+}
+
 TEST_F(SaverTest, ACopyThatDoesNotComeFailsItsSaveAlone) {
   CopyOf mirror(state_, values_);
   write(111);

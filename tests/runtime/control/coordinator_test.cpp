@@ -1187,7 +1187,7 @@ TEST_F(Notices, ALimitOfTheRateOfSavesIsNotPartOfThePlan) {
     say(1, 100, SaveDue{leader->view().generation, version});
     const uint64_t save = sent<SaveOpen>(last)[0].second.save;
     tick_at(now + 10 * kSecond);
-    say(1, 100, SaveVote{save, true, {}, "", 1000000, 0, 2 * kSecond});
+    say(1, 100, SaveVote{save, true, {}, "", 1000000, 0, 9 * kSecond});
     say(2, 200, SaveVote{save, true, {}, "", 1000000, 0, 9 * kSecond});
     say(1, 100, SavePublished{save, true, ""});
   };
@@ -1201,8 +1201,44 @@ TEST_F(Notices, ALimitOfTheRateOfSavesIsNotPartOfThePlan) {
   ASSERT_EQ(hurried.size(), 2u);
   EXPECT_EQ(hurried[0].second.save, save);
   EXPECT_THAT(plan_of(last), testing::HasSubstr("full save"));
-  say(1, 0, notice_with(19 * kSecond));
-  EXPECT_TRUE(sent<SaveHurry>(last).empty()) << "once is enough";
+}
+
+// The disk of the second node alone took as long as the limit would have allowed.
+TEST_F(Notices, WhatTheSlowestDiskTookIsPartOfThePlan) {
+  form(2, 1);
+  say(1, 100, SaveDue{leader->view().generation, 10});
+  const uint64_t save = sent<SaveOpen>(last)[0].second.save;
+  tick_at(now + 10 * kSecond);
+  say(1, 100, SaveVote{save, true, {}, "", 1000000, 0, 9 * kSecond});
+  say(2, 200, SaveVote{save, true, {}, "", 1000000, 0, 0});
+  say(1, 100, SavePublished{save, true, ""});
+  say(1, 0, notice_with(5 * kSecond));
+  EXPECT_THAT(plan_of(last), testing::HasSubstr("too late"));
+}
+
+TEST_F(Notices, ASaveBeforeADrainIsHurriedOnce) {
+  form(3, 1);
+  say(1, 100, SaveDue{leader->view().generation, 10});
+  NoticeRaised leaves = notice_of(Scope::kNode);
+  leaves.time_left = 60 * kSecond;
+  all.clear();
+  say(3, 0, leaves);
+  tick_at(now + limits.notice_settle);
+  EXPECT_EQ(sent<SaveHurry>(all).size(), 3u);
+  say(3, 0, leaves);
+  tick_at(now + limits.notice_settle);
+  EXPECT_EQ(sent<SaveHurry>(all).size(), 3u);
+}
+
+TEST_F(Saving, ALimitedSaveIsHurriedBeforeItsDeadline) {
+  form(2, 1);
+  say(1, 100, SaveDue{leader->view().generation, 10});
+  all.clear();
+  tick_at(now + limits.save_timeout / 2 - kSecond);
+  EXPECT_TRUE(sent<SaveHurry>(all).empty());
+  progress_all(11);
+  tick_at(now + 2 * kSecond);
+  EXPECT_EQ(sent<SaveHurry>(all).size(), 2u);
 }
 
 TEST_F(Notices, ASaveThatIsDueBeforeTheStopSaveKeepsNobodysStateStill) {

@@ -169,10 +169,47 @@ TEST_F(Pace, StepsOfAnotherWorldAreOthers) {
   pace.view_begins(now, 4);
   steps(20, 200 * kMillisecond);
   pace.view_begins(now += kSecond, 2);
-  EXPECT_FALSE(pace.facts().has_value());
+  EXPECT_NEAR(pace.facts()->step_s, 0.2, 1e-6) << "as long as nothing better is known";
   steps(20, 400 * kMillisecond);
   EXPECT_NEAR(pace.facts()->step_s, 0.4, 1e-6);
   EXPECT_EQ(pace.facts()->nodes, 2u);
+}
+
+TEST_F(Pace, StepsBelowAMillisecondAreMeasured) {
+  pace.view_begins(now, 2);
+  for (int report = 0; report < 300; ++report) pace.progressed(now += 100 * kMillisecond, version += 1000);
+  ASSERT_TRUE(pace.facts().has_value()) << "old steps were forgotten before there was a second of them";
+  EXPECT_NEAR(pace.facts()->step_s, 1e-4, 1e-6);
+}
+
+TEST_F(Pace, APauseIsNoStepButManyAre) {
+  pace.view_begins(now, 2);
+  steps(50, 100 * kMillisecond);
+  steps(1, 3600 * kSecond);
+  steps(10, 100 * kMillisecond);
+  EXPECT_NEAR(pace.facts()->step_s, 0.1, 1e-6);
+  steps(8, 5 * kSecond);
+  EXPECT_NEAR(pace.facts()->step_s, 5, 1e-6);
+}
+
+// Saves without a step between them, in a world whose steps are not known yet: they were measured no more,
+// and never made less often.
+TEST_F(Pace, WhereSavesFollowEachOtherTheStepsOfBeforeAreTheMeasure) {
+  pace.view_begins(now, 2);
+  steps(20, 200 * kMillisecond);
+  pace.view_begins(now, 3);
+  for (int i = 0; i < 5; ++i) save(0, 700 * kMillisecond, 0);
+  ASSERT_TRUE(pace.facts().has_value());
+  EXPECT_NEAR(*pace.facts()->cost_s, 0.5, 1e-6);
+}
+
+TEST_F(Pace, StepsBesideASaveOfTheViewBeforeAreNotQuiet) {
+  pace.view_begins(now, 2);
+  steps(20, 200 * kMillisecond);
+  pace.save_opened(now);
+  pace.view_begins(now, 2);
+  steps(40, 300 * kMillisecond);
+  EXPECT_NEAR(pace.facts()->step_s, 0.2, 1e-6);
 }
 
 TEST_F(Pace, LossesAreLearnt) {
@@ -249,7 +286,7 @@ TEST_F(Paced, TheLeaderMeasuresAndTellsAllTheSame) {
   EXPECT_NEAR(static_cast<double>(saved.back() - saved[saved.size() - 2]) / expected, 1, 0.3);
 }
 
-TEST_F(Paced, WhoJoinsIsToldToo) {
+TEST_F(Paced, EveryNewViewIsTold) {
   form(2);
   steps(100);
   const auto before = told(100);

@@ -24,7 +24,7 @@ std::string told(Options options) {
 }
 
 TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
-  uint64_t views = 0, planned = 0, caught_up = 0, saves = 0, rescues = 0, faults = 0, finished = 0;
+  uint64_t views = 0, planned = 0, caught_up = 0, saves = 0, paced = 0, rescues = 0, faults = 0, finished = 0;
   for (uint64_t seed = 1; seed <= 2000; ++seed) {
     Options options;
     options.seed = seed;
@@ -34,6 +34,7 @@ TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
     planned += outcome.planned;
     caught_up += outcome.caught_up;
     saves += outcome.saves;
+    paced += outcome.paced_saves;
     rescues += outcome.rescues;
     faults += outcome.faults;
     finished += outcome.exit_code == 0 ? 1 : 0;
@@ -43,6 +44,7 @@ TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
   EXPECT_GT(planned, 800u);
   EXPECT_GT(caught_up, 80u);
   EXPECT_GT(saves, 2000u);
+  EXPECT_GT(paced, 1000u);
   EXPECT_GT(rescues, 50u);
   EXPECT_GT(faults, 4000u);
   EXPECT_GT(finished, 1000u);
