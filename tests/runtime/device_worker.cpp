@@ -4,27 +4,14 @@
 //
 // At each of these places one worker, the first to come there, kills itself. What is left writes its weights
 // to FOLDER/weights.PID.
-#include <fcntl.h>
-#include <signal.h>
-
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <set>
 
 #include "tests/runtime/device_elastic.h"
+#include "tests/runtime/die_at.h"
 #include "tests/runtime/fake_backend.h"
-
-namespace {
-
-// Only once in the job, whoever comes there.
-void die_at(const std::string& folder, const std::set<std::string>& places, const std::string& place) {
-  if (places.count(place) == 0) return;
-  const int first = open((folder + "/died." + place).c_str(), O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-  if (first >= 0) kill(getpid(), SIGKILL);
-}
-
-}  // namespace
 
 int main(int argc, char** argv) {
   if (argc < 4) return 2;
@@ -37,9 +24,9 @@ int main(int argc, char** argv) {
   options.checkpoint_every = 7;
   options.at_step = [&](muster_session*, int64_t step) {
     muster::pause_for(step_time);
-    die_at(folder, places, "step:" + std::to_string(step));
+    muster::die_at(folder, places, "step:" + std::to_string(step));
   };
-  options.in_update = [&](int64_t step) { die_at(folder, places, "update:" + std::to_string(step)); };
+  options.in_update = [&](int64_t step) { muster::die_at(folder, places, "update:" + std::to_string(step)); };
   muster::TrainingResult result;
   {
     muster::FakeBackend device(muster::kElasticCount);

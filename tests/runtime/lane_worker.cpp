@@ -7,7 +7,6 @@
 // At each of these places one worker, the first to come there, kills itself. Who sees the end adds a line
 // with its weights and generators to FOLDER/results.
 #include <fcntl.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include <array>
@@ -20,6 +19,8 @@
 #include <thread>
 #include <vector>
 
+#include "tests/runtime/die_at.h"
+
 namespace {
 
 constexpr int kLanes = 4, kMicrobatches = 8;
@@ -31,12 +32,6 @@ uint64_t drawn(uint64_t& state) {
   state ^= state >> 7;
   state ^= state << 17;
   return state;
-}
-
-void die_at(const std::string& folder, const std::set<std::string>& places, const std::string& place) {
-  if (places.count(place) == 0) return;
-  const int first = open((folder + "/died." + place).c_str(), O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-  if (first >= 0) kill(getpid(), SIGKILL);
 }
 
 }  // namespace
@@ -74,12 +69,12 @@ int main(int argc, char** argv) {
         gradient = static_cast<float>(drawn(generators[lane]) >> 40) * 0x1p-24F - 0.5F;
       marks[lane * 3 + static_cast<size_t>(step.index() % 3)] += static_cast<uint8_t>(micro.index);
       step.accumulate(micro, gradients);
-      die_at(folder, places, "step:" + here);
+      muster::die_at(folder, places, "step:" + here);
     }
     if (!step.reduce(gradients)) continue;
     if (auto update = step.update()) {
       for (size_t i = 0; i < kCount; ++i) weights[i] -= 0.01F * gradients[i];
-      die_at(folder, places, "update:" + here);
+      muster::die_at(folder, places, "update:" + here);
     }
   }
   if (run.exit_code() != 0) return run.exit_code();

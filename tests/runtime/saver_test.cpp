@@ -136,6 +136,22 @@ class SaverTest : public ::testing::Test {
                                      << told(EventKind::kLog);
   }
 
+  // Before this rank is at the version.
+  void open_by_others(Version version) {
+    SaveOpen open;
+    open.save = 100 + static_cast<uint64_t>(version);
+    open.version = version;
+    open.participants = {kSelf};
+    saver_->open(open, kSelf);
+  }
+  void expect_taken_part_in(Version version) {
+    ASSERT_TRUE(saver_->due(version));
+    ASSERT_TRUE(saver_->hold(version, false, now() + kSecond));
+    const auto vote = said<SaveVote>(100 + static_cast<uint64_t>(version));
+    ASSERT_TRUE(vote.has_value());
+    EXPECT_TRUE(vote->written) << vote->why;
+  }
+
   void close(Version version) { saver_->closed({100 + static_cast<uint64_t>(version), true, "", version}); }
 
   bool has(EventKind kind, Version version) {
@@ -234,39 +250,20 @@ TEST_F(SaverTest, ASaveThatOthersThinkIsDueIsTakenPartInIfItsVersionIsStillToCom
   options.every = SaveOptions::kPaced;
   start(options);
   EXPECT_FALSE(saver_->due(4));
-  SaveOpen open;
-  open.participants = {kSelf};
-  open.save = 104;
-  open.version = 4;
-  saver_->open(open, kSelf);
+  open_by_others(4);
   const auto refused = said<SaveVote>(104);
   ASSERT_TRUE(refused.has_value());
   EXPECT_FALSE(refused->written);
-
-  open.save = 105;
-  open.version = 5;
-  saver_->open(open, kSelf);
-  ASSERT_TRUE(saver_->due(5));
-  ASSERT_TRUE(saver_->hold(5, false, now() + kSecond));
-  const auto vote = said<SaveVote>(105);
-  ASSERT_TRUE(vote.has_value());
-  EXPECT_TRUE(vote->written) << vote->why;
+  open_by_others(5);
+  expect_taken_part_in(5);
 }
 
 // A view that begins again at a version: it was refused, since the program had been at it before.
 TEST_F(SaverTest, ASaveOfTheBaseIsStillToComeWhenAViewBegins) {
   EXPECT_FALSE(saver_->due(5));
   saver_->view_begins(5);
-  SaveOpen open;
-  open.participants = {kSelf};
-  open.save = 105;
-  open.version = 5;
-  saver_->open(open, kSelf);
-  ASSERT_TRUE(saver_->due(5));
-  ASSERT_TRUE(saver_->hold(5, false, now() + kSecond));
-  const auto vote = said<SaveVote>(105);
-  ASSERT_TRUE(vote.has_value());
-  EXPECT_TRUE(vote->written) << vote->why;
+  open_by_others(5);
+  expect_taken_part_in(5);
 }
 
 TEST_F(SaverTest, ACopyThatDoesNotComeFailsItsSaveAlone) {
