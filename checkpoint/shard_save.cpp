@@ -309,11 +309,12 @@ class ShardSave {
   void hold_back(uint64_t more, bool direct) {
     const Instant began = now();
     if (sent_ == 0) rate_since_ = began;
+    const bool waits = is_too_soon();
     // Reason for the wait: the limit; in steps, since who hurries or cancels wakes nobody.
     for (; is_too_soon(); std::this_thread::sleep_for(std::chrono::milliseconds(2))) {
     }
     sent_ += more;
-    if (direct) report_.held_back += now() - began;
+    if (waits && direct) report_.held_back += now() - began;
   }
 
   FileSystem& files_;

@@ -67,6 +67,7 @@ TEST_F(ShardSave, GivesTheFileThatIsStagedWholeByEveryMethodAndBound) {
           save_shard(real_files(), source.shape, {7, 9}, source.reader(), buffer, options, progress);
       ASSERT_OK(saved);
       EXPECT_TRUE(was_staged);
+      EXPECT_EQ(saved->held_back, 0) << "there is no limit";
       EXPECT_EQ(saved->record.root, staged->root);
       if (bound != 0) {
         EXPECT_LE(saved->staging_bytes, std::max(bound, 2 * kChunkBytes) + 64 * 1024);
