@@ -155,7 +155,7 @@ Result<PowerSgdState> merge_power_sgd(std::span<const PowerSgdState* const> all,
   for (const PowerSgdState* one : all) {
     if (one->shapes != all[0]->shapes || one->factors != all[0]->factors || one->seed != all[0]->seed ||
         one->steps != all[0]->steps || one->start != all[0]->start)
-      return misuse("ranks 0 and " + std::to_string(one->rank) +
+      return misuse("ranks " + std::to_string(all[0]->rank) + " and " + std::to_string(one->rank) +
                     " have states of other matrices, another rank of factors, seed or step; give those that "
                     "all ranks had after the same step");
     contributions.push_back({one->rank, one->ranks, one->residual});

@@ -649,7 +649,7 @@ void ScheduleRun::run_fold(const Fold& fold, uint64_t offset, uint64_t count) {
   } else if (const bool changes = signature.op == ReduceOp::kAvg || signature.op == ReduceOp::kPremulSum;
              sources.size() == 1 && !(fold.last && changes)) {
     std::byte* target = address(fold.target, offset);
-    if (target != sources[0]) std::memmove(target, sources[0], count * operation_->element());
+    if (count > 0 && target != sources[0]) std::memmove(target, sources[0], count * operation_->element());
   } else {
     muster::fold(signature.dtype, signature.op, address(fold.target, offset), sources, count,
                  fold.last ? engine_.group().size() : 0, operation_->factor);

@@ -2,7 +2,9 @@
 // Reduce, Reduce_scatter, Reduce_scatter_block, Bcast, Barrier, Gather, Gatherv, Allgather, Allgatherv,
 // Scatter, Scatterv, Alltoall and Alltoallv are done by Muster:
 //   mpirun -x LD_PRELOAD=…/libmuster_pmpi.so PROGRAM
-// With MUSTER_PMPI_REPORT=1 each rank says at its end how many of each Muster did.
+// All ranks have it or none, and make one operation all in C or all in Fortran: the bindings of Fortran call
+// PMPI, so what they do stays with MPI, and would meet nobody where others call MPI from C. With
+// MUSTER_PMPI_REPORT=1 each rank says at its end how many of each Muster did.
 //
 // INVARIANTS
 //  - Whether Muster does an operation depends only on what MPI makes equal on all ranks: the communicator and
@@ -78,6 +80,7 @@ int keyval() {
 
 // Collective: all have one, or none has.
 muster_comm* make(MPI_Comm comm) {
+  PMPI_Barrier(comm);  // who comes first waits here, and not against the deadline for forming
   muster_comm* made = nullptr;
   // MPI has no deadlines: the others wait for as long as one computes. Who dies is noticed without one.
   constexpr double kWeekSeconds = 7 * 86400;

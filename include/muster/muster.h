@@ -753,8 +753,9 @@ MUSTER_API muster_status muster_residuals_merge(const muster_residuals* const* a
  * All ranks end with the same bits, which depend on the gradients, the number of ranks and their order; not
  * on how ranks talk, nor on their processors. Over steps, what was applied differs from the true means by
  * the mean of the residuals (for MUSTER_SUM: from the sums by their sum), but for roundings. A NaN, an
- * infinity or a magnitude of 2^80 in one rank's gradient makes all elements of that matrix NaN on all ranks
- * (where it is reduced in plain float32: that element what it is), and leaves its residuals as they were.
+ * infinity or a magnitude of 2^80 in one rank's gradient and residual makes all elements of that matrix NaN
+ * on all ranks (where it is reduced in plain float32: that element what it is), and leaves its residuals as
+ * they were. A residual that is that large by itself does so in each step, until a new state is made.
  *
  * All ranks pass states of the same list, low_rank, seed and number of committed steps, and the same
  * operator; what differs ends it on all of them with MUSTER_MISUSE. What one rank alone gets wrong is told

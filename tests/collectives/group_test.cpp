@@ -985,6 +985,23 @@ TEST(QuietGuest, UcxLeavesTheProcessAsItWas) {
   });
 }
 
+// Rank 0 sends nothing, and so has no input; what it gets is there all the same.
+TEST(Arguments, OfNothingThereIsNoBuffer) {
+  for (const Medium medium : {Medium::kInProcess, Medium::kNodeThreads}) {
+    run_world(medium, 2, [](Member& member) {
+      const bool first = member.rank == 0;
+      const float two[] = {1, 2};
+      float out[2] = {};
+      const size_t nothing[] = {0, 0}, to_first[] = {2, 0}, from_second[] = {0, 2};
+      const Work work =
+          member.group.all_to_all_v(first ? nullptr : two, first ? nothing : to_first, first ? out : nullptr,
+                                    first ? from_second : nothing, DType::kFloat32, member.soon());
+      member.expect_ok(work.wait(), "all_to_all_v");
+      member.expect(!first || (out[0] == 1 && out[1] == 2), "other numbers");
+    });
+  }
+}
+
 TEST(Arguments, AreRefusedWithReason) {
   run_world(Medium::kInProcess, 2, [](Member& member) {
     float value = 1;

@@ -414,7 +414,8 @@ TEST(PowerSgdFailures, LeaveStateAndOutputsAsTheyWere) {
   for (int rank = 0; rank < 3; ++rank) inputs.push_back(gradients_of(kLarge, rank, 0));
   for (int delay_us = 0; delay_us < 4000; delay_us += 400) {
     for (const Medium medium : {Medium::kInProcess, Medium::kNodeThreads}) {
-      std::barrier first_done(3);  // an operation may end on one rank while others still wait for it
+      std::barrier first_done(3);   // an operation may end on one rank while others still wait for it
+      std::barrier second_done(3);  // who leaves is heard as a reason too
       run_world(medium, 3, [&](Member& member) {
         PowerSgdFeedback feedback(state_of(kLarge, member.rank, 3));
         const Matrices& in = inputs[static_cast<size_t>(member.rank)];
@@ -432,6 +433,7 @@ TEST(PowerSgdFailures, LeaveStateAndOutputsAsTheyWere) {
         Matrices values = in;
         const Status status = reduce(member, true, feedback, values, values);  // in place
         ender.join();
+        second_done.arrive_and_wait();
         if (status.ok()) return;
         ++failed;
         member.expect(status.error().message.find("rank 1 was told to stop") != std::string::npos,

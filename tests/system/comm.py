@@ -162,6 +162,9 @@ class Comm:
         for ranks, extra in ((2, {}), (3, {}), (4, {}), (3, NETWORK)):
             said = self.run(ranks, "plain_mpi", "-", {**preload, **extra})
             self.require(said, rf"of {ranks}: the same, [1-9]\d\d+ operations by Muster", ranks)
+        # A rank that comes later than any deadline for forming: MPI did the rest by itself, after as long again.
+        said = self.run(2, "plain_mpi", "late", {**preload, "MUSTER_COMM_FORM_TIMEOUT": "1"})
+        self.require(said, r"of 2: the same, [1-9]\d\d+ operations by Muster", 2)
 
     def mpi_session(self):
         self.require(self.run(2, "comm_mpi", "session"), "trained in a world of 2", 2)

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 static int rank, size, wrong;
 static void same(const char* what, const void* a, const void* b, size_t bytes) {
   if (bytes > 0 && memcmp(a, b, bytes) != 0) {
@@ -348,6 +349,7 @@ int main(int argc, char** argv) {
   MPI_Init(&argc, &argv);
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   MPI_Comm_size(MPI_COMM_WORLD, &size);
+  if (argc > 1 && strcmp(argv[1], "late") == 0 && rank == 1) sleep(3); /* MPI has no deadlines */
   operations = (uint64_t(*)(void))dlsym(RTLD_DEFAULT, "muster_pmpi_operations");
   MPI_Comm half, reversed;
   MPI_Comm_split(MPI_COMM_WORLD, rank % 2, rank, &half);
