@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <numeric>
 #include <utility>
+#include <vector>
 
 namespace muster::control {
 namespace {
@@ -14,7 +14,7 @@ constexpr double kFirst = 60;        // before the first, at most
 constexpr double kGuessedCost = 1;   // seconds, of the first save
 constexpr double kLeastCost = 1e-3;  // seconds: what is below cannot be told from the noise of steps
 constexpr double kRoom = 1.25;       // times what a save took: the next may take longer
-constexpr size_t kSamples = 4;       // of the newest saves
+constexpr size_t kSamples = 5;       // of the newest saves
 constexpr Version kStepsMin = 8;     // before their length is believed
 constexpr Duration kTimeMin = 1 * kSecond;
 constexpr double kOdd = 10;           // times the length of a step
@@ -149,8 +149,11 @@ void SavePace::close_window() {
   keep(stalls_, window_stalled_s_);
 }
 
-double SavePace::mean(const std::deque<double>& samples) {
-  return std::accumulate(samples.begin(), samples.end(), 0.0) / static_cast<double>(samples.size());
+// Of two in the middle, the smaller one: an evaluation beside one of two saves is no cost of saving.
+double SavePace::median(const std::deque<double>& samples) {
+  std::vector<double> sorted(samples.begin(), samples.end());
+  std::ranges::sort(sorted);
+  return sorted[(sorted.size() - 1) / 2];
 }
 
 void SavePace::keep(std::deque<double>& samples, double newest) {
@@ -164,7 +167,7 @@ std::optional<SaveFacts> SavePace::facts() const {
   facts.step_s = step_s_;
   // A stall is measured better than a slowdown, which has the noise of the steps in it, but is only its part
   // that the program waited for.
-  if (!costs_.empty()) facts.cost_s = std::max(mean(costs_), mean(stalls_));
+  if (!costs_.empty()) facts.cost_s = std::max(median(costs_), median(stalls_));
   if (!durations_.empty()) facts.took_s = *std::max_element(durations_.begin(), durations_.end());
   facts.node_s_for_a_loss = (expected_node_s_ + seen_node_s_) / static_cast<double>(1 + losses_);
   facts.nodes = nodes_;

@@ -84,7 +84,7 @@ class SavePace {
   };
   void close_window();
   void add_quiet(Span span);
-  static double mean(const std::deque<double>& samples);
+  static double median(const std::deque<double>& samples);
   static void keep(std::deque<double>& samples, double newest);
 
   double expected_node_s_;

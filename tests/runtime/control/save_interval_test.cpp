@@ -151,6 +151,16 @@ TEST_F(Pace, OrWhatTheyAreStalledByIfThatIsMore) {
   EXPECT_NEAR(*pace.facts()->cost_s, 0.07, 1e-6);
 }
 
+TEST_F(Pace, OnePauseBesideASaveIsNoCost) {
+  pace.view_begins(now, 2);
+  steps(20, 200 * kMillisecond);
+  save(9, 250 * kMillisecond, 0);
+  save(9, 60 * kSecond, 30 * kSecond);
+  EXPECT_NEAR(*pace.facts()->cost_s, 0.5, 1e-6);
+  for (int i = 0; i < 3; ++i) save(9, 60 * kSecond, 30 * kSecond);
+  EXPECT_GT(*pace.facts()->cost_s, 500) << "again and again is what it costs";
+}
+
 TEST_F(Pace, AFailedSaveAndAViewChangeAreNoMeasure) {
   pace.view_begins(now, 2);
   steps(20, 200 * kMillisecond);
