@@ -310,8 +310,9 @@ class ShardSave {
     const Instant began = now();
     if (sent_ == 0) rate_since_ = began;
     const bool waits = is_too_soon();
-    // Reason for the wait: the limit; in steps, since who hurries or cancels wakes nobody.
-    for (; is_too_soon(); std::this_thread::sleep_for(std::chrono::milliseconds(2))) {
+    while (is_too_soon()) {
+      // Reason for the wait: the limit; in short steps, since who hurries or cancels wakes nobody.
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
     }
     sent_ += more;
     if (waits && direct) report_.held_back += now() - began;

@@ -128,7 +128,7 @@ void Coordinator::State::hurry_saves() {
 
 // Who joins learns of the schedules before it computes.
 void Coordinator::State::begin_pace() {
-  for (size_t losses = std::exchange(hit, {}).size(); losses > 0; --losses) pace.node_lost();
+  pace.nodes_lost(std::exchange(hit, {}).size());
   if (!paces_saves) return;
   pace.view_begins(now, static_cast<uint32_t>(view_nodes().size()));
   for (const SaveSchedule& schedule : schedules.all()) to_view(schedule);
@@ -146,7 +146,9 @@ void Coordinator::State::pace_saves(Version version) {
   const SaveInterval interval = decide_save_interval(*facts);
   const Version heard_by = version + 2 + static_cast<Version>(kAhead / facts->step_s);
   const SaveSchedule* const told = schedules.all().empty() ? nullptr : &schedules.all().back();
-  const bool begins_late = told != nullptr && told->from > version + interval.steps;
+  // After a rollback. By twice the interval, so that steps that change a little do not make it anew each
+  // time.
+  const bool begins_late = told != nullptr && told->from > heard_by + 2 * interval.steps;
   if (told != nullptr && !begins_late && pace_measured == facts->cost_s.has_value() &&
       std::abs(static_cast<double>(interval.steps - told->every)) <=
           kChange * static_cast<double>(told->every)) {

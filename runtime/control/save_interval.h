@@ -72,7 +72,7 @@ class SavePace {
   void save_opened(Instant now);
   // `stalled`: how long an update waited for it, at most. What failed is not measured.
   void save_closed(Instant now, Duration stalled, bool durable);
-  void node_lost() { ++losses_; }
+  void nodes_lost(size_t nodes) { losses_ += nodes; }
 
   // Nothing while the length of a step is not known well enough.
   std::optional<SaveFacts> facts() const;

@@ -60,6 +60,7 @@ int main(int argc, char** argv) {
   muster::Run run(session, state, options);
   while (auto step = run.next()) {
     const std::string here = std::to_string(step.index());
+    // Reason for the wait: a worker that was killed starts again and joins meanwhile.
     if (run.info().world_size < std::atoi(argv[3]))
       std::this_thread::sleep_for(std::chrono::milliseconds(100));
     for (auto& gradient : gradients) gradient = 0;

@@ -226,7 +226,7 @@ TEST_F(Pace, LossesAreLearnt) {
   pace.view_begins(now, 5);
   steps(20, 10 * kSecond);  // 200 s of 5 nodes
   EXPECT_NEAR(pace.facts()->node_s_for_a_loss, 2000, 1e-6) << "1000 were expected, and 1000 seen";
-  pace.node_lost();
+  pace.nodes_lost(1);
   EXPECT_NEAR(pace.facts()->node_s_for_a_loss, 1000, 1e-6);
 }
 
@@ -311,6 +311,19 @@ TEST_F(Paced, NobodyIsToldWhereTheProgramSaysWhen) {
   LeaderTest::form(2, 1);
   steps(100);
   EXPECT_TRUE(told(100).empty());
+}
+
+// It was made anew with each of them, and told, and logged.
+TEST_F(Paced, StepsThatChangeALittleChangeNoSchedule) {
+  limits.node_mtbf = 1000000 * kSecond;
+  paces_saves = true;
+  LeaderTest::form(1, 1);
+  double step = 200;
+  for (int i = 0; i < 60; ++i, step *= 1.01) {
+    tick_at(now + static_cast<Duration>(step * kMillisecond));
+    progress_all(++version);
+  }
+  EXPECT_LE(told(100).size(), 3u);
 }
 
 // The schedule to come was made for fast steps, and would begin in hours.
