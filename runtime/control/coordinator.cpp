@@ -105,6 +105,7 @@ void Coordinator::State::settle() {
   }
   if (phase == Phase::kRunning && !stop) {
     settle_lessons();
+    mend_shards();
     check_boundary();
   }
   if (phase == Phase::kEnded) settle_end();

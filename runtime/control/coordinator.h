@@ -16,6 +16,7 @@
 
 #include "runtime/control/actions.h"
 #include "runtime/control/rules.h"
+#include "runtime/control/shard_placement.h"
 
 namespace muster::control {
 
@@ -65,12 +66,18 @@ struct BaseDecision {
   Version base = kNoVersion;      // kNoVersion with `error` set: nothing complete
   std::vector<MemberId> holders;  // members at base
   std::vector<MemberId> behind;   // members to receive the state
+  std::vector<MemberId> updated;  // of the holders, those that are still in the view that made base
+  std::set<MemberId>
+      one_behind;     // of those behind: they lack only that update, whose gradient the former have
+  Holdings holdings;  // shards at base, or that will be when their holder has made that update
   std::string why;
   std::string error;  // no complete version
 };
-// Rule 3 for replicated state: the newest version that an untorn member holds on the branch of
-// `lineage`.
-BaseDecision decide_base(const std::vector<std::pair<MemberId, Report>>& reports, const Lineage& lineage);
+// Rule 3: the newest version that an untorn member holds on the branch of `lineage`, if each of `shards` has
+// a holder at it, or at the one before it that can still make the update. Nobody can go back. `lineage` ends
+// with the view that ends.
+BaseDecision decide_base(const std::vector<std::pair<MemberId, Report>>& reports, const Lineage& lineage,
+                         uint32_t shards = 0);
 
 struct BaseVerdict {
   std::vector<MemberId> wrong;  // newcomers and members that fetched the base: theirs is another state

@@ -118,6 +118,7 @@ void Coordinator::State::on(NodeId from, MemberId id, const MemberHello& hello) 
     return;
   }
   paces_saves = paces_saves || hello.paces_saves;
+  note_sharding(hello);
   NodeRecord& node = nodes.at(from);
   node.hello_at = now;
   node.ended.erase(hello.member.local_rank);

@@ -68,25 +68,38 @@ void Coordinator::State::check_boundary() {
   finish_boundary();
 }
 
-void Coordinator::State::finish_boundary() {
-  std::vector<Member> next;
-  size_t drained = 0;
-  size_t joined = 0;
+Coordinator::State::Turnover Coordinator::State::turnover() const {
+  Turnover turnover;
   for (MemberId id : living_of(view)) {
     const MemberRecord& record = members.at(id);
     const bool drains = record.draining || nodes.at(record.member.node).draining;
-    if (drains && now >= settle_notices_at) {
-      ++drained;
-    } else {
-      next.push_back(record.member);
-    }
+    (drains && now >= settle_notices_at ? turnover.leavers : turnover.next).push_back(record.member);
   }
   for (const auto& [id, lesson] : lessons) {
     if (!lesson.arrived) continue;
-    ++joined;
-    next.push_back(members.at(id).member);
+    ++turnover.joined;
+    turnover.next.push_back(members.at(id).member);
   }
-  if (drained + joined == 0 || next.empty()) {
+  return turnover;
+}
+
+// Who leaves and alone holds a shard is in the next view still, where another takes the shard, and leaves at
+// that view's boundary.
+void Coordinator::State::finish_boundary() {
+  auto [next, leavers, joined] = turnover();
+  const Holdings held = held_in_view();
+  const bool give_first = limits.rules.shards_given_first && !next.empty() &&
+                          first_unheld(keep_shards(next, held, sharding)).has_value();
+  std::set<MemberId> without_shards;
+  if (give_first) {
+    for (const Member& leaver : std::exchange(leavers, {})) {
+      without_shards.insert(leaver.id);
+      next.push_back(leaver);
+    }
+  }
+  sort_by_rank(next);
+  ShardPlacement placement = place_shards(next, held, sharding, without_shards);
+  if ((leavers.size() + joined == 0 && placement.moves.empty()) || next.empty()) {
     to_view(Proceed{boundary->plan});
     boundary.reset();
     return;
@@ -94,11 +107,15 @@ void Coordinator::State::finish_boundary() {
   change = Change{};
   change.planned = true;
   change.began = now;
-  change.why = std::to_string(joined) + " join, " + std::to_string(drained) + " leave, at version " +
+  change.why = std::to_string(joined) + " join, " + std::to_string(leavers.size()) + " leave, at version " +
                std::to_string(boundary->version);
+  if (!placement.moves.empty())
+    change.why += ", " + std::to_string(placement.moves.size()) + " copies of shards move";
   plan_next(std::move(next), boundary->version);
+  change.next.shards = std::move(placement.map);
+  change.moves = std::move(placement.moves);
   change.holders = boundary->arrived;
-  if (drained > 0 && std::exchange(hands_over, false)) stop_after_drain();
+  if (!leavers.empty() && std::exchange(hands_over, false)) stop_after_drain();
   store_next();
 }
 
@@ -124,11 +141,7 @@ void Coordinator::State::boundary_overdue() {
 
 // ---- drains
 
-bool Coordinator::State::drains_wanted() const {
-  return std::any_of(view.members.begin(), view.members.end(), [&](const Member& member) {
-    return lives(member.id) && (members.at(member.id).draining || nodes.at(member.node).draining);
-  });
-}
+bool Coordinator::State::drains_wanted() const { return !draining_members().empty(); }
 
 bool Coordinator::State::drain_leaves_enough() const {
   return nodes_able() >= limits.nodes_min &&

@@ -47,9 +47,13 @@ void Coordinator::State::open_save(Version version, bool for_stop) {
     ++stop->tries;
   }
   say(EventKind::kSaveStarted, for_stop ? "stop-save: " + stop->why : "periodic").version = version;
-  to_view(SaveOpen{save.id, version, view.lineage, save.participants, for_stop});
+  SaveOpen open{save.id, version, view.lineage, save.participants, for_stop};
+  open.writers = shard_writers(save.participants);
+  to_view(open);
   pace.save_opened(now);
   saves[save.id] = std::move(save);
+  if (const size_t writable = open.writers.size(); writable < view.shards.shards())
+    return close_save(open.save, false, "nobody is left who holds shard " + std::to_string(writable));
   if (drains_wanted()) hurry_saves();  // those who leave take part in it
 }
 

@@ -7,6 +7,7 @@
 //   loss         who is lost, and why; evictions
 //   view_change  agree → store → install → go
 //   plans        boundaries: joins and drains without a revocation
+//   shards       who holds which part of a state that is not whole on every member
 //   lessons      learners
 //   saves        periodic saves, votes, publishing
 //   stop         notices, the stop-save
@@ -65,6 +66,7 @@ struct Change {
   std::set<NodeId> silent_excluded;  // rule 11 bounds their sum over the rounds of one change
   View next;
   std::vector<Transfer> transfers;
+  std::vector<ShardMove> moves;
   std::set<MemberId> holders;  // of the next view's base, before anything is sent
   std::set<MemberId> ready;
 };
@@ -156,6 +158,9 @@ struct Coordinator::State {
   Digest start_state;                       // what the first of them started with
   std::set<MemberId> vouchers;              // held the view's base before it, compared with each other's
   std::map<MemberId, Digest> base_digests;  // as said in this view
+  Sharding sharding;
+  std::map<uint32_t, std::map<MemberId, Digest>> shard_digests;  // likewise
+  std::optional<bool> shards_at_rest;                            // in this view; not looked at yet
   bool base_confirmed = false;
   bool losses_pending = false;
   std::string loss_why;
@@ -279,6 +284,7 @@ struct Coordinator::State {
   bool exclude_silent_nodes();
   void no_member_left();
   void conclude_agreement();
+  void sort_by_rank(std::vector<Member>& next) const;
   void plan_next(std::vector<Member> next_members, Version base);
   void leave_out_uncompared(BaseDecision& decision) const;
   void add_transfers(const BaseDecision& decision);
@@ -296,6 +302,12 @@ struct Coordinator::State {
   void on(NodeId from, MemberId id, const Progress& progress);
   void want_plan(const std::string& why);
   void check_boundary();
+  struct Turnover {
+    std::vector<Member> next;     // who stays, and who comes
+    std::vector<Member> leavers;  // drained
+    size_t joined = 0;
+  };
+  Turnover turnover() const;
   void finish_boundary();
   void boundary_overdue();
   bool drains_wanted() const;
@@ -304,6 +316,15 @@ struct Coordinator::State {
   uint32_t nodes_holding() const;
   void stop_after_drain();
   void end_drained();
+
+  // ---- shards
+  void note_sharding(const MemberHello& hello);
+  Holdings held_in_view() const;
+  std::set<MemberId> draining_members() const;
+  void mend_shards();
+  void on_shard_digests(MemberId id, const std::vector<ShardDigest>& digests);
+  BaseVerdict judge_shards() const;
+  std::vector<uint32_t> shard_writers(const std::vector<MemberId>& participants) const;
 
   // ---- lessons
   void on(NodeId from, MemberId id, const Level& level);

@@ -21,6 +21,7 @@ void Coordinator::State::take_over(Takeover found) {
   if (found.view.generation.counter == 0) return;
   view = std::move(found.view);
   stored = view.generation;
+  sharding = {view.shards.shards(), view.shards.copies};
   for (const Member& member : view.members) {
     MemberRecord& record = members[member.id];
     record.member = member;
@@ -56,6 +57,7 @@ void Coordinator::State::found_member_speaks(MemberId id, const MemberHello& hel
   record.from_store = false;
   record.member = hello.member;
   paces_saves = paces_saves || hello.paces_saves;
+  note_sharding(hello);
   if (fingerprint) return;
   fingerprint = hello.fingerprint;
   fingerprint_words = hello.description;

@@ -149,7 +149,8 @@ void Coordinator::State::conclude_agreement() {
     if (!limits.rules.branch_checked) reports.back().second.installed = view.generation;
   }
   if (next.empty()) return no_member_left();
-  BaseDecision decision = decide_base(reports, view.lineage);
+  BaseDecision decision =
+      decide_base(reports, view.lineage, limits.rules.shards_counted ? sharding.shards : 0);
   if (decision.base == kNoVersion && !started.empty()) {
     say(EventKind::kLog, decision.error + ": the members start again from the newest save");
   }
@@ -160,25 +161,32 @@ void Coordinator::State::conclude_agreement() {
   if (decision.base != kNoVersion) {
     leave_out_uncompared(decision);
     add_transfers(decision);
+    change.next.shards = keep_shards(change.next.members, decision.holdings, sharding);
     change.why += "; " + decision.why;
   }
   store_next();
 }
 
-void Coordinator::State::plan_next(std::vector<Member> next_members, Version base) {
+void Coordinator::State::sort_by_rank(std::vector<Member>& next) const {
   const auto order = [&](const Member& member) {
     const auto node = nodes.find(member.node);
     return std::make_pair(node == nodes.end() ? UINT64_MAX : node->second.order, member.local_rank);
   };
-  std::sort(next_members.begin(), next_members.end(),
-            [&](const Member& a, const Member& b) { return order(a) < order(b); });
+  std::sort(next.begin(), next.end(), [&](const Member& a, const Member& b) { return order(a) < order(b); });
+}
+
+// Without a base the members restore or initialise what they are given.
+void Coordinator::State::plan_next(std::vector<Member> next_members, Version base) {
+  sort_by_rank(next_members);
   change.next = View{};
   change.next.generation = Generation{incarnation, stored.counter + 1};
   change.next.members = std::move(next_members);
   change.next.base = base;
   if (base != kNoVersion) change.next.lineage = view.lineage;
   change.next.lineage.push_back({change.next.generation, base});
+  if (base == kNoVersion) change.next.shards = place_shards(change.next.members, {}, sharding).map;
   change.transfers.clear();
+  change.moves.clear();
   change.holders.clear();
 }
 
@@ -193,23 +201,13 @@ void Coordinator::State::leave_out_uncompared(BaseDecision& decision) const {
   if (!holders.empty()) decision.holders = std::move(holders);
 }
 
-// Each laggard from a holder on its own node where there is one; else the holders take turns. Where the last
-// update was made in this view, all its members have contributed to the gradient, and who has applied it
-// still has it: no step's reduction ends before a laggard's next contribution.
+// Each laggard from a holder on its own node where there is one; else the holders take turns.
 void Coordinator::State::add_transfers(const BaseDecision& decision) {
   change.holders = {decision.holders.begin(), decision.holders.end()};
-  const auto of_this_view = [&](MemberId id, Version version) {
-    const Report& report = change.reports.at(id);
-    return !report.torn && report.version == version && report.installed == view.generation;
-  };
-  std::vector<MemberId> updated;
-  for (MemberId id : decision.holders) {
-    if (decision.base > view.base && of_this_view(id, decision.base)) updated.push_back(id);
-  }
   size_t turn = 0;
   for (MemberId target : decision.behind) {
-    const bool gradient = !updated.empty() && of_this_view(target, decision.base - 1);
-    const std::vector<MemberId>& sources = gradient ? updated : decision.holders;
+    const bool gradient = decision.one_behind.contains(target);
+    const std::vector<MemberId>& sources = gradient ? decision.updated : decision.holders;
     const NodeId home = members.at(target).member.node;
     const auto near = std::find_if(sources.begin(), sources.end(),
                                    [&](MemberId id) { return members.at(id).member.node == home; });
@@ -264,6 +262,8 @@ void Coordinator::State::install() {
   committed = false;
   vouchers = change.holders;
   base_digests.clear();
+  shard_digests.clear();
+  shards_at_rest.reset();
   base_confirmed = false;
   boundary.reset();
   program_failures.clear();
@@ -275,7 +275,7 @@ void Coordinator::State::install() {
     nodes.at(member.node).was_in_view = true;
     MemberRecord& record = members.at(member.id);
     record.version = view.base;
-    to_member(member.id, Install{view, change.attempt, change.transfers, change.why});
+    to_member(member.id, Install{view, change.attempt, change.transfers, change.why, change.moves});
   }
   cancel_lessons("the view changed");
   end_drained();
@@ -342,6 +342,7 @@ void Coordinator::State::go() {
 void Coordinator::State::on(NodeId, MemberId id, const BaseDigest& message) {
   if (message.generation != view.generation || !in_view(id) || phase != Phase::kRunning) return;
   base_digests[id] = message.digest;
+  on_shard_digests(id, message.shards);
 }
 
 // Their digests come while the first step is computed. A holder that differs from another means that memory
@@ -353,7 +354,8 @@ void Coordinator::State::check_base() {
   }
   std::set<MemberId> fetched;
   for (const Transfer& transfer : change.transfers) fetched.insert(transfer.target);
-  const BaseVerdict verdict = judge_base(base_digests, vouchers, fetched);
+  BaseVerdict verdict = judge_base(base_digests, vouchers, fetched);
+  if (!verdict.disputed && verdict.wrong.empty()) verdict = judge_shards();
   if (verdict.disputed) {
     return end_job(kExitFailed, "the members hold different states of version " + std::to_string(view.base) +
                                     ": " + sides_of_base());
@@ -367,6 +369,16 @@ std::string Coordinator::State::sides_of_base() const {
   for (const auto& [id, digest] : base_digests) {
     std::string& names = sides[digest];
     names += (names.empty() ? "" : ", ") + named(id);
+  }
+  for (const auto& [shard, digests] : shard_digests) {
+    if (sides.size() > 1) break;
+    const bool equal = std::all_of(digests.begin(), digests.end(), [&](const auto& entry) {
+      return entry.second == digests.begin()->second;
+    });
+    if (equal) continue;
+    sides.clear();
+    for (const auto& [id, digest] : digests)
+      sides[digest] += (sides[digest].empty() ? "shard " + std::to_string(shard) + " of " : ", ") + named(id);
   }
   std::string words;
   for (const auto& [digest, names] : sides)

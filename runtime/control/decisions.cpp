@@ -21,21 +21,58 @@ bool usable(const Report& report, const Lineage& lineage) {
   return !own.empty() && on_branch(own, report.version, lineage);
 }
 
+// All members of the view in which the update to base was made have contributed to its gradient, and who has
+// applied it still has it, as long as it has entered no other view: no step's reduction ends before the next
+// contribution of those that lack it.
+void find_one_behind(const std::vector<std::pair<MemberId, Report>>& reports, const Lineage& lineage,
+                     BaseDecision& decision) {
+  Generation made_in;
+  for (const auto& [id, report] : reports) {
+    if (report.version != decision.base || !usable(report, lineage)) continue;
+    if (lineage_of(report, lineage).back().base >= decision.base) continue;
+    decision.updated.push_back(id);
+    made_in = report.installed;
+  }
+  if (decision.updated.empty()) return;
+  for (const auto& [id, report] : reports) {
+    if (!report.torn && report.version == decision.base - 1 && report.installed == made_in)
+      decision.one_behind.insert(id);
+  }
+}
+
+BaseDecision nothing_complete(const std::vector<std::pair<MemberId, Report>>& reports, std::string error) {
+  BaseDecision decision;
+  decision.error = std::move(error);
+  for (const auto& [id, report] : reports) decision.behind.push_back(id);
+  return decision;
+}
+
 }  // namespace
 
-BaseDecision decide_base(const std::vector<std::pair<MemberId, Report>>& reports, const Lineage& lineage) {
+BaseDecision decide_base(const std::vector<std::pair<MemberId, Report>>& reports, const Lineage& lineage,
+                         uint32_t shards) {
   BaseDecision decision;
   for (const auto& [id, report] : reports) {
     if (usable(report, lineage)) decision.base = std::max(decision.base, report.version);
   }
   if (decision.base == kNoVersion) {
-    decision.error = "none of " + std::to_string(reports.size()) + " members holds a complete version";
-    for (const auto& [id, report] : reports) decision.behind.push_back(id);
-    return decision;
+    return nothing_complete(
+        reports, "none of " + std::to_string(reports.size()) + " members holds a complete version");
   }
+  find_one_behind(reports, lineage, decision);
+  std::set<uint32_t> held;
   for (const auto& [id, report] : reports) {
     const bool holds = usable(report, lineage) && report.version == decision.base;
     (holds ? decision.holders : decision.behind).push_back(id);
+    if (!holds && !decision.one_behind.contains(id)) continue;
+    decision.holdings[id] = report.shards;
+    held.insert(report.shards.begin(), report.shards.end());
+  }
+  for (uint32_t shard = 0; shard < shards; ++shard) {
+    if (held.contains(shard)) continue;
+    return nothing_complete(reports, "shard " + std::to_string(shard) + " of version " +
+                                         std::to_string(decision.base) + " is held by none of " +
+                                         std::to_string(reports.size()) + " members");
   }
   decision.why = "version " + std::to_string(decision.base) + " is the newest complete one, held by " +
                  std::to_string(decision.holders.size()) + " of " + std::to_string(reports.size());

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <utility>
 
 namespace muster::control {
@@ -26,9 +27,15 @@ struct MemberCore::State {
 
   Version version = kNoVersion;
   Generation state_in;
-  uint64_t held = 0;             // counts the states, see ComputeDigest
-  uint64_t digest_asked = 0;     // `held` at the newest ComputeDigest
-  std::optional<Digest> digest;  // of `version`, once computed
+  uint64_t held = 0;                       // counts the states, see ComputeDigest
+  uint64_t digest_asked = 0;               // `held` at the newest ComputeDigest
+  std::optional<Digest> digest;            // of `version`, once computed
+  std::vector<ShardDigest> shard_digests;  // the same, of all shards below
+
+  // Of `version`, as all three: compared with the other copies; not yet; not yet installed.
+  std::set<uint32_t> shards;
+  std::set<uint32_t> arrived;
+  std::set<uint32_t> awaited;
 
   std::optional<Agree> asked;  // newest Agree of the newest generation
   bool reported = false;
@@ -68,7 +75,21 @@ struct MemberCore::State {
     ++held;
     digest.reset();
   }
+  void drop_shards() {
+    shards.clear();
+    arrived.clear();
+  }
+  // An update leaves them behind.
+  void drop_shards_of_others() {
+    const std::vector<uint32_t> mine = entered.shards_of(id);
+    const auto is_others = [&](uint32_t shard) {
+      return !std::binary_search(mine.begin(), mine.end(), shard);
+    };
+    std::erase_if(shards, is_others);
+    std::erase_if(arrived, is_others);
+  }
   void hold_none() {
+    drop_shards();
     hold(kNoVersion, Generation{});
     scope_void = update_open || install_open;
   }
@@ -133,6 +154,7 @@ void MemberCore::State::revoke(const std::string& why, MemberActions& out) {
   pending.reset();
   formed = false;
   catching_up = false;
+  awaited.clear();
   stop_at.reset();
   plan_waiting = 0;
 }
@@ -157,6 +179,7 @@ void MemberCore::State::send_report(MemberActions& out) {
   report.version = torn ? kNoVersion : version;
   report.torn = torn;
   report.installed = state_in;
+  if (!torn) report.shards.assign(shards.begin(), shards.end());
   out.push_back(to_leader(report));
 }
 
@@ -172,8 +195,9 @@ void MemberCore::State::on(const Install& install, MemberActions& out) {
   }
   pending = install;
   formed = false;
-  const bool sends = std::any_of(install.transfers.begin(), install.transfers.end(),
-                                 [&](const Transfer& transfer) { return transfer.source == id; });
+  const auto is_mine = [&](const auto& transfer) { return transfer.source == id; };
+  const bool sends = std::any_of(install.transfers.begin(), install.transfers.end(), is_mine) ||
+                     std::any_of(install.moves.begin(), install.moves.end(), is_mine);
   if (sends) {  // what it sends is compared, not what it held when the digest was computed
     digest.reset();
     digest_asked = 0;
@@ -188,6 +212,10 @@ void MemberCore::State::on(const Go& go, MemberActions& out) {
   const bool is_target = mine != pending->transfers.end();
   catching_up = is_target && mine->gradient && !torn && version + 1 == pending->view.base;
   entered = pending->view;
+  awaited.clear();
+  for (const ShardMove& move : pending->moves) {
+    if (move.target == id) awaited.insert(move.shard);
+  }
   pending.reset();
   formed = false;
   revoked = false;
@@ -204,7 +232,11 @@ void MemberCore::State::on(const Go& go, MemberActions& out) {
     torn = false;
   }
   forget_saves_off_branch();
-  install_due = entered.base != kNoVersion && !catching_up && (is_target || torn || version != entered.base);
+  const bool replaced =
+      entered.base != kNoVersion && !catching_up && (is_target || torn || version != entered.base);
+  if (replaced) drop_shards();
+  if (!limits.rules.shards_kept_until_update) drop_shards_of_others();
+  install_due = replaced || !awaited.empty();
   if (!install_due && version == entered.base && version != kNoVersion) state_in = entered.generation;
   out.push_back(EnterView{entered, entered.base});
   tell_base(out);
@@ -218,18 +250,27 @@ void MemberCore::State::tell_base(MemberActions& out) {
   if (lesson || version != entered.base) return;
   if (!digest) return want_digest(out);
   base_told = true;
-  out.push_back(to_leader(BaseDigest{entered.generation, *digest}));
+  BaseDigest told{entered.generation, *digest, {}};
+  const std::vector<uint32_t> mine = entered.shards_of(id);
+  for (const ShardDigest& entry : shard_digests) {
+    if (std::binary_search(mine.begin(), mine.end(), entry.shard)) told.shards.push_back(entry);
+  }
+  out.push_back(to_leader(std::move(told)));
 }
 
 void MemberCore::State::want_digest(MemberActions& out) {
   if (digest_asked == held) return;
   digest_asked = held;
-  out.push_back(ComputeDigest{version, held});
+  ComputeDigest wanted{version, held, {shards.begin(), shards.end()}};
+  wanted.shards.insert(wanted.shards.end(), arrived.begin(), arrived.end());
+  out.push_back(std::move(wanted));
 }
 
 void MemberCore::State::on(const BaseConfirmed& confirmed, MemberActions& out) {
   if (confirmed.generation != entered.generation) return;
   base_confirmed = true;
+  shards.merge(arrived);
+  arrived.clear();
   out.push_back(Forward{confirmed});
 }
 
@@ -278,6 +319,8 @@ void MemberCore::State::answer_rescue(MemberActions& out) {
   report.installed = state_in;
   if (whole) report.digest = *digest;
   report.durable = durable;
+  report.shard_count = entered.shards.shards();
+  if (whole) report.shards = shard_digests;
   out.push_back(to_leader(report));
 }
 
@@ -427,7 +470,9 @@ MemberActions MemberCore::started(Version version, const Digest& digest, Lineage
     return out;
   const Generation generation = state.entered.generation;
   state.hold(version, generation);
-  state.digest = digest;
+  const std::vector<uint32_t> mine = state.entered.shards_of(state.id);
+  state.shards = {mine.begin(), mine.end()};
+  if (mine.empty()) state.digest = digest;  // else those of the shards are wanted with it
   state.base_told = true;
   if (!lineage.empty()) state.durable = version;  // it was read from there
   state.entered.base = version;
@@ -437,10 +482,12 @@ MemberActions MemberCore::started(Version version, const Digest& digest, Lineage
   return out;
 }
 
-MemberActions MemberCore::digest_ready(const ComputeDigest& asked, const Digest& digest) {
+MemberActions MemberCore::digest_ready(const ComputeDigest& asked, const Digest& digest,
+                                       std::vector<ShardDigest> shards) {
   MemberActions out;
   if (asked.held != state_->held || state_->update_open || state_->install_open) return out;
   state_->digest = digest;
+  state_->shard_digests = std::move(shards);
   state_->tell_base(out);
   state_->answer_rescue(out);
   return out;
@@ -485,6 +532,8 @@ MemberActions MemberCore::state_installed(Instant now, Version version) {
   if (!std::exchange(state.scope_void, false) && !reported_torn) {
     state.torn = false;
     state.hold(version, state.lesson ? state.lesson->view.generation : state.entered.generation);
+    state.arrived.merge(state.awaited);
+    state.awaited.clear();
     state.install_due = false;
   }
   state.answer(out);
@@ -510,7 +559,10 @@ MemberActions MemberCore::update_closed(Instant now) {
   if (!state.update_open) return out;
   state.update_open = false;
   const Generation in = std::exchange(state.catching_up, false) ? state.entered.generation : state.state_in;
-  if (!std::exchange(state.scope_void, false) && !state.torn) state.hold(state.version + 1, in);
+  if (!std::exchange(state.scope_void, false) && !state.torn) {
+    state.drop_shards_of_others();
+    state.hold(state.version + 1, in);
+  }
   state.answer(out);
   state.answer_rescue(out);
   state.tell_base(out);
@@ -535,6 +587,10 @@ MemberActions MemberCore::at_boundary(uint64_t plan, Version version) {
 
 bool MemberCore::waiting_at_boundary() const { return state_->plan_waiting != 0; }
 Version MemberCore::version() const { return state_->torn ? kNoVersion : state_->version; }
+std::vector<uint32_t> MemberCore::shards() const {
+  if (state_->torn) return {};
+  return {state_->shards.begin(), state_->shards.end()};
+}
 const View& MemberCore::view() const { return state_->entered; }
 bool MemberCore::revoked() const { return state_->revoked; }
 

@@ -9,6 +9,9 @@
 //    names a version still to be reached.
 //  - In a view no permit before the leader has found all members' states at its base to be equal (rule 5).
 //  - Version changes only by update_closed(), state_installed() and started().
+//  - A shard counts as held (rule 3) once it was compared with its other copies, and for as long as it is of
+//  the
+//    version that is held: one that the view gives to another until the view's first update.
 #pragma once
 
 #include <memory>
@@ -39,6 +42,7 @@ struct EnterView {  // Go came: the program continues at view.base in this view
 struct ComputeDigest {  // of the state as it is now, on a background thread, then digest_ready()
   Version version = kNoVersion;
   uint64_t held = 0;  // counts the states that this member has held: an answer for a former one is void
+  std::vector<uint32_t> shards;  // of which digests are wanted, beside that of what all members hold
 };
 struct LeaveLoop {  // the program's loop ends
   int exit_code = 0;
@@ -73,7 +77,8 @@ class MemberCore {
 
   // The session's reports.
   MemberActions started(Version version, const Digest& digest, Lineage lineage);  // initial or restored state
-  MemberActions digest_ready(const ComputeDigest& asked, const Digest& digest);
+  MemberActions digest_ready(const ComputeDigest& asked, const Digest& digest,
+                             std::vector<ShardDigest> shards = {});
   MemberActions formed(Generation generation);  // group stands, state (if any) staged
   MemberActions failed(Generation generation, std::vector<MemberId> suspects, std::string why);
 
@@ -81,8 +86,8 @@ class MemberCore {
   // an open update, an open installation delays a report. Refused: the view is over, drop the staged state.
   Permit open_install(Generation generation);
   MemberActions state_installed(Instant now, Version version);
-  // The entered view's base is not the state this member holds: the program's next call installs the staged
-  // one.
+  // The entered view's base is not all that this member holds: the program's next call installs what is
+  // staged, the state or shards of it.
   bool install_due() const;
   // The entered view's base is one update ahead, and its gradient is at hand: the program's next step applies
   // it, and computes nothing.
@@ -110,8 +115,9 @@ class MemberCore {
   bool waiting_at_boundary() const;
 
   Version version() const;
-  const View& view() const;  // the newest entered view; generation counter 0 before the first
-  bool revoked() const;      // the entered view is over, the next not yet entered
+  std::vector<uint32_t> shards() const;  // of that version, which count as held
+  const View& view() const;              // the newest entered view; generation counter 0 before the first
+  bool revoked() const;                  // the entered view is over, the next not yet entered
   bool is_forming(Generation generation) const;  // this view, asked for by the newest Install
   bool may_run() const;   // in a live view or lesson: not revoked, not frozen, not ended
   bool frozen() const;    // without a leader: it holds what it has, and grants no permit

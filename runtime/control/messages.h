@@ -20,7 +20,7 @@ struct NodeHello {
   NodeId node = 0;
   std::string name;
   std::string job;         // agents of different jobs refuse each other
-  uint32_t protocol = 4;   // a different major refuses with a sentence
+  uint32_t protocol = 5;   // a different major refuses with a sentence
   uint32_t workers = 0;    // --nproc
   uint32_t nodes_min = 1;  // --nnodes; must equal the leader's
   uint32_t nodes_max = 1;
@@ -66,6 +66,7 @@ struct MemberHello {
   std::string description;  // the same in words, to explain a mismatch
   Generation installed;     // newest view that it was told to install; its agent knows, the process says none
   bool paces_saves = false;  // the program leaves it to the leader when to save (SaveSchedule)
+  Sharding sharding;         // of the state; the fingerprint covers it
 };
 
 // The run's starting version is known: 0 for a fresh start, or a checkpoint's. Sent by all members of the
@@ -84,6 +85,7 @@ struct Report {
   Version version = kNoVersion;  // newest whole version it holds
   bool torn = false;             // an open update scope did not close within its deadline: `version` is void
   Generation installed;          // newest generation entered with this state: the tail of its lineage
+  std::vector<uint32_t> shards;  // that it holds of `version`, compared with the other copies
 };
 
 // The member's part of the new view stands: group formed, state received and verified.
@@ -94,9 +96,15 @@ struct Ready {
 
 // The state at the entered view's base, as this member holds it (rule 5). Computed while the view's first
 // step is; no update is permitted before all members' are compared (BaseConfirmed).
+struct ShardDigest {
+  uint32_t shard = 0;
+  Digest digest;
+  friend bool operator==(const ShardDigest&, const ShardDigest&) = default;
+};
 struct BaseDigest {
   Generation generation;
-  Digest digest;
+  Digest digest;                    // of what all members hold
+  std::vector<ShardDigest> shards;  // of those that the view gives it
 };
 
 // Something the member could not do names who stood in the way: a hint for the leader, not a proof.
@@ -217,12 +225,22 @@ struct Transfer {
   bool gradient = false;
 };
 
-// The next view. Form its group, send or receive the state as `transfers` says, answer Ready.
+// A shard at the view's base, staged before Ready, to one that is to hold it. The source keeps its own until
+// the view's first update.
+struct ShardMove {
+  uint32_t shard = 0;
+  MemberId source = 0;
+  MemberId target = 0;
+  friend bool operator==(const ShardMove&, const ShardMove&) = default;
+};
+
+// The next view. Form its group, send or receive the state as `transfers` and `moves` say, answer Ready.
 struct Install {
   View view;
   uint32_t attempt = 0;
   std::vector<Transfer> transfers;
   std::string why;
+  std::vector<ShardMove> moves;
 };
 
 // Every member is ready: steps are computed from view.base on.
@@ -273,6 +291,7 @@ struct SaveOpen {
   std::vector<MemberId> participants;
   bool stop = false;    // an urgent save: reach `version`, grant no permit beyond it, save, and wait for End
   bool rescue = false;  // the leader is lost: the frozen member saves what it holds; `lineage` is its own
+  std::vector<uint32_t> writers;  // by shard: which of the participants writes it
 };
 // Periodic saves are due at `from`, `from` + `every`, and so on, where the program leaves that to the leader.
 struct SaveSchedule {
@@ -326,7 +345,9 @@ struct RescueReport {
   Version version = kNoVersion;  // kNoVersion: none that could be saved
   Generation installed;          // as in Report
   Digest digest;
-  Version durable = kNoVersion;  // newest version that this member knows to be saved on its own branch
+  Version durable = kNoVersion;     // newest version that this member knows to be saved on its own branch
+  uint32_t shard_count = 0;         // of its view; 0: nothing is sharded
+  std::vector<ShardDigest> shards;  // that it holds of `version`
 };
 // Collector → agents: nothing more can be saved.
 struct RescueOver {

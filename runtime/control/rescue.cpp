@@ -7,7 +7,12 @@
 
 namespace muster::control {
 
-RescueDecision decide_rescue(const std::vector<std::pair<MemberId, RescueReport>>& reports) {
+namespace {
+
+using Reports = std::vector<std::pair<MemberId, RescueReport>>;
+
+// Who holds the newest version at hand, with equal digests; or why they save nothing.
+RescueDecision decide_newest(const Reports& reports) {
   RescueDecision decision;
   const RescueReport* best = nullptr;
   for (const auto& [id, report] : reports) {
@@ -42,6 +47,72 @@ RescueDecision decide_rescue(const std::vector<std::pair<MemberId, RescueReport>
   decision.why = "version " + std::to_string(best->version) + " is the newest, held by " +
                  std::to_string(decision.holders.size()) + " of " + std::to_string(reports.size());
   return decision;
+}
+
+// Each shard's writer, of its holders the one that writes the fewest.
+struct Writers {
+  std::vector<uint32_t> by_shard;
+  std::optional<uint32_t> missing;   // a shard that nobody holds
+  std::optional<uint32_t> disputed;  // a shard of which there are different copies
+};
+Writers find_writers(const Reports& reports, const std::vector<MemberId>& holders) {
+  Writers found;
+  uint32_t count = 0;
+  std::map<uint32_t, std::vector<std::pair<uint32_t, Digest>>> copies;
+  for (const auto& [id, report] : reports) {
+    const auto holder = std::find(holders.begin(), holders.end(), id);
+    if (holder == holders.end()) continue;
+    count = std::max(count, report.shard_count);
+    for (const ShardDigest& entry : report.shards)
+      copies[entry.shard].emplace_back(static_cast<uint32_t>(holder - holders.begin()), entry.digest);
+  }
+  std::vector<size_t> written(holders.size());
+  for (uint32_t shard = 0; shard < count; ++shard) {
+    const auto& of_shard = copies[shard];
+    if (of_shard.empty()) {
+      found.missing = shard;
+      return found;
+    }
+    const auto differs = [&](const auto& copy) { return copy.second != of_shard.front().second; };
+    if (std::any_of(of_shard.begin(), of_shard.end(), differs)) {
+      found.disputed = shard;
+      return found;
+    }
+    const auto writer = std::min_element(of_shard.begin(), of_shard.end(), [&](const auto& a, const auto& b) {
+      return written[a.first] < written[b.first];
+    });
+    ++written[writer->first];
+    found.by_shard.push_back(writer->first);
+  }
+  return found;
+}
+
+}  // namespace
+
+RescueDecision decide_rescue(const Reports& all) {
+  Reports reports = all;
+  std::string passed_over;
+  while (true) {
+    RescueDecision decision = decide_newest(reports);
+    decision.why += passed_over;
+    if (decision.holders.empty()) return decision;
+    Writers writers = find_writers(reports, decision.holders);
+    if (writers.disputed) {
+      const std::string shard = "shard " + std::to_string(*writers.disputed);
+      return {.why = "members hold different states of " + shard + " of version " +
+                     std::to_string(decision.version) + "; none of them is saved"};
+    }
+    if (!writers.missing) {
+      decision.writers = std::move(writers.by_shard);
+      return decision;
+    }
+    passed_over += "; nobody holds shard " + std::to_string(*writers.missing) + " of version " +
+                   std::to_string(decision.version);
+    std::erase_if(reports, [&](const auto& entry) {
+      return std::find(decision.holders.begin(), decision.holders.end(), entry.first) !=
+             decision.holders.end();
+    });
+  }
 }
 
 RescueCore::RescueCore(size_t others, RescueLimits limits, uint64_t nonce, Instant now)
@@ -167,6 +238,7 @@ void RescueCore::open_save() {
   open.save = save_;
   open.version = decision_.version;
   open.participants = decision_.holders;
+  open.writers = decision_.writers;
   open.rescue = true;
   to_participants(open);
 }

@@ -30,10 +30,12 @@ struct RescueLimits {
 struct RescueDecision {
   Version version = kNoVersion;
   std::vector<MemberId> holders;  // who save it; empty: nothing to do, or nothing that can be done
+  std::vector<uint32_t> writers;  // by shard: which of the holders writes it
   std::string why;
 };
 // The newest view counts first, then the newest version: what was done in an older view is on the newer one's
-// branch only up to its base, which the newer view's members hold (rules 3, 5).
+// branch only up to its base, which the newer view's members hold (rules 3, 5). A version of which nobody
+// holds some shard is passed over: the frozen do not catch up with each other.
 RescueDecision decide_rescue(const std::vector<std::pair<MemberId, RescueReport>>& reports);
 
 class RescueCore {

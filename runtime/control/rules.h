@@ -5,11 +5,16 @@
 namespace muster::control {
 
 struct RuleSwitches {
-  bool refuse_after_report = true;   // rule 1: no permit once the version was reported
-  bool await_open_update = true;     // rule 1: an open update scope delays the report
-  bool tear_open_update = true;      // rule 1, 3: a scope that stays open voids the version
-  bool digest_checked = true;        // rule 5: sources of a transfer must match
-  bool branch_checked = true;        // rule 5: a version off the branch is no base
+  bool refuse_after_report = true;  // rule 1: no permit once the version was reported
+  bool await_open_update = true;    // rule 1: an open update scope delays the report
+  bool tear_open_update = true;     // rule 1, 3: a scope that stays open voids the version
+  bool digest_checked = true;       // rule 5: sources of a transfer must match
+  bool branch_checked = true;       // rule 5: a version off the branch is no base
+  bool shards_counted = true;       // rule 3: no base of which a shard is held by nobody
+  bool shards_kept_until_update =
+      true;                        // rule 3: who hands a shard over keeps it until all hold the next version
+  bool shards_mended = true;       // rule 3: copies that were lost are made again
+  bool shards_given_first = true;  // rule 16: a member that alone holds a shard leaves when another has it
   bool transfers_are_staged = true;  // rule 4: a state on its way is whole before any of it is installed
   bool evict_before_ready = true;    // rule 13: excluded processes are reaped before Go
   bool own_absence_noticed = true;   // detection: who did not run itself calls nobody silent for that time

@@ -52,6 +52,25 @@ struct Member {
   friend bool operator==(const Member&, const Member&) = default;
 };
 
+// A state may be cut into shards, of which each member holds some (rule 3). Who holds one applies every
+// update to it, so that its copies stay equal without being sent. Holders are named by rank in the view that
+// has the map.
+struct Sharding {
+  uint32_t shards = 0;  // fixed for the run; 0: all members hold all of the state
+  uint32_t copies = 0;  // of each shard, where there are as many members
+  friend bool operator==(const Sharding&, const Sharding&) = default;
+};
+struct ShardMap {
+  static constexpr uint32_t kNobody = UINT32_MAX;
+  uint32_t copies = 0;
+  std::vector<uint32_t> ranks;  // copy c of shard s at s × copies + c; kNobody after the last holder
+  friend bool operator==(const ShardMap&, const ShardMap&) = default;
+
+  uint32_t shards() const { return copies == 0 ? 0 : static_cast<uint32_t>(ranks.size() / copies); }
+  std::vector<uint32_t> holders(uint32_t shard) const;  // REQUIRES: shard < shards()
+  std::vector<uint32_t> held_by(uint32_t rank) const;   // shards, ascending
+};
+
 // Immutable once installed by compare-and-swap. Members stand in rank order: by node (in order of joining),
 // then by local rank, so that neighbours in rank are neighbours in topology.
 struct View {
@@ -59,9 +78,11 @@ struct View {
   std::vector<Member> members;
   Version base = kNoVersion;  // all members start from this version; kNoVersion in the first view of a run
   Lineage lineage;            // ends with this view's own entry
+  ShardMap shards;            // empty where nothing is sharded
   friend bool operator==(const View&, const View&) = default;
 
   std::optional<uint32_t> rank_of(MemberId id) const;
+  std::vector<uint32_t> shards_of(MemberId id) const;
 };
 
 }  // namespace muster::control

@@ -44,6 +44,20 @@ std::vector<Element> copied(const flatbuffers::Vector<Listed>& value) {
 
 std::vector<uint64_t> read(const flatbuffers::Vector<uint64_t>& value) { return copied<uint64_t>(value); }
 
+// Null where the sender had none, or knew none.
+std::vector<uint32_t> read(const flatbuffers::Vector<uint32_t>* value) {
+  return value == nullptr ? std::vector<uint32_t>() : copied<uint32_t>(*value);
+}
+
+std::vector<ShardDigest> read(const flatbuffers::Vector<const fb::ShardDigest*>* value) {
+  std::vector<ShardDigest> digests;
+  if (value == nullptr) return digests;
+  digests.reserve(value->size());
+  for (const fb::ShardDigest& entry : copied<fb::ShardDigest>(*value))
+    digests.push_back({entry.shard(), read(entry.digest())});
+  return digests;
+}
+
 Lineage read(const flatbuffers::Vector<const fb::LineageEntry*>& value) {
   Lineage lineage;
   lineage.reserve(value.size());
@@ -58,6 +72,15 @@ auto write(FlatBufferBuilder& to, const ByteBuffer& value) {
 }
 auto write(FlatBufferBuilder& to, const std::vector<uint64_t>& value) {
   return to.CreateVector(value.data(), value.size());
+}
+auto write(FlatBufferBuilder& to, const std::vector<uint32_t>& value) {
+  return to.CreateVector(value.data(), value.size());
+}
+auto write(FlatBufferBuilder& to, const std::vector<ShardDigest>& value) {
+  std::vector<fb::ShardDigest> entries;
+  entries.reserve(value.size());
+  for (const ShardDigest& entry : value) entries.emplace_back(entry.shard, write(entry.digest));
+  return to.CreateVectorOfStructs(entries);
 }
 auto write(FlatBufferBuilder& to, const Lineage& value) {
   std::vector<fb::LineageEntry> entries;
@@ -82,10 +105,12 @@ Offset<fb::View> write(FlatBufferBuilder& to, const View& v) {
   for (const Member& member : v.members) members.push_back(write(to, member));
   const auto generation = write(v.generation);
   const auto list = to.CreateVector(members);
-  return fb::CreateView(to, &generation, list, v.base, write(to, v.lineage));
+  const auto lineage = write(to, v.lineage);
+  return fb::CreateView(to, &generation, list, v.base, lineage, v.shards.copies, write(to, v.shards.ranks));
 }
 View read(const fb::View& v) {
-  View view{read(*v.generation()), {}, v.base(), read(*v.lineage())};
+  View view{
+      read(*v.generation()), {}, v.base(), read(*v.lineage()), {v.shard_copies(), read(v.shard_ranks())}};
   view.members.reserve(v.members()->size());
   for (const fb::Member* member : *v.members()) view.members.push_back(read(*member));
   return view;
@@ -147,11 +172,13 @@ Offset<fb::MemberHello> write(FlatBufferBuilder& to, const MemberHello& m) {
   const auto fingerprint = write(m.fingerprint);
   const auto member = write(to, m.member);
   const fb::Generation installed = write(m.installed);
-  return fb::CreateMemberHello(to, member, &fingerprint, write(to, m.description), &installed, m.paces_saves);
+  return fb::CreateMemberHello(to, member, &fingerprint, write(to, m.description), &installed, m.paces_saves,
+                               m.sharding.shards, m.sharding.copies);
 }
 MemberHello read(const fb::MemberHello& m) {
   const Generation installed = m.installed() == nullptr ? Generation{} : read(*m.installed());
-  return {read(*m.member()), read(*m.fingerprint()), read(*m.description()), installed, m.paces_saves()};
+  return {read(*m.member()), read(*m.fingerprint()), read(*m.description()),
+          installed,         m.paces_saves(),        {m.shards(), m.shard_copies()}};
 }
 
 Offset<fb::Started> write(FlatBufferBuilder& to, const Started& m) {
@@ -166,10 +193,10 @@ Started read(const fb::Started& m) {
 Offset<fb::Report> write(FlatBufferBuilder& to, const Report& m) {
   const auto generation = write(m.generation);
   const auto installed = write(m.installed);
-  return fb::CreateReport(to, &generation, m.attempt, m.version, m.torn, &installed);
+  return fb::CreateReport(to, &generation, m.attempt, m.version, m.torn, &installed, write(to, m.shards));
 }
 Report read(const fb::Report& m) {
-  return {read(*m.generation()), m.attempt(), m.version(), m.torn(), read(*m.installed())};
+  return {read(*m.generation()), m.attempt(), m.version(), m.torn(), read(*m.installed()), read(m.shards())};
 }
 
 Offset<fb::Ready> write(FlatBufferBuilder& to, const Ready& m) {
@@ -264,12 +291,19 @@ Offset<fb::Install> write(FlatBufferBuilder& to, const Install& m) {
   for (const Transfer& transfer : m.transfers)
     list.emplace_back(transfer.source, transfer.target, transfer.gradient);
   const auto transfers = to.CreateVectorOfStructs(list);
-  return fb::CreateInstall(to, view, m.attempt, transfers, write(to, m.why));
+  std::vector<fb::ShardMove> moved;
+  moved.reserve(m.moves.size());
+  for (const ShardMove& move : m.moves) moved.emplace_back(move.shard, move.source, move.target);
+  const auto moves = to.CreateVectorOfStructs(moved);
+  return fb::CreateInstall(to, view, m.attempt, transfers, write(to, m.why), moves);
 }
 Install read(const fb::Install& m) {
-  Install install{read(*m.view()), m.attempt(), {}, read(*m.why())};
+  Install install{read(*m.view()), m.attempt(), {}, read(*m.why()), {}};
   for (const fb::Transfer& transfer : copied<fb::Transfer>(*m.transfers()))
     install.transfers.push_back({transfer.source(), transfer.target(), transfer.gradient()});
+  if (m.moves() == nullptr) return install;
+  for (const fb::ShardMove& move : copied<fb::ShardMove>(*m.moves()))
+    install.moves.push_back({move.shard(), move.source(), move.target()});
   return install;
 }
 
@@ -310,10 +344,13 @@ LearnUntil read(const fb::LearnUntil& m) { return {m.plan(), m.version()}; }
 
 Offset<fb::SaveOpen> write(FlatBufferBuilder& to, const SaveOpen& m) {
   const auto lineage = write(to, m.lineage);
-  return fb::CreateSaveOpen(to, m.save, m.version, lineage, write(to, m.participants), m.stop, m.rescue);
+  const auto participants = write(to, m.participants);
+  return fb::CreateSaveOpen(to, m.save, m.version, lineage, participants, m.stop, m.rescue,
+                            write(to, m.writers));
 }
 SaveOpen read(const fb::SaveOpen& m) {
-  return {m.save(), m.version(), read(*m.lineage()), read(*m.participants()), m.stop(), m.rescue()};
+  return {m.save(), m.version(), read(*m.lineage()), read(*m.participants()),
+          m.stop(), m.rescue(),  read(m.writers())};
 }
 
 Offset<fb::SaveSchedule> write(FlatBufferBuilder& to, const SaveSchedule& m) {
@@ -391,10 +428,12 @@ RescueAsk read(const fb::RescueAsk&) { return {}; }
 Offset<fb::RescueReport> write(FlatBufferBuilder& to, const RescueReport& m) {
   const auto installed = write(m.installed);
   const auto digest = write(m.digest);
-  return fb::CreateRescueReport(to, m.version, &installed, &digest, m.durable);
+  return fb::CreateRescueReport(to, m.version, &installed, &digest, m.durable, m.shard_count,
+                                write(to, m.shards));
 }
 RescueReport read(const fb::RescueReport& m) {
-  return {m.version(), read(*m.installed()), read(*m.digest()), m.durable()};
+  return {m.version(), read(*m.installed()), read(*m.digest()),
+          m.durable(), m.shard_count(),      read(m.shards())};
 }
 
 Offset<fb::RescueOver> write(FlatBufferBuilder& to, const RescueOver& m) {
@@ -405,9 +444,11 @@ RescueOver read(const fb::RescueOver& m) { return {m.version(), read(*m.why())};
 Offset<fb::BaseDigest> write(FlatBufferBuilder& to, const BaseDigest& m) {
   const auto generation = write(m.generation);
   const auto digest = write(m.digest);
-  return fb::CreateBaseDigest(to, &generation, &digest);
+  return fb::CreateBaseDigest(to, &generation, &digest, write(to, m.shards));
 }
-BaseDigest read(const fb::BaseDigest& m) { return {read(*m.generation()), read(*m.digest())}; }
+BaseDigest read(const fb::BaseDigest& m) {
+  return {read(*m.generation()), read(*m.digest()), read(m.shards())};
+}
 
 Offset<fb::BaseConfirmed> write(FlatBufferBuilder& to, const BaseConfirmed& m) {
   const auto generation = write(m.generation);

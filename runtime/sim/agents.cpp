@@ -415,6 +415,7 @@ void World::spawn(size_t index, uint32_t local_rank) {
     hello.member = Member{id, agent.id, local_rank, agent.name, {}};
     hello.description = "a model";
     hello.paces_saves = paced;
+    hello.sharding = sharding;
     after_for(id, between(kMillisecond, 40 * kMillisecond), [this, id, hello] {
       say(id, hello);
       heartbeat(id);

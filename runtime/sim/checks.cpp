@@ -27,6 +27,7 @@ void World::check_report(const Process& process, const Report& report) {
   if (report.torn || report.version == kNoVersion) return;
   expect(!process.writing && report.version == process.version,
          named(process.id) + " reports a version that it does not hold");
+  check_shards(process, report.shards, "reports");
 }
 
 // 5: the digest of a view's base is that of what the process holds.
@@ -34,6 +35,12 @@ void World::check_base_digest(const Process& process, const BaseDigest& base) {
   if (corrupted) return;
   expect(!process.writing && base.digest == truth_of(process.version),
          named(process.id) + " tells a wrong digest of version " + std::to_string(process.version));
+  for (const ShardDigest& entry : base.shards) {
+    expect(entry.digest == shard_truth(process.version, entry.shard),
+           named(process.id) + " tells a wrong digest of shard " + std::to_string(entry.shard));
+  }
+  expect(base.shards.size() == process.core->view().shards_of(process.id).size(),
+         named(process.id) + " leaves a shard out of the view's base");
 }
 
 // One view a generation; 16: a planned change repeats no step; 13: nobody who was excluded still runs on this
@@ -65,13 +72,16 @@ void World::check_enter(const Process& process, const View& view, bool planned) 
 void World::check_start_again(const Process& process, const View& view) {
   const bool fenced = view.generation < store.generation;
   if (view.base != kNoVersion || fenced || committed == kNoVersion) return;
+  std::map<Version, std::vector<const Process*>> holders;
   for (const Member& member : view.members) {
     const Process& holder = *processes.at(member.id);
     const bool holds = holder.alive && holder.was_in_view && !holder.writing && holder.entered.counter != 0 &&
                        holder.core->version() >= committed && holder.entered < view.generation;
-    if (holds)
-      violate(named(process.id) + " starts again, and " + named(holder.id) + " holds a committed version");
+    if (holds) holders[holder.core->version()].push_back(&holder);
   }
+  if (holders.empty() || !hold_all_shards(holders.rbegin()->second, holders.rbegin()->first)) return;
+  violate(named(process.id) + " starts again, and " + named(holders.rbegin()->second.front()->id) +
+          " holds a committed version");
 }
 
 // 24: a save fails by its own participants only: one that was lost before its vote, could not write, or was
@@ -164,12 +174,14 @@ void World::check_version(const Process& process) {
   expect(process.core->version() == process.version, named(process.id) + ": the core counts another version");
   expect(process.state == truth_of(process.version),
          named(process.id) + " holds a wrong state of version " + std::to_string(process.version));
+  check_shards(process, process.core->shards(), "counts on");
 }
 
 // 24: a manifest names only parts that are written, and right.
 void World::check_publish(const SaveRecord& save) {
   expect(save.written == save.participants, "a manifest is published before every part is written");
   expect(!save.bad || corrupted, "a manifest of a wrong state is published");
+  expect(save.shards.size() == sharding.shards, "a manifest is published that lacks a shard");
 }
 
 // 25: the members once started again from an older version: what another side had made beyond it is another
@@ -215,6 +227,7 @@ void World::note_commit(const Process& process) {
     all = std::min(all, other.version);
   }
   committed = std::max(committed, all);
+  check_copies(view->second, all);
 }
 
 // 5: what a finished job leaves is one state.

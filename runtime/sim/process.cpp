@@ -104,6 +104,7 @@ void World::corrupt_before_digest(Process& process) {
   // Where it differs from those who held the state before, it is excluded; if it alone did, the others are.
   for (const Member& member : groups.at(process.entered).view.members)
     processes.at(member.id)->evictable = true;
+  if (sharding.copies > 1 && random.chance(0.5)) return flip_shard(process);
   process.state.low ^= 1;
 }
 
@@ -117,7 +118,8 @@ void World::compute_digest(Process& process, const ComputeDigest& asked) {
   after_for(id, time, [this, id, asked, writes, spoiled] {
     Process& self = *processes.at(id);
     const bool clean = !spoiled && !self.writing && self.writes == writes;
-    process_does(id, self.core->digest_ready(asked, clean ? self.state : kGarbage));
+    process_does(
+        id, self.core->digest_ready(asked, clean ? self.state : kGarbage, shard_digests(self, asked, clean)));
   });
 }
 
@@ -156,6 +158,9 @@ void World::member_formed(Process& process, Generation generation) {
     return candidate.target == process.id;
   });
   const MemberId id = process.id;
+  const auto& moves = group.install.moves;
+  const bool gets_shards = std::any_of(moves.begin(), moves.end(), [&](auto& m) { return m.target == id; });
+  if (gets_shards) return take_shards(process, generation);
   if (transfer == transfers.end()) return process_does(id, process.core->formed(generation));
   const MemberId source = transfer->source;
   if (transfer->gradient) return take_gradient(process, generation, source);
@@ -226,6 +231,8 @@ void World::enter_view(Process& process, const EnterView& enter) {
   }
   process.missing.reset();
   process.boundary = 0;
+  std::erase_if(process.save_copies, [&](const auto& copy) { return copy.first >= enter.base; });
+  check_view_shards(enter.view);
   ++process.activity;
   if (process.doing != Process::kLeft && process.doing != Process::kWriting) process.doing = Process::kIdle;
   say(process.id, Progress{enter.view.generation, enter.base});
@@ -254,6 +261,7 @@ void World::restore(Process& process, Generation generation) {
                 self.state = truth_of(version);
                 self.state_in = generation;
                 ++self.writes;
+                restore_shards(self, version);
                 restored_at = version;
                 process_does(id, self.core->started(version, self.state, lineage));
               });
@@ -273,6 +281,7 @@ void World::revoke(Process& process, const RevokeGroup& revoked) {
     ++process.activity;
   }
   process.staged.reset();
+  process.staged_shards.clear();
   process.missing.reset();
   if (!process.core->learning()) process.lesson.reset();
 }
@@ -298,6 +307,7 @@ void World::drive(MemberId id) {
 }
 
 void World::compute(Process& process) {
+  save_if_due(process);
   process.doing = Process::kComputing;
   const MemberId id = process.id;
   const uint64_t activity = ++process.activity;
@@ -420,6 +430,7 @@ void World::finish_update(Process& process, const Process::Ready& ready) {
   }
   const MemberActions actions = process.core->update_closed(process_now(process));
   if (process.core->version() == kNoVersion) process.version = kNoVersion;  // torn meanwhile
+  update_shards(process, ready);
   const bool due = process.core->boundary_due(ready.plan) && ready.plan > 0;
   const bool current =
       ready.generation == process.entered && !process.revoked_since;  // no torn scope's late end
@@ -434,38 +445,49 @@ void World::finish_update(Process& process, const Process::Ready& ready) {
   }
 }
 
-void World::reached(Process& process) {
+// Once for a version and view: what was staged in the view before may be other parts than this one needs.
+void World::save_if_due(Process& process) {
   const Version version = process.version;
   const bool due = paced ? process.schedules.due(version) : version % kSaveEvery == 0;
   const bool waited_for = std::any_of(process.saves_waiting.begin(), process.saves_waiting.end(),
                                       [&](const SaveOpen& save) { return save.version == version; });
-  if (due || waited_for) process.save_copies[version] = process.state;
+  const std::pair said{version, process.entered};
+  if ((!due && !waited_for) || process.save_said == said) return;
+  process.save_copies[version] = {process.state, process.shards};
+  if (process.lesson) return;
+  process.save_said = said;
+  say(process.id, SaveDue{process.entered, version});
+}
+
+void World::reached(Process& process) {
   note_commit(process);
-  if (!process.lesson) {
-    say(process.id, Progress{process.entered, process.version});
-    if (due || waited_for) say(process.id, SaveDue{process.entered, version});
-  }
+  if (!process.lesson) say(process.id, Progress{process.entered, process.version});
+  save_if_due(process);
   const auto waiting = std::exchange(process.saves_waiting, {});
   for (const SaveOpen& save : waiting) write_part(process, save);
 }
 
 void World::begin_install(Process& process) {
   const Permit permit = process.core->open_install(process.core->view().generation);
-  if (!permit.granted || !process.staged) return;
+  if (!permit.granted || (!process.staged && process.staged_shards.empty())) return;
   const MemberId id = process.id;
   process.doing = Process::kWriting;
   process.writing = true;
   ++process.writes;
-  after_for(id, between(kMillisecond, 30 * kMillisecond), [this, id, staged = *process.staged] {
+  after_for(id, between(kMillisecond, 30 * kMillisecond), [this, id, staged = process.staged] {
     Process& self = *processes.at(id);
-    self.version = staged.first;
-    self.state = staged.second;
+    if (staged) {
+      self.version = staged->first;
+      self.state = staged->second;
+      self.shards.clear();
+    }
+    install_shards(self);
     self.state_in = self.entered;
     self.writing = false;
     ++self.writes;
     self.doing = Process::kIdle;
     self.staged.reset();
-    const MemberActions actions = self.core->state_installed(process_now(self), staged.first);
+    const MemberActions actions = self.core->state_installed(process_now(self), self.version);
     reached(self);
     process_does(id, actions);
   });
@@ -589,6 +611,9 @@ void World::forward(Process& process, const Message& message) {
   }
   if (const auto* until = std::get_if<LearnUntil>(&message)) process.learn_until = *until;
   if (std::holds_alternative<Proceed>(message)) process.learn_until.reset();
+  if (std::holds_alternative<BaseConfirmed>(message)) {
+    for (auto& [shard, copy] : process.shards) copy.compared = true;
+  }
   if (const auto* save = std::get_if<SaveOpen>(&message)) {
     SaveRecord& record = saves[save->save];
     record.version = save->version;
@@ -617,9 +642,10 @@ void World::forward(Process& process, const Message& message) {
 
 void World::write_part(Process& process, const SaveOpen& save) {
   const auto copy = process.save_copies.find(save.version);
-  std::optional<Digest> state;
+  std::optional<Process::SaveCopy> state;
   if (copy != process.save_copies.end()) state = copy->second;
-  if (process.version == save.version && !process.writing) state = process.state;
+  const bool whole = !process.writing && !process.core->install_due();
+  if (process.version == save.version && whole) state = {process.state, process.shards};
   if (!state && paced && process.version > save.version)
     return say(process.id, SaveVote{save.save, false, {}, "the state had moved on"});
   if (!state) {
@@ -632,8 +658,10 @@ void World::write_part(Process& process, const SaveOpen& save) {
               SaveRecord& record = saves.at(save.save);
               record.write_failed = record.write_failed || fails;
               if (fails) return say(id, SaveVote{save.save, false, {}, "the disk is full"});
+              if (!write_shards(save, id, state))
+                return say(id, SaveVote{save.save, false, {}, "it does not hold its shards of the version"});
               record.written.insert(id);
-              record.bad = record.bad || state != truth_of(save.version);
+              record.bad = record.bad || state.state != truth_of(save.version);
               say(id, SaveVote{save.save, true, {}, ""});
             });
 }

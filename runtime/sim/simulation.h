@@ -14,8 +14,9 @@
 // elections whose answers are lost, former leaders that wake up, nodes that reach the leader and not the
 // store, or the reverse.
 //
-// Not modelled: sharded state. A connection keeps its order, as
-// TCP does; only connections, workers and nodes overtake each other.
+// A connection keeps its order, as TCP does; only connections, workers and nodes overtake each other.
+//
+// With every fourth seed the state is sharded, in one to twelve shards of one to three copies.
 #pragma once
 
 #include <string>
@@ -46,7 +47,8 @@ struct Outcome {
   Instant ended_at = 0;
   uint64_t events = 0;
   uint64_t views = 0;
-  uint64_t planned = 0;    // of the views: joins and drains
+  uint64_t planned = 0;  // of the views: joins and drains
+  uint64_t shards_moved = 0;
   uint64_t caught_up = 0;  // members that made the update to a view's base
   uint64_t saves = 0;
   uint64_t paced_saves = 0;  // those that came when the leader had said

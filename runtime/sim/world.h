@@ -32,6 +32,7 @@ Digest truth_of(Version version);
 // make.
 Digest applied(const Digest& state, uint64_t gradient);
 uint64_t gradient_of(const Digest& state, Version version);
+Digest shard_truth(Version version, uint32_t shard);
 
 struct Process {
   MemberId id = 0;
@@ -52,7 +53,19 @@ struct Process {
   bool writing = false;  // an update or installation is under way: reading now gives garbage
   uint64_t writes = 0;   // a read that spans a write gives garbage
   std::optional<std::pair<Version, Digest>> staged;
-  std::map<Version, Digest> save_copies;
+  struct Copy {
+    Version version = kNoVersion;
+    Digest state;
+    bool compared = false;  // with the other copies
+  };
+  std::map<uint32_t, Copy> shards;
+  std::map<uint32_t, Copy> staged_shards;
+  struct SaveCopy {
+    Digest state;
+    std::map<uint32_t, Copy> shards;
+  };
+  std::map<Version, SaveCopy> save_copies;
+  std::pair<Version, Generation> save_said{kNoVersion, {}};
   SaveSchedules schedules;
 
   // The program's thread.
@@ -187,6 +200,7 @@ struct SaveRecord {
   Lineage lineage;
   std::set<MemberId> participants;
   std::set<MemberId> written;
+  std::set<uint32_t> shards;  // written
   bool bad = false;
   bool write_failed = false;
   bool rescue = false;
@@ -209,6 +223,7 @@ struct World {
   std::priority_queue<Event, std::vector<Event>, std::greater<Event>> queue;
 
   bool paced = false;  // when to save is left to the leader
+  Sharding sharding;   // of the state; none: all hold all
   Limits limits;
   NodeLimits node_limits;
   MemberLimits member_limits;
@@ -365,10 +380,26 @@ struct World {
   void enter_view(Process& process, const EnterView& enter);
   void restore(Process& process, Generation generation);
   void revoke(Process& process, const RevokeGroup& revoke);
+
+  // ---- shards (shards.cpp)
+  void update_shards(Process& process, const Process::Ready& ready);
+  void restore_shards(Process& process, Version version);
+  void take_shards(Process& process, Generation generation);
+  void install_shards(Process& process);
+  std::vector<ShardDigest> shard_digests(const Process& process, const ComputeDigest& asked,
+                                         bool clean) const;
+  bool write_shards(const SaveOpen& save, MemberId id, const Process::SaveCopy& copy);
+  void flip_shard(Process& process);
+  void check_shards(const Process& process, const std::vector<uint32_t>& shards, const std::string& how);
+  void check_view_shards(const View& view);
+  bool hold_all_shards(const std::vector<const Process*>& holders, Version version) const;
+  void check_copies(const View& view, Version committed_there);
+
   void forward(Process& process, const Message& message);
   void copy_for_learner(uint64_t lesson);
   void write_part(Process& process, const SaveOpen& save);
   void publish(Process& process, uint64_t save);
+  void save_if_due(Process& process);
   void reached(Process& process);  // a version: saves, progress
   bool group_alive(const Group& group) const;
 

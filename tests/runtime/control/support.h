@@ -58,6 +58,7 @@ class LeaderTest : public ::testing::Test {
   std::set<MemberId> mute;   // members that do not answer
   Version start = 0;
   bool paces_saves = false;
+  Sharding sharding;
 
   static MemberId id(NodeId node, uint32_t local_rank) { return node * 100 + local_rank; }
 
@@ -84,6 +85,7 @@ class LeaderTest : public ::testing::Test {
     if (member == 0 || mute.contains(member)) return;
     if (const auto* install = std::get_if<Install>(&send.envelope.message)) {
       bases[member] = install->view.base;
+      given[member] = install->view.shards_of(member);
       inbox(send.node, member, Ready{install->view.generation, install->attempt});
     }
     if (const auto* go = std::get_if<Go>(&send.envelope.message)) {
@@ -91,12 +93,18 @@ class LeaderTest : public ::testing::Test {
       if (base == kNoVersion) {
         inbox(send.node, member, Started{go->generation, start, digest_at(start), {}});
       } else if (!undigested.contains(member)) {
-        inbox(send.node, member,
-              BaseDigest{go->generation, digest_at(flipped.contains(member) ? -base : base)});
+        BaseDigest told{go->generation, digest_at(flipped.contains(member) ? -base : base), {}};
+        for (uint32_t shard : given[member]) {
+          const bool wrong = flipped_shards.contains({shard, member});
+          told.shards.push_back({shard, digest_at(wrong ? -1 : static_cast<Version>(shard))});
+        }
+        inbox(send.node, member, std::move(told));
       }
     }
   }
   std::map<MemberId, Version> bases;
+  std::map<MemberId, std::vector<uint32_t>> given;  // shards, by the newest Install
+  std::set<std::pair<uint32_t, MemberId>> flipped_shards;
   std::set<MemberId> undigested;  // members that do not tell their digests
   std::set<MemberId> flipped;     // members whose states are others
 
@@ -142,6 +150,7 @@ class LeaderTest : public ::testing::Test {
     hello.member = Member{who, node, local_rank, "n" + std::to_string(node), {}};
     hello.description = "a state";
     hello.paces_saves = paces_saves;
+    hello.sharding = sharding;
     say(node, who, hello);
   }
   // MAX nodes come with all their workers: the first view runs.

@@ -1,0 +1,366 @@
+// Rule 3 where the state is sharded: what the leader decides from reports, what members count as held, and
+// what a rescue can save.
+#include <gmock/gmock.h>
+
+#include "runtime/control/member.h"
+#include "runtime/control/rescue.h"
+#include "tests/runtime/control/support.h"
+
+namespace muster::control {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::UnorderedElementsAre;
+using Shards = std::vector<uint32_t>;
+
+Report holding(Version version, uint64_t generation, Shards shards) {
+  Report report;
+  report.version = version;
+  report.installed = gen(generation);
+  report.shards = std::move(shards);
+  return report;
+}
+
+// ---- the base
+
+const Lineage kLineage = {{gen(1), 0}, {gen(2), 5}};
+
+TEST(BaseOfShards, WhoCanStillMakeTheUpdateCounts) {
+  const auto decision = decide_base({{1, holding(8, 2, {0, 1})}, {2, holding(7, 2, {1, 2})}}, kLineage, 3);
+  EXPECT_EQ(decision.base, 8);
+  EXPECT_THAT(decision.updated, ElementsAre(1));
+  EXPECT_THAT(decision.one_behind, ElementsAre(2));
+  EXPECT_EQ(decision.holdings, (Holdings{{1, {0, 1}}, {2, {1, 2}}}));
+}
+
+TEST(BaseOfShards, AVersionThatLacksAShardIsNone) {
+  const auto decision = decide_base({{1, holding(8, 2, {0})}, {2, holding(6, 2, {1, 2})}}, kLineage, 3);
+  EXPECT_EQ(decision.base, kNoVersion) << "two updates behind: nobody has the gradients";
+  EXPECT_THAT(decision.error, HasSubstr("shard 1 of version 8"));
+  EXPECT_THAT(decision.behind, ElementsAre(1, 2));
+}
+
+TEST(BaseOfShards, ATornVersionsShardsAreVoid) {
+  Report torn = holding(kNoVersion, 2, {1});
+  torn.torn = true;
+  EXPECT_EQ(decide_base({{1, holding(8, 2, {0})}, {2, torn}}, kLineage, 2).base, kNoVersion);
+  EXPECT_EQ(decide_base({{1, holding(8, 2, {0, 1})}, {2, torn}}, kLineage, 2).base, 8);
+}
+
+// A second loss before anybody has entered the view that was to follow the first.
+TEST(BaseOfShards, TheGradientIsStillThereWhereNoOtherViewWasEntered) {
+  const Lineage lineage = {{gen(1), 0}, {gen(2), 5}, {gen(3), 8}};
+  const auto decision = decide_base({{1, holding(8, 2, {0})}, {2, holding(7, 2, {1})}}, lineage, 2);
+  EXPECT_EQ(decision.base, 8);
+  EXPECT_THAT(decision.one_behind, ElementsAre(2));
+  const auto entered = decide_base({{1, holding(8, 3, {0})}, {2, holding(7, 2, {1})}}, lineage, 2);
+  EXPECT_EQ(entered.base, kNoVersion) << "who has entered generation 3 has dropped it";
+}
+
+// ---- the leader: 8 shards, two copies
+
+class ShardedView : public LeaderTest {
+ protected:
+  void SetUp() override { sharding = {8, 2}; }
+
+  void report_held(MemberId member, Version version) {
+    Report message = holding(version, leader->view().generation.counter, leader->view().shards_of(member));
+    message.generation = leader->view().generation;
+    message.attempt = asked();
+    say(member / 100, member, message);
+  }
+  void at_boundary(Version version) {
+    const View view = leader->view();
+    const uint64_t plan = sent<PlanNumber>(all).back().second.plan;
+    for (const Member& member : view.members)
+      say(member.node, member.id, AtBoundary{view.generation, plan, version});
+  }
+  size_t thin() const {
+    const ShardMap& map = leader->view().shards;
+    size_t count = 0;
+    for (uint32_t shard = 0; shard < map.shards(); ++shard) count += map.holders(shard).size() < 2 ? 1 : 0;
+    return count;
+  }
+};
+
+TEST_F(ShardedView, ALossGoesOnWithTheCopiesThatAreLeftAndTheNextBoundaryMendsThem) {
+  form(2, 2);
+  EXPECT_EQ(thin(), 0u);
+  progress_all(4);
+  gone(2, 201);
+  for (const MemberId member : {100, 101, 200}) report_held(member, 4);
+  ASSERT_EQ(leader->phase(), "running");
+  EXPECT_EQ(leader->view().base, 4);
+  EXPECT_EQ(thin(), 4u);
+  EXPECT_THAT(sent<Install>(last).back().second.moves, IsEmpty()) << "nothing waits for shards";
+
+  EXPECT_THAT(sent<PlanNumber>(last), IsEmpty()) << "no step was committed yet";
+  progress_all(5);
+  ASSERT_FALSE(sent<PlanNumber>(last).empty());
+  at_boundary(6);
+  ASSERT_EQ(leader->phase(), "running");
+  EXPECT_EQ(thin(), 0u);
+  EXPECT_EQ(sent<Install>(last).back().second.moves.size(), 5u) << "what was lost, and one for the balance";
+  EXPECT_EQ(sent<Agree>(all).size(), 3u) << "the loss alone has revoked a view";
+  last.clear();
+  progress_all(7);
+  EXPECT_THAT(sent<PlanNumber>(last), IsEmpty()) << "it is at rest";
+}
+
+TEST_F(ShardedView, WhereAShardIsLostTheMembersStartAgainFromTheNewestSave) {
+  form(2, 2);
+  progress_all(4);
+  gone(1, 100);
+  gone(2, 200);
+  gone(2, 201);
+  report_held(101, 4);
+  EXPECT_EQ(sent<Install>(last).back().second.view.base, kNoVersion);
+  EXPECT_EQ(first_unheld(leader->view().shards), std::nullopt) << "they are given anew";
+  bool said = false;
+  for (const Event& event : all_of_kind<Event>(all))
+    said =
+        said || event.text.find("is held by none of 1 members: the members start again") != std::string::npos;
+  EXPECT_TRUE(said);
+}
+
+TEST_F(ShardedView, ALearnerThatIsComingGetsWhatWouldMoveNow) {
+  form(2, 2);
+  progress_all(4);
+  gone(2, 201);
+  for (const MemberId member : {100, 101, 200}) report_held(member, 4);
+  member_comes(2, 1, 251);
+  progress_all(5);
+  ASSERT_EQ(sent<Learn>(last).size(), 1u);
+  EXPECT_THAT(sent<PlanNumber>(last), IsEmpty());
+  say(2, 251, Level{6});
+  const uint64_t plan = sent<PlanNumber>(last).back().second.plan;
+  const Generation old = leader->view().generation;
+  for (const MemberId member : {100, 101, 200, 251}) say(member / 100, member, AtBoundary{old, plan, 7});
+  EXPECT_THAT(world(), ElementsAre(100, 101, 200, 251));
+  EXPECT_EQ(thin(), 0u);
+  for (const ShardMove& move : sent<Install>(last).back().second.moves) EXPECT_EQ(move.target, 251u);
+}
+
+TEST_F(ShardedView, WhoAloneHoldsAShardGivesItAwayAndThenLeaves) {
+  sharding = {8, 1};
+  form(2, 1);
+  progress_all(4);
+  NoticeRaised notice;
+  notice.scope = Scope::kNode;
+  say(2, 0, notice);
+  tick_at(now + limits.notice_settle);
+  at_boundary(6);
+  EXPECT_THAT(world(), ElementsAre(100, 200)) << "the shards first";
+  EXPECT_EQ(leader->view().shards_of(100).size(), 8u);
+  const auto moves = sent<Install>(all).back().second.moves;
+  EXPECT_EQ(moves.size(), 4u);
+  for (const ShardMove& move : moves) EXPECT_EQ(move.source, 200u);
+  at_boundary(7);
+  EXPECT_THAT(world(), ElementsAre(100));
+  EXPECT_EQ(sent<End>(all).size(), 1u);
+}
+
+TEST_F(ShardedView, ACopyThatWasSentWrongIsExcludedAndTwoThatWereThereAreADispute) {
+  form(2, 2);
+  progress_all(4);
+  gone(2, 201);
+  for (const MemberId member : {100, 101, 200}) report_held(member, 4);
+  progress_all(5);
+  for (uint32_t shard = 0; shard < 8; ++shard) {
+    if (!std::ranges::count(leader->view().shards_of(101), shard)) flipped_shards.insert({shard, 101});
+  }
+  at_boundary(6);
+  ASSERT_GT(leader->view().shards_of(101).size(), 4u) << "it was given one";
+  const auto evicted = sent<Evict>(last);
+  ASSERT_EQ(evicted.size(), 1u);
+  EXPECT_THAT(evicted[0].second.members, ElementsAre(101));
+}
+
+TEST_F(ShardedView, CopiesThatWereThereBeforeAndDifferEndTheJob) {
+  form(2, 1);
+  progress_all(4);
+  flipped_shards.insert({3, 200});
+  node_comes(3, 1);
+  gone(1, 999);  // of no member: nothing happens
+  say(1, 100, Suspect{leader->view().generation, {}, "nobody in particular"});
+  tick_at(now + limits.suspect_wait);
+  for (const MemberId member : {100, 200}) report_held(member, 4);
+  EXPECT_EQ(leader->phase(), "ended");
+  bool named = false;
+  for (const Event& event : all_of_kind<Event>(all))
+    named = named || (event.text.find("shard 3 of rank 0") != std::string::npos &&
+                      event.text.find("shard 3 of rank 1") != std::string::npos);
+  EXPECT_TRUE(named);
+}
+
+TEST_F(ShardedView, ASaveNamesWhoWritesWhichShard) {
+  form(2, 2);
+  progress_all(4);
+  say(1, 100, SaveDue{leader->view().generation, 4});
+  const auto open = sent<SaveOpen>(last);
+  ASSERT_EQ(open.size(), 4u);
+  std::map<uint32_t, int> parts;
+  for (uint32_t shard = 0; shard < 8; ++shard) {
+    const uint32_t writer = open[0].second.writers.at(shard);
+    ++parts[writer];
+    EXPECT_TRUE(std::ranges::count(leader->view().shards_of(open[0].second.participants.at(writer)), shard));
+  }
+  for (uint32_t writer = 0; writer < 4; ++writer) EXPECT_EQ(parts[writer], 2) << "shared out";
+}
+
+TEST_F(ShardedView, ANewLeaderKnowsTheShardsFromTheStore) {
+  form(2, 2);
+  const View found = leader->view();
+  limits.embedded_store = false;
+  leader = std::make_unique<Coordinator>(limits, "job", 77, now, Takeover{found, 2});
+  alive.clear();
+  sharding = {};  // no member has said hello to it
+  for (const NodeId node : {1, 2}) node_comes(node, 2);
+  for (const MemberId member : {100, 101, 200}) member_comes(member / 100, member % 100);
+  gone(2, 201);
+  for (const MemberId member : {100, 101, 200}) {
+    Report message = holding(3, found.generation.counter, found.shards_of(member));
+    message.generation = found.generation;
+    message.attempt = asked();
+    say(member / 100, member, message);
+  }
+  ASSERT_EQ(leader->view().base, 3);
+  EXPECT_EQ(leader->view().shards.shards(), 8u);
+  EXPECT_EQ(first_unheld(leader->view().shards), std::nullopt);
+}
+
+// ---- the member: 100 of a world of 100 and 200
+
+class ShardedMember : public ::testing::Test {
+ protected:
+  Instant now = kSecond;
+  MemberCore core{100, {}};
+
+  // 100 holds `mine`, one copy each.
+  void enter(uint64_t generation, Version base, const Shards& mine, std::vector<ShardMove> moves = {}) {
+    Install install;
+    install.view.generation = gen(generation);
+    install.view.members = {Member{100, 1, 0, "a", {}}, Member{200, 2, 0, "b", {}}};
+    install.view.base = base;
+    install.view.shards = {1, std::vector<uint32_t>(6, 1)};
+    for (uint32_t shard : mine) install.view.shards.ranks[shard] = 0;
+    install.moves = std::move(moves);
+    core.receive(now, install);
+    core.formed(gen(generation));
+    entering = core.receive(now, Go{gen(generation)});
+  }
+  void begin(const Shards& mine) {
+    enter(1, kNoVersion, mine);
+    core.started(0, digest_at(0), {});
+    core.receive(now, BaseConfirmed{gen(1)});
+  }
+  Shards reported() {
+    const auto reports =
+        sent<Report>(core.receive(now, Agree{core.view().generation, ++attempt, true, "a loss"}));
+    EXPECT_EQ(reports.size(), 1u);
+    return reports.empty() ? Shards{} : reports[0].second.shards;
+  }
+  void update() {
+    ASSERT_TRUE(core.open_update(core.view().generation, core.version()).granted);
+    core.update_closed(now);
+  }
+  void install_shards() {
+    ASSERT_TRUE(core.install_due());
+    ASSERT_TRUE(core.open_install(core.view().generation).granted);
+    entering = core.state_installed(now, core.view().base);
+  }
+  MemberActions entering;
+  uint32_t attempt = 0;
+};
+
+TEST_F(ShardedMember, WhatItIsGivenCountsWhenItIsInstalledAndCompared) {
+  begin({0, 1});
+  update();
+  enter(2, 1, {0, 1, 4}, {{4, 200, 100}});
+  EXPECT_FALSE(core.open_update(gen(2), 1).granted);
+  install_shards();
+  const auto digests = all_of_kind<ComputeDigest>(entering);
+  ASSERT_EQ(digests.size(), 1u);
+  EXPECT_THAT(digests[0].shards, UnorderedElementsAre(0, 1, 4));
+  const auto told = sent<BaseDigest>(core.digest_ready(
+      digests[0], digest_at(1), {{0, digest_at(10)}, {1, digest_at(11)}, {4, digest_at(14)}}));
+  ASSERT_EQ(told.size(), 1u);
+  EXPECT_EQ(told[0].second.shards.size(), 3u);
+  EXPECT_THAT(core.shards(), ElementsAre(0, 1));
+  core.receive(now, BaseConfirmed{gen(2)});
+  EXPECT_THAT(core.shards(), ElementsAre(0, 1, 4));
+}
+
+TEST_F(ShardedMember, WhatItHandsOverIsKeptUntilTheUpdate) {
+  begin({0, 1});
+  update();
+  enter(2, 1, {0}, {{1, 100, 200}});
+  EXPECT_THAT(core.shards(), ElementsAre(0, 1)) << "who gets it may die before it has installed it";
+  core.receive(now, BaseConfirmed{gen(2)});
+  update();
+  EXPECT_THAT(core.shards(), ElementsAre(0));
+  EXPECT_THAT(reported(), ElementsAre(0));
+}
+
+TEST_F(ShardedMember, WhatWasNotComparedIsNotReportedAndAnotherUpdateLeavesItBehind) {
+  begin({0, 1});
+  update();
+  enter(2, 1, {0, 1, 4}, {{4, 200, 100}});
+  install_shards();
+  EXPECT_THAT(reported(), ElementsAre(0, 1));
+  enter(3, 1, {0, 1});
+  core.receive(now, BaseConfirmed{gen(3)});
+  update();
+  EXPECT_THAT(core.shards(), ElementsAre(0, 1));
+}
+
+TEST_F(ShardedMember, AFetchedStateVoidsThem) {
+  begin({0, 1});
+  Install install;
+  install.view.generation = gen(2);
+  install.view.members = {Member{100, 1, 0, "a", {}}, Member{200, 2, 0, "b", {}}};
+  install.view.base = 5;
+  install.view.shards = {1, std::vector<uint32_t>(6, 1)};
+  install.transfers = {{200, 100}};
+  core.receive(now, install);
+  core.formed(gen(2));
+  core.receive(now, Go{gen(2)});
+  EXPECT_THAT(core.shards(), IsEmpty());
+}
+
+// ---- the rescue
+
+RescueReport frozen(Version version, const Shards& shards) {
+  RescueReport report{version, gen(3), digest_at(version), kNoVersion, 4, {}};
+  for (uint32_t shard : shards) report.shards.push_back({shard, digest_at(100 + shard)});
+  return report;
+}
+
+TEST(RescueOfShards, WritersShareThemOut) {
+  const auto decision = decide_rescue({{100, frozen(7, {0, 1, 2, 3})}, {200, frozen(7, {0, 1, 2, 3})}});
+  EXPECT_THAT(decision.holders, ElementsAre(100, 200));
+  EXPECT_EQ(std::ranges::count(decision.writers, 0u), 2);
+  EXPECT_EQ(std::ranges::count(decision.writers, 1u), 2);
+}
+
+TEST(RescueOfShards, AVersionThatLacksAShardIsPassedOver) {
+  const auto decision = decide_rescue({{100, frozen(8, {0, 1})}, {200, frozen(7, {0, 1, 2, 3})}});
+  EXPECT_EQ(decision.version, 7);
+  EXPECT_THAT(decision.holders, ElementsAre(200));
+  EXPECT_THAT(decision.why, HasSubstr("nobody holds shard 2 of version 8"));
+  EXPECT_EQ(decide_rescue({{100, frozen(8, {0, 1})}, {200, frozen(7, {2, 3})}}).version, kNoVersion);
+}
+
+TEST(RescueOfShards, DifferentCopiesAreNotSaved) {
+  RescueReport other = frozen(7, {0, 1, 2, 3});
+  other.shards[2].digest = digest_at(1);
+  const auto decision = decide_rescue({{100, frozen(7, {0, 1, 2, 3})}, {200, other}});
+  EXPECT_THAT(decision.holders, IsEmpty());
+  EXPECT_EQ(decision.version, kNoVersion);
+  EXPECT_THAT(decision.why, HasSubstr("shard 2"));
+}
+
+}  // namespace
+}  // namespace muster::control
