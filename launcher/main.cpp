@@ -9,6 +9,7 @@
 #include "kernels/cuda_table.h"
 #include "launcher/ckpt.h"
 #include "launcher/http.h"
+#include "launcher/placing.h"
 #include "launcher/run.h"
 #include "launcher/sim.h"
 #include "runtime/base/files.h"
@@ -24,7 +25,22 @@ int fail(const std::string& text, int code = launcher::kExitMisuse) {
   return code;
 }
 
-int info() {
+// ---- muster info: what is here, and what would be done with it.
+struct InfoFlags {
+  uint32_t workers = 1;
+  std::string policy = "auto";
+
+  CLI::App* add_to(CLI::App& app) {
+    CLI::App* command = app.add_subcommand(
+        "info", "print the version, the modules found, this machine, and where workers would be placed");
+    command->add_option("--nproc", workers, "plan for so many workers")->check(CLI::Range(1, 4096));
+    command->add_option("--bind", policy, "plan as muster run --bind would")
+        ->check(CLI::IsMember({"auto", "core", "numa", "none"}));
+    return command;
+  }
+};
+
+int info(const InfoFlags& flags) {
   std::printf("muster %s\n", MUSTER_VERSION);
   const std::pair<const char*, int> modules[] = {{"ucx", MUSTER_UCX_TABLE_VERSION},
                                                  {"hdf5", MUSTER_HDF5_TABLE_VERSION},
@@ -35,6 +51,7 @@ int info() {
     std::printf("module %-5s %s\n", name,
                 module.ok() ? "found" : ("missing: " + module.error().message).c_str());
   }
+  std::printf("%s", launcher::describe_placing(placement::policy_of(flags.policy), flags.workers).c_str());
   return 0;
 }
 
@@ -176,7 +193,8 @@ int main(int argc, char** argv) {
   CLI::App* account_command =
       app.add_subcommand("account", "print what preemptions have cost a job, launch by launch");
   account_command->add_option("file", account_path, "that muster run was given as --account")->required();
-  CLI::App* info_command = app.add_subcommand("info", "print the version and the modules found");
+  InfoFlags info_flags;
+  CLI::App* info_command = info_flags.add_to(app);
   launcher::CkptCommand ckpt;
   ckpt.add_to(app);
   const launcher::SimCommand sim_command(app);
@@ -190,5 +208,5 @@ int main(int argc, char** argv) {
   if (notice_command->parsed()) return give_notice(notice_flags);
   if (account_command->parsed()) return show_account(account_path);
   if (sim_command.parsed()) return sim_command.run();
-  return info_command->parsed() ? info() : run(*run_command, flags, program);
+  return info_command->parsed() ? info(info_flags) : run(*run_command, flags, program);
 }

@@ -19,6 +19,7 @@
 #include "launcher/election.h"
 #include "launcher/event_printer.h"
 #include "launcher/notice_server.h"
+#include "launcher/placing.h"
 #include "launcher/slurm.h"
 #include "launcher/watch.h"
 #include "runtime/agent/leader_host.h"
@@ -669,6 +670,7 @@ class Agent {
     processes.variables = values_.durations_as_variables();
     processes.log_dir = values_.text("log-dir");
     processes.is_subreaper = true;
+    place(processes);
     auto workers = std::make_unique<WorkerProcesses>(loop_, std::move(processes), output_, sink);
     processes_ = workers.get();
 
@@ -697,6 +699,14 @@ class Agent {
     };
     callbacks.on_finish = [this](int code, const std::string& why) { node_finished(code, why); };
     node_ = std::make_unique<NodeAgent>(loop_, std::move(options), std::move(workers), std::move(callbacks));
+  }
+
+  void place(ProcessOptions& processes) {
+    Placing placing = place_workers(placement::policy_of(values_.text("bind")), processes.workers,
+                                    values_.text("cpu-claims"));
+    claim_ = std::move(placing.claim);
+    processes.places = std::move(placing.places);
+    if (!placing.words.empty()) printer_.show("agent", {EventKind::kLog, now(), 0, -1, -1, 0, placing.words});
   }
 
   // Another agent leads. Should it be lost, this one meets the others at a port of its own.
@@ -799,6 +809,7 @@ class Agent {
   const OptionValues& values_;
   Plan plan_;
   const control::NodeId id_ = random_nonce();
+  CpuClaim claim_;  // outlives the workers
   Loop loop_;
   WorkerProcesses* processes_ = nullptr;  // owned by node_
   Output output_;

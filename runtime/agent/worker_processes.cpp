@@ -31,6 +31,8 @@ constexpr Duration kReapComplain = 10 * kSecond;
 constexpr Duration kOrphanSweep = 2 * kSecond;
 constexpr Duration kHolderWait = kSecond;
 constexpr char kIncarnation[] = "MUSTER_INCARNATION";
+// Not for workers, or not as an agent that was started by a worker has them.
+constexpr std::string_view kNotInherited[] = {"MUSTER_SECRET", "MUSTER_CPUS=", "MUSTER_LOCAL_DEVICE="};
 
 Error system_error(const std::string& what) {
   return {ErrorCode::kEnvironment, "cannot " + what + ": " + std::strerror(errno)};
@@ -179,10 +181,15 @@ struct WorkerProcesses::State : std::enable_shared_from_this<WorkerProcesses::St
                                        int control_socket) const {
     std::vector<std::string> variables;
     for (char** entry = environ; *entry != nullptr; ++entry) {
-      const std::string variable = *entry;
-      if (variable.rfind("MUSTER_SECRET", 0) != 0) variables.push_back(variable);
+      const std::string_view variable = *entry;
+      const bool inherited =
+          std::none_of(std::begin(kNotInherited), std::end(kNotInherited),
+                       [&](std::string_view start) { return variable.starts_with(start); });
+      if (inherited) variables.emplace_back(variable);
     }
     variables.insert(variables.end(), options.variables.begin(), options.variables.end());
+    const std::vector<std::string>& own = place_of(slot).variables;
+    variables.insert(variables.end(), own.begin(), own.end());
     struct stat status {};
     fstat(control_socket, &status);
     // The number of the socket's inode lets a process see that descriptor 3 is not what it was meant to be.
@@ -195,6 +202,11 @@ struct WorkerProcesses::State : std::enable_shared_from_this<WorkerProcesses::St
     variables.push_back("MUSTER_JOB=" + options.job);
     variables.push_back(incarnation);
     return without_repeats(std::move(variables));
+  }
+
+  const WorkerPlace& place_of(uint32_t slot) const {
+    static const WorkerPlace nowhere;
+    return slot < options.places.size() ? options.places[slot] : nowhere;
   }
 
   // The last assignment of a name counts.
@@ -245,6 +257,9 @@ struct WorkerProcesses::State : std::enable_shared_from_this<WorkerProcesses::St
     for (const std::string& word : options.command) argv.push_back(const_cast<char*>(word.c_str()));
     env.push_back(nullptr);
     argv.push_back(nullptr);
+    const BoundThread bound(place_of(worker.slot).binding);
+    if (!bound.refused().empty() && !std::exchange(refusal_told, true))
+      log(worker.slot, "workers are not bound as planned: the kernel refuses (" + bound.refused() + ")");
     errno = posix_spawn(&worker.process, argv[0], files.get(), attributes.get(), argv.data(), env.data());
     if (errno != 0) return system_error("start " + options.command[0]);
     return ok();
@@ -432,6 +447,7 @@ struct WorkerProcesses::State : std::enable_shared_from_this<WorkerProcesses::St
   std::map<uint32_t, std::shared_ptr<Worker>> workers;
   std::map<std::pair<uint32_t, Output::Sink>, Output::Sink> log_files;
   Timer sweep_timer;
+  bool refusal_told = false;  // once is enough: it would be the same for each worker
 };
 
 WorkerProcesses::WorkerProcesses(Loop& loop, ProcessOptions options, Output& output, EventSink on_event)

@@ -10,10 +10,17 @@
 #include <string>
 #include <vector>
 
+#include "runtime/agent/binding.h"
 #include "runtime/agent/node_agent.h"
 #include "runtime/agent/output.h"
 
 namespace muster::agent {
+
+// Where the worker of a slot computes, and each that replaces it.
+struct WorkerPlace {
+  Binding binding;
+  std::vector<std::string> variables;  // "NAME=…", for this worker
+};
 
 struct ProcessOptions {
   std::vector<std::string> command;  // [0]: a path, already looked up
@@ -22,6 +29,7 @@ struct ProcessOptions {
   uint32_t workers = 1;  // local world size, told to the worker
   std::string job;
   std::vector<std::string> variables;  // "MUSTER_…=…" for the workers, beside the agent's own environment
+  std::vector<WorkerPlace> places;     // by slot; empty: workers start as this thread is
   std::string log_dir;                 // empty: no log files
   // Orphans of the workers become children of this process (PR_SET_CHILD_SUBREAPER is set): find and reap
   // them.

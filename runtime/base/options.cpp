@@ -21,6 +21,15 @@ constexpr Option kOptions[] = {
     {"nnodes", kRange, "1", 1, 65536, kRun,
      "nodes: MIN:MAX, or one number; the job runs with any count between"},
     {"nproc", kInteger, "1", 1, 4096, kRun, "workers on this node"},
+    {"bind", kChoice, "auto", 0, 0, kRun,
+     "auto, core, numa or none: which cpus each worker may use; core: whole cores of its own; numa: all of "
+     "the "
+     "NUMA nodes that its cores are on; auto: as core, where workers need not share cores and no other agent "
+     "has bound its own to them. A worker sees its cpus in MUSTER_CPUS and has OMP_NUM_THREADS, unless it is "
+     "set; "
+     "MUSTER_LOCAL_DEVICE is the GPU that its cpus are chosen for, and computing there is left to the "
+     "program",
+     "auto|core|numa|none"},
     {"rdzv", kText, "", 0, 0, kRun,
      "HOST:PORT of the first agent, or etcd://HOST:PORT[,HOST:PORT...]; needed where MAX > 1"},
     {"rdzv-lease", kSeconds, "5", 3, 600, kRun,
@@ -108,12 +117,16 @@ constexpr Option kOptions[] = {
     {"link-unchanged", kSwitch, "1", 0, 0, kVariable,
      "a shard whose bytes did not change becomes a hard link to an earlier one; the newest that are kept "
      "never share a file"},
+    {"cpu-claims", kText, "/dev/shm/muster-cpus", 0, 0, kVariable,
+     "file by which agents of one machine tell each other which cpus they have bound workers to"},
     {"module-path", kText, "", 0, 0, kVariable, "folder of libmuster_*.so"},
     {"control-fd", kText, "", 0, 0, kInternal, "the worker's socket to its agent, FD:INODE"},
     {"local-rank", kInteger, "0", 0, 65535, kInternal, "the worker's slot on its node"},
     {"local-size", kInteger, "1", 1, 65536, kInternal, "slots on the node"},
     {"node-id", kText, "", 0, 0, kInternal, "the agent's incarnation"},
     {"incarnation", kText, "", 0, 0, kInternal, "marks all processes that one worker started"},
+    {"cpus", kText, "", 0, 0, kInternal, "that the worker is bound to, as 0-3,8"},
+    {"local-device", kInteger, "0", 0, 65535, kInternal, "the GPU that its cpus are chosen for"},
 };
 
 constexpr std::string_view kPrefix = "MUSTER_";
@@ -148,6 +161,23 @@ std::string shown(double number) {
   return text;
 }
 
+std::vector<std::string> words_of(std::string_view choices) {
+  std::vector<std::string> words;
+  while (!choices.empty()) {
+    words.emplace_back(choices.substr(0, choices.find('|')));
+    choices.remove_prefix(std::min(choices.size(), words.back().size() + 1));
+  }
+  return words;
+}
+
+// "auto, core or none", with what may have been meant.
+std::string advice(const std::vector<std::string>& words, const std::string& value) {
+  std::string text;
+  for (size_t i = 0; i < words.size(); ++i)
+    text += (i == 0 ? "" : i + 1 == words.size() ? " or " : ", ") + words[i];
+  return text + suggestion(value, words);
+}
+
 // Empty: fine. Else what the value must be.
 std::string complaint(const Option& option, const std::string& value) {
   const auto inside = [&](double number) { return number >= option.low && number <= option.high; };
@@ -174,6 +204,10 @@ std::string complaint(const Option& option, const std::string& value) {
       return inside(static_cast<double>(both->first)) && inside(static_cast<double>(both->second))
                  ? ""
                  : "MIN:MAX, both" + bounds;
+    }
+    case kChoice: {
+      const auto words = words_of(option.choices);
+      return std::find(words.begin(), words.end(), value) != words.end() ? "" : advice(words, value);
     }
   }
   return "";

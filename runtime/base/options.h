@@ -14,7 +14,7 @@
 
 namespace muster {
 
-enum class OptionType : uint8_t { kText, kInteger, kSeconds, kSwitch, kRange };
+enum class OptionType : uint8_t { kText, kInteger, kSeconds, kSwitch, kRange, kChoice };
 
 enum class OptionUse : uint8_t {
   kRun,       // a flag of `muster run` and a variable
@@ -29,6 +29,7 @@ struct Option {
   double low, high;  // kInteger, kSeconds, and both ends of kRange
   OptionUse use;
   std::string_view help;
+  std::string_view choices = {};  // kChoice: "auto|core"
 };
 
 std::span<const Option> options();

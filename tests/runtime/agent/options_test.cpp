@@ -32,6 +32,20 @@ TEST(Options, NamesBecomeFlagsAndVariables) {
   EXPECT_EQ(variable_of(*option), "MUSTER_NODE_NAME");
 }
 
+TEST(Options, AChoiceIsOneOfItsWords) {
+  EXPECT_EQ(OptionValues().text("bind"), "auto");
+  const auto core = from({"MUSTER_BIND=core"});
+  ASSERT_TRUE(core.ok()) << core.error().message;
+  EXPECT_EQ(core->text("bind"), "core");
+  for (const char* wrong :
+       {"MUSTER_BIND=cores", "MUSTER_BIND=auto|core", "MUSTER_BIND=Core", "MUSTER_BIND= "}) {
+    const auto refused = from({wrong});
+    ASSERT_FALSE(refused.ok()) << wrong;
+    EXPECT_THAT(refused.error().message, HasSubstr("it must be auto, core, numa or none"));
+  }
+  EXPECT_THAT(from({"MUSTER_BIND=cores"}).error().message, HasSubstr(", did you mean 'core'?"));
+}
+
 TEST(Options, ReadsTheEnvironment) {
   const auto values =
       from({"PATH=/bin", "MUSTER_NPROC=4", "MUSTER_GRACE=1.5", "MUSTER_NNODES=2:8", "MUSTER_JOB="});
