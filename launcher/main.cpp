@@ -8,6 +8,7 @@
 #include "collectives/transport/ucx_table.h"
 #include "kernels/cuda_table.h"
 #include "launcher/ckpt.h"
+#include "launcher/host_limits.h"
 #include "launcher/http.h"
 #include "launcher/placing.h"
 #include "launcher/run.h"
@@ -31,8 +32,9 @@ struct InfoFlags {
   std::string policy = "auto";
 
   CLI::App* add_to(CLI::App& app) {
-    CLI::App* command = app.add_subcommand(
-        "info", "print the version, the modules found, this machine, and where workers would be placed");
+    CLI::App* command = app.add_subcommand("info",
+                                           "print the version, the modules found, this machine, where "
+                                           "workers would be placed, and what limits them");
     command->add_option("--nproc", workers, "plan for so many workers")->check(CLI::Range(1, 4096));
     command->add_option("--bind", policy, "plan as muster run --bind would")
         ->check(CLI::IsMember({"auto", "core", "numa", "none"}));
@@ -52,6 +54,7 @@ int info(const InfoFlags& flags) {
                 module.ok() ? "found" : ("missing: " + module.error().message).c_str());
   }
   std::printf("%s", launcher::describe_placing(placement::policy_of(flags.policy), flags.workers).c_str());
+  std::printf("%s", launcher::describe_limits(launcher::measure_limits(), flags.workers).c_str());
   return 0;
 }
 
