@@ -28,22 +28,21 @@ int fail(const std::string& text, int code = launcher::kExitMisuse) {
 
 // ---- muster info: what is here, and what would be done with it.
 struct InfoFlags {
-  uint32_t workers = 1;
+  std::string workers = "1";
   std::string policy = "auto";
 
   CLI::App* add_to(CLI::App& app) {
-    CLI::App* command = app.add_subcommand("info",
-                                           "print the version, the modules found, this machine, where "
-                                           "workers would be placed, and what limits them");
-    command->add_option("--nproc", workers, "plan for so many workers")->check(CLI::Range(1, 4096));
-    command->add_option("--bind", policy, "plan as muster run --bind would")
-        ->check(CLI::IsMember({"auto", "core", "numa", "none"}));
+    const std::string what =
+        "print the version, the modules found, this machine, where workers would be placed, and what limits "
+        "them";
+    CLI::App* command = app.add_subcommand("info", what);
+    command->add_option("--nproc", workers, "plan for so many workers");
+    command->add_option("--bind", policy, "plan as muster run --bind would");
     return command;
   }
 };
 
-int info(const InfoFlags& flags) {
-  std::printf("muster %s\n", MUSTER_VERSION);
+void show_modules() {
   const std::pair<const char*, int> modules[] = {{"ucx", MUSTER_UCX_TABLE_VERSION},
                                                  {"hdf5", MUSTER_HDF5_TABLE_VERSION},
                                                  {"mpi", MUSTER_MPI_TABLE_VERSION},
@@ -53,8 +52,18 @@ int info(const InfoFlags& flags) {
     std::printf("module %-5s %s\n", name,
                 module.ok() ? "found" : ("missing: " + module.error().message).c_str());
   }
-  std::printf("%s", launcher::describe_placing(placement::policy_of(flags.policy), flags.workers).c_str());
-  std::printf("%s", launcher::describe_limits(launcher::measure_limits(), flags.workers).c_str());
+}
+
+int info(const InfoFlags& flags) {
+  OptionValues values;
+  for (const Status& set :
+       {values.set("nproc", flags.workers, "--nproc"), values.set("bind", flags.policy, "--bind")})
+    if (!set.ok()) return fail(set.error().message);
+  const auto workers = static_cast<uint32_t>(values.integer("nproc"));
+  std::printf("muster %s\n", MUSTER_VERSION);
+  show_modules();
+  std::printf("%s", launcher::describe_placing(placement::policy_of(values.text("bind")), workers).c_str());
+  std::printf("%s", launcher::describe_limits(launcher::measure_limits(), workers).c_str());
   return 0;
 }
 

@@ -9,6 +9,7 @@
 namespace muster::launcher {
 namespace {
 
+using placement::counted;
 using placement::list_of;
 using placement::Place;
 using placement::Plan;
@@ -41,7 +42,7 @@ std::string words_of(const Plan& plan) {
   if (!plan.binds) return unbound(plan.why);
   std::string text = "binds " + plan.why + ": worker";
   for (size_t slot = 0; slot < plan.places.size(); ++slot) {
-    if (slot == kPlacesShownMax) return text + ", and so on; `muster info` shows all";
+    if (slot == kPlacesShownMax) return text + ", and so on; `muster info --nproc N` shows all";
     text += (slot == 0 ? " " : ", ") + std::to_string(slot) + " on " + (slot == 0 ? "cpus " : "") +
             list_of(plan.places[slot].cpus);
   }
@@ -95,10 +96,6 @@ std::string plan_text(const Plan& plan, Policy policy) {
   return text;
 }
 
-std::string counted(size_t count, const std::string& noun) {
-  return std::to_string(count) + " " + noun + (count == 1 ? "" : "s");
-}
-
 }  // namespace
 
 Placing place_workers(Policy policy, uint32_t workers, const std::string& claims) {
@@ -109,10 +106,11 @@ Placing place_workers(Policy policy, uint32_t workers, const std::string& claims
     placing.words = unbound(topology.error().message);
     return placing;
   }
+  if (!topology->is_this_machine) {
+    placing.words = unbound("hwloc describes another machine (HWLOC_SYNTHETIC, HWLOC_XMLFILE)");
+    return placing;
+  }
   Plan plan = plan_for(*topology, policy, workers);
-  if (plan.binds && !topology->is_this_machine)
-    plan =
-        without_binding(std::move(plan), "hwloc describes another machine (HWLOC_SYNTHETIC, HWLOC_XMLFILE)");
   // Who says core knows the machine: another's claim is told, and stops only auto. With numa cpus are shared
   // anyway.
   std::string aside;

@@ -31,12 +31,13 @@ Error hwloc_error(const std::string& what) {
 }
 
 // Components that load GPU libraries stay out: they would start threads and driver contexts in the agent, to
-// tell what PCI tells as well.
+// tell what PCI tells as well. So does libpciaccess ("pci"), which leaks; without it hwloc reads PCI from
+// /sys.
 Result<HwlocTopology> load() {
   hwloc_topology_t raw = nullptr;
   if (hwloc_topology_init(&raw) != 0) return hwloc_error("begin");
   HwlocTopology topology(raw);
-  for (const char* component : {"cuda", "nvml", "opencl", "rsmi", "levelzero", "gl"})
+  for (const char* component : {"cuda", "nvml", "opencl", "rsmi", "levelzero", "gl", "pci"})
     (void)hwloc_topology_set_components(raw, HWLOC_TOPOLOGY_COMPONENTS_FLAG_BLACKLIST, component);
   // The whole machine is shown; what this process may use of it is asked apart.
   (void)hwloc_topology_set_flags(raw, HWLOC_TOPOLOGY_FLAG_INCLUDE_DISALLOWED);

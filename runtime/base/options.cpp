@@ -22,13 +22,10 @@ constexpr Option kOptions[] = {
      "nodes: MIN:MAX, or one number; the job runs with any count between"},
     {"nproc", kInteger, "1", 1, 4096, kRun, "workers on this node"},
     {"bind", kChoice, "auto", 0, 0, kRun,
-     "auto, core, numa or none: which cpus each worker may use; core: whole cores of its own; numa: all of "
-     "the "
-     "NUMA nodes that its cores are on; auto: as core, where workers need not share cores and no other agent "
-     "has bound its own to them. A worker sees its cpus in MUSTER_CPUS and has OMP_NUM_THREADS, unless it is "
-     "set; "
-     "MUSTER_LOCAL_DEVICE is the GPU that its cpus are chosen for, and computing there is left to the "
-     "program",
+     "which cpus each worker may use. core: whole cores of its own; numa: all of the NUMA nodes that these "
+     "are on; auto: as core, where that can only help; none: all. A worker sees its cpus in MUSTER_CPUS, and "
+     "OMP_NUM_THREADS is set to its cores if it is not set; MUSTER_LOCAL_DEVICE is the GPU near which its "
+     "cpus were chosen, by its local rank",
      "auto|core|numa|none"},
     {"rdzv", kText, "", 0, 0, kRun,
      "HOST:PORT of the first agent, or etcd://HOST:PORT[,HOST:PORT...]; needed where MAX > 1"},

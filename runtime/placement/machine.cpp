@@ -88,4 +88,8 @@ std::string list_of(const Numbers& numbers) {
   return text;
 }
 
+std::string counted(size_t count, const std::string& noun) {
+  return std::to_string(count) + " " + noun + (count == 1 ? "" : "s");
+}
+
 }  // namespace muster::placement

@@ -57,4 +57,6 @@ std::vector<std::string> nearest_networks(const Machine& machine, uint32_t node)
 // "0-3,8", as the kernel and taskset write it.
 std::string list_of(const Numbers& numbers);
 
+std::string counted(size_t count, const std::string& noun);  // "1 core", "2 cores"
+
 }  // namespace muster::placement

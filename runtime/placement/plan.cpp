@@ -11,10 +11,6 @@ namespace {
 
 using Cores = std::vector<Core>;
 
-std::string counted(size_t count, const std::string& noun) {
-  return std::to_string(count) + " " + noun + (count == 1 ? "" : "s");
-}
-
 std::string nodes_text(const Numbers& nodes) {
   return (nodes.size() == 1 ? "NUMA node " : "NUMA nodes ") + list_of(nodes);
 }

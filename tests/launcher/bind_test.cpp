@@ -159,6 +159,9 @@ TEST_F(Bind, RefusesOtherWords) {
   const auto variable = start({}, {"MUSTER_BIND=bogus"});
   EXPECT_EQ(variable->wait(), 78);
   EXPECT_THAT(variable->said(), HasSubstr("MUSTER_BIND" + must));
+  AgentProcess info({MUSTER_COMMAND, "info", "--bind", "bogus"});
+  EXPECT_EQ(info.wait(), 78);
+  EXPECT_THAT(info.said(), HasSubstr("--bind" + must));
 }
 
 TEST(Info, ShowsTheMachineAndThePlan) {
