@@ -144,6 +144,7 @@ Result<Manifest> import_safetensors(FileSystem& files, SafetensorsFile& source, 
                                     const Manifest& like, uint32_t shards, const Progress& progress) {
   Manifest manifest = like;
   manifest.tensors = source.specs();
+  manifest.shard_owners.clear();
   MUSTER_ASSIGN(const SavePlan plan, plan_save(manifest.tensors, shards));
   MUSTER_ASSIGN(const std::string save_folder, folder.begin_save(manifest.id));
   uint64_t done = 0;

@@ -56,8 +56,7 @@ std::vector<Source> sources_of(const SavePlan& plan, uint32_t tensor) {
   const bool replicated = spec.split == kReplicated;
   const Range holders = replicated ? plan.holders(tensor, {0, bytes}) : Range{0, plan.participants()};
   for (auto p = static_cast<uint32_t>(holders.begin); p < holders.end; ++p) {
-    const Range piece =
-        replicated ? plan.replicated_piece(tensor, p) : Range{0, local_bytes(spec, p, plan.participants())};
+    const Range piece = replicated ? plan.replicated_piece(tensor, p) : Range{0, plan.piece_bytes(tensor, p)};
     if (piece.size() != 0) sources.push_back({p, {tensor, piece}});
   }
   return sources;
@@ -83,6 +82,8 @@ class IndexBuilder {
         add_whole(mappings, source);
       else if (spec.split == kReplicated)
         add_run(mappings, source);
+      else if (spec.split == kSharded)
+        add_shards(mappings, source);
       else
         add_part(mappings, source);
     }
@@ -147,6 +148,30 @@ class IndexBuilder {
     mappings.push_back(mapping);
   }
 
+  // Rows of each shard that the participant has saved; neighbours as one block.
+  void add_shards(std::vector<MusterHdf5Source>& mappings, const Source& source) {
+    const TensorSpec& spec = plan_.specs()[source.piece.tensor];
+    const uint64_t row_bytes = total_bytes(spec) / spec.shape[0];
+    std::vector<uint64_t> shape = spec.shape;
+    shape[0] = source.piece.bytes.size() / row_bytes;
+    const std::vector<WholeRun> runs = plan_.runs(source.piece.tensor, {0, total_bytes(spec)});
+    for (size_t i = 0; i < runs.size();) {
+      const WholeRun first = runs[i];
+      Range bytes = first.bytes;
+      for (++i; i < runs.size() && runs[i].participant == first.participant; ++i)
+        bytes.end = runs[i].bytes.end;
+      if (first.participant != source.participant) continue;
+      Block there{std::vector<uint64_t>(shape.size(), 0), shape};
+      there.begin[0] = first.offset / row_bytes;
+      there.count[0] = bytes.size() / row_bytes;
+      Block target = there;
+      target.begin[0] = bytes.begin / row_bytes;
+      MusterHdf5Source mapping = blank(source);
+      place(mapping, target, shape, there);
+      mappings.push_back(mapping);
+    }
+  }
+
   void place(MusterHdf5Source& mapping, const Block& target, const std::vector<uint64_t>& source_shape,
              const Block& source) {
     mapping.begin = datasets_.keep(target.begin).data();
@@ -173,8 +198,7 @@ std::vector<Block> blocks_of(std::span<const uint64_t> shape, Range elements) {
 }
 
 Result<ByteBuffer> encode_index(const Manifest& manifest) {
-  MUSTER_ASSIGN(const SavePlan plan,
-                plan_save(manifest.tensors, static_cast<uint32_t>(manifest.shards.size())));
+  MUSTER_ASSIGN(const SavePlan plan, plan_of(manifest));
   IndexBuilder builder(manifest, plan);
   for (uint32_t t = 0; t < plan.specs().size(); ++t) MUSTER_TRY(builder.add(t));
   MUSTER_ASSIGN(const Hdf5Image image, describe(builder.datasets()));

@@ -65,7 +65,9 @@ Status check_shape(const TensorSpec& spec) {
   if (spec.shape.size() > kRankMax)
     return misuse("tensor '" + spec.name + "' has " + std::to_string(spec.shape.size()) +
                   " dimensions; at most " + std::to_string(kRankMax) + " can be saved");
-  if (spec.split < kReplicated || spec.split >= static_cast<int>(spec.shape.size()))
+  if (spec.split == kSharded && spec.shape.empty())
+    return misuse("tensor '" + spec.name + "' is a scalar, which cannot be sharded; make it replicated");
+  if (spec.split < kSharded || spec.split >= static_cast<int>(spec.shape.size()))
     return misuse("tensor '" + spec.name + "' is split along dimension " + std::to_string(spec.split) +
                   " but has the shape " + shape_text(spec.shape));
   // Also with a dimension of 0, so that products of the others cannot overflow.
@@ -118,13 +120,36 @@ std::vector<uint64_t> line_of(std::span<const TensorSpec> specs) {
   return begin;
 }
 
-std::vector<uint64_t> split_bytes_of(std::span<const TensorSpec> specs, uint32_t participants) {
+std::vector<uint64_t> split_bytes_of(std::span<const TensorSpec> specs, uint32_t participants,
+                                     std::span<const uint32_t> owners) {
+  const auto shards = static_cast<uint32_t>(owners.size());
   std::vector<uint64_t> bytes(participants, 0);
   for (const TensorSpec& spec : specs) {
     if (spec.split == kReplicated) continue;
+    if (spec.split == kSharded) {
+      for (uint32_t shard = 0; shard < shards; ++shard)
+        bytes[owners[shard]] += shard_bytes(spec, shard, shards).size();
+      continue;
+    }
     for (uint32_t p = 0; p < participants; ++p) bytes[p] += local_bytes(spec, p, participants);
   }
   return bytes;
+}
+
+Status check_owners(std::span<const TensorSpec> specs, uint32_t participants,
+                    std::span<const uint32_t> owners) {
+  if (owners.size() > kShardsMax) return misuse("the state has more than a million shards");
+  for (size_t shard = 0; shard < owners.size(); ++shard) {
+    if (owners[shard] < participants) continue;
+    return misuse("shard " + std::to_string(shard) + " is saved by participant " +
+                  std::to_string(owners[shard]) + " of " + std::to_string(participants));
+  }
+  if (!owners.empty()) return ok();
+  for (const TensorSpec& spec : specs) {
+    if (spec.split == kSharded)
+      return misuse("tensor '" + spec.name + "' is sharded, and nobody is said to save its shards");
+  }
+  return ok();
 }
 
 // How much of the line each participant should take so that all save about the same.
@@ -194,20 +219,37 @@ std::vector<uint64_t> local_shape(const TensorSpec& spec, uint32_t part, uint32_
   return shape;
 }
 
+Range shard_bytes(const TensorSpec& spec, uint32_t shard, uint32_t shards) {
+  const SplitShape shape = around(spec, 0);
+  const Range rows = part_of(shape.extent, shard, shards);
+  return {rows.begin * shape.inner_bytes, rows.end * shape.inner_bytes};
+}
+
+uint64_t local_bytes(const TensorSpec& spec, const HeldShards& held) {
+  uint64_t bytes = 0;
+  for (uint32_t shard : held.mine) bytes += shard_bytes(spec, shard, held.count).size();
+  return bytes;
+}
+
 uint64_t local_bytes(const TensorSpec& spec, uint32_t part, uint32_t parts) {
   if (spec.split == kReplicated) return total_bytes(spec);
   const SplitShape shape = around(spec, spec.split);
   return shape.outer * part_of(shape.extent, part, parts).size() * shape.inner_bytes;
 }
 
-Result<SavePlan> plan_save(std::vector<TensorSpec> specs, uint32_t participants) {
+Result<SavePlan> plan_save(std::vector<TensorSpec> specs, uint32_t participants,
+                           std::vector<uint32_t> owners) {
   if (participants == 0 || participants > kParticipantsMax)
     return misuse("a save with " + std::to_string(participants) + " participants");
   MUSTER_TRY(check_specs(specs));
+  MUSTER_TRY(check_owners(specs, participants, owners));
   SavePlan plan;
   plan.participants_ = participants;
   plan.line_begin_ = line_of(specs);
-  const auto shares = shares_of(plan.line_begin_.back(), split_bytes_of(specs, participants));
+  const auto shares = shares_of(plan.line_begin_.back(), split_bytes_of(specs, participants, owners));
+  plan.owned_.resize(participants, {static_cast<uint32_t>(owners.size()), {}});
+  for (uint32_t shard = 0; shard < owners.size(); ++shard) plan.owned_[owners[shard]].mine.push_back(shard);
+  plan.owners_ = std::move(owners);
   plan.cuts_ = cuts_of(plan.line_begin_, shares);
   plan.specs_ = std::move(specs);
   return plan;
@@ -230,15 +272,42 @@ Range SavePlan::holders(uint32_t tensor, Range bytes) const {
   return {participant(first), participant(last) + 1};
 }
 
+std::vector<WholeRun> SavePlan::runs(uint32_t tensor, Range bytes) const {
+  if (specs_[tensor].split == kSharded) return shard_runs(tensor, bytes);
+  const Range participants = holders(tensor, bytes);
+  std::vector<WholeRun> runs;
+  for (auto p = static_cast<uint32_t>(participants.begin); p < participants.end; ++p)
+    runs.push_back({p, replicated_piece(tensor, p), 0});
+  return runs;
+}
+
+std::vector<WholeRun> SavePlan::shard_runs(uint32_t tensor, Range bytes) const {
+  std::vector<WholeRun> runs;
+  std::vector<uint64_t> filled(participants_, 0);
+  for (uint32_t shard = 0; shard < owners_.size(); ++shard) {
+    const Range run = shard_bytes(specs_[tensor], shard, static_cast<uint32_t>(owners_.size()));
+    uint64_t& offset = filled[owners_[shard]];
+    if (intersection(run, bytes).size() != 0) runs.push_back({owners_[shard], run, offset});
+    offset += run.size();
+  }
+  return runs;
+}
+
 std::vector<Piece> SavePlan::pieces(uint32_t participant) const {
   std::vector<Piece> pieces;
   for (uint32_t t = 0; t < specs_.size(); ++t) {
-    const Range bytes = specs_[t].split == kReplicated
-                            ? replicated_piece(t, participant)
-                            : Range{0, local_bytes(specs_[t], participant, participants_)};
+    const Range bytes = specs_[t].split == kReplicated ? replicated_piece(t, participant)
+                                                       : Range{0, piece_bytes(t, participant)};
     if (bytes.size() != 0) pieces.push_back({t, bytes});
   }
   return pieces;
+}
+
+uint64_t SavePlan::piece_bytes(uint32_t tensor, uint32_t participant) const {
+  const TensorSpec& spec = specs_[tensor];
+  if (spec.split == kReplicated) return replicated_piece(tensor, participant).size();
+  if (spec.split != kSharded) return local_bytes(spec, participant, participants_);
+  return local_bytes(spec, owned_by(participant));
 }
 
 uint64_t SavePlan::bytes(uint32_t participant) const {
@@ -308,7 +377,7 @@ struct TensorMove {
   const TensorSpec& wanted;
   uint32_t wanted_tensor;
   uint32_t part, parts;
-  Range wanted_bytes;  // of the local memory; less than all only where a replicated tensor is read in shares
+  Range wanted_bytes;  // of the local memory; less than all only of a replicated tensor
   std::vector<Copy>& out;
 
   const TensorSpec& spec() const { return saved.specs()[saved_tensor]; }
@@ -321,8 +390,9 @@ struct TensorMove {
 
   void plan() const {
     if (wanted_bytes.size() == 0) return;
-    if (spec().split == kReplicated && wanted.split == kReplicated) return whole_to_whole();
-    if (spec().split == kReplicated) return whole_to_part();
+    const bool from_whole = spec().split == kReplicated || spec().split == kSharded;
+    if (from_whole && wanted.split == kReplicated) return whole_to_whole();
+    if (from_whole) return whole_to_part();
     if (wanted.split == kReplicated) return parts_to_whole();
     if (spec().split == wanted.split) return parts_to_part();
     return parts_across();
@@ -350,14 +420,12 @@ struct TensorMove {
 
   // Sources of `copy` are bytes of the whole tensor here.
   void from_pieces(const Copy& copy, Range bytes) const {
-    const Range holders = saved.holders(saved_tensor, bytes);
-    for (auto p = static_cast<uint32_t>(holders.begin); p < holders.end; ++p) {
-      const Range piece = saved.replicated_piece(saved_tensor, p);
+    for (const WholeRun& run : saved.runs(saved_tensor, bytes)) {
       const size_t before = out.size();
-      clip(copy, Side::kSource, piece, out);
+      clip(copy, Side::kSource, run.bytes, out);
       for (size_t i = before; i < out.size(); ++i) {
-        out[i].participant = p;
-        out[i].source -= piece.begin;
+        out[i].participant = run.participant;
+        out[i].source = out[i].source - run.bytes.begin + run.offset;
       }
     }
   }
@@ -446,6 +514,21 @@ struct TensorMove {
   }
 };
 
+// Each wanted shard is a range of the whole tensor, that lies elsewhere in the local memory.
+void plan_shards(const SavePlan& saved, uint32_t saved_tensor, const TensorSpec& wanted,
+                 uint32_t wanted_tensor, const HeldShards& held, std::vector<Copy>& out) {
+  TensorSpec whole = wanted;
+  whole.split = kReplicated;
+  uint64_t offset = 0;
+  for (uint32_t shard : held.mine) {
+    const Range bytes = shard_bytes(wanted, shard, held.count);
+    const size_t before = out.size();
+    TensorMove{saved, saved_tensor, whole, wanted_tensor, 0, 1, bytes, out}.plan();
+    for (size_t i = before; i < out.size(); ++i) out[i].target = out[i].target - bytes.begin + offset;
+    offset += bytes.size();
+  }
+}
+
 // From piece-relative sources to offsets in the shard, and into reading order. Layouts are made one shard at
 // a time, since all of them together could be larger than the state.
 void place(const SavePlan& saved, std::span<const std::optional<uint32_t>> saved_index,
@@ -514,11 +597,20 @@ Result<TensorMatch> match_tensors(std::span<const TensorSpec> saved, std::span<c
   return match;
 }
 
+// Who holds shards is not known alike to all, so they count for nothing here.
+Result<SavePlan> plan_shares(std::span<const TensorSpec> wanted, uint32_t parts) {
+  std::vector<TensorSpec> specs(wanted.begin(), wanted.end());
+  for (TensorSpec& spec : specs) {
+    if (spec.split == kSharded) spec = {spec.name, spec.dtype, {0}, 0};
+  }
+  return plan_save(std::move(specs), parts);
+}
+
 Result<std::vector<Copy>> plan_restore(const SavePlan& saved, std::span<const TensorSpec> wanted,
                                        uint32_t part, uint32_t parts, ReadShare share,
-                                       const RestoreRules& rules) {
+                                       const RestoreRules& rules, const HeldShards& held) {
   if (part >= parts) return misuse("rank " + std::to_string(part) + " of " + std::to_string(parts));
-  MUSTER_ASSIGN(const SavePlan shares, plan_save({wanted.begin(), wanted.end()}, parts));
+  MUSTER_ASSIGN(const SavePlan shares, plan_shares(wanted, parts));
   MUSTER_ASSIGN(const TensorMatch match, match_tensors(saved.specs(), wanted, rules));
   std::vector<Copy> copies;
   for (uint32_t t = 0; t < wanted.size(); ++t) {
@@ -529,6 +621,10 @@ Result<std::vector<Copy>> plan_restore(const SavePlan& saved, std::span<const Te
     TensorSpec spec = wanted[t];
     spec.dtype = there.dtype;
     spec.shape = there.shape;
+    if (spec.split == kSharded) {
+      plan_shards(saved, *match.saved[t], spec, t, held, copies);
+      continue;
+    }
     Range bytes{0, local_bytes(spec, part, parts)};
     if (share == ReadShare::kPart && spec.split == kReplicated) {
       const Range share_of = shares.replicated_piece(t, part);

@@ -58,7 +58,7 @@ std::optional<TensorSpec> as_tensor(const Json& json) {
     return std::nullopt;
   const auto dtype = dtype_from(*dtype_name);
   const auto split = json[3].get<int64_t>();
-  if (!dtype || json[2].size() > kRankMax || split < kReplicated || split >= static_cast<int64_t>(kRankMax))
+  if (!dtype || json[2].size() > kRankMax || split < kSharded || split >= static_cast<int64_t>(kRankMax))
     return std::nullopt;
   TensorSpec spec{*name, *dtype, {}, static_cast<int>(split)};
   for (const Json& extent : json[2]) {
@@ -145,6 +145,11 @@ Manifest read_manifest(JsonReader& reader) {
   manifest.fence = reader.number("fence");
   manifest.tensors = read_list<TensorSpec>(reader, "tensors", kTensorsMax, as_tensor);
   manifest.shards = read_list<ShardEntry>(reader, "shards", kParticipantsMax, as_shard);
+  if (reader.number("format_major") < kShardedFormatMajor) return manifest;
+  manifest.shard_owners = read_list<uint32_t>(reader, "shard_owners", kShardsMax, [](const Json& json) {
+    const auto owner = as_number(json);
+    return owner && *owner < kParticipantsMax ? std::optional(static_cast<uint32_t>(*owner)) : std::nullopt;
+  });
   return manifest;
 }
 
@@ -154,17 +159,17 @@ Status check_format(const Json& json, const std::string& where) {
   const uint64_t major = reader.number("format_major");
   const uint64_t minor = reader.number("format_minor");
   if (!reader.ok() || kind != "muster checkpoint") return damaged(where, "it is not a checkpoint's manifest");
-  if (major == kFormatMajor || major == kSharedFormatMajor) return ok();
+  if (major >= kFormatMajor && major <= kShardedFormatMajor) return ok();
   return Error{ErrorCode::kMisuse, where + " has format version " + std::to_string(major) + "." +
                                        std::to_string(minor) + ", and this Muster reads versions up to " +
-                                       std::to_string(kSharedFormatMajor) +
+                                       std::to_string(kShardedFormatMajor) +
                                        "; resume with the Muster that wrote it, or a later one"};
 }
 
 // The lengths that the plan gives, against those that the manifest claims.
 Status check_shards(const Manifest& manifest, const std::string& where) {
   if (manifest.shards.empty()) return damaged(where, "it has no shards");
-  auto plan = plan_save(manifest.tensors, static_cast<uint32_t>(manifest.shards.size()));
+  auto plan = plan_of(manifest);
   if (!plan.ok()) return damaged(where, plan.error().message);
   for (uint32_t p = 0; p < manifest.shards.size(); ++p) {
     const uint64_t expected = round_up(shard_layout(*plan, p).bytes, kBlockBytes);
@@ -176,6 +181,10 @@ Status check_shards(const Manifest& manifest, const std::string& where) {
 }
 
 }  // namespace
+
+Result<SavePlan> plan_of(const Manifest& manifest) {
+  return plan_save(manifest.tensors, static_cast<uint32_t>(manifest.shards.size()), manifest.shard_owners);
+}
 
 Json context_json(const Manifest& manifest) {
   Json step_values = Json::object();
@@ -304,8 +313,13 @@ Result<std::string> without_digest_line(ByteSpan bytes, const std::string& where
 
 std::string encode(const Manifest& manifest) {
   Json json = context_json(manifest);
+  uint32_t major = manifest.shares() ? kSharedFormatMajor : kFormatMajor;
+  if (!manifest.shard_owners.empty()) {
+    major = kShardedFormatMajor;
+    json["shard_owners"] = manifest.shard_owners;
+  }
   json.update({{"kind", "muster checkpoint"},
-               {"format_major", manifest.shares() ? kSharedFormatMajor : kFormatMajor},
+               {"format_major", major},
                {"format_minor", kFormatMinor},
                {"nonce", hex64(manifest.id.nonce)},
                {"parent", to_json(manifest.parent)},
@@ -330,7 +344,7 @@ Result<Manifest> decode_manifest(ByteSpan bytes, const std::string& where) {
   Manifest manifest = read_manifest(reader);
   if (reader.number("slab_bytes") != kSlabBytes)
     reader.fail("slab_bytes", "is not " + std::to_string(kSlabBytes));
-  if (manifest.shares() && reader.number("format_major") != kSharedFormatMajor)
+  if (manifest.shares() && reader.number("format_major") < kSharedFormatMajor)
     reader.fail("shards", "has one that another save wrote, which this format version does not have");
   for (const ShardEntry& shard : manifest.shards)
     if (shard.written_by == manifest.id) reader.fail("shards", "has one that says twice who wrote it");

@@ -61,6 +61,7 @@ struct Manifest {
   std::vector<TensorSpec> tensors;
   std::map<std::string, ByteBuffer> step_values;  // registered step-local values, small
   std::vector<ShardEntry> shards;                 // by participant
+  std::vector<uint32_t> shard_owners;  // of sharded tensors, by shard: the participant that saved it
 
   ShardRecord shard(uint32_t participant) const;
   bool shares() const;  // it has a shard that an earlier save wrote
@@ -69,6 +70,9 @@ struct Manifest {
 // The shards of all participants, in any order, into manifest.shards.
 // Errors: kDropCheckpoint: one is missing, doubled, or of another save; the sentence names the participant.
 Status adopt_shards(Manifest& manifest, std::span<const ShardRecord> records);
+
+// Where everything lies. Errors: kMisuse; not of a manifest that was decoded.
+Result<SavePlan> plan_of(const Manifest& manifest);
 
 // Text of JSON and a last line with its digest.
 std::string encode(const Manifest& manifest);

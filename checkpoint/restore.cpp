@@ -20,8 +20,10 @@ constexpr uint32_t kLanesMax = 4;
 void check_memory(const RestoreRequest& request, std::span<const MutableByteSpan> memory) {
   MUSTER_CHECK(memory.size() == request.tensors.size(), "restore needs one span for each tensor");
   for (size_t t = 0; t < memory.size(); ++t) {
-    MUSTER_CHECK(memory[t].size() == local_bytes(request.tensors[t], request.part, request.parts),
-                 "wrong memory for tensor " + request.tensors[t].name);
+    const TensorSpec& spec = request.tensors[t];
+    const uint64_t bytes = spec.split == kSharded ? local_bytes(spec, request.held)
+                                                  : local_bytes(spec, request.part, request.parts);
+    MUSTER_CHECK(memory[t].size() == bytes, "wrong memory for tensor " + spec.name);
   }
 }
 
@@ -280,10 +282,10 @@ std::vector<std::span<const Copy>> by_shard(std::span<const Copy> copies) {
 Result<RestoreReport> restore(FileSystem& files, const std::string& folder, const Manifest& manifest,
                               const RestoreRequest& request, std::span<const MutableByteSpan> memory,
                               const ReadOptions& options) {
-  MUSTER_ASSIGN(const SavePlan saved,
-                plan_save(manifest.tensors, static_cast<uint32_t>(manifest.shards.size())));
-  MUSTER_ASSIGN(const std::vector<Copy> copies, plan_restore(saved, request.tensors, request.part,
-                                                             request.parts, request.share, request.rules));
+  MUSTER_ASSIGN(const SavePlan saved, plan_of(manifest));
+  MUSTER_ASSIGN(const std::vector<Copy> copies,
+                plan_restore(saved, request.tensors, request.part, request.parts, request.share,
+                             request.rules, request.held));
   MUSTER_ASSIGN(const TensorMatch match, match_tensors(manifest.tensors, request.tensors, request.rules));
   const auto casts = casts_of(match, manifest.tensors, request.tensors);
   check_memory(request, memory);

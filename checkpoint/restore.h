@@ -14,6 +14,7 @@ struct RestoreRequest {
   uint32_t parts = 1;               // of so many
   ReadShare share = ReadShare::kAll;
   RestoreRules rules;  // what may differ
+  HeldShards held;     // of sharded tensors, this rank's
 };
 
 // Memory for buffers: at most lanes × depth × kReadBytes, beside the slab tables of 64 shards.
@@ -37,7 +38,7 @@ struct RestoreReport {
 };
 
 // Fills `memory`, one span for each tensor of the request, of its local bytes. With ReadShare::kPart only the
-// ranges of plan_save(request.tensors, parts).replicated_piece(tensor, part) of replicated tensors are
+// ranges of plan_shares(request.tensors, parts).replicated_piece(tensor, part) of replicated tensors are
 // written. `folder` is the save's own. After an error the memory holds anything: pass memory that is not yet
 // the program's. Errors: kDropCheckpoint: this version is damaged, in a sentence that names the file and the
 // slab; kMisuse: the tensors differ, in a sentence that names one; kRetry: this process lacks memory or

@@ -33,22 +33,39 @@ struct PieceView {
   std::string suffix;
   std::vector<uint64_t> shape;
   std::string split = "replicated";
-  uint64_t begin = 0;  // index along the split dimension, or element in row-major order
+  std::vector<uint64_t>
+      begin;  // indexes along the split dimension, of each run, or element in row-major order
 };
+
+PieceView view_of_shards(const SavePlan& plan, uint32_t participant, const Piece& piece) {
+  const TensorSpec& spec = plan.specs()[piece.tensor];
+  const HeldShards owned = plan.owned_by(participant);
+  PieceView view{"[shards]", spec.shape, "shards", {}};
+  view.shape[0] = 0;
+  for (uint32_t shard : owned.mine) {
+    const Range rows = part_of(spec.shape[0], shard, owned.count);
+    view.shape[0] += rows.size();
+    view.begin.push_back(rows.begin);
+  }
+  return view;
+}
 
 PieceView view_of(const SavePlan& plan, uint32_t participant, const Piece& piece) {
   const TensorSpec& spec = plan.specs()[piece.tensor];
+  if (spec.split == kSharded) return view_of_shards(plan, participant, piece);
   if (spec.split != kReplicated) {
     const auto d = static_cast<size_t>(spec.split);
     const Range range = part_of(spec.shape[d], participant, plan.participants());
     std::string before;
     for (size_t i = 0; i < d; ++i) before += ":,";
-    return {"[" + before + range_text(range) + "]", local_shape(spec, participant, plan.participants()),
-            "dimension " + std::to_string(d), range.begin};
+    return {"[" + before + range_text(range) + "]",
+            local_shape(spec, participant, plan.participants()),
+            "dimension " + std::to_string(d),
+            {range.begin}};
   }
-  if (piece.bytes.size() == total_bytes(spec)) return {"", spec.shape};
+  if (piece.bytes.size() == total_bytes(spec)) return {"", spec.shape, "replicated", {0}};
   const Range elements{piece.bytes.begin / size_of(spec.dtype), piece.bytes.end / size_of(spec.dtype)};
-  return {"[flat " + range_text(elements) + "]", {elements.size()}, "replicated", elements.begin};
+  return {"[flat " + range_text(elements) + "]", {elements.size()}, "replicated", {elements.begin}};
 }
 
 void add_piece(Datasets& datasets, const SavePlan& plan, uint32_t participant, const Piece& piece,
@@ -59,8 +76,8 @@ void add_piece(Datasets& datasets, const SavePlan& plan, uint32_t participant, c
       {"tensor", datasets.keep(spec.name), nullptr, 0},
       {"dtype", datasets.keep(std::string(to_string(spec.dtype))), nullptr, 0},
       {"split", datasets.keep(view.split), nullptr, 0}};
-  const auto& begin = datasets.keep(std::vector<uint64_t>{view.begin});
-  attributes.push_back({"begin", nullptr, begin.data(), 1});
+  const auto& begin = datasets.keep(std::move(view.begin));
+  attributes.push_back({"begin", nullptr, begin.data(), begin.size()});
   if (!spec.shape.empty()) {
     const auto& shape = datasets.keep(spec.shape);
     attributes.push_back({"shape", nullptr, shape.data(), shape.size()});

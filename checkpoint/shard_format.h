@@ -21,6 +21,8 @@ constexpr uint32_t kFormatMinor = 0;
 // Of a manifest that has a shard which an earlier save wrote: readers of major version 1 would call it
 // damaged.
 constexpr uint32_t kSharedFormatMajor = 2;
+// Of one that has a sharded tensor: the same.
+constexpr uint32_t kShardedFormatMajor = 3;
 
 // Sizes from which all positions in a shard file follow.
 struct ShardGeometry {

@@ -36,7 +36,7 @@ StateReader::~StateReader() = default;
 
 Result<StateReader> StateReader::open(FileSystem& files, std::string folder,
                                       std::shared_ptr<const Manifest> manifest) {
-  MUSTER_ASSIGN(SavePlan plan, plan_save(manifest->tensors, static_cast<uint32_t>(manifest->shards.size())));
+  MUSTER_ASSIGN(SavePlan plan, plan_of(*manifest));
   return StateReader(files, std::move(folder), std::move(manifest), std::move(plan));
 }
 

@@ -62,6 +62,7 @@ uint64_t bytes_of_tensors(const StateReader& state, std::span<const uint32_t> te
 }
 
 std::string split_text(const TensorSpec& spec) {
+  if (spec.split == kSharded) return "shards";
   return spec.split == kReplicated ? "replicated" : "dimension " + std::to_string(spec.split);
 }
 

@@ -416,8 +416,7 @@ void Saver::look_for_link(const checkpoint::VersionId& id, bool durable) {
 // word of this launch, since then the work since the save before would be lost with it.
 Status Saver::judge(const Save& save, const checkpoint::Manifest& manifest,
                     const std::vector<std::optional<checkpoint::PieceChanges>>& changes) {
-  MUSTER_ASSIGN(const auto plan,
-                checkpoint::plan_save(manifest.tensors, static_cast<uint32_t>(manifest.shards.size())));
+  MUSTER_ASSIGN(const auto plan, checkpoint::plan_of(manifest));
   const checkpoint::Judgement judgement = guard_.judge(plan, save.id.version, changes);
   const std::string& wrong = options_.stale_fails ? judgement.standing : judgement.news;
   if (wrong.empty()) return ok();
@@ -650,7 +649,7 @@ Status Saver::check_same_job(const checkpoint::Candidate& candidate) const {
 }
 
 Result<std::vector<checkpoint::Range>> Saver::pieces(uint32_t part, uint32_t parts) const {
-  MUSTER_ASSIGN(const checkpoint::SavePlan plan, checkpoint::plan_save(specs(), parts));
+  MUSTER_ASSIGN(const checkpoint::SavePlan plan, checkpoint::plan_shares(specs(), parts));
   std::vector<uint64_t> begins;
   uint64_t offset = 0;
   for (const TensorInfo& tensor : state_.tensors()) {

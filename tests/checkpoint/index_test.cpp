@@ -46,10 +46,12 @@ TEST(Blocks, CoverTheRangeInOrder) {
 class Index : public OnDisk {
  protected:
   // Saves, and writes index.h5 and the whole tensors beside it.
-  Result<Manifest> save_with_index(const WholeState& state, uint32_t participants) {
+  Result<Manifest> save_with_index(const WholeState& state, uint32_t participants,
+                                   std::vector<uint32_t> shard_owners = {}) {
     MUSTER_ASSIGN(Folder folder, Folder::own(real_files(), root_ + "/ckpt", "a test"));
     MUSTER_ASSIGN(Manifest manifest,
-                  save(real_files(), folder, state, {7, 9}, {.participants = participants}));
+                  save(real_files(), folder, state, {7, 9},
+                       {.participants = participants, .shard_owners = std::move(shard_owners)}));
     save_folder_ = folder.save_folder({7, 9});
     MUSTER_TRY(write_index(real_files(), save_folder_, manifest));
     std::string expected;
@@ -102,16 +104,18 @@ TEST_F(Index, ShowsWholeTensorsToH5pyAndH5dump) {
     specs.push_back({name, dtype, {6, 5}});
     specs.push_back({name + "/rows", dtype, {7, 3}, 0});
     specs.push_back({name + "%b[cols]", dtype, {2, 3, 7}, 1});
+    specs.push_back({name + "/shards", dtype, {9, 2}, kSharded});
     specs.push_back({name + ".scalar", dtype, {}});
   }
   specs.push_back({"..", DType::kInt32, {4}});
   specs.push_back({"größe %41", DType::kFloat32, {4}});
   specs.push_back({"empty", DType::kFloat32, {0, 3}});
   specs.push_back({"fewer rows than shards", DType::kInt16, {2, 3}, 0});
+  specs.push_back({"fewer rows than shards of the state", DType::kInt16, {2, 3}, kSharded});
   // Cut at slabs, in the middle of rows of every dimension.
   specs.push_back({"large", DType::kFloat32, {3, 7, 20'011}});
   const WholeState state = WholeState::random(specs, 5);
-  ASSERT_OK(save_with_index(state, 4));
+  ASSERT_OK(save_with_index(state, 4, {3, 3, 0, 1, 0}));
   ASSERT_OK(publish_file(real_files(), root_, "compare.py", as_bytes(kCompare)));
   EXPECT_EQ(shell("/usr/bin/python3 compare.py"), 0) << output();
   EXPECT_EQ(output(), "equal\n");

@@ -27,6 +27,8 @@ TEST(Layout, RefusesBadSpecsByName) {
   EXPECT_THAT(refusal({{std::string(256, 'x'), DType::kInt8, {2}}}), HasSubstr("256 bytes"));
   EXPECT_THAT(refusal({{"w", DType::kInt8, {2, 3}, 2}}), HasSubstr("'w' is split along dimension 2"));
   EXPECT_THAT(refusal({{"w", DType::kInt8, {}, 0}}), HasSubstr("'w'"));
+  EXPECT_THAT(refusal({{"w", DType::kInt8, {}, kSharded}}), HasSubstr("'w' is a scalar"));
+  EXPECT_THAT(refusal({{"w", DType::kInt8, {2}, -3}}), HasSubstr("'w' is split along dimension -3"));
   EXPECT_THAT(refusal({{"w", DType::kInt8, {1ULL << 40, 1ULL << 40}}}), HasSubstr("too large"));
   EXPECT_THAT(refusal({{"w", DType::kInt8, {1ULL << 40, 0, 1ULL << 40}}}), HasSubstr("too large"));
   EXPECT_THAT(refusal({{"w", static_cast<DType>(99), {1}}}), HasSubstr("unknown element type"));
@@ -99,6 +101,32 @@ TEST(Layout, SharesLevelUnequalSplits) {
       plan_save({{"split", DType::kUInt8, {1, 4'000'000}, 0}, {"whole", DType::kUInt8, {12'000'000}}}, 4);
   ASSERT_OK(plan);
   for (uint32_t p = 0; p < 4; ++p) EXPECT_NEAR(static_cast<double>(plan->bytes(p)), 4e6, kSlabBytes);
+}
+
+TEST(Layout, EachShardIsSavedByItsOwner) {
+  const std::vector<TensorSpec> specs = {{"m", DType::kFloat32, {10, 3}, kSharded},
+                                         {"few", DType::kInt8, {2}, kSharded},
+                                         {"whole", DType::kUInt8, {1'000'000}}};
+  const auto plan = plan_save(specs, 3, {2, 0, 2, 0});
+  ASSERT_OK(plan);
+  // Rows 0-2, 3-5, 6-7, 8-9 of 12 bytes; of the other, one row each in the first two.
+  EXPECT_EQ(plan->pieces(2)[0], (Piece{0, {0, 5 * 12}}));
+  EXPECT_EQ(plan->pieces(2)[1], (Piece{1, {0, 1}}));
+  EXPECT_EQ(plan->pieces(1).size(), 1u) << "it owns no shard";
+  const std::vector<WholeRun> runs = plan->runs(0, {7 * 12, 8 * 12 + 1});
+  ASSERT_EQ(runs.size(), 2u);
+  EXPECT_EQ(runs[0].participant, 2u);
+  EXPECT_EQ(runs[0].bytes, (Range{6 * 12, 8 * 12}));
+  EXPECT_EQ(runs[0].offset, 3u * 12);
+  EXPECT_EQ(runs[1].participant, 0u);
+  EXPECT_EQ(runs[1].offset, 3u * 12);
+}
+
+TEST(Layout, OwnersMustBeParticipants) {
+  const std::vector<TensorSpec> specs = {{"m", DType::kInt8, {10}, kSharded}};
+  EXPECT_THAT(plan_save(specs, 3).error().message, HasSubstr("'m' is sharded, and nobody"));
+  EXPECT_THAT(plan_save(specs, 3, {0, 3}).error().message,
+              HasSubstr("shard 1 is saved by participant 3 of 3"));
 }
 
 TEST(Layout, PlansAreTheSameEverywhere) {

@@ -41,12 +41,14 @@ std::string refusal(std::string text) {
 }
 
 // With the digest made right again, so that the check behind it is reached.
-std::string refusal_of_edit(const std::string& from, const std::string& to) {
-  const std::string text = encode(sample());
+std::string refusal_of_edit(const std::string& text, const std::string& from, const std::string& to) {
   std::string body = *without_digest_line(as_bytes(text), "M");
   const size_t at = body.find(from);
   EXPECT_NE(at, std::string::npos) << from;
   return refusal(with_digest_line(body.replace(at, from.size(), to)));
+}
+std::string refusal_of_edit(const std::string& from, const std::string& to) {
+  return refusal_of_edit(encode(sample()), from, to);
 }
 
 TEST(Manifest, ComesBackTheSame) {
@@ -79,8 +81,8 @@ TEST(Manifest, EveryFlippedOrMissingByteIsFound) {
 }
 
 TEST(Manifest, LaterFormatIsAClearSentence) {
-  EXPECT_EQ(refusal_of_edit("\"format_major\":1", "\"format_major\":3"),
-            "M has format version 3.0, and this Muster reads versions up to 2; resume with the Muster that "
+  EXPECT_EQ(refusal_of_edit("\"format_major\":1", "\"format_major\":4"),
+            "M has format version 4.0, and this Muster reads versions up to 3; resume with the Muster that "
             "wrote it, or a later one");
   EXPECT_EQ(refusal_of_edit("\"format_minor\":0", "\"format_minor\":9"), "");
 }
@@ -114,6 +116,34 @@ TEST(Manifest, ShardsOfEarlierSavesMakeItVersionTwo) {
   EXPECT_THAT(edited(",150,\"0000000000000abc\"", ",150,\"0000000000000000\""), HasSubstr("'shards[1]'"));
   EXPECT_THAT(edited(",150,\"0000000000000abc\"", ",-1,\"0000000000000abc\""), HasSubstr("'shards[1]'"));
   EXPECT_THAT(edited(",150,\"0000000000000abc\"", ",200,\"fedcba9876543210\""), HasSubstr("twice"));
+}
+
+TEST(Manifest, OwnersOfShardsMakeItVersionThree) {
+  Manifest manifest;
+  manifest.id = {5, 9};
+  manifest.tensors = {{"m", DType::kFloat32, {10'000}, kSharded}};
+  manifest.shard_owners = {1, 0, 1, 1};
+  const auto plan = plan_save(manifest.tensors, 2, manifest.shard_owners);
+  ASSERT_OK(plan);
+  for (uint32_t p = 0; p < 2; ++p) {
+    const auto bytes = round_up(shard_layout(*plan, p).bytes, kBlockBytes);
+    manifest.shards.push_back({7, {kBlockBytes, bytes}, {1, 2}, {}});
+  }
+  const std::string text = encode(manifest);
+  EXPECT_THAT(text, HasSubstr("\"format_major\":3"));
+  const auto back = decode_manifest(as_bytes(text), "m");
+  ASSERT_OK(back);
+  EXPECT_EQ(back->shard_owners, manifest.shard_owners);
+  EXPECT_EQ(back->tensors, manifest.tensors);
+
+  const auto edited = [&](const std::string& from, const std::string& to) {
+    return refusal_of_edit(text, from, to);
+  };
+  EXPECT_THAT(edited("[1,0,1,1]", "[1,0,1,2]"), HasSubstr("shard 3 is saved by participant 2 of 2"));
+  EXPECT_THAT(edited("[1,0,1,1]", "[1,0,0,1]"), HasSubstr("payload of shard 0")) << "another's lengths";
+  EXPECT_THAT(edited("[1,0,1,1]", "[]"), HasSubstr("nobody is said to save"));
+  EXPECT_THAT(edited("[1,0,1,1]", "[-1]"), HasSubstr("shard_owners[0]"));
+  EXPECT_THAT(edited("\"format_major\":3", "\"format_major\":2"), HasSubstr("nobody is said to save"));
 }
 
 TEST(Manifest, HostileFieldsAreNamed) {

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "checkpoint/elements.h"
 #include "tests/checkpoint/saves.h"
 
@@ -35,6 +37,51 @@ TEST(Restore, AnyLayoutToAnyOther) {
       std::swap(as.front(), as.back());
       const auto parts = static_cast<uint32_t>(1 + random.below(7));
       ASSERT_EQ(compare_restored(disk.files, *disk.folder, *manifest, state, as, parts), "")
+          << participants << " to " << parts;
+    }
+  }
+}
+
+std::vector<uint32_t> random_owners(SeededRandom& random, uint32_t participants) {
+  std::vector<uint32_t> owners(1 + random.below(12));
+  for (uint32_t& owner : owners) owner = static_cast<uint32_t>(random.below(participants));
+  return owners;
+}
+
+// One to three copies of each of some number of shards, with whoever.
+std::vector<HeldShards> random_holders(SeededRandom& random, uint32_t parts) {
+  const auto count = static_cast<uint32_t>(1 + random.below(12));
+  std::vector<HeldShards> held(parts, {count, {}});
+  for (uint32_t shard = 0; shard < count; ++shard) {
+    std::set<uint64_t> ranks;
+    for (uint64_t copies = 1 + random.below(3); copies > 0; --copies) ranks.insert(random.below(parts));
+    for (uint64_t rank : ranks) held[rank].mine.push_back(shard);
+  }
+  return held;
+}
+
+// From shards of some owners to shards of others, to whole and to split tensors, and from those to shards.
+TEST(Restore, ShardsOfAnyOwnersToAnyLayout) {
+  for (uint64_t seed = 0; seed < 60; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    SeededRandom random(seed);
+    Disk disk;
+    const WholeState state =
+        WholeState::random(with_shards(random_specs(random, 1 + random.below(9)), random), seed);
+    const auto participants = static_cast<uint32_t>(1 + random.below(7));
+    const auto manifest =
+        save(disk.files, *disk.folder, state, {1, 1 + seed},
+             {.participants = participants, .shard_owners = random_owners(random, participants)});
+    ASSERT_OK(manifest);
+    const auto found = disk.folder->versions();
+    ASSERT_OK(found);
+    ASSERT_TRUE(found->front().manifest);
+    for (int again = 0; again < 3; ++again) {
+      const auto as = with_shards(resplit(state.specs, random), random);
+      const auto parts = static_cast<uint32_t>(1 + random.below(7));
+      ASSERT_EQ(compare_restored(disk.files, *disk.folder, *found->front().manifest, state, as, parts,
+                                 random_holders(random, parts)),
+                "")
           << participants << " to " << parts;
     }
   }

@@ -35,13 +35,30 @@ ByteBuffer WholeState::local(size_t tensor, const TensorSpec& spec, uint32_t par
   return bytes;
 }
 
-std::vector<ByteBuffer> WholeState::locals(std::span<const TensorSpec> as, uint32_t part,
-                                           uint32_t parts) const {
+// Row by row: larger shards first, sizes that differ by at most one.
+ByteBuffer WholeState::local_shards(size_t tensor, const TensorSpec& spec, const HeldShards& held) const {
+  ByteBuffer bytes;
+  const uint64_t rows = spec.shape[0];
+  const uint64_t row_bytes = rows == 0 ? 0 : tensors[tensor].size() / rows;
+  uint64_t row = 0;
+  for (uint32_t shard = 0; shard < held.count; ++shard) {
+    for (uint64_t i = rows / held.count + (shard < rows % held.count ? 1 : 0); i > 0; --i, ++row) {
+      if (!std::binary_search(held.mine.begin(), held.mine.end(), shard)) continue;
+      const auto from = tensors[tensor].begin() + static_cast<ptrdiff_t>(row * row_bytes);
+      bytes.insert(bytes.end(), from, from + static_cast<ptrdiff_t>(row_bytes));
+    }
+  }
+  return bytes;
+}
+
+std::vector<ByteBuffer> WholeState::locals(std::span<const TensorSpec> as, uint32_t part, uint32_t parts,
+                                           const HeldShards& held) const {
   std::vector<ByteBuffer> list;
   for (const TensorSpec& spec : as) {
     size_t tensor = 0;
     while (specs[tensor].name != spec.name) ++tensor;
-    list.push_back(local(tensor, spec, part, parts));
+    list.push_back(spec.split == kSharded ? local_shards(tensor, spec, held)
+                                          : local(tensor, spec, part, parts));
   }
   return list;
 }
@@ -73,6 +90,13 @@ std::vector<TensorSpec> resplit(std::vector<TensorSpec> specs, SeededRandom& ran
   return specs;
 }
 
+std::vector<TensorSpec> with_shards(std::vector<TensorSpec> specs, SeededRandom& random) {
+  for (TensorSpec& spec : specs) {
+    if (!spec.shape.empty() && random.chance(0.6)) spec.split = kSharded;
+  }
+  return specs;
+}
+
 Result<EarlierShard> earlier_shard(FileSystem& files, const Folder& folder, const Manifest& manifest,
                                    uint32_t participant) {
   const ShardRecord record = manifest.shard(participant);
@@ -88,7 +112,8 @@ namespace {
 
 Result<ShardRecord> save_shard(FileSystem& files, const Folder& folder, const WholeState& state, VersionId id,
                                const SavePlan& plan, uint32_t participant, const Manifest* earlier) {
-  const std::vector<ByteBuffer> memory = state.locals(state.specs, participant, plan.participants());
+  const std::vector<ByteBuffer> memory =
+      state.locals(state.specs, participant, plan.participants(), plan.owned_by(participant));
   MUSTER_ASSIGN(auto shape, make_shard_template(plan, participant));
   StageProgress progress;
   StagingBuffer buffer;
@@ -111,7 +136,7 @@ Result<ShardRecord> save_shard(FileSystem& files, const Folder& folder, const Wh
 
 Result<Manifest> save(FileSystem& files, Folder& folder, const WholeState& state, VersionId id,
                       const SaveOptions& options) {
-  MUSTER_ASSIGN(const SavePlan plan, plan_save(state.specs, options.participants));
+  MUSTER_ASSIGN(const SavePlan plan, plan_save(state.specs, options.participants, options.shard_owners));
   MUSTER_TRY(folder.begin_save(id));
   std::vector<ShardRecord> votes;
   for (uint32_t p = options.participants; p-- > 0;) {
@@ -123,6 +148,7 @@ Result<Manifest> save(FileSystem& files, Folder& folder, const WholeState& state
   manifest.parent = options.parent;
   manifest.saved_at_ms = options.saved_at_ms;
   manifest.tensors = state.specs;
+  manifest.shard_owners = options.shard_owners;
   manifest.step_values["loss_scale"] = {std::byte{1}, std::byte{2}};
   MUSTER_TRY(adopt_shards(manifest, votes));
   if (options.publish) MUSTER_TRY(folder.publish(manifest));
@@ -130,14 +156,16 @@ Result<Manifest> save(FileSystem& files, Folder& folder, const WholeState& state
 }
 
 std::string compare_restored(FileSystem& files, const Folder& folder, const Manifest& manifest,
-                             const WholeState& state, std::span<const TensorSpec> as, uint32_t parts) {
+                             const WholeState& state, std::span<const TensorSpec> as, uint32_t parts,
+                             const std::vector<HeldShards>& held) {
   for (uint32_t part = 0; part < parts; ++part) {
-    const std::vector<ByteBuffer> expected = state.locals(as, part, parts);
+    const HeldShards mine = part < held.size() ? held[part] : HeldShards{};
+    const std::vector<ByteBuffer> expected = state.locals(as, part, parts, mine);
     std::vector<ByteBuffer> memory;
     for (const ByteBuffer& bytes : expected) memory.emplace_back(bytes.size(), std::byte{0xa5});
     const std::vector<MutableByteSpan> spans(memory.begin(), memory.end());
     const auto report = restore(files, folder.save_folder(manifest.id), manifest,
-                                {{as.begin(), as.end()}, part, parts}, spans);
+                                {{as.begin(), as.end()}, part, parts, ReadShare::kAll, {}, mine}, spans);
     if (!report.ok()) return report.error().message;
     for (size_t t = 0; t < as.size(); ++t) {
       if (memory[t] != expected[t])

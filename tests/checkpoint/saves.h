@@ -26,12 +26,16 @@ struct WholeState {
   static WholeState random(std::vector<TensorSpec> specs, uint64_t seed);
   // What participant `part` of `parts` holds, element by element: the model that layouts are held against.
   ByteBuffer local(size_t tensor, const TensorSpec& spec, uint32_t part, uint32_t parts) const;
-  std::vector<ByteBuffer> locals(std::span<const TensorSpec> as, uint32_t part, uint32_t parts) const;
+  ByteBuffer local_shards(size_t tensor, const TensorSpec& spec, const HeldShards& held) const;
+  std::vector<ByteBuffer> locals(std::span<const TensorSpec> as, uint32_t part, uint32_t parts,
+                                 const HeldShards& held = {}) const;
 };
 
 std::vector<TensorSpec> random_specs(SeededRandom& random, size_t count);
 // The same tensors with other splits.
 std::vector<TensorSpec> resplit(std::vector<TensorSpec> specs, SeededRandom& random);
+// Some of those that can be, sharded.
+std::vector<TensorSpec> with_shards(std::vector<TensorSpec> specs, SeededRandom& random);
 
 struct SaveOptions {
   uint32_t participants = 2;
@@ -40,6 +44,7 @@ struct SaveOptions {
   bool publish = true;
   int64_t saved_at_ms = 0;
   const Manifest* earlier = nullptr;  // whose shards are linked where they have the same bytes
+  std::vector<uint32_t> shard_owners = {};
 };
 
 // What a participant remembers of a save that it made.
@@ -51,7 +56,9 @@ Result<Manifest> save(FileSystem& files, Folder& folder, const WholeState& state
                       const SaveOptions& options = {});
 
 // Restores every rank of `parts` and compares with the model. Empty: equal.
+// `held`: by rank, where tensors are sharded.
 std::string compare_restored(FileSystem& files, const Folder& folder, const Manifest& manifest,
-                             const WholeState& state, std::span<const TensorSpec> as, uint32_t parts);
+                             const WholeState& state, std::span<const TensorSpec> as, uint32_t parts,
+                             const std::vector<HeldShards>& held = {});
 
 }  // namespace muster::testing
