@@ -687,7 +687,7 @@ Status Run::close_update() {
     lock.unlock();
     return end_if_broken(noted);
   }
-  control::MemberActions actions = core_.update_closed(now());
+  control::MemberActions actions = core_.update_closed(now(), keeps_gradient());
   state_.end_write();
   if (!core_.install_due()) incoming_.reset();  // it was the update to the base, which is made
   for (const control::Teach& teach : std::exchange(lessons_waiting_, {})) begin_lesson(teach);

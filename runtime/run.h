@@ -188,6 +188,7 @@ class Run final : private Session::Listener {
   // views (view_change.cpp); on the forming thread
   void form(const control::Install& install);
   void compute_digest(const control::ComputeDigest& asked);
+  bool keeps_gradient() const;
   HeldGradient held_gradient() const;
   size_t outcome_count() const;  // elements of a reduced gradient, and of what travels beside it
 

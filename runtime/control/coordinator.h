@@ -66,7 +66,7 @@ struct BaseDecision {
   Version base = kNoVersion;      // kNoVersion with `error` set: nothing complete
   std::vector<MemberId> holders;  // members at base
   std::vector<MemberId> behind;   // members to receive the state
-  std::vector<MemberId> updated;  // of the holders, those that are still in the view that made base
+  std::vector<MemberId> updated;  // of the holders, those that still have the gradient of the update to base
   std::set<MemberId>
       one_behind;     // of those behind: they lack only that update, whose gradient the former have
   Holdings holdings;  // shards at base, or that will be when their holder has made that update

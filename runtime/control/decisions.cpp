@@ -22,14 +22,12 @@ bool usable(const Report& report, const Lineage& lineage) {
 }
 
 // All members of the view in which the update to base was made have contributed to its gradient, and who has
-// applied it still has it, as long as it has entered no other view: no step's reduction ends before the next
-// contribution of those that lack it.
+// made it there still has that: no step's reduction ends before the next contribution of those that lack it.
 void find_one_behind(const std::vector<std::pair<MemberId, Report>>& reports, const Lineage& lineage,
                      BaseDecision& decision) {
   Generation made_in;
   for (const auto& [id, report] : reports) {
-    if (report.version != decision.base || !usable(report, lineage)) continue;
-    if (lineage_of(report, lineage).back().base >= decision.base) continue;
+    if (report.version != decision.base || !report.has_gradient || !usable(report, lineage)) continue;
     decision.updated.push_back(id);
     made_in = report.installed;
   }

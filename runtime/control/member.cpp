@@ -28,6 +28,7 @@ struct MemberCore::State {
   Version version = kNoVersion;
   Generation state_in;
   uint64_t held = 0;                       // counts the states, see ComputeDigest
+  bool has_gradient = false;               // of the update to `version`
   uint64_t digest_asked = 0;               // `held` at the newest ComputeDigest
   std::optional<Digest> digest;            // of `version`, once computed
   std::vector<ShardDigest> shard_digests;  // the same, of all shards below
@@ -43,6 +44,7 @@ struct MemberCore::State {
   bool torn = false;
   Instant tear_at = kNever;
   bool update_open = false;
+  bool update_is_fetched = false;  // with the gradient of another, whatever has been revoked meanwhile
   bool install_open = false;
   bool scope_void = false;  // what the open scope writes is not to be kept
 
@@ -72,6 +74,7 @@ struct MemberCore::State {
   void hold(Version newer, Generation in) {
     version = newer;
     state_in = in;
+    has_gradient = false;
     ++held;
     digest.reset();
   }
@@ -180,6 +183,7 @@ void MemberCore::State::send_report(MemberActions& out) {
   report.torn = torn;
   report.installed = state_in;
   if (!torn) report.shards.assign(shards.begin(), shards.end());
+  report.has_gradient = has_gradient && !torn;
   out.push_back(to_leader(report));
 }
 
@@ -212,6 +216,7 @@ void MemberCore::State::on(const Go& go, MemberActions& out) {
   const bool is_target = mine != pending->transfers.end();
   catching_up = is_target && mine->gradient && !torn && version + 1 == pending->view.base;
   entered = pending->view;
+  has_gradient = false;  // its place is another reduction's
   awaited.clear();
   for (const ShardMove& move : pending->moves) {
     if (move.target == id) awaited.insert(move.shard);
@@ -549,10 +554,11 @@ Permit MemberCore::open_update(Generation generation, Version version) {
   std::string why = state_->refusal(generation, version);
   if (!why.empty()) return {false, std::move(why)};
   state_->update_open = true;
+  state_->update_is_fetched = state_->catching_up;
   return {true, ""};
 }
 
-MemberActions MemberCore::update_closed(Instant now) {
+MemberActions MemberCore::update_closed(Instant now, bool keeps_gradient) {
   MemberActions out;
   State& state = *state_;
   state.now = now;
@@ -562,6 +568,7 @@ MemberActions MemberCore::update_closed(Instant now) {
   if (!std::exchange(state.scope_void, false) && !state.torn) {
     state.drop_shards_of_others();
     state.hold(state.version + 1, in);
+    state.has_gradient = keeps_gradient && !state.update_is_fetched && !state.lesson;
   }
   state.answer(out);
   state.answer_rescue(out);

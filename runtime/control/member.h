@@ -97,7 +97,9 @@ class MemberCore {
   // the view's base is not confirmed (rule 5), unless it is the update to the base: ask again at
   // BaseConfirmed.
   Permit open_update(Generation generation, Version version);
-  MemberActions update_closed(Instant now);  // version + 1 is whole
+  // version + 1 is whole. `keeps_gradient`: what it was made with is at hand until the next view is entered,
+  // or all members have contributed to the next reduction.
+  MemberActions update_closed(Instant now, bool keeps_gradient = true);
   // The scope ends with the state half written: no version is held, and the loop ends as failed, so that a
   // new process fetches the state from the others.
   MemberActions update_abandoned(Instant now, const std::string& why);

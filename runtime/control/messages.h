@@ -86,6 +86,7 @@ struct Report {
   bool torn = false;             // an open update scope did not close within its deadline: `version` is void
   Generation installed;          // newest generation entered with this state: the tail of its lineage
   std::vector<uint32_t> shards;  // that it holds of `version`, compared with the other copies
+  bool has_gradient = false;  // of the update to `version`: it made that in `installed`, and entered no other
 };
 
 // The member's part of the new view stands: group formed, state received and verified.

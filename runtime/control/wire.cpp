@@ -193,10 +193,12 @@ Started read(const fb::Started& m) {
 Offset<fb::Report> write(FlatBufferBuilder& to, const Report& m) {
   const auto generation = write(m.generation);
   const auto installed = write(m.installed);
-  return fb::CreateReport(to, &generation, m.attempt, m.version, m.torn, &installed, write(to, m.shards));
+  return fb::CreateReport(to, &generation, m.attempt, m.version, m.torn, &installed, write(to, m.shards),
+                          m.has_gradient);
 }
 Report read(const fb::Report& m) {
-  return {read(*m.generation()), m.attempt(), m.version(), m.torn(), read(*m.installed()), read(m.shards())};
+  return {read(*m.generation()), m.attempt(),      m.version(),     m.torn(),
+          read(*m.installed()),  read(m.shards()), m.has_gradient()};
 }
 
 Offset<fb::Ready> write(FlatBufferBuilder& to, const Ready& m) {

@@ -196,6 +196,8 @@ void World::take_gradient(Process& process, Generation generation, MemberId sour
     if (its.revoked.contains(id)) return;
     if (!from.alive) return process_does(id, self.core->failed(generation, {source}, "the source is gone"));
     const bool held = from.last_update && from.last_update->version + 1 == its.view.base;
+    if (!held && its.revoked.contains(source))  // this one was frozen
+      return process_does(id, self.core->failed(generation, {source}, "the source has gone on"));
     expect(held, named(source) + " is to give a gradient that it does not have");
     if (!held) return process_does(id, self.core->failed(generation, {source}, "the gradient is not held"));
     self.missing = from.last_update;

@@ -29,7 +29,7 @@ inline std::vector<Message> all_messages() {
           Heartbeat{},
           MemberHello{member(9), d, "described", g, true, {64, 2}},
           Started{g, 3, d, {{g, 3}}},
-          Report{g, 2, 41, true, {11, 10}},
+          Report{g, 2, 41, true, {11, 10}, {3, 5}, true},
           Ready{g, 4},
           Suspect{g, {1, 2, 3}, "hung"},
           AtBoundary{g, 6, 42},

@@ -27,8 +27,14 @@ Report holding(Version version, uint64_t generation, Shards shards) {
 
 const Lineage kLineage = {{gen(1), 0}, {gen(2), 5}};
 
+Report updated(Version version, uint64_t generation, Shards shards) {
+  Report report = holding(version, generation, std::move(shards));
+  report.has_gradient = true;
+  return report;
+}
+
 TEST(BaseOfShards, WhoCanStillMakeTheUpdateCounts) {
-  const auto decision = decide_base({{1, holding(8, 2, {0, 1})}, {2, holding(7, 2, {1, 2})}}, kLineage, 3);
+  const auto decision = decide_base({{1, updated(8, 2, {0, 1})}, {2, holding(7, 2, {1, 2})}}, kLineage, 3);
   EXPECT_EQ(decision.base, 8);
   EXPECT_THAT(decision.updated, ElementsAre(1));
   EXPECT_THAT(decision.one_behind, ElementsAre(2));
@@ -36,7 +42,7 @@ TEST(BaseOfShards, WhoCanStillMakeTheUpdateCounts) {
 }
 
 TEST(BaseOfShards, AVersionThatLacksAShardIsNone) {
-  const auto decision = decide_base({{1, holding(8, 2, {0})}, {2, holding(6, 2, {1, 2})}}, kLineage, 3);
+  const auto decision = decide_base({{1, updated(8, 2, {0})}, {2, holding(6, 2, {1, 2})}}, kLineage, 3);
   EXPECT_EQ(decision.base, kNoVersion) << "two updates behind: nobody has the gradients";
   EXPECT_THAT(decision.error, HasSubstr("shard 1 of version 8"));
   EXPECT_THAT(decision.behind, ElementsAre(1, 2));
@@ -52,11 +58,13 @@ TEST(BaseOfShards, ATornVersionsShardsAreVoid) {
 // A second loss before anybody has entered the view that was to follow the first.
 TEST(BaseOfShards, TheGradientIsStillThereWhereNoOtherViewWasEntered) {
   const Lineage lineage = {{gen(1), 0}, {gen(2), 5}, {gen(3), 8}};
-  const auto decision = decide_base({{1, holding(8, 2, {0})}, {2, holding(7, 2, {1})}}, lineage, 2);
+  const auto decision = decide_base({{1, updated(8, 2, {0})}, {2, holding(7, 2, {1})}}, lineage, 2);
   EXPECT_EQ(decision.base, 8);
   EXPECT_THAT(decision.one_behind, ElementsAre(2));
   const auto entered = decide_base({{1, holding(8, 3, {0})}, {2, holding(7, 2, {1})}}, lineage, 2);
   EXPECT_EQ(entered.base, kNoVersion) << "who has entered generation 3 has dropped it";
+  const auto learnt = decide_base({{1, holding(8, 2, {0})}, {2, holding(7, 2, {1})}}, lineage, 2);
+  EXPECT_EQ(learnt.base, kNoVersion) << "who has learnt the version never had it";
 }
 
 // ---- the leader: 8 shards, two copies
@@ -239,7 +247,8 @@ class ShardedMember : public ::testing::Test {
   MemberCore core{100, {}};
 
   // 100 holds `mine`, one copy each.
-  void enter(uint64_t generation, Version base, const Shards& mine, std::vector<ShardMove> moves = {}) {
+  void enter(uint64_t generation, Version base, const Shards& mine, std::vector<ShardMove> moves = {},
+             std::vector<Transfer> transfers = {}) {
     Install install;
     install.view.generation = gen(generation);
     install.view.members = {Member{100, 1, 0, "a", {}}, Member{200, 2, 0, "b", {}}};
@@ -247,6 +256,7 @@ class ShardedMember : public ::testing::Test {
     install.view.shards = {1, std::vector<uint32_t>(6, 1)};
     for (uint32_t shard : mine) install.view.shards.ranks[shard] = 0;
     install.moves = std::move(moves);
+    install.transfers = std::move(transfers);
     core.receive(now, install);
     core.formed(gen(generation));
     entering = core.receive(now, Go{gen(generation)});
@@ -328,6 +338,26 @@ TEST_F(ShardedMember, AFetchedStateVoidsThem) {
   core.formed(gen(2));
   core.receive(now, Go{gen(2)});
   EXPECT_THAT(core.shards(), IsEmpty());
+}
+
+// The view is revoked while it makes the update that it was behind by.
+TEST_F(ShardedMember, AFetchedGradientIsNoneToGive) {
+  const auto gradient_reported = [&] {
+    const auto reports =
+        sent<Report>(core.receive(now, Agree{core.view().generation, ++attempt, true, "a loss"}));
+    return !reports.empty() && reports[0].second.has_gradient;
+  };
+  begin({0});
+  update();
+  EXPECT_TRUE(gradient_reported());
+  enter(2, 2, {0}, {}, {{200, 100, true}});
+  ASSERT_TRUE(core.catching_up());
+  ASSERT_TRUE(core.open_update(gen(2), 1).granted);
+  core.receive(now, Agree{gen(2), ++attempt, true, "another loss"});
+  const auto reports = sent<Report>(core.update_closed(now));
+  ASSERT_EQ(reports.size(), 1u);
+  EXPECT_EQ(reports[0].second.version, 2);
+  EXPECT_FALSE(reports[0].second.has_gradient);
 }
 
 // ---- the rescue

@@ -179,6 +179,7 @@ class LeaderTest : public ::testing::Test {
     message.version = torn ? kNoVersion : version;
     message.torn = torn;
     message.installed = leader->view().generation;
+    message.has_gradient = message.version > leader->view().base;
     say(node, member, message);
   }
   uint32_t asked() const {

@@ -133,6 +133,17 @@ TEST(Simulation, RescuesSaveTheNewestVersionOfTheNewestView) {
   }
 }
 
+// A gradient that a member had fetched counted as one that it could give, where the view was revoked while it
+// made the update; a frozen member asked a source that had gone on.
+TEST(Simulation, AGradientIsGivenByWhoHasIt) {
+  for (const auto& [seed, shared] : {std::pair(1042121, false), std::pair(2031753, true)}) {
+    Options options;
+    options.seed = static_cast<uint64_t>(seed);
+    options.shared_store = shared;
+    EXPECT_EQ(simulate(options).violation, "") << "seed " << seed << "\n" << told(options);
+  }
+}
+
 // The checker of rule 11, which once took these lawful schedules for breaches.
 class Silence : public ::testing::Test {
  protected:
