@@ -248,6 +248,35 @@ Work Group::canonical_all_reduce(std::span<const float* const> partials, float* 
   });
 }
 
+void Group::choose_by(const CostNumbers& numbers) { state_->choose_by(numbers); }
+
+std::vector<uint64_t> Group::nodes_of_choice() const {
+  const Position* const position = state_->engine()->position();
+  return position == nullptr ? std::vector<uint64_t>() : position->nodes;
+}
+
+AlgorithmCosts Group::explain(Collective kind, size_t count, DType dtype, ReduceOp op) const {
+  CollectiveOperation operation;
+  operation.signature.kind = kind;
+  operation.signature.count = count;
+  operation.signature.dtype = dtype;
+  operation.signature.op = op;
+  const std::lock_guard lock(state_->core().mutex());
+  return state_->engine()->explain(operation);
+}
+
+Work Group::probe(const void* in, void* out, size_t count, const ProbeKind& kind, Instant deadline) {
+  return state_->issue([&](CollectiveOperation& operation) {
+    operation.signature.kind = Collective::kProbe;
+    operation.signature.count = count;
+    operation.signature.dtype = DType::kUInt8;
+    operation.signature.extra = kind.pack();
+    operation.deadline = deadline;
+    operation.inputs.assign(1, static_cast<const std::byte*>(in));
+    operation.output = static_cast<std::byte*>(out);
+  });
+}
+
 bool Work::test() const {
   if (operation_ == nullptr || operation_->done.load(std::memory_order_acquire)) return true;
   if (const std::unique_lock lock(operation_->core->mutex(), std::try_to_lock); lock.owns_lock())

@@ -16,6 +16,7 @@
 #include <span>
 #include <vector>
 
+#include "collectives/algorithm_choice.h"
 #include "collectives/lane_tree.h"
 #include "collectives/operation.h"
 #include "collectives/reduce.h"
@@ -104,6 +105,17 @@ class Group {
   Work canonical_all_reduce(std::span<const float* const> partials, float* out, size_t count,
                             const CanonicalLayout& layout, Instant deadline, float scale = 0,
                             uint64_t agreement = 0);
+
+  // Algorithms between nodes are chosen by sizes fixed in code until numbers are given here (cost_tuning.h),
+  // the same on all ranks between the same two operations. Sums of floats may then be added in another order.
+  void choose_by(const CostNumbers& numbers);
+  // The node of each rank, where algorithms are chosen by cost; empty where ranks share memory.
+  std::vector<uint64_t> nodes_of_choice() const;
+  // What such an operation would get, and what its alternatives would take as far as numbers are known.
+  AlgorithmCosts explain(Collective kind, size_t count, DType dtype, ReduceOp op = ReduceOp::kSum) const;
+  // Exchanges as many messages of `count` bytes as `kind` says, to find out how long they take. `out` and
+  // `in` hold messages × count bytes, twice that with both classes. REQUIRES: nodes_of_choice().
+  Work probe(const void* in, void* out, size_t count, const ProbeKind& kind, Instant deadline);
 
   // From any thread: ends all pending and later operations at once with kReconfigure and this reason. The
   // other ranks hear of it where nobody else tells them.

@@ -74,6 +74,13 @@ bool GroupState::has_counterpart(bool is_send, int32_t tag) {
   return transfers_.has_counterpart(is_send, tag);
 }
 
+void GroupState::choose_by(const CostNumbers& numbers) {
+  const std::lock_guard lock(core_->mutex());
+  engine_->choose_by(numbers);
+  const std::string text = to_text(numbers);
+  history_ = mix64(history_ ^ digest_of(as_bytes(text)).low);
+}
+
 // Counts of references cost more than the rest of a small operation, so they are few here.
 Work GroupState::submit(CollectivePtr issued) {
   constexpr uint64_t kSmallBytes = 8 * 1024;

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 
+#include "collectives/algorithm_choice.h"
 #include "collectives/core.h"
 #include "collectives/group.h"
 #include "collectives/rank_transfers.h"
@@ -22,6 +23,12 @@ class Engine : public PacketPath {
   virtual std::string_view medium() const = 0;
   virtual bool is_local() const { return false; }  // mates on this node ring when there is something to do
   virtual std::shared_ptr<Arena> arena() const { return nullptr; }
+  // Null where algorithms are not chosen by cost.
+  virtual const Position* position() const { return nullptr; }
+  // For operations that start from now on. REQUIRES: position().
+  virtual void choose_by(const CostNumbers&) {}
+  // What it would take for an operation; empty: there is nothing to choose from, or no position().
+  virtual AlgorithmCosts explain(const CollectiveOperation&) { return {}; }
   virtual void start(const CollectivePtr& operation) = 0;
   virtual size_t advance() = 0;
   virtual void set_sleeping(bool sleeping) = 0;
@@ -63,6 +70,9 @@ class GroupState final : public Driven, public std::enable_shared_from_this<Grou
   // A send or a receive, with everything set that its caller asked for.
   Work transfer(TransferPtr transfer);
   bool has_counterpart(bool is_send, int32_t tag);
+
+  // From the next operation on. A rank that got other numbers is found by the next operation's signature.
+  void choose_by(const CostNumbers& numbers);
 
   int rank() const { return rank_; }
   int size() const { return size_; }

@@ -58,6 +58,7 @@ enum class Collective : uint8_t {
   kScatter = 8,
   kAllToAll = 9,
   kAllToAllV = 10,
+  kProbe = 11,  // measures links; between engines that choose by cost only
 };
 std::string_view to_string(Collective kind);
 
@@ -67,7 +68,7 @@ struct Signature {
   uint64_t history = 0;   // hash of all signatures before, so that an unnoticed difference is noticed later
   uint64_t count = 0;     // with kAllToAllV 0, or that of the block between two ranks
   uint64_t extra = 0;     // hash of: counts, factor, agreement; or canonical microbatches, lanes,
-                          // assignment, scale
+                          // assignment, scale; or a ProbeKind
   int32_t root = 0;
   Collective kind = Collective::kBarrier;
   DType dtype = DType::kFloat32;
@@ -82,6 +83,23 @@ std::string describe(const Signature& signature);
 
 // Both sides of a difference, and what to do about it. `theirs` is what came from the peer.
 Failure mismatch(int my_rank, const Signature& mine, int peer, const Signature& theirs);
+
+// What a probe exchanges, all ranks alike: rounds of messages with a mate, with a rank of another node, or
+// both.
+struct ProbeKind {
+  bool on_node = false;
+  bool between = false;
+  uint16_t rounds = 1;
+  uint16_t messages = 1;
+
+  uint64_t pack() const {
+    return uint64_t{on_node} | uint64_t{between} << 1 | uint64_t{rounds} << 16 | uint64_t{messages} << 32;
+  }
+  static ProbeKind unpack(uint64_t packed) {
+    return {(packed & 1) != 0, (packed & 2) != 0, static_cast<uint16_t>(packed >> 16),
+            static_cast<uint16_t>(packed >> 32)};
+  }
+};
 
 struct CollectiveOperation : Operation {
   Signature signature;
@@ -136,22 +154,5 @@ struct CollectiveOperation : Operation {
   }
 };
 using CollectivePtr = std::shared_ptr<CollectiveOperation>;
-
-// A rank among the others, and who shares a node.
-struct Position {
-  int ranks = 1;
-  int rank = 0;
-  std::optional<Grid> grid;
-};
-
-// Which algorithm between nodes, for `count` of the operation's elements. The choice is a pure function of
-// what all ranks know; it is the place where a cost model will stand. `forced`, from a test or an option,
-// names an algorithm; empty, or not fitting: chosen.
-Schedule choose_schedule(const CollectiveOperation& operation, uint64_t count, const Position& position,
-                         std::string_view forced);
-
-// Elements of a part, where an operation goes in several parts, each with a schedule of its own: while one
-// part folds or waits, the others keep the links busy. The whole, where it cannot be cut, or is too small.
-uint64_t part_elements(const CollectiveOperation& operation, int ranks);
 
 }  // namespace muster

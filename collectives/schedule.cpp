@@ -517,6 +517,20 @@ Schedule barrier_dissemination(int ranks, int rank) {
   return schedule;
 }
 
+Schedule exchange_with(std::span<const int> partners, int rounds, int messages, uint64_t count) {
+  Schedule schedule{"exchange", {}, 0};
+  Round round;
+  uint64_t place = 0;
+  for (const int partner : partners) {
+    for (int message = 0; message < messages; ++message, place += count) {
+      round.sends.push_back({partner, input(place, count)});
+      round.receives.push_back({partner, output(place, count)});
+    }
+  }
+  schedule.rounds.assign(static_cast<size_t>(rounds), round);
+  return schedule;
+}
+
 Schedule canonical_direct(int ranks, int rank, uint64_t count, std::span<const int> partials) {
   const Slice mine = slice_of(count, ranks, rank);
   const int total = std::accumulate(partials.begin(), partials.end(), 0);

@@ -9,6 +9,7 @@
 // are in elements.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -18,6 +19,9 @@
 #include "collectives/lane_tree.h"
 
 namespace muster {
+
+// Bytes of one message at most: a longer region goes in several.
+constexpr size_t kPayloadBytes = 256 * 1024;
 
 enum class BufferKind : uint8_t { kInput, kOutput, kScratch };
 
@@ -119,6 +123,10 @@ Schedule all_to_all_direct(int ranks, int rank, uint64_t count);
 Schedule all_to_all_blocks(int rank, std::span<const Slice> sent, std::span<const Slice> received);
 
 Schedule barrier_dissemination(int ranks, int rank);
+
+// Measures links (cost_tuning.h): in each round, `messages` of `count` elements to each of `partners` and as
+// many from it. Input and output hold a block of messages × count elements for each partner.
+Schedule exchange_with(std::span<const int> partners, int rounds, int messages, uint64_t count);
 
 // Canonical all_reduce: rank r has partials[r] inputs of `count` elements; slice j goes to rank j, which
 // folds it along the combine plan, whose leaves are in the order of ranks and of pieces, and sends it to all.

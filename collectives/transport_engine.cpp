@@ -141,6 +141,7 @@ class OperationRun final {
 
   TransportEngine& engine_;
   const CollectivePtr operation_;
+  const std::string_view algorithm_;
   const uint64_t part_count_;  // elements of a part, but the last
   const uint64_t parts_;
   uint64_t next_ = 0;
@@ -153,7 +154,7 @@ class TransportEngine final : public Engine, public TransferOwner {
                   std::string forced, std::unique_ptr<MessageBlocks> blocks)
       : group_(group),
         peers_(std::move(peers)),
-        position_{group.size(), group.rank(), grid_of(nodes)},
+        position_(position_of(group.rank(), nodes)),
         forced_(std::move(forced)),
         heard_(peers_.size(), 0),
         untaken_of_(peers_.size()),
@@ -190,12 +191,29 @@ class TransportEngine final : public Engine, public TransferOwner {
     }
     return before >= kUntakenMost;
   }
-  Schedule schedule_for(const CollectiveOperation& operation, uint64_t count) const {
-    return choose_schedule(operation, count, position_, forced_);
+  // Of an operation that starts now; empty: sizes fixed in code decide. It stays the operation's, whatever is
+  // measured before its last part starts.
+  std::string_view algorithm_for(const CollectiveOperation& operation) {
+    if (!forced_.empty() || !chooser_.has_value()) return forced_;
+    return chooser_->choose(operation);
+  }
+  Schedule schedule_for(const CollectiveOperation& operation, uint64_t count, std::string_view named) const {
+    return choose_schedule(operation, count, position_, named);
   }
 
   std::string_view medium() const override {
     return group_.size() > 1 ? group_.core().transport()->name() : "alone";
+  }
+
+  const Position* position() const override { return &position_; }
+  void choose_by(const CostNumbers& numbers) override { chooser_.emplace(numbers, position_); }
+  AlgorithmCosts explain(const CollectiveOperation& operation) override {
+    AlgorithmCosts costs;
+    if (chooser_.has_value()) costs = weigh(operation, position_, chooser_->numbers());
+    const std::string_view named = algorithm_for(operation);
+    const uint64_t count = std::max<uint64_t>(1, part_elements(operation, position_.ranks));
+    costs.chosen = schedule_for(operation, count, named).algorithm;
+    return costs;
   }
 
   void start(const CollectivePtr& operation) override {
@@ -403,6 +421,7 @@ class TransportEngine final : public Engine, public TransferOwner {
   const std::vector<PeerId> peers_;
   const Position position_;
   const std::string forced_;
+  std::optional<AlgorithmChooser> chooser_;
   std::vector<std::unique_ptr<OperationRun>> runs_;
   std::vector<std::unique_ptr<OperationRun>> retired_;
   std::map<int, std::string> gone_;      // rank → reason
@@ -420,6 +439,7 @@ class TransportEngine final : public Engine, public TransferOwner {
 OperationRun::OperationRun(TransportEngine& engine, CollectivePtr operation)
     : engine_(engine),
       operation_(std::move(operation)),
+      algorithm_(engine.algorithm_for(*operation_)),
       part_count_(std::max<uint64_t>(1, part_elements(*operation_, engine.group().size()))),
       parts_(std::max<uint64_t>(1, (operation_->signature.count + part_count_ - 1) / part_count_)) {}
 
@@ -433,7 +453,7 @@ void OperationRun::start_next() {
   const uint64_t count = std::min(part_count_, operation_->signature.count - offset);
   const size_t window = parts_ > 1 ? kWindow / kPartsAtOnce : kWindow;
   moving_.push_back(std::make_unique<ScheduleRun>(
-      engine_, operation_, engine_.schedule_for(*operation_, count), next_++, offset, window));
+      engine_, operation_, engine_.schedule_for(*operation_, count, algorithm_), next_++, offset, window));
 }
 
 size_t OperationRun::advance() {

@@ -29,7 +29,6 @@ struct WireHeader {
   BlockName name;
 };
 static_assert(sizeof(WireHeader) == 96);
-constexpr size_t kPayloadBytes = 256 * 1024;
 static_assert(sizeof(WireHeader) + kPayloadBytes <= kMessageBytes && kPayloadBytes <= kBlockBytes);
 
 // `nodes`: of each rank. `blocks`: null where this rank has no mate on its node, or no memory with it.

@@ -708,6 +708,7 @@ class NodeEngine final : public Engine, public Watcher {
         }
         return;
       case Collective::kBarrier:
+      case Collective::kProbe:
         return;
     }
   }

@@ -1,0 +1,359 @@
+#include "collectives/algorithm_choice.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstdio>
+#include <set>
+
+namespace muster {
+namespace {
+
+// Below, latency counts and whole vectors travel; above, bandwidth counts. Starting values.
+constexpr uint64_t kSmallBytes = 8 * 1024;
+// Up to here everybody talks to everybody; above, the number of messages is kept down. The cost model keeps
+// to it too: connections and posted messages are no part of its costs.
+constexpr int kDirectRanks = 16;
+// One-shot holds everybody's input at once.
+constexpr uint64_t kOneShotScratchBytes = 16 << 20;
+// What is cheaper by less is not worth leaving what was tried in the field: predictions err by some percent.
+constexpr double kMargin = 0.1;
+
+using Names = std::vector<std::string_view>;
+
+// Small types are rounded, or wrapped, at each fold, and a factor is for inputs only.
+bool is_folded_once(const CollectiveOperation& operation) {
+  return operation.element() <= 2 || operation.signature.op == ReduceOp::kPremulSum;
+}
+
+std::vector<Slice> blocks_of(const CollectiveOperation& operation, int ranks) {
+  std::vector<Slice> blocks;
+  for (int rank = 0; rank < ranks; ++rank) blocks.push_back(operation.block(rank));
+  return blocks;
+}
+std::vector<Slice> arriving_of(const CollectiveOperation& operation, int ranks) {
+  std::vector<Slice> blocks;
+  for (int rank = 0; rank < ranks; ++rank) blocks.push_back(operation.arriving(rank));
+  return blocks;
+}
+
+// The hierarchical schedules fold twice, and talk to everybody on the node and to one on each other node.
+bool goes_by_nodes(const Position& position) {
+  return position.grid.has_value() && position.grid->nodes <= kDirectRanks &&
+         position.grid->locals <= kDirectRanks;
+}
+
+// ---- what can do an operation
+
+Names all_reduce_algorithms(const CollectiveOperation& operation, uint64_t count, const Position& position) {
+  Names names;
+  const bool folded_once = is_folded_once(operation);
+  const bool few = position.ranks <= kDirectRanks;
+  const uint64_t scratch = static_cast<uint64_t>(position.ranks) * count * operation.element();
+  if (few && scratch <= kOneShotScratchBytes) names.push_back("one-shot");
+  if (few || folded_once) names.push_back("direct");
+  if (folded_once) return names;
+  names.push_back("recursive doubling");
+  names.push_back("ring");
+  if (goes_by_nodes(position)) names.push_back("hierarchical");
+  return names;
+}
+
+Names reduce_scatter_algorithms(const CollectiveOperation& operation, const Position& position) {
+  const bool folded_once = is_folded_once(operation);
+  Names names;
+  if (position.ranks <= kDirectRanks || folded_once) names.push_back("direct");
+  if (!folded_once) names.push_back("ring");
+  if (!folded_once && goes_by_nodes(position)) names.push_back("hierarchical");
+  return names;
+}
+
+Names all_gather_algorithms(const Position& position) {
+  Names names;
+  if (position.ranks <= kDirectRanks) names.push_back("direct");
+  names.push_back("ring");
+  names.push_back("Bruck");
+  if (goes_by_nodes(position)) names.push_back("hierarchical");
+  return names;
+}
+
+// Of the cost model. Empty: there is one way only.
+Names candidates(const CollectiveOperation& operation, uint64_t count, const Position& position) {
+  if (position.ranks == 1 || count == 0 || !operation.counts.empty()) return {};
+  switch (operation.signature.kind) {
+    case Collective::kAllReduce:
+      return all_reduce_algorithms(operation, count, position);
+    case Collective::kReduceScatter:
+      return reduce_scatter_algorithms(operation, position);
+    case Collective::kAllGather:
+      return all_gather_algorithms(position);
+    case Collective::kReduce:
+      return {"to the root", "direct"};
+    default:
+      return {};
+  }
+}
+
+// Whoever names an algorithm is not held to what the model would consider, only to what is right.
+bool can_do(const CollectiveOperation& operation, std::string_view name, const Position& position) {
+  const bool folded_once = is_folded_once(operation);
+  if (name == "hierarchical" && !position.grid.has_value()) return false;
+  switch (operation.signature.kind) {
+    case Collective::kAllReduce:
+      if (name == "one-shot" || name == "direct") return true;
+      return !folded_once && (name == "recursive doubling" || name == "ring" || name == "hierarchical");
+    case Collective::kReduceScatter:
+      return name == "direct" || (!folded_once && (name == "ring" || name == "hierarchical"));
+    case Collective::kAllGather:
+      return name == "direct" || name == "ring" || name == "Bruck" || name == "hierarchical";
+    case Collective::kReduce:
+      return name == "direct" || name == "to the root";
+    default:
+      return false;
+  }
+}
+
+// ---- sizes fixed in code. A name that does not fit keeps hierarchical schedules out, so that tests which
+// name an algorithm go without them throughout.
+
+std::string_view fixed_all_reduce(const CollectiveOperation& operation, uint64_t count,
+                                  const Position& position, bool by_nodes) {
+  const bool small = count * operation.element() <= kSmallBytes;
+  const bool folded_once = is_folded_once(operation);
+  if (small && position.ranks <= 8) return "one-shot";
+  if (small && !folded_once) return "recursive doubling";
+  if (by_nodes && !folded_once) return "hierarchical";
+  return position.ranks <= kDirectRanks || folded_once ? "direct" : "ring";
+}
+
+std::string_view fixed_all_gather(const CollectiveOperation& operation, uint64_t count,
+                                  const Position& position, bool by_nodes) {
+  const bool small = count * operation.element() <= kSmallBytes;
+  if (!small && by_nodes) return "hierarchical";
+  if (position.ranks <= kDirectRanks) return "direct";
+  return small ? "Bruck" : "ring";
+}
+
+std::string_view fixed_reduce_scatter(const CollectiveOperation& operation, uint64_t count,
+                                      const Position& position, bool by_nodes) {
+  const bool small = count * operation.element() <= kSmallBytes;
+  const bool folded_once = is_folded_once(operation);
+  if (!small && !folded_once && by_nodes) return "hierarchical";
+  return position.ranks > kDirectRanks && !folded_once ? "ring" : "direct";
+}
+
+// Means nothing where there is one way only.
+std::string_view fixed_name(const CollectiveOperation& operation, uint64_t count, const Position& position,
+                            std::string_view named) {
+  const bool by_nodes = named.empty() && goes_by_nodes(position);
+  switch (operation.signature.kind) {
+    case Collective::kAllReduce:
+      return fixed_all_reduce(operation, count, position, by_nodes);
+    case Collective::kAllGather:
+      return fixed_all_gather(operation, count, position, by_nodes);
+    case Collective::kReduceScatter:
+      return fixed_reduce_scatter(operation, count, position, by_nodes);
+    default:
+      return count * operation.element() > kSmallBytes ? "direct" : "to the root";
+  }
+}
+
+// ---- schedules by name
+
+Schedule make_all_reduce(std::string_view name, uint64_t count, const Position& position) {
+  const int ranks = position.ranks;
+  const int rank = position.rank;
+  if (name == "one-shot") return all_reduce_one_shot(ranks, rank, count);
+  if (name == "recursive doubling") return all_reduce_recursive_doubling(ranks, rank, count);
+  if (name == "hierarchical") return all_reduce_hierarchical(*position.grid, rank, count);
+  return name == "ring" ? all_reduce_ring(ranks, rank, count) : all_reduce_direct(ranks, rank, count);
+}
+
+Schedule make_all_gather(std::string_view name, uint64_t count, const Position& position) {
+  const int ranks = position.ranks;
+  const int rank = position.rank;
+  if (name == "Bruck") return all_gather_bruck(ranks, rank, count);
+  if (name == "hierarchical") return all_gather_hierarchical(*position.grid, rank, count);
+  return name == "ring" ? all_gather_ring(ranks, rank, count) : all_gather_direct(ranks, rank, count);
+}
+
+Schedule make_reduce_scatter(std::string_view name, uint64_t count, const Position& position) {
+  const int ranks = position.ranks;
+  const int rank = position.rank;
+  if (name == "hierarchical") return reduce_scatter_hierarchical(*position.grid, rank, count);
+  return name == "ring" ? reduce_scatter_ring(ranks, rank, count) : reduce_scatter_direct(ranks, rank, count);
+}
+
+// Ranks in pairs: mates with mates, and the ranks of one place on two nodes with each other. Who is left over
+// has no partner.
+std::vector<int> probe_partners(const Position& position, ProbeKind kind) {
+  std::map<uint64_t, std::vector<int>> by_node;
+  for (int rank = 0; rank < position.ranks; ++rank)
+    by_node[position.nodes[static_cast<size_t>(rank)]].push_back(rank);
+  std::vector<const std::vector<int>*> nodes;
+  size_t my_node = 0, my_place = 0;
+  for (const auto& [node, ranks] : by_node) {
+    const auto found = std::ranges::find(ranks, position.rank);
+    if (found != ranks.end()) {
+      my_node = nodes.size();
+      my_place = static_cast<size_t>(found - ranks.begin());
+    }
+    nodes.push_back(&ranks);
+  }
+  std::vector<int> partners;
+  const size_t mate = my_place ^ 1, other = my_node ^ 1;
+  if (kind.on_node && mate < nodes[my_node]->size()) partners.push_back(nodes[my_node]->at(mate));
+  if (kind.between && other < nodes.size() && my_place < nodes[other]->size())
+    partners.push_back(nodes[other]->at(my_place));
+  return partners;
+}
+
+Schedule make_probe(const CollectiveOperation& operation, uint64_t count, const Position& position) {
+  const ProbeKind kind = ProbeKind::unpack(operation.signature.extra);
+  return exchange_with(probe_partners(position, kind), kind.rounds, kind.messages, count);
+}
+
+// ---- costs
+
+// What a node must send, or receive, whatever the algorithm: as if all its ranks were one.
+double leaving_bytes(Collective kind, uint64_t count, size_t element, const Position& position,
+                     double nodes) {
+  const double bytes = static_cast<double>(count * element);
+  const double all = bytes * position.ranks;
+  if (kind == Collective::kAllReduce) return 2 * (nodes - 1) / nodes * bytes;
+  if (kind == Collective::kReduce) return bytes;
+  return (nodes - 1) / nodes * all;  // reduce_scatter, all_gather: `count` is a rank's block
+}
+
+double bound_of(const CostNumbers& numbers, Collective kind, uint64_t count, size_t element,
+                const Position& position) {
+  const std::set<uint64_t> nodes(position.nodes.begin(), position.nodes.end());
+  const auto ranks = static_cast<double>(position.ranks);
+  if (nodes.size() < 2)
+    return numbers.on_node.latency_s +
+           leaving_bytes(kind, count, element, position, ranks) * numbers.on_node.byte_s;
+  const auto each = static_cast<double>(nodes.size());
+  const double by_rank = leaving_bytes(kind, count, element, position, each) / (ranks / each);
+  return numbers.between.latency_s + by_rank * numbers.between.byte_s;
+}
+
+}  // namespace
+
+Position position_of(int rank, std::span<const uint64_t> nodes) {
+  return {static_cast<int>(nodes.size()), rank, grid_of(nodes), {nodes.begin(), nodes.end()}};
+}
+
+Schedule choose_schedule(const CollectiveOperation& operation, uint64_t count, const Position& position,
+                         std::string_view named) {
+  const Signature& signature = operation.signature;
+  const int ranks = position.ranks;
+  const int rank = position.rank;
+  if (signature.kind == Collective::kAllToAllV)
+    return all_to_all_blocks(rank, blocks_of(operation, ranks), arriving_of(operation, ranks));
+  if (signature.kind == Collective::kProbe) return make_probe(operation, count, position);
+  // Nothing to move, but still the same operation on all ranks: checked by messages without payload.
+  if (count == 0) return barrier_dissemination(ranks, rank);
+  const std::string_view name =
+      can_do(operation, named, position) ? named : fixed_name(operation, count, position, named);
+  switch (signature.kind) {
+    case Collective::kAllReduce:
+      return make_all_reduce(name, count, position);
+    case Collective::kReduce:
+      return reduce_direct(ranks, rank, count, signature.root, name == "direct");
+    case Collective::kGather:
+      return gather_direct(rank, blocks_of(operation, ranks), signature.root);
+    case Collective::kScatter:
+      return scatter_direct(rank, blocks_of(operation, ranks), signature.root);
+    case Collective::kAllToAll:
+      return all_to_all_direct(ranks, rank, count);
+    case Collective::kReduceScatter:
+      if (!operation.counts.empty()) return reduce_scatter_blocks(rank, blocks_of(operation, ranks));
+      return make_reduce_scatter(name, count, position);
+    case Collective::kAllGather:
+      if (!operation.counts.empty()) return all_gather_blocks(rank, blocks_of(operation, ranks));
+      return make_all_gather(name, count, position);
+    case Collective::kBroadcast:
+      return broadcast_binomial(ranks, rank, count, signature.root);
+    case Collective::kCanonicalAllReduce:
+      return canonical_direct(ranks, rank, count, operation.partials);
+    case Collective::kAllToAllV:
+    case Collective::kBarrier:
+    case Collective::kProbe:
+      break;
+  }
+  return barrier_dissemination(ranks, rank);
+}
+
+uint64_t part_elements(const CollectiveOperation& operation, int ranks) {
+  // Of a part each rank owns some full messages, so that parts do not make messages shorter.
+  constexpr uint64_t kOwnedBytes = 512 * 1024;
+  const Signature& signature = operation.signature;
+  // Element i of the output depends on the elements i of the inputs only. A broadcast's root waits for
+  // nobody: it would copy all parts into messages, one after the other, before the first has left.
+  const bool can_be_cut = signature.kind == Collective::kAllReduce ||
+                          signature.kind == Collective::kCanonicalAllReduce ||
+                          signature.kind == Collective::kReduce;
+  if (!can_be_cut) return signature.count;
+  return std::min(signature.count, static_cast<uint64_t>(ranks) * kOwnedBytes / operation.element());
+}
+
+AlgorithmCosts weigh(const CollectiveOperation& operation, const Position& position,
+                     const CostNumbers& numbers) {
+  CollectiveOperation rounded;
+  rounded.signature = operation.signature;
+  rounded.counts = operation.counts;
+  rounded.signature.count = std::bit_floor(operation.signature.count);
+  const uint64_t count = rounded.signature.count;
+  const uint64_t part = part_elements(rounded, position.ranks);
+  const Names names = candidates(rounded, part, position);
+  AlgorithmCosts costs;
+  if (names.empty()) return costs;
+  const uint64_t parts = (count + part - 1) / part;
+  const std::vector<int> looked_at = ranks_looked_at(position.nodes, rounded.signature.root);
+  Position there = position;
+  for (const std::string_view name : names) {
+    const auto schedule_of = [&](int rank) {
+      there.rank = rank;
+      return choose_schedule(rounded, part, there, name);
+    };
+    const ScheduleCost cost = cost_of(numbers, position.nodes, looked_at, rounded.element(), schedule_of);
+    costs.by_cost.push_back({name, cost.total_s(parts)});
+  }
+  std::ranges::stable_sort(costs.by_cost, {}, &AlgorithmCosts::One::seconds);
+  costs.fixed = fixed_name(rounded, part, position, "");
+  costs.bound_s = bound_of(numbers, rounded.signature.kind, count, rounded.element(), position);
+  const auto fixed = std::ranges::find(costs.by_cost, costs.fixed, &AlgorithmCosts::One::algorithm);
+  const AlgorithmCosts::One& best = costs.by_cost.front();
+  const bool keep = fixed != costs.by_cost.end() && best.seconds > fixed->seconds * (1 - kMargin);
+  costs.chosen = keep ? costs.fixed : best.algorithm;
+  return costs;
+}
+
+std::string why(const AlgorithmCosts& costs) {
+  if (costs.chosen.empty()) return "there is one way only";
+  const auto& best = costs.by_cost.front();
+  if (costs.chosen == best.algorithm && costs.chosen == costs.fixed) return "cheapest, and the default";
+  const auto fixed = std::ranges::find(costs.by_cost, costs.fixed, &AlgorithmCosts::One::algorithm);
+  char text[96];
+  if (fixed == costs.by_cost.end())
+    std::snprintf(text, sizeof text, "cheapest; the default is not considered at this size");
+  else if (costs.chosen == costs.fixed)
+    std::snprintf(text, sizeof text,
+                  "the default: the cheapest would save %.0f %%, which is within the model's error",
+                  100 * (1 - best.seconds / fixed->seconds));
+  else
+    std::snprintf(text, sizeof text, "saves %.0f %% of the default",
+                  100 * (1 - best.seconds / fixed->seconds));
+  return text;
+}
+
+std::string_view AlgorithmChooser::choose(const CollectiveOperation& operation) {
+  const Signature& signature = operation.signature;
+  const Key key{signature.kind, signature.dtype, signature.op == ReduceOp::kPremulSum, signature.root,
+                std::bit_width(signature.count)};
+  if (!operation.counts.empty()) return "";
+  const auto [found, is_new] = chosen_.try_emplace(key);
+  if (is_new) found->second = weigh(operation, position_, numbers_).chosen;
+  return found->second;
+}
+
+}  // namespace muster

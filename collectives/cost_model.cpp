@@ -1,0 +1,229 @@
+#include "collectives/cost_model.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <sstream>
+#include <string_view>
+
+namespace muster {
+namespace {
+
+constexpr size_t kLookedAtMost = 8;
+
+// What a rank sends over a class in a round, or receives.
+struct Traffic {
+  double messages = 0;
+  double bytes = 0;
+
+  void add(uint64_t size) {
+    messages += static_cast<double>(std::max<uint64_t>(1, (size + kPayloadBytes - 1) / kPayloadBytes));
+    bytes += static_cast<double>(size);
+  }
+};
+
+// What takes cores: with as much in both directions, as it was measured, that much.
+double mean(double sent, double received) { return (sent + received) / 2; }
+
+// What a rank's round takes of each resource.
+struct RoundLoad {
+  double latency_s = 0;
+  double cores_s = 0;  // messages, and bytes that the node's cores copy
+  double link_s = 0;   // bytes between nodes
+  double fold_s = 0;
+
+  double moving_s(double unhidden) const {
+    return std::max(cores_s, link_s) + unhidden * std::min(cores_s, link_s);
+  }
+};
+
+// Of the ranks that are looked at, in a round. Both directions of a link work at once.
+struct LinkBytes {
+  double sent = 0;
+  double received = 0;
+};
+
+class Costing {
+ public:
+  Costing(const CostNumbers& numbers, std::span<const uint64_t> nodes, size_t element)
+      : numbers_(numbers), nodes_(nodes), element_(element) {}
+
+  // `between` gets what goes over the link, which is the node's: link_s is left to the caller.
+  RoundLoad load_of(int rank, const Round& round, LinkBytes& between) const {
+    Traffic sent[2], received[2];
+    for (const Transfer& transfer : round.sends) sent[is_far(rank, transfer.peer)].add(bytes(transfer));
+    for (const Transfer& transfer : round.receives)
+      received[is_far(rank, transfer.peer)].add(bytes(transfer));
+    const double near = mean(sent[0].messages, received[0].messages);
+    const double far = mean(sent[1].messages, received[1].messages);
+    RoundLoad load;
+    if (near > 0) load.latency_s = numbers_.on_node.latency_s;
+    if (far > 0) load.latency_s = std::max(load.latency_s, numbers_.between.latency_s);
+    load.cores_s = near * numbers_.on_node.message_s + far * numbers_.between.message_s +
+                   mean(sent[0].bytes, received[0].bytes) * numbers_.on_node.byte_s;
+    between.sent += sent[1].bytes;
+    between.received += received[1].bytes;
+    for (const Fold& fold : round.folds) {
+      for (const Region& source : fold.sources)
+        load.fold_s += static_cast<double>(source.count * element_) * numbers_.fold_byte_s;
+    }
+    return load;
+  }
+
+ private:
+  bool is_far(int rank, int peer) const {
+    return nodes_[static_cast<size_t>(rank)] != nodes_[static_cast<size_t>(peer)];
+  }
+  uint64_t bytes(const Transfer& transfer) const { return transfer.region.count * element_; }
+
+  const CostNumbers& numbers_;
+  const std::span<const uint64_t> nodes_;
+  const size_t element_;
+};
+
+// A clock that was set, or a probe that was swapped out, must not make numbers that cannot be said.
+double not_negative(double value) { return std::isfinite(value) && value > 0 ? std::min(value, 1e3) : 0; }
+
+LinkCost cost_of_link(const RoundTimes& times) {
+  if (!(times.one >= 0) || !std::isfinite(times.one)) return {};
+  LinkCost link;
+  link.known = true;
+  const double more = kProbeMessages - 1;
+  // A single message cannot cost more than its round.
+  link.message_s = std::min(not_negative((times.several - times.one) / more), not_negative(times.one));
+  link.latency_s = not_negative(times.one - link.message_s);
+  link.byte_s =
+      not_negative((times.full - times.several) / (kProbeMessages * static_cast<double>(kPayloadBytes)));
+  return link;
+}
+
+// Six digits, with a point whatever the program's locale is.
+std::string text_of(double value) {
+  char text[32];
+  const auto end = std::to_chars(text, text + sizeof text, value, std::chars_format::general, 6).ptr;
+  return {text, end};
+}
+
+std::string text_of(const char* name, const LinkCost& link) {
+  if (!link.known) return "";
+  return std::string(name) + "=" + text_of(link.latency_s * 1e6) + "," + text_of(link.message_s * 1e6) + "," +
+         text_of(link.byte_s * 1e9) + " ";
+}
+
+// Numbers with commas in between, as many as are asked for.
+template <size_t Count>
+bool read_numbers(std::string_view text, double most, std::array<double, Count>& numbers) {
+  const char* at = text.data();
+  const char* const end = at + text.size();
+  for (size_t i = 0; i < Count; ++i) {
+    const auto [next, error] = std::from_chars(at, end, numbers[i]);
+    if (error != std::errc() || !(numbers[i] >= 0 && numbers[i] <= most)) return false;
+    const bool last = i + 1 == Count;
+    if (last ? next != end : next == end || *next != ',') return false;
+    at = next + 1;
+  }
+  return true;
+}
+
+constexpr double kNumberMost = 1e12;  // beyond any link, and far from what a double cannot hold
+
+bool read_link(std::string_view text, LinkCost& link) {
+  std::array<double, 3> numbers{};
+  if (!read_numbers(text, kNumberMost, numbers)) return false;
+  link = {numbers[0] * 1e-6, numbers[1] * 1e-6, numbers[2] * 1e-9, true};
+  return true;
+}
+
+bool read_number(std::string_view text, double most, double scale, double& number) {
+  std::array<double, 1> numbers{};
+  if (!read_numbers(text, most, numbers)) return false;
+  number = numbers[0] * scale;
+  return true;
+}
+
+}  // namespace
+
+std::string to_text(const CostNumbers& numbers) {
+  return text_of("on-node", numbers.on_node) + text_of("between", numbers.between) +
+         "fold=" + text_of(numbers.fold_byte_s * 1e9) + " unhidden=" + text_of(numbers.unhidden);
+}
+
+Result<CostNumbers> parse_costs(const std::string& text) {
+  CostNumbers numbers;
+  std::istringstream words(text);
+  for (std::string word; words >> word;) {
+    const size_t equals = std::min(word.find('='), word.size());
+    const std::string name = word.substr(0, equals);
+    const std::string value = word.substr(std::min(equals + 1, word.size()));
+    const bool read = (name == "on-node" && read_link(value, numbers.on_node)) ||
+                      (name == "between" && read_link(value, numbers.between)) ||
+                      (name == "fold" && read_number(value, kNumberMost, 1e-9, numbers.fold_byte_s)) ||
+                      (name == "unhidden" && read_number(value, 1, 1, numbers.unhidden));
+    if (!read)
+      return Error{ErrorCode::kMisuse,
+                   "'" + word +
+                       "' is no cost; give on-node=US,US,NS between=US,US,NS fold=NS unhidden=0..1 " +
+                       "(latency, each message, each byte)"};
+  }
+  return numbers;
+}
+
+std::vector<int> ranks_looked_at(std::span<const uint64_t> nodes, int root) {
+  std::vector<int> ranks{root};
+  for (int rank = 0; rank < static_cast<int>(nodes.size()) && ranks.size() < kLookedAtMost; ++rank) {
+    if (rank != root && nodes[static_cast<size_t>(rank)] == nodes[static_cast<size_t>(root)])
+      ranks.push_back(rank);
+  }
+  return ranks;
+}
+
+ScheduleCost cost_of(const CostNumbers& numbers, std::span<const uint64_t> nodes,
+                     std::span<const int> looked_at, size_t element,
+                     const std::function<Schedule(int rank)>& schedule_of) {
+  const Costing costing(numbers, nodes, element);
+  std::vector<std::vector<RoundLoad>> rounds;  // by round, of each rank that has it
+  std::vector<LinkBytes> between;              // by round
+  std::vector<double> cores(looked_at.size());
+  for (size_t i = 0; i < looked_at.size(); ++i) {
+    const Schedule schedule = schedule_of(looked_at[i]);
+    rounds.resize(std::max(rounds.size(), schedule.rounds.size()));
+    between.resize(rounds.size());
+    for (size_t round = 0; round < schedule.rounds.size(); ++round) {
+      rounds[round].push_back(costing.load_of(looked_at[i], schedule.rounds[round], between[round]));
+      cores[i] += rounds[round].back().cores_s + rounds[round].back().fold_s;
+    }
+  }
+  ScheduleCost cost;
+  double link = 0;
+  for (size_t round = 0; round < rounds.size(); ++round) {
+    // byte_s is a rank's while its mates send as much: with the mean of all, the node's link takes as long.
+    const double link_bytes = std::max(between[round].sent, between[round].received);
+    const double link_s = link_bytes / static_cast<double>(looked_at.size()) * numbers.between.byte_s;
+    double longest = 0;
+    for (RoundLoad& load : rounds[round]) {
+      load.link_s = link_s;
+      longest = std::max(longest, load.latency_s + load.moving_s(numbers.unhidden) + load.fold_s);
+    }
+    cost.path_s += longest;
+    link += link_s;
+  }
+  cost.busiest_s = RoundLoad{0, *std::ranges::max_element(cores), link, 0}.moving_s(numbers.unhidden);
+  return cost;
+}
+
+CostNumbers numbers_of(const ProbeTimes& times) {
+  CostNumbers numbers;
+  numbers.on_node = cost_of_link(times.on_node);
+  numbers.between = cost_of_link(times.between);
+  numbers.fold_byte_s = not_negative(times.fold_byte);
+  const double shorter = std::min(times.on_node.full, times.between.full);
+  if (numbers.on_node.known && numbers.between.known && shorter > 0) {
+    const double longer = std::max(times.on_node.full, times.between.full);
+    numbers.unhidden = std::clamp((times.both_full - longer) / shorter, 0.0, 1.0);
+    if (!std::isfinite(numbers.unhidden)) numbers.unhidden = 1;
+  }
+  return parse_costs(to_text(numbers)).value();
+}
+
+}  // namespace muster

@@ -1,0 +1,251 @@
+// Names win over costs, costs over fixed sizes; without numbers the fixed sizes decide; crossovers follow the
+// numbers, and all ranks choose alike.
+#include "collectives/algorithm_choice.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <random>
+#include <set>
+
+namespace muster {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr auto kSum = ReduceOp::kSum;
+constexpr auto kFloat32 = DType::kFloat32;
+
+std::unique_ptr<CollectiveOperation> make(Collective kind, uint64_t count, DType dtype = kFloat32,
+                                          ReduceOp op = kSum) {
+  auto operation = std::make_unique<CollectiveOperation>();
+  operation->signature.kind = kind;
+  operation->signature.count = count;
+  operation->signature.dtype = dtype;
+  operation->signature.op = op;
+  return operation;
+}
+
+std::vector<uint64_t> world(int nodes, int locals) {
+  std::vector<uint64_t> of_ranks;
+  for (int rank = 0; rank < nodes * locals; ++rank) of_ranks.push_back(static_cast<uint64_t>(rank / locals));
+  return of_ranks;
+}
+
+struct Row {
+  int nodes, locals;
+  Collective kind;
+  uint64_t count;
+  const char* algorithm;
+  DType dtype = kFloat32;
+  ReduceOp op = kSum;
+};
+
+// 8 KiB are 2,048 floats.
+constexpr Row kFixed[] = {
+    {4, 1, Collective::kAllReduce, 2048, "one-shot"},
+    {4, 1, Collective::kAllReduce, 2049, "direct"},
+    {2, 2, Collective::kAllReduce, 2048, "one-shot"},
+    {2, 2, Collective::kAllReduce, 2049, "hierarchical"},
+    {2, 2, Collective::kAllReduce, 1 << 24, "hierarchical"},
+    {2, 2, Collective::kAllReduce, 4096, "one-shot", DType::kFloat16},
+    {2, 2, Collective::kAllReduce, 4097, "direct", DType::kFloat16},
+    {2, 2, Collective::kAllReduce, 2049, "direct", kFloat32, ReduceOp::kPremulSum},
+    {9, 1, Collective::kAllReduce, 2048, "recursive doubling"},
+    {9, 1, Collective::kAllReduce, 2049, "direct"},
+    {9, 1, Collective::kAllReduce, 4096, "direct", DType::kFloat16},
+    {17, 1, Collective::kAllReduce, 2048, "recursive doubling"},
+    {17, 1, Collective::kAllReduce, 2049, "ring"},
+    {17, 1, Collective::kAllReduce, 9999, "direct", DType::kBFloat16},
+    {16, 16, Collective::kAllReduce, 2049, "hierarchical"},
+    {17, 2, Collective::kAllReduce, 2049, "ring"},
+    {2, 17, Collective::kAllReduce, 2049, "ring"},
+    {1, 4, Collective::kAllReduce, 2049, "direct"},
+    {4, 1, Collective::kAllGather, 2048, "direct"},
+    {2, 2, Collective::kAllGather, 2048, "direct"},
+    {2, 2, Collective::kAllGather, 2049, "hierarchical"},
+    {17, 1, Collective::kAllGather, 2048, "Bruck"},
+    {17, 1, Collective::kAllGather, 2049, "ring"},
+    {4, 1, Collective::kReduceScatter, 2049, "direct"},
+    {2, 2, Collective::kReduceScatter, 2048, "direct"},
+    {2, 2, Collective::kReduceScatter, 2049, "hierarchical"},
+    {2, 2, Collective::kReduceScatter, 4097, "direct", DType::kFloat16},
+    {17, 1, Collective::kReduceScatter, 1, "ring"},
+    {17, 1, Collective::kReduceScatter, 1, "direct", DType::kInt8},
+    {2, 2, Collective::kReduce, 2048, "to the root"},
+    {2, 2, Collective::kReduce, 2049, "direct"},
+    {2, 2, Collective::kBroadcast, 9999, "binomial"},
+    {2, 2, Collective::kAllToAll, 9999, "direct"},
+    {2, 2, Collective::kAllReduce, 0, "dissemination"},
+    {2, 2, Collective::kBarrier, 0, "dissemination"},
+};
+
+TEST(ChooseSchedule, WithoutNumbersSizesFixedInCodeDecide) {
+  for (const Row& row : kFixed) {
+    const auto operation = make(row.kind, row.count, row.dtype, row.op);
+    for (const int rank : {0, row.nodes * row.locals - 1}) {
+      const Position position = position_of(rank, world(row.nodes, row.locals));
+      EXPECT_EQ(choose_schedule(*operation, row.count, position, "").algorithm, row.algorithm)
+          << to_string(row.kind) << " " << row.count << " on " << row.nodes << " × " << row.locals;
+    }
+  }
+}
+
+TEST(ChooseSchedule, ANameIsTakenWhereItCanDoTheOperation) {
+  const Position position = position_of(1, world(2, 2));
+  const auto chosen = [&](const CollectiveOperation& operation, const char* name) {
+    return choose_schedule(operation, operation.signature.count, position, name).algorithm;
+  };
+  for (const char* name : {"one-shot", "direct", "recursive doubling", "ring", "hierarchical"})
+    EXPECT_EQ(chosen(*make(Collective::kAllReduce, 100), name), name);
+  for (const char* name : {"direct", "ring", "Bruck", "hierarchical"})
+    EXPECT_EQ(chosen(*make(Collective::kAllGather, 100), name), name);
+  EXPECT_EQ(chosen(*make(Collective::kReduce, 100), "direct"), "direct");
+  // It would round at each step; or is none of this operation's; or of none.
+  EXPECT_EQ(chosen(*make(Collective::kAllReduce, 9999, DType::kFloat16), "ring"), "direct");
+  EXPECT_EQ(chosen(*make(Collective::kAllReduce, 9999), "Bruck"), "direct");
+  EXPECT_EQ(chosen(*make(Collective::kBroadcast, 9999), "ring"), "binomial");
+  const Position alone = position_of(1, world(4, 1));
+  EXPECT_EQ(choose_schedule(*make(Collective::kAllReduce, 9999), 9999, alone, "hierarchical").algorithm,
+            "direct");
+}
+
+// Latency and message in microseconds, byte in nanoseconds.
+CostNumbers link_of(double latency, double message, double byte) {
+  CostNumbers numbers;
+  numbers.between = {latency * 1e-6, message * 1e-6, byte * 1e-9, true};
+  numbers.on_node = {2e-6, 0.5e-6, 0.2e-9, true};
+  numbers.fold_byte_s = 0.1e-9;
+  return numbers;
+}
+
+std::string_view weighed(Collective kind, uint64_t count, const Position& position,
+                         const CostNumbers& numbers, DType dtype = kFloat32) {
+  return weigh(*make(kind, count, dtype), position, numbers).chosen;
+}
+
+// From which power of two on whole vectors no longer travel.
+int crossover(const Position& position, const CostNumbers& numbers) {
+  for (int power = 0; power < 30; ++power) {
+    const auto name = weighed(Collective::kAllReduce, uint64_t{1} << power, position, numbers);
+    if (name != "one-shot" && name != "recursive doubling") return power;
+  }
+  return 30;
+}
+
+TEST(Weigh, LatencyMovesTheCrossoverUpAndBytesMoveItDown) {
+  const Position position = position_of(0, world(8, 1));
+  int before = -1;
+  for (const double latency : {1.0, 10.0, 100.0, 1000.0, 10'000.0}) {
+    const int now = crossover(position, link_of(latency, 0.5, 1));
+    EXPECT_GE(now, before) << latency;
+    before = now;
+  }
+  EXPECT_GT(before, crossover(position, link_of(1, 0.5, 1)));
+  before = 31;
+  for (const double byte : {0.01, 0.1, 1.0, 10.0, 100.0}) {
+    const int now = crossover(position, link_of(100, 0.5, byte));
+    EXPECT_LE(now, before) << byte;
+    before = now;
+  }
+  EXPECT_LT(before, crossover(position, link_of(100, 0.5, 0.01)));
+}
+
+// With a dear link each byte crosses once, with a dear latency the rounds on the node are not worth it.
+TEST(Weigh, NodesCountWhereTheLinkIsDear) {
+  const Position position = position_of(0, world(2, 4));
+  EXPECT_EQ(weighed(Collective::kAllReduce, 1 << 20, position, link_of(20, 1, 30)), "hierarchical");
+  CostNumbers slow_node = link_of(20, 1, 0.2);
+  slow_node.on_node = {500e-6, 50e-6, 30e-9, true};
+  EXPECT_NE(weighed(Collective::kAllReduce, 1 << 20, position, slow_node), "hierarchical");
+}
+
+TEST(Weigh, LeavesTheDefaultOnlyForWhatIsClearlyCheaper) {
+  const Position position = position_of(0, world(8, 1));
+  for (int power = 0; power < 28; ++power) {
+    const auto costs =
+        weigh(*make(Collective::kAllReduce, uint64_t{1} << power), position, link_of(50, 1, 2));
+    const auto seconds = [&](std::string_view name) {
+      return std::ranges::find(costs.by_cost, name, &AlgorithmCosts::One::algorithm)->seconds;
+    };
+    if (costs.chosen != costs.fixed) {
+      EXPECT_LE(seconds(costs.chosen), 0.9 * seconds(costs.fixed)) << power;
+      EXPECT_THAT(why(costs), HasSubstr("saves"));
+    }
+    EXPECT_TRUE(std::ranges::is_sorted(costs.by_cost, {}, &AlgorithmCosts::One::seconds));
+    EXPECT_LE(costs.bound_s, costs.by_cost.front().seconds) << power;
+  }
+}
+
+TEST(Weigh, NothingWhereThereIsOneWay) {
+  const Position position = position_of(0, world(2, 2));
+  for (const Collective kind : {Collective::kBroadcast, Collective::kGather, Collective::kAllToAll,
+                                Collective::kBarrier, Collective::kCanonicalAllReduce, Collective::kProbe})
+    EXPECT_EQ(weighed(kind, 1000, position, link_of(1, 1, 1)), "") << to_string(kind);
+  EXPECT_EQ(weighed(Collective::kAllReduce, 0, position, link_of(1, 1, 1)), "");
+  EXPECT_EQ(weighed(Collective::kAllReduce, 9, position_of(0, world(1, 1)), link_of(1, 1, 1)), "");
+  const auto uneven = make(Collective::kAllGather, 2);
+  uneven->counts = {1, 2, 1, 1};
+  EXPECT_EQ(weigh(*uneven, position, link_of(1, 1, 1)).chosen, "");
+}
+
+// Types that round at each fold are folded once, whatever that costs.
+TEST(Weigh, NeverTakesWhatWouldRoundMoreOften) {
+  const Position position = position_of(0, world(4, 3));
+  for (int power = 0; power < 26; ++power) {
+    for (const double latency : {0.1, 10.0, 1000.0}) {
+      const auto name = weighed(Collective::kAllReduce, uint64_t{1} << power, position,
+                                link_of(latency, 1, 1), DType::kBFloat16);
+      EXPECT_TRUE(name == "one-shot" || name == "direct") << name;
+    }
+  }
+}
+
+TEST(Weigh, AllRanksAlikeOnRandomNumbers) {
+  std::mt19937_64 random(20261128);  // a fixed seed: a failure can be had again
+  const auto power = [&](double low, double high) {
+    return std::pow(10, std::uniform_real_distribution<double>(low, high)(random));
+  };
+  const std::vector<std::vector<uint64_t>> worlds = {world(2, 2), world(3, 4),  {1, 2, 1, 2, 1, 2},
+                                                     {7, 7, 8},   world(20, 1), {5, 1, 1, 4, 4, 4, 5}};
+  std::set<std::string_view> seen;
+  for (int i = 0; i < 300; ++i) {
+    CostNumbers numbers = link_of(power(0, 4), power(-1, 2), power(-2, 2));
+    numbers.on_node = {power(-6, -3), power(-7, -4), power(-11, -8), true};
+    numbers.unhidden = 0.1 * (i % 11);
+    const auto& nodes = worlds[static_cast<size_t>(i) % worlds.size()];
+    const auto kind = static_cast<Collective>(i % 3);
+    const auto operation = make(kind, static_cast<uint64_t>(power(0, 7)));
+    const auto first = weigh(*operation, position_of(0, nodes), numbers).chosen;
+    seen.insert(first);
+    for (int rank = 1; rank < static_cast<int>(nodes.size()); ++rank) {
+      const Position position = position_of(rank, nodes);
+      EXPECT_EQ(weigh(*operation, position, numbers).chosen, first);
+      const auto& signature = operation->signature;
+      EXPECT_EQ(choose_schedule(*operation, signature.count, position, first).algorithm, first);
+    }
+  }
+  EXPECT_GE(seen.size(), 5U) << "the numbers are too much alike to show anything";
+}
+
+TEST(AlgorithmChooser, KeepsAChoiceForAllCountsOfAPowerOfTwo) {
+  const Position position = position_of(0, world(8, 1));
+  const CostNumbers numbers = link_of(100, 1, 1);
+  AlgorithmChooser chooser(numbers, position);
+  for (const uint64_t count : {0ULL, 1ULL, 3ULL, 4096ULL, 8191ULL, 1ULL << 22, (1ULL << 23) - 1})
+    EXPECT_EQ(chooser.choose(*make(Collective::kAllReduce, count)),
+              weighed(Collective::kAllReduce, std::bit_floor(count), position, numbers))
+        << count;
+  EXPECT_EQ(chooser.choose(*make(Collective::kBroadcast, 5)), "");
+  EXPECT_NE(chooser.choose(*make(Collective::kAllReduce, 1 << 22, DType::kFloat16)), "hierarchical");
+}
+
+TEST(Weigh, AWorldOfThousandsIsWeighedByAFewOfItsRanks) {
+  const Position position = position_of(7, world(500, 8));
+  EXPECT_EQ(weighed(Collective::kAllReduce, 1 << 20, position, link_of(20, 1, 0.1)), "recursive doubling");
+  EXPECT_EQ(weighed(Collective::kAllReduce, 1 << 20, position, link_of(20, 1, 100)), "ring");
+}
+
+}  // namespace
+}  // namespace muster
