@@ -216,6 +216,16 @@ const char* muster_comm_medium(const muster_comm* comm) {
   return comm != nullptr ? comm->communicator->medium().c_str() : "";
 }
 
+muster_status muster_comm_tune(muster_comm* comm, const muster_call* call) {
+  return noted(guarded([&] {
+    Call known;
+    if (const muster_status status = read_call(comm, "muster_comm_tune", nullptr, nullptr, call, known);
+        status != MUSTER_OK)
+      return status;
+    return to_c(comm->communicator->tune(known.deadline));
+  }));
+}
+
 muster_status muster_comm_revoke(muster_comm* comm, const char* reason) {
   return guarded([&] {
     if (comm == nullptr || reason == nullptr) return null_argument("muster_comm_revoke");

@@ -20,6 +20,7 @@ struct Shared {
   std::weak_ptr<Endpoint> endpoint;
   std::string lacks;
   std::weak_ptr<agent::Pmix> pmix;
+  CostCache costs;  // not only while there are communicators
 };
 
 Shared& shared() {
@@ -75,6 +76,7 @@ Result<CommunicatorOptions> with_defaults(CommunicatorOptions options) {
   MUSTER_ASSIGN(const OptionValues values, OptionValues::from_environment());
   if (options.form_timeout <= 0) options.form_timeout = values.duration("comm-form-timeout");
   if (options.timeout <= 0) options.timeout = values.duration("comm-timeout");
+  options.tune = options.tune || values.on("comm-tune");
   return options;
 }
 
@@ -91,12 +93,12 @@ Result<std::unique_ptr<Communicator>> Communicator::create(const CommunicatorOpt
   }
   if (place.world == agent::World::kAlone) {
     Alone alone;
-    return form(alone, deadline, options.timeout);
+    return form(alone, deadline, options);
   }
   if (!place.pmix) return Error{ErrorCode::kMisuse, agent::advice_without_pmix(place)};
   MUSTER_ASSIGN(std::shared_ptr<agent::Pmix> pmix, share_pmix());
   PmixExchange exchange(*pmix);
-  MUSTER_ASSIGN(std::unique_ptr<Communicator> communicator, form(exchange, deadline, options.timeout));
+  MUSTER_ASSIGN(std::unique_ptr<Communicator> communicator, form(exchange, deadline, options));
   communicator->parts_->bootstrap = std::move(pmix);
   return communicator;
 }
@@ -106,11 +108,11 @@ Result<std::unique_ptr<Communicator>> Communicator::from_mpi(const void* mpi_com
   MUSTER_ASSIGN(const CommunicatorOptions options, with_defaults(given));
   const Instant deadline = now() + options.form_timeout;
   MUSTER_ASSIGN(const std::unique_ptr<MpiExchange> exchange, MpiExchange::open(mpi_comm, deadline));
-  return form(*exchange, deadline, options.timeout);
+  return form(*exchange, deadline, options);
 }
 
 Result<std::unique_ptr<Communicator>> Communicator::form(ContactExchange& exchange, Instant deadline,
-                                                         Duration timeout) {
+                                                         const CommunicatorOptions& options) {
   std::string lacks;
   std::unique_ptr<Communicator> communicator(new Communicator);
   Parts& parts = *communicator->parts_;
@@ -121,27 +123,35 @@ Result<std::unique_ptr<Communicator>> Communicator::form(ContactExchange& exchan
     if (error.code == ErrorCode::kEnvironment && !lacks.empty()) error.message += "; here: " + lacks;
     return error;
   }
-  communicator->adopt(std::move(*group), timeout);
+  MUSTER_TRY(communicator->adopt(std::move(*group), deadline, options));
   return communicator;
 }
 
-void Communicator::adopt(std::unique_ptr<Group> group, Duration timeout) {
+Status Communicator::adopt(std::unique_ptr<Group> group, Instant deadline,
+                           const CommunicatorOptions& options) {
   parts_->group = std::move(group);
   medium_ = parts_->group->medium();
-  timeout_ = timeout;
+  timeout_ = options.timeout;
+  return options.tune ? tune(deadline) : ok();
+}
+
+Status Communicator::tune(Instant deadline) {
+  const auto tuned = muster::tune(*parts_->group, shared().costs, deadline);
+  return tuned.ok() ? ok() : Status(tuned.error());
 }
 
 Result<std::unique_ptr<Communicator>> Communicator::split(int32_t color, int32_t key,
                                                           CommunicatorOptions options) {
   if (options.timeout <= 0) options.timeout = timeout_;
   MUSTER_ASSIGN(options, with_defaults(options));
-  auto group = split_group(*parts_->endpoint, *parts_->group, color, key, now() + options.form_timeout);
+  const Instant deadline = now() + options.form_timeout;
+  auto group = split_group(*parts_->endpoint, *parts_->group, color, key, deadline);
   if (!group.ok()) return Error{group.error().code, "splitting the communicator: " + group.error().message};
   if (*group == nullptr) return std::unique_ptr<Communicator>();
   std::unique_ptr<Communicator> part(new Communicator);
   part->parts_->bootstrap = parts_->bootstrap;
   part->parts_->endpoint = parts_->endpoint;
-  part->adopt(std::move(*group), options.timeout);
+  MUSTER_TRY(part->adopt(std::move(*group), deadline, options));
   return part;
 }
 

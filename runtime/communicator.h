@@ -16,12 +16,14 @@
 #include "collectives/codec_controller.h"
 #include "collectives/compressed_all_reduce.h"
 #include "collectives/contact_exchange.h"
+#include "collectives/cost_tuning.h"
 
 namespace muster {
 
 struct CommunicatorOptions {
   Duration form_timeout = 0;  // for all ranks to come; 0: by the option comm-form-timeout
   Duration timeout = 0;       // of an operation that names none; 0: by the option comm-timeout
+  bool tune = false;          // when it is formed; also by the option comm-tune
 };
 
 class Communicator {
@@ -43,6 +45,9 @@ class Communicator {
 
   Group& group() { return *parts_->group; }
   const std::string& medium() const { return medium_; }
+
+  // See cost_tuning.h; numbers are kept for all communicators of this process. Collective.
+  Status tune(Instant deadline);
 
   // When an operation that begins now must have ended; 0: the communicator's own timeout.
   Instant deadline(Duration timeout) const { return now() + (timeout > 0 ? timeout : timeout_); }
@@ -70,8 +75,8 @@ class Communicator {
  private:
   Communicator() = default;
   static Result<std::unique_ptr<Communicator>> form(ContactExchange& exchange, Instant deadline,
-                                                    Duration timeout);
-  void adopt(std::unique_ptr<Group> group, Duration timeout);
+                                                    const CommunicatorOptions& options);
+  Status adopt(std::unique_ptr<Group> group, Instant deadline, const CommunicatorOptions& options);
 
   // Ends in this order from below: nothing touches buffers once the group is closed.
   struct Parts {

@@ -483,6 +483,18 @@ typedef struct muster_call {
   double factor;          /* MUSTER_PREMUL_SUM's, the same on all ranks */
 } muster_call;
 
+/* Measures how long ranks of one node, and of different ones, take for messages of some sizes, and from then
+ * on chooses how operations go between nodes by that instead of by sizes fixed in the library. Collective, in
+ * the order of the operations, while none of `comm` is under way; always blocking, in a batch too. It takes
+ * some tenths of a second, more where the network is slow; a communicator of processes that have measured
+ * before, in the same order on the same nodes, takes those numbers at once. Where all ranks share one node's
+ * memory there is nothing to choose, and it does nothing. With MUSTER_COMM_TUNE=1 every communicator does it
+ * when it is formed. `muster bench --explain` shows what would be chosen, and why.
+ *
+ * All ranks choose alike, and get the same bits of a result. But a sum of floats may be added in another
+ * order than before, and than in another run, which has measured other numbers. */
+MUSTER_API muster_status muster_comm_tune(muster_comm* comm, const muster_call* call);
+
 /* Counts are in elements; N is the number of ranks. What only the root has may be NULL elsewhere: `in` of
  * broadcast and scatter, `out` of reduce and gather. */
 

@@ -391,6 +391,8 @@ class Communicator {
     return Communicator(part);
   }
 
+  void tune(const muster_call* call = nullptr) { detail::check(muster_comm_tune(handle_.get(), call)); }
+
   int rank() const { return muster_comm_rank(handle_.get()); }
   int size() const { return muster_comm_size(handle_.get()); }
   std::string medium() const { return muster_comm_medium(handle_.get()); }

@@ -107,6 +107,8 @@ constexpr Option kOptions[] = {
      "a communicator whose ranks have not all come by then is not formed"},
     {"comm-timeout", kSeconds, "600", 0.001, 7 * kDay, kVariable,
      "an operation of a communicator that takes longer fails, and says who held it up"},
+    {"comm-tune", kSwitch, "0", 0, 0, kVariable,
+     "communicators measure their links when they are formed, and choose algorithms by that"},
     {"pmpi-report", kSwitch, "0", 0, 0, kVariable,
      "a program with libmuster_pmpi.so preloaded says at its end which operations of MPI Muster did"},
     {"shared-memory", kSwitch, "1", 0, 0, kVariable,

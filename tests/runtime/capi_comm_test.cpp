@@ -289,6 +289,14 @@ TEST_F(CommApi, ASplitIsACommunicatorOfItsOwn) {
   muster_comm_destroy(part);
 }
 
+TEST_F(CommApi, AloneThereIsNothingToTune) {
+  EXPECT_EQ(muster_comm_tune(comm, nullptr), MUSTER_OK) << muster_last_error();
+  muster_call call{};
+  EXPECT_EQ(muster_comm_tune(comm, &call), MUSTER_MISUSE);
+  EXPECT_THAT(muster_last_error(), HasSubstr("muster_call.size"));
+  EXPECT_EQ(muster_comm_barrier(comm, nullptr, nullptr), MUSTER_OK);
+}
+
 TEST(CommApiWrapper, Splits) {
   muster::Communicator comm;
   EXPECT_EQ(comm.split(2).size(), 1);
@@ -322,6 +330,8 @@ TEST(CommApiAlone, NullsAreRefusedEverywhere) {
   EXPECT_EQ(muster_comm_from_mpi(nullptr, nullptr, nullptr), MUSTER_MISUSE);
   EXPECT_EQ(muster_comm_split(nullptr, 0, 0, nullptr, nullptr), MUSTER_MISUSE);
   EXPECT_THAT(muster_last_error(), HasSubstr("muster_comm_split"));
+  EXPECT_EQ(muster_comm_tune(nullptr, nullptr), MUSTER_MISUSE);
+  EXPECT_THAT(muster_last_error(), HasSubstr("muster_comm_tune"));
   EXPECT_EQ(muster_comm_revoke(nullptr, "x"), MUSTER_MISUSE);
   EXPECT_EQ(muster_comm_allocate(nullptr, 1, nullptr), MUSTER_MISUSE);
   EXPECT_EQ(muster_comm_free(nullptr, nullptr), MUSTER_MISUSE);
@@ -456,6 +466,7 @@ TEST(CommApiAlone, TheWrapperCoversEveryOperation) {
   EXPECT_TRUE(work.wait());
   EXPECT_TRUE(work.test());
   EXPECT_THAT(out, ElementsAre(14, 16));
+  comm.tune();
   EXPECT_TRUE(comm.failed_ranks().empty());
   EXPECT_EQ(comm.medium(), "alone");
   comm.free(in);
