@@ -7,6 +7,7 @@
 #include "collectives/mpi/mpi_table.h"
 #include "collectives/transport/ucx_table.h"
 #include "kernels/cuda_table.h"
+#include "launcher/bench.h"
 #include "launcher/ckpt.h"
 #include "launcher/host_limits.h"
 #include "launcher/http.h"
@@ -210,6 +211,7 @@ int main(int argc, char** argv) {
   launcher::CkptCommand ckpt;
   ckpt.add_to(app);
   const launcher::SimCommand sim_command(app);
+  const launcher::BenchCommand bench_command(app);
   try {
     app.parse(own, argv);
   } catch (const CLI::ParseError& error) {
@@ -220,5 +222,6 @@ int main(int argc, char** argv) {
   if (notice_command->parsed()) return give_notice(notice_flags);
   if (account_command->parsed()) return show_account(account_path);
   if (sim_command.parsed()) return sim_command.run();
+  if (bench_command.parsed()) return bench_command.run();
   return info_command->parsed() ? info(info_flags) : run(*run_command, flags, program);
 }

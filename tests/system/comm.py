@@ -2,6 +2,7 @@
 """Communicators under a real mpirun: without MPI (over PMIx), and of the communicators of an MPI program. Every
 operation against a reference, and what happens when a rank dies, stops, differs, leaves, or does not come."""
 import argparse
+import json
 import os
 import re
 import shutil
@@ -72,6 +73,24 @@ class Comm:
         for ranks in (2, 4):
             self.require(self.run(ranks, "comm_pmix", "compressed"), rf"compressed, {ranks} ranks over shared memory", ranks)
         self.require(self.run(3, "comm_pmix", "compressed", NETWORK), "compressed, 3 ranks over UCX", 3)
+
+    def tuned(self):
+        """Chosen by measured costs, every operation is right, as are those of communicators that are split off."""
+        said = self.run(4, "comm_pmix", "results", {**NETWORK, "MUSTER_COMM_TUNE": "1"})
+        self.require(said, r"of 4: right over UCX", 4)
+
+    def explained(self):
+        """What would be chosen here, and the sentence where there is nothing to choose."""
+        launch = ["mpirun", "-np", "3", "--oversubscribe", *(["--allow-run-as-root"] if os.geteuid() == 0 else []),
+                  str(self.job.build / "bin" / "muster"), "bench", "--explain"]
+        table = json.loads(self.finish([*launch, "--json"], NETWORK))
+        if (table["ranks"], table["nodes"], table["measured"]) != (3, 1, True) or "on-node=" not in table["numbers"]:
+            raise Failure(f"measured another world: {table}")
+        for line in table["rows"]:
+            by_name = {one["algorithm"]: one["us"] for one in line["costs"]}
+            if line["algorithm"] not in by_name or by_name[line["algorithm"]] > by_name[line["default"]] * 1.001:
+                raise Failure(f"chose what costs more than the default: {line}")
+        self.require(self.finish(launch, expect=78), "nothing to choose", 1)
 
     def again(self):
         self.require(self.run(2, "comm_pmix", "again"), "made again", 2)
@@ -181,7 +200,8 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     test = Comm(options.build)
     tests = [("alone", test.alone), ("every operation on 2, 3 and 4 ranks", test.results),
-             ("compressed", test.compressed), ("several, and again", test.again), ("a rank that does not come", test.absent),
+             ("compressed", test.compressed), ("tuned by measured costs", test.tuned), ("what bench explains", test.explained),
+             ("several, and again", test.again), ("a rank that does not come", test.absent),
              ("a killed rank", test.killed), ("a frozen rank", test.frozen), ("different counts", test.mismatch),
              ("revoked", test.revoked), ("a rank that leaves", test.left), ("under muster run", test.elastic)]
     if (test.job.build / "bin" / "comm_mpi").exists():
