@@ -4,6 +4,8 @@
 //   NAME,
 //                                                                 and gets the path of its CONTROL
 //   bench_network muster RANK RANKS CONTROL                       one rank; the first half is on one host
+//   bench_network algorithm NAME RANK RANKS CONTROL               likewise, with this algorithm throughout;
+//                                                                 "model": chosen by measured costs
 //   bench_network compressed CODEC RANK RANKS CONTROL             likewise: all_reduce, with error feedback;
 //                                                                 rankR: PowerSGD of rank R
 //   bench_network link RANK RANKS ADDRESS CONTROL                 ADDRESS: of the second host
@@ -24,6 +26,7 @@
 #include "benchmarks/compressed_rank.h"
 #include "benchmarks/director.h"
 #include "benchmarks/muster_rank.h"
+#include "collectives/cost_tuning.h"
 #include "collectives/transport/ucx.h"
 
 namespace {
@@ -139,15 +142,41 @@ int direct(int argc, char** argv) {
   return director.play(cases, std::atoi(argv[3])) ? 0 : 1;
 }
 
+// Chooses its algorithms by what it measures when it begins.
+class TunedRank final : public bench::MusterRank {
+ public:
+  TunedRank(Control& control, int rank, std::vector<uint64_t> nodes, muster::EndpointOptions options)
+      : MusterRank(control, rank, std::move(nodes), std::move(options)) {
+    muster::CostCache cache;
+    const muster::Tuned tuned = muster::tune(group(), cache, muster::now() + 60 * muster::kSecond).value();
+    if (rank == 0)
+      std::fprintf(stderr, "measured in %.1f ms: %s; all_reduce:%s\n", static_cast<double>(tuned.took) * 1e-6,
+                   to_text(tuned.numbers).c_str(), choices().c_str());
+  }
+
+ private:
+  std::string choices() {
+    std::string text;
+    for (size_t kib = 4; kib <= 16384; kib *= 4) {
+      const auto costs = group().explain(muster::Collective::kAllReduce, kib * 1024 / sizeof(float),
+                                         muster::DType::kFloat32);
+      text += " " + std::to_string(kib) + " KiB " + std::string(costs.chosen) + ",";
+    }
+    text.pop_back();
+    return text;
+  }
+};
+
 // `more`: further arguments of Library's constructor.
 template <typename Library, typename... More>
-int be_muster(int rank, int ranks, const char* path, More... more) {
+int be_muster(const std::string& algorithm, int rank, int ranks, const char* path, More... more) {
   Control& control = *bench::open_control(path);
   bench::pin(control, rank, ranks);
   std::vector<uint64_t> nodes;
   for (int peer = 0; peer < ranks; ++peer) nodes.push_back(peer < ranks / 2 ? 1 : 2);
   muster::EndpointOptions options;
   options.transport = muster::open_ucx().value();
+  options.algorithm = algorithm;
   Library library(control, rank, std::move(nodes), std::move(options), more...);
   bench::Participant(control, rank, ranks).serve(library);
   return 0;
@@ -155,11 +184,16 @@ int be_muster(int rank, int ranks, const char* path, More... more) {
 
 int be_compressed(const std::string& codec, int rank, int ranks, const char* path) {
   for (const bench::CompressedCodec& one : bench::kCompressedCodecs)
-    if (codec == one.name) return be_muster<bench::CompressedRank>(rank, ranks, path, one);
+    if (codec == one.name) return be_muster<bench::CompressedRank>("", rank, ranks, path, one);
   if (codec.starts_with("rank"))
-    return be_muster<bench::LowRankRank>(rank, ranks, path, static_cast<uint32_t>(std::atoi(&codec[4])));
+    return be_muster<bench::LowRankRank>("", rank, ranks, path, static_cast<uint32_t>(std::atoi(&codec[4])));
   std::fprintf(stderr, "unknown codec %s\n", codec.c_str());
   return 2;
+}
+
+int be_algorithm(const std::string& name, int rank, int ranks, const char* path) {
+  if (name == "model") return be_muster<TunedRank>("", rank, ranks, path);
+  return be_muster<bench::MusterRank>(name, rank, ranks, path);
 }
 
 int be_link(int rank, int ranks, const char* address, const char* path) {
@@ -176,7 +210,9 @@ int main(int argc, char** argv) {
   const std::string role = argc > 1 ? argv[1] : "";
   if (role == "direct" && argc > 4) return direct(argc, argv);
   if (role == "muster" && argc == 5)
-    return be_muster<bench::MusterRank>(std::atoi(argv[2]), std::atoi(argv[3]), argv[4]);
+    return be_muster<bench::MusterRank>("", std::atoi(argv[2]), std::atoi(argv[3]), argv[4]);
+  if (role == "algorithm" && argc == 6)
+    return be_algorithm(argv[2], std::atoi(argv[3]), std::atoi(argv[4]), argv[5]);
   if (role == "compressed" && argc == 6)
     return be_compressed(argv[2], std::atoi(argv[3]), std::atoi(argv[4]), argv[5]);
   if (role == "link" && argc == 6) return be_link(std::atoi(argv[2]), std::atoi(argv[3]), argv[4], argv[5]);

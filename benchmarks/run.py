@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from bench_algorithms import algorithms
 from bench_checkpoint import checkpoint
 from bench_codecs import codecs
 from bench_collectives import collectives
@@ -21,7 +22,7 @@ from bench_scale import scale
 from bench_training import training
 from torch_python import torch_python
 
-BENCHES = {"checkpoint": checkpoint, "codecs": codecs, "collectives": collectives, "gpu": gpu, "network": network,
+BENCHES = {"algorithms": algorithms, "checkpoint": checkpoint, "codecs": codecs, "collectives": collectives, "gpu": gpu, "network": network,
            "overhead": overhead, "preemption": preemption, "recovery": recovery, "scale": scale,
            "training": training}
 ROUNDS, ROUNDS_OF = 5, {"training": 3}
