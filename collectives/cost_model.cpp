@@ -93,8 +93,10 @@ LinkCost cost_of_link(const RoundTimes& times) {
   // A single message cannot cost more than its round.
   link.message_s = std::min(not_negative((times.several - times.one) / more), not_negative(times.one));
   link.latency_s = not_negative(times.one - link.message_s);
-  link.byte_s =
-      not_negative((times.full - times.several) / (kProbeMessages * static_cast<double>(kPayloadBytes)));
+  // Two times of which most is noise may differ by nothing, and bytes that cost nothing would be sent to all:
+  // a quarter of what full messages took is theirs at the least.
+  const double bytes_s = std::max(times.full - times.several, times.full / 4);
+  link.byte_s = not_negative(bytes_s / (kProbeMessages * static_cast<double>(kPayloadBytes)));
   return link;
 }
 

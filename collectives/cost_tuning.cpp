@@ -12,7 +12,7 @@ namespace {
 constexpr uint16_t kSmallRounds = 8;
 // Of a probe: so many tries, or as many as take so long, but one.
 constexpr int kTriesMost = 21;
-constexpr double kTriesS = 0.02;
+constexpr double kTriesS = 0.05;
 constexpr int kFolds = 5;
 
 uint64_t world_of(const Group& group, const std::vector<uint64_t>& nodes) {

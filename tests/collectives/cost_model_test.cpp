@@ -127,6 +127,12 @@ TEST(NumbersOf, WhatNobodyHasIsNotKnown) {
   EXPECT_TRUE(numbers.between.known);
 }
 
+TEST(NumbersOf, NoNoiseMakesBytesFree) {
+  const double full = kProbeMessages * static_cast<double>(kPayloadBytes);
+  const CostNumbers numbers = numbers_of({{}, {2e-3, 2e-3, 1e-3}, -1, 0});
+  EXPECT_NEAR(numbers.between.byte_s, 0.25e-3 / full, 1e-15);
+}
+
 // A noisy clock can make more messages faster than one.
 TEST(NumbersOf, NoiseMakesNothingNegative) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
