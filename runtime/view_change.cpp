@@ -72,8 +72,8 @@ void Run::form(const control::Install& install) {
   perform(core_.formed(install.view.generation));
 }
 
-// The newest mean stays until another view is entered: every rank with lanes is needed for the next one, those
-// whom it is sent to among them. With fewer lanes than ranks one may go without.
+// The newest mean stays until another view is entered: every rank with lanes is needed for the next one,
+// those whom it is sent to among them. With fewer lanes than ranks one may go without.
 bool Run::keeps_gradient() const {
   return reducer_ && options_.lanes >= static_cast<int32_t>(view_.members.size());
 }

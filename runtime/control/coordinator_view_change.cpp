@@ -364,21 +364,21 @@ void Coordinator::State::check_base() {
   evict_members(verdict.wrong, "it got another state of version " + std::to_string(view.base));
 }
 
+// Of the whole state's digests, or of the first shard's that are not all equal.
 std::string Coordinator::State::sides_of_base() const {
   std::map<Digest, std::string> sides;
-  for (const auto& [id, digest] : base_digests) {
-    std::string& names = sides[digest];
-    names += (names.empty() ? "" : ", ") + named(id);
-  }
-  for (const auto& [shard, digests] : shard_digests) {
-    if (sides.size() > 1) break;
-    const bool equal = std::all_of(digests.begin(), digests.end(), [&](const auto& entry) {
-      return entry.second == digests.begin()->second;
-    });
-    if (equal) continue;
+  const auto compare = [&](const std::map<MemberId, Digest>& digests, const std::string& what) {
     sides.clear();
-    for (const auto& [id, digest] : digests)
-      sides[digest] += (sides[digest].empty() ? "shard " + std::to_string(shard) + " of " : ", ") + named(id);
+    for (const auto& [id, digest] : digests) {
+      std::string& names = sides[digest];
+      names += (names.empty() ? what : ", ") + named(id);
+    }
+    return sides.size() > 1;
+  };
+  if (!compare(base_digests, "")) {
+    for (const auto& [shard, digests] : shard_digests) {
+      if (compare(digests, "shard " + std::to_string(shard) + " of ")) break;
+    }
   }
   std::string words;
   for (const auto& [digest, names] : sides)
