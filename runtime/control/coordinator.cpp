@@ -202,6 +202,8 @@ Instant Coordinator::State::next_deadline() const {
     if (boundary) next = std::min(next, boundary->deadline);
     for (const auto& [id, lesson] : lessons) next = std::min(next, lesson.deadline);
     for (const auto& [id, at] : learn_not_before) possible_at(at);
+    possible_at(move_not_before);
+    if (!lessons.empty()) possible_at(running_since + limits.mend_wait);
     if (settle_notices_at != kNever) possible_at(settle_notices_at);
   }
   if (phase == Phase::kInstalling) next = std::min(next, suspect_at);

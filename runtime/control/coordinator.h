@@ -54,6 +54,8 @@ struct Limits {
   uint32_t suspect_repeats = 3;  // so often without a step: the named members are excluded
   Duration notice_settle = 500 * kMillisecond;  // rule 27: staggered notices of a job's nodes count as one
   Duration learn_retry_wait = 30 * kSecond;     // a learner that failed twice waits so long
+  Duration mend_wait =
+      30 * kSecond;  // shards with too few copies wait so long for a learner that may get them
   Duration finish_timeout =
       2 * 3600 * kSecond;               // the same after the last step; longer than NodeLimits::finish_grace
   Duration end_timeout = 60 * kSecond;  // EndJob → all processes gone; longer than two NodeLimits::kill_grace
@@ -73,11 +75,12 @@ struct BaseDecision {
   std::string why;
   std::string error;  // no complete version
 };
-// Rule 3: the newest version that an untorn member holds on the branch of `lineage`, if each of `shards` has
-// a holder at it, or at the one before it that can still make the update. Nobody can go back. `lineage` ends
-// with the view that ends.
+// Rule 3: the newest version that an untorn member holds on the branch of `lineage`, which ends with the view
+// that ends, if each of `shards` has a holder at it, or at the one before that can still make the update;
+// else an older one of which that is true: who is ahead of it takes it from the others. `compared`: what
+// Report::arrived says counts too.
 BaseDecision decide_base(const std::vector<std::pair<MemberId, Report>>& reports, const Lineage& lineage,
-                         uint32_t shards = 0);
+                         uint32_t shards = 0, bool compared = false);
 
 struct BaseVerdict {
   std::vector<MemberId> wrong;  // newcomers and members that fetched the base: theirs is another state

@@ -88,10 +88,16 @@ bool Coordinator::State::admit(NodeId, MemberId id, const MemberHello& hello) {
     fingerprint = hello.fingerprint;
     fingerprint_words = hello.description;
   }
-  if (hello.fingerprint == *fingerprint) return true;
-  const std::string why = "worker " + std::to_string(hello.member.local_rank) + " on node " +
-                          hello.member.node_name + " declares another state: \"" + hello.description +
-                          "\", the others \"" + fingerprint_words + "\"";
+  const std::string who =
+      "worker " + std::to_string(hello.member.local_rank) + " on node " + hello.member.node_name;
+  std::string why;
+  if (hello.fingerprint != *fingerprint) {
+    why = who + " declares another state: \"" + hello.description + "\", the others \"" + fingerprint_words +
+          "\"";
+  } else if (const std::string refused = note_sharding(hello.sharding); !refused.empty()) {
+    why = who + " declares " + refused;
+  }
+  if (why.empty()) return true;
   if (phase == Phase::kForming) {
     end_job(kExitMisuse, why);
     return false;
@@ -118,7 +124,6 @@ void Coordinator::State::on(NodeId from, MemberId id, const MemberHello& hello) 
     return;
   }
   paces_saves = paces_saves || hello.paces_saves;
-  note_sharding(hello);
   NodeRecord& node = nodes.at(from);
   node.hello_at = now;
   node.ended.erase(hello.member.local_rank);

@@ -85,18 +85,28 @@ Coordinator::State::Turnover Coordinator::State::turnover() const {
 
 // Who leaves and alone holds a shard is in the next view still, where another takes the shard, and leaves at
 // that view's boundary.
+std::set<MemberId> Coordinator::State::keep_lonely_holders(Turnover& turnover, const Holdings& held) const {
+  std::set<MemberId> kept;
+  if (!limits.rules.shards_given_first || turnover.next.empty()) return kept;
+  const ShardMap stays = keep_shards(turnover.next, held, sharding);
+  std::erase_if(turnover.leavers, [&](const Member& leaver) {
+    const auto has = held.find(leaver.id);
+    const bool lonely =
+        has != held.end() && std::any_of(has->second.begin(), has->second.end(),
+                                         [&](uint32_t s) { return stays.holders(s).empty(); });
+    if (!lonely) return false;
+    kept.insert(leaver.id);
+    turnover.next.push_back(leaver);
+    return true;
+  });
+  return kept;
+}
+
 void Coordinator::State::finish_boundary() {
-  auto [next, leavers, joined] = turnover();
+  Turnover those = turnover();
   const Holdings held = held_in_view();
-  const bool give_first = limits.rules.shards_given_first && !next.empty() &&
-                          first_unheld(keep_shards(next, held, sharding)).has_value();
-  std::set<MemberId> without_shards;
-  if (give_first) {
-    for (const Member& leaver : std::exchange(leavers, {})) {
-      without_shards.insert(leaver.id);
-      next.push_back(leaver);
-    }
-  }
+  const std::set<MemberId> without_shards = keep_lonely_holders(those, held);
+  auto& [next, leavers, joined] = those;
   sort_by_rank(next);
   ShardPlacement placement = place_shards(next, held, sharding, without_shards);
   if ((leavers.size() + joined == 0 && placement.moves.empty()) || next.empty()) {
@@ -141,7 +151,11 @@ void Coordinator::State::boundary_overdue() {
 
 // ---- drains
 
-bool Coordinator::State::drains_wanted() const { return !draining_members().empty(); }
+bool Coordinator::State::drains_wanted() const {
+  return std::any_of(view.members.begin(), view.members.end(), [&](const Member& member) {
+    return lives(member.id) && (members.at(member.id).draining || nodes.at(member.node).draining);
+  });
+}
 
 bool Coordinator::State::drain_leaves_enough() const {
   return nodes_able() >= limits.nodes_min &&
@@ -172,7 +186,8 @@ void Coordinator::State::settle_drains() {
   }
   if (now < settle_notices_at) return;
   const bool told = std::exchange(drain_told, true);
-  if (!told) hurry_saves();  // those who leave take part in them
+  if (!told) hurry_saves();           // those who leave take part in them
+  if (now < move_not_before) return;  // what they hold could not be given to others
   if (drain_leaves_enough()) {
     hands_over = false;
     if (!told && drain_deadline != kNever) say_plan(plan_until(drain_deadline, nodes_able(), 0));

@@ -160,6 +160,9 @@ struct Coordinator::State {
   std::map<MemberId, Digest> base_digests;  // as said in this view
   Sharding sharding;
   std::map<uint32_t, std::map<MemberId, Digest>> shard_digests;  // likewise
+  uint32_t failed_moves = 0;                                     // in a row
+  Instant move_not_before = 0;                                   // after them
+  Instant running_since = 0;                                     // of the view
   std::optional<bool> shards_at_rest;                            // in this view; not looked at yet
   bool base_confirmed = false;
   bool losses_pending = false;
@@ -308,6 +311,7 @@ struct Coordinator::State {
     size_t joined = 0;
   };
   Turnover turnover() const;
+  std::set<MemberId> keep_lonely_holders(Turnover& turnover, const Holdings& held) const;
   void finish_boundary();
   void boundary_overdue();
   bool drains_wanted() const;
@@ -318,10 +322,11 @@ struct Coordinator::State {
   void end_drained();
 
   // ---- shards
-  void note_sharding(const MemberHello& hello);
+  std::string note_sharding(const Sharding& said);
   Holdings held_in_view() const;
-  std::set<MemberId> draining_members() const;
+  std::set<MemberId> leaving_members() const;
   void mend_shards();
+  void moves_failed();
   void on_shard_digests(MemberId id, const std::vector<ShardDigest>& digests);
   BaseVerdict judge_shards() const;
   std::vector<uint32_t> shard_writers(const std::vector<MemberId>& participants) const;

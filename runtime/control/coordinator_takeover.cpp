@@ -57,7 +57,6 @@ void Coordinator::State::found_member_speaks(MemberId id, const MemberHello& hel
   record.from_store = false;
   record.member = hello.member;
   paces_saves = paces_saves || hello.paces_saves;
-  note_sharding(hello);
   if (fingerprint) return;
   fingerprint = hello.fingerprint;
   fingerprint_words = hello.description;

@@ -14,6 +14,7 @@ constexpr uint32_t kStoreTriesMax = 3;
 // ---- agree
 
 void Coordinator::State::begin_view_change(const std::string& why) {
+  if (phase == Phase::kInstalling && !change.moves.empty()) moves_failed();
   change = Change{};
   change.why = why;
   change.began = now;
@@ -150,7 +151,7 @@ void Coordinator::State::conclude_agreement() {
   }
   if (next.empty()) return no_member_left();
   BaseDecision decision =
-      decide_base(reports, view.lineage, limits.rules.shards_counted ? sharding.shards : 0);
+      decide_base(reports, view.lineage, limits.rules.shards_counted ? sharding.shards : 0, base_confirmed);
   if (decision.base == kNoVersion && !started.empty()) {
     say(EventKind::kLog, decision.error + ": the members start again from the newest save");
   }
@@ -326,7 +327,8 @@ void Coordinator::State::go() {
   }
   phase = Phase::kRunning;
   phase_deadline = kNever;
-  progress_at = now;
+  progress_at = running_since = now;
+  if (!change.moves.empty()) failed_moves = 0;
   say(EventKind::kViewReady, change.why).amount = now - change.began;
   if (plan_number > 0) to_view(PlanNumber{plan_number});
   newest_save = newest_durable == view.base ? view.base : kNoVersion;
@@ -422,7 +424,7 @@ void Coordinator::State::on(NodeId, MemberId id, const Started& message) {
                                     ": initialise every rank alike");
   }
   started.insert(id);
-  base_digests[id] = message.digest;
+  if (sharding.copies == 0) base_digests[id] = message.digest;  // else they come with those of the shards
   members.at(id).version = std::max(members.at(id).version, message.version);
   progress_at = now;
 }

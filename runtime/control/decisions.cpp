@@ -1,5 +1,6 @@
 // The leader's decisions that are functions of values alone.
 #include <algorithm>
+#include <functional>
 
 #include "runtime/control/coordinator.h"
 
@@ -38,43 +39,59 @@ void find_one_behind(const std::vector<std::pair<MemberId, Report>>& reports, co
   }
 }
 
-BaseDecision nothing_complete(const std::vector<std::pair<MemberId, Report>>& reports, std::string error) {
+// A member that has updated in a view knows that the view's base was compared, and so do all others then.
+bool was_compared(const std::vector<std::pair<MemberId, Report>>& reports, const LineageEntry& view) {
+  return std::any_of(reports.begin(), reports.end(), [&](const auto& entry) {
+    return entry.second.installed == view.generation && entry.second.version > view.base;
+  });
+}
+
+BaseDecision decide_at(Version base, const std::vector<std::pair<MemberId, Report>>& reports,
+                       const Lineage& lineage, uint32_t shards, bool compared) {
   BaseDecision decision;
-  decision.error = std::move(error);
-  for (const auto& [id, report] : reports) decision.behind.push_back(id);
+  decision.base = base;
+  find_one_behind(reports, lineage, decision);
+  std::set<uint32_t> held;
+  for (const auto& [id, report] : reports) {
+    const bool holds = usable(report, lineage) && report.version == base;
+    (holds ? decision.holders : decision.behind).push_back(id);
+    if (!holds && !decision.one_behind.contains(id)) continue;
+    std::vector<uint32_t>& has = decision.holdings[id];
+    has = report.shards;
+    if (compared) has.insert(has.end(), report.arrived.begin(), report.arrived.end());
+    held.insert(has.begin(), has.end());
+  }
+  for (uint32_t shard = 0; shard < shards && decision.error.empty(); ++shard) {
+    if (!held.contains(shard))
+      decision.error = "shard " + std::to_string(shard) + " of version " + std::to_string(base) +
+                       " is held by none of " + std::to_string(reports.size()) + " members";
+  }
   return decision;
 }
 
 }  // namespace
 
 BaseDecision decide_base(const std::vector<std::pair<MemberId, Report>>& reports, const Lineage& lineage,
-                         uint32_t shards) {
-  BaseDecision decision;
+                         uint32_t shards, bool compared) {
+  std::set<Version, std::greater<>> versions;
   for (const auto& [id, report] : reports) {
-    if (usable(report, lineage)) decision.base = std::max(decision.base, report.version);
+    if (usable(report, lineage)) versions.insert(report.version);
   }
-  if (decision.base == kNoVersion) {
-    return nothing_complete(
-        reports, "none of " + std::to_string(reports.size()) + " members holds a complete version");
+  BaseDecision none;
+  for (const auto& [id, report] : reports) none.behind.push_back(id);
+  none.error = "none of " + std::to_string(reports.size()) + " members holds a complete version";
+  if (!versions.empty()) compared = compared || was_compared(reports, lineage.back());
+  for (const Version version : versions) {
+    BaseDecision decision = decide_at(version, reports, lineage, shards, compared);
+    if (!decision.error.empty()) {
+      if (version == *versions.begin()) none.error = decision.error;
+      continue;
+    }
+    decision.why = "version " + std::to_string(version) + " is the newest complete one, held by " +
+                   std::to_string(decision.holders.size()) + " of " + std::to_string(reports.size());
+    return decision;
   }
-  find_one_behind(reports, lineage, decision);
-  std::set<uint32_t> held;
-  for (const auto& [id, report] : reports) {
-    const bool holds = usable(report, lineage) && report.version == decision.base;
-    (holds ? decision.holders : decision.behind).push_back(id);
-    if (!holds && !decision.one_behind.contains(id)) continue;
-    decision.holdings[id] = report.shards;
-    held.insert(report.shards.begin(), report.shards.end());
-  }
-  for (uint32_t shard = 0; shard < shards; ++shard) {
-    if (held.contains(shard)) continue;
-    return nothing_complete(reports, "shard " + std::to_string(shard) + " of version " +
-                                         std::to_string(decision.base) + " is held by none of " +
-                                         std::to_string(reports.size()) + " members");
-  }
-  decision.why = "version " + std::to_string(decision.base) + " is the newest complete one, held by " +
-                 std::to_string(decision.holders.size()) + " of " + std::to_string(reports.size());
-  return decision;
+  return none;
 }
 
 BaseVerdict judge_base(const std::map<MemberId, Digest>& digests, const std::set<MemberId>& holders,

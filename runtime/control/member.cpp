@@ -71,25 +71,30 @@ struct MemberCore::State {
         .kind = kind, .at = now, .generation = newest().counter, .version = version, .text = std::move(text)};
   }
 
+  void forget_digests() {
+    digest.reset();
+    shard_digests.clear();
+  }
   void hold(Version newer, Generation in) {
     version = newer;
     state_in = in;
     has_gradient = false;
     ++held;
-    digest.reset();
+    forget_digests();
   }
   void drop_shards() {
     shards.clear();
     arrived.clear();
   }
-  // An update leaves them behind.
-  void drop_shards_of_others() {
+  void keep_given(std::set<uint32_t>& held_shards) const {
     const std::vector<uint32_t> mine = entered.shards_of(id);
-    const auto is_others = [&](uint32_t shard) {
-      return !std::binary_search(mine.begin(), mine.end(), shard);
-    };
-    std::erase_if(shards, is_others);
-    std::erase_if(arrived, is_others);
+    std::erase_if(held_shards,
+                  [&](uint32_t shard) { return !std::binary_search(mine.begin(), mine.end(), shard); });
+  }
+  // An update leaves the others' behind.
+  void drop_shards_of_others() {
+    keep_given(shards);
+    keep_given(arrived);
   }
   void hold_none() {
     drop_shards();
@@ -183,6 +188,7 @@ void MemberCore::State::send_report(MemberActions& out) {
   report.torn = torn;
   report.installed = state_in;
   if (!torn) report.shards.assign(shards.begin(), shards.end());
+  if (!torn) report.arrived.assign(arrived.begin(), arrived.end());
   report.has_gradient = has_gradient && !torn;
   out.push_back(to_leader(report));
 }
@@ -203,7 +209,7 @@ void MemberCore::State::on(const Install& install, MemberActions& out) {
   const bool sends = std::any_of(install.transfers.begin(), install.transfers.end(), is_mine) ||
                      std::any_of(install.moves.begin(), install.moves.end(), is_mine);
   if (sends) {  // what it sends is compared, not what it held when the digest was computed
-    digest.reset();
+    forget_digests();
     digest_asked = 0;
   }
   out.push_back(FormGroup{install});
@@ -240,6 +246,7 @@ void MemberCore::State::on(const Go& go, MemberActions& out) {
   const bool replaced =
       entered.base != kNoVersion && !catching_up && (is_target || torn || version != entered.base);
   if (replaced) drop_shards();
+  keep_given(arrived);  // others are not compared
   if (!limits.rules.shards_kept_until_update) drop_shards_of_others();
   install_due = replaced || !awaited.empty();
   if (!install_due && version == entered.base && version != kNoVersion) state_in = entered.generation;
@@ -255,12 +262,7 @@ void MemberCore::State::tell_base(MemberActions& out) {
   if (lesson || version != entered.base) return;
   if (!digest) return want_digest(out);
   base_told = true;
-  BaseDigest told{entered.generation, *digest, {}};
-  const std::vector<uint32_t> mine = entered.shards_of(id);
-  for (const ShardDigest& entry : shard_digests) {
-    if (std::binary_search(mine.begin(), mine.end(), entry.shard)) told.shards.push_back(entry);
-  }
-  out.push_back(to_leader(std::move(told)));
+  out.push_back(to_leader(BaseDigest{entered.generation, *digest, shard_digests}));
 }
 
 void MemberCore::State::want_digest(MemberActions& out) {
@@ -325,7 +327,11 @@ void MemberCore::State::answer_rescue(MemberActions& out) {
   if (whole) report.digest = *digest;
   report.durable = durable;
   report.shard_count = entered.shards.shards();
-  if (whole) report.shards = shard_digests;
+  report.base = entered.base;
+  if (entered.lineage.size() > 1) report.before = (entered.lineage.end() - 2)->generation;
+  for (const ShardDigest& entry : shard_digests) {  // one that was not compared is the copy of another's
+    if (whole && shards.contains(entry.shard)) report.shards.push_back(entry);
+  }
   out.push_back(to_leader(report));
 }
 
@@ -459,7 +465,7 @@ MemberActions MemberCore::tick(Instant now) {
   if (now >= state_->tear_at && !state_->torn) {
     state_->torn = true;
     ++state_->held;
-    state_->digest.reset();
+    state_->forget_digests();
     out.push_back(state_->event(EventKind::kLog, "the update scope stayed open: the version is torn"));
     state_->answer(out);
   }
@@ -476,14 +482,15 @@ MemberActions MemberCore::started(Version version, const Digest& digest, Lineage
   const Generation generation = state.entered.generation;
   state.hold(version, generation);
   const std::vector<uint32_t> mine = state.entered.shards_of(state.id);
-  state.shards = {mine.begin(), mine.end()};
-  if (mine.empty()) state.digest = digest;  // else those of the shards are wanted with it
-  state.base_told = true;
-  if (!lineage.empty()) state.durable = version;  // it was read from there
+  state.arrived = {mine.begin(), mine.end()};
+  if (mine.empty()) state.digest = digest;               // else those of the shards are wanted with it
+  state.base_told = state.entered.shards.shards() == 0;  // Started tells of what all hold
+  if (!lineage.empty()) state.durable = version;         // it was read from there
   state.entered.base = version;
   state.entered.lineage = lineage;
   state.entered.lineage.push_back({generation, version});
   out.push_back(state.to_leader(Started{generation, version, digest, std::move(lineage)}));
+  state.tell_base(out);
   return out;
 }
 

@@ -87,6 +87,7 @@ struct Report {
   Generation installed;          // newest generation entered with this state: the tail of its lineage
   std::vector<uint32_t> shards;  // that it holds of `version`, compared with the other copies
   bool has_gradient = false;  // of the update to `version`: it made that in `installed`, and entered no other
+  std::vector<uint32_t> arrived;  // shards that it has too, and does not know to have been compared
 };
 
 // The member's part of the new view stands: group formed, state received and verified.
@@ -95,17 +96,17 @@ struct Ready {
   uint32_t attempt = 0;
 };
 
-// The state at the entered view's base, as this member holds it (rule 5). Computed while the view's first
-// step is; no update is permitted before all members' are compared (BaseConfirmed).
 struct ShardDigest {
   uint32_t shard = 0;
   Digest digest;
   friend bool operator==(const ShardDigest&, const ShardDigest&) = default;
 };
+// The state at the entered view's base, as this member holds it (rule 5). Computed while the view's first
+// step is; no update is permitted before all members' are compared (BaseConfirmed).
 struct BaseDigest {
   Generation generation;
   Digest digest;                    // of what all members hold
-  std::vector<ShardDigest> shards;  // of those that the view gives it
+  std::vector<ShardDigest> shards;  // that it has, also of those that the view has given to others
 };
 
 // Something the member could not do names who stood in the way: a hint for the leader, not a proof.
@@ -347,6 +348,8 @@ struct RescueReport {
   Generation installed;          // as in Report
   Digest digest;
   Version durable = kNoVersion;     // newest version that this member knows to be saved on its own branch
+  Version base = kNoVersion;        // of the view that it has entered
+  Generation before;                // the view before that one
   uint32_t shard_count = 0;         // of its view; 0: nothing is sharded
   std::vector<ShardDigest> shards;  // that it holds of `version`
 };

@@ -33,8 +33,14 @@ RescueDecision decide_newest(const Reports& reports) {
     decision.why = "version " + std::to_string(best->version) + " is saved already";
     return decision;
   }
+  // Where no step was made in the newest view, its base is what members had that have not entered it yet.
+  const auto is_same = [&](const RescueReport& report) {
+    const bool entered = report.installed == best->installed;
+    const bool before = best->base == best->version && report.installed == best->before;
+    return report.version == best->version && (entered || before);
+  };
   for (const auto& [id, report] : reports) {
-    if (report.version != best->version || report.installed != best->installed) continue;
+    if (!is_same(report)) continue;
     if (report.digest != best->digest) {
       decision.holders.clear();
       decision.version = kNoVersion;

@@ -70,8 +70,18 @@ class Placer {
     if (!several_nodes_ || copies_ < 2) return;
     for (bool exchanged = true; exchanged;) {
       exchanged = false;
-      for (uint32_t shard = 0; shard < sharding_.shards; ++shard)
-        exchanged = (on_one_node(shard) && exchange_away(shard)) || exchanged;
+      // What cannot be done for one shard of some holders can for none of theirs, until something has moved.
+      std::set<std::vector<uint32_t>> stuck;
+      for (uint32_t shard = 0; shard < sharding_.shards; ++shard) {
+        const std::vector<uint32_t> holders = now_[shard];
+        if (!on_one_node(shard) || stuck.contains(holders)) continue;
+        if (exchange_away(shard)) {
+          exchanged = true;
+          stuck.clear();
+        } else {
+          stuck.insert(holders);
+        }
+      }
     }
   }
 
@@ -142,11 +152,10 @@ class Placer {
     const std::vector<uint32_t> holders = now_[shard];
     const NodeId crowded = members_[holders.front()].node;
     for (uint32_t other = 0; other < sharding_.shards; ++other) {
-      const std::vector<uint32_t> elsewhere = now_[other];
-      for (uint32_t away : elsewhere) {
+      for (uint32_t away : now_[other]) {
         if (members_[away].node == crowded) continue;
         for (uint32_t here : holders) {
-          if (contains(elsewhere, here) || on_one_node_after(other, away, here)) continue;
+          if (contains(now_[other], here) || on_one_node_after(other, away, here)) continue;
           replace(shard, here, away);
           replace(other, away, here);
           return true;

@@ -29,8 +29,8 @@ struct ShardPlacement {
 
 // Each shard with `copies` members, or as many as there are. Moves as few as the invariants allow: when one
 // member joins W others, about 1/(W+1) of what there is. `leaving`: members that are to hold none. A shard
-// that nobody holds, as in the first view of a run, gets holders and no move. Time: O(shards × copies ×
-// members) at worst.
+// that nobody holds, as in the first view of a run, gets holders and no move. Time: as shards × copies ×
+// members, and where copies cannot be parted as the square of the shards at worst.
 ShardPlacement place_shards(const std::vector<Member>& members, const Holdings& holdings,
                             const Sharding& sharding, const std::set<MemberId>& leaving = {});
 

@@ -56,6 +56,8 @@ struct Member {
 // update to it, so that its copies stay equal without being sent. Holders are named by rank in the view that
 // has the map.
 struct Sharding {
+  static constexpr uint32_t kShardsMax = 1 << 16;
+  static constexpr uint32_t kCopiesMax = 16;
   uint32_t shards = 0;  // fixed for the run; 0: all members hold all of the state
   uint32_t copies = 0;  // of each shard, where there are as many members
   friend bool operator==(const Sharding&, const Sharding&) = default;

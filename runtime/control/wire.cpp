@@ -1,5 +1,6 @@
 #include "runtime/control/wire.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <type_traits>
@@ -193,12 +194,13 @@ Started read(const fb::Started& m) {
 Offset<fb::Report> write(FlatBufferBuilder& to, const Report& m) {
   const auto generation = write(m.generation);
   const auto installed = write(m.installed);
-  return fb::CreateReport(to, &generation, m.attempt, m.version, m.torn, &installed, write(to, m.shards),
-                          m.has_gradient);
+  const auto shards = write(to, m.shards);
+  return fb::CreateReport(to, &generation, m.attempt, m.version, m.torn, &installed, shards, m.has_gradient,
+                          write(to, m.arrived));
 }
 Report read(const fb::Report& m) {
-  return {read(*m.generation()), m.attempt(),      m.version(),     m.torn(),
-          read(*m.installed()),  read(m.shards()), m.has_gradient()};
+  return {read(*m.generation()), m.attempt(),      m.version(),      m.torn(),
+          read(*m.installed()),  read(m.shards()), m.has_gradient(), read(m.arrived())};
 }
 
 Offset<fb::Ready> write(FlatBufferBuilder& to, const Ready& m) {
@@ -430,12 +432,14 @@ RescueAsk read(const fb::RescueAsk&) { return {}; }
 Offset<fb::RescueReport> write(FlatBufferBuilder& to, const RescueReport& m) {
   const auto installed = write(m.installed);
   const auto digest = write(m.digest);
-  return fb::CreateRescueReport(to, m.version, &installed, &digest, m.durable, m.shard_count,
+  const auto before = write(m.before);
+  return fb::CreateRescueReport(to, m.version, &installed, &digest, m.durable, m.base, &before, m.shard_count,
                                 write(to, m.shards));
 }
 RescueReport read(const fb::RescueReport& m) {
-  return {m.version(), read(*m.installed()), read(*m.digest()),
-          m.durable(), m.shard_count(),      read(m.shards())};
+  const Generation before = m.before() == nullptr ? Generation{} : read(*m.before());
+  return {m.version(), read(*m.installed()), read(*m.digest()), m.durable(), m.base(),
+          before,      m.shard_count(),      read(m.shards())};
 }
 
 Offset<fb::RescueOver> write(FlatBufferBuilder& to, const RescueOver& m) {
@@ -524,6 +528,17 @@ size_t large_bytes(const Message& message) {
   return sum;
 }
 
+// What reads it later counts on this.
+Status check_shards(const View& view) {
+  const ShardMap& map = view.shards;
+  const bool even = map.copies == 0 ? map.ranks.empty() : map.ranks.size() % map.copies == 0;
+  const bool known = std::all_of(map.ranks.begin(), map.ranks.end(), [&](uint32_t rank) {
+    return rank == ShardMap::kNobody || rank < view.members.size();
+  });
+  if (even && known) return ok();
+  return Error{ErrorCode::kMisuse, "a view whose shards are held by ranks that it does not have"};
+}
+
 }  // namespace
 
 Result<ByteBuffer> encode(const Envelope& envelope) {
@@ -551,14 +566,18 @@ Result<Envelope> decode_envelope(ByteSpan bytes) {
     return Error{ErrorCode::kMisuse, "a notice of unknown scope"};
   }
   MUSTER_ASSIGN(Message message, read_body(kind - 1, frame->body()));
+  if (const auto* install = std::get_if<Install>(&message)) MUSTER_TRY(check_shards(install->view));
+  if (const auto* learn = std::get_if<Learn>(&message)) MUSTER_TRY(check_shards(learn->view));
   return Envelope{frame->member(), std::move(message)};
 }
 
 Result<ByteBuffer> encode(const View& view) { return encode_root(view); }
 Result<View> decode_view(ByteSpan bytes) {
   ByteBuffer aligned;
-  MUSTER_ASSIGN(const fb::View* view, verified_root<fb::View>(bytes, aligned));
-  return read(*view);
+  MUSTER_ASSIGN(const fb::View* found, verified_root<fb::View>(bytes, aligned));
+  View view = read(*found);
+  MUSTER_TRY(check_shards(view));
+  return view;
 }
 
 Result<ByteBuffer> encode(const Event& event) { return encode_root(event); }

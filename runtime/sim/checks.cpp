@@ -39,8 +39,11 @@ void World::check_base_digest(const Process& process, const BaseDigest& base) {
     expect(entry.digest == shard_truth(process.version, entry.shard),
            named(process.id) + " tells a wrong digest of shard " + std::to_string(entry.shard));
   }
-  expect(base.shards.size() == process.core->view().shards_of(process.id).size(),
-         named(process.id) + " leaves a shard out of the view's base");
+  for (uint32_t shard : process.core->view().shards_of(process.id)) {
+    expect(
+        std::any_of(base.shards.begin(), base.shards.end(), [&](auto& told) { return told.shard == shard; }),
+        named(process.id) + " leaves shard " + std::to_string(shard) + " out of the view's base");
+  }
 }
 
 // One view a generation; 16: a planned change repeats no step; 13: nobody who was excluded still runs on this
@@ -68,7 +71,8 @@ void World::check_enter(const Process& process, const View& view, bool planned) 
   }
 }
 
-// 3, 6: the members start again from the newest save only if none of them holds what was committed since.
+// 3, 6: the members start again from the newest save only if they do not hold what was committed since, or a
+// later version, whole.
 void World::check_start_again(const Process& process, const View& view) {
   const bool fenced = view.generation < store.generation;
   if (view.base != kNoVersion || fenced || committed == kNoVersion) return;
@@ -79,9 +83,11 @@ void World::check_start_again(const Process& process, const View& view) {
                        holder.core->version() >= committed && holder.entered < view.generation;
     if (holds) holders[holder.core->version()].push_back(&holder);
   }
-  if (holders.empty() || !hold_all_shards(holders.rbegin()->second, holders.rbegin()->first)) return;
-  violate(named(process.id) + " starts again, and " + named(holders.rbegin()->second.front()->id) +
-          " holds a committed version");
+  for (const auto& [version, who] : holders) {
+    if (hold_all_shards(who, version))
+      violate(named(process.id) + " starts again, and " + named(who.front()->id) +
+              " holds a committed version");
+  }
 }
 
 // 24: a save fails by its own participants only: one that was lost before its vote, could not write, or was

@@ -430,7 +430,7 @@ void World::finish_update(Process& process, const Process::Ready& ready) {
   for (auto& [lesson, log] : lessons) {
     if (log.source == id && !log.over) log.gradients[ready.version] = ready.gradient;
   }
-  const MemberActions actions = process.core->update_closed(process_now(process));
+  const MemberActions actions = process.core->update_closed(process_now(process), keeps_gradients);
   if (process.core->version() == kNoVersion) process.version = kNoVersion;  // torn meanwhile
   update_shards(process, ready);
   const bool due = process.core->boundary_due(ready.plan) && ready.plan > 0;

@@ -45,7 +45,7 @@ void World::update_shards(Process& process, const Process::Ready& ready) {
 void World::restore_shards(Process& process, Version version) {
   process.shards.clear();
   for (uint32_t shard : process.core->view().shards_of(process.id))
-    process.shards[shard] = {version, shard_truth(version, shard), true};
+    process.shards[shard] = {version, shard_truth(version, shard), false};
 }
 
 // Its sources stand at a boundary, with it; each is read for a while.

@@ -39,6 +39,7 @@ World::World(const Options& given) : options(given), random(given.seed) {
     limits.node_mtbf = 10 * kSecond;
   }
   if (options.seed % 4 == 2) {
+    keeps_gradients = options.seed % 16 != 6;
     SeededRandom own(mix64(options.seed));
     sharding = {static_cast<uint32_t>(1 + own.below(12)), static_cast<uint32_t>(1 + own.below(3))};
   }
@@ -60,6 +61,7 @@ World::World(const Options& given) : options(given), random(given.seed) {
   limits.suspect_wait = 100 * kMillisecond;
   limits.notice_settle = 100 * kMillisecond;
   limits.learn_retry_wait = 2 * kSecond;
+  limits.mend_wait = 2 * kSecond;
   limits.end_timeout = 15 * kSecond;
   limits.rules = options.rules;
   node_limits.workers = limits.workers_per_node;

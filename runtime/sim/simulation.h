@@ -16,7 +16,8 @@
 //
 // A connection keeps its order, as TCP does; only connections, workers and nodes overtake each other.
 //
-// With every fourth seed the state is sharded, in one to twelve shards of one to three copies.
+// With every fourth seed the state is sharded, in one to twelve shards of one to three copies; with a quarter
+// of these nobody keeps a gradient that others may lack.
 #pragma once
 
 #include <string>

@@ -222,8 +222,9 @@ struct World {
   };
   std::priority_queue<Event, std::vector<Event>, std::greater<Event>> queue;
 
-  bool paced = false;  // when to save is left to the leader
-  Sharding sharding;   // of the state; none: all hold all
+  bool paced = false;           // when to save is left to the leader
+  Sharding sharding;            // of the state; none: all hold all
+  bool keeps_gradients = true;  // of the newest update
   Limits limits;
   NodeLimits node_limits;
   MemberLimits member_limits;

@@ -67,6 +67,24 @@ TEST(BaseOfShards, TheGradientIsStillThereWhereNoOtherViewWasEntered) {
   EXPECT_EQ(learnt.base, kNoVersion) << "who has learnt the version never had it";
 }
 
+TEST(BaseOfShards, AnOlderVersionThatIsCompleteIsBetterThanNone) {
+  const auto decision = decide_base(
+      {{1, holding(8, 2, {0})}, {2, holding(7, 2, {0, 1})}, {3, holding(7, 2, {1, 2})}}, kLineage, 3);
+  EXPECT_EQ(decision.base, 7) << "nobody has the gradient of the update to 8";
+  EXPECT_THAT(decision.holders, ElementsAre(2, 3));
+  EXPECT_THAT(decision.behind, ElementsAre(1)) << "who is ahead takes it from the others";
+}
+
+// Its word was under way when the others went on, or the leader was lost.
+TEST(BaseOfShards, WhatHasArrivedCountsIfItWasCompared) {
+  Report unsure = holding(5, 2, {0});
+  unsure.arrived = {1};
+  EXPECT_EQ(decide_base({{1, unsure}}, kLineage, 2).base, kNoVersion);
+  EXPECT_EQ(decide_base({{1, unsure}}, kLineage, 2, true).base, 5);
+  const auto decision = decide_base({{1, unsure}, {2, updated(6, 2, {0})}}, kLineage, 2);
+  EXPECT_EQ(decision.base, 6) << "the second has updated, so all was compared; the first is one behind";
+}
+
 // ---- the leader: 8 shards, two copies
 
 class ShardedView : public LeaderTest {
@@ -74,9 +92,13 @@ class ShardedView : public LeaderTest {
   void SetUp() override { sharding = {8, 2}; }
 
   void report_held(MemberId member, Version version) {
-    Report message = holding(version, leader->view().generation.counter, leader->view().shards_of(member));
+    report_shards(member, version, leader->view().shards_of(member));
+  }
+  void report_shards(MemberId member, Version version, Shards shards) {
+    Report message = holding(version, leader->view().generation.counter, std::move(shards));
     message.generation = leader->view().generation;
     message.attempt = asked();
+    message.has_gradient = version > leader->view().base;
     say(member / 100, member, message);
   }
   void at_boundary(Version version) {
@@ -203,6 +225,89 @@ TEST_F(ShardedView, CopiesThatWereThereBeforeAndDifferEndTheJob) {
   EXPECT_TRUE(named);
 }
 
+TEST_F(ShardedView, CopiesThatDifferAtTheStartEndTheJob) {
+  flipped_shards.insert({3, 200});
+  begin(1, 2, 1);
+  for (const NodeId node : {1, 2}) {
+    node_comes(node, 1);
+    member_comes(node, 0);
+  }
+  EXPECT_EQ(leader->phase(), "ended");
+}
+
+TEST_F(ShardedView, WhereOneCopyWasSentTheGiverTellsWhetherItIsRight) {
+  sharding = {8, 1};
+  form(2, 1);
+  progress_all(4);
+  NoticeRaised notice;
+  notice.scope = Scope::kNode;
+  say(2, 0, notice);
+  tick_at(now + limits.notice_settle);
+  for (uint32_t shard : leader->view().shards_of(200)) flipped_shards.insert({shard, 100});
+  at_boundary(6);
+  const auto evicted = sent<Evict>(last);
+  ASSERT_EQ(evicted.size(), 1u);
+  EXPECT_THAT(evicted[0].second.members, ElementsAre(100));
+}
+
+TEST_F(ShardedView, AWrongUpdateWithAFetchedGradientExcludesItsMember) {
+  form(3, 1);
+  progress_all(4);
+  gone(3, 300);
+  report_held(100, 5);
+  for (uint32_t shard : leader->view().shards_of(200)) flipped_shards.insert({shard, 200});
+  report_held(200, 4);
+  EXPECT_EQ(leader->view().base, 5);
+  const auto evicted = sent<Evict>(last);
+  ASSERT_EQ(evicted.size(), 1u) << "100 has held the base, and vouches for it";
+  EXPECT_THAT(evicted[0].second.members, ElementsAre(200));
+}
+
+TEST_F(ShardedView, MovesThatFailAreTriedAgainEverMoreSeldom) {
+  form(2, 2);
+  progress_all(4);
+  gone(2, 201);
+  for (const MemberId member : {100, 101, 200}) report_held(member, 4);
+  Version version = 4;
+  std::vector<Instant> tried;
+  size_t plans = 0;
+  for (const Instant began = now; now < began + 200 * kSecond; tick_at(now + kSecond)) {
+    progress_all(++version);
+    if (sent<PlanNumber>(all).size() == std::exchange(plans, sent<PlanNumber>(all).size())) continue;
+    tried.push_back(now);
+    const View before = leader->view();
+    mute = {200};  // it cannot stage what it is sent
+    at_boundary(version);
+    say(2, 200, Suspect{leader->view().generation, {}, "no memory for a shard"});
+    tick_at(now + limits.suspect_wait);
+    mute.clear();
+    for (const MemberId member : {100, 101, 200}) report_shards(member, version, before.shards_of(member));
+    ASSERT_EQ(leader->phase(), "running");
+    plans = sent<PlanNumber>(all).size();  // with each new view
+  }
+  ASSERT_GE(tried.size(), 3u);
+  EXPECT_LE(tried.size(), 8u);
+  EXPECT_GT(tried[2] - tried[1], tried[1] - tried[0]);
+}
+
+TEST_F(ShardedView, WhoDeclaresOtherShardsIsRefused) {
+  form(1, 1);
+  sharding = {16, 2};
+  node_comes(2, 1);
+  member_comes(2, 0);
+  const auto ends = sent<End>(last);
+  ASSERT_EQ(ends.size(), 1u);
+  EXPECT_THAT(ends[0].second.why, HasSubstr("declares 16 shards of 2 copies, the others 8 of 2"));
+}
+
+TEST_F(ShardedView, MoreShardsThanCanBeAreRefused) {
+  sharding = {UINT32_MAX, UINT32_MAX};
+  begin(1, 1, 1);
+  node_comes(1, 1);
+  member_comes(1, 0);
+  EXPECT_EQ(leader->phase(), "ended");
+}
+
 TEST_F(ShardedView, ASaveNamesWhoWritesWhichShard) {
   form(2, 2);
   progress_all(4);
@@ -264,6 +369,7 @@ class ShardedMember : public ::testing::Test {
   void begin(const Shards& mine) {
     enter(1, kNoVersion, mine);
     core.started(0, digest_at(0), {});
+    EXPECT_THAT(core.shards(), IsEmpty()) << "not compared";
     core.receive(now, BaseConfirmed{gen(1)});
   }
   Shards reported() {
@@ -322,6 +428,7 @@ TEST_F(ShardedMember, WhatWasNotComparedIsNotReportedAndAnotherUpdateLeavesItBeh
   EXPECT_THAT(reported(), ElementsAre(0, 1));
   enter(3, 1, {0, 1});
   core.receive(now, BaseConfirmed{gen(3)});
+  EXPECT_THAT(core.shards(), ElementsAre(0, 1)) << "the view did not give it 4, so nobody compared that";
   update();
   EXPECT_THAT(core.shards(), ElementsAre(0, 1));
 }
@@ -363,7 +470,8 @@ TEST_F(ShardedMember, AFetchedGradientIsNoneToGive) {
 // ---- the rescue
 
 RescueReport frozen(Version version, const Shards& shards) {
-  RescueReport report{version, gen(3), digest_at(version), kNoVersion, 4, {}};
+  RescueReport report{version, gen(3), digest_at(version), kNoVersion};
+  report.shard_count = 4;
   for (uint32_t shard : shards) report.shards.push_back({shard, digest_at(100 + shard)});
   return report;
 }
@@ -381,6 +489,19 @@ TEST(RescueOfShards, AVersionThatLacksAShardIsPassedOver) {
   EXPECT_THAT(decision.holders, ElementsAre(200));
   EXPECT_THAT(decision.why, HasSubstr("nobody holds shard 2 of version 8"));
   EXPECT_EQ(decide_rescue({{100, frozen(8, {0, 1})}, {200, frozen(7, {2, 3})}}).version, kNoVersion);
+}
+
+// Some have entered a view of which no step was made, others not yet: all hold its base.
+TEST(RescueOfShards, WhoHasNotEnteredTheNewestViewHoldsItsBaseToo) {
+  RescueReport entered = frozen(7, {0, 1});
+  entered.installed = gen(4);
+  entered.before = gen(3);
+  entered.base = 7;
+  const auto decision = decide_rescue({{100, entered}, {200, frozen(7, {2, 3})}});
+  EXPECT_THAT(decision.holders, ElementsAre(100, 200));
+  entered.base = 6;
+  EXPECT_THAT(decide_rescue({{100, entered}, {200, frozen(7, {2, 3})}}).holders, IsEmpty())
+      << "version 7 was made anew in the newer view";
 }
 
 TEST(RescueOfShards, DifferentCopiesAreNotSaved) {

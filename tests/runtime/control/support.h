@@ -7,6 +7,7 @@
 #include <map>
 #include <optional>
 #include <set>
+#include <utility>
 
 #include "runtime/control/coordinator.h"
 
@@ -85,25 +86,29 @@ class LeaderTest : public ::testing::Test {
     if (member == 0 || mute.contains(member)) return;
     if (const auto* install = std::get_if<Install>(&send.envelope.message)) {
       bases[member] = install->view.base;
-      given[member] = install->view.shards_of(member);
+      had[member] = std::exchange(given[member], install->view.shards_of(member));
       inbox(send.node, member, Ready{install->view.generation, install->attempt});
     }
     if (const auto* go = std::get_if<Go>(&send.envelope.message)) {
       const Version base = bases[member];
-      if (base == kNoVersion) {
-        inbox(send.node, member, Started{go->generation, start, digest_at(start), {}});
-      } else if (!undigested.contains(member)) {
-        BaseDigest told{go->generation, digest_at(flipped.contains(member) ? -base : base), {}};
-        for (uint32_t shard : given[member]) {
-          const bool wrong = flipped_shards.contains({shard, member});
-          told.shards.push_back({shard, digest_at(wrong ? -1 : static_cast<Version>(shard))});
-        }
-        inbox(send.node, member, std::move(told));
-      }
+      if (base == kNoVersion) inbox(send.node, member, Started{go->generation, start, digest_at(start), {}});
+      if (base == kNoVersion && sharding.copies == 0) return;
+      if (!undigested.contains(member)) tell_base(send.node, member, go->generation);
     }
   }
+  void tell_base(NodeId node, MemberId member, const Generation& generation) {
+    const Version base = std::max(bases[member], start);
+    BaseDigest told{generation, digest_at(flipped.contains(member) ? -base : base), {}};
+    std::set<uint32_t> shards(given[member].begin(), given[member].end());
+    shards.insert(had[member].begin(), had[member].end());
+    for (uint32_t shard : shards) {
+      const bool wrong = flipped_shards.contains({shard, member});
+      told.shards.push_back({shard, digest_at(wrong ? -1 : static_cast<Version>(shard))});
+    }
+    inbox(node, member, std::move(told));
+  }
   std::map<MemberId, Version> bases;
-  std::map<MemberId, std::vector<uint32_t>> given;  // shards, by the newest Install
+  std::map<MemberId, std::vector<uint32_t>> given, had;  // shards, by the newest Install and the one before
   std::set<std::pair<uint32_t, MemberId>> flipped_shards;
   std::set<MemberId> undigested;  // members that do not tell their digests
   std::set<MemberId> flipped;     // members whose states are others

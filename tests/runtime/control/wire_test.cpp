@@ -36,6 +36,21 @@ TEST(Wire, EveryMessageSurvives) {
   }
 }
 
+TEST(Wire, ShardsOfRanksThatAreNotThereAreRefused) {
+  const auto decoded = [](ShardMap shards) {
+    View given = view();
+    given.shards = std::move(shards);
+    const bool as_view = decode_view(*encode(given)).ok();
+    EXPECT_EQ(decode_envelope(encoded({1, Install{given, 1, {}, ""}})).ok(), as_view);
+    EXPECT_EQ(decode_envelope(encoded({1, Learn{1, member(1), given}})).ok(), as_view);
+    return as_view;
+  };
+  EXPECT_TRUE(decoded({2, {0, 1, 2, ShardMap::kNobody}}));
+  EXPECT_FALSE(decoded({2, {0, 3}})) << "of three members";
+  EXPECT_FALSE(decoded({2, {0, 1, 2}}));
+  EXPECT_FALSE(decoded({0, {0}}));
+}
+
 TEST(Wire, FieldsKeepTheirPlaces) {
   const auto back = decode_envelope(encoded({1, Install{view(), 5, {{1, 2}, {3, 4, true}}, "loss"}}));
   ASSERT_TRUE(back.ok());
