@@ -42,7 +42,7 @@ void add_blocks(std::span<const uint64_t> shape, Range elements, Block& around, 
   if (elements.end % inner != 0) add_within(last, {0, elements.end % inner});
 }
 
-// The part of one tensor that one shard has.
+// The part of one tensor, not a sharded one, that one shard file has.
 struct Source {
   uint32_t participant;
   Piece piece;
@@ -52,11 +52,12 @@ std::vector<Source> sources_of(const SavePlan& plan, uint32_t tensor) {
   const TensorSpec& spec = plan.specs()[tensor];
   const uint64_t bytes = total_bytes(spec);
   std::vector<Source> sources;
-  if (bytes == 0) return sources;
+  if (bytes == 0 || spec.split == kSharded) return sources;
   const bool replicated = spec.split == kReplicated;
   const Range holders = replicated ? plan.holders(tensor, {0, bytes}) : Range{0, plan.participants()};
   for (auto p = static_cast<uint32_t>(holders.begin); p < holders.end; ++p) {
-    const Range piece = replicated ? plan.replicated_piece(tensor, p) : Range{0, plan.piece_bytes(tensor, p)};
+    const Range piece =
+        replicated ? plan.replicated_piece(tensor, p) : Range{0, local_bytes(spec, p, plan.participants())};
     if (piece.size() != 0) sources.push_back({p, {tensor, piece}});
   }
   return sources;
@@ -75,15 +76,13 @@ class IndexBuilder {
 
   Status add(uint32_t tensor) {
     const TensorSpec& spec = plan_.specs()[tensor];
-    const std::vector<Source> sources = sources_of(plan_, tensor);
     auto& mappings = datasets_.keep_sources();
-    for (const Source& source : sources) {
+    if (spec.split == kSharded) add_shards(mappings, tensor);
+    for (const Source& source : sources_of(plan_, tensor)) {
       if (spec.shape.empty())
         add_whole(mappings, source);
       else if (spec.split == kReplicated)
         add_run(mappings, source);
-      else if (spec.split == kSharded)
-        add_shards(mappings, source);
       else
         add_part(mappings, source);
     }
@@ -148,19 +147,19 @@ class IndexBuilder {
     mappings.push_back(mapping);
   }
 
-  // Rows of each shard that the participant has saved; neighbours as one block.
-  void add_shards(std::vector<MusterHdf5Source>& mappings, const Source& source) {
-    const TensorSpec& spec = plan_.specs()[source.piece.tensor];
-    const uint64_t row_bytes = total_bytes(spec) / spec.shape[0];
-    std::vector<uint64_t> shape = spec.shape;
-    shape[0] = source.piece.bytes.size() / row_bytes;
-    const std::vector<WholeRun> runs = plan_.runs(source.piece.tensor, {0, total_bytes(spec)});
+  // Rows of each shard; those of one participant that follow each other as one block.
+  void add_shards(std::vector<MusterHdf5Source>& mappings, uint32_t tensor) {
+    const TensorSpec& spec = plan_.specs()[tensor];
+    const std::vector<WholeRun> runs = plan_.runs(tensor, {0, total_bytes(spec)});
+    const uint64_t row_bytes = runs.empty() ? 1 : total_bytes(spec) / spec.shape[0];
     for (size_t i = 0; i < runs.size();) {
       const WholeRun first = runs[i];
       Range bytes = first.bytes;
       for (++i; i < runs.size() && runs[i].participant == first.participant; ++i)
         bytes.end = runs[i].bytes.end;
-      if (first.participant != source.participant) continue;
+      const Source source{first.participant, {tensor, {0, plan_.piece_bytes(tensor, first.participant)}}};
+      std::vector<uint64_t> shape = spec.shape;
+      shape[0] = source.piece.bytes.size() / row_bytes;
       Block there{std::vector<uint64_t>(shape.size(), 0), shape};
       there.begin[0] = first.offset / row_bytes;
       there.count[0] = bytes.size() / row_bytes;

@@ -1,6 +1,7 @@
 #include "checkpoint/layout.h"
 
 #include <algorithm>
+#include <functional>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -98,6 +99,14 @@ SplitShape around(const TensorSpec& spec, int dimension) {
   return {product(shape.first(d)), shape[d], product(shape.subspan(d + 1)) * size_of(spec.dtype)};
 }
 
+// The part that has this index; see part_of.
+uint32_t part_with(uint64_t count, uint64_t index, uint32_t parts) {
+  const uint64_t least = count / parts;
+  const uint64_t larger = count % parts;
+  if (index < larger * (least + 1)) return static_cast<uint32_t>(index / (least + 1));
+  return static_cast<uint32_t>(least == 0 ? parts : larger + (index - larger * (least + 1)) / least);
+}
+
 Range intersection(Range a, Range b) {
   const uint64_t begin = std::max(a.begin, b.begin);
   return {begin, std::max(begin, std::min(a.end, b.end))};
@@ -138,16 +147,30 @@ std::vector<uint64_t> split_bytes_of(std::span<const TensorSpec> specs, uint32_t
 
 Status check_owners(std::span<const TensorSpec> specs, uint32_t participants,
                     std::span<const uint32_t> owners) {
-  if (owners.size() > kShardsMax) return misuse("the state has more than a million shards");
+  const auto sharded = static_cast<uint64_t>(std::count_if(
+      specs.begin(), specs.end(), [](const TensorSpec& spec) { return spec.split == kSharded; }));
+  if (owners.size() > kShardsMax || sharded * owners.size() > kShardPartsMax)
+    return misuse(std::to_string(sharded) + " sharded tensors in " + std::to_string(owners.size()) +
+                  " shards are more than can be saved: at most " + std::to_string(kShardsMax) +
+                  " shards, and " + std::to_string(kShardPartsMax) + " parts of tensors");
   for (size_t shard = 0; shard < owners.size(); ++shard) {
     if (owners[shard] < participants) continue;
     return misuse("shard " + std::to_string(shard) + " is saved by participant " +
                   std::to_string(owners[shard]) + " of " + std::to_string(participants));
   }
-  if (!owners.empty()) return ok();
-  for (const TensorSpec& spec : specs) {
-    if (spec.split == kSharded)
-      return misuse("tensor '" + spec.name + "' is sharded, and nobody is said to save its shards");
+  if (!owners.empty() || sharded == 0) return ok();
+  const auto first =
+      std::find_if(specs.begin(), specs.end(), [](const TensorSpec& spec) { return spec.split == kSharded; });
+  return misuse("tensor '" + first->name + "' is sharded, and nobody is said to save its shards");
+}
+
+Status check_held(std::span<const TensorSpec> wanted, const HeldShards& held) {
+  const bool ascending = std::is_sorted(held.mine.begin(), held.mine.end(), std::less_equal<>());
+  if (!ascending || (!held.mine.empty() && held.mine.back() >= held.count))
+    return misuse("the shards to restore are not ascending ones of " + std::to_string(held.count));
+  for (const TensorSpec& spec : wanted) {
+    if (spec.split == kSharded && held.count == 0)
+      return misuse("tensor '" + spec.name + "' is sharded, and the number of shards is not given");
   }
   return ok();
 }
@@ -248,7 +271,10 @@ Result<SavePlan> plan_save(std::vector<TensorSpec> specs, uint32_t participants,
   plan.line_begin_ = line_of(specs);
   const auto shares = shares_of(plan.line_begin_.back(), split_bytes_of(specs, participants, owners));
   plan.owned_.resize(participants, {static_cast<uint32_t>(owners.size()), {}});
-  for (uint32_t shard = 0; shard < owners.size(); ++shard) plan.owned_[owners[shard]].mine.push_back(shard);
+  for (uint32_t shard = 0; shard < owners.size(); ++shard) {
+    plan.place_.push_back(static_cast<uint32_t>(plan.owned_[owners[shard]].mine.size()));
+    plan.owned_[owners[shard]].mine.push_back(shard);
+  }
   plan.owners_ = std::move(owners);
   plan.cuts_ = cuts_of(plan.line_begin_, shares);
   plan.specs_ = std::move(specs);
@@ -283,12 +309,22 @@ std::vector<WholeRun> SavePlan::runs(uint32_t tensor, Range bytes) const {
 
 std::vector<WholeRun> SavePlan::shard_runs(uint32_t tensor, Range bytes) const {
   std::vector<WholeRun> runs;
-  std::vector<uint64_t> filled(participants_, 0);
-  for (uint32_t shard = 0; shard < owners_.size(); ++shard) {
-    const Range run = shard_bytes(specs_[tensor], shard, static_cast<uint32_t>(owners_.size()));
-    uint64_t& offset = filled[owners_[shard]];
-    if (intersection(run, bytes).size() != 0) runs.push_back({owners_[shard], run, offset});
-    offset += run.size();
+  if (bytes.size() == 0) return runs;
+  const SplitShape shape = around(specs_[tensor], 0);
+  const auto shards = static_cast<uint32_t>(owners_.size());
+  const uint64_t least = shape.extent / shards;                      // rows of a shard
+  const auto larger = static_cast<uint32_t>(shape.extent % shards);  // so many, the first, have one more
+  for (uint32_t shard = part_with(shape.extent, bytes.begin / shape.inner_bytes, shards); shard < shards;
+       ++shard) {
+    const Range run = shard_bytes(specs_[tensor], shard, shards);
+    if (run.begin >= bytes.end) break;
+    if (run.size() == 0) continue;
+    // The larger ones come first among the owner's, too.
+    const std::vector<uint32_t>& mine = owned_[owners_[shard]].mine;
+    const auto larger_before =
+        std::lower_bound(mine.begin(), mine.begin() + place_[shard], larger) - mine.begin();
+    const uint64_t rows = place_[shard] * least + static_cast<uint64_t>(larger_before);
+    runs.push_back({owners_[shard], run, rows * shape.inner_bytes});
   }
   return runs;
 }
@@ -610,6 +646,8 @@ Result<std::vector<Copy>> plan_restore(const SavePlan& saved, std::span<const Te
                                        uint32_t part, uint32_t parts, ReadShare share,
                                        const RestoreRules& rules, const HeldShards& held) {
   if (part >= parts) return misuse("rank " + std::to_string(part) + " of " + std::to_string(parts));
+  MUSTER_TRY(check_specs(wanted));
+  MUSTER_TRY(check_held(wanted, held));
   MUSTER_ASSIGN(const SavePlan shares, plan_shares(wanted, parts));
   MUSTER_ASSIGN(const TensorMatch match, match_tensors(saved.specs(), wanted, rules));
   std::vector<Copy> copies;

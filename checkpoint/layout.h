@@ -29,7 +29,8 @@ constexpr size_t kTensorNameBytesMax = 255;
 constexpr size_t kRankMax = 16;
 constexpr uint64_t kTensorsMax = 1'000'000;
 constexpr uint32_t kParticipantsMax = 1'000'000;
-constexpr uint32_t kShardsMax = 1'000'000;
+constexpr uint32_t kShardsMax = 1 << 16;
+constexpr uint64_t kShardPartsMax = 100'000'000;  // sharded tensors times shards
 constexpr uint64_t kStateBytesMax = uint64_t{1} << 60;
 
 struct TensorSpec {
@@ -116,6 +117,7 @@ class SavePlan {
   std::vector<TensorSpec> specs_;
   std::vector<uint32_t> owners_;
   std::vector<HeldShards> owned_;  // by participant
+  std::vector<uint32_t> place_;    // of each shard, among its owner's
   uint32_t participants_ = 1;
   std::vector<uint64_t> line_begin_;  // of each tensor, and the end of the last; split ones have no length
   std::vector<uint64_t> cuts_;        // participant p takes [cuts[p], cuts[p + 1]) of the line

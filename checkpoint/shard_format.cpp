@@ -37,15 +37,17 @@ struct PieceView {
       begin;  // indexes along the split dimension, of each run, or element in row-major order
 };
 
+constexpr size_t kBeginsShown = 4096;  // an attribute of HDF5 has at most 64 KiB
+
 PieceView view_of_shards(const SavePlan& plan, uint32_t participant, const Piece& piece) {
   const TensorSpec& spec = plan.specs()[piece.tensor];
-  const HeldShards owned = plan.owned_by(participant);
+  const HeldShards& owned = plan.owned_by(participant);
   PieceView view{"[shards]", spec.shape, "shards", {}};
   view.shape[0] = 0;
   for (uint32_t shard : owned.mine) {
     const Range rows = part_of(spec.shape[0], shard, owned.count);
     view.shape[0] += rows.size();
-    view.begin.push_back(rows.begin);
+    if (rows.size() != 0 && view.begin.size() < kBeginsShown) view.begin.push_back(rows.begin);
   }
   return view;
 }

@@ -122,9 +122,51 @@ TEST(Layout, EachShardIsSavedByItsOwner) {
   EXPECT_EQ(runs[1].offset, 3u * 12);
 }
 
+// The offsets of runs, which are computed, against pieces that are filled shard by shard.
+TEST(Layout, RunsAreWhereThePiecesHaveThem) {
+  for (uint64_t seed = 0; seed < 200; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    SeededRandom random(seed);
+    const auto participants = static_cast<uint32_t>(1 + random.below(5));
+    std::vector<uint32_t> owners(1 + random.below(9));
+    for (uint32_t& owner : owners) owner = static_cast<uint32_t>(random.below(participants));
+    const TensorSpec spec{"m", DType::kInt16, {random.below(30), 3}, kSharded};
+    const auto plan = plan_save({spec}, participants, owners);
+    ASSERT_OK(plan);
+    const Range some{random.below(total_bytes(spec) + 1), total_bytes(spec)};
+    size_t found = 0;
+    const std::vector<WholeRun> runs = plan->runs(0, some);
+    std::vector<uint64_t> filled(participants, 0);
+    for (uint32_t shard = 0; shard < owners.size(); ++shard) {
+      const Range bytes = shard_bytes(spec, shard, static_cast<uint32_t>(owners.size()));
+      if (bytes.size() != 0 && bytes.end > some.begin && bytes.begin < some.end) {
+        ASSERT_LT(found, runs.size());
+        EXPECT_EQ(runs[found].bytes, bytes);
+        EXPECT_EQ(runs[found].participant, owners[shard]);
+        EXPECT_EQ(runs[found++].offset, filled[owners[shard]]);
+      }
+      filled[owners[shard]] += bytes.size();
+    }
+    EXPECT_EQ(found, runs.size());
+  }
+}
+
 TEST(Layout, OwnersMustBeParticipants) {
   const std::vector<TensorSpec> specs = {{"m", DType::kInt8, {10}, kSharded}};
   EXPECT_THAT(plan_save(specs, 3).error().message, HasSubstr("'m' is sharded, and nobody"));
+  EXPECT_THAT(plan_save(specs, 3, std::vector<uint32_t>(70'000)).error().message,
+              HasSubstr("at most 65536 shards"));
+  const auto saved = plan_save(specs, 3, {0, 1});
+  ASSERT_OK(saved);
+  const auto restoring = [&](HeldShards held) {
+    const auto plan = plan_restore(*saved, specs, 0, 1, ReadShare::kAll, {}, held);
+    return plan.ok() ? std::string() : plan.error().message;
+  };
+  EXPECT_EQ(restoring({2, {0, 1}}), "");
+  EXPECT_THAT(restoring({}), HasSubstr("the number of shards is not given"));
+  EXPECT_THAT(restoring({2, {0, 2}}), HasSubstr("not ascending ones of 2"));
+  EXPECT_THAT(restoring({2, {1, 0}}), HasSubstr("not ascending ones of 2"));
+  EXPECT_THAT(restoring({2, {1, 1}}), HasSubstr("not ascending ones of 2"));
   EXPECT_THAT(plan_save(specs, 3, {0, 3}).error().message,
               HasSubstr("shard 1 is saved by participant 3 of 3"));
 }
