@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <cstdio>
-#include <set>
 
 namespace muster {
 namespace {
@@ -214,26 +213,32 @@ Schedule make_probe(const CollectiveOperation& operation, uint64_t count, const 
 
 // ---- costs
 
-// What a node must send, or receive, whatever the algorithm: as if all its ranks were one.
-double leaving_bytes(Collective kind, uint64_t count, size_t element, const Position& position,
-                     double nodes) {
-  const double bytes = static_cast<double>(count * element);
-  const double all = bytes * position.ranks;
-  if (kind == Collective::kAllReduce) return 2 * (nodes - 1) / nodes * bytes;
-  if (kind == Collective::kReduce) return bytes;
-  return (nodes - 1) / nodes * all;  // reduce_scatter, all_gather: `count` is a rank's block
+// Nodes among which bytes must move, and the ranks of the largest. On one node each rank counts as one.
+struct Nodes {
+  double count = 0;
+  double largest = 1;
+};
+
+// What each rank of a node must send, or receive, whatever the algorithm: the node's, shared by its ranks. Of
+// the largest node, where a rank's share is least.
+double leaving_bytes(Collective kind, double bytes, const Nodes& nodes, int ranks) {
+  if (kind == Collective::kAllReduce) return 2 * (nodes.count - 1) / nodes.count * bytes / nodes.largest;
+  if (kind == Collective::kReduce) return bytes / nodes.largest;
+  return (ranks - nodes.largest) / nodes.largest * bytes;  // reduce_scatter, all_gather: of a rank's block
 }
 
-double bound_of(const CostNumbers& numbers, Collective kind, uint64_t count, size_t element,
-                const Position& position) {
-  const std::set<uint64_t> nodes(position.nodes.begin(), position.nodes.end());
-  const auto ranks = static_cast<double>(position.ranks);
-  if (nodes.size() < 2)
-    return numbers.on_node.latency_s +
-           leaving_bytes(kind, count, element, position, ranks) * numbers.on_node.byte_s;
-  const auto each = static_cast<double>(nodes.size());
-  const double by_rank = leaving_bytes(kind, count, element, position, each) / (ranks / each);
-  return numbers.between.latency_s + by_rank * numbers.between.byte_s;
+double bound_of(const CostNumbers& numbers, Collective kind, uint64_t bytes, const Position& position) {
+  std::map<uint64_t, double> sizes;
+  for (const uint64_t node : position.nodes) ++sizes[node];
+  Nodes nodes{static_cast<double>(position.ranks), 1};
+  const bool is_one = sizes.size() == 1;
+  if (!is_one) {
+    nodes.count = static_cast<double>(sizes.size());
+    for (const auto& [node, size] : sizes) nodes.largest = std::max(nodes.largest, size);
+  }
+  const LinkCost& link = is_one ? numbers.on_node : numbers.between;
+  return link.latency_s +
+         leaving_bytes(kind, static_cast<double>(bytes), nodes, position.ranks) * link.byte_s;
 }
 
 }  // namespace
@@ -320,10 +325,10 @@ AlgorithmCosts weigh(const CollectiveOperation& operation, const Position& posit
   }
   std::ranges::stable_sort(costs.by_cost, {}, &AlgorithmCosts::One::seconds);
   costs.fixed = fixed_name(rounded, part, position, "");
-  costs.bound_s = bound_of(numbers, rounded.signature.kind, count, rounded.element(), position);
+  costs.bound_s = bound_of(numbers, rounded.signature.kind, count * rounded.element(), position);
   const auto fixed = std::ranges::find(costs.by_cost, costs.fixed, &AlgorithmCosts::One::algorithm);
   const AlgorithmCosts::One& best = costs.by_cost.front();
-  const bool keep = fixed != costs.by_cost.end() && best.seconds > fixed->seconds * (1 - kMargin);
+  const bool keep = fixed != costs.by_cost.end() && best.seconds >= fixed->seconds * (1 - kMargin);
   costs.chosen = keep ? costs.fixed : best.algorithm;
   return costs;
 }
@@ -334,15 +339,15 @@ std::string why(const AlgorithmCosts& costs) {
   if (costs.chosen == best.algorithm && costs.chosen == costs.fixed) return "cheapest, and the default";
   const auto fixed = std::ranges::find(costs.by_cost, costs.fixed, &AlgorithmCosts::One::algorithm);
   char text[96];
+  const bool is_free = fixed == costs.by_cost.end() || fixed->seconds <= 0;
+  const double saved = is_free ? 0 : 100 * (1 - best.seconds / fixed->seconds);
   if (fixed == costs.by_cost.end())
     std::snprintf(text, sizeof text, "cheapest; the default is not considered at this size");
   else if (costs.chosen == costs.fixed)
     std::snprintf(text, sizeof text,
-                  "the default: the cheapest would save %.0f %%, which is within the model's error",
-                  100 * (1 - best.seconds / fixed->seconds));
+                  "the default: the cheapest would save %.0f %%, which is within the model's error", saved);
   else
-    std::snprintf(text, sizeof text, "saves %.0f %% of the default",
-                  100 * (1 - best.seconds / fixed->seconds));
+    std::snprintf(text, sizeof text, "saves %.0f %% of the default", saved);
   return text;
 }
 
@@ -352,7 +357,10 @@ std::string_view AlgorithmChooser::choose(const CollectiveOperation& operation) 
                 std::bit_width(signature.count)};
   if (!operation.counts.empty()) return "";
   const auto [found, is_new] = chosen_.try_emplace(key);
-  if (is_new) found->second = weigh(operation, position_, numbers_).chosen;
+  if (is_new) {
+    const AlgorithmCosts costs = weigh(operation, position_, numbers_);
+    if (costs.chosen != costs.fixed) found->second = costs.chosen;
+  }
   return found->second;
 }
 

@@ -59,7 +59,8 @@ class AlgorithmChooser {
   AlgorithmChooser(CostNumbers numbers, const Position& position)
       : numbers_(numbers), position_(position) {}  // `position` outlives it
   const CostNumbers& numbers() const { return numbers_; }
-  // Empty: the sizes fixed in code decide.
+  // Empty: the sizes fixed in code decide, by the count itself. So it is, too, where they are kept: what was
+  // weighed is a smaller count, for which they may take another algorithm.
   std::string_view choose(const CollectiveOperation& operation);
 
  private:

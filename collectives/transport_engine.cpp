@@ -213,6 +213,7 @@ class TransportEngine final : public Engine, public TransferOwner {
     const std::string_view named = algorithm_for(operation);
     const uint64_t count = std::max<uint64_t>(1, part_elements(operation, position_.ranks));
     costs.chosen = schedule_for(operation, count, named).algorithm;
+    if (named.empty()) costs.fixed = costs.chosen;  // at this count, not at the smaller one that was weighed
     return costs;
   }
 

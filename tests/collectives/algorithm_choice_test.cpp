@@ -231,14 +231,61 @@ TEST(Weigh, AllRanksAlikeOnRandomNumbers) {
 
 TEST(AlgorithmChooser, KeepsAChoiceForAllCountsOfAPowerOfTwo) {
   const Position position = position_of(0, world(8, 1));
-  const CostNumbers numbers = link_of(100, 1, 1);
+  const CostNumbers numbers = link_of(1000, 1, 0.1);
   AlgorithmChooser chooser(numbers, position);
-  for (const uint64_t count : {0ULL, 1ULL, 3ULL, 4096ULL, 8191ULL, 1ULL << 22, (1ULL << 23) - 1})
-    EXPECT_EQ(chooser.choose(*make(Collective::kAllReduce, count)),
-              weighed(Collective::kAllReduce, std::bit_floor(count), position, numbers))
-        << count;
+  std::set<std::string_view> seen;
+  for (const uint64_t count : {0ULL, 1ULL, 3ULL, 4096ULL, 8191ULL, 1ULL << 22, (1ULL << 23) - 1}) {
+    const auto costs = weigh(*make(Collective::kAllReduce, std::bit_floor(count)), position, numbers);
+    const auto chosen = chooser.choose(*make(Collective::kAllReduce, count));
+    EXPECT_EQ(chosen, costs.chosen == costs.fixed ? "" : costs.chosen) << count;
+    seen.insert(chosen);
+  }
+  EXPECT_GE(seen.size(), 2U) << "the numbers are too much alike to show anything";
   EXPECT_EQ(chooser.choose(*make(Collective::kBroadcast, 5)), "");
   EXPECT_NE(chooser.choose(*make(Collective::kAllReduce, 1 << 22, DType::kFloat16)), "hierarchical");
+}
+
+// The sizes fixed in code are not powers of two less one: a choice that is kept for a whole class must not
+// freeze what they take at its smallest count.
+TEST(AlgorithmChooser, WhereTheDefaultIsKeptEachCountGetsWhatItWouldWithoutNumbers) {
+  const Position position = position_of(0, world(4, 1));
+  const CostNumbers numbers = link_of(100, 1, 0.1);
+  AlgorithmChooser chooser(numbers, position);
+  const auto costs = weigh(*make(Collective::kAllReduce, 2048), position, numbers);
+  ASSERT_EQ(costs.chosen, costs.fixed) << "these numbers keep no default, and show nothing";
+  for (uint64_t count = 2048; count < 4096; ++count) {
+    const auto operation = make(Collective::kAllReduce, count);
+    ASSERT_EQ(choose_schedule(*operation, count, position, chooser.choose(*operation)).algorithm,
+              choose_schedule(*operation, count, position, "").algorithm)
+        << count;
+  }
+}
+
+TEST(Weigh, WhereNothingCostsAnythingTheDefaultStays) {
+  const Position position = position_of(0, world(2, 2));
+  CostNumbers numbers;
+  numbers.on_node.known = numbers.between.known = true;
+  const auto costs = weigh(*make(Collective::kAllReduce, 1 << 20), position, numbers);
+  EXPECT_EQ(costs.chosen, costs.fixed);
+  EXPECT_NE(costs.by_cost.front().algorithm, costs.fixed) << "nothing to divide: this shows nothing";
+  EXPECT_THAT(why(costs), HasSubstr("would save 0 %"));
+}
+
+// On nodes of unequal size, too, whichever of them is looked at.
+TEST(Weigh, NoAlgorithmBeatsTheBound) {
+  const std::vector<std::vector<uint64_t>> worlds = {
+      world(2, 2), world(8, 1), world(3, 4),        world(1, 4),
+      {1, 1, 2},   {1, 2, 2},   {1, 2, 2, 2, 2, 2}, {1, 1, 1, 1, 1, 2, 3, 4}};
+  for (const auto& nodes : worlds) {
+    for (const Collective kind :
+         {Collective::kAllReduce, Collective::kReduceScatter, Collective::kAllGather, Collective::kReduce}) {
+      for (int power = 0; power < 24; power += 3) {
+        const auto costs = weigh(*make(kind, uint64_t{1} << power), position_of(0, nodes), link_of(50, 1, 2));
+        EXPECT_LE(costs.bound_s, costs.by_cost.front().seconds * (1 + 1e-9))
+            << to_string(kind) << " of 2^" << power << " on " << testing::PrintToString(nodes);
+      }
+    }
+  }
 }
 
 TEST(Weigh, AWorldOfThousandsIsWeighedByAFewOfItsRanks) {

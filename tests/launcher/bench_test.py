@@ -51,7 +51,7 @@ def costs_are_those_by_hand(bench):
 
 
 def every_row_says_what_it_chose(bench):
-    for ranks, nodes in ((2, 2), (4, 2), (8, 1), (7, 3), (64, 16), (1000, 125)):
+    for ranks, nodes in ((2, 2), (4, 2), (8, 1), (3, 2), (7, 3), (64, 16), (1000, 125)):
         table, rows = bench.described(ranks, nodes)
         assert len(rows) == 4 * 9, len(rows)
         for row in rows.values():
@@ -60,6 +60,11 @@ def every_row_says_what_it_chose(bench):
             assert costs == sorted(costs) and row["algorithm"] in by_name, row
             assert by_name[row["algorithm"]] == costs[0] or row["algorithm"] == row["default"], row
             assert row["bound_us"] <= costs[0] * (1 + 1e-9) and row["why"], row
+
+
+def links_that_cost_nothing_are_said_in_numbers(bench):
+    said = bench("--explain", "--ranks", 4, "--nodes", 2, "--costs", "on-node=0,0,0 between=0,0,0 fold=0 unhidden=0")
+    assert "nan" not in said and "would save 0 %" in said, said
 
 
 def text_has_what_json_has(bench):
@@ -91,7 +96,8 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--muster", required=True)
     bench = Bench(parser.parse_args().muster)
-    for check in (costs_are_those_by_hand, every_row_says_what_it_chose, text_has_what_json_has, bad_words_are_named):
+    for check in (costs_are_those_by_hand, every_row_says_what_it_chose, links_that_cost_nothing_are_said_in_numbers,
+                  text_has_what_json_has, bad_words_are_named):
         check(bench)
         print("ok", check.__name__, flush=True)
 
