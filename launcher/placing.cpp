@@ -1,6 +1,5 @@
 #include "launcher/placing.h"
 
-#include <algorithm>
 #include <cstdlib>
 
 #include "launcher/cpu_quota.h"
@@ -29,7 +28,7 @@ Plan plan_for(const Topology& topology, Policy policy, uint32_t workers) {
   return plan_places(topology.machine, request);
 }
 
-// The GPUs stay suggested.
+// The GPUs stay suggested, and the number of threads: it must not depend on which of two agents came first.
 Plan without_binding(Plan plan, const std::string& why) {
   plan.binds = false;
   plan.why = why;
@@ -49,23 +48,20 @@ std::string words_of(const Plan& plan) {
   return text;
 }
 
-agent::WorkerPlace worker_place(const Place& place) {
+agent::WorkerPlace worker_place(const Place& place, uint32_t threads) {
   agent::WorkerPlace own;
   if (place.device) own.variables.push_back("MUSTER_LOCAL_DEVICE=" + std::to_string(*place.device));
+  // Without it a thread for each hardware thread is usual.
+  if (threads > 0 && getenv("OMP_NUM_THREADS") == nullptr)
+    own.variables.push_back("OMP_NUM_THREADS=" + std::to_string(threads));
   if (place.cpus.empty()) return own;
   own.binding = {place.cpus, place.memory_nodes};
   own.variables.push_back("MUSTER_CPUS=" + list_of(place.cpus));
-  // Without it a thread for each hardware thread is usual.
-  if (getenv("OMP_NUM_THREADS") == nullptr)
-    own.variables.push_back("OMP_NUM_THREADS=" + std::to_string(place.threads));
   return own;
 }
 
 Status claim_cpus(const Plan& plan, const std::string& path, CpuClaim& claim) {
-  placement::Numbers cpus;
-  for (const Place& place : plan.places) cpus.insert(cpus.end(), place.cpus.begin(), place.cpus.end());
-  std::sort(cpus.begin(), cpus.end());
-  MUSTER_ASSIGN(claim, CpuClaim::take(cpus, path));
+  MUSTER_ASSIGN(claim, CpuClaim::take(cpus_of(plan), path));
   return ok();
 }
 
@@ -121,7 +117,7 @@ Placing place_workers(Policy policy, uint32_t workers, const std::string& claims
     if (!claimed.ok() && policy == Policy::kCore) aside = " (though " + claimed.error().message + ")";
   }
   placing.words = words_of(plan) + aside;
-  for (const Place& place : plan.places) placing.places.push_back(worker_place(place));
+  for (const Place& place : plan.places) placing.places.push_back(worker_place(place, plan.threads));
   return placing;
 }
 

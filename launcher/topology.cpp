@@ -79,6 +79,7 @@ class Reader {
       core.package = index_above(object, HWLOC_OBJ_PACKAGE);
       core.node = node_of(object);
       core.cache = cache_of(object);
+      core.kind = kind_of(object);
       found_.machine.cores.push_back(std::move(core));
     }
     std::stable_sort(found_.machine.cores.begin(), found_.machine.cores.end(),
@@ -102,6 +103,12 @@ class Reader {
 
   uint32_t cache_of(hwloc_obj_t object) const {
     return index_above(object, HWLOC_OBJ_L3CACHE);  // without one, 0: nothing is lost by crossing
+  }
+
+  // Where the machine does not say, all are of one kind.
+  uint32_t kind_of(hwloc_obj_t object) const {
+    const int kind = hwloc_cpukinds_get_by_cpuset(topology_, object->cpuset, 0);
+    return kind < 0 ? 0 : static_cast<uint32_t>(kind);
   }
 
   // The memory node beside a device, where it is one alone.

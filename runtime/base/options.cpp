@@ -24,8 +24,9 @@ constexpr Option kOptions[] = {
     {"bind", kChoice, "auto", 0, 0, kRun,
      "which cpus each worker may use. core: whole cores of its own; numa: all of the NUMA nodes that these "
      "are on; auto: as core, where that can only help; none: all. A worker sees its cpus in MUSTER_CPUS, and "
-     "OMP_NUM_THREADS is set to its cores if it is not set; MUSTER_LOCAL_DEVICE is the GPU near which its "
-     "cpus were chosen, by its local rank",
+     "OMP_NUM_THREADS, if it is not set, is the cores of the worker that has fewest, the same for all; "
+     "MUSTER_LOCAL_DEVICE is its GPU by its local rank, near which its cpus are where that costs nobody a "
+     "core, or with core and numa",
      "auto|core|numa|none"},
     {"rdzv", kText, "", 0, 0, kRun,
      "HOST:PORT of the first agent, or etcd://HOST:PORT[,HOST:PORT...]; needed where MAX > 1"},

@@ -29,6 +29,7 @@ Numbers cpus_of(const std::vector<Core>& cores) {
 
 Numbers nodes_of(const std::vector<Core>& cores) { return collect(cores, &Core::node); }
 Numbers packages_of(const std::vector<Core>& cores) { return collect(cores, &Core::package); }
+Numbers kinds_of(const std::vector<Core>& cores) { return collect(cores, &Core::kind); }
 
 std::vector<Core> allowed_cores(const Machine& machine, const Numbers& allowed) {
   std::vector<Core> kept;

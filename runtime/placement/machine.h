@@ -21,6 +21,7 @@ struct Core {
   uint32_t package = 0;
   uint32_t node = 0;   // the nearest memory node
   uint32_t cache = 0;  // its last-level cache, counted over the whole machine
+  uint32_t kind = 0;   // of one kind are those of one speed
 };
 
 struct Gpu {
@@ -42,6 +43,7 @@ struct Machine {
 Numbers cpus_of(const std::vector<Core>& cores);
 Numbers nodes_of(const std::vector<Core>& cores);
 Numbers packages_of(const std::vector<Core>& cores);
+Numbers kinds_of(const std::vector<Core>& cores);
 
 // The cores that have at least one of the allowed cpus, with these cpus alone.
 std::vector<Core> allowed_cores(const Machine& machine, const Numbers& allowed);

@@ -69,7 +69,8 @@ class Planner {
   }
 
   // Fills near_ only where it holds for every worker: some near their GPUs and the others in what is left
-  // would be unequal, and the slowest sets the pace.
+  // would be unequal, and the slowest sets the pace. For the same reason auto goes by GPUs only where that
+  // costs nobody a core.
   void group_by_gpu() {
     if (nodes_of(cores_).size() < 2) return;
     std::map<uint32_t, Ranks> near;
@@ -82,7 +83,19 @@ class Planner {
       const size_t cores = cores_of_node(node).size();
       if (cores == 0 || (request_.policy != Policy::kNuma && cores < ranks.size())) return;
     }
+    if (request_.policy == Policy::kAuto && !deals_evenly(near)) return;
     near_ = std::move(near);
+  }
+
+  bool deals_evenly(const std::map<uint32_t, Ranks>& near) const {
+    if (near.size() < nodes_of(cores_).size()) return false;
+    size_t least = cores_.size(), most = 0;
+    for (const auto& [node, ranks] : near) {
+      const size_t cores = cores_of_node(node).size();
+      least = std::min(least, cores / ranks.size());
+      most = std::max(most, (cores + ranks.size() - 1) / ranks.size());
+    }
+    return most - least <= 1;
   }
 
   // Why nobody is bound; empty where somebody is.
@@ -97,7 +110,10 @@ class Planner {
     if (is_auto && request_.quota && *request_.quota < static_cast<double>(cpus_of(cores_).size()))
       return "a control group grants the time of " + shown(*request_.quota) + " of " +
              counted(cpus_of(cores_).size(), "cpu") + ": others compute on them";
-    if (is_auto && request_.workers == 1 && near_.empty())
+    // The kernel moves an unbound worker to a faster core that is free; a bound one on slow cores stays.
+    if (is_auto && kinds_of(cores_).size() > 1)
+      return "the cores are of " + std::to_string(kinds_of(cores_).size()) + " kinds, of unequal speed";
+    if (is_auto && request_.workers == 1)
       return "one worker may use all of " + counted(cores_.size(), "core");
     return "";
   }
@@ -126,7 +142,7 @@ class Planner {
       fill(plan_.places[ranks[i]], ranks[i], part_of(region, bounds, i * parts / ranks.size()));
   }
 
-  void fill(Place& place, uint32_t rank, const Cores& part) const {
+  void fill(Place& place, uint32_t rank, const Cores& part) {
     const Numbers nodes = nodes_of(part);
     Cores granted = part;
     if (request_.policy == Policy::kNuma) {
@@ -136,16 +152,20 @@ class Planner {
       });
     }
     place.cpus = cpus_of(granted);
-    place.threads = static_cast<uint32_t>(part.size());
+    const auto threads = static_cast<uint32_t>(part.size());
+    plan_.threads = plan_.threads == 0 ? threads : std::min(plan_.threads, threads);
     if (nodes.size() < nodes_of(machine_.cores).size()) place.memory_nodes = nodes;
     place.why = counted(granted.size(), "core") + " of " + nodes_text(nodes);
     if (!near_.empty()) place.why += ", where its GPU is (" + gpu_of(rank)->name + ")";
   }
 
   std::string summary() const {
-    std::string text = counted(request_.workers, "worker") + " on " + counted(cores_.size(), "core") +
-                       " of " + nodes_text(nodes_of(cores_));
+    const Cores placed = allowed_cores(machine_, cpus_of(plan_));
+    std::string text = counted(request_.workers, "worker") + " on " + counted(placed.size(), "core") +
+                       " of " + nodes_text(nodes_of(placed));
     if (!near_.empty()) text += ", each where its GPU is";
+    if (placed.size() < cores_.size())
+      text += "; " + counted(cores_.size() - placed.size(), "allowed core") + " left to nobody";
     const auto crossing = std::count_if(plan_.places.begin(), plan_.places.end(),
                                         [&](const Place& place) { return crosses(place); });
     if (crossing > 0)
@@ -174,6 +194,14 @@ Policy policy_of(const std::string& word) {
 }
 
 Plan plan_places(const Machine& machine, const Request& request) { return Planner(machine, request).plan(); }
+
+Numbers cpus_of(const Plan& plan) {
+  Numbers cpus;
+  for (const Place& place : plan.places) cpus.insert(cpus.end(), place.cpus.begin(), place.cpus.end());
+  std::sort(cpus.begin(), cpus.end());
+  cpus.erase(std::unique(cpus.begin(), cpus.end()), cpus.end());
+  return cpus;
+}
 
 // Runs have `small` or small + 1 cores, and `extra` of them are the larger. So i runs of which l are larger
 // end at core i * small + l, and least[l] is the least cost of getting there.

@@ -4,9 +4,9 @@
 // INVARIANTS of a plan that binds
 //  - All cpus are among the allowed ones, and no worker is without.
 //  - Except with Policy::kNuma no two workers share a core, hence no two share its hardware threads either.
-//  - Workers that share a region (all allowed cores, or with GPUs one memory node's) use all its cores, and
-//  none has
-//    two cores more than another of them.
+//  - Workers that share a region (all allowed cores; or, where GPUs decide, one memory node's) use all its
+//    cores, and none has two cores more than another of them.
+//  - With Policy::kAuto all allowed cores are used, and none has two cores more than any other.
 #pragma once
 
 #include "runtime/placement/machine.h"
@@ -38,17 +38,21 @@ struct Place {
   Numbers cpus;                    // empty: not bound
   Numbers memory_nodes;            // to prefer; empty: no preference, because there is nothing to choose
   std::optional<uint32_t> device;  // the worker's GPU, as its program counts them
-  uint32_t threads = 0;            // that compute at once, with profit; 0: not known
   std::string why;
 };
 
 struct Plan {
   bool binds = false;
+  // That compute at once in a worker, with profit; 0: not known. The same for all, since sums may depend on
+  // it: the cores of the worker that has fewest.
+  uint32_t threads = 0;
   std::vector<Place> places;  // one for each worker
   std::string why;
 };
 
 Plan plan_places(const Machine& machine, const Request& request);
+
+Numbers cpus_of(const Plan& plan);  // of all workers
 
 // Cuts a list of cores into `parts` runs, each of floor or ceil of the mean, so that as few as possible cross
 // from one package to the next; of such cuts, as few as possible a memory node's bound; then a cache's.

@@ -130,6 +130,10 @@ TEST_F(Bind, ASecondAgentOfTheMachineDoesNotBindToTheSame) {
   const auto second = start({"--nproc", "2"});
   EXPECT_TRUE(second->says("not bound to cores: another agent of this machine")) << second->said();
   EXPECT_EQ(parsed(cpus_of(*second, 0)).size(), agent::own_cpus().size()) << second->said();
+  const std::string threads = first->finds("with ([0-9]+) threads.");
+  EXPECT_FALSE(threads.empty()) << first->said();
+  EXPECT_TRUE(second->says("is told nothing, with " + threads + " threads.", 2))
+      << "threads depend on who came first: " << second->said();
   const auto insistent = start({"--nproc", "2", "--bind", "core"});
   EXPECT_TRUE(insistent->says("(though another agent of this machine")) << insistent->said();
 

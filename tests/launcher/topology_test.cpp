@@ -162,6 +162,19 @@ TEST(Topology, NetworkDevicesHaveTheirPlaces) {
   EXPECT_EQ(found->machine.networks[0].node, 1U);
 }
 
+TEST(Topology, CoresOfUnequalSpeedAreOfTwoKinds) {
+  std::string text = machine("", "", "");
+  EXPECT_THAT(placement::kinds_of(from_xml(text).value().machine.cores), ElementsAre(0)) << "none are named";
+  const std::string end = "</topology>";
+  text.replace(text.size() - end.size(), end.size(),
+               "<cpukind cpuset=\"0x1\" forced_efficiency=\"0\"/>"
+               "<cpukind cpuset=\"0x2\" forced_efficiency=\"1\"/>" +
+                   end);
+  const auto found = from_xml(text);
+  ASSERT_TRUE(found.ok()) << found.error().message;
+  EXPECT_THAT(placement::kinds_of(found->machine.cores), ElementsAre(0, 1));
+}
+
 TEST(Topology, SaysThatHwlocCannotTell) {
   const auto found = from_xml(
       "<?xml version=\"1.0\" encoding=\"UTF-8\"?><!DOCTYPE topology SYSTEM \"hwloc2.dtd\">"

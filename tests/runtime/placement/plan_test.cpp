@@ -136,23 +136,27 @@ void expect_whole_cores_apart(const Case& drawn, const Plan& plan) {
       nodes_used.insert(drawn.machine.cores[core].node);
     }
   }
-  // Every allowed cpu is used; where GPUs decide, of the memory nodes where somebody is.
-  const bool by_gpu = plan.why.find("each where its GPU is") != std::string::npos;
+  // Every allowed cpu is used; where GPUs decide on demand, of the memory nodes where somebody is.
+  const bool by_gpu =
+      drawn.request.policy == Policy::kCore && plan.why.find("each where its GPU is") != std::string::npos;
   for (const uint32_t cpu : drawn.request.allowed) {
     const bool idle_node = by_gpu && !nodes_used.contains(drawn.machine.cores[core_of.at(cpu)].node);
     EXPECT_EQ(used.contains(cpu), !idle_node) << "cpu " << cpu;
   }
 }
 
-// By region: where GPUs decide, one memory node's workers; else all.
+// By region: where GPUs decide on demand, one memory node's workers; else all.
 void expect_balance(const Case& drawn, const Plan& plan) {
   std::map<uint32_t, std::vector<size_t>> sizes;
+  size_t fewest = SIZE_MAX;
   for (const Place& place : plan.places) {
     const auto cores = allowed_cores(drawn.machine, place.cpus);
-    const bool by_gpu = place.why.find("where its GPU is") != std::string::npos;
+    const bool by_gpu =
+        drawn.request.policy == Policy::kCore && place.why.find("where its GPU is") != std::string::npos;
     sizes[by_gpu ? cores.front().node : 0].push_back(cores.size());
-    EXPECT_EQ(place.threads, cores.size());
+    fewest = std::min(fewest, cores.size());
   }
+  EXPECT_EQ(plan.threads, fewest);
   for (const auto& [node, counts] : sizes) {
     const auto [least, most] = std::minmax_element(counts.begin(), counts.end());
     EXPECT_LE(*most - *least, 1U) << "at node " << node;
@@ -195,6 +199,7 @@ TEST(PlanPlaces, NumaGivesWholeNodesAndReachesEachOfThem) {
     const Plan plan = plan_places(drawn.machine, drawn.request);
     if (!plan.binds) continue;
     ++bound;
+    EXPECT_GE(plan.threads, 1U);
     SCOPED_TRACE("machine " + std::to_string(i));
     std::set<uint32_t> reached;
     for (const Place& place : plan.places) {
@@ -206,7 +211,6 @@ TEST(PlanPlaces, NumaGivesWholeNodesAndReachesEachOfThem) {
           whole.insert(whole.end(), core.cpus.begin(), core.cpus.end());
       std::sort(whole.begin(), whole.end());
       EXPECT_EQ(place.cpus, whole);
-      EXPECT_GE(place.threads, 1U);
     }
     const auto cores = allowed_cores(drawn.machine, drawn.request.allowed);
     if (drawn.request.workers <= cores.size()) {
@@ -225,7 +229,7 @@ TEST(PlanPlaces, TwoWorkersShareTwoCores) {
 TEST(PlanPlaces, HardwareThreadsOfACoreStayTogether) {
   const Plan plan = plan_of(machine_of({1, 1, 1, 4, 2}), 2);
   EXPECT_EQ(cpus_in(plan), (Lists{"0-1,4-5", "2-3,6-7"}));
-  EXPECT_EQ(plan.places[0].threads, 2U);
+  EXPECT_EQ(plan.threads, 2U);
   EXPECT_THAT(plan.places[0].memory_nodes, IsEmpty()) << "there is only one";
 }
 
@@ -248,8 +252,37 @@ TEST(PlanPlaces, WorkersAreNearTheirGpus) {
   EXPECT_EQ(cpus_in(plan), (Lists{"4-5", "6-7", "0-1", "2-3"}));
   EXPECT_EQ(plan.places[1].device, 1U);
   EXPECT_THAT(plan.places[0].why, HasSubstr("where its GPU is (gpu0)"));
-  EXPECT_EQ(cpus_in(plan_of(machine, 1)), (Lists{"4-7"})) << "for one worker, too";
+  EXPECT_EQ(cpus_in(plan_of(machine, 1, Policy::kCore)), (Lists{"4-7"})) << "for one worker, too";
   EXPECT_EQ(cpus_in(plan_of(machine, 4, Policy::kNuma)), (Lists{"4-7", "4-7", "0-3", "0-3"}));
+}
+
+// Sums may depend on the number of threads, so it is one for all.
+TEST(PlanPlaces, ThreadsAreThoseOfTheWorkerWithFewestCores) {
+  const Plan plan = plan_of(machine_of({1, 1, 1, 32, 1}), 3);
+  EXPECT_EQ(cpus_of(allowed_cores(machine_of({1, 1, 1, 32, 1}), plan.places[0].cpus)).size(), 11U);
+  EXPECT_EQ(plan.threads, 10U);
+}
+
+TEST(PlanPlaces, NoNodeIsLeftIdleForTheSakeOfGpus) {
+  Machine machine = machine_of({2, 1, 1, 4, 1});
+  for (int i = 0; i < 2; ++i) add_gpu(machine, 0);
+  EXPECT_EQ(cpus_in(plan_of(machine, 2)), (Lists{"0-3", "4-7"}));
+  EXPECT_EQ(cpus_in(plan_of(machine, 4)), (Lists{"0-1", "2-3", "4-5", "6-7"}));
+  EXPECT_EQ(plan_of(machine, 4).why, "4 workers on 8 cores of NUMA nodes 0-1");
+  EXPECT_FALSE(plan_of(machine, 1).binds) << "it may use all";
+  const Plan asked = plan_of(machine, 2, Policy::kCore);
+  EXPECT_EQ(cpus_in(asked), (Lists{"0-1", "2-3"}));
+  EXPECT_EQ(asked.why,
+            "2 workers on 4 cores of NUMA node 0, each where its GPU is; 4 allowed cores left to nobody");
+  EXPECT_EQ(asked.threads, 2U);
+}
+
+TEST(PlanPlaces, NoWorkerHasLessForTheSakeOfGpus) {
+  Machine machine = machine_of({2, 1, 1, 4, 1});
+  for (const int node : {0, 0, 0, 1}) add_gpu(machine, node);
+  EXPECT_EQ(cpus_in(plan_of(machine, 4)), (Lists{"0-1", "2-3", "4-5", "6-7"}));
+  EXPECT_EQ(cpus_in(plan_of(machine, 4, Policy::kCore)), (Lists{"0-1", "2", "3", "4-7"}));
+  EXPECT_EQ(plan_of(machine, 4, Policy::kCore).threads, 1U);
 }
 
 TEST(PlanPlaces, GpusDoNotMatterWhereNotAllAreKnown) {
@@ -298,6 +331,17 @@ TEST(PlanPlaces, ASchedulersNarrowBindingIsNamed) {
 TEST(PlanPlaces, OneWorkerWithoutAGpuIsNotBound) {
   expect_unbound(plan_of(machine_of({2, 1, 1, 4, 1}), 1), "one worker may use all of 8 cores");
   EXPECT_TRUE(plan_of(machine_of({2, 1, 1, 4, 1}), 1, Policy::kCore).binds);
+}
+
+TEST(PlanPlaces, CoresOfUnequalSpeedAreNotDealtOutUnasked) {
+  Machine machine = machine_of({1, 1, 1, 8, 1});
+  for (size_t i = 4; i < 8; ++i) machine.cores[i].kind = 1;
+  expect_unbound(plan_of(machine, 2), "the cores are of 2 kinds, of unequal speed");
+  EXPECT_TRUE(plan_of(machine, 2, Policy::kCore).binds);
+  Request request;
+  request.allowed = {0, 1, 2, 3};
+  request.workers = 2;
+  EXPECT_TRUE(plan_places(machine, request).binds) << "those of one kind are equal";
 }
 
 TEST(PlanPlaces, ALimitOfTimeMeansThatOthersComputeHere) {
