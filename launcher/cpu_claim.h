@@ -22,6 +22,10 @@ class CpuClaim {
   // knows.
   static Result<CpuClaim> take(const placement::Numbers& cpus, const std::string& path);
 
+  // Those of them that no other agent has, for one that binds to all of them whatever others do. `missed`:
+  // take()'s error of the first that it did not get.
+  static CpuClaim take_what_is_free(const placement::Numbers& cpus, const std::string& path, Status& missed);
+
  private:
   explicit CpuClaim(UniqueFd file) : file_(std::move(file)) {}
   UniqueFd file_;

@@ -60,8 +60,16 @@ agent::WorkerPlace worker_place(const Place& place, uint32_t threads) {
   return own;
 }
 
-Status claim_cpus(const Plan& plan, const std::string& path, CpuClaim& claim) {
-  MUSTER_ASSIGN(claim, CpuClaim::take(cpus_of(plan), path));
+// Who says core knows the machine, and binds whatever others do; it holds what it can, so that those that
+// come later and ask see it. Others want all or nothing.
+Status claim_cpus(const Plan& plan, Policy policy, const std::string& path, CpuClaim& claim) {
+  const placement::Numbers cpus = cpus_of(plan);
+  if (policy == Policy::kCore) {
+    Status missed = ok();
+    claim = CpuClaim::take_what_is_free(cpus, path, missed);
+    return missed;
+  }
+  MUSTER_ASSIGN(claim, CpuClaim::take(cpus, path));
   return ok();
 }
 
@@ -107,11 +115,10 @@ Placing place_workers(Policy policy, uint32_t workers, const std::string& claims
     return placing;
   }
   Plan plan = plan_for(*topology, policy, workers);
-  // Who says core knows the machine: another's claim is told, and stops only auto. With numa cpus are shared
-  // anyway.
+  // Another's claim is told, and stops only auto. With numa cpus are shared anyway.
   std::string aside;
   if (plan.binds && policy != Policy::kNuma) {
-    const Status claimed = claim_cpus(plan, claims, placing.claim);
+    const Status claimed = claim_cpus(plan, policy, claims, placing.claim);
     if (!claimed.ok() && policy == Policy::kAuto)
       plan = without_binding(std::move(plan), claimed.error().message);
     if (!claimed.ok() && policy == Policy::kCore) aside = " (though " + claimed.error().message + ")";

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <memory>
 #include <set>
 
@@ -141,6 +142,22 @@ TEST_F(Bind, ASecondAgentOfTheMachineDoesNotBindToTheSame) {
   ASSERT_EQ(first->wait(), -SIGKILL);
   const auto next = start({"--nproc", "2"});
   EXPECT_TRUE(next->says("binds 2 workers")) << next->said();
+}
+
+TEST_F(Bind, AnAgentThatBindsInAnyCaseHoldsWhatWasFree) {
+  if (const std::string why = shared_machine(); !why.empty()) GTEST_SKIP() << why;
+  const std::string some = std::to_string(agent::own_cpus().front());
+  const auto first = std::invoke([&] {
+    const agent::BoundThread bound({{agent::own_cpus().front()}, {}});
+    return start({"--nproc", "1", "--bind", "core"});
+  });
+  ASSERT_EQ(cpus_of(*first, 0), some) << first->said();
+  const auto insistent = start({"--nproc", "2", "--bind", "core"});
+  ASSERT_TRUE(insistent->says("(though another agent of this machine")) << insistent->said();
+  first->signal(SIGKILL);
+  ASSERT_EQ(first->wait(), -SIGKILL);
+  const auto next = start({"--nproc", "2"});
+  EXPECT_TRUE(next->says("not bound to cores: another agent of this machine")) << next->said();
 }
 
 TEST_F(Bind, WithoutATopologyNobodyIsBoundAndTheJobRuns) {

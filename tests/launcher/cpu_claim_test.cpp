@@ -39,6 +39,23 @@ TEST_F(CpuClaims, ACpuHasOneClaimantAtATime) {
   EXPECT_TRUE(CpuClaim::take({70}, path_).ok());
 }
 
+// One that binds in any case is not to be bound upon by those that ask.
+TEST_F(CpuClaims, WhatIsFreeIsHeldWhereTheRestIsTaken) {
+  const auto first = CpuClaim::take({1, 3}, path_);
+  ASSERT_TRUE(first.ok());
+  Status missed = ok();
+  const CpuClaim second = CpuClaim::take_what_is_free({0, 1, 2, 3, 4}, path_, missed);
+  ASSERT_FALSE(missed.ok());
+  EXPECT_THAT(missed.error().message, HasSubstr("has bound workers to cpu 1")) << "the first of them";
+  for (const uint32_t cpu : {0U, 2U, 4U})
+    EXPECT_FALSE(CpuClaim::take({cpu}, path_).ok()) << "cpu " << cpu << " is not held";
+  missed = ok();
+  (void)CpuClaim::take_what_is_free({7}, path_, missed);
+  EXPECT_TRUE(missed.ok());
+  (void)CpuClaim::take_what_is_free({7}, folder_ / "none" / "cpus", missed);
+  EXPECT_FALSE(missed.ok());
+}
+
 TEST_F(CpuClaims, EveryUserMayClaim) {
   const mode_t before = umask(077);
   EXPECT_TRUE(CpuClaim::take({0}, path_).ok());
@@ -56,6 +73,18 @@ TEST_F(CpuClaims, SaysWhereItCannotBeKnown) {
   std::filesystem::create_symlink(folder_ / "elsewhere", path_);  // another user's trap
   EXPECT_FALSE(CpuClaim::take({0}, path_).ok());
   EXPECT_FALSE(std::filesystem::exists(folder_ / "elsewhere"));
+}
+
+// Locks on what is no file hold for nobody, or not as they should.
+TEST_F(CpuClaims, OnlyARegularFileWillDo) {
+  ASSERT_EQ(mkfifo(path_.c_str(), 0666), 0);
+  for (const std::string& path : {path_, std::string("/dev/null")}) {
+    const auto claim = CpuClaim::take({0}, path);
+    ASSERT_FALSE(claim.ok()) << path;
+    EXPECT_EQ(claim.error().code, ErrorCode::kEnvironment);
+    EXPECT_THAT(claim.error().message, HasSubstr(path + ", by which"));
+    EXPECT_THAT(claim.error().message, HasSubstr("it is not a regular file"));
+  }
 }
 
 }  // namespace
