@@ -56,7 +56,7 @@ agent::WorkerPlace worker_place(const Place& place, uint32_t threads) {
     own.variables.push_back("OMP_NUM_THREADS=" + std::to_string(threads));
   if (place.cpus.empty()) return own;
   own.binding = {place.cpus, place.memory_nodes};
-  own.variables.push_back("MUSTER_CPUS=" + list_of(place.cpus));
+  own.variables_of_bound.push_back("MUSTER_CPUS=" + list_of(place.cpus));
   return own;
 }
 

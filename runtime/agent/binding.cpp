@@ -67,7 +67,8 @@ BoundThread::~BoundThread() {
 
 void BoundThread::bind_cpus(const std::vector<uint32_t>& cpus) {
   std::vector<uint32_t> before = own_cpus();
-  if (before.empty() || !set_own_cpus(cpus)) return refuse("cpus");
+  cpus_refused_ = before.empty() || !set_own_cpus(cpus);
+  if (cpus_refused_) return refuse("cpus");
   cpus_before_ = std::move(before);
 }
 

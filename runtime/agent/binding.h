@@ -27,6 +27,7 @@ class BoundThread {
   BoundThread& operator=(const BoundThread&) = delete;
 
   const std::string& refused() const { return refused_; }  // what, and why; empty: nothing
+  bool cpus_refused() const { return cpus_refused_; }
 
  private:
   void bind_cpus(const std::vector<uint32_t>& cpus);
@@ -37,6 +38,7 @@ class BoundThread {
   bool has_preference_ = false;
   int memory_mode_before_ = 0;
   std::vector<unsigned long> memory_mask_before_;
+  bool cpus_refused_ = false;
   std::string refused_;
 };
 

@@ -177,8 +177,8 @@ struct WorkerProcesses::State : std::enable_shared_from_this<WorkerProcesses::St
 
   // ---- spawning
 
-  std::vector<std::string> environment(uint32_t slot, const std::string& incarnation,
-                                       int control_socket) const {
+  std::vector<std::string> environment(uint32_t slot, const std::string& incarnation, int control_socket,
+                                       bool is_bound) const {
     std::vector<std::string> variables;
     for (char** entry = environ; *entry != nullptr; ++entry) {
       const std::string_view variable = *entry;
@@ -188,8 +188,10 @@ struct WorkerProcesses::State : std::enable_shared_from_this<WorkerProcesses::St
       if (inherited) variables.emplace_back(variable);
     }
     variables.insert(variables.end(), options.variables.begin(), options.variables.end());
-    const std::vector<std::string>& own = place_of(slot).variables;
-    variables.insert(variables.end(), own.begin(), own.end());
+    const WorkerPlace& place = place_of(slot);
+    variables.insert(variables.end(), place.variables.begin(), place.variables.end());
+    if (is_bound)
+      variables.insert(variables.end(), place.variables_of_bound.begin(), place.variables_of_bound.end());
     struct stat status {};
     fstat(control_socket, &status);
     // The number of the socket's inode lets a process see that descriptor 3 is not what it was meant to be.
@@ -251,18 +253,24 @@ struct WorkerProcesses::State : std::enable_shared_from_this<WorkerProcesses::St
     posix_spawn_file_actions_adddup2(files.get(), control_socket, kControlFd);
     posix_spawn_file_actions_addclosefrom_np(files.get(), kControlFd + 1);
     SpawnAttributes attributes;
-    const auto variables = environment(worker.slot, worker.incarnation, control_socket);
+    const BoundThread bound(place_of(worker.slot).binding);
+    tell_refusal(worker.slot, bound);
+    const auto variables =
+        environment(worker.slot, worker.incarnation, control_socket, !bound.cpus_refused());
     std::vector<char*> env, argv;
     for (const std::string& variable : variables) env.push_back(const_cast<char*>(variable.c_str()));
     for (const std::string& word : options.command) argv.push_back(const_cast<char*>(word.c_str()));
     env.push_back(nullptr);
     argv.push_back(nullptr);
-    const BoundThread bound(place_of(worker.slot).binding);
-    if (!bound.refused().empty() && !std::exchange(refusal_told, true))
-      log(worker.slot, "workers are not bound as planned: the kernel refuses (" + bound.refused() + ")");
     errno = posix_spawn(&worker.process, argv[0], files.get(), attributes.get(), argv.data(), env.data());
     if (errno != 0) return system_error("start " + options.command[0]);
     return ok();
+  }
+
+  void tell_refusal(uint32_t slot, const BoundThread& bound) {
+    if (bound.refused().empty() || !refusals_told.insert(bound.refused()).second) return;
+    const std::string what = bound.cpus_refused() ? "workers are not bound" : "memory is not preferred";
+    log(slot, what + " as planned: the kernel refuses (" + bound.refused() + ")");
   }
 
   void spawn(uint32_t slot) {
@@ -447,7 +455,7 @@ struct WorkerProcesses::State : std::enable_shared_from_this<WorkerProcesses::St
   std::map<uint32_t, std::shared_ptr<Worker>> workers;
   std::map<std::pair<uint32_t, Output::Sink>, Output::Sink> log_files;
   Timer sweep_timer;
-  bool refusal_told = false;  // once is enough: it would be the same for each worker
+  std::set<std::string> refusals_told;  // each once: it would be the same for each worker
 };
 
 WorkerProcesses::WorkerProcesses(Loop& loop, ProcessOptions options, Output& output, EventSink on_event)

@@ -19,7 +19,8 @@ namespace muster::agent {
 // Where the worker of a slot computes, and each that replaces it.
 struct WorkerPlace {
   Binding binding;
-  std::vector<std::string> variables;  // "NAME=…", for this worker
+  std::vector<std::string> variables;           // "NAME=…", for this worker
+  std::vector<std::string> variables_of_bound;  // more of them, where the kernel has let it have its cpus
 };
 
 struct ProcessOptions {

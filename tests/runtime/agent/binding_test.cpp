@@ -45,6 +45,7 @@ TEST(BoundThread, SaysWhatIsRefused) {
   const auto before = own_cpus();
   const BoundThread bound({{65000}, {}});
   EXPECT_THAT(bound.refused(), HasSubstr("cpus: Invalid argument"));
+  EXPECT_TRUE(bound.cpus_refused());
   EXPECT_EQ(own_cpus(), before);
 }
 
@@ -63,6 +64,7 @@ TEST(BoundThread, PrefersMemoryNodesWhileItLives) {
   }
   EXPECT_EQ(memory_mode(), before);
   const BoundThread nowhere({{}, {1000}});
+  EXPECT_FALSE(nowhere.cpus_refused());
   EXPECT_THAT(nowhere.refused(), HasSubstr("memory preference: Invalid argument"));
   EXPECT_EQ(memory_mode(), before);
 }
