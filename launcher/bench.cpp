@@ -129,6 +129,12 @@ int explain_described(int ranks, int nodes, const std::string& costs, bool json)
   return print(world, json);
 }
 
+int nothing_to_choose() {
+  return fail(
+      "all ranks are on one node and share memory: there is one way for each operation, and nothing to "
+      "choose; MUSTER_SHARED_MEMORY=0 has them talk over the network");
+}
+
 int explain_here(bool json) {
   auto communicator = Communicator::create({});
   if (!communicator.ok()) {
@@ -145,14 +151,12 @@ int explain_here(bool json) {
   const auto tuned = tune(group, cache, now() + kMeasureTimeout);
   if (!tuned.ok()) return fail(tuned.error().message, 75);
   World world{group.nodes_of_choice(), tuned->numbers, true, tuned->took, {}};
-  if (group.rank() == 0 && world.nodes.empty())
-    return fail(
-        "all ranks are on one node and share memory: there is one way for each operation, and nothing to "
-        "choose; MUSTER_SHARED_MEMORY=0 has them talk over the network");
   world.explain = [&](Collective kind, uint64_t count) {
     return group.explain(kind, count, DType::kFloat32);
   };
-  const int code = group.rank() == 0 ? print(world, json) : 0;
+  // All ranks end alike, and none before the others have heard it: what ends first counts for mpirun.
+  int code = world.nodes.empty() ? kExitMisuse : 0;
+  if (group.rank() == 0) code = world.nodes.empty() ? nothing_to_choose() : print(world, json);
   const Status ended = group.barrier(now() + kMeasureTimeout).wait();
   return ended.ok() ? code : fail(ended.error().message, 75);
 }

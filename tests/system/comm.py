@@ -90,7 +90,10 @@ class Comm:
             by_name = {one["algorithm"]: one["us"] for one in line["costs"]}
             if line["algorithm"] not in by_name or by_name[line["algorithm"]] > by_name[line["default"]] * 1.001:
                 raise Failure(f"chose what costs more than the default: {line}")
-        self.require(self.finish(launch, expect=78), "nothing to choose", 1)
+        said = self.finish(launch, expect=78)
+        self.require(said, "nothing to choose", 1)
+        if "barrier" in said:
+            raise Failure(f"a rank was left by another that had nothing to say: {said}")
 
     def again(self):
         self.require(self.run(2, "comm_pmix", "again"), "made again", 2)
