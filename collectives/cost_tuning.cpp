@@ -118,7 +118,10 @@ void CostCache::keep(uint64_t world, const CostNumbers& numbers) {
 Result<Tuned> tune(Group& group, CostCache& cache, Instant deadline) {
   const Instant began = now();
   std::vector<uint64_t> nodes = group.nodes_of_choice();
-  if (nodes.size() < 2) return Tuned{};
+  if (nodes.size() < 2) {
+    if (auto failure = group.failure()) return Error{failure->code, std::move(failure->reason)};
+    return Tuned{};
+  }
   const uint64_t world = world_of(group, nodes);
   std::optional<CostNumbers> numbers = cache.find(world);
   MUSTER_ASSIGN(const bool known, all_know(group, numbers, deadline));

@@ -297,6 +297,12 @@ TEST_F(CommApi, AloneThereIsNothingToTune) {
   EXPECT_EQ(muster_comm_barrier(comm, nullptr, nullptr), MUSTER_OK);
 }
 
+TEST_F(CommApi, WhatWasRevokedIsNotTuned) {
+  ASSERT_EQ(muster_comm_revoke(comm, "stop here"), MUSTER_OK);
+  EXPECT_EQ(muster_comm_tune(comm, nullptr), MUSTER_AGAIN);
+  EXPECT_THAT(muster_last_error(), HasSubstr("stop here"));
+}
+
 TEST(CommApiWrapper, Splits) {
   muster::Communicator comm;
   EXPECT_EQ(comm.split(2).size(), 1);
