@@ -29,16 +29,16 @@ int fail(const std::string& text, int code = launcher::kExitMisuse) {
 
 // ---- muster info: what is here, and what would be done with it.
 struct InfoFlags {
-  std::string workers = "1";
-  std::string policy = "auto";
+  std::string workers;
+  std::string policy;
 
   CLI::App* add_to(CLI::App& app) {
     const std::string what =
         "print the version, the modules found, this machine, where workers would be placed, and what limits "
         "them";
     CLI::App* command = app.add_subcommand("info", what);
-    command->add_option("--nproc", workers, "plan for so many workers");
-    command->add_option("--bind", policy, "plan as muster run --bind would");
+    command->add_option("--nproc", workers, "plan for so many workers [MUSTER_NPROC, or 1]");
+    command->add_option("--bind", policy, "plan as muster run --bind would [MUSTER_BIND, or auto]");
     return command;
   }
 };
@@ -55,11 +55,18 @@ void show_modules() {
   }
 }
 
-int info(const InfoFlags& flags) {
-  OptionValues values;
-  for (const Status& set :
-       {values.set("nproc", flags.workers, "--nproc"), values.set("bind", flags.policy, "--bind")})
-    if (!set.ok()) return fail(set.error().message);
+// What `muster run` would do here: its variables count, and flags win over them.
+Result<OptionValues> values_of(const InfoFlags& flags, const CLI::App& command) {
+  MUSTER_ASSIGN(OptionValues values, OptionValues::from_environment());
+  if (command.count("--nproc") > 0) MUSTER_TRY(values.set("nproc", flags.workers, "--nproc"));
+  if (command.count("--bind") > 0) MUSTER_TRY(values.set("bind", flags.policy, "--bind"));
+  return values;
+}
+
+int info(const InfoFlags& flags, const CLI::App& command) {
+  const auto given = values_of(flags, command);
+  if (!given.ok()) return fail(given.error().message);
+  const OptionValues& values = *given;
   const auto workers = static_cast<uint32_t>(values.integer("nproc"));
   std::printf("muster %s\n", MUSTER_VERSION);
   show_modules();
@@ -223,5 +230,5 @@ int main(int argc, char** argv) {
   if (account_command->parsed()) return show_account(account_path);
   if (sim_command.parsed()) return sim_command.run();
   if (bench_command.parsed()) return bench_command.run();
-  return info_command->parsed() ? info(info_flags) : run(*run_command, flags, program);
+  return info_command->parsed() ? info(info_flags, *info_command) : run(*run_command, flags, program);
 }

@@ -195,5 +195,15 @@ TEST(Info, ShowsTheMachineAndThePlan) {
     EXPECT_THAT(info.said(), HasSubstr(line));
 }
 
+TEST(Info, PlansAsRunWouldWithTheSameVariables) {
+  const Words variables = {"HWLOC_SYNTHETIC=pack:2 numa:1 core:4 pu:2", "MUSTER_NPROC=4", "MUSTER_BIND=numa"};
+  AgentProcess info({MUSTER_COMMAND, "info"}, variables);
+  EXPECT_EQ(info.wait(), 0);
+  EXPECT_THAT(info.said(), HasSubstr("--nproc 4, as asked: binds 4 workers"));
+  AgentProcess flags({MUSTER_COMMAND, "info", "--nproc", "2", "--bind", "none"}, variables);
+  EXPECT_EQ(flags.wait(), 0);
+  EXPECT_THAT(flags.said(), HasSubstr("--nproc 2, as asked: workers are not bound"));
+}
+
 }  // namespace
 }  // namespace muster
