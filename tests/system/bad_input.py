@@ -146,7 +146,7 @@ class Mistakes:
         body = json.dumps(changed, separators=(",", ":")).encode() + b"\n"
         manifest.write_bytes(body + b"xxh3-128 " + xxh3_128(body).encode() + b"\n")
         saved = content_of(folder)
-        self.refused(["manifest.json", "format version 3"], self.program(folder, MORE_STEPS))
+        self.refused(["manifest.json", "format version 4"], self.program(folder, MORE_STEPS))
         if content_of(folder) != saved:
             raise Failure("a save of a later format was changed")
         return None
