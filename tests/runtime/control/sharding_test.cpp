@@ -170,7 +170,8 @@ TEST_F(ShardedView, ALearnerThatIsComingGetsWhatWouldMoveNow) {
   for (const MemberId member : {100, 101, 200, 251}) say(member / 100, member, AtBoundary{old, plan, 7});
   EXPECT_THAT(world(), ElementsAre(100, 101, 200, 251));
   EXPECT_EQ(thin(), 0u);
-  for (const ShardMove& move : sent<Install>(last).back().second.moves) EXPECT_EQ(move.target, 251u);
+  const auto moves = sent<Install>(last).back().second.moves;
+  for (const ShardMove& move : moves) EXPECT_EQ(move.target, 251u);
 }
 
 TEST_F(ShardedView, WhoAloneHoldsAShardGivesItAwayAndThenLeaves) {
