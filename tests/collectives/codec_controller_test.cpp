@@ -134,13 +134,14 @@ TEST(CodecController, TheFirstCallsAreOfSomethingSafe) {
 TEST(CodecController, OnASlowLinkFewerBytesAreSent) {
   constexpr size_t kCount = 1 << 20;
   for (const bool feedback : {false, true}) {
-    const std::vector<Made> made = run(link_of(8e6), 2, kCount, 5, feedback);
+    const std::vector<Made> made = run(link_of(8e6), 2, kCount, 8, feedback);
     expect_alike(made);
     ASSERT_TRUE(made[0].codecs.back().has_value()) << made[0].whys.back();
     const codec::Shape shape = codec::shape_of(*made[0].codecs.back());
     EXPECT_LE(shape.payload_bits, 8U) << made[0].whys.back();
-    EXPECT_THAT(made[0].whys[2], ::testing::HasSubstr("measured"));
-    EXPECT_LT(error_of(made, 5), 0.5) << "not one that loses more than was allowed";
+    // What turns out slower than predicted gives way to another first.
+    EXPECT_THAT(made[0].whys, ::testing::Contains(::testing::HasSubstr("measured")));
+    EXPECT_LT(error_of(made, 8), 0.5) << "not one that loses more than was allowed";
   }
 }
 
