@@ -9,9 +9,8 @@
 //    names a version still to be reached.
 //  - In a view no permit before the leader has found all members' states at its base to be equal (rule 5).
 //  - Version changes only by update_closed(), state_installed() and started().
-//  - A shard counts as held (rule 3) once it was compared with its other copies, and for as long as it is of
-//  the
-//    version that is held: one that the view gives to another until the view's first update.
+//  - A shard counts as held (rule 3) once it was compared with its other copies, while it is of the version
+//    that is held: one that the view gives to another until the view's first update.
 #pragma once
 
 #include <memory>

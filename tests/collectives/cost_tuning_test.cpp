@@ -181,9 +181,10 @@ TEST(Tuning, EndsByItsDeadline) {
       return;
     }
     const Instant until = member.soon();
-    // Reason for the wait: this rank stays, and does not take part, until the other one has given up.
-    while (!member.group.failure() && now() < until)
+    while (!member.group.failure() && now() < until) {
+      // Reason for the wait: this rank stays, and does not take part, until the other one has given up.
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
     member.expect(member.group.failure().has_value(), "was not told");
   });
 }

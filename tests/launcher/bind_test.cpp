@@ -79,6 +79,7 @@ std::string shared_machine() {
 }
 
 TEST_F(Bind, WorkersHaveCoresOfTheirOwnAndAReplacementTheSame) {
+  // Reason for the skip: on one core there is nothing to bind to.
   if (const std::string why = no_two_cores(); !why.empty()) GTEST_SKIP() << why;
   const auto agent = start({"--nproc", "2", "--bind", "core"});
   const std::string first = cpus_of(*agent, 0), second = cpus_of(*agent, 1);
@@ -93,6 +94,7 @@ TEST_F(Bind, WorkersHaveCoresOfTheirOwnAndAReplacementTheSame) {
 }
 
 TEST_F(Bind, TheAgentItselfIsNotBound) {
+  // Reason for the skip: on one core there is nothing to bind to.
   if (const std::string why = no_two_cores(); !why.empty()) GTEST_SKIP() << why;
   const auto agent = start({"--nproc", "2", "--bind", "core"});
   ASSERT_FALSE(cpus_of(*agent, 1).empty()) << agent->said();
@@ -106,6 +108,7 @@ TEST_F(Bind, TheAgentItselfIsNotBound) {
 }
 
 TEST_F(Bind, ThreadsAreToldWhereTheUserHasNot) {
+  // Reason for the skip: on one core there is nothing to bind to.
   if (const std::string why = no_two_cores(); !why.empty()) GTEST_SKIP() << why;
   const auto told = start({"--nproc", "2", "--bind", "core"}, {"OMP_NUM_THREADS=7"});
   EXPECT_TRUE(told->says("with 7 threads.", 2)) << told->said();
@@ -125,6 +128,7 @@ TEST_F(Bind, AnAgentKeepsToTheCpusThatItIsGiven) {
 }
 
 TEST_F(Bind, ASecondAgentOfTheMachineDoesNotBindToTheSame) {
+  // Reason for the skip: where others compute too, auto binds nobody.
   if (const std::string why = shared_machine(); !why.empty()) GTEST_SKIP() << why;
   const auto first = start({"--nproc", "2"});
   ASSERT_TRUE(first->says("binds 2 workers")) << first->said();
@@ -145,6 +149,7 @@ TEST_F(Bind, ASecondAgentOfTheMachineDoesNotBindToTheSame) {
 }
 
 TEST_F(Bind, AnAgentThatBindsInAnyCaseHoldsWhatWasFree) {
+  // Reason for the skip: where others compute too, auto binds nobody.
   if (const std::string why = shared_machine(); !why.empty()) GTEST_SKIP() << why;
   const std::string some = std::to_string(agent::own_cpus().front());
   const auto first = std::invoke([&] {

@@ -101,6 +101,16 @@ class ShardedView : public LeaderTest {
     message.has_gradient = version > leader->view().base;
     say(member / 100, member, message);
   }
+  // Node 2, of one copy each.
+  void drain_who_alone_holds_half() {
+    sharding = {8, 1};
+    form(2, 1);
+    progress_all(4);
+    NoticeRaised notice;
+    notice.scope = Scope::kNode;
+    say(2, 0, notice);
+    tick_at(now + limits.notice_settle);
+  }
   void at_boundary(Version version) {
     const View view = leader->view();
     const uint64_t plan = sent<PlanNumber>(all).back().second.plan;
@@ -175,13 +185,7 @@ TEST_F(ShardedView, ALearnerThatIsComingGetsWhatWouldMoveNow) {
 }
 
 TEST_F(ShardedView, WhoAloneHoldsAShardGivesItAwayAndThenLeaves) {
-  sharding = {8, 1};
-  form(2, 1);
-  progress_all(4);
-  NoticeRaised notice;
-  notice.scope = Scope::kNode;
-  say(2, 0, notice);
-  tick_at(now + limits.notice_settle);
+  drain_who_alone_holds_half();
   at_boundary(6);
   EXPECT_THAT(world(), ElementsAre(100, 200)) << "the shards first";
   EXPECT_EQ(leader->view().shards_of(100).size(), 8u);
@@ -237,13 +241,7 @@ TEST_F(ShardedView, CopiesThatDifferAtTheStartEndTheJob) {
 }
 
 TEST_F(ShardedView, WhereOneCopyWasSentTheGiverTellsWhetherItIsRight) {
-  sharding = {8, 1};
-  form(2, 1);
-  progress_all(4);
-  NoticeRaised notice;
-  notice.scope = Scope::kNode;
-  say(2, 0, notice);
-  tick_at(now + limits.notice_settle);
+  drain_who_alone_holds_half();
   for (uint32_t shard : leader->view().shards_of(200)) flipped_shards.insert({shard, 100});
   at_boundary(6);
   const auto evicted = sent<Evict>(last);
