@@ -9,16 +9,39 @@ namespace muster::checkpoint {
 
 Status TensorReader::operator()(uint32_t tensor, uint64_t offset, MutableByteSpan target) const {
   if (fetch_) return fetch_(tensor, offset, target);
-  const ByteSpan source = *view(tensor, offset, target.size());
-  std::memcpy(target.data(), source.data(), source.size());
+  MUSTER_CHECK(tensor < host_.size(), "a snapshot reads a tensor that is not there");
+  for (const ByteSpan run : host_[tensor]) {
+    if (offset >= run.size()) {
+      offset -= run.size();
+      continue;
+    }
+    const ByteSpan source = run.subspan(offset, std::min<uint64_t>(run.size() - offset, target.size()));
+    std::ranges::copy(source, target.begin());
+    target = target.subspan(source.size());
+    offset = 0;
+    if (target.empty()) break;
+  }
+  MUSTER_CHECK(target.empty(), "a snapshot reads past the memory of tensor " + std::to_string(tensor));
   return ok();
 }
 
 std::optional<ByteSpan> TensorReader::view(uint32_t tensor, uint64_t offset, uint64_t size) const {
   if (fetch_) return std::nullopt;
-  MUSTER_CHECK(tensor < host_.size() && offset + size <= host_[tensor].size(),
-               "a snapshot reads past the memory of tensor " + std::to_string(tensor));
-  return host_[tensor].subspan(offset, size);
+  MUSTER_CHECK(tensor < host_.size(), "a snapshot reads a tensor that is not there");
+  for (const ByteSpan run : host_[tensor]) {
+    if (offset < run.size()) {
+      if (size > run.size() - offset) return std::nullopt;
+      return run.subspan(offset, size);
+    }
+    offset -= run.size();
+  }
+  return std::nullopt;
+}
+
+TensorReader read_from(const std::vector<ByteSpan>& tensors) {
+  std::vector<std::vector<ByteSpan>> host;
+  for (const ByteSpan tensor : tensors) host.push_back({tensor});
+  return TensorReader(std::move(host));
 }
 
 Result<StagedShard> stage(std::shared_ptr<const ShardTemplate> shape, const VersionId& id,

@@ -43,18 +43,19 @@ class TensorReader {
   template <typename F>
   requires std::is_invocable_r_v<Status, F&, uint32_t, uint64_t, MutableByteSpan> TensorReader(F fetch)
       : fetch_(std::move(fetch)) {}  // implicit, so that a lambda is a reader
-  // One span for each tensor, the whole local memory. REQUIRES: the memory outlives the reader.
-  explicit TensorReader(std::vector<ByteSpan> host) : host_(std::move(host)) {}
+  // For each tensor the runs that are its local memory, one after the other. REQUIRES: the memory outlives
+  // the reader.
+  explicit TensorReader(std::vector<std::vector<ByteSpan>> host) : host_(std::move(host)) {}
 
   Status operator()(uint32_t tensor, uint64_t offset, MutableByteSpan target) const;
-  // The bytes where they are; nothing where they have to be fetched.
+  // The bytes where they are; nothing where they have to be fetched, or do not lie in one run.
   std::optional<ByteSpan> view(uint32_t tensor, uint64_t offset, uint64_t size) const;
 
  private:
   Fetch fetch_;  // or
-  std::vector<ByteSpan> host_;
+  std::vector<std::vector<ByteSpan>> host_;
 };
-inline TensorReader read_from(std::vector<ByteSpan> tensors) { return TensorReader(std::move(tensors)); }
+TensorReader read_from(const std::vector<ByteSpan>& tensors);  // each one run
 
 struct StagedShard {
   std::shared_ptr<const ShardTemplate> shape;

@@ -16,7 +16,8 @@ struct muster_state {
   muster::State state;
 };
 struct muster_step {
-  muster::Run* run;
+  muster::Run* run = nullptr;
+  std::map<std::string, std::vector<muster_piece>> pieces;  // that were asked for
 };
 struct muster_run {
   std::unique_ptr<muster::Run> run;
@@ -179,6 +180,14 @@ muster_status muster_state_per_lane(muster_state* state, const char* name, void*
   return add_tensor("muster_state_per_lane", state, name, MUSTER_HOST, dtype, {shape, rank}, add);
 }
 
+muster_status muster_state_sharded(muster_state* state, const char* name, void* working_copy,
+                                   muster_dtype dtype, const int64_t* shape, size_t rank) {
+  const auto add = [&](muster::DType type, muster::Memory, std::vector<int64_t> extents) {
+    return state->state.add_sharded(name, working_copy, type, std::move(extents));
+  };
+  return add_tensor("muster_state_sharded", state, name, MUSTER_HOST, dtype, {shape, rank}, add);
+}
+
 muster_status muster_state_expect(muster_state* state, const char* name, muster_expectation expectation) {
   return guarded([&] {
     if (state == nullptr || name == nullptr) return null_argument("muster_state_expect");
@@ -263,6 +272,7 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
     }
     if (known.step_timeout_seconds > 0) train.step_timeout = from_seconds(known.step_timeout_seconds);
     if (known.bucket_bytes > 0) train.bucket_bytes = known.bucket_bytes;
+    if (known.shard_copies != 0) train.shard_copies = known.shard_copies;
     auto started = muster::Run::start(*session->session, state->state, std::move(train));
     if (started.ok()) {
       *run = new muster_run{std::move(*started), {}};
@@ -278,6 +288,7 @@ muster_status muster_run_next(muster_run* run, muster_step** step) {
   return guarded([&] {
     if (run == nullptr || step == nullptr) return null_argument("muster_run_next");
     *step = nullptr;
+    run->step.pieces.clear();
     const auto has_step = run->run->next();
     if (has_step.ok() && *has_step) *step = &run->step;
     return to_c(has_step);
@@ -318,6 +329,24 @@ muster_status muster_run_get_info(const muster_run* run, muster_run_info* info) 
 
 int64_t muster_step_index(const muster_step* step) {
   return step != nullptr ? step->run->step_version() : -1;
+}
+
+muster_status muster_step_pieces(muster_step* step, const char* name, const muster_piece** pieces,
+                                 size_t* count) {
+  return guarded([&] {
+    if (step == nullptr || name == nullptr || pieces == nullptr || count == nullptr)
+      return null_argument("muster_step_pieces");
+    *pieces = nullptr;
+    *count = 0;
+    auto held = step->run->pieces(name);
+    if (!held.ok()) return to_c(held);
+    std::vector<muster_piece>& list = step->pieces[name];
+    list.clear();
+    for (const muster::ShardPiece& piece : *held) list.push_back({piece.data, piece.begin, piece.rows});
+    *pieces = list.data();
+    *count = list.size();
+    return MUSTER_OK;
+  });
 }
 
 int muster_step_next_microbatch(muster_step* step, muster_microbatch* microbatch) {

@@ -14,11 +14,6 @@ namespace {
 
 constexpr Duration kPoll = 200 * kMillisecond;  // how soon an ended lesson is noticed while nothing arrives
 
-template <typename T>
-MutableByteSpan memory_of(T& value) {
-  return {reinterpret_cast<std::byte*>(&value), sizeof value};
-}
-
 }  // namespace
 
 uint64_t lesson_tag(uint64_t lesson, uint64_t item) { return mix64(lesson ^ mix64(item)); }
@@ -243,7 +238,7 @@ Status Learner::receive_snapshot() {
   FeedTarget feed(endpoint_, learn_.source.contact, lesson_tag(learn_.lesson, kFeedItem),
                   now() + limits_.item_timeout, [this] { return is_stopping(); });
   LessonHeader header{};
-  MUSTER_TRY(feed.note(memory_of(header)));
+  MUSTER_TRY(feed.note(writable_bytes_of(header)));
   if (header.version < 0 || header.state_bytes != state_bytes_) {
     return Error{ErrorCode::kMisuse, "the teacher's state has " + std::to_string(header.state_bytes) +
                                          " bytes, this process registered " + std::to_string(state_bytes_) +
@@ -253,7 +248,7 @@ Status Learner::receive_snapshot() {
   DigestStream arrived;
   MUSTER_TRY(feed.run(bytes, [&](ByteSpan piece) { arrived.add(piece); }));
   Digest digest;
-  MUSTER_TRY(feed.note(memory_of(digest)));
+  MUSTER_TRY(feed.note(writable_bytes_of(digest)));
   if (arrived.digest() != digest) {
     return Error{ErrorCode::kRetry,
                  "the state received from the teacher does not match its digest; asking again"};
@@ -266,7 +261,7 @@ Status Learner::receive_snapshot() {
 Result<bool> Learner::receive_gradient(uint64_t item) {
   GradientHeader header{};
   // Steps may take as long as they like; the teacher's death ends this wait.
-  MUSTER_TRY(receive(item, memory_of(header), kNever));
+  MUSTER_TRY(receive(item, writable_bytes_of(header), kNever));
   if (header.version < 0) return false;
   if (header.count > limits_.log_bytes_max / sizeof(float)) {
     return Error{ErrorCode::kMisuse, "the teacher announced a gradient of " + std::to_string(header.count) +

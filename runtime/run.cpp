@@ -56,6 +56,16 @@ Status check_options(const TrainOptions& options) {
   return ok();
 }
 
+// Fixed for a run, and more than there can be members, so that each has several and a join moves some of
+// everybody's.
+control::Sharding sharding_of(const State& state, const TrainOptions& options) {
+  constexpr uint64_t kShardsOfALane = 4;
+  if (state.sharded().empty()) return {0, 1};
+  const uint64_t shards = kShardsOfALane * static_cast<uint64_t>(options.lanes);
+  return {static_cast<uint32_t>(std::min<uint64_t>(shards, control::Sharding::kShardsMax)),
+          static_cast<uint32_t>(options.shard_copies)};
+}
+
 checkpoint::JobConstants constants_of(const TrainOptions& options) {
   checkpoint::JobConstants constants;
   constants.microbatches = static_cast<uint64_t>(options.microbatches);
@@ -72,7 +82,8 @@ std::string describe(const TrainOptions& options) {
   return "microbatches " + std::to_string(options.microbatches) + ", lanes " + std::to_string(options.lanes) +
          ", samples per microbatch " + std::to_string(options.samples_per_microbatch) + ", data set of " +
          std::to_string(options.dataset_samples) + " samples, seed " + std::to_string(options.seed) +
-         ", codec " + name_of(options.codec) + ", steps " + std::to_string(options.steps);
+         ", codec " + name_of(options.codec) + ", steps " + std::to_string(options.steps) +
+         ", copies of shards " + std::to_string(options.shard_copies);
 }
 
 }  // namespace
@@ -84,11 +95,15 @@ Result<std::unique_ptr<Run>> Run::start(Session& session, State& state, TrainOpt
   MUSTER_TRY(session.begin_run());
   state.seal();
   MUSTER_TRY(attach_mirror(state, memory));
+  MUSTER_TRY(check_shards(state, options));
+  const control::Sharding sharding = sharding_of(state, options);
+  if (sharding.shards > 0) state.sharded().cut(sharding.shards);
   std::unique_ptr<Run> run(new Run(session, state, std::move(options), std::move(memory)));
   session.attach(run.get());
   const std::string constants = describe(run->options_);
   const Digest parts[] = {state.fingerprint(), digest_of(as_bytes(constants))};
   control::MemberHello hello{run->self_, digest_of(parts), state.description() + "; " + constants};
+  if (sharding.shards > 0) hello.sharding = sharding;
   hello.paces_saves = run->saver_.enabled() && run->options_.save.every == SaveOptions::kPaced;
   MUSTER_TRY(session.send(std::move(hello)));
   return run;
@@ -106,6 +121,28 @@ Result<Run::MemoryAccess> Run::open_memory(const State& state, const TrainOption
     memory.gradients = host_gradients();
   }
   return memory;
+}
+
+Status Run::check_shards(const State& state, const TrainOptions& options) {
+  if (options.shard_copies < 1 || options.shard_copies > int64_t{control::Sharding::kCopiesMax}) {
+    return Error{ErrorCode::kMisuse, "shard_copies is " + std::to_string(options.shard_copies) +
+                                         "; give 1 to " + std::to_string(control::Sharding::kCopiesMax)};
+  }
+  if (state.sharded().empty()) return ok();
+  if (state.on_device()) {
+    return Error{
+        ErrorCode::kMisuse,
+        "tensor '" + state.sharded().tensors()[0].name +
+            "' is sharded, and another one is in a device's memory; a state with sharded tensors lies "
+            "in the host's"};
+  }
+  const uint64_t parts = state.sharded().tensors().size() * uint64_t{sharding_of(state, options).shards};
+  if (parts <= checkpoint::kShardPartsMax) return ok();
+  return Error{ErrorCode::kMisuse, std::to_string(state.sharded().tensors().size()) +
+                                       " sharded tensors, each in four parts for each lane, are " +
+                                       std::to_string(parts) + " parts; at most " +
+                                       std::to_string(checkpoint::kShardPartsMax) +
+                                       " are possible, so register fewer and larger ones"};
 }
 
 // Only for the run that the session begins: a state that another run uses has its own.
@@ -183,8 +220,8 @@ Result<bool> Run::next() {
       prepare_step(lock);
       return true;
     }
-    if (incoming_) {
-      if (!install_incoming(lock) && incoming_) wait(lock);
+    if (is_incoming()) {
+      if (!install_incoming(lock) && is_incoming()) wait(lock);
       continue;
     }
     if (!started_) {
@@ -201,6 +238,7 @@ Result<bool> Run::next() {
     }
     if (waits_at_boundary(lock)) continue;
     if (save_if_due(lock)) continue;
+    if (gather_if_due(lock)) continue;
     if (waits_for_end(lock)) continue;
     step_version_ = core_.version();
     prepare_step(lock);
@@ -220,8 +258,10 @@ bool Run::entered_new_view(Lock& lock) {
   std::unique_ptr<Group> old = std::exchange(group_, std::move(formed.group));
   const control::Version before = core_.version();
   incoming_ = std::move(formed.incoming);
+  incoming_shards_ = std::move(formed.shards);
   MUSTER_CHECK(formed.is_gradient == core_.catching_up(), "nothing changes between a report and its Go");
   view_ = entered.view;
+  my_shards_ = view_.shards_of(self_.id);
   if (!core_.catching_up()) install_incoming(lock);
   group_failed_ = false;
   leaving_said_ = false;
@@ -229,6 +269,8 @@ bool Run::entered_new_view(Lock& lock) {
   assignment_ = assign_lanes(options_.lanes, static_cast<int>(view_.members.size()));
   std::unique_ptr<LaneExchange> exchange = std::move(lane_exchange_);
   std::unique_ptr<Reducer> reducer = std::move(reducer_);
+  std::unique_ptr<ShardGather> gather = std::move(gather_);
+  gathered_ = control::kNoVersion;
   reduced_step_ = control::kNoVersion;
   boundary_plan_ = 0;
   // Without a base nobody's start has counted yet: all agree on it anew, together.
@@ -242,38 +284,54 @@ bool Run::entered_new_view(Lock& lock) {
        "rank " + std::to_string(group_->rank()) + " of " + std::to_string(group_->size()),
        revoked_at_ != 0 ? now() - revoked_at_ : 0, static_cast<int64_t>(group_->size()));
   revoked_at_ = 0;
-  if (started_) saver_.prepare(static_cast<uint32_t>(group_->rank()), static_cast<uint32_t>(group_->size()));
+  if (started_) prepare_saves();
   report_progress(true);
   lock.unlock();
   old.reset();  // may wait until no peer can write into its memory any more
   reducer.reset();
   exchange.reset();
+  gather.reset();
   graduated.reset();
   lock.lock();
   return true;
 }
 
+void Run::prepare_saves() {
+  std::vector<uint32_t> writers;  // as the leader will choose, where all take part
+  for (uint32_t shard = 0; shard < view_.shards.shards(); ++shard)
+    writers.push_back(view_.shards.holders(shard).front());
+  saver_.prepare(
+      {static_cast<uint32_t>(group_->rank()), static_cast<uint32_t>(group_->size()), std::move(writers)});
+}
+
 // What came with the view, once the leader allows it: while a report for a stop-save is out, nothing may
 // change. False where there is nothing to install, or it has to wait.
 bool Run::install_incoming(Lock& lock) {
-  if (!incoming_) return false;
+  if (!is_incoming()) return false;
   if (!core_.install_due()) {
     incoming_.reset();
+    incoming_shards_.clear();
     return false;
   }
   if (!core_.open_install(view_.generation).granted) return false;
-  const LargeBuffer staged = *std::exchange(incoming_, std::nullopt);
-  if (install(lock, staged, view_.base)) open_stop_save();
+  const std::optional<LargeBuffer> staged = std::exchange(incoming_, std::nullopt);
+  const auto bytes = staged ? std::optional<ByteSpan>(*staged) : std::nullopt;
+  if (install(lock, bytes, std::exchange(incoming_shards_, {}), view_.base)) open_stop_save();
   return true;
 }
 
 // Not under the lock: the control connection's heartbeats would wait for a large state. The core holds back
 // its report while an installation is open. A device that fails leaves the state half written.
-bool Run::install(Lock& lock, ByteSpan staged, control::Version version) {
+bool Run::install(Lock& lock, std::optional<ByteSpan> staged, ShardBlocks shards, control::Version version) {
+  const std::vector<uint32_t> kept = core_.kept_shards();  // does not change while an installation is open
   for (bool installed = false; !installed;) {
     if (core_.ended()) return false;
     lock.unlock();
-    const Status status = state_.install(staged, now() + kSecond);
+    Status status = staged ? state_.install(*staged, now() + kSecond) : ok();
+    if (status.ok()) {
+      staged.reset();
+      if (!state_.sharded().empty()) status = state_.install_shards(shards, kept, now() + kSecond);
+    }
     lock.lock();
     installed = status.ok();
     if (installed || status.error().code == ErrorCode::kRetry) continue;
@@ -315,6 +373,41 @@ bool Run::save_if_due(Lock& lock) {
   lock.lock();
   say(control::SaveDue{view_.generation, version, last});
   return true;
+}
+
+// Working copies are filled once in each step of a view, and after the last step. Not under the lock: others
+// may still be in the update before. True: look again.
+bool Run::gather_if_due(Lock& lock) {
+  if (state_.sharded().empty() || gathered_ == core_.version()) return false;
+  const control::Version version = core_.version();
+  Group& group = *group_;  // replaced by this thread only
+  lock.unlock();
+  if (!gather_) {
+    gather_ =
+        std::make_unique<ShardGather>(state_.sharded(), view_.shards, static_cast<uint32_t>(group.rank()),
+                                      static_cast<uint32_t>(group.size()));
+  }
+  std::vector<int> suspects;
+  const Status gathered = gather_->run(group, now() + options_.step_timeout, suspects);
+  lock.lock();
+  if (gathered.ok()) {
+    gathered_ = version;
+  } else {
+    (void)step_failed(lock, gathered.error(), suspects);
+  }
+  return true;
+}
+
+Result<std::vector<ShardPiece>> Run::pieces(const std::string& name) const {
+  const auto& tensors = state_.sharded().tensors();
+  const auto found = std::ranges::find(tensors, name, &TensorInfo::name);
+  if (found == tensors.end())
+    return Error{ErrorCode::kMisuse, "no sharded tensor is named '" + name + "'; register it before the run"};
+  const std::lock_guard lock(mutex_);
+  if (learner_ || step_version_ == control::kNoVersion) return std::vector<ShardPiece>();
+  const auto is_held = [&](uint32_t shard) { return state_.sharded().holds(shard); };
+  if (!std::ranges::all_of(my_shards_, is_held)) return revoked_error();
+  return state_.sharded().pieces(static_cast<size_t>(found - tensors.begin()), my_shards_);
 }
 
 bool Run::waits_for_end(Lock& lock) {
@@ -688,6 +781,7 @@ Status Run::close_update() {
     return end_if_broken(noted);
   }
   control::MemberActions actions = core_.update_closed(now(), keeps_gradient());
+  state_.sharded().keep_only(core_.kept_shards());
   state_.end_write();
   if (!core_.install_due()) incoming_.reset();  // it was the update to the base, which is made
   for (const control::Teach& teach : std::exchange(lessons_waiting_, {})) begin_lesson(teach);
@@ -745,7 +839,7 @@ Result<bool> Run::next_as_learner(Lock& lock) {
       return false;
     }
     const auto snapshot = learner_->take_snapshot();
-    if (!install(lock, snapshot->bytes, snapshot->version)) return false;
+    if (!install(lock, ByteSpan(snapshot->bytes), {}, snapshot->version)) return false;
     started_ = true;
     emit(EventKind::kLearnerStarted, snapshot->version, "", static_cast<int64_t>(snapshot->bytes.size()));
   }

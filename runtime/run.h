@@ -34,6 +34,7 @@
 #include "runtime/permutation.h"
 #include "runtime/saver.h"
 #include "runtime/session.h"
+#include "runtime/shard_gather.h"
 #include "runtime/state.h"
 #include "runtime/state_transfer.h"
 
@@ -47,6 +48,7 @@ struct TrainOptions {
   int64_t dataset_samples = 1;
   uint64_t seed = 0;
   std::optional<codec::CodecId> codec;  // of the reductions; none: float32
+  int64_t shard_copies = 2;             // of each shard of sharded tensors, where there are as many members
   SaveOptions save;
   Duration step_timeout = 600 * kSecond;
   Memory gradient_memory = Memory::kHost;
@@ -85,6 +87,9 @@ class Run final : private Session::Listener {
   // True: a step is at hand, described by version(). False: the loop is over, see exit_code().
   Result<bool> next();
   int64_t step_version() const { return step_version_; }
+  // What this process holds of a sharded tensor and updates in the step at hand, by ascending rows. Valid
+  // until the following next() returns. Errors: kMisuse: no sharded tensor has the name.
+  Result<std::vector<ShardPiece>> pieces(const std::string& name) const;
 
   // The step's next microbatch of this rank; nullopt when there is none, the view is revoked, or this is a
   // learner.
@@ -110,6 +115,7 @@ class Run final : private Session::Listener {
     std::unique_ptr<Group> group;
     std::optional<LargeBuffer> incoming;  // staged state of the view's base, or the last update's gradient
     bool is_gradient = false;
+    ShardBlocks shards;  // staged, of the base, too
   };
   using Lock = std::unique_lock<std::mutex>;
   // How the program's memory is reached.
@@ -120,6 +126,7 @@ class Run final : private Session::Listener {
   };
 
   Run(Session& session, State& state, TrainOptions options, MemoryAccess memory);
+  static Status check_shards(const State& state, const TrainOptions& options);
   static Status attach_mirror(State& state, MemoryAccess& memory);
   static Result<MemoryAccess> open_memory(const State& state, const TrainOptions& options);
 
@@ -140,12 +147,15 @@ class Run final : private Session::Listener {
 
   // program side (run.cpp); each is one reason why there is no step yet, or none. True: look again.
   bool entered_new_view(Lock& lock);
+  bool is_incoming() const { return incoming_ || !incoming_shards_.empty(); }
   bool install_incoming(Lock& lock);
-  bool install(Lock& lock, ByteSpan staged, control::Version version);
+  bool install(Lock& lock, std::optional<ByteSpan> staged, ShardBlocks shards, control::Version version);
   Status start_up(Lock& lock);
   bool waits_at_boundary(Lock& lock);
   bool waits_at_limit() const;
+  void prepare_saves();
   bool save_if_due(Lock& lock);
+  bool gather_if_due(Lock& lock);
   bool waits_for_end(Lock& lock);
   void begin_learning(Lock& lock);
   Result<bool> next_as_learner(Lock& lock);
@@ -180,14 +190,19 @@ class Run final : private Session::Listener {
     control::Lineage lineage;
     Digest digest;
     std::optional<ByteBuffer> state;  // restored; else what the program initialised
+    ShardBlocks shards;               // the same, of the shards that the view gives this rank
   };
   Result<Start> agree_on_start(Group& group);
   Result<Start> agree_under_lease(Group& group);
+  Status hold_initial_shards();
+  Result<ShardBlocks> initial_shards() const;
   Result<std::optional<Start>> restore_newest(Group& group);
 
   // views (view_change.cpp); on the forming thread
   void form(const control::Install& install);
   void compute_digest(const control::ComputeDigest& asked);
+  Status move_shards(const control::Install& install, const StateTransfer& transfer, FormedView& formed,
+                     std::vector<control::MemberId>& suspects);
   bool keeps_gradient() const;
   HeldGradient held_gradient() const;
   size_t outcome_count() const;  // elements of a reduced gradient, and of what travels beside it
@@ -213,7 +228,12 @@ class Run final : private Session::Listener {
   std::optional<control::EnterView> entered_;  // Go came, the program has not been in next() since
   std::optional<FormedView> formed_;
   std::optional<LargeBuffer>
-      incoming_;  // the entered view's base, still to be installed; or the update to it
+      incoming_;                     // the entered view's base, still to be installed; or the update to it
+  ShardBlocks incoming_shards_;      // of the base, still to be installed
+  std::vector<uint32_t> my_shards_;  // in the view
+  std::unique_ptr<ShardGather> gather_;  // of the view; null where nothing is sharded; the program's thread's
+  control::Version gathered_ =
+      control::kNoVersion;  // the newest in this view whose working copies are filled
   Instant revoked_at_ = 0;
   bool started_ = false;       // the starting version is known
   bool leaving_said_ = false;  // in this view

@@ -106,6 +106,11 @@ void Run::drop_view_not_entered() {
 // transfer.
 void Run::open_stop_save() {
   if (!stop_save_ || stop_save_->version != core_.version() || update_open_) return;
+  const std::vector<uint32_t> held = core_.kept_shards();
+  for (uint32_t shard = 0; shard < stop_save_->writers.size(); ++shard) {
+    const bool mine = stop_save_->participants.at(stop_save_->writers[shard]) == self_.id;
+    if (mine && !std::ranges::binary_search(held, shard)) return;  // it is on its way, or to be installed
+  }
   saver_.open(*std::exchange(stop_save_, std::nullopt), self_.id);
 }
 

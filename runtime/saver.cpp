@@ -26,7 +26,9 @@ constexpr uint64_t kFaultInBytes = 4 << 20;  // 2 to 10 ms, on that machine
 
 std::vector<checkpoint::Expectation> expectations_of(const State& state) {
   std::vector<checkpoint::Expectation> expectations;
-  for (const TensorInfo& tensor : state.tensors()) expectations.push_back(tensor.expectation);
+  for (const auto* tensors : {&state.tensors(), &state.sharded().tensors()}) {
+    for (const TensorInfo& tensor : *tensors) expectations.push_back(tensor.expectation);
+  }
   return expectations;
 }
 
@@ -96,10 +98,12 @@ Saver::~Saver() {
 
 std::vector<checkpoint::TensorSpec> Saver::specs() const {
   std::vector<checkpoint::TensorSpec> specs;
-  for (const TensorInfo& tensor : state_.tensors()) {
-    specs.push_back(
-        {tensor.name, tensor.dtype, {tensor.shape.begin(), tensor.shape.end()}, checkpoint::kReplicated});
-  }
+  const auto add = [&](const std::vector<TensorInfo>& tensors, int split) {
+    for (const TensorInfo& tensor : tensors)
+      specs.push_back({tensor.name, tensor.dtype, {tensor.shape.begin(), tensor.shape.end()}, split});
+  };
+  add(state_.tensors(), checkpoint::kReplicated);
+  add(state_.sharded().tensors(), checkpoint::kSharded);
   return specs;
 }
 
@@ -257,7 +261,8 @@ Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, control:
     const std::lock_guard lock(mutex_);
     reading_.push_back(save.progress);
   }
-  MUSTER_TRY(prepare_template(save.index, static_cast<uint32_t>(save.open.participants.size())));
+  const World world{save.index, static_cast<uint32_t>(save.open.participants.size()), save.open.writers};
+  MUSTER_TRY(prepare_template(world));
   checkpoint::SaveShardOptions options;
   options.write.writer_nonce = random_nonce();
   options.staging_bytes_max = staging_bytes_max(save.open.stop || save.open.rescue);
@@ -278,9 +283,9 @@ Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, control:
     if (save.index == 0) tell(EventKind::kSaveStaged, save.open.version, "", now() - began);
   };
   MUSTER_TRY(state_.wait_readable(now() + kReadTimeout));
+  MUSTER_ASSIGN(const checkpoint::TensorReader tensors, reader(world));
   MUSTER_ASSIGN(checkpoint::SaveShardReport report,
-                save_shard(files_, template_, save.id, checkpoint::read_from(state_.contents()), buffer_,
-                           options, *save.progress));
+                save_shard(files_, template_, save.id, tensors, buffer_, options, *save.progress));
   if (options.earlier && !report.linked) history_.suspect = report.suspect;
   history_.wrote(template_, {report.record, report.table}, report.piece_digests);
   vote.bytes = report.linked ? 0 : template_->geometry.payload_bytes;
@@ -294,11 +299,30 @@ Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, control:
 }
 
 // What libhdf5 has to say about a shard depends on shapes alone, so it is asked once for a world.
-Status Saver::prepare_template(uint32_t index, uint32_t count) {
-  if (template_ && template_->participant == index && template_->participants == count) return ok();
-  MUSTER_ASSIGN(const checkpoint::SavePlan plan, checkpoint::plan_save(specs(), count));
-  MUSTER_ASSIGN(template_, checkpoint::make_shard_template(plan, index));
+Status Saver::prepare_template(const World& world) {
+  if (template_ && shape_of_ == world) return ok();
+  MUSTER_ASSIGN(const checkpoint::SavePlan plan, checkpoint::plan_save(specs(), world.count, world.writers));
+  MUSTER_ASSIGN(template_, checkpoint::make_shard_template(plan, world.index));
+  shape_of_ = world;
   return ok();
+}
+
+// Of all replicated tensors, and of the sharded ones what this rank writes. REQUIRES: a lease.
+Result<checkpoint::TensorReader> Saver::reader(const World& world) const {
+  std::vector<std::vector<ByteSpan>> memory;
+  for (const ByteSpan tensor : state_.contents()) memory.push_back({tensor});
+  std::vector<uint32_t> mine;
+  for (uint32_t shard = 0; shard < world.writers.size(); ++shard) {
+    if (world.writers[shard] == world.index) mine.push_back(shard);
+  }
+  const ShardedTensors& sharded = state_.sharded();
+  const auto lacks = std::ranges::find_if(mine, [&](uint32_t shard) { return !sharded.holds(shard); });
+  if (lacks != mine.end()) {
+    return Error{ErrorCode::kDropCheckpoint,
+                 "shard " + std::to_string(*lacks) + " is not here, or not any more: the view has changed"};
+  }
+  for (size_t t = 0; t < sharded.tensors().size(); ++t) memory.push_back(sharded.local_memory(t, mine));
+  return checkpoint::TensorReader(std::move(memory));
 }
 
 uint64_t Saver::staging_bytes_max(bool last) const {
@@ -306,22 +330,22 @@ uint64_t Saver::staging_bytes_max(bool last) const {
   return last && (given == 0 || given > kLastStagingBytes) ? kLastStagingBytes : given;
 }
 
-void Saver::prepare(uint32_t index, uint32_t count) {
+void Saver::prepare(World world) {
   if (!enabled()) return;
-  worker_.post([this, index, count] {
+  worker_.post([this, world = std::move(world)] {
     // What fails here fails again in the save, which says so.
-    if (!prepare_template(index, count).ok()) return;
+    if (!prepare_template(world).ok()) return;
     const uint64_t bound = staging_bytes_max(options_.every == 0);
     if (!buffer_.reserve(checkpoint::staging_bytes_for(template_->geometry, bound)).ok()) return;
-    fault_in_some(index, count);
+    fault_in_some(world);
   });
 }
 
 // In steps, so that a save that is opened meanwhile waits for one of them.
-void Saver::fault_in_some(uint32_t index, uint32_t count) {
-  const bool same_world = template_ && template_->participant == index && template_->participants == count;
+void Saver::fault_in_some(const World& world) {
+  const bool same_world = template_ && shape_of_ == world;
   if (!same_world || !buffer_.fault_in(kFaultInBytes)) return;
-  worker_.post([this, index, count] { fault_in_some(index, count); });
+  worker_.post([this, world] { fault_in_some(world); });
 }
 
 Result<std::string> Saver::folder_of(const Save& save) {
@@ -379,6 +403,7 @@ Result<checkpoint::Manifest> Saver::publish_now(const Save& save, const control:
   manifest.saved_by = who_am_i();
   manifest.fence = folder->fence();
   manifest.tensors = specs();
+  manifest.shard_owners = save.open.writers;
   std::vector<checkpoint::ShardRecord> records;
   std::vector<std::optional<checkpoint::PieceChanges>> changes(publish.records.size());
   for (const ByteBuffer& vote : publish.records) {
@@ -657,14 +682,14 @@ Result<std::vector<checkpoint::Range>> Saver::pieces(uint32_t part, uint32_t par
     offset += tensor.bytes;
   }
   std::vector<checkpoint::Range> ranges;
-  for (const checkpoint::Piece& piece : plan.pieces(part)) {
+  for (const checkpoint::Piece& piece : plan.pieces(part)) {  // none of a sharded tensor
     ranges.push_back({begins[piece.tensor] + piece.bytes.begin, begins[piece.tensor] + piece.bytes.end});
   }
   return ranges;
 }
 
 Status Saver::restore(const checkpoint::Candidate& candidate, uint32_t part, uint32_t parts,
-                      MutableByteSpan staged) {
+                      MutableByteSpan staged, ShardBlocks& shards) {
   MUSTER_TRY(check_same_job(candidate));
   checkpoint::RestoreRequest request;
   request.tensors = specs();
@@ -672,6 +697,9 @@ Status Saver::restore(const checkpoint::Candidate& candidate, uint32_t part, uin
   request.parts = parts;
   request.share = checkpoint::ReadShare::kPart;
   request.rules = options_.rules;
+  const ShardedTensors& sharded = state_.sharded();
+  request.held.count = sharded.shards();
+  for (const auto& [shard, block] : shards) request.held.mine.push_back(shard);
   if (request.rules.missing) state_.copy_to(staged);  // what the checkpoint lacks stays as the program has it
   std::vector<MutableByteSpan> memory;
   size_t offset = 0;
@@ -679,9 +707,14 @@ Status Saver::restore(const checkpoint::Candidate& candidate, uint32_t part, uin
     memory.push_back(staged.subspan(offset, tensor.bytes));
     offset += tensor.bytes;
   }
+  std::vector<ByteBuffer> local;  // of sharded tensors; what the checkpoint lacks stays here, too
+  for (size_t t = 0; t < sharded.tensors().size(); ++t) {
+    memory.emplace_back(local.emplace_back(sharded.local_copy(t, shards)));
+  }
   auto report =
       checkpoint::restore(files_, folder_->save_folder(candidate.id), *candidate.manifest, request, memory);
   if (!report.ok()) return std::move(report).error();
+  for (size_t t = 0; t < local.size(); ++t) sharded.fill(t, local[t], shards);
   if (part == 0) tell_of_differences(*candidate.manifest, *report);
   return ok();
 }

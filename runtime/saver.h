@@ -62,11 +62,17 @@ class Saver {
 
   // ---- saving; any thread, none of these blocks but hold()
 
-  // This rank is the `index`-th of `count` from now on. In the background, and behind nothing else: asks
+  // This rank is that one from now on. In the background, and behind nothing else: asks
   // libhdf5 for the shard's shape and has the system give the memory that the first save will need, so that
   // neither that save nor one on notice pays for it. Where no periodic saves are asked for, at most
   // kLastStagingBytes.
-  void prepare(uint32_t index, uint32_t count);
+  struct World {
+    uint32_t index = 0;  // of this rank
+    uint32_t count = 0;
+    std::vector<uint32_t> writers;  // by shard: who saves it
+    friend bool operator==(const World&, const World&) = default;
+  };
+  void prepare(World world);
 
   // A save of `version`, which the state holds now, is about to be opened: keeps the state as it is until
   // then, or until release(), or for a bounded time unless it is the run's `last` version, which no update
@@ -103,9 +109,10 @@ class Saver {
   Result<std::vector<checkpoint::Candidate>> usable_versions();
   Status check_same_job(const checkpoint::Candidate& candidate) const;
   // Reads part `part` of `parts` of the version into `staged`, laid out as State::copy_to lays it out; the
-  // other bytes are left alone. The same cut as pieces().
+  // other bytes are left alone. The same cut as pieces(). And the `shards` that this rank holds, whole, each
+  // a block of its size.
   Status restore(const checkpoint::Candidate& candidate, uint32_t part, uint32_t parts,
-                 MutableByteSpan staged);
+                 MutableByteSpan staged, ShardBlocks& shards);
   // The byte ranges of a copy of the state that part `part` of `parts` reads.
   Result<std::vector<checkpoint::Range>> pieces(uint32_t part, uint32_t parts) const;
   // Training goes on from here: later versions of other branches no longer count (PROTOCOL 25). The owner
@@ -129,8 +136,9 @@ class Saver {
   bool is_last(const Save& save) const;
   Status judge(const Save& save, const checkpoint::Manifest& manifest,
                const std::vector<std::optional<checkpoint::PieceChanges>>& changes);
-  Status prepare_template(uint32_t index, uint32_t count);
-  void fault_in_some(uint32_t index, uint32_t count);
+  Status prepare_template(const World& world);
+  void fault_in_some(const World& world);
+  Result<checkpoint::TensorReader> reader(const World& world) const;
   uint64_t staging_bytes_max(bool last) const;
   void look_for_link(const checkpoint::VersionId& id, bool durable);
   Result<std::string> folder_of(const Save& save);  // runs on save_shard's writing thread
@@ -183,6 +191,7 @@ class Saver {
   std::optional<checkpoint::Folder> folder_;
   std::deque<uint64_t> failed_nonces_;
   std::shared_ptr<const checkpoint::ShardTemplate> template_;
+  World shape_of_;  // the template's
   checkpoint::StagingBuffer buffer_;
   checkpoint::ShardHistory history_;                 // of this rank
   std::optional<checkpoint::EarlierShard> to_link_;  // by the next save, if nothing changes

@@ -47,7 +47,7 @@ Status exchange_parts(Group& group, const Saver& saver, MutableByteSpan staged, 
 }
 
 // Replicated state must be the same bits everywhere before the first step (PROTOCOL 5).
-Status check_equal(Group& group, const Digest& digest, Instant deadline) {
+Status check_equal(Group& group, const Digest& digest, const std::string& what, Instant deadline) {
   std::vector<Digest> all(static_cast<size_t>(group.size()));
   MUSTER_TRY(group.all_gather(&digest, all.data(), 2, DType::kUInt64, deadline).wait());
   std::string differing;
@@ -56,7 +56,7 @@ Status check_equal(Group& group, const Digest& digest, Instant deadline) {
   }
   if (differing.empty()) return ok();
   return Error{ErrorCode::kMisuse,
-               "the replicated state of rank " + differing +
+               what + " of rank " + differing +
                    " differs from rank 0's before the first step; initialise it from the same "
                    "seed and inputs on every rank"};
 }
@@ -86,7 +86,10 @@ Status Run::start_up(Lock& lock) {
   if (core_.revoked() || core_.ended()) return ok();
   if (start->state) {
     lock.unlock();
-    const Status installed = state_.install(*start->state, now() + options_.step_timeout);
+    const Instant deadline = now() + options_.step_timeout;
+    Status installed = state_.install(*start->state, deadline);
+    if (installed.ok() && !state_.sharded().empty())
+      installed = state_.install_shards(start->shards, {}, deadline);
     lock.lock();
     if (!installed.ok()) {
       perform(core_.broken(now(), "the state could not be installed: " + installed.error().message));
@@ -96,7 +99,7 @@ Status Run::start_up(Lock& lock) {
   }
   if (view_is_over()) return ok();
   started_ = true;
-  saver_.prepare(static_cast<uint32_t>(group.rank()), static_cast<uint32_t>(group.size()));
+  prepare_saves();
   perform(core_.started(start->version, start->digest, start->lineage));
   return ok();
 }
@@ -106,14 +109,32 @@ Result<Run::Start> Run::agree_on_start(Group& group) {
   // The program may have set its first values until now.
   MUSTER_TRY(state_.begin_write(deadline));
   state_.lane_values().commit();
-  const Status noted = state_.note_written();
+  Status ready = hold_initial_shards();
+  if (ready.ok()) ready = state_.note_written();
   state_.end_write();
-  MUSTER_TRY(noted);
+  MUSTER_TRY(ready);
   MUSTER_TRY(state_.acquire_read(deadline));
   const Status readable = state_.wait_readable(deadline);
   auto start = readable.ok() ? agree_under_lease(group) : Result<Start>(readable.error());
   state_.release_read();
   return start;
+}
+
+// REQUIRES: an update is open.
+Status Run::hold_initial_shards() {
+  MUSTER_ASSIGN(ShardBlocks blocks, initial_shards());
+  state_.sharded().keep_only({});
+  state_.sharded().put(std::move(blocks));
+  return ok();
+}
+
+Result<ShardBlocks> Run::initial_shards() const {
+  ShardBlocks blocks;
+  for (const uint32_t shard : my_shards_) {
+    MUSTER_ASSIGN(LargeBuffer block, state_.sharded().initial_block(shard));
+    blocks.insert_or_assign(shard, std::move(block));
+  }
+  return blocks;
 }
 
 Result<Run::Start> Run::agree_under_lease(Group& group) {
@@ -140,8 +161,10 @@ Result<Run::Start> Run::agree_under_lease(Group& group) {
           ErrorCode::kRetry,
           "no member holds a whole version and none is saved; the next launch starts at the beginning"};
     start.digest = state_.digest();
+    const Digest copies = state_.sharded().digest_of_working_copies();
+    MUSTER_TRY(check_equal(group, copies, "the memory of the working copies", deadline));
   }
-  MUSTER_TRY(check_equal(group, start.digest, deadline));
+  MUSTER_TRY(check_equal(group, start.digest, "the replicated state", deadline));
   return start;
 }
 
@@ -177,11 +200,12 @@ Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
     const auto mine =
         std::find_if(candidates->begin(), candidates->end(), [&](const auto& c) { return c.id == id; });
     ByteBuffer staged(state_.bytes());
+    MUSTER_ASSIGN(ShardBlocks shards, initial_shards());
     Status read =
         Error{ErrorCode::kDropCheckpoint, to_string(id) + " is not seen by this rank; is the folder shared?"};
     if (mine != candidates->end()) {
       read = saver_.restore(*mine, static_cast<uint32_t>(group.rank()), static_cast<uint32_t>(group.size()),
-                            staged);
+                            staged, shards);
     }
     Verdict verdict = Verdict::kGood;
     if (!read.ok()) verdict = verdict_on(read.error());
@@ -203,6 +227,7 @@ Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
     start.version = static_cast<control::Version>(id.version);
     start.lineage = to_control(mine->manifest->lineage);
     start.state = std::move(staged);
+    start.shards = std::move(shards);
     if (group.rank() == 0) {
       control::Lineage branch = start.lineage;
       branch.push_back({view_.generation, start.version});

@@ -18,7 +18,10 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 
 std::string kind_text(const TensorInfo& tensor) {
   return std::string(to_string(tensor.dtype)) + shape_text(tensor.shape) +
-         (tensor.working_copy != nullptr ? " per lane" : "");
+         (tensor.data == nullptr && tensor.bytes > 0 ? " sharded" : "") +
+         (tensor.working_copy == nullptr ? ""
+          : tensor.data == nullptr       ? " gathered"
+                                         : " per lane");
 }
 
 Result<uint64_t> byte_count(const std::string& name, DType dtype, const std::vector<int64_t>& shape) {
@@ -37,7 +40,7 @@ Result<uint64_t> byte_count(const std::string& name, DType dtype, const std::vec
 
 // The bytes that it takes.
 Result<uint64_t> State::check_new(const std::string& name, const void* data, DType dtype,
-                                  const std::vector<int64_t>& shape) const {
+                                  const std::vector<int64_t>& shape, bool may_lack_memory) const {
   if (sealed_) {
     return Error{
         ErrorCode::kMisuse,
@@ -45,11 +48,12 @@ Result<uint64_t> State::check_new(const std::string& name, const void* data, DTy
   }
   if (name.empty()) return Error{ErrorCode::kMisuse, "a tensor needs a name; an empty one was given"};
   const auto same = [&](const TensorInfo& tensor) { return tensor.name == name; };
-  if (std::any_of(tensors_.begin(), tensors_.end(), same)) {
+  if (std::ranges::any_of(tensors_, same) || std::ranges::any_of(sharded_.tensors(), same)) {
     return Error{ErrorCode::kMisuse, "two tensors are named '" + name +
                                          "'; names identify tensors in checkpoints, so give each its own"};
   }
   MUSTER_ASSIGN(const uint64_t bytes, byte_count(name, dtype, shape));
+  if (data == nullptr && may_lack_memory) return bytes;
   if (data == nullptr && bytes > 0) {
     return Error{ErrorCode::kMisuse,
                  "tensor '" + name + "' was registered with a null pointer; pass its memory"};
@@ -60,11 +64,7 @@ Result<uint64_t> State::check_new(const std::string& name, const void* data, DTy
                                          std::to_string(size_of(dtype)) + "; register aligned memory"};
   }
   const auto* const begin = static_cast<const std::byte*>(data);
-  const auto shares = [&](const TensorInfo& tensor) {
-    return bytes > 0 && tensor.bytes > 0 && std::less<>()(begin, tensor.data + tensor.bytes) &&
-           std::less<>()(tensor.data, begin + bytes);
-  };
-  if (const auto other = std::find_if(tensors_.begin(), tensors_.end(), shares); other != tensors_.end()) {
+  if (const TensorInfo* const other = overlapping(begin, bytes)) {
     return Error{ErrorCode::kMisuse, "tensors '" + other->name + "' and '" + name +
                                          "' share memory; register tied tensors once, under one name"};
   }
@@ -74,6 +74,19 @@ Result<uint64_t> State::check_new(const std::string& name, const void* data, DTy
                                          "it once, under one name"};
   }
   return bytes;
+}
+
+// A tensor whose memory, or working copy, has any of these bytes.
+const TensorInfo* State::overlapping(const std::byte* data, uint64_t bytes) const {
+  for (const auto* tensors : {&tensors_, &sharded_.tensors()}) {
+    for (const TensorInfo& tensor : *tensors) {
+      const std::byte* const its = tensor.data != nullptr ? tensor.data : tensor.working_copy;
+      if (its != nullptr && bytes > 0 && tensor.bytes > 0 && std::less<>()(data, its + tensor.bytes) &&
+          std::less<>()(its, data + bytes))
+        return &tensor;
+    }
+  }
+  return nullptr;
 }
 
 Status State::add_replicated(std::string name, void* data, DType dtype, std::vector<int64_t> shape,
@@ -106,14 +119,29 @@ Status State::add_per_lane(std::string name, void* data, DType dtype, std::vecto
   return ok();
 }
 
+Status State::add_sharded(std::string name, void* working_copy, DType dtype, std::vector<int64_t> shape) {
+  MUSTER_ASSIGN(const uint64_t bytes, check_new(name, working_copy, dtype, shape, true));
+  if (shape.empty() || bytes == 0) {
+    return Error{ErrorCode::kMisuse, "tensor '" + name + "' has shape " + shape_text(shape) +
+                                         "; a sharded tensor is cut along its first dimension, and has "
+                                         "rows of one element or more"};
+  }
+  TensorInfo tensor{std::move(name), dtype, std::move(shape)};
+  tensor.bytes = bytes;
+  tensor.working_copy = static_cast<std::byte*>(working_copy);
+  sharded_.add(std::move(tensor));
+  return ok();
+}
+
 Status State::expect(const std::string& name, checkpoint::Expectation expectation) {
   if (sealed_) {
     return Error{ErrorCode::kMisuse,
                  "what to expect of tensor '" + name + "' was said after the run had started; say it before"};
   }
-  for (TensorInfo& tensor : tensors_) {
-    if (tensor.name != name) continue;
-    tensor.expectation = expectation;
+  const auto found = std::ranges::find(tensors_, name, &TensorInfo::name);
+  TensorInfo* const tensor = found != tensors_.end() ? &*found : sharded_.find(name);
+  if (tensor != nullptr) {
+    tensor->expectation = expectation;
     return ok();
   }
   return Error{ErrorCode::kMisuse, "no tensor is named '" + name + "'; register it first"};
@@ -138,19 +166,20 @@ bool State::older_is_read() const {
 }
 
 std::string State::description() const {
-  std::string text = std::to_string(tensors_.size()) + " tensors, " + human_bytes(bytes_) + ":";
+  const size_t count = tensors_.size() + sharded_.tensors().size();
+  std::string text = std::to_string(count) + " tensors, " + human_bytes(bytes_ + sharded_.bytes()) + ":";
   constexpr size_t kListed = 16;
-  for (size_t i = 0; i < std::min(tensors_.size(), kListed); ++i) {
-    const TensorInfo& tensor = tensors_[i];
+  for (size_t i = 0; i < std::min(count, kListed); ++i) {
+    const TensorInfo& tensor = i < tensors_.size() ? tensors_[i] : sharded_.tensors()[i - tensors_.size()];
     text += " " + tensor.name + " " + kind_text(tensor);
   }
-  return tensors_.size() > kListed ? text + " …" : text;
+  return count > kListed ? text + " …" : text;
 }
 
 Digest State::fingerprint() const {
   std::string text;
-  for (const TensorInfo& tensor : tensors_) {
-    text += tensor.name + '\0' + kind_text(tensor) + '\n';
+  for (const auto* tensors : {&tensors_, &sharded_.tensors()}) {
+    for (const TensorInfo& tensor : *tensors) text += tensor.name + '\0' + kind_text(tensor) + '\n';
   }
   return digest_of(as_bytes(text));
 }
@@ -189,6 +218,14 @@ Status State::install(ByteSpan source, Instant deadline) {
     std::copy_n(source.data() + offset, tensor.bytes, tensor.data);
     offset += tensor.bytes;
   }
+  end_write();
+  return ok();
+}
+
+Status State::install_shards(ShardBlocks& arrived, std::span<const uint32_t> kept, Instant deadline) {
+  MUSTER_TRY(begin_write(deadline));
+  sharded_.keep_only(kept);
+  sharded_.put(std::move(arrived));
   end_write();
   return ok();
 }

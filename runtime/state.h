@@ -17,28 +17,15 @@
 #include <string>
 #include <vector>
 
-#include "checkpoint/expectation.h"
 #include "runtime/base/bytes.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/digest.h"
-#include "runtime/base/dtype.h"
 #include "runtime/base/result.h"
 #include "runtime/lane_values.h"
+#include "runtime/sharded_tensors.h"
+#include "runtime/tensor_info.h"
 
 namespace muster {
-
-enum class Memory : uint8_t { kHost = 0, kCuda = 1 };  // as muster_memory numbers them
-
-struct TensorInfo {
-  std::string name;
-  DType dtype = DType::kFloat32;
-  std::vector<int64_t> shape;
-  std::byte* data = nullptr;  // in `memory`; readers use State::contents()
-  uint64_t bytes = 0;
-  checkpoint::Expectation expectation = checkpoint::Expectation::kWatched;
-  Memory memory = Memory::kHost;
-  const std::byte* working_copy = nullptr;  // of a value per lane: the program's memory, where `data` is not
-};
 
 // The copy in host memory of a State that is not all there itself, and the way to it and back. Device work is
 // ordered on the stream on which the program computes. Calls come one at a time, but for finish_fetch().
@@ -73,6 +60,13 @@ class State {
   // Of values that the forward pass changes, a row for each lane (lane_values.h): `shape` begins with the
   // lanes. The tensor is the copy that counts. Errors: the same; no lanes.
   Status add_per_lane(std::string name, void* data, DType dtype, std::vector<int64_t> shape);
+
+  // Cut into shards, of which each process holds some (sharded_tensors.h), and none before a run has begun.
+  // `working_copy`: memory of the program's for all of it, or null. Errors: the same, but for null; no rows.
+  Status add_sharded(std::string name, void* working_copy, DType dtype, std::vector<int64_t> shape);
+  ShardedTensors& sharded() { return sharded_; }
+  const ShardedTensors& sharded() const { return sharded_; }
+
   LaneValues& lane_values() { return lane_values_; }
   const LaneValues& lane_values() const { return lane_values_; }
 
@@ -89,8 +83,9 @@ class State {
   // A lease for an older version is what acquire_read() waits for.
   bool older_is_read() const;
 
+  // All but the sharded ones: what every process holds whole.
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
-  uint64_t bytes() const { return bytes_; }
+  uint64_t bytes() const { return bytes_; }  // of these
 
   Digest fingerprint() const;       // of names, types, shapes
   std::string description() const;  // the same in words, shortened
@@ -105,6 +100,9 @@ class State {
   // kRetry where a lease was held until the deadline; nothing is written then. kEnvironment: the device
   // failed, and the state may be half written.
   Status install(ByteSpan source, Instant deadline);
+  // The same of shards: `arrived` are taken over, beside those of `kept`, ascending, that are here. After
+  // kRetry `arrived` is as it was.
+  Status install_shards(ShardBlocks& arrived, std::span<const uint32_t> kept, Instant deadline);
 
   // Blocks until no update is open and, of a state on a device, no lease is held for an older version; or the
   // deadline, which gives kRetry. Never calls a device: what has to be copied is copied by whoever comes
@@ -130,13 +128,15 @@ class State {
 
  private:
   Result<uint64_t> check_new(const std::string& name, const void* data, DType dtype,
-                             const std::vector<int64_t>& shape) const;
+                             const std::vector<int64_t>& shape, bool may_lack_memory = false) const;
+  const TensorInfo* overlapping(const std::byte* data, uint64_t bytes) const;
   bool mirror_is_current() const { return mirror_ == nullptr || mirrored_ == written_; }
   void fetch_if_due(std::unique_lock<std::mutex>& lock);
   Status install_on_device(ByteSpan source, Instant deadline);
 
   std::vector<TensorInfo> tensors_;
   LaneValues lane_values_;
+  ShardedTensors sharded_;
   uint64_t bytes_ = 0;
   bool sealed_ = false;
 

@@ -4,15 +4,9 @@
 #include "runtime/base/random.h"
 
 namespace muster {
-namespace {
 
 const control::Member& member_of(const control::View& view, control::MemberId id) {
   return view.members[view.rank_of(id).value_or(0)];
-}
-
-template <typename T>
-MutableByteSpan memory_of(T& value) {
-  return {reinterpret_cast<std::byte*>(&value), sizeof value};
 }
 
 Status check_header(const TransferHeader& header, const TransferHeader& due) {
@@ -31,6 +25,8 @@ Status check_trailer(const TransferTrailer& trailer, const TransferHeader& due, 
                                       "installed"};
 }
 
+namespace {
+
 Status first_failure(const std::vector<Status>& ends, const std::vector<control::MemberId>& targets,
                      std::vector<control::MemberId>& suspects) {
   Status given = ok();
@@ -44,9 +40,9 @@ Status first_failure(const std::vector<Status>& ends, const std::vector<control:
 
 }  // namespace
 
-uint64_t transfer_tag(const control::Generation& generation, bool gradient) {
+uint64_t transfer_tag(const control::Generation& generation, Cargo cargo) {
   return mix64(generation.incarnation ^ mix64(generation.counter ^ 0x7472616e73666572ULL)) ^
-         (gradient ? 1 : 0);
+         static_cast<uint64_t>(cargo);
 }
 
 Status StateTransfer::run(const control::Install& install, std::vector<control::MemberId>& suspects) {
@@ -83,7 +79,7 @@ Status StateTransfer::give(const control::Install& install, std::vector<control:
   FeedSource feed(endpoint, transfer_tag(install.view.generation), deadline);
   const auto targets = add_targets(install, false, feed);
   if (targets.empty()) return ok();
-  if (Status readable = lease_readable(); !readable.ok()) {
+  if (Status readable = lease_for_view(state, deadline, unblock); !readable.ok()) {
     suspects.push_back(self);                                     // whoever is asked next may hold it, too
     feed.note(bytes_of(TransferHeader{control::kNoVersion, 0}));  // they shall not wait for it
     (void)feed.finish();
@@ -98,8 +94,8 @@ Status StateTransfer::give(const control::Install& install, std::vector<control:
   return first_failure(ends, targets, suspects);
 }
 
-Status StateTransfer::lease_readable() {
-  constexpr Duration kGrace = kSecond;  // all of the view wait
+Status lease_for_view(State& state, Instant deadline, const std::function<void()>& unblock) {
+  constexpr Duration kGrace = kSecond;
   MUSTER_TRY(acquire_for_view(state, kGrace, deadline, unblock));
   Status readable = state.wait_readable(deadline);
   if (!readable.ok()) state.release_read();
@@ -109,7 +105,7 @@ Status StateTransfer::lease_readable() {
 // Not written to meanwhile: no reduction of a later step ends before its targets have contributed.
 Status StateTransfer::give_gradient(const control::Install& install,
                                     std::vector<control::MemberId>& suspects) {
-  FeedSource feed(endpoint, transfer_tag(install.view.generation, true), deadline);
+  FeedSource feed(endpoint, transfer_tag(install.view.generation, Cargo::kGradient), deadline);
   const auto targets = add_targets(install, true, feed);
   if (targets.empty()) return ok();
   const control::Version step = install.view.base - 1;
@@ -134,21 +130,22 @@ Status StateTransfer::take(const control::Install& install, std::vector<control:
                                             : TransferHeader{install.view.base, state.bytes()};
   MUSTER_ASSIGN(staged, LargeBuffer::allocate(due.bytes));
   FeedTarget feed(endpoint, member_of(install.view, mine->source).contact,
-                  transfer_tag(install.view.generation, mine->gradient), deadline, closing);
+                  transfer_tag(install.view.generation, mine->gradient ? Cargo::kGradient : Cargo::kState),
+                  deadline, closing);
   const auto blame = [&](Status status) {
     if (!status.ok()) suspects.push_back(mine->source);
     return status;
   };
   staged_gradient = mine->gradient;
   TransferHeader header{};
-  MUSTER_TRY(blame(feed.note(memory_of(header))));
+  MUSTER_TRY(blame(feed.note(writable_bytes_of(header))));
   MUSTER_TRY(check_header(header, due));
   StateDigest of_state(state);
   DigestStream of_gradient;
   MUSTER_TRY(blame(feed.run(
       *staged, [&](ByteSpan bytes) { mine->gradient ? of_gradient.add(bytes) : of_state.add(bytes); })));
   TransferTrailer trailer{};
-  MUSTER_TRY(blame(feed.note(memory_of(trailer))));
+  MUSTER_TRY(blame(feed.note(writable_bytes_of(trailer))));
   return check_trailer(trailer, due, mine->gradient ? of_gradient.digest() : of_state.finish());
 }
 

@@ -40,8 +40,16 @@ struct TransferTrailer {
   Digest digest;  // of what was sent; of a state as State::digest() has it
 };
 
-// The feed's tag of a view's transfers: of states, or of gradients.
-uint64_t transfer_tag(const control::Generation& generation, bool gradient = false);
+// What came is not what was due. Errors: kRetry.
+Status check_header(const TransferHeader& header, const TransferHeader& due);
+Status check_trailer(const TransferTrailer& trailer, const TransferHeader& due, const Digest& staged);
+
+enum class Cargo : uint8_t { kState = 0, kGradient = 1, kShards = 2 };
+// The feed's tag of a view's transfers.
+uint64_t transfer_tag(const control::Generation& generation, Cargo cargo = Cargo::kState);
+
+// REQUIRES: it is in the view.
+const control::Member& member_of(const control::View& view, control::MemberId id);
 
 // The reduced gradient of a step that this member made its last update with.
 struct HeldGradient {
@@ -53,6 +61,8 @@ struct HeldGradient {
 // be in its way, for as long as a disk takes: after `grace` `unblock` gives that save up. Errors: as
 // acquire_read.
 Status acquire_for_view(State& state, Duration grace, Instant deadline, const std::function<void()>& unblock);
+// The same for who is to send of the state: all of the view wait. It is readable then.
+Status lease_for_view(State& state, Instant deadline, const std::function<void()>& unblock);
 
 struct StateTransfer {
   Endpoint& endpoint;
@@ -76,7 +86,6 @@ struct StateTransfer {
 
  private:
   Status give(const control::Install& install, std::vector<control::MemberId>& suspects);
-  Status lease_readable();
   Status give_gradient(const control::Install& install, std::vector<control::MemberId>& suspects);
   std::vector<control::MemberId> add_targets(const control::Install& install, bool gradient,
                                              FeedSource& feed) const;

@@ -4,6 +4,7 @@
 // INVARIANT: nothing here writes the program's state. What arrives is staged, verified, and installed by the
 // program's thread when it enters the view (PROTOCOL 4).
 #include "runtime/run.h"
+#include "runtime/shard_transfer.h"
 #include "runtime/state_transfer.h"
 
 namespace muster {
@@ -62,7 +63,14 @@ void Run::form(const control::Install& install) {
   if (Status moved = transfer.run(install, suspects); !moved.ok()) {
     return fail(std::move(suspects), moved.error().message);
   }
+  if (Status moved = move_shards(install, transfer, formed, suspects); !moved.ok()) {
+    return fail(std::move(suspects), moved.error().message);
+  }
   const std::lock_guard lock(mutex_);
+  if (!formed.shards.empty()) {
+    emit(EventKind::kTransfer, install.view.base, std::to_string(formed.shards.size()) + " shards",
+         static_cast<int64_t>(total_bytes(formed.shards)));
+  }
   if (transfer.staged) {
     emit(EventKind::kTransfer, install.view.base, "", static_cast<int64_t>(transfer.staged->size()));
     formed.incoming = std::move(transfer.staged);
@@ -72,10 +80,25 @@ void Run::form(const control::Install& install) {
   perform(core_.formed(install.view.generation));
 }
 
-// The newest mean stays until another view is entered: every rank with lanes is needed for the next one,
-// those whom it is sent to among them. With fewer lanes than ranks one may go without.
+Status Run::move_shards(const control::Install& install, const StateTransfer& transfer, FormedView& formed,
+                        std::vector<control::MemberId>& suspects) {
+  const std::optional<uint64_t> bytes = moved_bytes(install, self_.id, state_.sharded());
+  if (!bytes) return ok();
+  ShardTransfer shards{.endpoint = transfer.endpoint, .state = state_, .self = self_.id};
+  shards.deadline = now() + transfer_timeout(*bytes, kFormTimeout);
+  shards.unblock = transfer.unblock;
+  shards.closing = transfer.closing;
+  MUSTER_TRY(shards.run(install, suspects));
+  formed.shards = std::move(shards.staged);
+  return ok();
+}
+
+// The newest mean stays until another view is entered. Every rank with lanes is needed for the next one,
+// those whom it is sent to among them. With fewer lanes than ranks one may go without, but where all gather
+// working copies before a step begins.
 bool Run::keeps_gradient() const {
-  return reducer_ && options_.lanes >= static_cast<int32_t>(view_.members.size());
+  return reducer_ &&
+         (!state_.sharded().empty() || options_.lanes >= static_cast<int32_t>(view_.members.size()));
 }
 
 HeldGradient Run::held_gradient() const {
@@ -95,9 +118,14 @@ void Run::compute_digest(const control::ComputeDigest& asked) {
   if (!acquire_for_view(state_, kGrace, deadline, unblock).ok()) return;
   const Status readable = state_.wait_readable(deadline);
   const Digest digest = readable.ok() ? state_.digest() : Digest{};
+  std::vector<control::ShardDigest> shards;
+  for (const uint32_t shard : asked.shards) {  // what is not here is asked for no more
+    if (readable.ok() && state_.sharded().holds(shard))
+      shards.push_back({shard, digest_of(state_.sharded().block(shard))});
+  }
   state_.release_read();
   const std::lock_guard lock(mutex_);
-  if (readable.ok()) return perform(core_.digest_ready(asked, digest));
+  if (readable.ok()) return perform(core_.digest_ready(asked, digest, std::move(shards)));
   emit(EventKind::kLog, core_.version(), "no digest: " + readable.error().message);
   if (readable.error().code == ErrorCode::kEnvironment)
     perform(core_.broken(now(), "the state cannot be read: " + readable.error().message));

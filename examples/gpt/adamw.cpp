@@ -1,6 +1,5 @@
 #include "examples/gpt/adamw.h"
 
-#include <algorithm>
 #include <cmath>
 
 #include "runtime/base/check.h"
@@ -41,25 +40,21 @@ float clip_factor(const AdamWOptions& options, std::span<const float> gradients)
 void adamw(const AdamWOptions& options, const Layout& layout, size_t step, float learning_rate,
            std::span<float> parameters, std::span<const float> gradients, std::span<float> m,
            std::span<float> v) {
-  MUSTER_CHECK(m.size() == layout.size(), "the moments do not have the size of the layout");
-  adamw_slice(options, layout, step, learning_rate, clip_factor(options, gradients), 0, parameters, gradients,
-              m, v);
+  MUSTER_CHECK(parameters.size() == layout.size() && gradients.size() == layout.size() &&
+                   m.size() == layout.size() && v.size() == layout.size(),
+               "a buffer does not fit the layout");
+  const float factor = clip_factor(options, gradients);
+  for (const Tensor& tensor : layout.tensors()) {
+    adamw_part(options, tensor, step, learning_rate, factor, parameters.subspan(tensor.offset, tensor.size),
+               gradients.data() + tensor.offset, m.data() + tensor.offset, v.data() + tensor.offset);
+  }
 }
 
-void adamw_slice(const AdamWOptions& options, const Layout& layout, size_t step, float learning_rate,
-                 float factor, size_t begin, std::span<float> parameters, std::span<const float> gradients,
-                 std::span<float> m, std::span<float> v) {
-  MUSTER_CHECK(parameters.size() == layout.size() && gradients.size() == layout.size() &&
-                   m.size() == v.size() && begin + m.size() <= layout.size(),
-               "a buffer does not fit the layout");
+void adamw_part(const AdamWOptions& options, const Tensor& tensor, size_t step, float learning_rate,
+                float factor, std::span<float> parameters, const float* gradients, float* m, float* v) {
   const FixedFloatMode mode;
-  for (const Tensor& tensor : layout.tensors()) {
-    const size_t from = std::max(tensor.offset, begin);
-    const size_t to = std::min(tensor.offset + tensor.size, begin + m.size());
-    if (from >= to) continue;
-    adamw_each(coefficients(options, step, learning_rate, factor, tensor.decays), parameters.data() + from,
-               gradients.data() + from, m.data() + (from - begin), v.data() + (from - begin), to - from);
-  }
+  adamw_each(coefficients(options, step, learning_rate, factor, tensor.decays), parameters.data(), gradients,
+             m, v, parameters.size());
 }
 
 }  // namespace gpt

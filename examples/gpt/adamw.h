@@ -1,5 +1,5 @@
-// AdamW with gradients clipped by their norm. Elementwise, so it updates any slice of a tensor: a rank that
-// holds a part of the moments updates that part.
+// AdamW with gradients clipped by their norm. Elementwise, so it updates any part of a tensor: a rank that
+// holds some rows of weights and moments updates these.
 #pragma once
 
 #include <cstddef>
@@ -31,10 +31,8 @@ void adamw(const AdamWOptions& options, const Layout& layout, size_t step, float
            std::span<float> parameters, std::span<const float> gradients, std::span<float> m,
            std::span<float> v);
 
-// The same for elements [begin, begin + m.size()) of the flat buffers, with the moments of this slice only.
-// `factor`: clip_factor of the whole gradient.
-void adamw_slice(const AdamWOptions& options, const Layout& layout, size_t step, float learning_rate,
-                 float factor, size_t begin, std::span<float> parameters, std::span<const float> gradients,
-                 std::span<float> m, std::span<float> v);
+// The same for some elements of one tensor: all four are theirs. `factor`: clip_factor of the whole gradient.
+void adamw_part(const AdamWOptions& options, const Tensor& tensor, size_t step, float learning_rate,
+                float factor, std::span<float> parameters, const float* gradients, float* m, float* v);
 
 }  // namespace gpt

@@ -12,9 +12,10 @@ namespace {
 
 class CpuBackend final : public Backend {
  public:
-  explicit CpuBackend(Model model)
+  CpuBackend(Model model, bool moments)
       : Backend(model.config()), model_(std::move(model)), losses_(kLossElements) {
-    for (auto* buffer : {&weights_, &gradients_, &m_, &v_}) buffer->resize(layout().size());
+    for (auto* buffer : {&weights_, &gradients_}) buffer->resize(layout().size());
+    for (auto* buffer : {&m_, &v_}) buffer->resize(moments ? layout().size() : 0);
     buffers_ = {weights_.data(), gradients_.data(), m_.data(), v_.data(), losses_.data()};
   }
 
@@ -45,7 +46,7 @@ class CpuBackend final : public Backend {
 }  // namespace
 
 muster::Result<std::unique_ptr<Backend>> make_backend(DeviceKind device, const Config& config,
-                                                      size_t sequences_max) {
+                                                      size_t sequences_max, bool moments) {
   MUSTER_TRY(require_processor());
   if (device == DeviceKind::kCuda) {
 #if defined(MUSTER_GPT_CUDA)
@@ -57,7 +58,7 @@ muster::Result<std::unique_ptr<Backend>> make_backend(DeviceKind device, const C
 #endif
   }
   MUSTER_ASSIGN(Model model, Model::create(config, sequences_max));
-  return std::unique_ptr<Backend>(std::make_unique<CpuBackend>(std::move(model)));
+  return std::unique_ptr<Backend>(std::make_unique<CpuBackend>(std::move(model), moments));
 }
 
 }  // namespace gpt

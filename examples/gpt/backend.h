@@ -22,7 +22,7 @@ constexpr size_t kLossElements = 256;
 
 // What is trained, flat and in one layout. In device memory where the backend computes there.
 struct Buffers {
-  float *weights, *gradients, *m, *v;  // [layout.size()]
+  float *weights, *gradients, *m, *v;  // [layout.size()]; no moments where somebody else keeps them
   float* losses;                       // [kLossElements]; the first is the loss
 };
 
@@ -44,7 +44,8 @@ class Backend {
 
   // As Model::forward_backward; the loss goes to losses[0].
   virtual void forward_backward(std::span<const uint8_t> windows, const Model::Final& final) = 0;
-  // As adamw() with the gradients, clipped by their norm, for the step with this number (from 0).
+  // As adamw() with the gradients, clipped by their norm, for the step with this number (from 0). REQUIRES:
+  // the moments are here.
   virtual void update(const AdamWOptions& options, size_t step, float learning_rate) = 0;
   // Sets gradients and losses to zero, but for losses[0], which the next pass assigns.
   virtual void clear() = 0;
@@ -80,8 +81,8 @@ class Backend {
 // For microbatches of up to `sequences_max` windows. On a CUDA device: the one whose number is the process's
 // on its node, counted around. Errors: kMisuse for a shape that cannot be; kEnvironment where the host cannot
 // run the model, where there is no device, or where the program was built without CUDA. Throws as a backend
-// does, where a device lacks memory.
+// does, where a device lacks memory. Without `moments` on the CPU only.
 muster::Result<std::unique_ptr<Backend>> make_backend(DeviceKind device, const Config& config,
-                                                      size_t sequences_max);
+                                                      size_t sequences_max, bool moments = true);
 
 }  // namespace gpt

@@ -10,7 +10,6 @@
 #include <map>
 #include <muster/muster.hpp>  // M
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "examples/gpt/backend.h"
@@ -19,6 +18,7 @@
 #include "examples/gpt/sampler.h"
 #include "examples/gpt/schedule.h"
 #include "examples/gpt/summary.h"
+#include "examples/gpt/trained_state.h"
 
 namespace {
 
@@ -32,6 +32,7 @@ struct Options {
   size_t microbatches = 16, lanes = 8, sequences = 2, bucket_kib = 256, report_every = 10, evaluate_every = 0;
   int64_t checkpoint_every = 50;
   muster_codec codec = MUSTER_CODEC_NONE;
+  bool shard_optimizer = false;
   uint64_t seed = 1;
   std::string checkpoint_dir, ledger_dir, summary;
 };
@@ -69,6 +70,8 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--codec", o.codec, "How gradients are compressed between processes")
       ->transform(CLI::CheckedTransformer(codecs(), CLI::ignore_case))
       ->default_str("none");
+  app.add_flag("--shard-optimizer", o.shard_optimizer,
+               "Weights and moments in shards, each kept and updated by two processes; on the CPU");
   app.add_option("--checkpoint-dir", o.checkpoint_dir, "Where to save and resume; empty: nowhere");
   app.add_option("--checkpoint-every", o.checkpoint_every, "Steps between saves; auto: as often as it pays")
       ->transform(CLI::Transformer(std::map<std::string, int64_t>{{"auto", MUSTER_CHECKPOINT_AUTO}}))
@@ -88,6 +91,7 @@ void declare(CLI::App& app, Options& o) {
 // What another start on this machine would meet again.
 struct Unusable : std::runtime_error {
   explicit Unusable(const muster::Error& error) : std::runtime_error(error.message) {}
+  explicit Unusable(const char* why) : std::runtime_error(why) {}
 };
 constexpr int kDoNotRequeue = 78;
 
@@ -96,7 +100,9 @@ double seconds_now() {
 }
 
 int train(const Options& o) {
-  auto created = gpt::make_backend(o.device, o.model, o.sequences);
+  if (o.shard_optimizer && o.device != gpt::DeviceKind::kCpu)
+    throw Unusable("--shard-optimizer works with --device cpu: shards are in the host's memory");
+  auto created = gpt::make_backend(o.device, o.model, o.sequences, !o.shard_optimizer);
   if (!created) throw Unusable(created.error());
   auto loaded = gpt::Corpus::load(o.paths, o.model.context);
   if (!loaded) throw Unusable(loaded.error());
@@ -110,35 +116,44 @@ int train(const Options& o) {
   const muster_memory memory = o.device == gpt::DeviceKind::kCuda ? MUSTER_CUDA : MUSTER_HOST;  // M
   muster::Session session;                                                                      // M
   muster::State state(session);                                                                 // M
-  for (const gpt::Tensor& tensor : backend.layout().tensors()) {                                // M
-    const std::vector<int64_t> shape(tensor.shape.begin(), tensor.shape.end());                 // M
-    for (const auto& [prefix, data] :
-         {std::pair("", buffers.weights), {"adamw.m/", buffers.m}, {"adamw.v/", buffers.v}}) {         // M
-      state.replicated_in(memory, prefix + tensor.name, data + tensor.offset, MUSTER_FLOAT32, shape);  // M
-    }                                                                                                  // M
-  }                                                                                                    // M
-  muster::TrainOptions options;                                                                        // M
-  options.steps = static_cast<int64_t>(o.schedule.steps);                                              // M
-  options.microbatches = static_cast<int32_t>(o.microbatches);                                         // M
-  options.lanes = static_cast<int32_t>(o.lanes);                                                       // M
-  options.samples_per_microbatch = static_cast<int64_t>(o.sequences);                                  // M
-  options.dataset_samples = static_cast<int64_t>(corpus.sample_count());                               // M
-  options.seed = o.seed;                                                                               // M
-  options.bucket_bytes = o.bucket_kib << 10;                                                           // M
-  options.codec = o.codec;                                                                             // M
-  options.checkpoint_dir = o.checkpoint_dir.c_str();                                                   // M
-  options.checkpoint_every = o.checkpoint_every;                                                       // M
-  options.gradient_memory = memory;                                                                    // M
-  options.stream = backend.stream();                                                                   // M
-  muster::Run run(session, state, options);                                                            // M
+  const auto trained =
+      o.shard_optimizer ? gpt::keep_sharded(state, backend) : gpt::keep_whole(state, backend);  // M
+  muster::TrainOptions options;                                                                 // M
+  options.steps = static_cast<int64_t>(o.schedule.steps);                                       // M
+  options.microbatches = static_cast<int32_t>(o.microbatches);                                  // M
+  options.lanes = static_cast<int32_t>(o.lanes);                                                // M
+  options.samples_per_microbatch = static_cast<int64_t>(o.sequences);                           // M
+  options.dataset_samples = static_cast<int64_t>(corpus.sample_count());                        // M
+  options.seed = o.seed;                                                                        // M
+  options.bucket_bytes = o.bucket_kib << 10;                                                    // M
+  options.codec = o.codec;                                                                      // M
+  options.checkpoint_dir = o.checkpoint_dir.c_str();                                            // M
+  options.checkpoint_every = o.checkpoint_every;                                                // M
+  options.gradient_memory = memory;                                                             // M
+  options.stream = backend.stream();                                                            // M
+  muster::Run run(session, state, options);                                                     // M
   gpt::Ledger ledger(o.ledger_dir);
   const std::initializer_list<muster_span> all = {{buffers.losses, gpt::kLossElements},
                                                   {buffers.gradients, size}};  // M
 
   const double step_bytes = static_cast<double>(o.microbatches * o.sequences * o.model.context);
   double since = seconds_now();
-  int64_t reported = -1;
-  while (auto step = run.next()) {                                 // M
+  int64_t reported = -1, evaluated = 0;
+  // At the beginning of a step, and at the end: what the model computes with is a whole version then.
+  const auto evaluate_if_due = [&](int64_t version) {
+    const muster_run_info info = run.info();  // M
+    if (o.evaluate_every == 0 || version == evaluated || info.rank != 0 || info.learner != 0 ||
+        version % static_cast<int64_t>(o.evaluate_every) != 0)
+      return;
+    std::printf("evaluating version %lld\n", static_cast<long long>(version));
+    std::fflush(stdout);
+    const double validation = backend.loss(corpus.validation_windows());
+    std::printf("evaluated version %lld: %.4f nats/byte\n", static_cast<long long>(version), validation);
+    std::fflush(stdout);
+    evaluated = version;
+  };
+  while (auto step = run.next()) {  // M
+    evaluate_if_due(step.index());
     for (const muster::Microbatch& micro : step.microbatches()) {  // M
       for (size_t s = 0; s < o.sequences; ++s)
         corpus.copy_sample(static_cast<size_t>(micro.samples[s]),
@@ -153,8 +168,7 @@ int train(const Options& o) {
     ledger.contribute();
     if (!step.reduce(all)) continue;    // M
     if (auto update = step.update()) {  // M
-      const auto index = static_cast<size_t>(step.index());
-      backend.update(o.adamw, index, gpt::learning_rate(o.schedule, index));
+      trained->update(step, o.adamw, gpt::learning_rate(o.schedule, static_cast<size_t>(step.index())));
       ledger.apply();
     }
     const muster_run_info info = run.info();  // M
@@ -170,19 +184,11 @@ int train(const Options& o) {
       since = now;
       reported = info.version;
     }
-    if (o.evaluate_every > 0 && info.rank == 0 && info.learner == 0 &&
-        info.version % static_cast<int64_t>(o.evaluate_every) == 0) {
-      std::printf("evaluating version %lld\n", static_cast<long long>(info.version));
-      std::fflush(stdout);
-      const double validation = backend.loss(corpus.validation_windows());
-      std::printf("evaluated version %lld: %.4f nats/byte\n", static_cast<long long>(info.version),
-                  validation);
-      std::fflush(stdout);
-    }
     backend.clear();
   }
   const muster_run_info info = run.info();       // M
   if (run.exit_code() == 0 && info.rank == 0) {  // M
+    evaluate_if_due(info.version);
     gpt::print_summary(backend, corpus, o.sample, backend.training_loss(), o.summary);
   }
   return run.exit_code();  // M

@@ -193,6 +193,24 @@ MUSTER_API muster_status muster_state_replicated_in(muster_state* state, const c
 MUSTER_API muster_status muster_state_per_lane(muster_state* state, const char* name, void* data,
                                                muster_dtype dtype, const int64_t* shape, size_t rank);
 
+/* A tensor that no process holds whole: it is cut along its first dimension into shards, of which each
+ * process holds some, in memory of the library's, and each is held by muster_train_options.shard_copies
+ * processes, on different nodes where there are several. For what only an update needs: the moments of an
+ * optimizer, or weights in a wider type. In an update the program goes over muster_step_pieces and writes the
+ * rows that it finds there, all of them, from values that every process has (the gradient, replicated
+ * tensors, the step's number) and other sharded tensors' same rows. Who holds a row is nobody's choice and
+ * changes with the view, so a row must come out the same wherever it is computed. `working_copy`: NULL, or
+ * memory of the program's for the whole tensor, which muster_run_next fills before it returns a step, and
+ * when the last version is reached, and which the program only reads: weights, as the forward pass needs
+ * them. It is no state. Rows begin as it has them when the run starts, the same on all processes; without one
+ * they begin as zeros. When processes are lost, training goes on while each shard has a holder left, and lost
+ * copies are made anew at the end of a later step. Where one has none, the run goes on from the newest save,
+ * or ends as requeue. All tensors of a state with sharded ones are in the host's memory. Checkpoints hold
+ * them whole: a program may resume with a tensor replicated that was sharded, and the other way round.
+ * `shape`: one dimension or more, and no extent 0; else as in muster_state_replicated. */
+MUSTER_API muster_status muster_state_sharded(muster_state* state, const char* name, void* working_copy,
+                                              muster_dtype dtype, const int64_t* shape, size_t rank);
+
 /* What the program says of a tensor's bytes from one save to the next. A tensor that should have changed and
  * did not is told by an event ("stale"), with its name: a program that trains a copy of what it registered
  * would else save and resume its first values for ever. */
@@ -273,6 +291,8 @@ typedef struct muster_train_options {
                               It lives until muster_run_destroy has returned. Of meaning only where some
                               memory is MUSTER_CUDA */
   int32_t gradient_memory; /* a muster_memory: where muster_span.data lies, in all calls of the run */
+  int64_t shard_copies;    /* of each shard of a sharded tensor, 1 to 16; 0: 2. With 1 every loss of a process
+                              sends the others back to the newest save */
 } muster_train_options;
 
 /* Fills in the defaults, so that a program sets only what it means. */
@@ -363,6 +383,20 @@ MUSTER_API muster_status muster_step_accumulate_part(muster_step* step, const mu
 /* The mean over all M microbatches into `gradients`: the same bits at any world size. MUSTER_AGAIN: the view
  * changed. */
 MUSTER_API muster_status muster_step_reduce(muster_step* step, const muster_span* gradients, size_t spans);
+
+/* Rows [begin, begin + count) of a sharded tensor, dense and row-major. */
+typedef struct muster_piece {
+  void* data;
+  int64_t begin;
+  int64_t count;
+} muster_piece;
+
+/* What this process holds of a sharded tensor and has to update, by ascending rows; of a learner, nothing.
+ * Tensors with the same first extent have pieces of the same rows, in the same order. The list and the memory
+ * that it names are the library's, and valid until the next muster_run_next. MUSTER_AGAIN: the view changed.
+ */
+MUSTER_API muster_status muster_step_pieces(muster_step* step, const char* name, const muster_piece** pieces,
+                                            size_t* count);
 
 /* Between these two calls, and only then, the program may write its state, or enqueue what writes it; what is
  * MUSTER_HOST has to be written before closing, also where other tensors are a device's. Opening

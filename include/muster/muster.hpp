@@ -140,6 +140,28 @@ class Session {
   std::unique_ptr<muster_session, detail::LeaveSession> handle_;
 };
 
+class Step;
+
+// Rows [begin, begin + count) of a sharded tensor.
+template <typename T>
+struct Piece {
+  T* data;
+  int64_t begin;
+  int64_t count;
+};
+
+// A tensor of which each process holds some rows: muster_state_sharded.
+template <typename T>
+class Sharded {
+ public:
+  explicit Sharded(std::string name) : name_(std::move(name)) {}
+  // This process's, to be updated; valid until the run's next step. None where the view has changed.
+  std::vector<Piece<T>> local(Step& step) const;
+
+ private:
+  std::string name_;
+};
+
 class State {
  public:
   explicit State(const Session& session) {
@@ -175,6 +197,13 @@ class State {
   void per_lane(const std::string& name, void* data, muster_dtype dtype, const std::vector<int64_t>& shape) {
     detail::check(
         muster_state_per_lane(handle_.get(), name.c_str(), data, dtype, shape.data(), shape.size()));
+  }
+  // `working_copy`: null, or memory for all of it, filled at the beginning of each step.
+  template <typename T>
+  Sharded<T> sharded(const std::string& name, const std::vector<int64_t>& shape, T* working_copy = nullptr) {
+    detail::check(muster_state_sharded(handle_.get(), name.c_str(), working_copy, DTypeOf<T>::value,
+                                       shape.data(), shape.size()));
+    return Sharded<T>(name);
   }
   // Of a tensor that is registered already.
   void expect(const std::string& name, muster_expectation expectation) {
@@ -270,10 +299,23 @@ class Step {
   }
   bool reduce(std::vector<float>& gradients) { return reduce({{gradients.data(), gradients.size()}}); }
   Update update() { return Update(step_); }
+  muster_step* handle() const { return step_; }
 
  private:
   muster_step* step_;
 };
+
+template <typename T>
+std::vector<Piece<T>> Sharded<T>::local(Step& step) const {
+  const muster_piece* pieces = nullptr;
+  size_t count = 0;
+  std::vector<Piece<T>> local;
+  if (!detail::check_or_again(muster_step_pieces(step.handle(), name_.c_str(), &pieces, &count)))
+    return local;
+  for (size_t i = 0; i < count; ++i)
+    local.push_back({static_cast<T*>(pieces[i].data), pieces[i].begin, pieces[i].count});
+  return local;
+}
 
 class Run {
  public:

@@ -25,6 +25,11 @@ ByteSpan bytes_of(const T& value) {
   static_assert(std::is_trivially_copyable_v<T>);
   return {reinterpret_cast<const std::byte*>(&value), sizeof(T)};
 }
+template <typename T>
+MutableByteSpan writable_bytes_of(T& value) {
+  static_assert(std::is_trivially_copyable_v<T>);
+  return {reinterpret_cast<std::byte*>(&value), sizeof value};
+}
 
 std::string to_hex(ByteSpan bytes);
 // Empty where the text is not an even number of hexadecimal digits.

@@ -605,6 +605,11 @@ std::vector<uint32_t> MemberCore::shards() const {
   if (state_->torn) return {};
   return {state_->shards.begin(), state_->shards.end()};
 }
+std::vector<uint32_t> MemberCore::kept_shards() const {
+  std::set<uint32_t> kept = state_->shards;
+  kept.insert(state_->arrived.begin(), state_->arrived.end());
+  return {kept.begin(), kept.end()};
+}
 const View& MemberCore::view() const { return state_->entered; }
 bool MemberCore::revoked() const { return state_->revoked; }
 

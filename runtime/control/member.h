@@ -116,9 +116,10 @@ class MemberCore {
   bool waiting_at_boundary() const;
 
   Version version() const;
-  std::vector<uint32_t> shards() const;  // of that version, which count as held
-  const View& view() const;              // the newest entered view; generation counter 0 before the first
-  bool revoked() const;                  // the entered view is over, the next not yet entered
+  std::vector<uint32_t> shards() const;       // of that version, which count as held
+  std::vector<uint32_t> kept_shards() const;  // these, and those not yet compared: memory that is to stay
+  const View& view() const;  // the newest entered view; generation counter 0 before the first
+  bool revoked() const;      // the entered view is over, the next not yet entered
   bool is_forming(Generation generation) const;  // this view, asked for by the newest Install
   bool may_run() const;   // in a live view or lesson: not revoked, not frozen, not ended
   bool frozen() const;    // without a leader: it holds what it has, and grants no permit

@@ -9,13 +9,12 @@
 #include <numeric>
 
 #include "runtime/state.h"
-#include "tests/launcher/agent_process.h"
+#include "tests/runtime/worker_runs.h"
 
 namespace muster {
 namespace {
 
 using testing::HasSubstr;
-using testing_agents::AgentProcess;
 
 class LaneValuesTest : public ::testing::Test {
  protected:
@@ -110,39 +109,7 @@ TEST(LaneState, MisuseIsNamed) {
 
 // ---- whole runs
 
-class LaneRuns : public ::testing::Test {
- protected:
-  void SetUp() override {
-    folder_ = ::testing::TempDir() + "muster-lanes-XXXXXX";  // mkdtemp fills in the X
-    ASSERT_NE(mkdtemp(folder_.data()), nullptr);
-  }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-
-  // In a folder of its own; all results that are written there, one a line.
-  std::string run(const std::string& name, int workers, const std::vector<std::string>& words) {
-    const std::string folder = folder_ + "/" + name;
-    std::filesystem::create_directories(folder);
-    const char* modules = std::getenv("MUSTER_MODULE_PATH");
-    EXPECT_NE(modules, nullptr) << "say where the modules are";
-    std::vector<std::string> command = {MUSTER_COMMAND,
-                                        "run",
-                                        "--nproc",
-                                        std::to_string(workers),
-                                        "--restarts",
-                                        "10",
-                                        "--restart-delay",
-                                        "0.1",
-                                        "--",
-                                        WORKER,
-                                        folder};
-    command.insert(command.end(), words.begin(), words.end());
-    AgentProcess agent(command, {std::string("MUSTER_MODULE_PATH=") + (modules != nullptr ? modules : "")});
-    EXPECT_EQ(agent.wait(), 0) << agent.said();
-    said_ = agent.said();
-    return testing_agents::file_text(folder + "/results");
-  }
-  std::string folder_, said_;
-};
+class LaneRuns : public testing_agents::WorkerRuns {};
 
 constexpr const char* kSteps = "100";
 

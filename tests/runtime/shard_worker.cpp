@@ -1,0 +1,135 @@
+// A worker of sharded_runs_test: a training whose weights and momentum are sharded, beside a replicated
+// tensor.
+//
+//   shard_worker FOLDER STEPS WORKERS KIND [step:N | reduce:N | update:N] …
+//
+// KIND: "sharded"; "one-copy", the same with one copy of each shard; or "whole", which keeps all of it
+// replicated. While there are fewer workers than WORKERS
+// steps take a tenth of a second, so that others can join. At each of the places one worker, the first to
+// come there, kills itself. Who sees the end adds a line with the weights to FOLDER/results.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <muster/muster.hpp>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tests/runtime/die_at.h"
+
+namespace {
+
+// 37 rows in 16 shards of 4 lanes: runs of two lengths; and a tensor with fewer rows than there are shards.
+constexpr int kLanes = 4, kMicrobatches = 8;
+constexpr size_t kRows = 37, kColumns = 29, kCount = kRows * kColumns, kFew = 5;
+
+float drawn(uint64_t key) {
+  key = (key ^ (key >> 31)) * 0x9e3779b97f4a7c15ULL;
+  key ^= key >> 29;
+  return static_cast<float>(key >> 40) * 0x1p-24F - 0.5F;
+}
+
+// What an update makes of elements that begin with number `first`.
+void apply(float* weights, float* momentum, const float* gradient, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    momentum[i] = 0.9F * momentum[i] + gradient[i];
+    weights[i] -= 0.05F * momentum[i];
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 5) return 2;
+  const std::string folder = argv[1], checkpoints = folder + "/checkpoints", kind = argv[4];
+  const std::set<std::string> places(argv + 5, argv + argc);
+  std::vector<float> weights(kCount), momentum(kCount), few(kFew, 3.0F), gradients(kCount + kFew);
+  for (size_t i = 0; i < kCount; ++i) weights[i] = drawn(i);
+  int64_t updates = 0;
+
+  muster::Session session;
+  muster::State state(session);
+  const std::vector<int64_t> shape = {kRows, kColumns};
+  muster::Sharded<float> weight_rows("weights"), momentum_rows("momentum"), few_rows("few");
+  const bool is_sharded = kind != "whole";
+  if (is_sharded) {
+    momentum_rows = state.sharded<float>("momentum", shape);
+    weight_rows = state.sharded("weights", shape, weights.data());
+    few_rows = state.sharded("few", {kFew}, few.data());
+  } else {
+    state.replicated("momentum", momentum.data(), MUSTER_FLOAT32, shape);
+    state.replicated("weights", weights.data(), MUSTER_FLOAT32, shape);
+    state.replicated("few", few.data(), {kFew});
+  }
+  state.replicated("updates", &updates, {1});
+  muster::TrainOptions options;
+  options.steps = std::atoi(argv[2]);
+  options.microbatches = kMicrobatches;
+  options.lanes = kLanes;
+  options.dataset_samples = 1000;
+  options.checkpoint_dir = checkpoints.c_str();
+  options.checkpoint_every = 7;
+  if (kind == "one-copy") options.shard_copies = 1;
+  muster::Run run(session, state, options);
+  while (auto step = run.next()) {
+    const std::string here = std::to_string(step.index());
+    // Reason for the wait: a worker that was killed starts again and joins meanwhile.
+    if (run.info().world_size < std::atoi(argv[3]))
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    // Reason for the wait: what the others are to go back to has to be durable before this one dies.
+    const std::string here_died = folder + "/died.update:" + here;
+    const bool waits =
+        kind == "one-copy" && places.count("update:" + here) != 0 && access(here_died.c_str(), F_OK) != 0;
+    for (int i = 0; i < 3000 && waits && run.info().durable < 0; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    for (float& gradient : gradients) gradient = 0;
+    for (const auto& micro : step.microbatches()) {
+      // Of the weights too, so that a working copy that is wrong shows.
+      for (size_t i = 0; i < kCount; ++i)
+        gradients[i] = 0.1F * weights[i] + drawn(micro.random_key + i) + 0.01F * few[i % kFew];
+      for (size_t i = 0; i < kFew; ++i) gradients[kCount + i] = few[i] * 0.1F + drawn(micro.random_key ^ i);
+      step.accumulate(micro, gradients);
+      muster::die_at(folder, places, "step:" + here);
+    }
+    if (!step.reduce(gradients)) continue;
+    muster::die_at(folder, places, "reduce:" + here);
+    if (auto update = step.update()) {
+      ++updates;
+      if (is_sharded) {
+        const auto own_weights = weight_rows.local(step), own_momentum = momentum_rows.local(step);
+        for (size_t i = 0; i < own_weights.size(); ++i) {
+          const muster::Piece<float>& piece = own_weights[i];
+          const auto first = static_cast<size_t>(piece.begin) * kColumns;
+          apply(piece.data, own_momentum[i].data, &gradients[first],
+                static_cast<size_t>(piece.count) * kColumns);
+        }
+        for (const muster::Piece<float>& piece : few_rows.local(step)) {
+          for (int64_t i = 0; i < piece.count; ++i)
+            piece.data[i] -= 0.1F * gradients[kCount + static_cast<size_t>(piece.begin + i)];
+        }
+      } else {
+        apply(weights.data(), momentum.data(), gradients.data(), kCount);
+        for (size_t i = 0; i < kFew; ++i) few[i] -= 0.1F * gradients[kCount + i];
+      }
+      muster::die_at(folder, places, "update:" + here);
+    }
+  }
+  if (run.exit_code() != 0) return run.exit_code();
+  if (run.info().rank < 0) return 0;  // it came too late to be a member: what it has is not the run's
+  uint64_t sum = 0;
+  for (const auto* values : {&weights, &few}) {
+    for (const float value : *values) {
+      uint32_t bits = 0;
+      static_assert(sizeof bits == sizeof value);
+      __builtin_memcpy(&bits, &value, sizeof bits);
+      sum = sum * 1099511628211ULL + bits;
+    }
+  }
+  const std::string line = "weights " + std::to_string(sum) + " updates " + std::to_string(updates) + "\n";
+  const int file = open((folder + "/results").c_str(), O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0600);
+  return write(file, line.data(), line.size()) == static_cast<ssize_t>(line.size()) ? 0 : 1;
+}

@@ -1,0 +1,50 @@
+// Whole runs of a test's worker program (WORKER) under the real `muster run`: workers that die and learn,
+// resumes.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "tests/launcher/agent_process.h"
+
+namespace muster::testing_agents {
+
+class WorkerRuns : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = ::testing::TempDir() + "muster-runs-XXXXXX";  // mkdtemp fills in the X
+    ASSERT_NE(mkdtemp(folder_.data()), nullptr);
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  // In a folder of its own; all results that are written there, one a line.
+  std::string run(const std::string& name, int workers, const std::vector<std::string>& words) {
+    const std::string folder = folder_ + "/" + name;
+    std::filesystem::create_directories(folder);
+    const char* modules = std::getenv("MUSTER_MODULE_PATH");
+    EXPECT_NE(modules, nullptr) << "say where the modules are";
+    std::vector<std::string> command = {MUSTER_COMMAND,
+                                        "run",
+                                        "--nproc",
+                                        std::to_string(workers),
+                                        "--restarts",
+                                        "10",
+                                        "--restart-delay",
+                                        "0.1",
+                                        "--",
+                                        WORKER,
+                                        folder};
+    command.insert(command.end(), words.begin(), words.end());
+    AgentProcess agent(command, {std::string("MUSTER_MODULE_PATH=") + (modules != nullptr ? modules : "")});
+    EXPECT_EQ(agent.wait(), 0) << agent.said();
+    said_ = agent.said();
+    return file_text(folder + "/results");
+  }
+  std::string folder_, said_;
+};
+
+}  // namespace muster::testing_agents
