@@ -4,6 +4,7 @@
 Each schedule is drawn from a seed: the same seed draws the same schedule, though not the same interleaving. Whatever
 happens, a run must end with the weights of an untouched one, bit for bit, with every sample trained on once, and leave
 nothing behind. Some compress their gradients, by a codec that is drawn as well; so does the run they are compared with.
+Some keep weights and moments in shards, which that run does not.
 The node with the store (a) is lost only in the tests of its own (--store-lost), which all other nodes must end as
 requeue, with all saved that they had.
 """
@@ -24,6 +25,7 @@ from rig import (CODECS, LANES, REQUEUE, STEP_LINE, Failure, Job, check_result, 
 WORKER_SILENCE_S, NODE_SILENCE_S, PARTITION_WAIT_S = 4, 6, 3
 NODES = 3
 CODEC_SHARE = 0.4  # of the schedules whose reductions are compressed
+SHARDED_SHARE = 0.4  # of those whose state is sharded
 HANG_S = 90  # without any step; many times what any recovery takes on a busy machine
 # What a sanitizer has to say, in the output of agents and workers.
 REPORT = re.compile(r"ERROR: AddressSanitizer|WARNING: ThreadSanitizer|runtime error: ")
@@ -54,13 +56,14 @@ def draw(seed):
             action["when"] = ("share", next(shares))
     nodes, workers = chance.randint(1, NODES), [chance.randint(1, 2) for _ in range(NODES)]
     codec = chance.choice(CODECS) if chance.random() < CODEC_SHARE else "none"
-    return {"nodes": nodes, "workers": workers, "actions": actions, "codec": codec}
+    return {"nodes": nodes, "workers": workers, "actions": actions, "codec": codec,
+            "sharded": chance.random() < SHARDED_SHARE}
 
 
 class Schedule:
     def __init__(self, options, seed, plan):
         self.options, self.seed, self.plan, self.steps = options, seed, plan, options.steps
-        self.codec = plan["codec"] if plan else "none"
+        self.codec, self.sharded = (plan["codec"], plan["sharded"]) if plan else ("none", options.state == "sharded")
         self.job = Job(options.build, f"random-{seed}")
         self.checkpoints, self.summary = self.job.folder / "checkpoints", self.job.folder / "summary.json"
         self.agents, self.log, self.frozen = [], [], []  # living agents; what was done; (time, pid, agent) to watch
@@ -82,7 +85,8 @@ class Schedule:
         name = "abcdefghijklmnopqrstuvwxyz"[self.names % 26] + ("" if self.names < 26 else str(self.names // 26))
         self.names += 1
         program = gpt(self.job.build, self.steps, "--ledger", self.job.ledger(), "--summary", self.summary,
-                      "--checkpoint-dir", self.checkpoints, "--checkpoint-every", 7, "--codec", self.codec)
+                      "--checkpoint-dir", self.checkpoints, "--checkpoint-every", 7, "--codec", self.codec,
+                      *(["--shard-optimizer"] if self.sharded else []))
         agent = self.job.start(name, workers, program, "1:8", self.on_line, extra=[*agent_options(self.options.patience), "--quiet"])
         self.agents.append(agent)
         self.say(f"starts node {name} with {workers} workers (agent {agent.process.pid})")
@@ -303,7 +307,7 @@ def attempt(options, seed, plan, reference_of):
             schedule.agent_killed(reference)
         else:
             schedule.store_lost(reference, freeze=seed == "store-frozen")
-        print(f"random_schedules: seed {seed}, codec {schedule.codec}: ok, {schedule.job.launch} launches, "
+        print(f"random_schedules: seed {seed}, codec {schedule.codec}{', sharded' if schedule.sharded else ''}: ok, {schedule.job.launch} launches, "
               f"{len(schedule.log)} entries, {time.monotonic() - schedule.began:.1f} s", flush=True)
         if options.verbose:
             print("\n".join(schedule.log), flush=True)
@@ -327,6 +331,7 @@ def main():
     parser.add_argument("--count", type=int, default=4)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--codec", choices=("none", *CODECS), help="of all schedules; default: drawn")
+    parser.add_argument("--state", choices=("whole", "sharded"), help="of all schedules; default: drawn")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no further schedule after so long")
     parser.add_argument("--patience", type=int, default=1, help="of an instrumented build: all deadlines times this")
     parser.add_argument("--store-lost", action="store_true", help="also lose the node with the store, first")
@@ -346,6 +351,7 @@ def main():
             break
         plan = draw(number)
         plan["codec"] = options.codec or plan["codec"]
+        plan["sharded"] = options.state == "sharded" if options.state else plan["sharded"]
         results.append(attempt(options, number, plan, reference_of))
     print(f"random_schedules: {sum(results)} of {len(results)} passed, from seed {seed}, in "
           f"{time.monotonic() - began:.0f} s", flush=True)
