@@ -1,5 +1,5 @@
-"""How long a loss costs: 8 workers on 2 agents, 64 MiB of replicated state of which a step reduces and updates 1 MiB, and
-20 ms of sleep in each step whatever a rank's share of it. From SIGKILL of a worker, or of an agent, to the leader's "view
+"""How long a loss costs: 8 workers on 2 agents, 64 MiB of state, replicated or sharded, of which a step reduces and updates
+1 MiB, and 20 ms of sleep in each step whatever a rank's share of it. From SIGKILL of a worker, or of an agent, to the leader's "view
 ready", and to the first update that the last member of the new view has closed; how long a join makes the others wait.
 Peers: everything killed and started again from a checkpoint; torchrun's elastic restart, over Gloo, of a script that does the
 same (without a Python that has torch its row says so).
@@ -64,8 +64,8 @@ class Lines:
 class Training:
     """Agents `a` (with the store) and `b`, their events and their workers' lines."""
 
-    def __init__(self, build, program_extra=(), sleep_ms=SLEEP_MS, steps=FOREVER, nodes="1:2"):
-        self.build, self.sleep_ms, self.steps, self.extra = build, sleep_ms, steps, list(program_extra)
+    def __init__(self, build, program_extra=(), sleep_ms=SLEEP_MS, steps=FOREVER, nodes="1:2", state="whole"):
+        self.build, self.sleep_ms, self.steps, self.extra, self.state = build, sleep_ms, steps, list(program_extra), state
         self.folder = Path(tempfile.mkdtemp(prefix="muster-bench-"))
         (self.folder / "updates").mkdir()
         self.secret = self.folder / "secret"
@@ -87,7 +87,7 @@ class Training:
         command = [self.build / "bin" / "muster", "run", "--quiet", "--nnodes", self.nodes, "--nproc", WORKERS, "--rdzv",
                    f"127.0.0.1:{self.port}", "--secret-file", self.secret, "--node-name", name, "--events", events,
                    "--form-wait", 1, "--restarts", 1000, "--restart-window", 1, "--restart-delay", 0.2, "--",
-                   self.build / "bin" / "bench_recovery", STATE_BYTES, UPDATED_BYTES, self.sleep_ms, self.steps,
+                   self.build / "bin" / "bench_recovery", self.state, STATE_BYTES, UPDATED_BYTES, self.sleep_ms, self.steps,
                    self.folder / "updates", *self.extra]
         self.pids[name] = {}
         self.sources[Lines(events)] = name
@@ -314,10 +314,9 @@ def row(case, metric, value, bound=None, peer=None, peer_value=None):
             "of_bound": None if bound is None else round(bound / value, 2)}
 
 
-def recovery(build, rounds):
-    chance = random.Random(1)
+def losses_and_joins(build, rounds, chance, state):
     killed, lost, joins = [], [], []
-    training = Training(build)
+    training = Training(build, state=state)
     try:
         for _ in range(KILLS_OF_A_ROUND * rounds):
             killed.append(kill_worker(training, chance))
@@ -326,6 +325,13 @@ def recovery(build, rounds):
             joins.append(join_again(training))
     finally:
         training.close()
+    return killed, lost, joins
+
+
+def recovery(build, rounds):
+    chance = random.Random(1)
+    killed, lost, joins = losses_and_joins(build, rounds, chance, "whole")
+    sharded = losses_and_joins(build, rounds, chance, "sharded")
     folder = Path(tempfile.mkdtemp(prefix="muster-bench-"))
     try:
         again = statistics.median(restart_way(build, folder) for _ in range(min(rounds, 3)))
@@ -342,8 +348,18 @@ def recovery(build, rounds):
     yield row(case, "view ready p50", statistics.median(a for a, _ in lost), 25)
     yield row(case, "next commit p50", statistics.median(b for _, b in lost), 60)
     yield row(case, "next commit p99", percentile([b for _, b in lost], 0.99), 250)
-    yield row(f"node joins, {len(joins)} times", "stall of others", statistics.median(a for a, _ in joins),
-              round(statistics.median(b for _, b in joins), 1))
+    yield join_row("node joins", joins)
+    for what, figures in (("worker killed, state sharded", sharded[0]), ("agent killed, state sharded", sharded[1])):
+        case = f"{what}, {len(figures)} times"
+        yield row(case, "view ready p50", statistics.median(a for a, _ in figures), 25)
+        yield row(case, "next commit p50", statistics.median(b for _, b in figures), 60)
+        yield row(case, "next commit p99", percentile([b for _, b in figures], 0.99), 250)
+    yield join_row("node joins, state sharded", sharded[2])
+
+
+def join_row(what, joins):
+    return row(f"{what}, {len(joins)} times", "stall of others", statistics.median(a for a, _ in joins),
+               round(statistics.median(b for _, b in joins), 1))
 
 
 STEPS_MEASURED = 300

@@ -1,8 +1,9 @@
-// A training of which only the recovery matters: a replicated state of which each step reduces and updates
-// the first piece, and a sleep in place of computing, the same for every rank whatever its lanes.
+// A training of which only the recovery matters: a state of which each step reduces and updates the first
+// piece, and a sleep in place of computing, the same for every rank whatever its lanes.
 //
-//   bench_recovery STATE_BYTES UPDATED_BYTES SLEEP_MS STEPS FOLDER [CHECKPOINT_FOLDER EVERY]
+//   bench_recovery whole|sharded STATE_BYTES UPDATED_BYTES SLEEP_MS STEPS FOLDER [CHECKPOINT_FOLDER EVERY]
 //
+// Whole: replicated; sharded: as two copies, which is what an optimizer's state would be.
 // Each process writes FOLDER/PID: a line "VERSION GENERATION AT_NS WORLD" (CLOCK_BOOTTIME) when it has closed
 // the update that made VERSION, and at the end "cpu CONTROL_NS ALL_NS STEPS": processor time of the threads
 // that serve the control plane, and of all.
@@ -48,32 +49,43 @@ int64_t control_ns() {
   return sum;
 }
 
+// Elements [begin, begin + count) of the weights, of which those that have a gradient change.
+void apply(float* weights, size_t begin, size_t count, const std::vector<float>& gradient) {
+  for (size_t i = begin; i < std::min(begin + count, gradient.size()); ++i) weights[i - begin] -= gradient[i];
+}
+
 }  // namespace
 
 int main(int argc, char** argv) try {
-  if (argc != 6 && argc != 8) return 78;
+  if (argc != 7 && argc != 9) return 78;
+  const bool sharded = std::string(argv[1]) == "sharded";
   const auto number = [&](int which) { return std::strtoull(argv[which], nullptr, 10); };
-  const size_t count = number(1) / sizeof(float), updated = number(2) / sizeof(float);
-  const auto computing = std::chrono::milliseconds(number(3));
-  std::vector<float> weights(count);
-  for (size_t i = 0; i < count; ++i) weights[i] = static_cast<float>(i % 1000003);
+  const size_t count = number(2) / sizeof(float), updated = number(3) / sizeof(float);
+  const auto computing = std::chrono::milliseconds(number(4));
+  std::vector<float> weights(sharded ? 0 : count);
+  for (size_t i = 0; i < weights.size(); ++i) weights[i] = static_cast<float>(i % 1000003);
   std::vector<float> gradient(updated);
 
-  const std::string path = std::string(argv[5]) + "/" + std::to_string(getpid());
+  const std::string path = std::string(argv[6]) + "/" + std::to_string(getpid());
   std::FILE* log = std::fopen(path.c_str(), "w");
   if (log == nullptr) return 78;
   muster::Session session;
   muster::State state(session);
-  state.replicated("weights", weights.data(), {static_cast<int64_t>(count)});
+  muster::Sharded<float> rows("weights");
+  if (sharded) {
+    rows = state.sharded<float>("weights", {static_cast<int64_t>(count)});
+  } else {
+    state.replicated("weights", weights.data(), {static_cast<int64_t>(count)});
+  }
   muster::TrainOptions options;
-  options.steps = static_cast<int64_t>(number(4));
+  options.steps = static_cast<int64_t>(number(5));
   options.microbatches = 8;
   options.lanes = 8;
   options.samples_per_microbatch = 1;
   options.dataset_samples = 1000;
-  if (argc == 8) {
-    options.checkpoint_dir = argv[6];
-    options.checkpoint_every = static_cast<int64_t>(number(7));
+  if (argc == 9) {
+    options.checkpoint_dir = argv[7];
+    options.checkpoint_every = static_cast<int64_t>(number(8));
   }
   muster::Run run(session, state, options);
   int64_t control_began = -1, all_began = 0, steps_began = 0, steps = 0;
@@ -94,7 +106,11 @@ int main(int argc, char** argv) try {
     }
     if (!step.reduce(gradient)) continue;
     if (auto update = step.update()) {
-      for (size_t i = 0; i < updated; ++i) weights[i] -= gradient[i];
+      apply(weights.data(), 0, weights.size(), gradient);
+      if (sharded) {
+        for (const muster::Piece<float>& piece : rows.local(step))
+          apply(piece.data, static_cast<size_t>(piece.begin), static_cast<size_t>(piece.count), gradient);
+      }
     }
     ++steps;
     const muster_run_info info = run.info();

@@ -48,6 +48,15 @@ TEST_F(ShardedRuns, KilledWorkersLeaveTheBitsOfAnUntouchedRun) {
   expect_all(killed, whole, 2);
 }
 
+// Two workers have no lanes, and so may be an update behind while the others reduce: what they lack is kept
+// until all have begun the next step.
+TEST_F(ShardedRuns, WorkersWithoutLanesHoldShardsToo) {
+  const std::string whole = run("whole", 1, {"70", "1", "whole"});
+  const std::string killed = run("killed", 6, {"70", "6", "sharded", "reduce:10", "update:40"});
+  EXPECT_THAT(said_, Not(HasSubstr("resumed")));
+  expect_all(killed, whole, 4);
+}
+
 // The only copy is lost with its worker, at a time when no save is as new.
 TEST_F(ShardedRuns, ALostShardSendsTheOthersToTheNewestSave) {
   const std::string whole = run("whole", 1, {kSteps, "1", "whole"});

@@ -26,6 +26,7 @@ PHASES = ("start", "steps", "restore", "save", "save, slow disk", "view change",
 LANDINGS = ("before a view", "restoring", "before the first step", "between revocation and view", "a save being written",
             "evaluating", "all workers standing still", "steps")
 LONG_RUN = 100
+SHARDED_SHARE = 0.4  # of the seeds whose state is sharded
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
@@ -37,6 +38,7 @@ class Round:
         self.source, self.left = random.choice(SOURCES), random.choice((6, 12, 30))
         self.workers = random.choice((2, 3)) if self.phase in ("view change", "a member dies after") else random.choice((1, 2))
         self.every = random.choice((7, 100))
+        self.sharded = Random(-1 - seed).random() < SHARDED_SHARE
         self.name = f"r{seed}"
         self.checkpoints = self.job.folder / f"checkpoints-{seed}"
         self.file = self.job.folder / f"notice-{seed}"
@@ -47,12 +49,13 @@ class Round:
         self.resumes = -1
 
     def what(self):
-        return (f"seed {self.seed}: {self.phase}, {self.source}, {self.left} s, {self.workers} workers, a save every {self.every}")
+        return (f"seed {self.seed}: {self.phase}, {self.source}, {self.left} s, {self.workers} workers, a save every {self.every}{', sharded' if self.sharded else ''}")
 
     def launch(self):
         self.job.new_launch()
         program = gpt(self.job.build, FOREVER, "--checkpoint-dir", self.checkpoints, "--checkpoint-every", self.every,
-                      *(["--evaluate-every", 10] if self.phase == "evaluation" else []))
+                      *(["--evaluate-every", 10] if self.phase == "evaluation" else []),
+                      *(["--shard-optimizer"] if self.sharded else []))
         env = {}
         if self.phase in ("save, slow disk", "restore"):
             env = {"LD_PRELOAD": self.job.build / "lib" / "system_slow_disk.so", "SLOW_DISK": self.slow,
