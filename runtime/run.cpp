@@ -91,11 +91,11 @@ std::string describe(const TrainOptions& options) {
 Result<std::unique_ptr<Run>> Run::start(Session& session, State& state, TrainOptions options) {
   MUSTER_TRY(check_options(options));
   MUSTER_TRY(state.lane_values().check(options.lanes));
+  MUSTER_TRY(check_shards(state, options));
   MUSTER_ASSIGN(MemoryAccess memory, open_memory(state, options));
   MUSTER_TRY(session.begin_run());
   state.seal();
   MUSTER_TRY(attach_mirror(state, memory));
-  MUSTER_TRY(check_shards(state, options));
   const control::Sharding sharding = sharding_of(state, options);
   if (sharding.shards > 0) state.sharded().cut(sharding.shards);
   std::unique_ptr<Run> run(new Run(session, state, std::move(options), std::move(memory)));
@@ -129,6 +129,11 @@ Status Run::check_shards(const State& state, const TrainOptions& options) {
                                          "; give 1 to " + std::to_string(control::Sharding::kCopiesMax)};
   }
   if (state.sharded().empty()) return ok();
+  if (state.sharded().shards() != 0) {
+    return Error{ErrorCode::kMisuse,
+                 "this state has sharded tensors and had its run: what it held of them went with that run's "
+                 "members; create and register another one"};
+  }
   if (state.on_device()) {
     return Error{
         ErrorCode::kMisuse,

@@ -194,20 +194,28 @@ MUSTER_API muster_status muster_state_per_lane(muster_state* state, const char* 
                                                muster_dtype dtype, const int64_t* shape, size_t rank);
 
 /* A tensor that no process holds whole: it is cut along its first dimension into shards, of which each
- * process holds some, in memory of the library's, and each is held by muster_train_options.shard_copies
+ * process holds some, in memory of the library's. Each is held by muster_train_options.shard_copies
  * processes, on different nodes where there are several. For what only an update needs: the moments of an
- * optimizer, or weights in a wider type. In an update the program goes over muster_step_pieces and writes the
- * rows that it finds there, all of them, from values that every process has (the gradient, replicated
- * tensors, the step's number) and other sharded tensors' same rows. Who holds a row is nobody's choice and
- * changes with the view, so a row must come out the same wherever it is computed. `working_copy`: NULL, or
- * memory of the program's for the whole tensor, which muster_run_next fills before it returns a step, and
- * when the last version is reached, and which the program only reads: weights, as the forward pass needs
- * them. It is no state. Rows begin as it has them when the run starts, the same on all processes; without one
- * they begin as zeros. When processes are lost, training goes on while each shard has a holder left, and lost
- * copies are made anew at the end of a later step. Where one has none, the run goes on from the newest save,
- * or ends as requeue. All tensors of a state with sharded ones are in the host's memory. Checkpoints hold
- * them whole: a program may resume with a tensor replicated that was sharded, and the other way round.
- * `shape`: one dimension or more, and no extent 0; else as in muster_state_replicated. */
+ * optimizer, or weights in a wider type than the model computes with.
+ *
+ * In an update the program goes over muster_step_pieces and writes the rows that it finds there, all of them,
+ * from what every process has (the gradient, replicated tensors, the step's number) and from the same rows of
+ * other sharded tensors. Who holds a row is nobody's choice and changes with the view, so a row must come out
+ * the same wherever it is computed. Replicated tensors must not be made from rows.
+ *
+ * `working_copy`: NULL, or memory of the program's for the whole tensor, which it only reads: weights, as the
+ * forward pass needs them. It is no state. muster_run_next fills it before it returns a step with
+ * microbatches, and when the last version is reached; at other times, and in a learner, it holds an earlier
+ * version. Rows begin as it has them when the run starts, the same on all processes; without one they begin
+ * as zeros.
+ *
+ * When processes are lost, training goes on while each shard has a holder left, and lost copies are made anew
+ * at the end of a later step. Where one has none, the run goes on from the newest save, or ends as requeue.
+ * Checkpoints hold sharded tensors whole: a program may resume with one replicated that was sharded, and the
+ * other way round.
+ *
+ * All tensors of a state with sharded ones are in the host's memory, and it serves one run. `shape`: one
+ * dimension or more, and no extent 0; else as in muster_state_replicated. */
 MUSTER_API muster_status muster_state_sharded(muster_state* state, const char* name, void* working_copy,
                                               muster_dtype dtype, const int64_t* shape, size_t rank);
 

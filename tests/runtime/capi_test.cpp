@@ -187,6 +187,9 @@ TEST(CApi, NullsAreRefusedEverywhere) {
   EXPECT_EQ(muster_state_replicated_in(nullptr, nullptr, MUSTER_CUDA, nullptr, MUSTER_FLOAT32, nullptr, 0),
             MUSTER_MISUSE);
   EXPECT_THAT(muster_last_error(), HasSubstr("muster_state_replicated_in"));
+  EXPECT_EQ(muster_state_sharded(nullptr, nullptr, nullptr, MUSTER_FLOAT32, nullptr, 0), MUSTER_MISUSE);
+  EXPECT_THAT(muster_last_error(), HasSubstr("muster_state_sharded"));
+  EXPECT_EQ(muster_step_pieces(nullptr, nullptr, nullptr, nullptr), MUSTER_MISUSE);
   EXPECT_EQ(muster_train(nullptr, nullptr, nullptr, nullptr), MUSTER_MISUSE);
   EXPECT_EQ(muster_run_next(nullptr, nullptr), MUSTER_MISUSE);
   EXPECT_EQ(muster_run_get_info(nullptr, nullptr), MUSTER_MISUSE);
@@ -243,6 +246,8 @@ TEST(CApi, OptionsThatCannotHoldAreNamed) {
               AllOf(HasSubstr("lanes is 65536"), HasSubstr("codec is int8")));
   EXPECT_THAT(refused([](O& o) { o.gradient_memory = 2; }),
               AllOf(HasSubstr("gradient_memory is 2"), HasSubstr("MUSTER_CUDA (1)")));
+  for (const int64_t copies : {-1, 17})
+    EXPECT_THAT(refused([&](O& o) { o.shard_copies = copies; }), HasSubstr("give 1 to 16"));
   EXPECT_EQ(muster_session_notice(program.session, std::nan(""), "x"), MUSTER_MISUSE);
   EXPECT_THAT(muster_last_error(), HasSubstr("not a number"));
   const int64_t shape[] = {1};
@@ -282,6 +287,61 @@ TEST(CApi, AnOlderProgramHasItsGradientsInTheHostsMemory) {
       offsetof(muster_train_options, stream) == offsetof(muster_train_options, codec) + 2 * sizeof(int32_t),
       "no field may lie in an older structure's padding");
   EXPECT_EQ(train(none, 0, MUSTER_CODEC_NONE, offsetof(muster_train_options, stream)), train(none));
+}
+
+// And ended there once more.
+TEST(CApi, AnOlderProgramHasTwoCopiesOfShards) {
+  Misuse none;
+  static_assert(offsetof(muster_train_options, shard_copies) ==
+                    offsetof(muster_train_options, gradient_memory) + 2 * sizeof(int32_t),
+                "no field may lie in an older structure's padding");
+  EXPECT_EQ(train(none, 0, MUSTER_CODEC_NONE, offsetof(muster_train_options, shard_copies)), train(none));
+}
+
+// Alone a process has all rows. 2 lanes: 8 shards, of which the last have none.
+TEST(CApi, PiecesAreRowsOfTheWorkingCopyAndChangeInUpdatesOnly) {
+  Program program;
+  std::array<float, 10> copy{0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
+  const int64_t shape[] = {5, 2};
+  ASSERT_EQ(muster_state_sharded(program.state, "rows", copy.data(), MUSTER_FLOAT32, shape, 2), MUSTER_OK);
+  ASSERT_EQ(muster_state_sharded(program.state, "moments", nullptr, MUSTER_FLOAT64, shape, 1), MUSTER_OK);
+  const muster_train_options options = Program::options();
+  ASSERT_EQ(muster_train(program.session, program.state, &options, &program.run), MUSTER_OK)
+      << muster_last_error();
+  muster_step* step = nullptr;
+  while (muster_run_next(program.run, &step) == MUSTER_OK && step != nullptr) {
+    const auto made = static_cast<float>(muster_step_index(step));
+    for (size_t i = 0; i < copy.size(); ++i) EXPECT_EQ(copy[i], static_cast<float>(i) + 100 * made);
+    const muster_piece *rows = nullptr, *moments = nullptr;
+    size_t row_count = 0, moment_count = 0;
+    ASSERT_EQ(muster_step_pieces(step, "rows", &rows, &row_count), MUSTER_OK) << muster_last_error();
+    ASSERT_EQ(muster_step_pieces(step, "moments", &moments, &moment_count), MUSTER_OK);
+    EXPECT_EQ(muster_step_pieces(step, "w", &rows, &row_count), MUSTER_MISUSE) << "it is replicated";
+    EXPECT_THAT(muster_last_error(), HasSubstr("no sharded tensor is named 'w'"));
+    ASSERT_EQ(muster_step_pieces(step, "rows", &rows, &row_count), MUSTER_OK);
+    ASSERT_EQ(row_count, 5u);
+    ASSERT_EQ(moment_count, 5u);
+    Misuse none;
+    program.step(step, none, &none);  // its update is closed again: another one would be the next step's
+    for (size_t i = 0; i < row_count; ++i) {
+      EXPECT_EQ(rows[i].begin, static_cast<int64_t>(i));
+      EXPECT_EQ(moments[i].begin, rows[i].begin);
+      EXPECT_EQ(*static_cast<double*>(moments[i].data), 100.0 * made);
+      // In place of an update of its own, which the program above has made.
+      for (int j = 0; j < 2; ++j) static_cast<float*>(rows[i].data)[j] += 100;
+      *static_cast<double*>(moments[i].data) += 100;
+    }
+  }
+  for (size_t i = 0; i < copy.size(); ++i)
+    EXPECT_EQ(copy[i], static_cast<float>(i) + 100 * kSteps) << "filled at the end, too";
+  EXPECT_EQ(muster_run_exit_code(program.run), 0);
+
+  muster_run_destroy(program.run);
+  program.run = nullptr;
+  muster_leave(program.session);
+  ASSERT_EQ(muster_join(nullptr, &program.session), MUSTER_OK);
+  EXPECT_EQ(muster_train(program.session, program.state, &options, &program.run), MUSTER_MISUSE);
+  EXPECT_THAT(muster_last_error(), HasSubstr("had its run"));
 }
 
 // A callback that looks where the run stands deadlocked where an event arose under the run's lock.
