@@ -22,6 +22,8 @@ constexpr size_t kPiecesAhead = 4;   // receives that stand
 
 constexpr Duration kLook = 200 * kMillisecond;  // how soon a wait hears that it is to end
 
+Error closed() { return {ErrorCode::kEnded, "what was sent is not wanted any more"}; }
+
 uint64_t tag_of(uint64_t tag, uint64_t turn) { return mix64(tag ^ mix64(turn)); }
 
 // Where in a list of parts the next bytes are.
@@ -140,14 +142,20 @@ void FeedSource::tell(ByteSpan packet) {
 void FeedSource::await_copies(uint64_t slabs) {
   const Instant until = std::min(deadline_, now() + patience_);
   while (wait_for_answer(slabs, until) > 0) {
-    if (now() < until) continue;
-    for (Receiver& receiver : receivers_) {
-      if (!receiver.waits_for(slabs)) continue;
-      receiver.status =
-          Error{ErrorCode::kReconfigure,
-                "the receiver on this node took nothing for a while; others went on without it"};
-      receiver.reader->give_up();
+    if (is_closing()) {
+      give_up_on(slabs, closed());
+    } else if (now() >= until) {
+      give_up_on(slabs, {ErrorCode::kReconfigure,
+                         "the receiver on this node took nothing for a while; others went on without it"});
     }
+  }
+}
+
+void FeedSource::give_up_on(uint64_t slabs, const Error& why) {
+  for (Receiver& receiver : receivers_) {
+    if (!receiver.waits_for(slabs)) continue;
+    receiver.status = why;
+    receiver.reader->give_up();
   }
 }
 
@@ -169,13 +177,26 @@ std::vector<Status> FeedSource::finish() {
   std::vector<Status> ends;
   for (Receiver& receiver : receivers_) {
     for (const Work& work : receiver.works) {
-      Status ended = work.wait();  // also after a failure: until its end it reads the memory
+      Status ended = end_of(work);  // also after a failure: until its end it reads the memory
       if (receiver.status.ok()) receiver.status = std::move(ended);
     }
     receiver.works.clear();
     ends.push_back(receiver.status);
   }
   return ends;
+}
+
+// It ends by its deadline.
+Status FeedSource::end_of(const Work& work) {
+  while (closing_) {
+    Status ended = work.wait(now() + kLook);
+    if (ended.ok() || ended.error().code != ErrorCode::kRetry) return ended;
+    if (!closing_()) continue;
+    endpoint_.cancel(work);
+    (void)work.wait();
+    return closed();
+  }
+  return work.wait();
 }
 
 // ---- the target

@@ -24,11 +24,19 @@ constexpr Duration kFeedPatience = 10 * kSecond;
 // The bytes of a run, in order, piece by piece.
 using Passing = std::function<void(ByteSpan)>;
 
+// Asked now and then by whoever waits, on that thread; true ends the wait.
+using FeedClosing = SlabSource::Closing;
+
 class FeedSource {
  public:
   // The tag serves one feed between two peers, ever.
-  FeedSource(Endpoint& endpoint, uint64_t tag, Instant deadline, Duration patience = kFeedPatience)
-      : endpoint_(endpoint), tag_(tag), deadline_(deadline), patience_(patience) {}
+  FeedSource(Endpoint& endpoint, uint64_t tag, Instant deadline, Duration patience = kFeedPatience,
+             FeedClosing closing = {})
+      : endpoint_(endpoint),
+        tag_(tag),
+        deadline_(deadline),
+        patience_(patience),
+        closing_(std::move(closing)) {}
   ~FeedSource();  // what is still under way ends
   FeedSource(const FeedSource&) = delete;
   FeedSource& operator=(const FeedSource&) = delete;
@@ -42,7 +50,7 @@ class FeedSource {
   void run(const std::vector<ByteSpan>& parts, const Passing& passing);
 
   // Waits until all is delivered. How it ended for each receiver, in the order of add(). kReconfigure: the
-  // receiver died, or did not take it in time.
+  // receiver died, or did not take it in time; kEnded: `closing` said so.
   std::vector<Status> finish();
 
  private:
@@ -58,6 +66,9 @@ class FeedSource {
   void post(Receiver& receiver, const std::vector<ByteSpan>& parts);
   void tell(ByteSpan packet);
   void await_copies(uint64_t slabs);
+  void give_up_on(uint64_t slabs, const Error& why);
+  Status end_of(const Work& work);
+  bool is_closing() const { return closing_ && closing_(); }
   size_t wait_for_answer(uint64_t slabs, Instant until);
   bool has_readers() const;
 
@@ -65,6 +76,7 @@ class FeedSource {
   const uint64_t tag_;
   const Instant deadline_;
   const Duration patience_;
+  const FeedClosing closing_;
   std::vector<Receiver> receivers_;
   std::deque<ByteBuffer> notes_;  // while they are sent
   SlabRing ring_;
@@ -75,8 +87,7 @@ class FeedSource {
 // send by the deadline; kMisuse: it sends something else; kEnded: `closing` said so; kEnvironment.
 class FeedTarget {
  public:
-  using Closing = SlabSource::Closing;  // asked now and then by whoever waits; true ends the wait
-  FeedTarget(Endpoint& endpoint, ByteSpan source, uint64_t tag, Instant deadline, Closing closing = {})
+  FeedTarget(Endpoint& endpoint, ByteSpan source, uint64_t tag, Instant deadline, FeedClosing closing = {})
       : endpoint_(endpoint),
         source_(source.begin(), source.end()),
         tag_(tag),
@@ -100,7 +111,7 @@ class FeedTarget {
   const ByteBuffer source_;
   const uint64_t tag_;
   Instant deadline_;
-  const Closing closing_;
+  const FeedClosing closing_;
   bool opened_ = false;
   std::optional<SlabSource> node_;  // the way over shared memory
   PeerId peer_ = 0;                 // the other

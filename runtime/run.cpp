@@ -8,6 +8,7 @@
 #include "runtime/base/check.h"
 #include "runtime/base/random.h"
 #include "runtime/base/threads.h"
+#include "runtime/control/shard_placement.h"
 #include "runtime/device_gradients.h"
 #include "runtime/device_mirror.h"
 
@@ -243,7 +244,8 @@ Result<bool> Run::next() {
     }
     if (waits_at_boundary(lock)) continue;
     if (save_if_due(lock)) continue;
-    if (gather_if_due(lock)) continue;
+    MUSTER_ASSIGN(const bool gathered, gather_if_due(lock));
+    if (gathered) continue;
     if (waits_for_end(lock)) continue;
     step_version_ = core_.version();
     prepare_step(lock);
@@ -265,6 +267,7 @@ bool Run::entered_new_view(Lock& lock) {
   incoming_ = std::move(formed.incoming);
   incoming_shards_ = std::move(formed.shards);
   MUSTER_CHECK(formed.is_gradient == core_.catching_up(), "nothing changes between a report and its Go");
+  MUSTER_CHECK(!formed.is_gradient || incoming_shards_.empty(), "shards move where all hold the base");
   view_ = entered.view;
   my_shards_ = view_.shards_of(self_.id);
   if (!core_.catching_up()) install_incoming(lock);
@@ -302,9 +305,8 @@ bool Run::entered_new_view(Lock& lock) {
 }
 
 void Run::prepare_saves() {
-  std::vector<uint32_t> writers;  // as the leader will choose, where all take part
-  for (uint32_t shard = 0; shard < view_.shards.shards(); ++shard)
-    writers.push_back(view_.shards.holders(shard).front());
+  // As the leader will choose, where all take part.
+  std::vector<uint32_t> writers = control::spread_over_holders(view_.shards);
   saver_.prepare(
       {static_cast<uint32_t>(group_->rank()), static_cast<uint32_t>(group_->size()), std::move(writers)});
 }
@@ -381,8 +383,9 @@ bool Run::save_if_due(Lock& lock) {
 }
 
 // Working copies are filled once in each step of a view, and after the last step. Not under the lock: others
-// may still be in the update before. True: look again.
-bool Run::gather_if_due(Lock& lock) {
+// may still be in the update before. True: look again. Errors: kMisuse: the ranks called different things;
+// kEnded: this process has no memory for it, and the others go on.
+Result<bool> Run::gather_if_due(Lock& lock) {
   if (state_.sharded().empty() || gathered_ == core_.version()) return false;
   const control::Version version = core_.version();
   Group& group = *group_;  // replaced by this thread only
@@ -393,26 +396,30 @@ bool Run::gather_if_due(Lock& lock) {
                                       static_cast<uint32_t>(group.size()));
   }
   std::vector<int> suspects;
-  const Status gathered = gather_->run(group, now() + options_.step_timeout, suspects);
+  const Status gathered = end_if_broken(gather_->run(group, now() + options_.step_timeout, suspects));
   lock.lock();
   if (gathered.ok()) {
     gathered_ = version;
-  } else {
-    (void)step_failed(lock, gathered.error(), suspects);
+    return true;
   }
+  if (gathered.error().code == ErrorCode::kEnded) return true;  // next() sees the end
+  if (!view_is_over())
+    emit(EventKind::kLog, version, "working copies were not filled: " + gathered.error().message);
+  Status failed = step_failed(lock, gathered.error(), suspects);
+  if (failed.error().code == ErrorCode::kMisuse) return std::move(failed).error();
   return true;
 }
 
 Result<std::vector<ShardPiece>> Run::pieces(const std::string& name) const {
-  const auto& tensors = state_.sharded().tensors();
-  const auto found = std::ranges::find(tensors, name, &TensorInfo::name);
-  if (found == tensors.end())
+  const auto tensor = state_.sharded().index_of(name);
+  if (!tensor)
     return Error{ErrorCode::kMisuse, "no sharded tensor is named '" + name + "'; register it before the run"};
   const std::lock_guard lock(mutex_);
-  if (learner_ || step_version_ == control::kNoVersion) return std::vector<ShardPiece>();
-  const auto is_held = [&](uint32_t shard) { return state_.sharded().holds(shard); };
-  if (!std::ranges::all_of(my_shards_, is_held)) return revoked_error();
-  return state_.sharded().pieces(static_cast<size_t>(found - tensors.begin()), my_shards_);
+  if (!update_open_)
+    return Error{ErrorCode::kMisuse,
+                 "the pieces of tensor '" + name + "' were asked for outside an update; open it first"};
+  if (learner_) return std::vector<ShardPiece>();
+  return state_.sharded().pieces(*tensor, my_shards_);
 }
 
 bool Run::waits_for_end(Lock& lock) {
@@ -786,7 +793,9 @@ Status Run::close_update() {
     return end_if_broken(noted);
   }
   control::MemberActions actions = core_.update_closed(now(), keeps_gradient());
-  state_.sharded().keep_only(core_.kept_shards());
+  // A version that was torn meanwhile has none; pieces stay where they are until the next installation.
+  if (const auto kept = core_.kept_shards(); std::ranges::includes(kept, my_shards_))
+    state_.sharded().keep_only(kept);
   state_.end_write();
   if (!core_.install_due()) incoming_.reset();  // it was the update to the base, which is made
   for (const control::Teach& teach : std::exchange(lessons_waiting_, {})) begin_lesson(teach);

@@ -87,8 +87,8 @@ class Run final : private Session::Listener {
   // True: a step is at hand, described by version(). False: the loop is over, see exit_code().
   Result<bool> next();
   int64_t step_version() const { return step_version_; }
-  // What this process holds of a sharded tensor and updates in the step at hand, by ascending rows. Valid
-  // until the following next() returns. Errors: kMisuse: no sharded tensor has the name.
+  // What this process holds of a sharded tensor and has to write, by ascending rows. Valid until the update
+  // closes. Errors: kMisuse: no sharded tensor has the name; no update is open.
   Result<std::vector<ShardPiece>> pieces(const std::string& name) const;
 
   // The step's next microbatch of this rank; nullopt when there is none, the view is revoked, or this is a
@@ -155,7 +155,7 @@ class Run final : private Session::Listener {
   bool waits_at_limit() const;
   void prepare_saves();
   bool save_if_due(Lock& lock);
-  bool gather_if_due(Lock& lock);
+  Result<bool> gather_if_due(Lock& lock);
   bool waits_for_end(Lock& lock);
   void begin_learning(Lock& lock);
   Result<bool> next_as_learner(Lock& lock);
@@ -194,6 +194,7 @@ class Run final : private Session::Listener {
   };
   Result<Start> agree_on_start(Group& group);
   Result<Start> agree_under_lease(Group& group);
+  Status check_initial(Group& group, const char* gone);
   Status hold_initial_shards();
   Result<ShardBlocks> initial_shards() const;
   Result<std::optional<Start>> restore_newest(Group& group);

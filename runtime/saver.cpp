@@ -673,6 +673,11 @@ Status Saver::check_same_job(const checkpoint::Candidate& candidate) const {
   return checkpoint::check_same_job(candidate.manifest->job, job_);
 }
 
+bool Saver::lacks_tensors(const checkpoint::Candidate& candidate) const {
+  const auto match = checkpoint::match_tensors(candidate.manifest->tensors, specs(), options_.rules);
+  return match.ok() && !match->missing.empty();
+}
+
 Result<std::vector<checkpoint::Range>> Saver::pieces(uint32_t part, uint32_t parts) const {
   MUSTER_ASSIGN(const checkpoint::SavePlan plan, checkpoint::plan_shares(specs(), parts));
   std::vector<uint64_t> begins;

@@ -108,6 +108,8 @@ class Saver {
   // read, or checkpoints are there and none can be used; kMisuse: a later format.
   Result<std::vector<checkpoint::Candidate>> usable_versions();
   Status check_same_job(const checkpoint::Candidate& candidate) const;
+  // What it lacks, and the rules allow to be lacking, stays as the program has it.
+  bool lacks_tensors(const checkpoint::Candidate& candidate) const;
   // Reads part `part` of `parts` of the version into `staged`, laid out as State::copy_to lays it out; the
   // other bytes are left alone. The same cut as pieces(). And the `shards` that this rank holds, whole, each
   // a block of its size.

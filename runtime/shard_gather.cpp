@@ -3,18 +3,15 @@
 #include <algorithm>
 
 #include "runtime/base/check.h"
+#include "runtime/control/shard_placement.h"
 
 namespace muster {
 
 std::vector<std::vector<uint32_t>> gather_senders(const control::ShardMap& map, uint32_t ranks) {
+  const std::vector<uint32_t> by_shard = control::spread_over_holders(map);
+  MUSTER_CHECK(by_shard.size() == map.shards(), "each shard of a view has a holder");
   std::vector<std::vector<uint32_t>> senders(ranks);
-  for (uint32_t shard = 0; shard < map.shards(); ++shard) {
-    const std::vector<uint32_t> holders = map.holders(shard);
-    MUSTER_CHECK(!holders.empty(), "each shard of a view has a holder");
-    const auto least =
-        std::ranges::min_element(holders, {}, [&](uint32_t rank) { return senders[rank].size(); });
-    senders[*least].push_back(shard);
-  }
+  for (uint32_t shard = 0; shard < map.shards(); ++shard) senders[by_shard[shard]].push_back(shard);
   return senders;
 }
 
@@ -58,15 +55,15 @@ Status ShardGather::run(Group& group, Instant deadline, std::vector<int>& suspec
   for (size_t turn = 0; turn < turns_.size() && status.ok(); ++turn) {
     if (turn >= kAhead) {
       wait(works[1 + turn - kAhead]);
-      if (status.ok()) take(turn - kAhead);
+      if (status.ok()) status = take(turn - kAhead);
     }
     works.push_back(begin(group, turn, deadline));
   }
   for (const Work& work : works) wait(work);
-  if (!status.ok()) return status;
-  for (size_t turn = turns_.size() - std::min(kAhead, turns_.size()); turn < turns_.size(); ++turn)
-    take(turn);
-  return ok();
+  for (size_t turn = turns_.size() - std::min(kAhead, turns_.size()); turn < turns_.size() && status.ok();
+       ++turn)
+    status = take(turn);
+  return status;
 }
 
 Work ShardGather::begin(Group& group, size_t turn, Instant deadline) {
@@ -76,13 +73,25 @@ Work ShardGather::begin(Group& group, size_t turn, Instant deadline) {
                             deadline);
 }
 
-void ShardGather::take(size_t turn) const {
+// Who has a copy of what another gives compares them: copies that differ would else be found at the next view
+// only, when both may have been saved.
+Status ShardGather::take(size_t turn) const {
   ByteSpan rest(arrived_[turn % kAhead].data(), turns_[turn].bytes);
   for (size_t rank = 0; rank < senders_.size(); ++rank) {
-    const size_t count = turns_[turn].counts[rank];
-    if (count > 0) tensors_.to_working_copies(senders_[rank][turn], rest.first(count));
-    rest = rest.subspan(count);
+    const ByteSpan gathered = rest.first(turns_[turn].counts[rank]);
+    rest = rest.subspan(gathered.size());
+    if (gathered.empty()) continue;
+    const uint32_t shard = senders_[rank][turn];
+    tensors_.to_working_copies(shard, gathered);
+    if (rank == rank_ || !tensors_.holds(shard)) continue;
+    if (const auto what = tensors_.difference(shard, gathered))
+      return Error{
+          ErrorCode::kReconfigure,
+          *what + " differ between ranks " + std::to_string(rank_) + " and " + std::to_string(rank) +
+              ", which both update them: an update must write all of its pieces, to the same bits on "
+              "any rank"};
   }
+  return ok();
 }
 
 }  // namespace muster

@@ -14,8 +14,7 @@
 
 namespace muster {
 
-// By rank, the shards that it gives to the others, ascending: each shard is given by one of its holders, and
-// ranks give as evenly as a choice in the order of shards can make it.
+// By rank, the shards that it gives to the others, ascending: each is given by one of its holders.
 std::vector<std::vector<uint32_t>> gather_senders(const control::ShardMap& map, uint32_t ranks);
 
 // One thread at a time. Its end comes after the group's, which may still write. It holds memory for two
@@ -25,7 +24,8 @@ class ShardGather {
   ShardGather(const ShardedTensors& tensors, const control::ShardMap& map, uint32_t rank, uint32_t ranks);
 
   // Collective. All ranks hold the shards that the map gives them, of one version. After an error working
-  // copies hold anything, and `suspects` the ranks that are to blame.
+  // copies hold anything, and `suspects` the ranks that are to blame. Errors: as a Work's; kReconfigure also
+  // where a copy of this rank's differs from the one that was given.
   Status run(Group& group, Instant deadline, std::vector<int>& suspects);
 
  private:
@@ -37,7 +37,7 @@ class ShardGather {
 
   Status prepare();
   Work begin(Group& group, size_t turn, Instant deadline);
-  void take(size_t turn) const;
+  Status take(size_t turn) const;
 
   const ShardedTensors& tensors_;
   const uint32_t rank_;

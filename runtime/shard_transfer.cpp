@@ -6,13 +6,9 @@
 
 namespace muster {
 
-std::optional<uint64_t> moved_bytes(const control::Install& install, control::MemberId self,
-                                    const ShardedTensors& tensors) {
-  std::optional<uint64_t> bytes;
-  for (const control::ShardMove& move : install.moves) {
-    if (move.source == self || move.target == self)
-      bytes = bytes.value_or(0) + tensors.block_bytes(move.shard);
-  }
+uint64_t moved_bytes(const control::Install& install, const ShardedTensors& tensors) {
+  uint64_t bytes = 0;
+  for (const control::ShardMove& move : install.moves) bytes += tensors.block_bytes(move.shard);
   return bytes;
 }
 
@@ -64,8 +60,8 @@ Status ShardTransfer::give(const control::Install& install, const Parcels& parce
 Status ShardTransfer::give_one(const control::Install& install, control::MemberId target,
                                const std::vector<uint32_t>& shards, bool readable) {
   // As patient as can be: it may still take what comes before this.
-  FeedSource feed(endpoint, transfer_tag(install.view.generation, Cargo::kShards), deadline,
-                  deadline - now());
+  FeedSource feed(endpoint, transfer_tag(install.view.generation, Cargo::kShards), deadline, deadline - now(),
+                  closing);
   feed.add(member_of(install.view, target).contact);
   const auto lacks = [&](uint32_t shard) { return !state.sharded().holds(shard); };
   if (!readable || std::ranges::any_of(shards, lacks)) {

@@ -23,7 +23,7 @@ struct ShardTransfer {
   control::MemberId self = 0;
   Instant deadline = kNever;
   std::function<void()> unblock;  // as a source: see acquire_for_view
-  FeedTarget::Closing closing;    // as a target: the view will not be; asked by the calling thread
+  FeedClosing closing;            // the view will not be; asked by two threads
   ShardBlocks staged;
 
   // This member's part of the view's moves. Errors: as StateTransfer::run().
@@ -42,8 +42,7 @@ struct ShardTransfer {
   uint64_t bytes_of_all(const std::vector<uint32_t>& shards) const;
 };
 
-// What a member gives and takes in these moves, in bytes; nothing where it has no part in them.
-std::optional<uint64_t> moved_bytes(const control::Install& install, control::MemberId self,
-                                    const ShardedTensors& tensors);
+// All that moves, in bytes: who is served last waits for the others.
+uint64_t moved_bytes(const control::Install& install, const ShardedTensors& tensors);
 
 }  // namespace muster

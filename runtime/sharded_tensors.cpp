@@ -27,6 +27,11 @@ TensorInfo* ShardedTensors::find(const std::string& name) {
   return found == tensors_.end() ? nullptr : &*found;
 }
 
+std::optional<size_t> ShardedTensors::index_of(const std::string& name) const {
+  const auto found = places_.find(name);
+  return found == places_.end() ? std::nullopt : std::optional(found->second);
+}
+
 uint64_t ShardedTensors::bytes() const {
   uint64_t sum = 0;
   for (const TensorInfo& tensor : tensors_) sum += tensor.bytes;
@@ -36,6 +41,7 @@ uint64_t ShardedTensors::bytes() const {
 void ShardedTensors::cut(uint32_t shards) {
   MUSTER_CHECK(shards_ == 0 && shards > 0, "a state is cut once");
   shards_ = shards;
+  for (size_t t = 0; t < tensors_.size(); ++t) places_.emplace(tensors_[t].name, t);
   for (const bool gathered : {true, false}) {
     for (size_t t = 0; t < tensors_.size(); ++t) {
       if ((tensors_[t].working_copy != nullptr) == gathered) order_.push_back(t);
@@ -86,7 +92,7 @@ Result<LargeBuffer> ShardedTensors::initial_block(uint32_t shard) const {
 
 void ShardedTensors::put(uint32_t shard, LargeBuffer block) {
   MUSTER_CHECK(block.size() == block_bytes(shard), "a block has its shard's bytes");
-  blocks_.insert_or_assign(shard, std::move(block));
+  blocks_.insert_or_assign(shard, Held{std::move(block), offsets_of(shard)});
 }
 
 void ShardedTensors::put(ShardBlocks blocks) {
@@ -97,14 +103,15 @@ void ShardedTensors::keep_only(std::span<const uint32_t> shards) {
   std::erase_if(blocks_, [&](const auto& entry) { return !std::ranges::binary_search(shards, entry.first); });
 }
 
-ByteSpan ShardedTensors::block(uint32_t shard) const { return blocks_.at(shard); }
+ByteSpan ShardedTensors::block(uint32_t shard) const { return blocks_.at(shard).memory; }
 
-std::optional<uint64_t> ShardedTensors::offset_of(size_t tensor, uint32_t shard) const {
-  std::optional<uint64_t> found;
-  for_each_part(shard, [&](size_t, size_t which, const checkpoint::Range& rows, uint64_t offset) {
-    if (which == tensor && rows.size() > 0) found = offset;
+// By tensor, where the shard's part of it begins.
+std::vector<uint64_t> ShardedTensors::offsets_of(uint32_t shard) const {
+  std::vector<uint64_t> offsets(tensors_.size());
+  for_each_part(shard, [&](size_t, size_t tensor, const checkpoint::Range&, uint64_t offset) {
+    offsets[tensor] = offset;
   });
-  return found;
+  return offsets;
 }
 
 uint64_t ShardedTensors::part_bytes(size_t tensor, uint32_t shard) const {
@@ -115,28 +122,25 @@ std::vector<ShardPiece> ShardedTensors::pieces(size_t tensor, std::span<const ui
   std::vector<ShardPiece> pieces;
   for (const uint32_t shard : shards) {
     const checkpoint::Range rows = rows_of(tensor, shard);
-    if (const auto offset = offset_of(tensor, shard))
-      pieces.push_back({blocks_.at(shard).data() + *offset, static_cast<int64_t>(rows.begin),
-                        static_cast<int64_t>(rows.size())});
+    if (rows.size() == 0) continue;
+    const Held& held = blocks_.at(shard);
+    pieces.push_back({held.memory.data() + held.offsets[tensor], static_cast<int64_t>(rows.begin),
+                      static_cast<int64_t>(rows.size())});
   }
   return pieces;
 }
 
 std::vector<ByteSpan> ShardedTensors::local_memory(size_t tensor, std::span<const uint32_t> shards) const {
   std::vector<ByteSpan> memory;
-  for (const uint32_t shard : shards) {
-    if (const auto offset = offset_of(tensor, shard))
-      memory.emplace_back(blocks_.at(shard).data() + *offset, part_bytes(tensor, shard));
-  }
+  for (const ShardPiece& piece : pieces(tensor, shards))
+    memory.emplace_back(piece.data, static_cast<uint64_t>(piece.rows) * row_bytes(tensors_[tensor]));
   return memory;
 }
 
 ByteBuffer ShardedTensors::local_copy(size_t tensor, const ShardBlocks& blocks) const {
   ByteBuffer local;
   for (const auto& [shard, block] : blocks) {
-    const auto offset = offset_of(tensor, shard);
-    if (!offset) continue;
-    const std::byte* const part = block.data() + *offset;
+    const std::byte* const part = block.data() + offsets_of(shard)[tensor];
     local.insert(local.end(), part, part + part_bytes(tensor, shard));
   }
   return local;
@@ -144,10 +148,9 @@ ByteBuffer ShardedTensors::local_copy(size_t tensor, const ShardBlocks& blocks) 
 
 void ShardedTensors::fill(size_t tensor, ByteSpan local, ShardBlocks& blocks) const {
   for (auto& [shard, block] : blocks) {
-    const auto offset = offset_of(tensor, shard);
-    if (!offset) continue;
-    std::memcpy(block.data() + *offset, local.data(), part_bytes(tensor, shard));
-    local = local.subspan(part_bytes(tensor, shard));
+    const ByteSpan part = local.first(part_bytes(tensor, shard));
+    std::ranges::copy(part, block.data() + offsets_of(shard)[tensor]);
+    local = local.subspan(part.size());
   }
   MUSTER_CHECK(local.empty(), "local memory has the rows of its shards");
 }
@@ -159,6 +162,19 @@ void ShardedTensors::to_working_copies(uint32_t shard, ByteSpan gathered) const 
     std::memcpy(tensors_[tensor].working_copy + rows.begin * row, gathered.data() + offset,
                 rows.size() * row);
   });
+}
+
+std::optional<std::string> ShardedTensors::difference(uint32_t shard, ByteSpan gathered) const {
+  const ByteSpan mine = block(shard).first(gathered.size());
+  if (std::memcmp(mine.data(), gathered.data(), gathered.size()) == 0) return std::nullopt;
+  std::optional<std::string> first;
+  for_each_part(shard, [&](size_t place, size_t tensor, const checkpoint::Range& rows, uint64_t offset) {
+    const uint64_t bytes = part_bytes(tensor, shard);
+    if (first || place >= gathered_ || std::memcmp(&mine[offset], &gathered[offset], bytes) == 0) return;
+    first = "rows " + std::to_string(rows.begin) + " to " + std::to_string(rows.end - 1) + " of tensor '" +
+            tensors_[tensor].name + "'";
+  });
+  return first.value_or("what lies between tensors");
 }
 
 Digest ShardedTensors::digest_of_working_copies() const {

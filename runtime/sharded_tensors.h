@@ -17,6 +17,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "checkpoint/layout.h"
@@ -44,6 +45,7 @@ class ShardedTensors {
   // `data` is null. REQUIRES: before cut(); one row or more, of one byte or more.
   void add(TensorInfo tensor) { tensors_.push_back(std::move(tensor)); }
   TensorInfo* find(const std::string& name);
+  std::optional<size_t> index_of(const std::string& name) const;  // REQUIRES: after cut()
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   bool empty() const { return tensors_.empty(); }
   uint64_t bytes() const;  // of all tensors, whole
@@ -74,21 +76,27 @@ class ShardedTensors {
 
   // `gathered`: the first gathered_bytes() of the shard's block.
   void to_working_copies(uint32_t shard, ByteSpan gathered) const;
+  // In words, the first part in which that differs from the block here; nothing where it is the same.
+  std::optional<std::string> difference(uint32_t shard, ByteSpan gathered) const;
   Digest digest_of_working_copies() const;
 
  private:
   template <typename Visit>
   uint64_t for_each_part(uint32_t shard, const Visit& visit) const;
   checkpoint::Range rows_of(size_t tensor, uint32_t shard) const;
-  // Where the shard's part of a tensor begins in its block, in bytes; nothing where it has no row of it.
-  std::optional<uint64_t> offset_of(size_t tensor, uint32_t shard) const;
+  std::vector<uint64_t> offsets_of(uint32_t shard) const;
   uint64_t part_bytes(size_t tensor, uint32_t shard) const;
 
   std::vector<TensorInfo> tensors_;
-  std::vector<size_t> order_;  // of their parts in a block
-  size_t gathered_ = 0;        // so many at its beginning have a working copy
+  std::vector<size_t> order_;                       // of their parts in a block
+  size_t gathered_ = 0;                             // so many at its beginning have a working copy
+  std::unordered_map<std::string, size_t> places_;  // by name
   uint32_t shards_ = 0;
-  ShardBlocks blocks_;
+  struct Held {
+    LargeBuffer memory;
+    std::vector<uint64_t> offsets;  // of each tensor's part
+  };
+  std::map<uint32_t, Held> blocks_;
 };
 
 }  // namespace muster

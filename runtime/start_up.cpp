@@ -153,19 +153,22 @@ Result<Run::Start> Run::agree_under_lease(Group& group) {
     }
     start.digest = digest_of(parts);
   } else {
-    // Nothing to start from but what the program initialised, which is gone where it has trained.
-    MUSTER_ASSIGN(const Verdict fresh,
-                  combine(group, trained_ ? Verdict::kUnable : Verdict::kGood, deadline));
-    if (fresh != Verdict::kGood)
-      return Error{
-          ErrorCode::kRetry,
-          "no member holds a whole version and none is saved; the next launch starts at the beginning"};
+    MUSTER_TRY(check_initial(
+        group, "no member holds a whole version and none is saved; the next launch starts at the beginning"));
     start.digest = state_.digest();
-    const Digest copies = state_.sharded().digest_of_working_copies();
-    MUSTER_TRY(check_equal(group, copies, "the memory of the working copies", deadline));
   }
   MUSTER_TRY(check_equal(group, start.digest, "the replicated state", deadline));
   return start;
+}
+
+// Something begins as the program has initialised it: the same on all ranks, and gone where it has trained
+// since. Errors: kRetry with `gone`.
+Status Run::check_initial(Group& group, const char* gone) {
+  const Instant deadline = now() + options_.step_timeout;
+  MUSTER_ASSIGN(const Verdict fresh, combine(group, trained_ ? Verdict::kUnable : Verdict::kGood, deadline));
+  if (fresh != Verdict::kGood) return Error{ErrorCode::kRetry, gone};
+  return check_equal(group, state_.sharded().digest_of_working_copies(), "the memory of the working copies",
+                     deadline);
 }
 
 // Rank 0 proposes, newest first; a version counts only when every rank could read and verify its part.
@@ -223,6 +226,12 @@ Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
       continue;
     }
     MUSTER_TRY(exchange_parts(group, saver_, staged, deadline));
+    if (saver_.lacks_tensors(*mine)) {
+      MUSTER_TRY(
+          check_initial(group,
+                        "the newest save lacks a tensor, which begins as the program initialised it, and "
+                        "members have trained it since; the next launch goes on from that save"));
+    }
     Start start;
     start.version = static_cast<control::Version>(id.version);
     start.lineage = to_control(mine->manifest->lineage);

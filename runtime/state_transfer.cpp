@@ -76,7 +76,7 @@ std::vector<control::MemberId> StateTransfer::add_targets(const control::Install
 // Under a read lease until all is delivered, since it is sent from the program's own memory. That stalls
 // nobody: no permit is given between the reports for a view and its Go, which waits for this.
 Status StateTransfer::give(const control::Install& install, std::vector<control::MemberId>& suspects) {
-  FeedSource feed(endpoint, transfer_tag(install.view.generation), deadline);
+  FeedSource feed(endpoint, transfer_tag(install.view.generation), deadline, kFeedPatience, closing);
   const auto targets = add_targets(install, false, feed);
   if (targets.empty()) return ok();
   if (Status readable = lease_for_view(state, deadline, unblock); !readable.ok()) {
@@ -105,7 +105,8 @@ Status lease_for_view(State& state, Instant deadline, const std::function<void()
 // Not written to meanwhile: no reduction of a later step ends before its targets have contributed.
 Status StateTransfer::give_gradient(const control::Install& install,
                                     std::vector<control::MemberId>& suspects) {
-  FeedSource feed(endpoint, transfer_tag(install.view.generation, Cargo::kGradient), deadline);
+  FeedSource feed(endpoint, transfer_tag(install.view.generation, Cargo::kGradient), deadline, kFeedPatience,
+                  closing);
   const auto targets = add_targets(install, true, feed);
   if (targets.empty()) return ok();
   const control::Version step = install.view.base - 1;

@@ -73,8 +73,7 @@ struct StateTransfer {
   HeldGradient held;              // as a source
   uint64_t gradient_bytes = 0;    // as a target: what its program's gradients take
   std::function<void()> unblock;  // as a source: see acquire_for_view
-  FeedTarget::Closing
-      closing;  // as a target: the view will not be; asked now and then, by the calling thread
+  FeedClosing closing;            // the view will not be
   std::optional<LargeBuffer> staged;
   bool staged_gradient = false;  // and no state
 

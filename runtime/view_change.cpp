@@ -82,10 +82,9 @@ void Run::form(const control::Install& install) {
 
 Status Run::move_shards(const control::Install& install, const StateTransfer& transfer, FormedView& formed,
                         std::vector<control::MemberId>& suspects) {
-  const std::optional<uint64_t> bytes = moved_bytes(install, self_.id, state_.sharded());
-  if (!bytes) return ok();
+  if (install.moves.empty()) return ok();
   ShardTransfer shards{.endpoint = transfer.endpoint, .state = state_, .self = self_.id};
-  shards.deadline = now() + transfer_timeout(*bytes, kFormTimeout);
+  shards.deadline = now() + transfer_timeout(moved_bytes(install, state_.sharded()), kFormTimeout);
   shards.unblock = transfer.unblock;
   shards.closing = transfer.closing;
   MUSTER_TRY(shards.run(install, suspects));

@@ -201,7 +201,7 @@ MUSTER_API muster_status muster_state_per_lane(muster_state* state, const char* 
  * In an update the program goes over muster_step_pieces and writes the rows that it finds there, all of them,
  * from what every process has (the gradient, replicated tensors, the step's number) and from the same rows of
  * other sharded tensors. Who holds a row is nobody's choice and changes with the view, so a row must come out
- * the same wherever it is computed. Replicated tensors must not be made from rows.
+ * the same wherever it is computed. Replicated tensors must not be made from rows or working copies.
  *
  * `working_copy`: NULL, or memory of the program's for the whole tensor, which it only reads: weights, as the
  * forward pass needs them. It is no state. muster_run_next fills it before it returns a step with
@@ -242,9 +242,10 @@ typedef struct muster_step muster_step;
 /* What may differ between the newest checkpoint and the program that goes on from it; by default nothing
  * does, and a difference is refused by name. What differed is told by an event. */
 typedef enum muster_restore_rule {
-  MUSTER_RESTORE_MISSING = 1,  /* a tensor that the checkpoint lacks stays as the program has set it */
-  MUSTER_RESTORE_EXTRA = 2,    /* a tensor that only the checkpoint has is not read, and not saved again */
-  MUSTER_RESTORE_RESHAPED = 4, /* as many elements in another shape, in row-major order */
+  MUSTER_RESTORE_MISSING = 1, /* a tensor that the checkpoint lacks stays as the program has set it */
+  MUSTER_RESTORE_EXTRA = 2,   /* a tensor that only the checkpoint has is not read, and not saved again */
+  MUSTER_RESTORE_RESHAPED =
+      4,                   /* as many elements in another shape, in row-major order; not of sharded ones */
   MUSTER_RESTORE_CASTS = 8 /* float32, float64, bfloat16 and float16 into each other, rounded to nearest */
 } muster_restore_rule;
 
@@ -399,9 +400,11 @@ typedef struct muster_piece {
   int64_t count;
 } muster_piece;
 
-/* What this process holds of a sharded tensor and has to update, by ascending rows; of a learner, nothing.
- * Tensors with the same first extent have pieces of the same rows, in the same order. The list and the memory
- * that it names are the library's, and valid until the next muster_run_next. MUSTER_AGAIN: the view changed.
+/* In an open update: what this process holds of a sharded tensor and has to write, by ascending rows; of a
+ * learner, nothing. Tensors with the same first extent have pieces of the same rows, in the same order. The
+ * list and the memory that it names are the library's, and valid until the update is closed. Processes that
+ * hold the same rows are compared where the tensor has a working copy, in the next step, and all else when
+ * the view changes: where they differ, since an update left a piece out or depends on the rank, the run ends.
  */
 MUSTER_API muster_status muster_step_pieces(muster_step* step, const char* name, const muster_piece** pieces,
                                             size_t* count);

@@ -155,7 +155,7 @@ template <typename T>
 class Sharded {
  public:
   explicit Sharded(std::string name) : name_(std::move(name)) {}
-  // This process's, to be updated; valid until the run's next step. None where the view has changed.
+  // This process's, to be written in the open update; valid until it closes.
   std::vector<Piece<T>> local(Step& step) const;
 
  private:
@@ -309,9 +309,8 @@ template <typename T>
 std::vector<Piece<T>> Sharded<T>::local(Step& step) const {
   const muster_piece* pieces = nullptr;
   size_t count = 0;
+  detail::check(muster_step_pieces(step.handle(), name_.c_str(), &pieces, &count));
   std::vector<Piece<T>> local;
-  if (!detail::check_or_again(muster_step_pieces(step.handle(), name_.c_str(), &pieces, &count)))
-    return local;
   for (size_t i = 0; i < count; ++i)
     local.push_back({static_cast<T*>(pieces[i].data), pieces[i].begin, pieces[i].count});
   return local;

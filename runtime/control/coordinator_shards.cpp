@@ -97,19 +97,15 @@ BaseVerdict Coordinator::State::judge_shards() const {
   return all;
 }
 
-// By shard: which of a save's participants writes it, the first of its holders that is one. Fewer than there
-// are shards: nobody is left for the next one.
+// By shard: which of a save's participants writes it. Fewer than there are shards: nobody is left for the
+// next one.
 std::vector<uint32_t> Coordinator::State::shard_writers(const std::vector<MemberId>& participants) const {
-  std::vector<uint32_t> writers;
-  for (uint32_t shard = 0; shard < view.shards.shards(); ++shard) {
-    auto writer = participants.end();
-    for (uint32_t rank : view.shards.holders(shard)) {
-      writer = std::find(participants.begin(), participants.end(), view.members[rank].id);
-      if (writer != participants.end()) break;
-    }
-    if (writer == participants.end()) break;
-    writers.push_back(static_cast<uint32_t>(writer - participants.begin()));
-  }
+  const auto place_of = [&](uint32_t rank) {
+    return std::find(participants.begin(), participants.end(), view.members[rank].id);
+  };
+  std::vector<uint32_t> writers =
+      spread_over_holders(view.shards, [&](uint32_t rank) { return place_of(rank) != participants.end(); });
+  for (uint32_t& writer : writers) writer = static_cast<uint32_t>(place_of(writer) - participants.begin());
   return writers;
 }
 

@@ -240,6 +240,20 @@ ShardPlacement place_shards(const std::vector<Member>& members, const Holdings& 
   return placement;
 }
 
+std::vector<uint32_t> spread_over_holders(const ShardMap& map, const std::function<bool(uint32_t)>& may) {
+  std::map<uint32_t, size_t> counts;
+  std::vector<uint32_t> chosen;
+  for (uint32_t shard = 0; shard < map.shards(); ++shard) {
+    std::vector<uint32_t> holders = map.holders(shard);
+    if (may) std::erase_if(holders, [&](uint32_t rank) { return !may(rank); });
+    if (holders.empty()) break;
+    const auto least = std::ranges::min_element(holders, {}, [&](uint32_t rank) { return counts[rank]; });
+    ++counts[*least];
+    chosen.push_back(*least);
+  }
+  return chosen;
+}
+
 std::optional<uint32_t> first_unheld(const ShardMap& map) {
   for (uint32_t shard = 0; shard < map.shards(); ++shard) {
     if (map.holders(shard).empty()) return shard;

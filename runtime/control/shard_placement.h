@@ -7,6 +7,7 @@
 //  - It is at rest: to place its own outcome anew moves nothing. So a leader may place after every change.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <optional>
 #include <set>
@@ -33,6 +34,10 @@ struct ShardPlacement {
 // members, and where copies cannot be parted as the square of the shards at worst.
 ShardPlacement place_shards(const std::vector<Member>& members, const Holdings& holdings,
                             const Sharding& sharding, const std::set<MemberId>& leaving = {});
+
+// By shard one of its holders, as a rank of the map's view: of those that `may`, who has the fewest so far.
+// Ends before the first shard that has none.
+std::vector<uint32_t> spread_over_holders(const ShardMap& map, const std::function<bool(uint32_t)>& may = {});
 
 // The first shard that nobody holds.
 std::optional<uint32_t> first_unheld(const ShardMap& map);

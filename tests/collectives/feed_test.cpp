@@ -49,7 +49,7 @@ class FeedOnNode : public ::testing::Test {
     feed.note(bytes_of(uint64_t{kBytes.size()}));
     feed.run({kBytes}, [](ByteSpan) {});
   }
-  Status take(Endpoint& endpoint, ByteBuffer& bytes, FeedTarget::Closing closing = {}) {
+  Status take(Endpoint& endpoint, ByteBuffer& bytes, FeedClosing closing = {}) {
     FeedTarget feed(endpoint, source->contact(), kTag, now() + 20 * kSecond, std::move(closing));
     uint64_t size = 0;
     MUSTER_TRY(feed.note({reinterpret_cast<std::byte*>(&size), sizeof size}));

@@ -43,6 +43,7 @@ struct Program {
   muster_state* state = nullptr;
   muster_run* run = nullptr;
   bool in_parts = false;  // gives its gradients as a backward pass does, the last ones first
+  std::function<void(muster_step*)> in_update;
 
   explicit Program(const muster_join_options* options = nullptr) {
     EXPECT_EQ(muster_join(options, &session), MUSTER_OK) << muster_last_error();
@@ -128,6 +129,7 @@ void Program::step(muster_step* step, Misuse misuse, Misuse* counted) {
   REFUSED(misuse, muster_step_reduce(step, &whole, 1), "inside an open update");
   REFUSED(misuse, muster_run_next(run, &other), "inside an open update");
   for (size_t i = 0; i < kCount; ++i) weights[i] -= 0.125F * gradients[i];
+  if (in_update) in_update(step);
   ASSERT_EQ(muster_step_close_update(step), MUSTER_OK) << muster_last_error();
   REFUSED(misuse, muster_step_close_update(step), "not open");
   *counted = misuse;
@@ -308,29 +310,34 @@ TEST(CApi, PiecesAreRowsOfTheWorkingCopyAndChangeInUpdatesOnly) {
   const muster_train_options options = Program::options();
   ASSERT_EQ(muster_train(program.session, program.state, &options, &program.run), MUSTER_OK)
       << muster_last_error();
+  program.in_update = [](muster_step* step) {
+    const muster_piece *rows = nullptr, *moments = nullptr, *none = nullptr;
+    size_t row_count = 0, moment_count = 0, count = 0;
+    ASSERT_EQ(muster_step_pieces(step, "rows", &rows, &row_count), MUSTER_OK) << muster_last_error();
+    ASSERT_EQ(muster_step_pieces(step, "moments", &moments, &moment_count), MUSTER_OK);
+    EXPECT_EQ(muster_step_pieces(step, "w", &none, &count), MUSTER_MISUSE) << "it is replicated";
+    EXPECT_THAT(muster_last_error(), HasSubstr("no sharded tensor is named 'w'"));
+    ASSERT_EQ(row_count, 5u);
+    ASSERT_EQ(moment_count, 5u);
+    for (size_t i = 0; i < row_count; ++i) {
+      EXPECT_EQ(rows[i].begin, static_cast<int64_t>(i));
+      EXPECT_EQ(moments[i].begin, rows[i].begin);
+      auto* const moment = static_cast<double*>(moments[i].data);
+      EXPECT_EQ(*moment, 100.0 * static_cast<double>(muster_step_index(step)));
+      *moment += 100;
+      for (int j = 0; j < 2; ++j) static_cast<float*>(rows[i].data)[j] += 100;
+    }
+  };
   muster_step* step = nullptr;
   while (muster_run_next(program.run, &step) == MUSTER_OK && step != nullptr) {
     const auto made = static_cast<float>(muster_step_index(step));
     for (size_t i = 0; i < copy.size(); ++i) EXPECT_EQ(copy[i], static_cast<float>(i) + 100 * made);
-    const muster_piece *rows = nullptr, *moments = nullptr;
-    size_t row_count = 0, moment_count = 0;
-    ASSERT_EQ(muster_step_pieces(step, "rows", &rows, &row_count), MUSTER_OK) << muster_last_error();
-    ASSERT_EQ(muster_step_pieces(step, "moments", &moments, &moment_count), MUSTER_OK);
-    EXPECT_EQ(muster_step_pieces(step, "w", &rows, &row_count), MUSTER_MISUSE) << "it is replicated";
-    EXPECT_THAT(muster_last_error(), HasSubstr("no sharded tensor is named 'w'"));
-    ASSERT_EQ(muster_step_pieces(step, "rows", &rows, &row_count), MUSTER_OK);
-    ASSERT_EQ(row_count, 5u);
-    ASSERT_EQ(moment_count, 5u);
-    Misuse none;
-    program.step(step, none, &none);  // its update is closed again: another one would be the next step's
-    for (size_t i = 0; i < row_count; ++i) {
-      EXPECT_EQ(rows[i].begin, static_cast<int64_t>(i));
-      EXPECT_EQ(moments[i].begin, rows[i].begin);
-      EXPECT_EQ(*static_cast<double*>(moments[i].data), 100.0 * made);
-      // In place of an update of its own, which the program above has made.
-      for (int j = 0; j < 2; ++j) static_cast<float*>(rows[i].data)[j] += 100;
-      *static_cast<double*>(moments[i].data) += 100;
-    }
+    const muster_piece* none = nullptr;
+    size_t count = 0;
+    EXPECT_EQ(muster_step_pieces(step, "rows", &none, &count), MUSTER_MISUSE);
+    EXPECT_THAT(muster_last_error(), HasSubstr("outside an update"));
+    Misuse quiet;
+    program.step(step, quiet, &quiet);
   }
   for (size_t i = 0; i < copy.size(); ++i)
     EXPECT_EQ(copy[i], static_cast<float>(i) + 100 * kSteps) << "filled at the end, too";

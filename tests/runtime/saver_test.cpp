@@ -579,7 +579,7 @@ TEST_F(SaverTest, TheMemoryOfTheFirstSaveIsThereBeforeIt) {
   Saver saver(
       state, options, {}, 1, [](Message) {}, [](Event) {}, files_);
   const uint64_t before = resident();
-  saver.prepare(0, 1);
+  saver.prepare({0, 1, {}});
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
   while (resident() < before + 4 * kCount && std::chrono::steady_clock::now() < deadline)
     std::this_thread::sleep_for(std::chrono::milliseconds(2));  // the kernel's work; nothing tells of it

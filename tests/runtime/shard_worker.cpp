@@ -3,10 +3,10 @@
 //
 //   shard_worker FOLDER STEPS WORKERS KIND [step:N | reduce:N | update:N] …
 //
-// KIND: "sharded"; "one-copy", the same with one copy of each shard; or "whole", which keeps all of it
-// replicated. While there are fewer workers than WORKERS
-// steps take a tenth of a second, so that others can join. At each of the places one worker, the first to
-// come there, kills itself. Who sees the end adds a line with the weights to FOLDER/results.
+// KIND: "sharded"; "one-copy", the same with one copy of each shard; "careless", the same with an update that
+// leaves a piece out on one rank; or "whole", which keeps all of it replicated. While there are fewer workers
+// than WORKERS steps take a tenth of a second, so that others can join. At each of the places one worker, the
+// first to come there, kills itself. Who sees the end adds a line with the weights to FOLDER/results.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -107,7 +107,9 @@ int main(int argc, char** argv) {
           apply(piece.data, own_momentum[i].data, &gradients[first],
                 static_cast<size_t>(piece.count) * kColumns);
         }
+        const bool leaves_out = kind == "careless" && step.index() == 10 && run.info().rank == 1;
         for (const muster::Piece<float>& piece : few_rows.local(step)) {
+          if (leaves_out) continue;
           for (int64_t i = 0; i < piece.count; ++i)
             piece.data[i] -= 0.1F * gradients[kCount + static_cast<size_t>(piece.begin + i)];
         }

@@ -57,6 +57,13 @@ TEST_F(ShardedRuns, WorkersWithoutLanesHoldShardsToo) {
   expect_all(killed, whole, 4);
 }
 
+// Else it would be saved, and found when a worker is lost.
+TEST_F(ShardedRuns, CopiesThatDifferEndTheRunInTheNextStep) {
+  run("careless", 3, {kSteps, "3", "careless"}, 1);
+  EXPECT_THAT(said_, HasSubstr("of tensor 'few' differ between ranks"));
+  EXPECT_THAT(said_, HasSubstr("hold different states of version 11"));
+}
+
 // The only copy is lost with its worker, at a time when no save is as new.
 TEST_F(ShardedRuns, ALostShardSendsTheOthersToTheNewestSave) {
   const std::string whole = run("whole", 1, {kSteps, "1", "whole"});

@@ -22,7 +22,7 @@ class WorkerRuns : public ::testing::Test {
   void TearDown() override { std::filesystem::remove_all(folder_); }
 
   // In a folder of its own; all results that are written there, one a line.
-  std::string run(const std::string& name, int workers, const std::vector<std::string>& words) {
+  std::string run(const std::string& name, int workers, const std::vector<std::string>& words, int code = 0) {
     const std::string folder = folder_ + "/" + name;
     std::filesystem::create_directories(folder);
     const char* modules = std::getenv("MUSTER_MODULE_PATH");
@@ -40,7 +40,7 @@ class WorkerRuns : public ::testing::Test {
                                         folder};
     command.insert(command.end(), words.begin(), words.end());
     AgentProcess agent(command, {std::string("MUSTER_MODULE_PATH=") + (modules != nullptr ? modules : "")});
-    EXPECT_EQ(agent.wait(), 0) << agent.said();
+    EXPECT_EQ(agent.wait(), code) << agent.said();
     said_ = agent.said();
     return file_text(folder + "/results");
   }
