@@ -5,38 +5,19 @@
 #include <map>
 #include <numeric>
 
+#include "collectives/schedule_build.h"
+
 namespace muster {
+
+using namespace schedules;
+
 namespace {
-
-Region input(uint64_t offset, uint64_t count, uint32_t piece = 0) {
-  return {BufferKind::kInput, piece, offset, count};
-}
-Region output(uint64_t offset, uint64_t count) { return {BufferKind::kOutput, 0, offset, count}; }
-Region scratch(uint64_t offset, uint64_t count) { return {BufferKind::kScratch, 0, offset, count}; }
-
-// Without elements there is nothing to match; such operations run as a barrier, see choose in operation.cpp.
-void send(Round& round, int peer, Region region) {
-  if (region.count > 0) round.sends.push_back({peer, region});
-}
-void receive(Round& round, int peer, Region region) {
-  if (region.count > 0) round.receives.push_back({peer, region});
-}
-void fold(Round& round, Region target, std::vector<Region> sources, bool last) {
-  if (target.count > 0) round.folds.push_back({target, std::move(sources), false, last});
-}
-
-int wrap(int value, int ranks) { return ((value % ranks) + ranks) % ranks; }
 
 // Everybody but me, starting after me, so that not all ranks send to the same one first.
 std::vector<int> others(int ranks, int rank) {
   std::vector<int> peers;
   for (int i = 1; i < ranks; ++i) peers.push_back((rank + i) % ranks);
   return peers;
-}
-
-Region slice_at(BufferKind buffer, uint64_t count, int ranks, int part) {
-  const Slice slice = slice_of(count, ranks, part);
-  return {buffer, 0, slice.offset, slice.count};
 }
 
 // My slice of the output is complete; give it to all, take theirs.
@@ -90,15 +71,15 @@ void ring_gather(Schedule& schedule, int ranks, int rank, Blocks blocks) {
   }
 }
 
-Schedule copy_only(std::string_view algorithm, uint64_t count) {
+}  // namespace
+
+Schedule schedules::copy_only(std::string_view algorithm, uint64_t count) {
   Schedule schedule{algorithm, {}, 0};
   Round round;
   fold(round, output(0, count), {input(0, count)}, true);
   schedule.rounds.push_back(std::move(round));
   return schedule;
 }
-
-}  // namespace
 
 Schedule all_reduce_one_shot(int ranks, int rank, uint64_t count) {
   Schedule schedule{"one-shot", {}, static_cast<uint64_t>(ranks) * count};
@@ -201,46 +182,50 @@ std::optional<Grid> grid_of(std::span<const uint64_t> nodes) {
   return grid;
 }
 
+schedules::OnNode schedules::on_node(const Grid& grid, int rank, uint64_t count) {
+  const int me = grid.local_of(rank);
+  const int node = grid.node_of(rank);
+  OnNode found;
+  found.slice = slice_of(count, grid.locals, me);
+  const Slice slice = found.slice;
+  found.sum = scratch(static_cast<uint64_t>(me) * slice.count, slice.count);  // where my input would lie
+  for (const int mate : others(grid.locals, me)) {
+    const int peer = grid.at(node, mate);
+    send(found.reduce, peer, slice_at(BufferKind::kInput, count, grid.locals, mate));
+    receive(found.reduce, peer, scratch(static_cast<uint64_t>(mate) * slice.count, slice.count));
+    send(found.spread, peer, output(slice.offset, slice.count));
+    receive(found.spread, peer, slice_at(BufferKind::kOutput, count, grid.locals, mate));
+  }
+  fold(found.reduce, found.sum, in_rank_order(grid.locals, me, input(slice.offset, slice.count), slice.count),
+       false);
+  return found;
+}
+
 // On the node, rank l sums slice l of its mates' inputs; across nodes, the ranks l sum and gather that slice;
 // on the node, mates give each other their slices.
 Schedule all_reduce_hierarchical(const Grid& grid, int rank, uint64_t count) {
   const int me = grid.local_of(rank);
   const int node = grid.node_of(rank);
-  const Slice slice = slice_of(count, grid.locals, me);
+  OnNode mates = on_node(grid, rank, count);
+  const Slice slice = mates.slice;
   const Slice part = slice_of(slice.count, grid.nodes, node);  // of my slice: what this rank finishes
-  const auto locals = static_cast<uint64_t>(grid.locals);
-  Schedule schedule{
-      "hierarchical", {}, locals * slice.count + static_cast<uint64_t>(grid.nodes) * part.count};
-  const uint64_t partial = static_cast<uint64_t>(me) * slice.count;  // in scratch, where my input would lie
-  const uint64_t parts = locals * slice.count;                       // in scratch, behind
-
-  Round reduce;
-  for (const int mate : others(grid.locals, me)) {
-    send(reduce, grid.at(node, mate), slice_at(BufferKind::kInput, count, grid.locals, mate));
-    receive(reduce, grid.at(node, mate), scratch(static_cast<uint64_t>(mate) * slice.count, slice.count));
-  }
-  fold(reduce, scratch(partial, slice.count),
-       in_rank_order(grid.locals, me, input(slice.offset, slice.count), slice.count), false);
+  const uint64_t parts = static_cast<uint64_t>(grid.locals) * slice.count;  // in scratch, behind
+  Schedule schedule{"hierarchical", {}, parts + static_cast<uint64_t>(grid.nodes) * part.count};
 
   Round scatter, gather;
-  std::vector<Region> sources(static_cast<size_t>(grid.nodes), scratch(partial + part.offset, part.count));
+  std::vector<Region> sources(static_cast<size_t>(grid.nodes),
+                              scratch(mates.sum.offset + part.offset, part.count));
   for (const int other : others(grid.nodes, node)) {
     const Slice theirs = slice_of(slice.count, grid.nodes, other);
     const Region arriving = scratch(parts + static_cast<uint64_t>(other) * part.count, part.count);
-    send(scatter, grid.at(other, me), scratch(partial + theirs.offset, theirs.count));
+    send(scatter, grid.at(other, me), scratch(mates.sum.offset + theirs.offset, theirs.count));
     receive(scatter, grid.at(other, me), arriving);
     sources[static_cast<size_t>(other)] = arriving;
     send(gather, grid.at(other, me), output(slice.offset + part.offset, part.count));
     receive(gather, grid.at(other, me), output(slice.offset + theirs.offset, theirs.count));
   }
   fold(scatter, output(slice.offset + part.offset, part.count), std::move(sources), true);
-
-  Round spread;
-  for (const int mate : others(grid.locals, me)) {
-    send(spread, grid.at(node, mate), output(slice.offset, slice.count));
-    receive(spread, grid.at(node, mate), slice_at(BufferKind::kOutput, count, grid.locals, mate));
-  }
-  schedule.rounds = {std::move(reduce), std::move(scatter), std::move(gather), std::move(spread)};
+  schedule.rounds = {std::move(mates.reduce), std::move(scatter), std::move(gather), std::move(mates.spread)};
   return schedule;
 }
 
@@ -371,24 +356,25 @@ Schedule all_gather_bruck(int ranks, int rank, uint64_t count) {
   return schedule;
 }
 
+// Round k is that of distance 2^(⌈log₂ p⌉ − 1 − k) on all ranks, also where it is empty: round after round is
+// then what the last rank waits for, as the cost model takes it.
 Schedule broadcast_binomial(int ranks, int rank, uint64_t count, int root) {
   Schedule schedule{"binomial", {}, 0};
   const int relative = wrap(rank - root, ranks);
   const auto absolute = [&](int value) { return (value + root) % ranks; };
-  int lowest = static_cast<int>(std::bit_ceil(static_cast<unsigned>(ranks)));
-  if (relative != 0) {
-    lowest = relative & -relative;
+  const Region whole = relative == 0 ? input(0, count) : output(0, count);
+  for (int distance = static_cast<int>(std::bit_ceil(static_cast<unsigned>(ranks))) / 2; distance >= 1;
+       distance /= 2) {
     Round round;
-    receive(round, absolute(relative - lowest), output(0, count));
+    const bool has_it = relative % (2 * distance) == 0;
+    if (has_it && relative + distance < ranks) send(round, absolute(relative + distance), whole);
+    if (relative % (2 * distance) == distance) receive(round, absolute(relative - distance), whole);
     schedule.rounds.push_back(std::move(round));
   }
-  Round give;
-  for (int distance = lowest / 2; distance >= 1; distance /= 2) {
-    if (relative + distance < ranks)
-      send(give, absolute(relative + distance), relative == 0 ? input(0, count) : output(0, count));
+  if (relative == 0) {
+    if (schedule.rounds.empty()) schedule.rounds.emplace_back();
+    fold(schedule.rounds.back(), output(0, count), {input(0, count)}, true);
   }
-  if (relative == 0) fold(give, output(0, count), {input(0, count)}, true);
-  schedule.rounds.push_back(std::move(give));
   return schedule;
 }
 

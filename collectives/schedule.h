@@ -75,7 +75,8 @@ constexpr Slice slice_of(uint64_t count, int parts, int part) {
 Schedule all_reduce_one_shot(int ranks, int rank, uint64_t count);            // 1 round, (p−1)·n received
 Schedule all_reduce_recursive_doubling(int ranks, int rank, uint64_t count);  // ⌈log₂ p⌉ (+2) rounds of n
 Schedule all_reduce_direct(int ranks, int rank, uint64_t count);              // 2 rounds, 2(p−1)/p·n
-Schedule all_reduce_ring(int ranks, int rank, uint64_t count);  // 2(p−1) rounds, 2(p−1)/p·n
+Schedule all_reduce_ring(int ranks, int rank, uint64_t count);          // 2(p−1) rounds, 2(p−1)/p·n
+Schedule all_reduce_rabenseifner(int ranks, int rank, uint64_t count);  // 2⌈log₂ p⌉ rounds, 2(p−1)/p·n
 
 // Ranks by the node that they are on, where each node has as many of them. The hierarchical schedules below
 // reduce on a node before they talk to others and spread on it afterwards, and each rank of a node talks for
@@ -95,20 +96,32 @@ struct Grid {
 std::optional<Grid> grid_of(std::span<const uint64_t> nodes);
 
 Schedule all_reduce_hierarchical(const Grid& grid, int rank, uint64_t count);      // 4 rounds
+Schedule all_reduce_rabenseifner(const Grid& grid, int rank, uint64_t count);      // 2⌈log₂ nodes⌉ + 2
 Schedule reduce_scatter_hierarchical(const Grid& grid, int rank, uint64_t count);  // 2 rounds
 Schedule all_gather_hierarchical(const Grid& grid, int rank, uint64_t count);      // 2 rounds
 
 // reduce_scatter: input is ranks × `count`, output `count`.
 Schedule reduce_scatter_direct(int ranks, int rank, uint64_t count);
 Schedule reduce_scatter_ring(int ranks, int rank, uint64_t count);
+Schedule reduce_scatter_halving(int ranks, int rank, uint64_t count);  // ⌈log₂ p⌉ rounds
 
 // all_gather: input is `count`, output ranks × `count`.
 Schedule all_gather_direct(int ranks, int rank, uint64_t count);
 Schedule all_gather_ring(int ranks, int rank, uint64_t count);
 Schedule all_gather_bruck(int ranks, int rank, uint64_t count);
+Schedule all_gather_doubling(int ranks, int rank, uint64_t count);  // as many rounds, without its copies
 
 // broadcast: input of `root` to every output.
 Schedule broadcast_binomial(int ranks, int rank, uint64_t count, int root);
+
+// By two trees, for half of the elements each, in chunks of at most `chunk` elements, so many rounds: chunks
+// of a half, and once (all_reduce: twice) a depth of about log₂ p. A rank sends and receives n (all_reduce:
+// 2n), and has up to three chunks of scratch. `order`: all ranks, those of a node together: most edges are
+// then within a node.
+Schedule all_reduce_double_tree(std::span<const int> order, int rank, uint64_t count, uint64_t chunk);
+Schedule reduce_double_tree(std::span<const int> order, int rank, uint64_t count, int root, uint64_t chunk);
+Schedule broadcast_double_tree(std::span<const int> order, int rank, uint64_t count, int root,
+                               uint64_t chunk);
 
 // The others go straight from where data is to where it belongs. `blocks[r]`: rank r's part of the larger
 // buffer. reduce: through the owners of slices where `by_slices`, else everything to the root.

@@ -1,5 +1,6 @@
 #include "collectives/schedule_check.h"
 
+#include <algorithm>
 #include <bitset>
 #include <deque>
 #include <map>
@@ -44,12 +45,16 @@ class Checker {
   }
 
  private:
+  using View = std::span<Symbol>;
+
   struct RankState {
-    std::vector<Symbols> inputs;
-    Symbols output, scratch;
+    std::vector<Symbols> memory;  // behind the views
+    std::vector<View> inputs;
+    View output, scratch;
     size_t round = 0;
     bool started = false;
-    size_t received = 0;
+    std::vector<bool> received;  // of the round
+    size_t untaken = 0;          // sends of the round
   };
 
   Error fault(int rank, const std::string& what) const {
@@ -60,62 +65,83 @@ class Checker {
 
   void prepare(int rank, int& contribution) {
     RankState& state = states_[rank];
-    for (int piece = 0; piece < meaning_.input_pieces[rank]; ++piece, ++contribution) {
-      Symbols symbols(meaning_.input_count(rank));
-      for (uint64_t i = 0; i < symbols.size(); ++i) {
-        symbols[i].defined = true;
-        symbols[i].index = i;
-        symbols[i].contributions.set(static_cast<size_t>(contribution));
+    const uint64_t in_count = meaning_.input_count(rank), out_count = meaning_.output_count(rank);
+    state.memory.resize(static_cast<size_t>(meaning_.input_pieces[rank]) + 2);
+    if (meaning_.in_place) {
+      const int64_t place = meaning_.in_place(rank);
+      const auto input_at = static_cast<uint64_t>(std::max<int64_t>(0, place));
+      const auto output_at = static_cast<uint64_t>(std::max<int64_t>(0, -place));
+      state.memory[0].resize(std::max(input_at + in_count, output_at + out_count));
+      state.inputs = {View(state.memory[0]).subspan(input_at, in_count)};
+      state.output = View(state.memory[0]).subspan(output_at, out_count);
+    } else {
+      for (int piece = 0; piece < meaning_.input_pieces[rank]; ++piece) {
+        state.memory[static_cast<size_t>(piece)].resize(in_count);
+        state.inputs.emplace_back(state.memory[static_cast<size_t>(piece)]);
       }
-      state.inputs.push_back(std::move(symbols));
+      Symbols& output = *(state.memory.end() - 2);
+      output.resize(out_count);
+      state.output = output;
     }
-    state.output.resize(meaning_.output_count(rank));
-    state.scratch.resize(schedules_[rank].scratch_count);
+    state.memory.back().resize(schedules_[rank].scratch_count);
+    state.scratch = state.memory.back();
+    for (const View& piece : state.inputs) fill(piece, contribution++);
   }
 
-  Result<Symbols*> buffer_of(int rank, const Region& region) {
-    RankState& state = states_[rank];
-    Symbols* symbols = region.buffer == BufferKind::kOutput ? &state.output : &state.scratch;
-    if (region.buffer == BufferKind::kInput) {
-      if (region.count == 0) return symbols;
-      if (region.piece >= state.inputs.size()) return fault(rank, "names an input piece that does not exist");
-      symbols = &state.inputs[region.piece];
+  static void fill(View input, int contribution) {
+    for (uint64_t i = 0; i < input.size(); ++i) {
+      input[i].defined = true;
+      input[i].index = i;
+      input[i].contributions.set(static_cast<size_t>(contribution));
     }
-    if (region.offset + region.count > symbols->size()) return fault(rank, "leaves its buffer");
-    return symbols;
+  }
+
+  Result<View> view_of(int rank, const Region& region) {
+    RankState& state = states_[rank];
+    View view = region.buffer == BufferKind::kOutput ? state.output : state.scratch;
+    if (region.buffer == BufferKind::kInput) {
+      if (region.count == 0) return View();
+      if (region.piece >= state.inputs.size()) return fault(rank, "names an input piece that does not exist");
+      view = state.inputs[region.piece];
+    }
+    if (region.offset + region.count > view.size()) return fault(rank, "leaves its buffer");
+    return view.subspan(region.offset, region.count);
   }
 
   Result<Symbols> read(int rank, const Region& region) {
-    MUSTER_ASSIGN(Symbols * buffer, buffer_of(rank, region));
-    const auto begin = buffer->begin() + static_cast<int64_t>(region.offset);
-    Symbols values(begin, begin + static_cast<int64_t>(region.count));
-    for (const Symbol& value : values) {
+    MUSTER_ASSIGN(const View view, view_of(rank, region));
+    for (const Symbol& value : view) {
       if (!value.defined) return fault(rank, "reads an element that nothing wrote");
     }
-    return values;
+    return Symbols(view.begin(), view.end());
   }
 
   Status write(int rank, const Region& region, const Symbols& values) {
-    MUSTER_ASSIGN(Symbols * buffer, buffer_of(rank, region));
+    MUSTER_ASSIGN(const View view, view_of(rank, region));
     if (region.buffer == BufferKind::kInput && region.count > 0) return fault(rank, "writes into an input");
     if (values.size() != region.count) return fault(rank, "writes another number of elements than it has");
-    std::copy(values.begin(), values.end(), buffer->begin() + static_cast<int64_t>(region.offset));
+    std::ranges::copy(values, view.begin());
     return ok();
   }
 
-  static bool overlap(const Region& a, const Region& b) {
-    return a.buffer == b.buffer && a.piece == b.piece && a.offset < b.offset + b.count &&
-           b.offset < a.offset + a.count;
+  // By address: input and output may be one memory.
+  Result<bool> overlap(int rank, const Region& a, const Region& b) {
+    MUSTER_ASSIGN(const View one, view_of(rank, a));
+    MUSTER_ASSIGN(const View other, view_of(rank, b));
+    return !one.empty() && !other.empty() && one.data() < other.data() + other.size() &&
+           other.data() < one.data() + one.size();
   }
 
   Status check_overlaps(int rank, const Round& round) {
     for (size_t i = 0; i < round.receives.size(); ++i) {
+      const Region& region = round.receives[i].region;
       for (const Transfer& sent : round.sends) {
-        if (overlap(round.receives[i].region, sent.region)) return fault(rank, "receives into what it sends");
+        MUSTER_ASSIGN(const bool is_sent, overlap(rank, region, sent.region));
+        if (is_sent) return fault(rank, "receives into what it sends");
       }
       for (size_t j = 0; j < i; ++j) {
-        if (overlap(round.receives[i].region, round.receives[j].region))
-          return fault(rank, "receives twice into the same place");
+        MUSTER_ASSIGN(const bool is_received, overlap(rank, region, round.receives[j].region));
+        if (is_received) return fault(rank, "receives twice into the same place");
       }
     }
     return ok();
@@ -129,6 +155,10 @@ class Checker {
       MUSTER_ASSIGN(Symbols values, read(rank, transfer.region));
       messages_[{rank, transfer.peer}].push_back(std::move(values));
     }
+    RankState& state = states_[rank];
+    state.started = true;
+    state.received.assign(round.receives.size(), false);
+    state.untaken = round.sends.size();
     return ok();
   }
 
@@ -157,23 +187,31 @@ class Checker {
     return ok();
   }
 
+  // Takes what has come: of one peer in the order of the list, of several whoever is first.
+  Result<bool> take(int rank, const Round& round) {
+    RankState& state = states_[rank];
+    bool moved = false;
+    for (size_t i = 0; i < round.receives.size(); ++i) {
+      const Transfer& transfer = round.receives[i];
+      auto& queue = messages_[{transfer.peer, rank}];
+      if (state.received[i] || queue.empty()) continue;
+      MUSTER_TRY(write(rank, transfer.region, queue.front()));
+      queue.pop_front();
+      --states_[transfer.peer].untaken;
+      state.received[i] = moved = true;
+    }
+    return moved;
+  }
+
   Result<bool> advance(int rank) {
     RankState& state = states_[rank];
     if (state.round == schedules_[rank].rounds.size()) return false;
     const Round& round = schedules_[rank].rounds[state.round];
-    if (!state.started) {
-      MUSTER_TRY(start(rank, round));
-      state.started = true;
-      state.received = 0;
-    }
-    bool moved = false;
-    for (; state.received < round.receives.size(); ++state.received, moved = true) {
-      const Transfer& transfer = round.receives[state.received];
-      auto& queue = messages_[{transfer.peer, rank}];
-      if (queue.empty()) return moved;
-      MUSTER_TRY(write(rank, transfer.region, queue.front()));
-      queue.pop_front();
-    }
+    bool moved = !state.started;
+    if (!state.started) MUSTER_TRY(start(rank, round));
+    MUSTER_ASSIGN(const bool taken, take(rank, round));
+    moved |= taken;
+    if (state.untaken > 0 || std::ranges::count(state.received, false) > 0) return moved;
     for (const Fold& step : round.folds) MUSTER_TRY(fold(rank, step));
     ++state.round;
     state.started = false;
@@ -183,7 +221,8 @@ class Checker {
   Status check_end(int rank) {
     const RankState& state = states_[rank];
     if (state.round != schedules_[rank].rounds.size())
-      return fault(rank, "waits for a message that nobody sends");
+      return fault(rank, states_[rank].untaken > 0 ? "sends what nobody takes"
+                                                   : "waits for a message that nobody sends");
     for (uint64_t i = 0; i < state.output.size(); ++i) {
       const auto wanted = meaning_.expected(rank, i);
       std::bitset<kMaxContributions> contributions;

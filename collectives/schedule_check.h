@@ -1,10 +1,12 @@
 // Proves a set of schedules right, by executing all ranks' steps on symbols instead of numbers.
 //
 // Checked: every element of every output holds exactly the contributions it should, each once and of the
-// right index, divided (avg) exactly once; no element is read before it is written; no region leaves its
-// buffer; no received region overlaps another transfer of its round; transfers match in order and length;
-// nothing is left over; nobody waits for ever. Since a round reads what it sends only before anything it
-// receives is written (that is what the overlap rule gives), one order of execution stands for all.
+// right index, divided (avg) exactly once; no element is read before it is written, or after it was written
+// over, in place too; no region leaves its buffer; no received region overlaps another transfer of its round;
+// transfers match in order and length; nothing is left over; nobody waits for ever, not even where each send
+// waits until it is taken, which is the least that any transport and window lets through. Since a round reads
+// what it sends only before anything it receives is written (that is what the overlap rule gives), one order
+// of execution stands for all.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +30,9 @@ struct ScheduleMeaning {
   };
   std::function<Element(int rank, uint64_t index)> expected;
   bool reduces = false;  // outputs must be final exactly once
+  // Where set, input and output are one memory: on each rank element 0 of the input is this one of the
+  // output, or, where negative, element 0 of the output that one of the input. For operations of one piece.
+  std::function<int64_t(int rank)> in_place = nullptr;
 };
 
 constexpr int kMaxContributions = 256;
