@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdio>
+#include <numeric>
 
 namespace muster {
 namespace {
@@ -14,6 +15,12 @@ constexpr uint64_t kSmallBytes = 8 * 1024;
 constexpr int kDirectRanks = 16;
 // One-shot holds everybody's input at once.
 constexpr uint64_t kOneShotScratchBytes = 16 << 20;
+// Of Rabenseifner's parts that move at once, of a double tree and of recursive halving: so much at most.
+constexpr uint64_t kLeanScratchBytes = 2 << 20;
+// A double tree's chunks: long enough for their latency, and some times as many as the trees have edges from
+// root to leaf, since so many steps pass before all ranks have something to do.
+constexpr uint64_t kChunkBytesLeast = 32 * 1024;
+constexpr uint64_t kChunksADepth = 8;
 // What is cheaper by less is not worth leaving what was tried in the field: predictions err by some percent.
 constexpr double kMargin = 0.1;
 
@@ -54,15 +61,20 @@ Names all_reduce_algorithms(const CollectiveOperation& operation, uint64_t count
   names.push_back("recursive doubling");
   names.push_back("ring");
   if (goes_by_nodes(position)) names.push_back("hierarchical");
+  if (!position.grid.has_value() || position.grid->locals <= kDirectRanks) names.push_back("Rabenseifner");
+  names.push_back("double tree");
   return names;
 }
 
-Names reduce_scatter_algorithms(const CollectiveOperation& operation, const Position& position) {
+Names reduce_scatter_algorithms(const CollectiveOperation& operation, uint64_t count,
+                                const Position& position) {
   const bool folded_once = is_folded_once(operation);
   Names names;
   if (position.ranks <= kDirectRanks || folded_once) names.push_back("direct");
   if (!folded_once) names.push_back("ring");
   if (!folded_once && goes_by_nodes(position)) names.push_back("hierarchical");
+  const uint64_t scratch = static_cast<uint64_t>(position.ranks) * count * operation.element();
+  if (!folded_once && scratch <= kLeanScratchBytes) names.push_back("recursive halving");
   return names;
 }
 
@@ -71,6 +83,7 @@ Names all_gather_algorithms(const Position& position) {
   if (position.ranks <= kDirectRanks) names.push_back("direct");
   names.push_back("ring");
   names.push_back("Bruck");
+  names.push_back("recursive doubling");
   if (goes_by_nodes(position)) names.push_back("hierarchical");
   return names;
 }
@@ -82,11 +95,14 @@ Names candidates(const CollectiveOperation& operation, uint64_t count, const Pos
     case Collective::kAllReduce:
       return all_reduce_algorithms(operation, count, position);
     case Collective::kReduceScatter:
-      return reduce_scatter_algorithms(operation, position);
+      return reduce_scatter_algorithms(operation, count, position);
     case Collective::kAllGather:
       return all_gather_algorithms(position);
     case Collective::kReduce:
-      return {"to the root", "direct"};
+      if (is_folded_once(operation)) return {"to the root", "direct"};
+      return {"to the root", "direct", "double tree"};
+    case Collective::kBroadcast:
+      return {"binomial", "double tree"};
     default:
       return {};
   }
@@ -99,13 +115,18 @@ bool can_do(const CollectiveOperation& operation, std::string_view name, const P
   switch (operation.signature.kind) {
     case Collective::kAllReduce:
       if (name == "one-shot" || name == "direct") return true;
-      return !folded_once && (name == "recursive doubling" || name == "ring" || name == "hierarchical");
+      return !folded_once && (name == "recursive doubling" || name == "ring" || name == "hierarchical" ||
+                              name == "Rabenseifner" || name == "double tree");
     case Collective::kReduceScatter:
-      return name == "direct" || (!folded_once && (name == "ring" || name == "hierarchical"));
+      return name == "direct" ||
+             (!folded_once && (name == "ring" || name == "hierarchical" || name == "recursive halving"));
     case Collective::kAllGather:
-      return name == "direct" || name == "ring" || name == "Bruck" || name == "hierarchical";
+      return name == "direct" || name == "ring" || name == "Bruck" || name == "hierarchical" ||
+             name == "recursive doubling";
     case Collective::kReduce:
-      return name == "direct" || name == "to the root";
+      return name == "direct" || name == "to the root" || (!folded_once && name == "double tree");
+    case Collective::kBroadcast:
+      return name == "binomial" || name == "double tree";
     default:
       return false;
   }
@@ -151,6 +172,8 @@ std::string_view fixed_name(const CollectiveOperation& operation, uint64_t count
       return fixed_all_gather(operation, count, position, by_nodes);
     case Collective::kReduceScatter:
       return fixed_reduce_scatter(operation, count, position, by_nodes);
+    case Collective::kBroadcast:
+      return "binomial";
     default:
       return count * operation.element() > kSmallBytes ? "direct" : "to the root";
   }
@@ -158,9 +181,20 @@ std::string_view fixed_name(const CollectiveOperation& operation, uint64_t count
 
 // ---- schedules by name
 
-Schedule make_all_reduce(std::string_view name, uint64_t count, const Position& position) {
+uint64_t chunk_elements(uint64_t count, size_t element, int ranks) {
+  const auto depth = static_cast<uint64_t>(std::bit_width(static_cast<unsigned>(ranks)));
+  const uint64_t bytes = count * element / 2 / (kChunksADepth * depth);
+  return std::clamp<uint64_t>(bytes, kChunkBytesLeast, kPayloadBytes) / element;
+}
+
+Schedule make_all_reduce(std::string_view name, uint64_t count, size_t element, const Position& position) {
   const int ranks = position.ranks;
   const int rank = position.rank;
+  if (name == "double tree")
+    return all_reduce_double_tree(position.order, rank, count, chunk_elements(count, element, ranks));
+  if (name == "Rabenseifner" && position.grid.has_value())
+    return all_reduce_rabenseifner(*position.grid, rank, count);
+  if (name == "Rabenseifner") return all_reduce_rabenseifner(ranks, rank, count);
   if (name == "one-shot") return all_reduce_one_shot(ranks, rank, count);
   if (name == "recursive doubling") return all_reduce_recursive_doubling(ranks, rank, count);
   if (name == "hierarchical") return all_reduce_hierarchical(*position.grid, rank, count);
@@ -171,6 +205,7 @@ Schedule make_all_gather(std::string_view name, uint64_t count, const Position& 
   const int ranks = position.ranks;
   const int rank = position.rank;
   if (name == "Bruck") return all_gather_bruck(ranks, rank, count);
+  if (name == "recursive doubling") return all_gather_doubling(ranks, rank, count);
   if (name == "hierarchical") return all_gather_hierarchical(*position.grid, rank, count);
   return name == "ring" ? all_gather_ring(ranks, rank, count) : all_gather_direct(ranks, rank, count);
 }
@@ -179,7 +214,21 @@ Schedule make_reduce_scatter(std::string_view name, uint64_t count, const Positi
   const int ranks = position.ranks;
   const int rank = position.rank;
   if (name == "hierarchical") return reduce_scatter_hierarchical(*position.grid, rank, count);
+  if (name == "recursive halving") return reduce_scatter_halving(ranks, rank, count);
   return name == "ring" ? reduce_scatter_ring(ranks, rank, count) : reduce_scatter_direct(ranks, rank, count);
+}
+
+// `chunk`: of a double tree.
+Schedule make_rooted(std::string_view name, const Signature& signature, uint64_t count, uint64_t chunk,
+                     const Position& position) {
+  const int rank = position.rank;
+  const int root = signature.root;
+  const bool by_trees = name == "double tree";
+  if (signature.kind == Collective::kBroadcast)
+    return by_trees ? broadcast_double_tree(position.order, rank, count, root, chunk)
+                    : broadcast_binomial(position.ranks, rank, count, root);
+  return by_trees ? reduce_double_tree(position.order, rank, count, root, chunk)
+                  : reduce_direct(position.ranks, rank, count, root, name == "direct");
 }
 
 // Ranks in pairs: mates with mates, and the ranks of one place on two nodes with each other. Who is left over
@@ -211,6 +260,14 @@ Schedule make_probe(const CollectiveOperation& operation, uint64_t count, const 
   return exchange_with(probe_partners(position, kind), kind.rounds, kind.messages, count);
 }
 
+// Scratch is half a part; where it is reduced on nodes first, a part and half of a rank's slice of it.
+uint64_t rabenseifner_part_bytes(const Position& position) {
+  constexpr uint64_t kScratchBytes = kLeanScratchBytes / kPartsAtOnce;
+  if (!position.grid.has_value()) return 2 * kScratchBytes;
+  const auto halves = 2 * static_cast<uint64_t>(position.grid->locals);
+  return kScratchBytes * halves / (halves + 1);
+}
+
 // ---- costs
 
 // Nodes among which bytes must move, and the ranks of the largest. On one node each rank counts as one.
@@ -223,7 +280,7 @@ struct Nodes {
 // the largest node, where a rank's share is least.
 double leaving_bytes(Collective kind, double bytes, const Nodes& nodes, int ranks) {
   if (kind == Collective::kAllReduce) return 2 * (nodes.count - 1) / nodes.count * bytes / nodes.largest;
-  if (kind == Collective::kReduce) return bytes / nodes.largest;
+  if (kind == Collective::kReduce || kind == Collective::kBroadcast) return bytes / nodes.largest;
   return (ranks - nodes.largest) / nodes.largest * bytes;  // reduce_scatter, all_gather: of a rank's block
 }
 
@@ -244,7 +301,12 @@ double bound_of(const CostNumbers& numbers, Collective kind, uint64_t bytes, con
 }  // namespace
 
 Position position_of(int rank, std::span<const uint64_t> nodes) {
-  return {static_cast<int>(nodes.size()), rank, grid_of(nodes), {nodes.begin(), nodes.end()}};
+  Position position{static_cast<int>(nodes.size()), rank, grid_of(nodes), {nodes.begin(), nodes.end()}, {}};
+  position.order.resize(nodes.size());
+  std::iota(position.order.begin(), position.order.end(), 0);
+  std::ranges::stable_sort(position.order, {},
+                           [&](int one) { return position.nodes[static_cast<size_t>(one)]; });
+  return position;
 }
 
 Schedule choose_schedule(const CollectiveOperation& operation, uint64_t count, const Position& position,
@@ -261,9 +323,10 @@ Schedule choose_schedule(const CollectiveOperation& operation, uint64_t count, c
       can_do(operation, named, position) ? named : fixed_name(operation, count, position, named);
   switch (signature.kind) {
     case Collective::kAllReduce:
-      return make_all_reduce(name, count, position);
+      return make_all_reduce(name, count, operation.element(), position);
     case Collective::kReduce:
-      return reduce_direct(ranks, rank, count, signature.root, name == "direct");
+    case Collective::kBroadcast:
+      return make_rooted(name, signature, count, chunk_elements(count, operation.element(), ranks), position);
     case Collective::kGather:
       return gather_direct(rank, blocks_of(operation, ranks), signature.root);
     case Collective::kScatter:
@@ -276,8 +339,6 @@ Schedule choose_schedule(const CollectiveOperation& operation, uint64_t count, c
     case Collective::kAllGather:
       if (!operation.counts.empty()) return all_gather_blocks(rank, blocks_of(operation, ranks));
       return make_all_gather(name, count, position);
-    case Collective::kBroadcast:
-      return broadcast_binomial(ranks, rank, count, signature.root);
     case Collective::kCanonicalAllReduce:
       return canonical_direct(ranks, rank, count, operation.partials);
     case Collective::kAllToAllV:
@@ -288,7 +349,8 @@ Schedule choose_schedule(const CollectiveOperation& operation, uint64_t count, c
   return barrier_dissemination(ranks, rank);
 }
 
-uint64_t part_elements(const CollectiveOperation& operation, int ranks) {
+uint64_t part_elements(const CollectiveOperation& operation, const Position& position,
+                       std::string_view named) {
   // Of a part each rank owns some full messages, so that parts do not make messages shorter.
   constexpr uint64_t kOwnedBytes = 512 * 1024;
   const Signature& signature = operation.signature;
@@ -298,7 +360,12 @@ uint64_t part_elements(const CollectiveOperation& operation, int ranks) {
                           signature.kind == Collective::kCanonicalAllReduce ||
                           signature.kind == Collective::kReduce;
   if (!can_be_cut) return signature.count;
-  return std::min(signature.count, static_cast<uint64_t>(ranks) * kOwnedBytes / operation.element());
+  const bool takes_it = can_do(operation, named, position);
+  if (takes_it && named == "double tree") return signature.count;  // it is cut into chunks
+  const uint64_t bytes = takes_it && named == "Rabenseifner"
+                             ? rabenseifner_part_bytes(position)
+                             : static_cast<uint64_t>(position.ranks) * kOwnedBytes;
+  return std::min(signature.count, bytes / operation.element());
 }
 
 AlgorithmCosts weigh(const CollectiveOperation& operation, const Position& position,
@@ -308,23 +375,25 @@ AlgorithmCosts weigh(const CollectiveOperation& operation, const Position& posit
   rounded.counts = operation.counts;
   rounded.signature.count = std::bit_floor(operation.signature.count);
   const uint64_t count = rounded.signature.count;
-  const uint64_t part = part_elements(rounded, position.ranks);
-  const Names names = candidates(rounded, part, position);
+  const uint64_t fixed_part = part_elements(rounded, position, "");
+  const Names names = candidates(rounded, fixed_part, position);
   AlgorithmCosts costs;
   if (names.empty()) return costs;
-  const uint64_t parts = (count + part - 1) / part;
-  const std::vector<int> looked_at = ranks_looked_at(position.nodes, rounded.signature.root);
+  const std::vector<int> mates = ranks_looked_at(position.nodes, rounded.signature.root);
+  const std::vector<int> along = ranks_along_trees(position.nodes, position.order, rounded.signature.root);
   Position there = position;
   for (const std::string_view name : names) {
+    const uint64_t part = part_elements(rounded, position, name);
     const auto schedule_of = [&](int rank) {
       there.rank = rank;
       return choose_schedule(rounded, part, there, name);
     };
-    const ScheduleCost cost = cost_of(numbers, position.nodes, looked_at, rounded.element(), schedule_of);
-    costs.by_cost.push_back({name, cost.total_s(parts)});
+    const ScheduleCost cost = cost_of(numbers, position.nodes, name == "double tree" ? along : mates,
+                                      rounded.element(), schedule_of);
+    costs.by_cost.push_back({name, cost.total_s((count + part - 1) / part)});
   }
   std::ranges::stable_sort(costs.by_cost, {}, &AlgorithmCosts::One::seconds);
-  costs.fixed = fixed_name(rounded, part, position, "");
+  costs.fixed = fixed_name(rounded, fixed_part, position, "");
   costs.bound_s = bound_of(numbers, rounded.signature.kind, count * rounded.element(), position);
   const auto fixed = std::ranges::find(costs.by_cost, costs.fixed, &AlgorithmCosts::One::algorithm);
   const AlgorithmCosts::One& best = costs.by_cost.front();

@@ -23,6 +23,7 @@ struct Position {
   int rank = 0;
   std::optional<Grid> grid;
   std::vector<uint64_t> nodes;  // of each rank
+  std::vector<int> order;       // all ranks, those of a node together
 };
 Position position_of(int rank, std::span<const uint64_t> nodes);
 
@@ -31,9 +32,13 @@ Position position_of(int rank, std::span<const uint64_t> nodes);
 Schedule choose_schedule(const CollectiveOperation& operation, uint64_t count, const Position& position,
                          std::string_view named);
 
+// Parts of an operation that move at once.
+constexpr size_t kPartsAtOnce = 4;
 // Elements of a part, where an operation goes in several parts, each with a schedule of its own: while one
 // part folds or waits, the others keep the links busy. The whole, where it cannot be cut, or is too small.
-uint64_t part_elements(const CollectiveOperation& operation, int ranks);
+// `named` as above.
+uint64_t part_elements(const CollectiveOperation& operation, const Position& position,
+                       std::string_view named);
 
 // What the cost model says to one operation.
 struct AlgorithmCosts {

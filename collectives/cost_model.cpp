@@ -4,6 +4,9 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <map>
+#include <numeric>
+#include <set>
 #include <sstream>
 #include <string_view>
 
@@ -38,10 +41,17 @@ struct RoundLoad {
   }
 };
 
-// Of the ranks that are looked at, in a round. Both directions of a link work at once.
+// Of a node's ranks that are looked at, in a round. Both directions of a link work at once.
 struct LinkBytes {
   double sent = 0;
   double received = 0;
+};
+
+// Of one node: what its ranks that are looked at do, round after round.
+struct NodeLoads {
+  std::vector<std::vector<RoundLoad>> rounds;  // of each rank that has it
+  std::vector<LinkBytes> between;
+  std::vector<double> cores;  // of each rank, over all rounds
 };
 
 class Costing {
@@ -49,6 +59,20 @@ class Costing {
   Costing(const CostNumbers& numbers, std::span<const uint64_t> nodes, size_t element)
       : numbers_(numbers), nodes_(nodes), element_(element) {}
 
+  void add(int rank, const Schedule& schedule, NodeLoads& node) const {
+    const size_t rounds = std::max(node.rounds.size(), schedule.rounds.size());
+    node.rounds.resize(rounds);
+    node.between.resize(rounds);
+    double cores = 0;
+    for (size_t round = 0; round < schedule.rounds.size(); ++round) {
+      const RoundLoad load = load_of(rank, schedule.rounds[round], node.between[round]);
+      node.rounds[round].push_back(load);
+      cores += load.cores_s + load.fold_s;
+    }
+    node.cores.push_back(cores);
+  }
+
+ private:
   // `between` gets what goes over the link, which is the node's: link_s is left to the caller.
   RoundLoad load_of(int rank, const Round& round, LinkBytes& between) const {
     Traffic sent[2], received[2];
@@ -71,7 +95,6 @@ class Costing {
     return load;
   }
 
- private:
   bool is_far(int rank, int peer) const {
     return nodes_[static_cast<size_t>(rank)] != nodes_[static_cast<size_t>(peer)];
   }
@@ -81,6 +104,24 @@ class Costing {
   const std::span<const uint64_t> nodes_;
   const size_t element_;
 };
+
+// `longest`, of each round on any node, grows by what this node takes. What its busiest resource takes.
+double settle(const CostNumbers& numbers, NodeLoads& node, std::vector<double>& longest) {
+  longest.resize(std::max(longest.size(), node.rounds.size()));
+  double link = 0;
+  for (size_t round = 0; round < node.rounds.size(); ++round) {
+    // byte_s is a rank's while its mates send as much: with the mean of all, the node's link takes as long.
+    const double link_bytes = std::max(node.between[round].sent, node.between[round].received);
+    const double link_s = link_bytes / static_cast<double>(node.cores.size()) * numbers.between.byte_s;
+    for (RoundLoad& load : node.rounds[round]) {
+      load.link_s = link_s;
+      longest[round] =
+          std::max(longest[round], load.latency_s + load.moving_s(numbers.unhidden) + load.fold_s);
+    }
+    link += link_s;
+  }
+  return RoundLoad{0, *std::ranges::max_element(node.cores), link, 0}.moving_s(numbers.unhidden);
+}
 
 // A clock that was set, or a probe that was swapped out, must not make numbers that cannot be said.
 double not_negative(double value) { return std::isfinite(value) && value > 0 ? std::min(value, 1e3) : 0; }
@@ -180,37 +221,35 @@ std::vector<int> ranks_looked_at(std::span<const uint64_t> nodes, int root) {
   return ranks;
 }
 
+std::vector<int> ranks_along_trees(std::span<const uint64_t> nodes, std::span<const int> order, int root) {
+  const auto place = static_cast<size_t>(std::ranges::find(order, root) - order.begin());
+  std::set<uint64_t> seen;  // nodes
+  std::vector<int> ranks;
+  const auto look_at = [&](size_t behind_root) {
+    const int rank = order[(place + behind_root) % order.size()];
+    if (!seen.insert(nodes[static_cast<size_t>(rank)]).second) return;
+    for (const int mate : ranks_looked_at(nodes, rank)) ranks.push_back(mate);
+  };
+  // Trees over the others count from the rank behind the root, trees over all from the root.
+  look_at(0);
+  for (size_t step = 1; step < order.size(); step *= 2) {
+    look_at(step);
+    look_at(step - 1);
+  }
+  return ranks;
+}
+
 ScheduleCost cost_of(const CostNumbers& numbers, std::span<const uint64_t> nodes,
                      std::span<const int> looked_at, size_t element,
                      const std::function<Schedule(int rank)>& schedule_of) {
   const Costing costing(numbers, nodes, element);
-  std::vector<std::vector<RoundLoad>> rounds;  // by round, of each rank that has it
-  std::vector<LinkBytes> between;              // by round
-  std::vector<double> cores(looked_at.size());
-  for (size_t i = 0; i < looked_at.size(); ++i) {
-    const Schedule schedule = schedule_of(looked_at[i]);
-    rounds.resize(std::max(rounds.size(), schedule.rounds.size()));
-    between.resize(rounds.size());
-    for (size_t round = 0; round < schedule.rounds.size(); ++round) {
-      rounds[round].push_back(costing.load_of(looked_at[i], schedule.rounds[round], between[round]));
-      cores[i] += rounds[round].back().cores_s + rounds[round].back().fold_s;
-    }
-  }
+  std::map<uint64_t, NodeLoads> loads;
+  for (const int rank : looked_at)
+    costing.add(rank, schedule_of(rank), loads[nodes[static_cast<size_t>(rank)]]);
   ScheduleCost cost;
-  double link = 0;
-  for (size_t round = 0; round < rounds.size(); ++round) {
-    // byte_s is a rank's while its mates send as much: with the mean of all, the node's link takes as long.
-    const double link_bytes = std::max(between[round].sent, between[round].received);
-    const double link_s = link_bytes / static_cast<double>(looked_at.size()) * numbers.between.byte_s;
-    double longest = 0;
-    for (RoundLoad& load : rounds[round]) {
-      load.link_s = link_s;
-      longest = std::max(longest, load.latency_s + load.moving_s(numbers.unhidden) + load.fold_s);
-    }
-    cost.path_s += longest;
-    link += link_s;
-  }
-  cost.busiest_s = RoundLoad{0, *std::ranges::max_element(cores), link, 0}.moving_s(numbers.unhidden);
+  std::vector<double> longest;
+  for (auto& [name, node] : loads) cost.busiest_s = std::max(cost.busiest_s, settle(numbers, node, longest));
+  cost.path_s = std::accumulate(longest.begin(), longest.end(), 0.0);
   return cost;
 }
 

@@ -27,9 +27,8 @@ constexpr uint64_t kFoldElements = 128 * 1024;
 constexpr size_t kPeersLookedAt = 16;
 // Operations of a group that move at once; later ones wait for their turn.
 constexpr size_t kConcurrent = 8;
-// Parts of an operation that move at once, which share its window, and the bits of a tag that tell them
-// apart: no part begins while one with its tag moves.
-constexpr size_t kPartsAtOnce = 4;
+// The bits of a tag that tell parts apart, which share their operation's window: no part begins while one
+// with its tag moves.
 constexpr int kPartBits = 6;
 constexpr uint64_t kPartTags = uint64_t{1} << kPartBits;
 
@@ -211,7 +210,7 @@ class TransportEngine final : public Engine, public TransferOwner {
     AlgorithmCosts costs;
     if (chooser_.has_value()) costs = weigh(operation, position_, chooser_->numbers());
     const std::string_view named = algorithm_for(operation);
-    const uint64_t count = std::max<uint64_t>(1, part_elements(operation, position_.ranks));
+    const uint64_t count = std::max<uint64_t>(1, part_elements(operation, position_, named));
     costs.chosen = schedule_for(operation, count, named).algorithm;
     if (named.empty()) costs.fixed = costs.chosen;  // at this count, not at the smaller one that was weighed
     return costs;
@@ -441,7 +440,7 @@ OperationRun::OperationRun(TransportEngine& engine, CollectivePtr operation)
     : engine_(engine),
       operation_(std::move(operation)),
       algorithm_(engine.algorithm_for(*operation_)),
-      part_count_(std::max<uint64_t>(1, part_elements(*operation_, engine.group().size()))),
+      part_count_(std::max<uint64_t>(1, part_elements(*operation_, *engine.position(), algorithm_))),
       parts_(std::max<uint64_t>(1, (operation_->signature.count + part_count_ - 1) / part_count_)) {}
 
 bool OperationRun::may_start_next() const {

@@ -17,7 +17,7 @@ constexpr Duration kMeasureTimeout = 60 * kSecond;
 constexpr uint64_t kSmallestBytes = 1024;
 constexpr uint64_t kLargestBytes = 64 << 20;
 constexpr Collective kOperations[] = {Collective::kAllReduce, Collective::kReduceScatter,
-                                      Collective::kAllGather, Collective::kReduce};
+                                      Collective::kAllGather, Collective::kReduce, Collective::kBroadcast};
 
 int fail(const std::string& text, int code = kExitMisuse) {
   std::fprintf(stderr, "muster bench: %s\n", text.c_str());

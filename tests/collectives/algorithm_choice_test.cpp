@@ -97,13 +97,23 @@ TEST(ChooseSchedule, ANameIsTakenWhereItCanDoTheOperation) {
   const auto chosen = [&](const CollectiveOperation& operation, const char* name) {
     return choose_schedule(operation, operation.signature.count, position, name).algorithm;
   };
-  for (const char* name : {"one-shot", "direct", "recursive doubling", "ring", "hierarchical"})
+  for (const char* name :
+       {"one-shot", "direct", "recursive doubling", "ring", "hierarchical", "Rabenseifner", "double tree"})
     EXPECT_EQ(chosen(*make(Collective::kAllReduce, 100), name), name);
-  for (const char* name : {"direct", "ring", "Bruck", "hierarchical"})
+  for (const char* name : {"direct", "ring", "Bruck", "recursive doubling", "hierarchical"})
     EXPECT_EQ(chosen(*make(Collective::kAllGather, 100), name), name);
+  EXPECT_EQ(chosen(*make(Collective::kReduceScatter, 100), "recursive halving"), "recursive halving");
+  EXPECT_EQ(chosen(*make(Collective::kReduce, 100), "double tree"), "double tree");
+  EXPECT_EQ(chosen(*make(Collective::kBroadcast, 100), "double tree"), "double tree");
   EXPECT_EQ(chosen(*make(Collective::kReduce, 100), "direct"), "direct");
   // It would round at each step; or is none of this operation's; or of none.
   EXPECT_EQ(chosen(*make(Collective::kAllReduce, 9999, DType::kFloat16), "ring"), "direct");
+  EXPECT_EQ(chosen(*make(Collective::kAllReduce, 9999, DType::kFloat16), "Rabenseifner"), "direct");
+  EXPECT_EQ(chosen(*make(Collective::kAllReduce, 9999, DType::kInt8), "double tree"), "direct");
+  EXPECT_EQ(chosen(*make(Collective::kReduce, 9999, kFloat32, ReduceOp::kPremulSum), "double tree"),
+            "direct");
+  EXPECT_EQ(chosen(*make(Collective::kReduceScatter, 9999, DType::kFloat16), "recursive halving"), "direct");
+  EXPECT_EQ(chosen(*make(Collective::kBroadcast, 9999, DType::kFloat16), "double tree"), "double tree");
   EXPECT_EQ(chosen(*make(Collective::kAllReduce, 9999), "Bruck"), "direct");
   EXPECT_EQ(chosen(*make(Collective::kBroadcast, 9999), "ring"), "binomial");
   const Position alone = position_of(1, world(4, 1));
@@ -180,14 +190,70 @@ TEST(Weigh, LeavesTheDefaultOnlyForWhatIsClearlyCheaper) {
 
 TEST(Weigh, NothingWhereThereIsOneWay) {
   const Position position = position_of(0, world(2, 2));
-  for (const Collective kind : {Collective::kBroadcast, Collective::kGather, Collective::kAllToAll,
-                                Collective::kBarrier, Collective::kCanonicalAllReduce, Collective::kProbe})
+  for (const Collective kind : {Collective::kGather, Collective::kAllToAll, Collective::kBarrier,
+                                Collective::kCanonicalAllReduce, Collective::kProbe})
     EXPECT_EQ(weighed(kind, 1000, position, link_of(1, 1, 1)), "") << to_string(kind);
   EXPECT_EQ(weighed(Collective::kAllReduce, 0, position, link_of(1, 1, 1)), "");
   EXPECT_EQ(weighed(Collective::kAllReduce, 9, position_of(0, world(1, 1)), link_of(1, 1, 1)), "");
   const auto uneven = make(Collective::kAllGather, 2);
   uneven->counts = {1, 2, 1, 1};
   EXPECT_EQ(weigh(*uneven, position, link_of(1, 1, 1)).chosen, "");
+}
+
+// Between halves and whole vectors: enough rounds to hide nothing, few enough bytes for none to be dear.
+TEST(Weigh, HalvingWinsInTheMiddleAndTreesWhereThereAreManyChunks) {
+  const Position position = position_of(0, world(32, 1));
+  const CostNumbers numbers = link_of(50, 5, 1);
+  EXPECT_EQ(weighed(Collective::kAllReduce, 1 << 4, position, numbers), "recursive doubling");
+  EXPECT_EQ(weighed(Collective::kAllReduce, 1 << 16, position, numbers), "Rabenseifner");
+  EXPECT_EQ(weighed(Collective::kReduceScatter, 1 << 10, position, numbers), "recursive halving");
+  EXPECT_EQ(weighed(Collective::kBroadcast, 1 << 4, position, numbers), "binomial");
+  EXPECT_EQ(weighed(Collective::kBroadcast, 1 << 22, position, numbers), "double tree");
+  EXPECT_EQ(weighed(Collective::kReduce, 1 << 22, position, numbers), "double tree");
+}
+
+// A whole message goes down each of the binomial tree's ⌈log₂ p⌉ edges; half of it, in chunks, down two.
+TEST(Weigh, ATreesDepthIsPaidOnceAndNotForEachChunk) {
+  const uint64_t count = 16 << 20;
+  const auto seconds = [&](std::string_view name, int ranks) {
+    const auto costs =
+        weigh(*make(Collective::kBroadcast, count), position_of(0, world(ranks, 1)), link_of(0, 0, 1));
+    return std::ranges::find(costs.by_cost, name, &AlgorithmCosts::One::algorithm)->seconds;
+  };
+  const double once = static_cast<double>(count) * sizeof(float) * 1e-9;
+  const double copied = once / 10;  // by the root, at 0.1 ns
+  EXPECT_NEAR(seconds("binomial", 16), 4 * once + copied, 1e-9);
+  for (const int ranks : {4, 16, 33, 64, 100}) {
+    EXPECT_GE(seconds("double tree", ranks), once) << ranks;
+    EXPECT_LE(seconds("double tree", ranks), 1.15 * once + copied) << ranks;
+  }
+}
+
+// All parts that move at once together; what the sizes fixed in code take is not held to it.
+TEST(PartElements, KeepRabenseifnersScratchWithinTwoMebibytes) {
+  for (const auto& nodes : {world(2, 1), world(8, 1), world(7, 1), world(4, 2), world(2, 8), world(3, 16)}) {
+    const auto operation = make(Collective::kAllReduce, 64 << 20);
+    uint64_t most = 0;
+    for (int rank = 0; rank < static_cast<int>(nodes.size()); ++rank) {
+      const Position position = position_of(rank, nodes);
+      const uint64_t part = part_elements(*operation, position, "Rabenseifner");
+      EXPECT_LT(part, operation->signature.count);
+      most = std::max(most, choose_schedule(*operation, part, position, "Rabenseifner").scratch_count);
+      const uint64_t whole = part_elements(*operation, position, "double tree");
+      EXPECT_EQ(whole, operation->signature.count);
+      EXPECT_LE(choose_schedule(*operation, whole, position, "double tree").scratch_count * sizeof(float),
+                2U << 20);
+    }
+    // Slices that do not divide are longer by an element.
+    EXPECT_LE(kPartsAtOnce * (most - nodes.size()) * sizeof(float), 2U << 20);
+  }
+}
+
+TEST(PartElements, OfANameThatCannotDoItAreThoseOfTheFixedSizes) {
+  const Position position = position_of(0, world(4, 1));
+  const auto small_type = make(Collective::kAllReduce, 64 << 20, DType::kFloat16);
+  for (const char* name : {"Rabenseifner", "double tree"})
+    EXPECT_EQ(part_elements(*small_type, position, name), part_elements(*small_type, position, ""));
 }
 
 // Types that round at each fold are folded once, whatever that costs.
@@ -241,7 +307,7 @@ TEST(AlgorithmChooser, KeepsAChoiceForAllCountsOfAPowerOfTwo) {
     seen.insert(chosen);
   }
   EXPECT_GE(seen.size(), 2U) << "the numbers are too much alike to show anything";
-  EXPECT_EQ(chooser.choose(*make(Collective::kBroadcast, 5)), "");
+  EXPECT_EQ(chooser.choose(*make(Collective::kGather, 5)), "");
   EXPECT_NE(chooser.choose(*make(Collective::kAllReduce, 1 << 22, DType::kFloat16)), "hierarchical");
 }
 
@@ -277,8 +343,8 @@ TEST(Weigh, NoAlgorithmBeatsTheBound) {
       world(2, 2), world(8, 1), world(3, 4),        world(1, 4),
       {1, 1, 2},   {1, 2, 2},   {1, 2, 2, 2, 2, 2}, {1, 1, 1, 1, 1, 2, 3, 4}};
   for (const auto& nodes : worlds) {
-    for (const Collective kind :
-         {Collective::kAllReduce, Collective::kReduceScatter, Collective::kAllGather, Collective::kReduce}) {
+    for (const Collective kind : {Collective::kAllReduce, Collective::kReduceScatter, Collective::kAllGather,
+                                  Collective::kReduce, Collective::kBroadcast}) {
       for (int power = 0; power < 24; power += 3) {
         const auto costs = weigh(*make(kind, uint64_t{1} << power), position_of(0, nodes), link_of(50, 1, 2));
         EXPECT_LE(costs.bound_s, costs.by_cost.front().seconds * (1 + 1e-9))
@@ -290,8 +356,9 @@ TEST(Weigh, NoAlgorithmBeatsTheBound) {
 
 TEST(Weigh, AWorldOfThousandsIsWeighedByAFewOfItsRanks) {
   const Position position = position_of(7, world(500, 8));
-  EXPECT_EQ(weighed(Collective::kAllReduce, 1 << 20, position, link_of(20, 1, 0.1)), "recursive doubling");
-  EXPECT_EQ(weighed(Collective::kAllReduce, 1 << 20, position, link_of(20, 1, 100)), "ring");
+  EXPECT_EQ(weighed(Collective::kAllReduce, 1 << 6, position, link_of(20, 1, 0.1)), "recursive doubling");
+  EXPECT_EQ(weighed(Collective::kAllReduce, 1 << 20, position, link_of(20, 1, 100)), "Rabenseifner");
+  EXPECT_EQ(weighed(Collective::kBroadcast, 1 << 20, position, link_of(20, 1, 100)), "double tree");
 }
 
 }  // namespace

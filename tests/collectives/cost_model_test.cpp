@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <numeric>
+
 namespace muster {
 namespace {
 
@@ -99,6 +101,39 @@ TEST(CostOf, GrowsWithEachNumber) {
 TEST(RanksLookedAt, RootFirstThenItsMates) {
   EXPECT_EQ(ranks_looked_at(std::vector<uint64_t>{7, 8, 7, 8}, 3), (std::vector{3, 1}));
   EXPECT_EQ(ranks_looked_at(std::vector<uint64_t>(4000, 7), 5).size(), 8U);
+}
+
+// Of each depth of the in-order trees, with mates: places 0, 1, 2, 3, 4, 7, 8, … behind the root.
+TEST(RanksAlongTrees, OfEachDepthAndTheirMates) {
+  std::vector<int> order(20);
+  std::iota(order.begin(), order.end(), 0);
+  std::vector<uint64_t> apart(order.begin(), order.end());
+  EXPECT_THAT(ranks_along_trees(apart, order, 0), testing::UnorderedElementsAre(0, 1, 2, 3, 4, 7, 8, 15, 16));
+  EXPECT_THAT(ranks_along_trees(apart, order, 18),
+              testing::UnorderedElementsAre(18, 19, 0, 1, 2, 5, 6, 13, 14));
+  EXPECT_THAT(ranks_along_trees(std::vector<uint64_t>{7, 7, 8, 8}, std::span(order).first(4), 2),
+              testing::UnorderedElementsAre(0, 1, 2, 3));
+}
+
+// Each round takes what the busiest node does in it, whichever that is.
+TEST(CostOf, OfSeveralNodesTheSlowestInEachRound) {
+  const std::vector<uint64_t> nodes = {7, 8, 9};
+  // 256 elements from 0 to 1, then from 1 to 2.
+  const auto chain = [](int rank) {
+    Schedule schedule{"chain", std::vector<Round>(2), 0};
+    const Region region{BufferKind::kOutput, 0, 0, 256};
+    for (int step = 0; step < 2; ++step) {
+      if (rank == step) schedule.rounds[static_cast<size_t>(step)].sends.push_back({step + 1, region});
+      if (rank == step + 1) schedule.rounds[static_cast<size_t>(step)].receives.push_back({step, region});
+    }
+    return schedule;
+  };
+  const auto seconds = [&](std::vector<int> looked_at) {
+    return cost_of(simple(), nodes, looked_at, sizeof(float), chain).path_s;
+  };
+  EXPECT_EQ(seconds({0}), 8 + 4);
+  EXPECT_EQ(seconds({0, 1, 2}), 2 * (8 + 4));
+  EXPECT_EQ(seconds({0, 2}), 2 * (8 + 4));
 }
 
 TEST(NumbersOf, TakesRoundsApart) {

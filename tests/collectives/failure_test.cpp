@@ -73,14 +73,29 @@ Status repeat_until_failure(const Member& member, int kind, Duration each, Insta
 struct Interrupted {
   Medium medium;
   int kind;
+  const char* algorithm = "";  // forced, where there is a name
 };
 std::string interrupted_name(const testing::TestParamInfo<Interrupted>& info) {
-  return std::string(name_of(info.param.medium)) + "_" + kKindNames[info.param.kind];
+  std::string name = std::string(name_of(info.param.medium)) + "_" + kKindNames[info.param.kind];
+  if (*info.param.algorithm != 0) name += "_" + std::string(info.param.algorithm);
+  std::ranges::replace(name, ' ', '_');
+  return name;
 }
 std::vector<Interrupted> every(std::vector<Medium> media) {
   std::vector<Interrupted> cases;
   for (Medium medium : media) {
     for (int kind = 0; kind < kKinds; ++kind) cases.push_back({medium, kind});
+  }
+  return cases;
+}
+// Algorithms that no size fixed in code chooses.
+std::vector<Interrupted> every_algorithm(const std::vector<Medium>& media) {
+  std::vector<Interrupted> cases;
+  for (const Medium medium : media) {
+    for (const int kind : {0, 3, 6}) cases.push_back({medium, kind, "double tree"});
+    cases.push_back({medium, 0, "Rabenseifner"});
+    cases.push_back({medium, 1, "recursive halving"});
+    cases.push_back({medium, 2, "recursive doubling"});
   }
   return cases;
 }
@@ -195,6 +210,7 @@ TEST_P(Killed, OthersEndSoonAndNameIt) {
   const int victim = GetParam().kind % kRanks;
   WorldOptions options;
   options.spawn.expect_killed = {victim};
+  options.algorithm = GetParam().algorithm;
   run_world(
       GetParam().medium, kRanks,
       [&](Member& member) {
@@ -231,6 +247,9 @@ TEST_P(Killed, OthersEndSoonAndNameIt) {
       },
       options);
 }
+INSTANTIATE_TEST_SUITE_P(Algorithms, Killed,
+                         testing::ValuesIn(every_algorithm({Medium::kUcxProcesses, Medium::kNodesProcesses})),
+                         interrupted_name);
 INSTANTIATE_TEST_SUITE_P(All, Killed,
                          testing::ValuesIn(every({Medium::kNodeProcesses, Medium::kUcxProcesses,
                                                   Medium::kNodesProcesses})),
@@ -241,7 +260,7 @@ class Frozen : public testing::TestWithParam<Interrupted> {};
 TEST_P(Frozen, DeadlineNamesIt) {
   constexpr int kRanks = 4;
   const int victim = (GetParam().kind + 1) % kRanks;
-  run_world(GetParam().medium, kRanks, [&](Member& member) {
+  const auto body = [&](Member& member) {
     std::thread freezer;
     if (member.rank == victim) {
       freezer = std::thread([&] {
@@ -270,8 +289,11 @@ TEST_P(Frozen, DeadlineNamesIt) {
       kill(member.process->pid_of(victim), SIGCONT);
     }
     member.process->wait_until([&] { return all_failed(true); });
-  });
+  };
+  run_world(GetParam().medium, kRanks, body, {.algorithm = GetParam().algorithm});
 }
+INSTANTIATE_TEST_SUITE_P(Algorithms, Frozen, testing::ValuesIn(every_algorithm({Medium::kUcxProcesses})),
+                         interrupted_name);
 INSTANTIATE_TEST_SUITE_P(All, Frozen,
                          testing::ValuesIn(every({Medium::kNodeProcesses, Medium::kUcxProcesses,
                                                   Medium::kNodesProcesses})),

@@ -549,6 +549,82 @@ TEST_P(Algorithms, EachGivesTheRightNumbers) {
 INSTANTIATE_TEST_SUITE_P(All, Algorithms,
                          testing::Values("one-shot", "recursive doubling", "direct", "ring", "Bruck"));
 
+// Those that no size fixed in code chooses, on every world; counts of one chunk or part, and of several.
+class NamedAlgorithms : public testing::TestWithParam<Case> {};
+
+TEST_P(NamedAlgorithms, GiveTheRightNumbers) {
+  struct Doing {
+    const char* algorithm;
+    std::vector<What> what;
+  };
+  const std::vector<Doing> all = {{"Rabenseifner", {What::kAllReduce}},
+                                  {"double tree", {What::kAllReduce, What::kReduce, What::kBroadcast}},
+                                  {"recursive halving", {What::kReduceScatter}},
+                                  {"recursive doubling", {What::kAllGather}}};
+  // The last two are folded once, by the sizes fixed in code, where they are folded.
+  constexpr std::pair<DType, ReduceOp> kElements[] = {{DType::kFloat32, ReduceOp::kSum},
+                                                      {DType::kInt64, ReduceOp::kAvg},
+                                                      {DType::kFloat16, ReduceOp::kMax},
+                                                      {DType::kFloat32, ReduceOp::kPremulSum}};
+  for (const Doing& doing : all) {
+    run_world(GetParam().medium, GetParam().ranks,
+              [&](Member& member) {
+                const int last = member.size - 1;
+                for (const What what : doing.what)
+                  for (const auto& [dtype, op] : kElements)
+                    for (const size_t count : {0, 1, 7, 70'001})
+                      for (const bool in_place : {false, true}) {
+                        const int root = count % 2 == 1 ? last : 0;
+                        test_row(member, {what, dtype, op, count, root, in_place, false});
+                      }
+              },
+              {.algorithm = doing.algorithm});
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(InProcess, NamedAlgorithms,
+                         testing::ValuesIn(sizes(Medium::kInProcess, {1, 2, 3, 4, 5, 6, 7, 8, 9})),
+                         case_name);
+INSTANTIATE_TEST_SUITE_P(Ucx, NamedAlgorithms,
+                         testing::ValuesIn(sizes(Medium::kUcxProcesses, {1, 2, 3, 4, 5, 6, 7, 8, 9})),
+                         case_name);
+INSTANTIATE_TEST_SUITE_P(NodesThreads, NamedAlgorithms,
+                         testing::ValuesIn(sizes(Medium::kNodesThreads, {4, 6, 7})), case_name);
+INSTANTIATE_TEST_SUITE_P(NodesProcesses, NamedAlgorithms,
+                         testing::ValuesIn(sizes(Medium::kNodesProcesses, {4})), case_name);
+
+// Each element is added up in one place, so sums that depend on their order are the same on all ranks. Of
+// values that no float can add without rounding.
+TEST(NamedAlgorithmsOnFloats, GiveAllRanksTheSameBits) {
+  for (const char* algorithm : {"Rabenseifner", "double tree"}) {
+    for (const int ranks : {3, 5, 6, 8}) {
+      run_world(
+          Medium::kInProcess, ranks,
+          [](Member& member) {
+            constexpr size_t kCount = 70'001;
+            std::vector<float> values(kCount);
+            for (size_t i = 0; i < kCount; ++i)
+              values[i] = 1.0F / static_cast<float>(1 + i % 97 + 13 * static_cast<size_t>(member.rank));
+            member.expect_ok(member.group
+                                 .all_reduce(values.data(), values.data(), kCount, DType::kFloat32,
+                                             ReduceOp::kAvg, member.soon())
+                                 .wait(),
+                             "all_reduce");
+            std::vector<float> all(kCount * static_cast<size_t>(member.size));
+            member.expect_ok(
+                member.group.all_gather(values.data(), all.data(), kCount, DType::kFloat32, member.soon())
+                    .wait(),
+                "all_gather");
+            for (int rank = 0; rank < member.size; ++rank)
+              member.expect(std::memcmp(all.data() + static_cast<size_t>(rank) * kCount, values.data(),
+                                        kCount * sizeof(float)) == 0,
+                            "other bits on rank " + std::to_string(rank));
+          },
+          {.algorithm = algorithm});
+    }
+  }
+}
+
 // Ranks that share nodes reduce there first. Small ones do not, nor types that round at each fold.
 class Nodes : public testing::TestWithParam<Medium> {};
 TEST_P(Nodes, RanksOnSeveralGiveTheRightNumbers) {
@@ -588,6 +664,23 @@ TEST(Parts, OfALargeOperationArriveWhereTheyBelong) {
                       test_row(member, {what, DType::kFloat32, ReduceOp::kAvg, count, 1, in_place, false});
               },
               {.nodes = nodes});
+  }
+}
+
+// So do those of Rabenseifner, which are smaller; a double tree goes as a whole, in many chunks.
+TEST(Parts, OfNamedAlgorithmsArriveWhereTheyBelong) {
+  constexpr size_t kFew = (9 << 20) / sizeof(float) + 5;
+  for (const char* algorithm : {"Rabenseifner", "double tree"}) {
+    for (const std::vector<uint64_t>& nodes : {std::vector<uint64_t>{7, 7, 7}, {7, 7, 8, 8}}) {
+      run_world(nodes.size() == 3 ? Medium::kInProcess : Medium::kNodesThreads,
+                static_cast<int>(nodes.size()),
+                [](Member& member) {
+                  for (const What what : {What::kAllReduce, What::kReduce, What::kBroadcast})
+                    for (const bool in_place : {false, true})
+                      test_row(member, {what, DType::kFloat32, ReduceOp::kAvg, kFew, 1, in_place, false});
+                },
+                {.algorithm = algorithm, .nodes = nodes});
+    }
   }
 }
 

@@ -48,12 +48,19 @@ def costs_are_those_by_hand(bench):
     assert close(large["hierarchical"], 2 * 10 + 2 * (100 + half_ms / 2) + 7 * half_ms), large
     assert close(large["direct"], 2 * (100 + half_ms) + 7 * 2 * half_ms), large
     assert rows["all_reduce", 16 * MIB]["algorithm"] == "hierarchical"
+    # Two nodes halve in one round; 41 parts, four of which have their scratch in 2 MiB.
+    part_us = 104857 * 4 / 1000
+    assert close(small["Rabenseifner"], small["hierarchical"]), small
+    assert abs(large["Rabenseifner"] - (2 * 10 + 2 * (100 + part_us / 4) + 40 * part_us / 2)) < 1, large  # slices differ by one
+    # Down a binomial tree of four: to the other node, then on each. One rank of a node sends, and has its link to itself.
+    down = {one["algorithm"]: one["us"] for one in rows["broadcast", 16 * MIB]["costs"]}
+    assert close(down["binomial"], 100 + 16 * half_ms / 2 + 10) and "double tree" in down, down
 
 
 def every_row_says_what_it_chose(bench):
     for ranks, nodes in ((2, 2), (4, 2), (8, 1), (3, 2), (7, 3), (64, 16), (1000, 125)):
         table, rows = bench.described(ranks, nodes)
-        assert len(rows) == 4 * 9, len(rows)
+        assert len(rows) == 5 * 9, len(rows)
         for row in rows.values():
             by_name = {one["algorithm"]: one["us"] for one in row["costs"]}
             costs = [one["us"] for one in row["costs"]]
@@ -70,7 +77,7 @@ def links_that_cost_nothing_are_said_in_numbers(bench):
 def text_has_what_json_has(bench):
     lines = bench("--explain", "--ranks", 4, "--nodes", 2, "--costs", COSTS).splitlines()
     assert lines[0] == f"4 ranks on 2 nodes; numbers given: {COSTS}", lines[0]
-    assert len(lines) == 2 + 4 * 9, lines
+    assert len(lines) == 2 + 5 * 9, lines
     row = next(line for line in lines if line.startswith("all_reduce") and " 16 MiB " in line)
     assert "hierarchical" in row and "cheapest, and the default" in row and "others: " in row and "ring" in row, row
 
