@@ -2,8 +2,9 @@
 //
 //   bench_network direct RANKS ROUNDS OP:BYTES… [NAME=COMMAND…]   each COMMAND starts ranks of the world
 //   NAME,
-//                                                                 and gets the path of its CONTROL
-//   bench_network muster RANK RANKS CONTROL                       one rank; the first half is on one host
+//                                                                 and gets the path of its CONTROL;
+//                                                                 RANKS/HOSTS: on more than two hosts
+//   bench_network muster RANK RANKS CONTROL                       one rank; hosts have as many each, in order
 //   bench_network algorithm NAME RANK RANKS CONTROL               likewise, with this algorithm throughout;
 //                                                                 "model": chosen by measured costs
 //   bench_network compressed CODEC RANK RANKS CONTROL             likewise: all_reduce, with error feedback;
@@ -19,6 +20,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include <cstring>
 #include <map>
 #include <string>
 #include <vector>
@@ -126,7 +128,9 @@ class Link {
 
 int direct(int argc, char** argv) {
   const int ranks = std::atoi(argv[2]);
-  bench::Director director({.ranks = ranks, .hosts = 2, .turn_ns = 200e6, .samples_least = 1});
+  const char* const slash = std::strchr(argv[2], '/');
+  const uint32_t hosts = slash == nullptr ? 2 : static_cast<uint32_t>(std::atoi(slash + 1));
+  bench::Director director({.ranks = ranks, .hosts = hosts, .turn_ns = 200e6, .samples_least = 1});
   std::vector<bench::Case> cases;
   std::map<std::string, std::vector<std::string>> worlds;
   for (int i = 4; i < argc; ++i) {
@@ -150,17 +154,19 @@ class TunedRank final : public bench::MusterRank {
     muster::CostCache cache;
     const muster::Tuned tuned = muster::tune(group(), cache, muster::now() + 60 * muster::kSecond).value();
     if (rank == 0)
-      std::fprintf(stderr, "measured in %.1f ms: %s; all_reduce:%s\n", static_cast<double>(tuned.took) * 1e-6,
+      std::fprintf(stderr, "measured in %.1f ms: %s; %s\n", static_cast<double>(tuned.took) * 1e-6,
                    to_text(tuned.numbers).c_str(), choices().c_str());
   }
 
  private:
   std::string choices() {
     std::string text;
-    for (size_t kib = 4; kib <= 16384; kib *= 4) {
-      const auto costs = group().explain(muster::Collective::kAllReduce, kib * 1024 / sizeof(float),
-                                         muster::DType::kFloat32);
-      text += " " + std::to_string(kib) + " KiB " + std::string(costs.chosen) + ",";
+    for (const auto kind : {muster::Collective::kAllReduce, muster::Collective::kBroadcast}) {
+      text += " " + std::string(to_string(kind)) + ":";
+      for (size_t kib = 4; kib <= 16384; kib *= 4) {
+        const auto costs = group().explain(kind, kib * 1024 / sizeof(float), muster::DType::kFloat32);
+        text += " " + std::to_string(kib) + " KiB " + std::string(costs.chosen) + ",";
+      }
     }
     text.pop_back();
     return text;
@@ -173,7 +179,8 @@ int be_muster(const std::string& algorithm, int rank, int ranks, const char* pat
   Control& control = *bench::open_control(path);
   bench::pin(control, rank, ranks);
   std::vector<uint64_t> nodes;
-  for (int peer = 0; peer < ranks; ++peer) nodes.push_back(peer < ranks / 2 ? 1 : 2);
+  for (int peer = 0; peer < ranks; ++peer)
+    nodes.push_back(1 + static_cast<uint64_t>(peer) * control.hosts / static_cast<uint64_t>(ranks));
   muster::EndpointOptions options;
   options.transport = muster::open_ucx().value();
   options.algorithm = algorithm;

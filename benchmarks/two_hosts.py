@@ -1,5 +1,5 @@
-"""Two hosts: network namespaces joined by a veth pair, as fast as it goes or throttled on both ends, in a sandbox that takes all
-that was in it along when it ends. It needs root or user namespaces."""
+"""Two hosts: network namespaces joined by a veth pair, or up to eight on a bridge, as fast as it goes or throttled at every end, in
+a sandbox that takes all that was in it along when it ends. It needs root or user namespaces."""
 import json
 import os
 import shlex
@@ -13,8 +13,10 @@ from jobs import STEP_LINE, Job, wait_until  # noqa: E402, F401
 from namespaces import add_host, furnish_sandbox, ip, run, sandbox_command, throttle, unthrottle  # noqa: E402
 
 HOSTS = ("a", "b")
-ADDRESSES = {"a": "10.78.0.1", "b": "10.78.0.2"}
+MANY_HOSTS = tuple("abcdefgh")
+ADDRESSES = {host: f"10.78.0.{number + 1}" for number, host in enumerate(MANY_HOSTS)}
 DEVICE = "eth"
+BRIDGE = "switch"
 # A burst of some tens of packets: larger ones make short messages look faster than the link, smaller ones than what the
 # stack hands over at once cost the link part of its rate.
 LINKS = {"1 Gbit/s": ("1gbit", "64kb"), "unthrottled": None, "100 Mbit/s": ("100mbit", "16kb")}
@@ -45,27 +47,40 @@ def rows_of_sandbox(script, *words):
         inside.kill()  # unshare ignores SIGTERM, and takes all that is in the sandbox with it
 
 
-def join_hosts():
+def join_hosts(hosts=HOSTS):
     furnish_sandbox()
-    for host in HOSTS:
+    for host in hosts:
         add_host(host)
-    ip("link", "add", DEVICE, "netns", "a", "type", "veth", "peer", "name", DEVICE, "netns", "b")
-    for number, host in enumerate(HOSTS):
+    if len(hosts) == 2:
+        ip("link", "add", DEVICE, "netns", hosts[0], "type", "veth", "peer", "name", DEVICE, "netns", hosts[1])
+    else:
+        join_by_bridge(hosts)
+    for number, host in enumerate(hosts):
         for name, value in TCP.items():
             run("ip", "netns", "exec", host, "sysctl", "-q", "-w", f"net.ipv4.{name}={value}")
         ip("-n", host, "addr", "add", f"{ADDRESSES[host]}/24", "dev", DEVICE)
         # A veth hands packets to the core that sends, and a token bucket sends from whatever core its timer fires on: they
         # would arrive out of order, which TCP takes for a loss. A host's cores take what it is sent, as if they were its own.
-        run("ip", "netns", "exec", host, "sh", "-c", f"echo {cores_of(number)} > /sys/class/net/{DEVICE}/queues/rx-0/rps_cpus")
+        cores = cores_of(number, len(hosts))
+        run("ip", "netns", "exec", host, "sh", "-c", f"echo {cores} > /sys/class/net/{DEVICE}/queues/rx-0/rps_cpus")
         ip("-n", host, "link", "set", DEVICE, "up")
-    for host in HOSTS:  # the kernel takes a moment to find the carrier, and UCX leaves out a device without
+    for host in hosts:  # the kernel takes a moment to find the carrier, and UCX leaves out a device without
         wait_until(lambda: "NO-CARRIER" not in link_state(host), PATIENCE, "the link")
 
 
-def cores_of(number):
+def join_by_bridge(hosts):
+    ip("link", "add", "name", BRIDGE, "type", "bridge")
+    ip("link", "set", BRIDGE, "up")
+    for host in hosts:
+        port = f"port-{host}"
+        ip("link", "add", "name", port, "type", "veth", "peer", "name", DEVICE, "netns", host)
+        ip("link", "set", port, "master", BRIDGE, "up")
+
+
+def cores_of(number, hosts):
     """The mask of a host's share of the cores; pin() in turns.h gives its ranks the same."""
     cores = os.cpu_count()
-    first, last = number * cores // len(HOSTS), (number + 1) * cores // len(HOSTS)
+    first, last = number * cores // hosts, (number + 1) * cores // hosts
     return f"{sum(1 << core % cores for core in range(first, max(last, first + 1))):x}"
 
 
@@ -73,9 +88,9 @@ def link_state(host):
     return subprocess.run(["ip", "-n", host, "link", "show", DEVICE], capture_output=True, text=True).stdout
 
 
-def set_link(limits):
+def set_link(limits, hosts=HOSTS):
     """Both ways; None lifts the limit."""
-    for host in HOSTS:
+    for host in hosts:
         if limits is not None:
             throttle(host, DEVICE, *limits, QUEUE_LATENCY)
         elif " tbf " in run("tc", "-n", host, "qdisc", "show", "dev", DEVICE):
