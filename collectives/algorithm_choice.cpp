@@ -388,8 +388,9 @@ AlgorithmCosts weigh(const CollectiveOperation& operation, const Position& posit
       there.rank = rank;
       return choose_schedule(rounded, part, there, name);
     };
-    const ScheduleCost cost = cost_of(numbers, position.nodes, name == "double tree" ? along : mates,
-                                      rounded.element(), schedule_of);
+    const bool is_tree = name == "double tree" || name == "binomial";
+    const ScheduleCost cost =
+        cost_of(numbers, position.nodes, is_tree ? along : mates, rounded.element(), schedule_of);
     costs.by_cost.push_back({name, cost.total_s((count + part - 1) / part)});
   }
   std::ranges::stable_sort(costs.by_cost, {}, &AlgorithmCosts::One::seconds);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <charconv>
 #include <cmath>
 #include <map>
@@ -230,11 +231,14 @@ std::vector<int> ranks_along_trees(std::span<const uint64_t> nodes, std::span<co
     if (!seen.insert(nodes[static_cast<size_t>(rank)]).second) return;
     for (const int mate : ranks_looked_at(nodes, rank)) ranks.push_back(mate);
   };
-  // Trees over the others count from the rank behind the root, trees over all from the root.
+  // Trees over the others count from the rank behind the root, trees over all from the root. Down a binomial
+  // tree it is longest to places of many one bits.
   look_at(0);
   for (size_t step = 1; step < order.size(); step *= 2) {
     look_at(step);
     look_at(step - 1);
+    const size_t many_ones = std::bit_ceil(order.size()) - step;
+    if (many_ones < order.size()) look_at(many_ones);
   }
   return ranks;
 }

@@ -56,8 +56,9 @@ struct ScheduleCost {
 // Ranks whose schedules stand for all: `root`, and mates of its node. Algorithms do the same on every node,
 // but for what is left over where numbers do not divide; so a world of thousands costs what a small one does.
 std::vector<int> ranks_looked_at(std::span<const uint64_t> nodes, int root);
-// Of trees, where ranks do different things: of each depth some, and mates of their nodes. In the in-order
-// tree of schedule_trees.cpp a rank's depth tells in the zero bits of its place behind the root in `order`.
+// Of trees, where ranks do different things: of each depth some, and mates of their nodes. A rank's depth
+// tells in the bits of its place behind the root in `order`: in the in-order trees of schedule_trees.cpp in
+// the last zeros, in a binomial tree in the ones.
 std::vector<int> ranks_along_trees(std::span<const uint64_t> nodes, std::span<const int> order, int root);
 
 // `schedule_of(rank)` for each of `looked_at`; `nodes`: the node of each rank; `element`: bytes.

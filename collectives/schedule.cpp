@@ -356,25 +356,25 @@ Schedule all_gather_bruck(int ranks, int rank, uint64_t count) {
   return schedule;
 }
 
-// Round k is that of distance 2^(⌈log₂ p⌉ − 1 − k) on all ranks, also where it is empty: round after round is
-// then what the last rank waits for, as the cost model takes it.
+// A rank gives to all its children in one round: their messages share its link. The rounds before are as many
+// as there are ranks between the root and it, so that the cost model sees who waits for whom.
 Schedule broadcast_binomial(int ranks, int rank, uint64_t count, int root) {
-  Schedule schedule{"binomial", {}, 0};
   const int relative = wrap(rank - root, ranks);
   const auto absolute = [&](int value) { return (value + root) % ranks; };
-  const Region whole = relative == 0 ? input(0, count) : output(0, count);
-  for (int distance = static_cast<int>(std::bit_ceil(static_cast<unsigned>(ranks))) / 2; distance >= 1;
-       distance /= 2) {
-    Round round;
-    const bool has_it = relative % (2 * distance) == 0;
-    if (has_it && relative + distance < ranks) send(round, absolute(relative + distance), whole);
-    if (relative % (2 * distance) == distance) receive(round, absolute(relative - distance), whole);
-    schedule.rounds.push_back(std::move(round));
+  const auto depth = static_cast<size_t>(std::popcount(static_cast<unsigned>(relative)));
+  Schedule schedule{"binomial", std::vector<Round>(depth), 0};
+  int lowest = static_cast<int>(std::bit_ceil(static_cast<unsigned>(ranks)));
+  if (relative != 0) {
+    lowest = relative & -relative;
+    receive(schedule.rounds.back(), absolute(relative - lowest), output(0, count));
   }
-  if (relative == 0) {
-    if (schedule.rounds.empty()) schedule.rounds.emplace_back();
-    fold(schedule.rounds.back(), output(0, count), {input(0, count)}, true);
+  Round give;
+  for (int distance = lowest / 2; distance >= 1; distance /= 2) {
+    if (relative + distance < ranks)
+      send(give, absolute(relative + distance), relative == 0 ? input(0, count) : output(0, count));
   }
+  if (relative == 0) fold(give, output(0, count), {input(0, count)}, true);
+  schedule.rounds.push_back(std::move(give));
   return schedule;
 }
 
