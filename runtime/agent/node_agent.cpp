@@ -121,34 +121,71 @@ struct NodeAgent::State : std::enable_shared_from_this<NodeAgent::State> {
 
   void connect() {
     if (over || core.leader_is_gone()) return;
-    if (options.find_leader) return find_leader();
+    if (options.find_leader) return look();
     if (options.local_leader) return use_local(options.local_leader);
     connect_to(options.leaders[next_leader++ % options.leaders.size()]);
   }
 
-  void find_leader() {
+  void look() {
+    // What is being read may be older than what made us ask.
+    if (looking) return void(look_once_more = true);
+    looking = true;
+    look_once_more = false;
     if (stage.empty()) stage = "etcd has not answered";
     options.find_leader(core.store_incarnation(), [weak = weak_from_this()](Result<LeaderPlace> place) {
       const auto self = weak.lock();
-      if (!self || self->over || self->core.leader_is_gone()) return;
-      if (!place.ok()) return self->failed(place.error());
-      if (place->ended) return self->apply(self->core.ended(now(), *place->ended));
-      if (place->local) return self->use_local(place->local);
-      self->connect_to(place->address);
+      if (!self) return;
+      self->looking = false;
+      if (!self->over && !self->core.leader_is_gone()) self->found(std::move(place));
+      if (self->look_once_more) self->look_again();
     });
   }
 
+  // Where this asks although it has a leader, or is on the way to one, that one stays unless there is
+  // another.
+  void found(Result<LeaderPlace> place) {
+    if (!place.ok()) return is_under_way() ? void() : failed(place.error());
+    if (place->ended) return is_connected ? void() : apply(core.ended(now(), *place->ended));
+    if (is_under_way()) {
+      if (!place->local && place->address.host == current.host && place->address.port == current.port) return;
+      give_up_leader("another leads");
+    }
+    retry.cancel();
+    if (place->local) return use_local(place->local);
+    connect_to(place->address);
+  }
+
+  void look_again() {
+    if (over || !options.find_leader || core.leader_is_gone() || uses_local) return;
+    retry.cancel();
+    look();
+  }
+
+  bool is_under_way() const { return resolving || connector || link; }
+
+  void give_up_leader(const std::string& why) {
+    const bool lost = std::exchange(is_connected, false);
+    drop_link();
+    if (lost) apply(core.leader_lost(now(), why));
+  }
+
   void use_local(const std::function<std::unique_ptr<Link>()>& attach) {
-    if (auto made = attach()) return use(std::move(made));
+    if (auto made = attach()) {
+      uses_local = true;
+      return use(std::move(made));
+    }
     if (!options.find_leader) return apply(core.leader_gone(now(), "it has resigned"));
     failed({ErrorCode::kRetry, "the leader of this process has resigned"});
   }
 
   void connect_to(const LeaderAddress& leader) {
     if (stage.empty()) stage = "its name has not been looked up";
+    current = leader;
+    resolving = true;
     resolve(loop, weak_from_this(), leader.host, leader.port,
-            [this, leader](Result<std::vector<SocketAddress>> found) {
-              if (over || core.leader_is_gone()) return;
+            [this, leader, mine = ++attempt](Result<std::vector<SocketAddress>> found) {
+              if (over || core.leader_is_gone() || mine != attempt) return;
+              resolving = false;
               if (!found.ok()) return failed(found.error());
               connector =
                   std::make_unique<Connector>(loop, std::move(found).value(), kConnectTimeout,
@@ -238,6 +275,8 @@ struct NodeAgent::State : std::enable_shared_from_this<NodeAgent::State> {
     link.reset();
     if (connector) loop.post([old = std::shared_ptr<Connector>(std::move(connector))] {});
     connector.reset();
+    resolving = uses_local = false;
+    ++attempt;
   }
 
   // ---- actions
@@ -308,6 +347,13 @@ struct NodeAgent::State : std::enable_shared_from_this<NodeAgent::State> {
   std::unique_ptr<Rescue> rescue;
   std::optional<Instant> refused_since;  // without an answer of another kind between
   size_t next_leader = 0;
+  // With find_leader:
+  bool looking = false;
+  bool look_once_more = false;
+  LeaderAddress current;   // that a connection exists to, or is under way to
+  bool resolving = false;  // its name
+  bool uses_local = false;
+  uint64_t attempt = 0;  // a name that comes too late belongs to an older one
   Duration retry_after = kRetryFirst;
   Instant give_up_at = 0;
   bool is_connected = false;
@@ -334,6 +380,8 @@ NodeAgent::~NodeAgent() {
   state_->workers.reset();
   state_->callbacks = {};
 }
+
+void NodeAgent::look_again() { state_->look_again(); }
 
 void NodeAgent::notice(Scope scope, uint32_t slot, Duration time_left, const std::string& source) {
   if (!state_->over) state_->apply(state_->core.notice(now(), scope, slot, time_left, source));

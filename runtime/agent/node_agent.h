@@ -77,6 +77,10 @@ class NodeAgent {
   NodeAgent(Loop& loop, NodeOptions options, std::unique_ptr<Workers> workers, NodeCallbacks callbacks);
   ~NodeAgent();
 
+  // With find_leader: who leads may have changed. It is asked at once, instead of when it is due; what is
+  // under way goes on unless the answer is another leader.
+  void look_again();
+
   void notice(control::Scope scope, uint32_t slot, Duration time_left, const std::string& source);
   void kill_workers();      // SIGKILL to all, now
   bool any_worker() const;  // alive, or not yet reaped

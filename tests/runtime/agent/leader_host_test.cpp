@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 
 #include <optional>
+#include "tests/support/run_until.h"
 
 namespace muster::agent {
 namespace {
@@ -49,18 +50,7 @@ class LeaderHostTest : public testing::Test {
 
   template <typename F>
   bool until(F condition) {
-    const Instant deadline = now() + 20 * kSecond;
-    bool done = false;
-    Timer* again = nullptr;
-    Timer poll(loop_, [&] {
-      done = condition();
-      if (done || now() > deadline) return loop_.stop();
-      again->after(kMillisecond);
-    });
-    again = &poll;
-    poll.after(0);
-    loop_.run();
-    return done;
+    return run_until(loop_, std::move(condition));
   }
 
   Loop loop_;
