@@ -178,8 +178,8 @@ struct Election::State : std::enable_shared_from_this<Election::State> {
       : loop(l),
         options(std::move(o)),
         prefix("/muster/" + options.job + "/"),
-        etcd(options.members),
-        lease_etcd(options.members),
+        etcd(options.etcd),
+        lease_etcd(options.etcd),
         renew(loop, [this] { renew_lease(); }),
         calls("muster-etcd"),
         lease_calls("muster-lease") {}
@@ -223,7 +223,7 @@ struct Election::State : std::enable_shared_from_this<Election::State> {
     if (won.term > control::kTermsMax)
       return Error{ErrorCode::kRetry,
                    "this run has had " + std::to_string(won.term - 1) + " leaders; no more"};
-    MUSTER_ASSIGN(std::string host, own_address_toward(options.members));
+    MUSTER_ASSIGN(std::string host, own_address_toward(options.etcd.members));
     const Instant asked_at = now();
     MUSTER_ASSIGN(const int64_t id, etcd.grant(options.lease, stop));
     const LeaderKey key{options.node, options.node_name, std::move(host), port,
@@ -378,7 +378,7 @@ Election::~Election() {
   state_->lease_calls.end();
   const int64_t lease = state_->give_up_lease();  // one that a campaign has won meanwhile, too
   const std::atomic<bool> never = false;
-  if (lease != 0) (void)Etcd(state_->options.members, kSecond / 2).revoke(lease, never);
+  if (lease != 0) (void)Etcd(state_->options.etcd, kSecond / 2).revoke(lease, never);
 }
 
 void Election::look(uint64_t incarnation, std::function<void(Result<Standing>)> answer) {

@@ -36,7 +36,7 @@ namespace muster::launcher {
 Result<std::string> own_address_toward(const std::vector<agent::HostPort>& members);
 
 struct ElectionOptions {
-  std::vector<agent::HostPort> members;  // of etcd
+  EtcdAccess etcd;
   std::string job;
   control::NodeId node = 0;
   std::string node_name;

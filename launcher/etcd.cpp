@@ -1,129 +1,141 @@
 #include "launcher/etcd.h"
 
-#include <charconv>
-#include <nlohmann/json.hpp>
+#include <utility>
 
-#include "launcher/http.h"
+#include "launcher/etcd_json.h"
 
 namespace muster::launcher {
 namespace {
 
 using nlohmann::json;
 
-constexpr char kScheme[] = "etcd://";
-constexpr char kDigits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+constexpr std::string_view kPlain = "etcd://";
+constexpr std::string_view kSecured = "etcds://";
 constexpr size_t kMembersMax = 16;
 
-Error strange(const std::string& what) {
-  return {ErrorCode::kRetry, "etcd's answer cannot be read: " + what};
+// What etcd's words ask of people; empty: nothing that they could do.
+std::string advice_for(const std::string& words) {
+  constexpr std::pair<const char*, const char*> kAdvice[] = {
+      {"user name is empty", "it wants to know who asks: give --etcd-user and --etcd-password-file"},
+      {"invalid user ID or password", "check --etcd-user and its password"},
+      {"authentication is not enabled",
+       "it knows no users: leave --etcd-user out, or run: etcdctl auth enable"},
+      {"permission denied",
+       "a role of --etcd-user must read and write all keys that begin with /muster/ and the job's name "
+       "(docs/guides/etcd.md)"},
+      {"CommonName",
+       "where it knows users its gateway takes no certificate that has a common name: make that of "
+       "--etcd-cert without a CN"},
+  };
+  for (const auto& [part, advice] : kAdvice)
+    if (words.find(part) != std::string::npos) return advice;
+  return "";
 }
 
-std::string key_of(const std::string& key) { return to_base64(as_bytes(key)); }
-
-// The gateway writes 64-bit integers as text, and leaves out what is zero.
-template <typename Integer>
-Result<Integer> integer(const json& object, const char* name) {
-  if (!object.is_object()) return strange("no object around " + std::string(name));
-  const auto found = object.find(name);
-  if (found == object.end()) return Integer{0};
-  if (found->is_number_integer()) return found->get<Integer>();
-  if (!found->is_string()) return strange(std::string(name) + " is no number");
-  const auto& text = found->get_ref<const std::string&>();
-  Integer value{};
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc{} || end != text.data() + text.size())
-    return strange(std::string(name) + " is '" + text.substr(0, 40) + "'");
-  return value;
-}
-
-Result<ByteBuffer> bytes(const json& object, const char* name) {
-  const auto found = object.find(name);
-  if (found == object.end()) return ByteBuffer{};
-  if (!found->is_string()) return strange(std::string(name) + " is no text");
-  return from_base64(found->get_ref<const std::string&>());
-}
-
-Result<json> parse(const std::string& text) {
-  json answer = json::parse(text, nullptr, false);
-  if (answer.is_discarded() || !answer.is_object()) return strange("not a JSON object");
-  return answer;
-}
-
-// What etcd says of an error, in a few words.
-std::string words_of(const notice::HttpAnswer& answer) {
-  const json body = json::parse(answer.body, nullptr, false);
-  std::string words = "HTTP " + std::to_string(answer.status);
-  if (!body.is_object()) return words;
-  for (const char* name : {"message", "error"}) {
-    const auto found = body.find(name);
-    if (found != body.end() && found->is_string())
-      return words + ", " + found->get<std::string>().substr(0, 200);
-  }
+// The first words of an answer that is no JSON.
+std::string printable(const std::string& text) {
+  std::string words = text.substr(0, 200);
+  for (char& c : words)
+    if (c < ' ' || c > '~') c = ' ';
+  while (words.ends_with(' ')) words.pop_back();
   return words;
+}
+
+Error refusal(const std::string& what, const notice::HttpAnswer& answer) {
+  const json body = json::parse(answer.body, nullptr, false);
+  std::string words = body.is_object() ? words_of_error(body) : printable(answer.body);
+  const std::string advice = advice_for(words);
+  words = what + ": HTTP " + std::to_string(answer.status) + (words.empty() ? "" : ", " + words);
+  if (advice.empty()) return {ErrorCode::kRetry, words};
+  return {ErrorCode::kMisuse, words + "; " + advice};
+}
+
+Error explained(const Error& error) {
+  if (error.code != ErrorCode::kMisuse) return error;
+  return {error.code, error.message +
+                          "; check --etcd-cacert, the names in the certificate of etcd, and --etcd-cert with "
+                          "--etcd-key where etcd asks for one"};
+}
+
+// A member forgets tokens when it starts anew or after a while, and all are void once users have changed.
+bool is_token_refused(const notice::HttpAnswer& answer) {
+  return answer.status == 401 ||
+         (answer.status == 400 && answer.body.find("auth store is old") != std::string::npos);
 }
 
 }  // namespace
 
-bool is_etcd(const std::string& rendezvous) { return rendezvous.rfind(kScheme, 0) == 0; }
+bool is_etcd(const std::string& rendezvous) {
+  return rendezvous.starts_with(kPlain) || is_secured_etcd(rendezvous);
+}
+
+bool is_secured_etcd(const std::string& rendezvous) { return rendezvous.starts_with(kSecured); }
 
 Result<std::vector<agent::HostPort>> parse_etcd(const std::string& rendezvous) {
   std::vector<agent::HostPort> members;
-  std::string rest = rendezvous.substr(sizeof kScheme - 1);
+  std::string rest = rendezvous.substr((is_secured_etcd(rendezvous) ? kSecured : kPlain).size());
   while (!rest.empty() && rest.back() == '/') rest.pop_back();
   size_t at = 0;
   while (at <= rest.size()) {
     const size_t comma = std::min(rest.find(',', at), rest.size());
     const auto member = agent::parse_host_port(rest.substr(at, comma - at));
     if (!member.ok() || members.size() == kMembersMax)
-      return Error{ErrorCode::kMisuse,
-                   "--rdzv is '" + rendezvous +
-                       "'; with etcd it must be etcd://HOST:PORT[,HOST:PORT...] of up to " +
-                       std::to_string(kMembersMax) + " members, as in etcd://db0:2379,db1:2379,db2:2379"};
+      return Error{
+          ErrorCode::kMisuse,
+          "--rdzv is '" + rendezvous +
+              "'; with etcd it must be etcd://HOST:PORT[,HOST:PORT...], or with TLS etcds://, of up to " +
+              std::to_string(kMembersMax) + " members, as in etcd://db0:2379,db1:2379,db2:2379"};
     members.push_back(*member);
     at = comma + 1;
   }
   return members;
 }
 
-std::string to_base64(ByteSpan bytes) {
-  std::string text;
-  text.reserve((bytes.size() + 2) / 3 * 4);
-  for (size_t i = 0; i < bytes.size(); i += 3) {
-    const size_t have = std::min<size_t>(3, bytes.size() - i);
-    uint32_t group = 0;
-    for (size_t k = 0; k < 3; ++k) group = group << 8 | (k < have ? static_cast<uint32_t>(bytes[i + k]) : 0);
-    for (size_t k = 0; k < 4; ++k) text += k <= have ? kDigits[group >> (18 - 6 * k) & 63] : '=';
-  }
-  return text;
-}
-
-Result<ByteBuffer> from_base64(const std::string& text) {
-  if (text.size() % 4 != 0) return strange("a value is no base64");
-  const size_t padding = text.empty()                   ? 0
-                         : text[text.size() - 1] != '=' ? 0
-                         : text[text.size() - 2] != '=' ? 1
-                                                        : 2;
-  ByteBuffer bytes;
-  bytes.reserve(text.size() / 4 * 3);
-  uint32_t group = 0;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const bool pads = i >= text.size() - padding;
-    const char* digit = pads ? kDigits : std::char_traits<char>::find(kDigits, 64, text[i]);
-    if (digit == nullptr) return strange("a value is no base64");
-    group = group << 6 | static_cast<uint32_t>(digit - kDigits);
-    if (i % 4 != 3) continue;
-    const size_t count = i + 1 == text.size() ? 3 - padding : 3;
-    for (size_t k = 0; k < count; ++k) bytes.push_back(static_cast<std::byte>(group >> (16 - 8 * k) & 255));
-    group = 0;
-  }
-  return bytes;
-}
-
-Etcd::Etcd(const std::vector<agent::HostPort>& members, Duration try_timeout) : try_timeout_(try_timeout) {
-  for (const agent::HostPort& member : members) {
+Etcd::Etcd(EtcdAccess access, Duration try_timeout) : access_(std::move(access)), try_timeout_(try_timeout) {
+  for (const agent::HostPort& member : access_.members) {
     const bool v6 = member.host.find(':') != std::string::npos;
-    members_.push_back("http://" + (v6 ? "[" + member.host + "]" : member.host) + ":" +
-                       std::to_string(member.port));
+    members_.push_back((access_.tls ? "https://" : "http://") + (v6 ? "[" + member.host + "]" : member.host) +
+                       ":" + std::to_string(member.port));
+  }
+}
+
+HttpCall Etcd::request(size_t member, const std::string& path, const std::string& body) const {
+  HttpCall made{
+      "POST",     members_[member] + "/v3/" + path, {"Content-Type: application/json"}, body, try_timeout_,
+      access_.tls};
+  if (!token_.empty()) made.headers.push_back("Authorization: " + token_);
+  return made;
+}
+
+// The name and the password for a token, which etcd forgets after some minutes, and a member that starts
+// anew.
+Result<notice::HttpAnswer> Etcd::log_in(size_t member, const std::atomic<bool>& stop) {
+  const json who{{"name", access_.user}, {"password", access_.password}};
+  const HttpCall call =
+      request(member, "auth/authenticate", who.dump(-1, ' ', true, json::error_handler_t::replace));
+  MUSTER_ASSIGN(auto answer, http_call(call, stop));
+  if (answer.status != 200) return answer;
+  MUSTER_ASSIGN(const json body, parse_answer(answer.body));
+  const auto token = body.find("token");
+  if (token == body.end() || !token->is_string() || !fits_header(token->get_ref<const std::string&>()))
+    return strange_answer("no token");
+  token_ = token->get<std::string>();
+  return answer;
+}
+
+bool Etcd::must_log_in() const { return !access_.user.empty() && token_.empty(); }
+
+// Errors: no answer. What is refused is an answer, too.
+Result<notice::HttpAnswer> Etcd::attempt(size_t member, const std::string& path, const std::string& body,
+                                         const std::atomic<bool>& stop) {
+  for (bool again = false;; again = true) {
+    if (must_log_in()) {
+      MUSTER_ASSIGN(auto answer, log_in(member, stop));
+      if (answer.status != 200) return answer;
+    }
+    MUSTER_ASSIGN(auto answer, http_call(request(member, path, body), stop));
+    if (again || token_.empty() || !is_token_refused(answer)) return answer;
+    forget_token();
   }
 }
 
@@ -133,38 +145,49 @@ Result<std::string> Etcd::call(const std::string& path, const std::string& body,
   Error last{ErrorCode::kRetry, "no etcd member was given"};
   for (size_t i = 0; i < members_.size() && !stop; ++i) {
     const size_t member = (newest_ + i) % members_.size();
-    HttpCall request{
-        "POST", members_[member] + "/v3/" + path, {"Content-Type: application/json"}, body, try_timeout_};
-    auto answer = http_call(request, stop);
+    auto answer = attempt(member, path, body, stop);
     if (answer.ok() && answer->status == 200) {
       newest_ = member;
       return std::move(answer->body);
     }
-    last = answer.ok()
-               ? Error{ErrorCode::kRetry, members_[member] + " refuses " + path + ": " + words_of(*answer)}
-               : answer.error();
+    last = answer.ok() ? refusal(members_[member] + " refuses " + path, *answer) : explained(answer.error());
     if (answer.ok() && answer->status < 500) break;
   }
   return last;
+}
+
+Status Etcd::watch(HttpStream& stream, const std::string& body, Duration quiet_max,
+                   const HttpStream::Take& take, const std::atomic<bool>& stop) {
+  const size_t member = std::exchange(newest_, (newest_ + 1) % members_.size());
+  if (must_log_in()) {
+    const auto answer = log_in(member, stop);
+    if (!answer.ok()) return explained(answer.error());
+    if (answer->status != 200) return refusal(members_[member] + " refuses to be watched", *answer);
+  }
+  const auto answer = stream.read(request(member, "watch", body), quiet_max, take);
+  if (!answer.ok()) return explained(answer.error());
+  if (is_token_refused(*answer)) forget_token();
+  if (answer->status != 200) return refusal(members_[member] + " refuses to be watched", *answer);
+  return ok();
 }
 
 Result<std::map<std::string, EtcdEntry>> Etcd::with_prefix(const std::string& prefix,
                                                            const std::atomic<bool>& stop) {
   std::string end = prefix;
   ++end.back();
-  const json request{{"key", key_of(prefix)}, {"range_end", key_of(end)}};
+  const json request{{"key", key_in_json(prefix)}, {"range_end", key_in_json(end)}};
   MUSTER_ASSIGN(const std::string text, call("kv/range", request.dump(), stop));
-  MUSTER_ASSIGN(const json answer, parse(text));
+  MUSTER_ASSIGN(const json answer, parse_answer(text));
   std::map<std::string, EtcdEntry> entries;
   const auto found = answer.find("kvs");
   if (found == answer.end()) return entries;
-  if (!found->is_array()) return strange("kvs is no list");
+  if (!found->is_array()) return strange_answer("kvs is no list");
   for (const json& each : *found) {
     EtcdEntry entry;
-    MUSTER_ASSIGN(entry.created, integer<uint64_t>(each, "create_revision"));
-    MUSTER_ASSIGN(entry.modified, integer<uint64_t>(each, "mod_revision"));
-    MUSTER_ASSIGN(entry.value, bytes(each, "value"));
-    MUSTER_ASSIGN(const ByteBuffer key, bytes(each, "key"));
+    MUSTER_ASSIGN(entry.created, integer_in<uint64_t>(each, "create_revision"));
+    MUSTER_ASSIGN(entry.modified, integer_in<uint64_t>(each, "mod_revision"));
+    MUSTER_ASSIGN(entry.value, bytes_in(each, "value"));
+    MUSTER_ASSIGN(const ByteBuffer key, bytes_in(each, "key"));
     entries[std::string(reinterpret_cast<const char*>(key.data()), key.size())] = std::move(entry);
   }
   return entries;
@@ -174,48 +197,47 @@ Result<EtcdOutcome> Etcd::transact(const EtcdTransaction& transaction, const std
   json guards = json::array();
   for (const EtcdGuard& guard : transaction.guards) {
     const bool created = guard.what == EtcdGuard::kCreated;
-    guards.push_back({{"key", key_of(guard.key)},
+    guards.push_back({{"key", key_in_json(guard.key)},
                       {"result", "EQUAL"},
                       {"target", created ? "CREATE" : "MOD"},
                       {created ? "create_revision" : "mod_revision", std::to_string(guard.revision)}});
   }
   json writes = json::array();
   for (const std::string& key : transaction.deletes)
-    writes.push_back({{"request_delete_range", {{"key", key_of(key)}}}});
+    writes.push_back({{"request_delete_range", {{"key", key_in_json(key)}}}});
   for (const EtcdPut& put : transaction.puts) {
     writes.push_back({{"request_put",
-                       {{"key", key_of(put.key)},
+                       {{"key", key_in_json(put.key)},
                         {"value", to_base64(put.value)},
                         {"lease", std::to_string(put.lease)}}}});
   }
   const json request{{"compare", guards}, {"success", writes}};
   MUSTER_ASSIGN(const std::string text, call("kv/txn", request.dump(), stop));
-  MUSTER_ASSIGN(const json answer, parse(text));
+  MUSTER_ASSIGN(const json answer, parse_answer(text));
   const auto header = answer.find("header");
-  if (header == answer.end()) return strange("no header");
+  if (header == answer.end()) return strange_answer("no header");
   EtcdOutcome outcome;
-  MUSTER_ASSIGN(outcome.revision, integer<uint64_t>(*header, "revision"));
-  const auto succeeded = answer.find("succeeded");
-  outcome.written = succeeded != answer.end() && succeeded->is_boolean() && succeeded->get<bool>();
+  MUSTER_ASSIGN(outcome.revision, integer_in<uint64_t>(*header, "revision"));
+  outcome.written = flag_in(answer, "succeeded");
   return outcome;
 }
 
 Result<int64_t> Etcd::grant(Duration time_to_live, const std::atomic<bool>& stop) {
   const json request{{"TTL", std::to_string(time_to_live / kSecond)}};
   MUSTER_ASSIGN(const std::string text, call("lease/grant", request.dump(), stop));
-  MUSTER_ASSIGN(const json answer, parse(text));
-  MUSTER_ASSIGN(const int64_t lease, integer<int64_t>(answer, "ID"));
-  if (lease == 0) return strange("a lease without a number");
+  MUSTER_ASSIGN(const json answer, parse_answer(text));
+  MUSTER_ASSIGN(const int64_t lease, integer_in<int64_t>(answer, "ID"));
+  if (lease == 0) return strange_answer("a lease without a number");
   return lease;
 }
 
 Result<bool> Etcd::keep_alive(int64_t lease, const std::atomic<bool>& stop) {
   const json request{{"ID", std::to_string(lease)}};
   MUSTER_ASSIGN(const std::string text, call("lease/keepalive", request.dump(), stop));
-  MUSTER_ASSIGN(const json answer, parse(text));
+  MUSTER_ASSIGN(const json answer, parse_answer(text));
   const auto result = answer.find("result");
-  if (result == answer.end()) return strange("no result");
-  MUSTER_ASSIGN(const int64_t left, integer<int64_t>(*result, "TTL"));
+  if (result == answer.end()) return strange_answer("no result");
+  MUSTER_ASSIGN(const int64_t left, integer_in<int64_t>(*result, "TTL"));
   return left > 0;
 }
 

@@ -12,18 +12,25 @@
 #include <string>
 #include <vector>
 
+#include "launcher/http.h"
 #include "runtime/agent/settings.h"
 #include "runtime/base/bytes.h"
 #include "runtime/base/clock.h"
 
 namespace muster::launcher {
 
-// etcd://HOST:PORT[,HOST:PORT…]
+// etcd://HOST:PORT[,HOST:PORT…], or etcds:// where TLS is spoken.
 bool is_etcd(const std::string& rendezvous);
+bool is_secured_etcd(const std::string& rendezvous);
 Result<std::vector<agent::HostPort>> parse_etcd(const std::string& rendezvous);
 
-std::string to_base64(ByteSpan bytes);
-Result<ByteBuffer> from_base64(const std::string& text);
+// How to reach it, and as whom.
+struct EtcdAccess {
+  std::vector<agent::HostPort> members;  // at least one
+  std::optional<HttpTls> tls = std::nullopt;
+  std::string user = "";  // empty: etcd asks for none
+  std::string password = "";
+};
 
 struct EtcdEntry {
   ByteBuffer value;
@@ -54,9 +61,10 @@ struct EtcdOutcome {
 
 class Etcd {
  public:
-  explicit Etcd(const std::vector<agent::HostPort>& members, Duration try_timeout = kSecond);
+  explicit Etcd(EtcdAccess access, Duration try_timeout = kSecond);
 
-  // Errors of all: kRetry: no member gave an answer that can be used, and why the last one did not.
+  // Errors of all: kRetry: no member gave an answer that can be used, and why the last one did not; kMisuse:
+  // it stays so until people change something, and what.
   Result<std::map<std::string, EtcdEntry>> with_prefix(const std::string& prefix,
                                                        const std::atomic<bool>& stop);
   Result<EtcdOutcome> transact(const EtcdTransaction& transaction, const std::atomic<bool>& stop);
@@ -64,12 +72,25 @@ class Etcd {
   Result<bool> keep_alive(int64_t lease, const std::atomic<bool>& stop);        // false: it is over
   Status revoke(int64_t lease, const std::atomic<bool>& stop);
 
+  // Blocks until `take` has had enough, or the member has, or nothing has come for `quiet_max`; `body` is the
+  // request, etcd_watch.h reads the pieces. One member is tried, and the next time the next one.
+  Status watch(HttpStream& stream, const std::string& body, Duration quiet_max, const HttpStream::Take& take,
+               const std::atomic<bool>& stop);
+  void forget_token() { token_.clear(); }  // which etcd has refused within an answer
+
  private:
   Result<std::string> call(const std::string& path, const std::string& body, const std::atomic<bool>& stop);
+  Result<notice::HttpAnswer> attempt(size_t member, const std::string& path, const std::string& body,
+                                     const std::atomic<bool>& stop);
+  bool must_log_in() const;
+  Result<notice::HttpAnswer> log_in(size_t member, const std::atomic<bool>& stop);
+  HttpCall request(size_t member, const std::string& path, const std::string& body) const;
 
+  const EtcdAccess access_;
   std::vector<std::string> members_;  // "http://HOST:PORT"
-  size_t newest_ = 0;                 // that answered
-  Duration try_timeout_;
+  size_t newest_ = 0;                 // that answered, or is to be watched next
+  std::string token_;                 // in place of the password; empty: none, or it was refused
+  const Duration try_timeout_;
 };
 
 }  // namespace muster::launcher

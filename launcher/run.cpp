@@ -55,7 +55,7 @@ struct Plan {
   std::vector<std::string> command;
   std::string node_name;
   std::optional<HostPort> rendezvous;
-  std::vector<HostPort> etcd;  // in its place
+  std::optional<EtcdAccess> etcd;  // in its place
   TlsSecret secret;
   std::vector<std::string> clouds;
 };
@@ -79,7 +79,70 @@ Status check_notices(const OptionValues& values, Plan& plan) {
   return ok();
 }
 
+// A file that is missing, or is not this user's to read, would be refused at the first call only, with fewer
+// words.
+Status check_readable(const OptionValues& values, const std::string& option) {
+  const std::string path = values.text(option);
+  if (path.empty() || access(path.c_str(), R_OK) == 0) return ok();
+  return misuse("--" + option + " " + path + " cannot be read: " + std::strerror(errno));
+}
+
+Result<HttpTls> read_etcd_tls(const OptionValues& values) {
+  for (const char* option : {"etcd-cacert", "etcd-cert", "etcd-key"})
+    MUSTER_TRY(check_readable(values, option));
+  HttpTls tls{values.text("etcd-cacert"), values.text("etcd-cert"), values.text("etcd-key")};
+  if (tls.certificate_file.empty() != tls.key_file.empty())
+    return misuse("--etcd-cert and --etcd-key go together: give both, or neither");
+  return tls;
+}
+
+Status read_etcd_user(const OptionValues& values, EtcdAccess& etcd) {
+  etcd.user = values.text("etcd-user");
+  const std::string path = values.text("etcd-password-file");
+  etcd.password = values.text("etcd-password");
+  if (etcd.user.empty() && path.empty() && etcd.password.empty()) return ok();
+  if (etcd.user.find(':') != std::string::npos)
+    return misuse(
+        "--etcd-user has a colon; it takes the name alone, since all users of a machine see its command "
+        "lines: put "
+        "the password into --etcd-password-file");
+  if (etcd.user.empty() || path.empty() == etcd.password.empty())
+    return misuse(
+        "a user of etcd needs --etcd-user and one of --etcd-password-file and MUSTER_ETCD_PASSWORD, not "
+        "both");
+  if (path.empty()) return ok();
+  MUSTER_ASSIGN(const ByteBuffer password, read_private_file("the password file", path));
+  if (password.empty()) return misuse("the password file " + path + " is empty");
+  etcd.password.assign(reinterpret_cast<const char*>(password.data()), password.size());
+  return ok();
+}
+
+Result<EtcdAccess> read_etcd_access(const OptionValues& values) {
+  EtcdAccess etcd;
+  const std::string rendezvous = values.text("rdzv");
+  MUSTER_ASSIGN(etcd.members, parse_etcd(rendezvous));
+  if (is_secured_etcd(rendezvous)) {
+    MUSTER_ASSIGN(etcd.tls, read_etcd_tls(values));
+  }
+  MUSTER_TRY(read_etcd_user(values, etcd));
+  return etcd;
+}
+
+// Whoever gives a certificate or a password does not mean to speak in the clear, or to no etcd at all.
+Status check_etcd_options(const OptionValues& values) {
+  if (is_secured_etcd(values.text("rdzv"))) return ok();
+  for (const char* option :
+       {"etcd-cacert", "etcd-cert", "etcd-key", "etcd-user", "etcd-password-file", "etcd-password"}) {
+    if (values.is_set(option))
+      return misuse(variable_of(*find_option(option)) +
+                    ", or its flag, is for an etcd that speaks TLS: --rdzv must begin "
+                    "with etcds://");
+  }
+  return ok();
+}
+
 Status check_rendezvous(const OptionValues& values, Plan& plan) {
+  MUSTER_TRY(check_etcd_options(values));
   const auto [nodes_min, nodes_max] = values.range("nnodes");
   if (!values.is_set("rdzv")) {
     if (nodes_max > 1)
@@ -88,7 +151,7 @@ Status check_rendezvous(const OptionValues& values, Plan& plan) {
     return ok();
   }
   if (is_etcd(values.text("rdzv"))) {
-    MUSTER_ASSIGN(plan.etcd, parse_etcd(values.text("rdzv")));
+    MUSTER_ASSIGN(plan.etcd, read_etcd_access(values));
   } else {
     MUSTER_ASSIGN(plan.rendezvous, parse_host_port(values.text("rdzv")));
   }
@@ -430,7 +493,7 @@ class Agent {
   // before it wrote is read when this one starts, and at its end, but not while others wait for it to lead.
 
   void open_account() {
-    if (!leader_ && plan_.etcd.empty()) return;
+    if (!leader_ && !plan_.etcd) return;
     if (!values_.text("account").empty()) {
       auto sink = output_.open_file(values_.text("account"));
       // What a job costs is worth less than the job.
@@ -497,7 +560,7 @@ class Agent {
 
   // Whoever can bind the rendezvous's address owns its host, and is the first to come there.
   Status maybe_lead() {
-    if (!plan_.etcd.empty()) return ok();  // the node asks there who does
+    if (plan_.etcd) return ok();  // the node asks there who does
     if (!plan_.rendezvous) {
       start_leader();
       return ok();
@@ -681,7 +744,7 @@ class Agent {
     options.limits = node_limits(values_);
     options.connect_timeout = values_.duration("rdzv-timeout");
     options.secret = plan_.secret;
-    if (!plan_.etcd.empty())
+    if (plan_.etcd)
       look_for_leaders(options);
     else if (leader_)
       options.local_leader = [this] { return leader_->attach(); };
@@ -718,7 +781,7 @@ class Agent {
   // The workers' state is saved only when there was time for several elections.
   void look_for_leaders(NodeOptions& options) {
     ElectionOptions election;
-    election.members = plan_.etcd;
+    election.etcd = *plan_.etcd;
     election.job = plan_.secret.job;
     election.node = options.id;
     election.node_name = plan_.node_name;
@@ -726,7 +789,8 @@ class Agent {
     election.fresh_wait = values_.duration("partition-wait");
     options.limits.leader_changes = true;
     // A leader of the same process does not see where its agent is reached from outside.
-    if (auto own = own_address_toward(plan_.etcd); own.ok()) options.limits.rescue_host = *std::move(own);
+    if (auto own = own_address_toward(plan_.etcd->members); own.ok())
+      options.limits.rescue_host = *std::move(own);
     options.limits.rescue_after = options.limits.leader_silence + 3 * election.lease;
     // Not before a leader that waits for reports, as it may, has had the time for it.
     const Duration takeover = options.limits.leader_silence + 2 * leader_limits(values_).report_timeout;

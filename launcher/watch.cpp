@@ -71,10 +71,7 @@ class Aws {
                                                       "",
                                                       kCallTimeout},
                                                      stop));
-    const bool plausible =
-        !answer.body.empty() && answer.body.size() < 1024 &&
-        std::all_of(answer.body.begin(), answer.body.end(), [](char c) { return c > ' ' && c < 127; });
-    if (answer.status != 200 || !plausible)
+    if (answer.status != 200 || !fits_header(answer.body))
       return Error{ErrorCode::kRetry,
                    "AWS's metadata service gives no token (HTTP " + std::to_string(answer.status) + ")"};
     token_ = answer.body;

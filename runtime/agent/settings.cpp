@@ -16,15 +16,14 @@ constexpr size_t kSecretBytesMax = 4096;
 
 Error misuse(std::string text) { return {ErrorCode::kMisuse, std::move(text)}; }
 
-Status check_owner(int file, const std::string& path) {
+Status check_owner(int file, const std::string& what, const std::string& path) {
   struct stat status {};
-  if (fstat(file, &status) != 0)
-    return misuse("cannot examine the secret file " + path + ": " + std::strerror(errno));
-  if (!S_ISREG(status.st_mode)) return misuse("the secret file " + path + " is not a regular file");
+  if (fstat(file, &status) != 0) return misuse("cannot examine " + what + ": " + std::strerror(errno));
+  if (!S_ISREG(status.st_mode)) return misuse(what + " is not a regular file");
   if (status.st_uid != geteuid() && status.st_uid != 0)
-    return misuse("the secret file " + path + " belongs to another user; make one of your own");
+    return misuse(what + " belongs to another user; make one of your own");
   if ((status.st_mode & 077) != 0)
-    return misuse("the secret file " + path + " can be read or changed by others; run: chmod 600 " + path);
+    return misuse(what + " can be read or changed by others; run: chmod 600 " + path);
   return ok();
 }
 
@@ -43,10 +42,22 @@ Result<ByteBuffer> read_to_end(int file, const std::string& what) {
   bytes.resize(filled);
   while (!bytes.empty() && (bytes.back() == std::byte{'\n'} || bytes.back() == std::byte{'\r'}))
     bytes.pop_back();
+  return bytes;
+}
+
+Result<ByteBuffer> read_job_secret(int file, const std::string& what) {
+  MUSTER_ASSIGN(ByteBuffer bytes, read_to_end(file, what));
   if (bytes.size() < kSecretBytesMin)
     return misuse(what + " has only " + std::to_string(bytes.size()) + " bytes; use at least " +
                   std::to_string(kSecretBytesMin) + ", as from: openssl rand -hex 32");
   return bytes;
+}
+
+Result<UniqueFd> open_private(const std::string& what, const std::string& path) {
+  UniqueFd file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
+  if (!file) return misuse("cannot open " + what + ": " + std::strerror(errno));
+  MUSTER_TRY(check_owner(file.get(), what, path));
+  return file;
 }
 
 }  // namespace
@@ -100,7 +111,7 @@ control::MemberLimits member_limits(const OptionValues& values) {
 }
 
 Result<HostPort> parse_host_port(const std::string& text) {
-  if (text.rfind("etcd://", 0) == 0)
+  if (text.starts_with("etcd://") || text.starts_with("etcds://"))
     return misuse("--rdzv is '" + text +
                   "', and a world without agents cannot use etcd; start it with muster run");
   const size_t colon = text.rfind(':');
@@ -119,14 +130,18 @@ Result<HostPort> parse_host_port(const std::string& text) {
 Result<ByteBuffer> read_secret(const OptionValues& values) {
   if (values.is_set("secret-fd") && values.integer("secret-fd") >= 0) {
     UniqueFd file(static_cast<int>(values.integer("secret-fd")));
-    return read_to_end(file.get(), "the secret from MUSTER_SECRET_FD=" + std::to_string(file.get()));
+    return read_job_secret(file.get(), "the secret from MUSTER_SECRET_FD=" + std::to_string(file.get()));
   }
   const std::string path = values.text("secret-file");
   if (path.empty()) return ByteBuffer{};
-  UniqueFd file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
-  if (!file) return misuse("cannot open the secret file " + path + ": " + std::strerror(errno));
-  MUSTER_TRY(check_owner(file.get(), path));
-  return read_to_end(file.get(), "the secret file " + path);
+  const std::string what = "the secret file " + path;
+  MUSTER_ASSIGN(const UniqueFd file, open_private(what, path));
+  return read_job_secret(file.get(), what);
+}
+
+Result<ByteBuffer> read_private_file(const std::string& what, const std::string& path) {
+  MUSTER_ASSIGN(const UniqueFd file, open_private(what + " " + path, path));
+  return read_to_end(file.get(), what + " " + path);
 }
 
 std::string host_name() {

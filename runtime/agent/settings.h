@@ -24,6 +24,10 @@ Result<HostPort> parse_host_port(const std::string& text);  // "host:7000", "[::
 // the file is readable by others, too short, missing. A descriptor is closed after reading.
 Result<ByteBuffer> read_secret(const OptionValues& values);
 
+// `what` names it to people: "the password file". Without line ends at its end. Errors: kMisuse, as above; it
+// may be short.
+Result<ByteBuffer> read_private_file(const std::string& what, const std::string& path);
+
 std::string host_name();
 
 }  // namespace muster::agent

@@ -1,19 +1,13 @@
 // etcd's gateway and the election on it: against a real etcd of one member where there is one, and against a
 // server that answers whatever it is told to.
 #include <gtest/gtest.h>
-#include <netinet/in.h>
-#include <signal.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include <cstdlib>
-#include <filesystem>
-#include <thread>
-
 #include "launcher/election.h"
-#include "runtime/base/handle.h"
+#include "launcher/etcd_json.h"
 #include "runtime/base/random.h"
+#include "tests/launcher/etcd_server.h"
+#include "tests/support/run_until.h"
 
 namespace muster::launcher {
 namespace {
@@ -24,53 +18,6 @@ ByteBuffer bytes(const std::string& text) {
   const ByteSpan span = as_bytes(text);
   return {span.begin(), span.end()};
 }
-
-uint16_t port_of(int socket) {
-  sockaddr_in own{};
-  socklen_t size = sizeof own;
-  getsockname(socket, reinterpret_cast<sockaddr*>(&own), &size);
-  return ntohs(own.sin_port);
-}
-
-UniqueFd listening_socket() {
-  UniqueFd socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  sockaddr_in own{};
-  own.sin_family = AF_INET;
-  own.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  EXPECT_EQ(bind(socket.get(), reinterpret_cast<const sockaddr*>(&own), sizeof own), 0);
-  EXPECT_EQ(listen(socket.get(), 16), 0);
-  return socket;
-}
-
-uint16_t unused_port() { return port_of(listening_socket().get()); }
-
-// Gives every caller the same answer.
-class Parrot {
- public:
-  Parrot(int status, std::string body)
-      : answer_("HTTP/1.1 " + std::to_string(status) + " X\r\nContent-Length: " +
-                std::to_string(body.size()) + "\r\nConnection: close\r\n\r\n" + body),
-        thread_([this] { run(); }) {}
-  ~Parrot() {
-    shutdown(socket_.get(), SHUT_RDWR);
-    thread_.join();
-  }
-  agent::HostPort place() const { return {"127.0.0.1", port_of(socket_.get())}; }
-
- private:
-  void run() {
-    while (true) {
-      const UniqueFd caller(accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC));
-      if (!caller) return;
-      char request[8192];
-      (void)!read(caller.get(), request, sizeof request);
-      (void)!write(caller.get(), answer_.data(), answer_.size());
-    }
-  }
-  UniqueFd socket_ = listening_socket();
-  const std::string answer_;
-  std::thread thread_;
-};
 
 TEST(EtcdRendezvous, IsAListOfMembers) {
   EXPECT_TRUE(is_etcd("etcd://a:1"));
@@ -86,6 +33,11 @@ TEST(EtcdRendezvous, IsAListOfMembers) {
     EXPECT_NE(refused.error().message.find(bad), std::string::npos);
   }
   EXPECT_FALSE(agent::parse_host_port("etcd://a:1").ok()) << "a world without agents";
+  EXPECT_FALSE(is_secured_etcd("etcd://a:1"));
+  EXPECT_TRUE(is_etcd("etcds://a:1") && is_secured_etcd("etcds://a:1"));
+  const auto secured = parse_etcd("etcds://a:2379");
+  ASSERT_TRUE(secured.ok()) << secured.error().message;
+  EXPECT_EQ(secured->front().host, "a");
 }
 
 TEST(Base64, ThereAndBack) {
@@ -110,22 +62,22 @@ TEST(EtcdAnswers, StrangeOnesAreErrors) {
                            R"({"kvs":[{"key":"?"}]})", R"({"kvs":[{"key":"Zg==","mod_revision":"-1"}]})",
                            R"({"kvs":[{"key":"Zg==","mod_revision":"1x"}]})"}) {
     const Parrot parrot(200, body);
-    EXPECT_FALSE(Etcd({parrot.place()}).with_prefix("/p/", kGoOn).ok()) << body;
+    EXPECT_FALSE(Etcd({{parrot.place()}}).with_prefix("/p/", kGoOn).ok()) << body;
   }
   for (const char* body : {"{}", R"({"header":3})", R"({"header":{"revision":[]}})"}) {
     const Parrot parrot(200, body);
-    EXPECT_FALSE(Etcd({parrot.place()}).transact({}, kGoOn).ok()) << body;
+    EXPECT_FALSE(Etcd({{parrot.place()}}).transact({}, kGoOn).ok()) << body;
   }
   const Parrot nothing(200, "{}");
-  EXPECT_FALSE(Etcd({nothing.place()}).grant(5 * kSecond, kGoOn).ok()) << "a lease without a number";
-  EXPECT_FALSE(Etcd({nothing.place()}).keep_alive(5, kGoOn).ok());
-  const auto empty = Etcd({nothing.place()}).with_prefix("/p/", kGoOn);
+  EXPECT_FALSE(Etcd({{nothing.place()}}).grant(5 * kSecond, kGoOn).ok()) << "a lease without a number";
+  EXPECT_FALSE(Etcd({{nothing.place()}}).keep_alive(5, kGoOn).ok());
+  const auto empty = Etcd({{nothing.place()}}).with_prefix("/p/", kGoOn);
   EXPECT_TRUE(empty.ok() && empty->empty());
 }
 
 TEST(EtcdAnswers, ErrorsAreToldInEtcdsWords) {
   const Parrot parrot(400, R"({"error":"no","message":"etcdserver: key is not provided","code":3})");
-  const auto refused = Etcd({parrot.place()}).with_prefix("/p/", kGoOn);
+  const auto refused = Etcd({{parrot.place()}}).with_prefix("/p/", kGoOn);
   ASSERT_FALSE(refused.ok());
   EXPECT_NE(refused.error().message.find("key is not provided"), std::string::npos)
       << refused.error().message;
@@ -134,14 +86,14 @@ TEST(EtcdAnswers, ErrorsAreToldInEtcdsWords) {
 TEST(EtcdMembers, DeadAndLeaderlessOnesArePassedOver) {
   const Parrot leaderless(503, R"({"error":"etcdserver: no leader"})");
   const Parrot good(200, "{}");
-  Etcd etcd({{"127.0.0.1", unused_port()}, leaderless.place(), good.place()});
+  Etcd etcd({{{"127.0.0.1", unused_port()}, leaderless.place(), good.place()}});
   const auto answer = etcd.with_prefix("/p/", kGoOn);
   EXPECT_TRUE(answer.ok()) << answer.error().message;
 }
 
 TEST(EtcdMembers, SilentOneCostsABoundedTime) {
   const UniqueFd silent = listening_socket();
-  Etcd etcd({{"127.0.0.1", port_of(silent.get())}}, 50 * kMillisecond);
+  Etcd etcd({{{"127.0.0.1", port_of(silent.get())}}}, 50 * kMillisecond);
   EXPECT_FALSE(etcd.with_prefix("/p/", kGoOn).ok());
 }
 
@@ -161,41 +113,15 @@ TEST(EtcdKeys, StrangeOnesAreErrors) {
 class RealEtcd : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (std::system("etcd --version > /dev/null 2>&1") != 0)
-      GTEST_SKIP() << "no etcd here (Debian: etcd-server)";
-    folder_ = std::filesystem::temp_directory_path() / ("muster-etcd-test-" + std::to_string(getpid()));
-    std::filesystem::remove_all(folder_);
-    port_ = unused_port();
-    const std::string client = "http://127.0.0.1:" + std::to_string(port_);
-    const std::string peer = "http://127.0.0.1:" + std::to_string(unused_port());
-    pid_ = fork();
-    if (pid_ == 0) {
-      (void)!freopen("/dev/null", "w", stdout);
-      (void)!freopen("/dev/null", "w", stderr);
-      execlp("etcd", "etcd", "--data-dir", folder_.c_str(), "--unsafe-no-fsync", "--listen-client-urls",
-             client.c_str(), "--advertise-client-urls", client.c_str(), "--listen-peer-urls", peer.c_str(),
-             "--initial-advertise-peer-urls", peer.c_str(), "--initial-cluster", ("default=" + peer).c_str(),
-             nullptr);
-      _exit(127);
-    }
-    const Instant deadline = now() + 30 * kSecond;
-    while (!Etcd(members()).with_prefix("/x/", kGoOn).ok() && now() < deadline) usleep(50'000);
+    if (!etcd_is_there()) GTEST_SKIP() << "no etcd here (Debian: etcd-server)";
+    server_.emplace(EtcdServer::Options{});
+    ASSERT_TRUE(server_->answers({}));
   }
-  void TearDown() override {
-    stop_etcd();
-    std::filesystem::remove_all(folder_);
-  }
-  void stop_etcd() {
-    if (pid_ <= 0) return;
-    kill(pid_, SIGKILL);
-    waitpid(pid_, nullptr, 0);
-    pid_ = 0;
-  }
-  std::vector<agent::HostPort> members() const { return {{"127.0.0.1", port_}}; }
+  std::vector<agent::HostPort> members() const { return server_->members(); }
 
   ElectionOptions options(control::NodeId node) const {
     ElectionOptions made;
-    made.members = members();
+    made.etcd.members = members();
     made.job = "test";
     made.node = node;
     made.node_name = "n" + std::to_string(node);
@@ -206,18 +132,7 @@ class RealEtcd : public ::testing::Test {
 
   template <typename F>
   bool until(F condition) {
-    const Instant deadline = now() + 30 * kSecond;
-    bool done = false;
-    agent::Timer* again = nullptr;
-    agent::Timer poll(loop_, [&] {
-      done = condition();
-      if (done || now() > deadline) return loop_.stop();
-      again->after(10 * kMillisecond);
-    });
-    again = &poll;
-    poll.after(0);
-    loop_.run();
-    return done;
+    return agent::run_until(loop_, std::move(condition));
   }
   // The same for what runs the loop itself.
   template <typename F>
@@ -259,9 +174,7 @@ class RealEtcd : public ::testing::Test {
   }
 
   agent::Loop loop_;
-  std::filesystem::path folder_;
-  uint16_t port_ = 0;
-  pid_t pid_ = 0;
+  std::optional<EtcdServer> server_;
 };
 
 TEST_F(RealEtcd, OneLeadsAndTheOthersFindIt) {
@@ -319,7 +232,7 @@ TEST_F(RealEtcd, LeaseOfALeaderWithoutEtcdIsOverOnItsOwnClock) {
   const auto won = campaign(a);
   ASSERT_TRUE(won);
   const auto store = a.store_of(*won);
-  stop_etcd();
+  server_->kill_member(0);
   EXPECT_TRUE(until([&] { return now() >= store->lease_until(); }));
 }
 

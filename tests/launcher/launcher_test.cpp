@@ -135,6 +135,32 @@ TEST_F(Launcher, RefusesBadSecrets) {
   expect_misuse(with(folder_.string()), "not a regular file");
 }
 
+TEST_F(Launcher, RefusesBadWaysIntoEtcd) {
+  const auto with = [&](const std::string& rdzv, const Words& more) {
+    Words words{"--rdzv", rdzv, "--secret-file", secret_};
+    words.insert(words.end(), more.begin(), more.end());
+    return run(words, {"true"});
+  };
+  const std::string plain = "etcd://127.0.0.1:1", secured = "etcds://127.0.0.1:1";
+  const std::string password = secret_file("password", "x"), file = secret_;
+  expect_misuse(with("etcds://127.0.0.1", {}), "etcds://");
+  for (const char* option :
+       {"--etcd-cacert", "--etcd-cert", "--etcd-key", "--etcd-user", "--etcd-password-file"})
+    expect_misuse(with(plain, {option, file}), "--rdzv must begin with etcds://");
+  expect_misuse(with(plain, {}), "--rdzv must begin with etcds://", {"MUSTER_ETCD_PASSWORD=x"});
+  expect_misuse(with(secured, {"--etcd-cacert", (folder_ / "none").string()}), "cannot be read");
+  expect_misuse(with(secured, {"--etcd-cert", file}), "go together");
+  expect_misuse(with(secured, {"--etcd-user", "me:secret"}), "--etcd-password-file");
+  expect_misuse(with(secured, {"--etcd-user", "me"}), "needs --etcd-user and one of");
+  expect_misuse(with(secured, {"--etcd-password-file", password}), "needs --etcd-user and one of");
+  expect_misuse(with(secured, {"--etcd-user", "me", "--etcd-password-file", password}), "not both",
+                {"MUSTER_ETCD_PASSWORD=x"});
+  expect_misuse(with(secured, {"--etcd-user", "me", "--etcd-password-file", secret_file("open", "x", 0644)}),
+                "chmod 600");
+  expect_misuse(with(secured, {"--etcd-user", "me", "--etcd-password-file", secret_file("empty", "\n")}),
+                "is empty");
+}
+
 TEST_F(Launcher, EndsWithTheCodeOfAProgramThatDiesAtOnce) {
   AgentProcess agent(run({"--nproc", "2", "--restart-delay", "0.1"}, {"/bin/sh", "-c", "exit 3"}));
   EXPECT_EQ(agent.wait(), 3);
