@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "launcher/etcd_watch.h"
 #include "runtime/agent/leader_host.h"
 #include "runtime/base/handle.h"
 #include "runtime/base/random.h"
@@ -22,6 +23,11 @@ namespace {
 using nlohmann::json;
 
 constexpr size_t kKeyBytesMax = 4096;  // of what is read as JSON
+// Agents that hear of a vacant place look for it at moments of their own, so far apart as one needs to take
+// it, about: then few of them ask for a lease, whatever their number, and the rest hear that the place is
+// taken.
+constexpr Duration kApart = 2 * kMillisecond;
+constexpr Duration kSpreadMax = 200 * kMillisecond;
 
 ByteBuffer to_bytes(const json& value) {
   const std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);
@@ -181,6 +187,7 @@ struct Election::State : std::enable_shared_from_this<Election::State> {
         etcd(options.etcd),
         lease_etcd(options.etcd),
         renew(loop, [this] { renew_lease(); }),
+        say_changed(loop, [this] { changed(); }),
         calls("muster-etcd"),
         lease_calls("muster-lease") {}
 
@@ -252,6 +259,11 @@ struct Election::State : std::enable_shared_from_this<Election::State> {
     return std::optional<Won>(std::move(won));
   }
 
+  Duration moment_of_own() const {
+    const Duration spread = std::min<Duration>(kSpreadMax, options.agents_max * kApart);
+    return static_cast<Duration>(random_nonce() % static_cast<uint64_t>(spread + 1));
+  }
+
   // ---- the lease
 
   Duration margin() const { return options.lease / 5; }
@@ -295,6 +307,9 @@ struct Election::State : std::enable_shared_from_this<Election::State> {
   Instant vacant_since = 0;  // 0: it is not
   Instant not_before = 0;
   agent::Timer renew;
+  std::function<void()> changed;
+  agent::Timer say_changed;
+  std::optional<EtcdWatch> watch;
   Calls calls;
   Calls lease_calls;
 };
@@ -374,6 +389,7 @@ Election::Election(agent::Loop& loop, ElectionOptions options)
 
 Election::~Election() {
   state_->stop = true;
+  state_->watch.reset();
   state_->calls.end();
   state_->lease_calls.end();
   const int64_t lease = state_->give_up_lease();  // one that a campaign has won meanwhile, too
@@ -457,6 +473,14 @@ std::unique_ptr<agent::Store> Election::store_of(const Won& won) {
         const std::lock_guard lock(self->mutex);
         return self->lease_until;
       });
+}
+
+void Election::watch(std::function<void()> changed, std::function<void(std::string)> trouble) {
+  State* const state = state_.get();
+  state->changed = std::move(changed);
+  const auto heard = [state](bool vacant) { state->say_changed.after(vacant ? state->moment_of_own() : 0); };
+  state->watch.emplace(state->loop, state->options.etcd, state->prefix + "leader", WatchTimes{},
+                       EtcdWatch::Callbacks{heard, std::move(trouble)});
 }
 
 void Election::resign(Duration hold_off) {

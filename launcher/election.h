@@ -14,7 +14,7 @@
 //  - Whoever was not in a run takes it over only if nobody of the run did for `fresh_wait`, and then as a new
 //  run
 //    with a new incarnation (rule 9).
-// Lives on a Loop's thread; what waits for etcd runs on two threads of its own. Answers come on the loop's
+// Lives on a Loop's thread; what waits for etcd runs on threads of its own. Answers come on the loop's
 // thread, in bounded time, and none after the election is destroyed.
 #pragma once
 
@@ -40,6 +40,7 @@ struct ElectionOptions {
   std::string job;
   control::NodeId node = 0;
   std::string node_name;
+  uint32_t agents_max = 1;
   Duration lease = 5 * kSecond;  // whole seconds
   Duration fresh_wait = 30 * kSecond;
 };
@@ -89,6 +90,10 @@ class Election {
   void campaign(uint16_t port, uint64_t incarnation, std::function<void(Result<std::optional<Won>>)> answer);
   // Renews the lease until resign() or the end of this.
   std::unique_ptr<agent::Store> store_of(const Won& won);
+  // Once: watches the key `leader`, and says when a look() may be worth its while: it has changed, or may
+  // have. Not all agents say so at once where nobody leads, so that not all of them ask for a lease.
+  // `trouble` gets words for people.
+  void watch(std::function<void()> changed, std::function<void(std::string)> trouble);
   // Gives the lease back, and stands for no other election for a while: one who could not go on leaves it to
   // others.
   void resign(Duration hold_off);

@@ -785,6 +785,7 @@ class Agent {
     election.job = plan_.secret.job;
     election.node = options.id;
     election.node_name = plan_.node_name;
+    election.agents_max = static_cast<uint32_t>(values_.range("nnodes").second);
     election.lease = values_.duration("rdzv-lease") / kSecond * kSecond;
     election.fresh_wait = values_.duration("partition-wait");
     options.limits.leader_changes = true;
@@ -800,6 +801,12 @@ class Agent {
     options.find_leader = [this](uint64_t incarnation, Answer answer) {
       find_leader(incarnation, std::move(answer));
     };
+    // The node asks without it, too: a watch may be down just when the leader goes.
+    election_->watch(
+        [this] {
+          if (node_) node_->look_again();
+        },
+        [this](const std::string& words) { printer_.say(words); });
     prepare_rescue(options);
   }
 

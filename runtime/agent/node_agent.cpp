@@ -242,8 +242,10 @@ struct NodeAgent::State : std::enable_shared_from_this<NodeAgent::State> {
     if (was_connected && refused_since && now() - *refused_since >= kRefusedMax)
       apply(core.leader_gone(now(), error.message));
     if (over || core.leader_is_gone()) return;
-    // While refused it asks often: the rescue of what the workers hold waits for the verdict.
-    const bool often = refused_since || options.find_leader;
+    // While refused it asks often: the rescue of what the workers hold waits for the verdict. Where leaders
+    // change look_again() tells sooner, and many agents that ask often would hold up the one that takes the
+    // place.
+    const bool often = refused_since && !options.find_leader;
     retry.after(often ? std::min(retry_after, kRetryRefused) : retry_after);
     retry_after = std::min(retry_after * 2, kRetryLast);
   }

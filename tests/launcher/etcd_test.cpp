@@ -227,6 +227,27 @@ TEST_F(RealEtcd, LeaseIsRenewedWhileItLivesAndEndsWithIt) {
   EXPECT_EQ(look(b, incarnation).what, Standing::kVacant) << "it was given back";
 }
 
+// All reads of this test are its own: nothing asks again and again.
+TEST_F(RealEtcd, WatchSaysThatTheLeaderHasGoneAndThatAnotherHasCome) {
+  Election a(loop_, options(1)), b(loop_, options(2)), c(loop_, options(3));
+  int heard_by_b = 0, heard_by_c = 0;
+  const auto won = campaign(a);
+  ASSERT_TRUE(won);
+  b.watch([&] { ++heard_by_b; }, [](const std::string& words) { FAIL() << words; });
+  c.watch([&] { ++heard_by_c; }, [](const std::string& words) { FAIL() << words; });
+  ASSERT_TRUE(until([&] { return heard_by_b == 1 && heard_by_c == 1; })) << "both are open";
+  const auto store = a.store_of(*won);
+  ASSERT_TRUE(write(*store, "one", won->token, 0));
+  ASSERT_EQ(look(b, won->incarnation).what, Standing::kLed);
+  EXPECT_EQ(heard_by_b, 1) << "of other keys it says nothing";
+  a.resign(0);
+  ASSERT_TRUE(until([&] { return heard_by_b == 2 && heard_by_c == 2; }));
+  EXPECT_EQ(look(b, won->incarnation).what, Standing::kVacant);
+  ASSERT_TRUE(campaign(b, won->incarnation));
+  ASSERT_TRUE(until([&] { return heard_by_c == 3; }));
+  EXPECT_EQ(look(c, won->incarnation).leader.node, 2u);
+}
+
 TEST_F(RealEtcd, LeaseOfALeaderWithoutEtcdIsOverOnItsOwnClock) {
   Election a(loop_, options(1));
   const auto won = campaign(a);
