@@ -64,7 +64,7 @@ class Lines:
 class Training:
     """Agents `a` (with the store) and `b`, their events and their workers' lines."""
 
-    def __init__(self, build, program_extra=(), sleep_ms=SLEEP_MS, steps=FOREVER, nodes="1:2", state="whole"):
+    def __init__(self, build, program_extra=(), sleep_ms=SLEEP_MS, steps=FOREVER, nodes="1:2", state="whole", names="ab"):
         self.build, self.sleep_ms, self.steps, self.extra, self.state = build, sleep_ms, steps, list(program_extra), state
         self.folder = Path(tempfile.mkdtemp(prefix="muster-bench-"))
         (self.folder / "updates").mkdir()
@@ -76,9 +76,12 @@ class Training:
             self.port = probe.getsockname()[1]
         self.nodes = nodes
         self.agents, self.sources, self.updates, self.events, self.count = {}, {}, [], [], 0
-        self.worlds, self.pids = {}, {"a": {}, "b": {}}
-        for name in "ab":
+        self.worlds, self.pids = {}, {}
+        for name in names:
             self.start(name)
+        self.until_first_view()
+
+    def until_first_view(self):
         self.until_world(2 * WORKERS)
 
     def start(self, name):

@@ -15,6 +15,7 @@ from bench_checkpoint import checkpoint
 from bench_codecs import codecs
 from bench_collectives import collectives
 from bench_gpu import gpu
+from bench_leader import leader
 from bench_network import network
 from bench_preemption import preemption
 from bench_recovery import overhead, recovery
@@ -22,8 +23,8 @@ from bench_scale import scale
 from bench_training import training
 from torch_python import torch_python
 
-BENCHES = {"algorithms": algorithms, "checkpoint": checkpoint, "codecs": codecs, "collectives": collectives, "gpu": gpu, "network": network,
-           "overhead": overhead, "preemption": preemption, "recovery": recovery, "scale": scale,
+BENCHES = {"algorithms": algorithms, "checkpoint": checkpoint, "codecs": codecs, "collectives": collectives, "gpu": gpu, "leader": leader,
+           "network": network, "overhead": overhead, "preemption": preemption, "recovery": recovery, "scale": scale,
            "training": training}
 ROUNDS, ROUNDS_OF = 5, {"training": 3}
 
