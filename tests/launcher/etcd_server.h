@@ -160,12 +160,14 @@ class Parrot {
     thread_.join();
   }
   agent::HostPort place() const { return {"127.0.0.1", port_of(socket_.get())}; }
+  int callers() const { return callers_; }
 
  private:
   void run() {
     while (true) {
       const UniqueFd caller(accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC));
       if (!caller) return;
+      ++callers_;
       char request[8192];
       (void)!read(caller.get(), request, sizeof request);
       (void)!write(caller.get(), answer_.data(), answer_.size());
@@ -173,6 +175,7 @@ class Parrot {
   }
   UniqueFd socket_ = listening_socket();
   const std::string answer_;
+  std::atomic<int> callers_ = 0;
   std::thread thread_;
 };
 

@@ -344,9 +344,15 @@ TEST_F(Watching, WhatCannotBeWatchedIsToldOnceAndWakesNobody) {
 
 TEST_F(Watching, AnEndThatComesAtOnceIsAPauseNotAStorm) {
   const Parrot hasty(200, opening(5));
-  watch({hasty.place()});
+  WatchTimes times;
+  times.pause_first = times.pause_max = 3600 * kSecond;
+  watch_.emplace(loop_, EtcdAccess{{hasty.place()}}, kKey, times,
+                 EtcdWatch::Callbacks{[this](bool vacant) { heard_.push_back(vacant); },
+                                      [](const std::string& words) { FAIL() << words; }});
   ASSERT_TRUE(heard(1));
-  EXPECT_TRUE(told_.empty());
+  constexpr int kCalls = 50;  // one after the other: a watch without a pause would come between
+  for (int i = 0; i < kCalls; ++i) ASSERT_TRUE(Etcd({{hasty.place()}}).with_prefix("/x/", kGoOn).ok());
+  EXPECT_EQ(hasty.callers(), 1 + kCalls);
 }
 
 }  // namespace
