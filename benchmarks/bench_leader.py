@@ -75,7 +75,7 @@ class EtcdTraining(Training):
         command = [self.build / "bin" / "muster", "run", "--quiet", "--nnodes", f"1:{len(NAMES)}", "--nproc", 1, "--rdzv",
                    f"etcd://127.0.0.1:{self.etcd.port}", "--rdzv-lease", LEASE_S, "--job", self.job, "--secret-file", self.secret,
                    "--node-name", name, "--events", events, "--form-wait", 1, "--bind", "none", "--",
-                   self.build / "bin" / "bench_recovery", 1 << 20, 1 << 16, self.sleep_ms, FOREVER, self.folder / "updates"]
+                   self.build / "bin" / "bench_recovery", "whole", 1 << 20, 1 << 16, self.sleep_ms, FOREVER, self.folder / "updates"]
         self.pids[name] = {}
         self.sources[Lines(events)] = name
         with open(self.folder / f"said-{name}", "w") as said:
