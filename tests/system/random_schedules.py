@@ -26,6 +26,7 @@ WORKER_SILENCE_S, NODE_SILENCE_S, PARTITION_WAIT_S = 4, 6, 3
 NODES = 3
 CODEC_SHARE = 0.4  # of the schedules whose reductions are compressed
 SHARDED_SHARE = 0.4  # of those whose state is sharded
+NOTHING_LEFT = "no member holds a whole version and none is saved"
 HANG_S = 90  # without any step; many times what any recovery takes on a busy machine
 # What a sanitizer has to say, in the output of agents and workers.
 REPORT = re.compile(r"ERROR: AddressSanitizer|WARNING: ThreadSanitizer|runtime error: ")
@@ -226,6 +227,11 @@ class Schedule:
         if self.late and REQUEUE in [agent.wait(1) for agent in self.agents]:
             self.say("a worker was killed after the last step; launches once more for what it had still to do")
             self.late = False
+            self.launch(1, [2])
+            return self.finish()
+        # Both copies of a shard were lost before anything was saved: two losses in a row, or a node with both.
+        if code == REQUEUE and self.sharded and any(NOTHING_LEFT in line for line in self.agents[0].lines):
+            self.say("a shard was lost with its copies, and nothing is saved; launches again from the beginning")
             self.launch(1, [2])
             return self.finish()
         if code != 0:
