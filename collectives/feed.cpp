@@ -188,15 +188,14 @@ std::vector<Status> FeedSource::finish() {
 
 // It ends by its deadline.
 Status FeedSource::end_of(const Work& work) {
-  while (closing_) {
+  if (!closing_) return work.wait();
+  while (!is_closing()) {
     Status ended = work.wait(now() + kLook);
     if (ended.ok() || ended.error().code != ErrorCode::kRetry) return ended;
-    if (!closing_()) continue;
-    endpoint_.cancel(work);
-    (void)work.wait();
-    return closed();
   }
-  return work.wait();
+  endpoint_.cancel(work);
+  (void)work.wait();
+  return closed();
 }
 
 // ---- the target

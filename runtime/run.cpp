@@ -243,9 +243,10 @@ Result<bool> Run::next() {
       continue;
     }
     if (waits_at_boundary(lock)) continue;
-    if (save_if_due(lock)) continue;
-    MUSTER_ASSIGN(const bool gathered, gather_if_due(lock));
+    MUSTER_ASSIGN(const bool gathered,
+                  gather_if_due(lock));  // before a save: copies that differ are not saved
     if (gathered) continue;
+    if (save_if_due(lock)) continue;
     if (waits_for_end(lock)) continue;
     step_version_ = core_.version();
     prepare_step(lock);
@@ -396,7 +397,10 @@ Result<bool> Run::gather_if_due(Lock& lock) {
                                       static_cast<uint32_t>(group.size()));
   }
   std::vector<int> suspects;
-  const Status gathered = end_if_broken(gather_->run(group, now() + options_.step_timeout, suspects));
+  // A view's base is compared by digests, which know what was sent.
+  const bool compares = version > view_.base;
+  const Status gathered =
+      end_if_broken(gather_->run(group, compares, now() + options_.step_timeout, suspects));
   lock.lock();
   if (gathered.ok()) {
     gathered_ = version;
@@ -722,6 +726,8 @@ Status Run::step_failed(Lock& lock, const Error& error, const std::vector<int>& 
   if (error.code == ErrorCode::kMisuse) return error;
   if (view_is_over()) return revoked_error();
   group_failed_ = true;
+  // The others stop at this version, too, and come no more: a view change would cost the save that all make.
+  if (waits_at_limit()) return revoked_error();
   std::vector<control::MemberId> suspects;
   for (const int rank : suspect_ranks) suspects.push_back(view_.members[static_cast<size_t>(rank)].id);
   say(control::Suspect{view_.generation, std::move(suspects), error.message});

@@ -194,7 +194,7 @@ class Run final : private Session::Listener {
   };
   Result<Start> agree_on_start(Group& group);
   Result<Start> agree_under_lease(Group& group);
-  Status check_initial(Group& group, const char* gone);
+  Status check_initial(Group& group, bool is_gone, const char* gone);
   Status hold_initial_shards();
   Result<ShardBlocks> initial_shards() const;
   Result<std::optional<Start>> restore_newest(Group& group);
@@ -239,6 +239,7 @@ class Run final : private Session::Listener {
   bool started_ = false;       // the starting version is known
   bool leaving_said_ = false;  // in this view
   bool trained_ = false;  // the state is not what the program initialised: written by an update or a transfer
+  bool restored_ = false;  // the same, but by a restore at most: what the save lacked is as it was
 
   // the step at hand
   control::Version step_version_ = control::kNoVersion;

@@ -83,6 +83,7 @@ void Run::forward(const control::Message& message) {
   } else if (const auto* publish = std::get_if<control::SavePublish>(&message)) {
     saver_.publish(*publish);
   } else if (const auto* closed = std::get_if<control::SaveClosed>(&message)) {
+    if (stop_save_ && stop_save_->save == closed->save) stop_save_.reset();
     saver_.closed(*closed);
   } else if (const auto* schedule = std::get_if<control::SaveSchedule>(&message)) {
     saver_.schedule(*schedule);
@@ -108,7 +109,9 @@ void Run::open_stop_save() {
   if (!stop_save_ || stop_save_->version != core_.version() || update_open_) return;
   const std::vector<uint32_t> held = core_.kept_shards();
   for (uint32_t shard = 0; shard < stop_save_->writers.size(); ++shard) {
-    const bool mine = stop_save_->participants.at(stop_save_->writers[shard]) == self_.id;
+    const uint32_t writer = stop_save_->writers[shard];
+    const bool mine =
+        writer < stop_save_->participants.size() && stop_save_->participants[writer] == self_.id;
     if (mine && !std::ranges::binary_search(held, shard)) return;  // it is on its way, or to be installed
   }
   saver_.open(*std::exchange(stop_save_, std::nullopt), self_.id);

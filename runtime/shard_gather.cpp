@@ -18,7 +18,7 @@ std::vector<std::vector<uint32_t>> gather_senders(const control::ShardMap& map, 
 // A rank's turns are its shards one by one, so that all give at once and memory stays a part of the whole.
 ShardGather::ShardGather(const ShardedTensors& tensors, const control::ShardMap& map, uint32_t rank,
                          uint32_t ranks)
-    : tensors_(tensors), rank_(rank), senders_(gather_senders(map, ranks)) {
+    : tensors_(tensors), rank_(rank), mine_(map.held_by(rank)), senders_(gather_senders(map, ranks)) {
   const auto busiest = std::ranges::max_element(senders_, {}, &std::vector<uint32_t>::size);
   for (size_t turn = 0; turn < busiest->size(); ++turn) {
     Turn one;
@@ -40,7 +40,7 @@ Status ShardGather::prepare() {
   return ok();
 }
 
-Status ShardGather::run(Group& group, Instant deadline, std::vector<int>& suspects) {
+Status ShardGather::run(Group& group, bool compares, Instant deadline, std::vector<int>& suspects) {
   MUSTER_TRY(prepare());
   std::vector<Work> works;
   // The invariant's: a rank that gives nothing has to be there, too.
@@ -55,14 +55,14 @@ Status ShardGather::run(Group& group, Instant deadline, std::vector<int>& suspec
   for (size_t turn = 0; turn < turns_.size() && status.ok(); ++turn) {
     if (turn >= kAhead) {
       wait(works[1 + turn - kAhead]);
-      if (status.ok()) status = take(turn - kAhead);
+      if (status.ok()) status = take(turn - kAhead, compares);
     }
     works.push_back(begin(group, turn, deadline));
   }
   for (const Work& work : works) wait(work);
   for (size_t turn = turns_.size() - std::min(kAhead, turns_.size()); turn < turns_.size() && status.ok();
        ++turn)
-    status = take(turn);
+    status = take(turn, compares);
   return status;
 }
 
@@ -75,7 +75,7 @@ Work ShardGather::begin(Group& group, size_t turn, Instant deadline) {
 
 // Who has a copy of what another gives compares them: copies that differ would else be found at the next view
 // only, when both may have been saved.
-Status ShardGather::take(size_t turn) const {
+Status ShardGather::take(size_t turn, bool compares) const {
   ByteSpan rest(arrived_[turn % kAhead].data(), turns_[turn].bytes);
   for (size_t rank = 0; rank < senders_.size(); ++rank) {
     const ByteSpan gathered = rest.first(turns_[turn].counts[rank]);
@@ -83,7 +83,7 @@ Status ShardGather::take(size_t turn) const {
     if (gathered.empty()) continue;
     const uint32_t shard = senders_[rank][turn];
     tensors_.to_working_copies(shard, gathered);
-    if (rank == rank_ || !tensors_.holds(shard)) continue;
+    if (!compares || rank == rank_ || !std::ranges::binary_search(mine_, shard)) continue;
     if (const auto what = tensors_.difference(shard, gathered))
       return Error{
           ErrorCode::kReconfigure,

@@ -25,8 +25,8 @@ class ShardGather {
 
   // Collective. All ranks hold the shards that the map gives them, of one version. After an error working
   // copies hold anything, and `suspects` the ranks that are to blame. Errors: as a Work's; kReconfigure also
-  // where a copy of this rank's differs from the one that was given.
-  Status run(Group& group, Instant deadline, std::vector<int>& suspects);
+  // where a copy of this rank's differs from the one that was given, if it `compares`.
+  Status run(Group& group, bool compares, Instant deadline, std::vector<int>& suspects);
 
  private:
   struct Turn {
@@ -37,10 +37,11 @@ class ShardGather {
 
   Status prepare();
   Work begin(Group& group, size_t turn, Instant deadline);
-  Status take(size_t turn) const;
+  Status take(size_t turn, bool compares) const;
 
   const ShardedTensors& tensors_;
   const uint32_t rank_;
+  const std::vector<uint32_t> mine_;  // shards that this rank holds, ascending
   const std::vector<std::vector<uint32_t>> senders_;
   std::vector<Turn> turns_;
   std::vector<LargeBuffer> arrived_;  // of the turns under way

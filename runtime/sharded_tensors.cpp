@@ -170,7 +170,9 @@ std::optional<std::string> ShardedTensors::difference(uint32_t shard, ByteSpan g
   std::optional<std::string> first;
   for_each_part(shard, [&](size_t place, size_t tensor, const checkpoint::Range& rows, uint64_t offset) {
     const uint64_t bytes = part_bytes(tensor, shard);
-    if (first || place >= gathered_ || std::memcmp(&mine[offset], &gathered[offset], bytes) == 0) return;
+    if (first || place >= gathered_ ||
+        std::memcmp(mine.data() + offset, gathered.data() + offset, bytes) == 0)
+      return;
     first = "rows " + std::to_string(rows.begin) + " to " + std::to_string(rows.end - 1) + " of tensor '" +
             tensors_[tensor].name + "'";
   });

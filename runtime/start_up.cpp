@@ -95,7 +95,7 @@ Status Run::start_up(Lock& lock) {
       perform(core_.broken(now(), "the state could not be installed: " + installed.error().message));
       return ok();
     }
-    trained_ = true;
+    restored_ = true;
   }
   if (view_is_over()) return ok();
   started_ = true;
@@ -154,18 +154,19 @@ Result<Run::Start> Run::agree_under_lease(Group& group) {
     start.digest = digest_of(parts);
   } else {
     MUSTER_TRY(check_initial(
-        group, "no member holds a whole version and none is saved; the next launch starts at the beginning"));
+        group, trained_ || restored_,
+        "no member holds a whole version and none is saved; the next launch starts at the beginning"));
     start.digest = state_.digest();
   }
   MUSTER_TRY(check_equal(group, start.digest, "the replicated state", deadline));
   return start;
 }
 
-// Something begins as the program has initialised it: the same on all ranks, and gone where it has trained
-// since. Errors: kRetry with `gone`.
-Status Run::check_initial(Group& group, const char* gone) {
+// Something begins as the program has initialised it: the same on all ranks, if it is not gone on any of
+// them. Errors: kRetry with `gone`.
+Status Run::check_initial(Group& group, bool is_gone, const char* gone) {
   const Instant deadline = now() + options_.step_timeout;
-  MUSTER_ASSIGN(const Verdict fresh, combine(group, trained_ ? Verdict::kUnable : Verdict::kGood, deadline));
+  MUSTER_ASSIGN(const Verdict fresh, combine(group, is_gone ? Verdict::kUnable : Verdict::kGood, deadline));
   if (fresh != Verdict::kGood) return Error{ErrorCode::kRetry, gone};
   return check_equal(group, state_.sharded().digest_of_working_copies(), "the memory of the working copies",
                      deadline);
@@ -228,7 +229,7 @@ Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
     MUSTER_TRY(exchange_parts(group, saver_, staged, deadline));
     if (saver_.lacks_tensors(*mine)) {
       MUSTER_TRY(
-          check_initial(group,
+          check_initial(group, trained_,
                         "the newest save lacks a tensor, which begins as the program initialised it, and "
                         "members have trained it since; the next launch goes on from that save"));
     }

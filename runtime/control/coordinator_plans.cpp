@@ -186,19 +186,22 @@ void Coordinator::State::settle_drains() {
   }
   if (now < settle_notices_at) return;
   const bool told = std::exchange(drain_told, true);
-  if (!told) hurry_saves();           // those who leave take part in them
-  if (now < move_not_before) return;  // what they hold could not be given to others
+  if (!told) hurry_saves();                       // those who leave take part in them
+  const bool moves_wait = now < move_not_before;  // what they hold could not be given to others now
   if (drain_leaves_enough()) {
     hands_over = false;
     if (!told && drain_deadline != kNever) say_plan(plan_until(drain_deadline, nodes_able(), 0));
-    return want_plan("members are being drained");
+    if (!moves_wait) want_plan("members are being drained");
+    return;
   }
   if (!told) {
     const NoticePlan plan = plan_until(drain_deadline, 0, nodes_holding());
     hands_over = plan.kind == NoticePlan::kHandOver;
     if (hands_over) say_plan(plan);
   }
-  if (hands_over && nodes_holding() > 0) return want_plan("members are being drained, the others save");
+  if (hands_over && nodes_holding() > 0 && !moves_wait)
+    return want_plan("members are being drained, the others save");
+  if (hands_over && nodes_holding() > 0 && move_not_before < drain_deadline) return;
   hands_over = false;
   want_stop(kExitRequeue, "too few would be left after the drain", drain_deadline);
 }

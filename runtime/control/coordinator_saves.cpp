@@ -40,6 +40,7 @@ void Coordinator::State::open_save(Version version, bool for_stop) {
   save.participants = living_of(view);
   save.stop = for_stop;
   save.base_confirmed = base_confirmed;
+  save.in = view.generation;
   save.opened_at = now;
   save.deadline = now + limits.save_timeout;
   if (for_stop) {

@@ -99,6 +99,7 @@ struct Save {
   std::set<MemberId> lost;
   bool stop = false;
   bool base_confirmed = false;  // the participants' states were compared; no manifest before that
+  Generation in;                // the view in which it was opened
   bool all_voted = false;
   MemberId publisher = 0;
   uint64_t bytes = 0;

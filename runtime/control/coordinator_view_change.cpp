@@ -395,11 +395,17 @@ void Coordinator::State::confirm_base() {
 }
 
 // Also those of a former view that ended before this: all their participants are in this one, and compared.
+// But not their shards, of which this view need not have the same copies.
 void Coordinator::State::confirm_saves() {
   std::vector<uint64_t> confirmed;
+  std::vector<uint64_t> uncompared;
   for (auto& [id, save] : saves) {
-    if (!std::exchange(save.base_confirmed, true)) confirmed.push_back(id);
+    if (save.base_confirmed) continue;
+    const bool is_compared = save.in == view.generation || view.shards.shards() == 0;
+    save.base_confirmed = is_compared;
+    (is_compared ? confirmed : uncompared).push_back(id);
   }
+  for (uint64_t id : uncompared) close_save(id, false, "the view changed before its shards were compared");
   for (uint64_t id : confirmed) {
     if (saves.contains(id)) check_votes(saves.at(id));
   }

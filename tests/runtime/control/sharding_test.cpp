@@ -289,6 +289,35 @@ TEST_F(ShardedView, MovesThatFailAreTriedAgainEverMoreSeldom) {
   EXPECT_GT(tried[2] - tried[1], tried[1] - tried[0]);
 }
 
+// What is to be saved need not move.
+TEST_F(ShardedView, ANoticeDoesNotWaitForMovesWhereAllAreToStop) {
+  begin(2, 2, 2);
+  for (const NodeId node : {1, 2}) {
+    node_comes(node, 2);
+    for (const uint32_t local_rank : {0, 1}) member_comes(node, local_rank);
+  }
+  progress_all(4);
+  gone(2, 201);
+  for (const MemberId member : {100, 101, 200}) report_held(member, 4);
+  progress_all(5);
+  const View before = leader->view();
+  mute = {200};
+  at_boundary(5);
+  say(2, 200, Suspect{leader->view().generation, {}, "no memory for a shard"});
+  tick_at(now + limits.suspect_wait);
+  mute.clear();
+  for (const MemberId member : {100, 101, 200}) report_shards(member, 5, before.shards_of(member));
+  ASSERT_EQ(leader->phase(), "running");
+  all.clear();
+  NoticeRaised notice;
+  notice.scope = Scope::kNode;
+  notice.time_left = 30 * kSecond;
+  say(2, 0, notice);
+  tick_at(now + limits.notice_settle);
+  ASSERT_FALSE(sent<Agree>(all).empty()) << "its version is looked for at once";
+  EXPECT_FALSE(sent<Agree>(all)[0].second.revoke);
+}
+
 TEST_F(ShardedView, WhoDeclaresOtherShardsIsRefused) {
   form(1, 1);
   sharding = {16, 2};
@@ -320,6 +349,31 @@ TEST_F(ShardedView, ASaveNamesWhoWritesWhichShard) {
     EXPECT_TRUE(std::ranges::count(leader->view().shards_of(open[0].second.participants.at(writer)), shard));
   }
   for (uint32_t writer = 0; writer < 4; ++writer) EXPECT_EQ(parts[writer], 2) << "shared out";
+}
+
+// In the next view a copy that was sent for this one, and that its holder has saved, need not be one any
+// more: nobody would compare it.
+TEST_F(ShardedView, ASaveWhoseShardsWereNotComparedEndsWithItsView) {
+  form(2, 2);
+  progress_all(4);
+  gone(2, 201);
+  undigested = {100};
+  for (const MemberId member : {100, 101, 200}) report_held(member, 4);
+  say(1, 100, SaveDue{leader->view().generation, 4});
+  const auto opened = sent<SaveOpen>(last);
+  ASSERT_EQ(opened.size(), 3u);
+  for (const MemberId member : {100, 101, 200})
+    say(member / 100, member, SaveVote{opened[0].second.save, true, {}, ""});
+  say(2, 200, Suspect{leader->view().generation, {}, "a connection broke"});
+  tick_at(now + limits.suspect_wait);
+  undigested.clear();
+  for (const MemberId member : {100, 101, 200}) report_held(member, 4);
+  ASSERT_EQ(leader->phase(), "running");
+  EXPECT_THAT(sent<SavePublish>(all), IsEmpty());
+  const auto closed = sent<SaveClosed>(all);
+  ASSERT_FALSE(closed.empty());
+  EXPECT_EQ(closed.back().second.save, opened[0].second.save);
+  EXPECT_THAT(closed.back().second.why, HasSubstr("before its shards were compared"));
 }
 
 TEST_F(ShardedView, ANewLeaderKnowsTheShardsFromTheStore) {
