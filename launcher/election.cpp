@@ -187,7 +187,11 @@ struct Election::State : std::enable_shared_from_this<Election::State> {
         etcd(options.etcd),
         lease_etcd(options.etcd),
         renew(loop, [this] { renew_lease(); }),
-        say_changed(loop, [this] { changed(); }),
+        say_changed(loop,
+                    [this] {
+                      look_wanted = false;
+                      changed();
+                    }),
         calls("muster-etcd"),
         lease_calls("muster-lease") {}
 
@@ -259,6 +263,13 @@ struct Election::State : std::enable_shared_from_this<Election::State> {
     return std::optional<Won>(std::move(won));
   }
 
+  // All agents hear of a change in the same millisecond: of a place that is vacant, which not all of them
+  // should try to take, and of a new leader, whom not all of them should read at once. A look that is due
+  // already sees this change as well: it stays when it is.
+  void want_look() {
+    if (!std::exchange(look_wanted, true)) say_changed.after(moment_of_own());
+  }
+
   Duration moment_of_own() const {
     const Duration spread = std::min<Duration>(kSpreadMax, options.agents_max * kApart);
     return static_cast<Duration>(random_nonce() % static_cast<uint64_t>(spread + 1));
@@ -308,6 +319,7 @@ struct Election::State : std::enable_shared_from_this<Election::State> {
   Instant not_before = 0;
   agent::Timer renew;
   std::function<void()> changed;
+  bool look_wanted = false;
   agent::Timer say_changed;
   std::optional<EtcdWatch> watch;
   Calls calls;
@@ -478,7 +490,7 @@ std::unique_ptr<agent::Store> Election::store_of(const Won& won) {
 void Election::watch(std::function<void()> changed, std::function<void(std::string)> trouble) {
   State* const state = state_.get();
   state->changed = std::move(changed);
-  const auto heard = [state](bool vacant) { state->say_changed.after(vacant ? state->moment_of_own() : 0); };
+  const auto heard = [state] { state->want_look(); };
   state->watch.emplace(state->loop, state->options.etcd, state->prefix + "leader", WatchTimes{},
                        EtcdWatch::Callbacks{heard, std::move(trouble)});
 }

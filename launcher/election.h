@@ -91,8 +91,8 @@ class Election {
   // Renews the lease until resign() or the end of this.
   std::unique_ptr<agent::Store> store_of(const Won& won);
   // Once: watches the key `leader`, and says when a look() may be worth its while: it has changed, or may
-  // have. Not all agents say so at once where nobody leads, so that not all of them ask for a lease.
-  // `trouble` gets words for people.
+  // have. Each agent says so at a moment of its own, so that not all of them read, and ask for a lease, at
+  // once. `trouble` gets words for people.
   void watch(std::function<void()> changed, std::function<void(std::string)> trouble);
   // Gives the lease back, and stands for no other election for a while: one who could not go on leaves it to
   // others.

@@ -14,36 +14,23 @@ constexpr size_t kLineBytesMax = 1 << 20;  // an event is a few hundred
 
 Error over(const std::string& why) { return {ErrorCode::kRetry, "etcd's watch is over: " + why}; }
 
-struct Event {
-  std::string key;
-  uint64_t revision = 0;
-  bool is_delete = false;
-};
-
-Result<Event> read_event(const json& object) {
+Result<std::string> key_of_event(const json& object) {
   if (!object.is_object()) return strange_answer("an event is no object");
   const auto kv = object.find("kv");
   if (kv == object.end() || !kv->is_object()) return strange_answer("an event without a key");
   MUSTER_ASSIGN(const ByteBuffer key, bytes_in(*kv, "key"));
-  Event event;
-  event.key.assign(reinterpret_cast<const char*>(key.data()), key.size());
-  MUSTER_ASSIGN(event.revision, integer_in<uint64_t>(*kv, "mod_revision"));
-  const auto type = object.find("type");
-  event.is_delete = type != object.end() && *type == "DELETE";
-  return event;
+  return std::string(reinterpret_cast<const char*>(key.data()), key.size());
 }
 
 }  // namespace
 
-WatchReader::WatchReader(std::string key, uint64_t next) : key_(std::move(key)), next_(next) {}
+WatchReader::WatchReader(std::string key) : key_(std::move(key)) {}
 
 std::string WatchReader::request() const {
-  json create{{"key", key_in_json(key_)}, {"progress_notify", true}, {"fragment", true}};
-  if (next_ != 0) create["start_revision"] = std::to_string(next_);
-  return json{{"create_request", create}}.dump();
+  return json{{"create_request", {{"key", key_in_json(key_)}}}}.dump();
 }
 
-Status WatchReader::take(std::string_view piece, WatchNews& news) {
+Status WatchReader::take(std::string_view piece, bool& changed) {
   while (!piece.empty()) {
     const size_t end = piece.find('\n');
     line_.append(piece.substr(0, end));
@@ -51,66 +38,41 @@ Status WatchReader::take(std::string_view piece, WatchNews& news) {
     if (end == std::string_view::npos) break;
     piece.remove_prefix(end + 1);
     const std::string line = std::exchange(line_, {});
-    if (!line.empty()) MUSTER_TRY(take_line(line, news));
+    if (!line.empty()) MUSTER_TRY(take_line(line, changed));
   }
   return ok();
 }
 
-Status WatchReader::take_line(std::string_view line, WatchNews& news) {
+Status WatchReader::take_line(std::string_view line, bool& changed) {
   MUSTER_ASSIGN(const json answer, parse_answer(line));
   if (const auto error = answer.find("error"); error != answer.end())
-    return cancelled(words_of_error(error->is_object() ? *error : answer), 0);
+    return cancelled(words_of_error(error->is_object() ? *error : answer));
   const auto result = answer.find("result");
   if (result == answer.end() || !result->is_object()) return strange_answer("no result");
-  const auto header = result->find("header");
-  if (header == result->end()) return strange_answer("no header");
-  MUSTER_ASSIGN(const uint64_t revision, integer_in<uint64_t>(*header, "revision"));
-  MUSTER_ASSIGN(const uint64_t compacted, integer_in<uint64_t>(*result, "compact_revision"));
-  if (flag_in(*result, "canceled")) return cancelled(words_of_error(*result), compacted);
-  if (flag_in(*result, "created")) return take_opening(revision, news);
-  const auto events = result->find("events");
-  if (events == result->end()) {  // all up to `revision` has been told
-    if (open_ && !flag_in(*result, "fragment")) next_ = std::max(next_, revision + 1);
+  if (flag_in(*result, "canceled")) return cancelled(words_of_error(*result));
+  if (flag_in(*result, "created")) {
+    open_ = true;
+    changed = true;  // perhaps, before it began
     return ok();
   }
+  const auto events = result->find("events");
+  if (events == result->end()) return ok();
   if (!events->is_array()) return strange_answer("events is no list");
-  // What the header says is the store's revision, and the events of an answer may end before it.
-  uint64_t seen = next_;
   for (const json& each : *events) {
-    MUSTER_ASSIGN(const Event event, read_event(each));
-    if (event.key != key_) continue;
-    news.changed = true;
-    news.vacant = event.is_delete;
-    seen = std::max(seen, event.revision + 1);
+    MUSTER_ASSIGN(const std::string key, key_of_event(each));
+    if (key == key_) changed = true;
   }
-  // Of a part that is not the last: whoever begins anew must get all parts.
-  if (!flag_in(*result, "fragment")) next_ = seen;
   return ok();
 }
 
-Status WatchReader::take_opening(uint64_t revision, WatchNews& news) {
-  open_ = true;
-  if (next_ == 0) {
-    next_ = revision + 1;
-    news.changed = true;  // by then
-    return ok();
-  }
-  if (revision + 1 >= next_) return ok();
-  // A store that was emptied, or a member that lags: it would keep silent until it has come so far.
-  next_ = 0;
-  return over("the store is at revision " + std::to_string(revision) + ", which is old");
-}
-
-Error WatchReader::cancelled(const std::string& words, uint64_t compacted) {
+Error WatchReader::cancelled(const std::string& words) {
   const auto says = [&words](const char* part) { return words.find(part) != std::string::npos; };
   token_refused_ = says("invalid auth token") || says("auth store is old");
-  if (compacted == 0 && says("permission denied"))
+  if (says("permission denied"))
     return {ErrorCode::kMisuse, "etcd refuses to be watched: " + words +
                                     "; a role of --etcd-user must read all keys that begin with /muster/ and "
                                     "the job's name (docs/guides/etcd.md)"};
-  if (compacted == 0) return over(words.empty() ? "it was cancelled" : words);
-  next_ = 0;
-  return over("revisions before " + std::to_string(compacted) + " are compacted");
+  return over(words.empty() ? "it was cancelled" : words);
 }
 
 EtcdWatch::EtcdWatch(agent::Loop& loop, EtcdAccess access, std::string key, WatchTimes times,
@@ -134,12 +96,11 @@ EtcdWatch::~EtcdWatch() {
 }
 
 void EtcdWatch::run() {
-  uint64_t next = 0;
   Duration wait = times_.pause_first;
   while (!stop_) {
     const Instant began_at = now();
     bool opened = false;
-    const Status ended = watch_once(next, opened);
+    const Status ended = watch_once(opened);
     if (stop_) return;
     if (!opened) note_failure(ended);
     // A member that opens a watch only to end it is no better than one that refuses.
@@ -151,19 +112,18 @@ void EtcdWatch::run() {
 }
 
 // One connection, from its request to its end.
-Status EtcdWatch::watch_once(uint64_t& next, bool& opened) {
-  WatchReader reader(key_, next);
+Status EtcdWatch::watch_once(bool& opened) {
+  WatchReader reader(key_);
   Status ended = ok();
   const auto take = [&](std::string_view piece) {
-    WatchNews news;
-    ended = reader.take(piece, news);
+    bool changed = false;
+    ended = reader.take(piece, changed);
     if (reader.is_open() && !std::exchange(opened, true)) note_open();
-    if (news.changed) tell([this, vacant = news.vacant] { callbacks_.changed(vacant); });
+    if (changed) tell([this] { callbacks_.changed(); });
     return ended.ok();
   };
   const Status read = etcd_.watch(stream_, reader.request(), times_.quiet_max, take, stop_);
   if (reader.is_token_refused()) etcd_.forget_token();
-  next = reader.next();
   return ended.ok() ? read : ended;
 }
 

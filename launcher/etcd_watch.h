@@ -6,8 +6,10 @@
 // read; one that is lost is made up for by whoever asks again anyway.
 //
 // A connection can die without a word, and the gateway lets nobody ask after it while the answer goes on. So
-// each watch is given up when nothing has come for `quiet_max`, and opened anew at the next member, from the
-// first revision that it has not seen.
+// each watch is given up when nothing has come for `quiet_max`, and opened anew at the next member. Every
+// opening begins at the present, and is itself worth a read, which finds what the watch before it has missed.
+// To begin at a revision of the past would cost more: etcd reads all that was written since to any key, for
+// each of its watches.
 #pragma once
 
 #include <condition_variable>
@@ -23,34 +25,25 @@
 
 namespace muster::launcher {
 
-struct WatchNews {
-  bool changed = false;  // or may have: worth a read
-  bool vacant = false;   // the newest change took the key away
-};
-
 // What one watch says. No clock, socket or thread.
 class WatchReader {
  public:
-  // `next`: the first revision that has not been seen; 0: none has been.
-  WatchReader(std::string key, uint64_t next);
+  explicit WatchReader(std::string key);
 
   std::string request() const;
 
-  // Adds the news in these bytes, which may end anywhere. Errors: the watch is over, and why; `news` counts
-  // all the same. kMisuse: for as long as people change nothing.
-  Status take(std::string_view piece, WatchNews& news);
+  // Sets `changed` where these bytes, which may end anywhere, say that a read may be worth its while. Errors:
+  // the watch is over, and why; `changed` counts all the same. kMisuse: for as long as people change nothing.
+  Status take(std::string_view piece, bool& changed);
 
   bool is_open() const { return open_; }                    // etcd has said that it watches
   bool is_token_refused() const { return token_refused_; }  // an error said so
-  uint64_t next() const { return next_; }                   // for the watch that comes after this one
 
  private:
-  Status take_line(std::string_view line, WatchNews& news);
-  Status take_opening(uint64_t revision, WatchNews& news);
-  Error cancelled(const std::string& words, uint64_t compacted);
+  Status take_line(std::string_view line, bool& changed);
+  Error cancelled(const std::string& words);
 
   const std::string key_;
-  uint64_t next_;
   bool open_ = false;
   bool token_refused_ = false;
   std::string line_;  // begun, and not ended yet
@@ -58,7 +51,7 @@ class WatchReader {
 
 struct WatchTimes {
   Duration answer = kSecond;          // a member that does not begin to watch by then is passed over
-  Duration quiet_max = 30 * kSecond;  // one small request each, for each agent
+  Duration quiet_max = 30 * kSecond;  // one small request and one read each, for each agent
   Duration pause_first = 50 * kMillisecond;
   Duration pause_max = 5 * kSecond;  // between attempts that come to nothing
 };
@@ -68,7 +61,7 @@ struct WatchTimes {
 class EtcdWatch {
  public:
   struct Callbacks {
-    std::function<void(bool vacant)> changed;
+    std::function<void()> changed;                   // or may have: at each opening, and at each event
     std::function<void(std::string words)> trouble;  // once no member can be watched, and once one can again
   };
   EtcdWatch(agent::Loop& loop, EtcdAccess access, std::string key, WatchTimes times, Callbacks callbacks);
@@ -76,7 +69,7 @@ class EtcdWatch {
 
  private:
   void run();
-  Status watch_once(uint64_t& next, bool& opened);
+  Status watch_once(bool& opened);
   void note_open();
   void note_failure(const Status& ended);
   void pause(Duration duration);
