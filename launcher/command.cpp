@@ -10,6 +10,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <iterator>
+#include <string_view>
 
 #include "runtime/base/handle.h"
 
@@ -21,6 +23,9 @@ namespace {
 constexpr size_t kOutputBytesMax = 1 << 20;
 constexpr int kLookMilliseconds = 50;  // how late `stop` may be seen
 
+// What gives access to the job or to its store is no business of a scheduler's tools.
+constexpr std::string_view kNotInherited[] = {"MUSTER_SECRET", "MUSTER_ETCD_"};
+
 std::vector<std::string> environment_with(const std::vector<std::string>& variables) {
   std::vector<std::string> all = variables;
   for (char** entry = environ; *entry != nullptr; ++entry) {
@@ -28,7 +33,9 @@ std::vector<std::string> environment_with(const std::vector<std::string>& variab
     const std::string name = given.substr(0, given.find('=') + 1);
     const bool changed = std::any_of(variables.begin(), variables.end(),
                                      [&](const std::string& variable) { return variable.starts_with(name); });
-    if (!changed) all.push_back(given);
+    const bool withheld = std::any_of(std::begin(kNotInherited), std::end(kNotInherited),
+                                      [&](std::string_view start) { return given.starts_with(start); });
+    if (!changed && !withheld) all.push_back(given);
   }
   return all;
 }
@@ -47,6 +54,7 @@ Result<pid_t> start(std::vector<std::string> words, std::vector<std::string> env
   posix_spawn_file_actions_addopen(&files, 0, "/dev/null", O_RDONLY, 0);
   posix_spawn_file_actions_adddup2(&files, output, 1);
   posix_spawn_file_actions_adddup2(&files, output, 2);
+  posix_spawn_file_actions_addclosefrom_np(&files, 3);
   posix_spawnattr_t attributes;
   posix_spawnattr_init(&attributes);
   sigset_t none, all;

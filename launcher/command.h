@@ -18,8 +18,8 @@ struct CommandResult {
 };
 
 // Blocks the calling thread. The program gets this process's environment with `variables` ("NAME=value")
-// changed. Errors: kEnvironment: it cannot be started; kRetry: not done by the deadline, or `stop` became
-// true: it is killed.
+// changed and without the job's secrets, and no file of this process. Errors: kEnvironment: it cannot be
+// started; kRetry: not done by the deadline, or `stop` became true: it is killed.
 Result<CommandResult> run_command(const std::vector<std::string>& words,
                                   const std::vector<std::string>& variables, Duration timeout,
                                   const std::atomic<bool>& stop);
