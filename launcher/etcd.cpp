@@ -54,7 +54,7 @@ Error explained(const Error& error) {
   if (error.code != ErrorCode::kMisuse) return error;
   return {error.code, error.message +
                           "; check --etcd-cacert, the names in the certificate of etcd, and --etcd-cert with "
-                          "--etcd-key where etcd asks for one"};
+                          "--etcd-key, which must not be encrypted, where etcd asks for one"};
 }
 
 // A member forgets tokens when it starts anew or after a while, and all are void once users have changed.

@@ -19,7 +19,7 @@ namespace muster::launcher {
 struct HttpTls {
   std::string ca_file;           // empty: the CAs that the system trusts
   std::string certificate_file;  // of one's own, with key_file; empty: none
-  std::string key_file;
+  std::string key_file;          // not encrypted: nobody is asked for a passphrase
 };
 
 struct HttpCall {

@@ -1,5 +1,6 @@
 // etcd over TLS and with users: who gets in, and what the others are told. The certificates are openssl's,
 // made here.
+#include <fcntl.h>
 #include <gtest/gtest.h>
 
 #include <fstream>
@@ -28,6 +29,7 @@ class Certificates {
     sign("server", "/CN=etcd", "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n");
     sign("elsewhere", "/CN=etcd", "subjectAltName=IP:192.0.2.1\nextendedKeyUsage=serverAuth,clientAuth\n");
     sign("agent", "/O=muster", "extendedKeyUsage=clientAuth\n");
+    run("pkey -in agent.key -aes256 -passout pass:long -out encrypted.key");
   }
   ~Certificates() { std::filesystem::remove_all(folder_); }
   std::string file(const std::string& name) const { return (folder_ / name).string(); }
@@ -168,6 +170,20 @@ TEST_F(EtcdAccessTest, WhoHasToShowACertificateIsToldSo) {
   expect_misuse(refused(access()), "--etcd-cert");
   with.tls->key_file = certificates_.file("server.key");
   expect_misuse(refused(with), "--etcd-key");
+}
+
+// OpenSSL asks a terminal for the passphrase, or standard input, which is one here that never says a word.
+TEST_F(EtcdAccessTest, AKeyThatIsEncryptedIsRefusedAndNobodyAsked) {
+  int ends[2];
+  ASSERT_EQ(pipe2(ends, O_CLOEXEC), 0);
+  const UniqueFd reading(ends[0]), writing(ends[1]), before(fcntl(0, F_DUPFD_CLOEXEC, 3));
+  dup2(reading.get(), 0);
+  start("server", {"--client-cert-auth", "--trusted-ca-file", certificates_.file("ca.pem")});
+  EtcdAccess with = access();
+  with.tls->certificate_file = certificates_.file("agent.pem");
+  with.tls->key_file = certificates_.file("encrypted.key");
+  expect_misuse(refused(with), "must not be encrypted");
+  dup2(before.get(), 0);
 }
 
 // The gateway passes no name on, and so refuses to be shown one.
