@@ -32,17 +32,9 @@ std::string advice_for(const std::string& words) {
   return "";
 }
 
-// The first words of an answer that is no JSON.
-std::string printable(const std::string& text) {
-  std::string words = text.substr(0, 200);
-  for (char& c : words)
-    if (c < ' ' || c > '~') c = ' ';
-  while (words.ends_with(' ')) words.pop_back();
-  return words;
-}
-
 Error refusal(const std::string& what, const notice::HttpAnswer& answer) {
   const json body = json::parse(answer.body, nullptr, false);
+  // What is no JSON comes from a proxy, say.
   std::string words = body.is_object() ? words_of_error(body) : printable(answer.body);
   const std::string advice = advice_for(words);
   words = what + ": HTTP " + std::to_string(answer.status) + (words.empty() ? "" : ", " + words);

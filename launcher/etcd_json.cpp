@@ -56,11 +56,19 @@ Result<json> parse_answer(std::string_view text) {
   return answer;
 }
 
+std::string printable(const std::string& text) {
+  std::string words = text.substr(0, kWordsMax);
+  for (char& c : words)
+    if (c < ' ' || c > '~') c = ' ';
+  while (words.ends_with(' ')) words.pop_back();
+  return words;
+}
+
 std::string words_of_error(const json& body) {
   if (!body.is_object()) return "";
   for (const char* name : {"message", "error", "cancel_reason"}) {
     const auto found = body.find(name);
-    if (found != body.end() && found->is_string()) return found->get<std::string>().substr(0, kWordsMax);
+    if (found != body.end() && found->is_string()) return printable(found->get_ref<const std::string&>());
   }
   return "";
 }

@@ -18,7 +18,10 @@ std::string key_in_json(const std::string& key);  // keys are bytes there
 Error strange_answer(const std::string& what);
 Result<nlohmann::json> parse_answer(std::string_view text);  // an object
 
-// The first of the texts that say why, or nothing.
+// The first words of a text from outside, for people's eyes: it must not steer their terminal.
+std::string printable(const std::string& text);
+
+// The first of the texts that say why, made printable, or nothing.
 std::string words_of_error(const nlohmann::json& body);
 
 // A missing field is empty, or false: the gateway leaves out what is zero.

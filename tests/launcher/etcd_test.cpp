@@ -83,6 +83,17 @@ TEST(EtcdAnswers, ErrorsAreToldInEtcdsWords) {
       << refused.error().message;
 }
 
+TEST(EtcdAnswers, WordsOfOthersDoNotSteerATerminal) {
+  for (const std::string field : {"message", "error", "cancel_reason"}) {
+    const Parrot parrot(400, R"({")" + field + R"(":"\u001b[2Jno\r\n\u0007"})");
+    const auto refused = Etcd({{parrot.place()}}).with_prefix("/p/", kGoOn);
+    ASSERT_FALSE(refused.ok());
+    const std::string& words = refused.error().message;
+    EXPECT_NE(words.find("[2Jno"), std::string::npos) << words;
+    for (const char c : words) EXPECT_TRUE(c >= ' ' && c <= '~') << static_cast<int>(c);
+  }
+}
+
 TEST(EtcdMembers, DeadAndLeaderlessOnesArePassedOver) {
   const Parrot leaderless(503, R"({"error":"etcdserver: no leader"})");
   const Parrot good(200, "{}");
