@@ -67,6 +67,11 @@ Result<std::vector<agent::HostPort>> parse_etcd(const std::string& rendezvous) {
   std::vector<agent::HostPort> members;
   std::string rest = rendezvous.substr((is_secured_etcd(rendezvous) ? kSecured : kPlain).size());
   while (!rest.empty() && rest.back() == '/') rest.pop_back();
+  if (rest.find_first_of("@/?#\\ \t\r\n") != std::string::npos)  // is not told again: it may be a password
+    return Error{
+        ErrorCode::kMisuse,
+        "--rdzv has one of @ / ? # \\ or a blank among etcd's members; it takes HOST:PORT[,HOST:PORT...] "
+        "alone: a user goes into --etcd-user, with --etcd-password-file, and TLS has options of its own"};
   size_t at = 0;
   while (at <= rest.size()) {
     const size_t comma = std::min(rest.find(',', at), rest.size());

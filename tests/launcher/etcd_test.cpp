@@ -32,6 +32,16 @@ TEST(EtcdRendezvous, IsAListOfMembers) {
     ASSERT_FALSE(refused.ok()) << bad;
     EXPECT_NE(refused.error().message.find(bad), std::string::npos);
   }
+  for (const std::string bad :
+       {"etcds://me:pass@a:1", "etcds://a:1,me:pass@b:2", "etcd://a:1/pass", "etcd://a?pass:1",
+        "etcd://a#pass:1", "etcd://a\\pass:1", "etcd://a pass:1", "etcd://a:1,\tpass:2"}) {
+    const auto refused = parse_etcd(bad);
+    ASSERT_FALSE(refused.ok()) << bad;
+    EXPECT_EQ(refused.error().code, ErrorCode::kMisuse);
+    EXPECT_NE(refused.error().message.find("--etcd-password-file"), std::string::npos);
+    EXPECT_EQ(refused.error().message.find("me:pass"), std::string::npos) << "it is for all eyes";
+    EXPECT_EQ(refused.error().message.find(bad), std::string::npos) << "it is for all eyes";
+  }
   EXPECT_FALSE(agent::parse_host_port("etcd://a:1").ok()) << "a world without agents";
   EXPECT_FALSE(is_secured_etcd("etcd://a:1"));
   EXPECT_TRUE(is_etcd("etcds://a:1") && is_secured_etcd("etcds://a:1"));
