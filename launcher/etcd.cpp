@@ -139,7 +139,7 @@ Result<notice::HttpAnswer> Etcd::attempt(size_t member, const std::string& path,
 // A member that answers with a server's error has lost its own leader, or is starting: another may do better.
 Result<std::string> Etcd::call(const std::string& path, const std::string& body,
                                const std::atomic<bool>& stop) {
-  Error last{ErrorCode::kRetry, "no etcd member was given"};
+  std::optional<Error> last;
   for (size_t i = 0; i < members_.size() && !stop; ++i) {
     const size_t member = (newest_ + i) % members_.size();
     auto answer = attempt(member, path, body, stop);
@@ -147,10 +147,13 @@ Result<std::string> Etcd::call(const std::string& path, const std::string& body,
       newest_ = member;
       return std::move(answer->body);
     }
-    last = answer.ok() ? refusal(members_[member] + " refuses " + path, *answer) : explained(answer.error());
-    if (answer.ok() && answer->status < 500) break;
+    Error error =
+        answer.ok() ? refusal(members_[member] + " refuses " + path, *answer) : explained(answer.error());
+    if (answer.ok() && answer->status < 500) return error;
+    // One member whose certificate is bad does not make hopeless those that are down.
+    if (!last || error.code == ErrorCode::kRetry) last = std::move(error);
   }
-  return last;
+  return last.value_or(Error{ErrorCode::kRetry, "etcd is no longer wanted"});
 }
 
 Status Etcd::watch(HttpStream& stream, const std::string& body, Duration quiet_max,

@@ -63,8 +63,8 @@ class Etcd {
  public:
   explicit Etcd(EtcdAccess access, Duration try_timeout = kSecond);
 
-  // Errors of all: kRetry: no member gave an answer that can be used, and why the last one did not; kMisuse:
-  // it stays so until people change something, and what.
+  // Errors of all: kRetry: no member gave an answer that can be used, and why one of them did not, which may
+  // get better; kMisuse: it stays so, with every member, until people change something, and what.
   Result<std::map<std::string, EtcdEntry>> with_prefix(const std::string& prefix,
                                                        const std::atomic<bool>& stop);
   Result<EtcdOutcome> transact(const EtcdTransaction& transaction, const std::atomic<bool>& stop);

@@ -112,6 +112,18 @@ TEST(EtcdMembers, DeadAndLeaderlessOnesArePassedOver) {
   EXPECT_TRUE(answer.ok()) << answer.error().message;
 }
 
+TEST(EtcdMembers, OneThatCannotBeTrustedDoesNotMakeTheOthersHopeless) {
+  const Parrot plain(200, "{}");  // where TLS is expected: that does not get better by waiting
+  const agent::HostPort down{"127.0.0.1", unused_port()};
+  const auto code = [](std::vector<agent::HostPort> members) {
+    return Etcd({std::move(members), HttpTls{}}).with_prefix("/p/", kGoOn).error().code;
+  };
+  EXPECT_EQ(code({plain.place()}), ErrorCode::kMisuse);
+  EXPECT_EQ(code({plain.place(), plain.place()}), ErrorCode::kMisuse);
+  EXPECT_EQ(code({plain.place(), down}), ErrorCode::kRetry);
+  EXPECT_EQ(code({down, plain.place()}), ErrorCode::kRetry);
+}
+
 TEST(EtcdMembers, SilentOneCostsABoundedTime) {
   const UniqueFd silent = listening_socket();
   Etcd etcd({{{"127.0.0.1", port_of(silent.get())}}}, 50 * kMillisecond);
