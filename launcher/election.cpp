@@ -29,6 +29,10 @@ constexpr size_t kKeyBytesMax = 4096;  // of what is read as JSON
 constexpr Duration kApart = 2 * kMillisecond;
 constexpr Duration kSpreadMax = 200 * kMillisecond;
 
+Duration random_up_to(Duration longest) {
+  return static_cast<Duration>(random_nonce() % static_cast<uint64_t>(longest + 1));
+}
+
 ByteBuffer to_bytes(const json& value) {
   const std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);
   const ByteSpan span = as_bytes(text);
@@ -271,8 +275,7 @@ struct Election::State : std::enable_shared_from_this<Election::State> {
   }
 
   Duration moment_of_own() const {
-    const Duration spread = std::min<Duration>(kSpreadMax, options.agents_max * kApart);
-    return static_cast<Duration>(random_nonce() % static_cast<uint64_t>(spread + 1));
+    return random_up_to(std::min<Duration>(kSpreadMax, options.agents_max * kApart));
   }
 
   // ---- the lease
@@ -316,6 +319,7 @@ struct Election::State : std::enable_shared_from_this<Election::State> {
   int64_t lease = 0;
   Instant lease_until = 0;
   Instant vacant_since = 0;  // 0: it is not
+  Instant looked_at = 0;
   Instant not_before = 0;
   agent::Timer renew;
   std::function<void()> changed;
@@ -418,6 +422,8 @@ void Election::look(uint64_t incarnation, std::function<void(Result<Standing>)> 
           state->vacant_since = 0;  // somebody may have led meanwhile
           return answer(found.error());
         }
+        const Instant looked_at = std::exchange(state->looked_at, now());
+        if (state->looked_at - looked_at > state->options.look_gap_max) state->vacant_since = 0;  // likewise
         Standing standing;
         const auto say = [&](Standing::What what, std::string why = "") {
           standing.what = what;
@@ -490,8 +496,10 @@ std::unique_ptr<agent::Store> Election::store_of(const Won& won) {
 void Election::watch(std::function<void()> changed, std::function<void(std::string)> trouble) {
   State* const state = state_.get();
   state->changed = std::move(changed);
+  WatchTimes times;
+  times.quiet_max -= random_up_to(times.quiet_max / 3);  // all hear their last event together
   const auto heard = [state] { state->want_look(); };
-  state->watch.emplace(state->loop, state->options.etcd, state->prefix + "leader", WatchTimes{},
+  state->watch.emplace(state->loop, state->options.etcd, state->prefix + "leader", times,
                        EtcdWatch::Callbacks{heard, std::move(trouble)});
 }
 

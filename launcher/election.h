@@ -43,6 +43,9 @@ struct ElectionOptions {
   uint32_t agents_max = 1;
   Duration lease = 5 * kSecond;  // whole seconds
   Duration fresh_wait = 30 * kSecond;
+  // Who has not looked for so long does not know that the place was vacant meanwhile. Agents look once a
+  // second, and etcd may be slow.
+  Duration look_gap_max = 3 * kSecond;
 };
 
 // What is known of a leader, and of a run, by their keys.

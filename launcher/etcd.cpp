@@ -1,8 +1,10 @@
 #include "launcher/etcd.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "launcher/etcd_json.h"
+#include "runtime/base/random.h"
 
 namespace muster::launcher {
 namespace {
@@ -12,6 +14,8 @@ using nlohmann::json;
 constexpr std::string_view kPlain = "etcd://";
 constexpr std::string_view kSecured = "etcds://";
 constexpr size_t kMembersMax = 16;
+// A password costs etcd some 100 ms of computing (bcrypt): it is slow at that where many agents log in.
+constexpr int kLogInTries = 3;  // so many times as long as another request
 
 // What etcd's words ask of people; empty: nothing that they could do.
 std::string advice_for(const std::string& words) {
@@ -88,12 +92,28 @@ Result<std::vector<agent::HostPort>> parse_etcd(const std::string& rendezvous) {
   return members;
 }
 
+std::string EtcdToken::get() const {
+  const std::lock_guard lock(mutex_);
+  return token_;
+}
+
+void EtcdToken::set(std::string token) {
+  const std::lock_guard lock(mutex_);
+  token_ = std::move(token);
+}
+
+void EtcdToken::forget(const std::string& refused) {
+  const std::lock_guard lock(mutex_);
+  if (token_ == refused) token_.clear();
+}
+
 Etcd::Etcd(EtcdAccess access, Duration try_timeout) : access_(std::move(access)), try_timeout_(try_timeout) {
   for (const agent::HostPort& member : access_.members) {
     const bool v6 = member.host.find(':') != std::string::npos;
     members_.push_back((access_.tls ? "https://" : "http://") + (v6 ? "[" + member.host + "]" : member.host) +
                        ":" + std::to_string(member.port));
   }
+  newest_ = random_nonce() % std::max<size_t>(members_.size(), 1);
 }
 
 HttpCall Etcd::request(size_t member, const std::string& path, const std::string& body) const {
@@ -108,8 +128,9 @@ HttpCall Etcd::request(size_t member, const std::string& path, const std::string
 // anew.
 Result<notice::HttpAnswer> Etcd::log_in(size_t member, const std::atomic<bool>& stop) {
   const json who{{"name", access_.user}, {"password", access_.password}};
-  const HttpCall call =
+  HttpCall call =
       request(member, "auth/authenticate", who.dump(-1, ' ', true, json::error_handler_t::replace));
+  call.timeout *= kLogInTries;
   MUSTER_ASSIGN(auto answer, http_call(call, stop));
   if (answer.status != 200) return answer;
   MUSTER_ASSIGN(const json body, parse_answer(answer.body));
@@ -117,10 +138,14 @@ Result<notice::HttpAnswer> Etcd::log_in(size_t member, const std::atomic<bool>& 
   if (token == body.end() || !token->is_string() || !fits_header(token->get_ref<const std::string&>()))
     return strange_answer("no token");
   token_ = token->get<std::string>();
+  access_.token->set(token_);
   return answer;
 }
 
-bool Etcd::must_log_in() const { return !access_.user.empty() && token_.empty(); }
+bool Etcd::must_log_in() {
+  token_ = access_.token->get();
+  return !access_.user.empty() && token_.empty();
+}
 
 // Errors: no answer. What is refused is an answer, too.
 Result<notice::HttpAnswer> Etcd::attempt(size_t member, const std::string& path, const std::string& body,

@@ -1,6 +1,6 @@
 // etcd v3 through its HTTP/JSON gateway: the few calls that an election and a guarded store need. Blocks the
 // calling thread; every call ends by its deadline. Members are tried in turn, beginning with the one that
-// answered last.
+// answered last, and first of all with any: not all agents with the same.
 //
 // An error means that the outcome is unknown: read again and compare. Where an attempt at one member went
 // unanswered the call is repeated at the next, so a transaction may have been carried out before it is
@@ -9,6 +9,8 @@
 
 #include <atomic>
 #include <map>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -24,12 +26,26 @@ bool is_etcd(const std::string& rendezvous);
 bool is_secured_etcd(const std::string& rendezvous);
 Result<std::vector<agent::HostPort>> parse_etcd(const std::string& rendezvous);
 
-// How to reach it, and as whom.
+// What etcd gave for a name and a password, and takes in their place. For any thread.
+class EtcdToken {
+ public:
+  std::string get() const;  // empty: none
+  void set(std::string token);
+  void forget(const std::string& refused);  // unless another has come in its place
+
+ private:
+  mutable std::mutex mutex_;
+  std::string token_;
+};
+
+// How to reach it, and as whom. Copies share the token: etcd checks a password slowly, on purpose, and
+// forgets a token that nobody uses, but a watch of the same agent uses it again and again.
 struct EtcdAccess {
   std::vector<agent::HostPort> members;  // at least one
   std::optional<HttpTls> tls = std::nullopt;
   std::string user = "";  // empty: etcd asks for none
   std::string password = "";
+  std::shared_ptr<EtcdToken> token = std::make_shared<EtcdToken>();
 };
 
 struct EtcdEntry {
@@ -76,20 +92,20 @@ class Etcd {
   // request, etcd_watch.h reads the pieces. One member is tried, and the next time the next one.
   Status watch(HttpStream& stream, const std::string& body, Duration quiet_max, const HttpStream::Take& take,
                const std::atomic<bool>& stop);
-  void forget_token() { token_.clear(); }  // which etcd has refused within an answer
+  void forget_token() { access_.token->forget(token_); }  // which etcd has refused within an answer
 
  private:
   Result<std::string> call(const std::string& path, const std::string& body, const std::atomic<bool>& stop);
   Result<notice::HttpAnswer> attempt(size_t member, const std::string& path, const std::string& body,
                                      const std::atomic<bool>& stop);
-  bool must_log_in() const;
+  bool must_log_in();
   Result<notice::HttpAnswer> log_in(size_t member, const std::atomic<bool>& stop);
   HttpCall request(size_t member, const std::string& path, const std::string& body) const;
 
   const EtcdAccess access_;
   std::vector<std::string> members_;  // "http://HOST:PORT"
-  size_t newest_ = 0;                 // that answered, or is to be watched next
-  std::string token_;                 // in place of the password; empty: none, or it was refused
+  size_t newest_;                     // that answered, or is to be watched next
+  std::string token_;                 // of the newest request; empty: none
   const Duration try_timeout_;
 };
 

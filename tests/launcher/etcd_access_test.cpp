@@ -245,6 +245,17 @@ TEST_F(EtcdAccessTest, ATokenThatIsForgottenIsFetchedAnew) {
   loop_.run();  // until it has heard of two openings, and that something lived there and went
 }
 
+TEST_F(EtcdAccessTest, WhatOneFetchesTheOthersUse) {
+  start("server");
+  ASSERT_TRUE(server_->answers(access()));
+  require_users();
+  EtcdAccess shared = access_as("muster", "muster's");
+  ASSERT_TRUE(Etcd(shared).with_prefix("/muster/t/", kGoOn).ok());
+  shared.password = "wrong";
+  const auto answer = Etcd(shared).with_prefix("/muster/t/", kGoOn);
+  EXPECT_TRUE(answer.ok()) << "it had to log in: " << answer.error().message;
+}
+
 TEST_F(EtcdAccessTest, AWatchOfForeignKeysIsRefusedInWords) {
   start("server");
   ASSERT_TRUE(server_->answers(access()));

@@ -130,6 +130,35 @@ TEST(EtcdMembers, SilentOneCostsABoundedTime) {
   EXPECT_FALSE(etcd.with_prefix("/p/", kGoOn).ok());
 }
 
+TEST(EtcdMembers, AreAskedFirstByChance) {
+  const Parrot one(200, "{}"), other(200, "{}");
+  // Of 64 agents not all begin with the same: by chance they would once in 2^63 runs.
+  for (int i = 0; i < 64; ++i)
+    ASSERT_TRUE(Etcd({{one.place(), other.place()}}).with_prefix("/p/", kGoOn).ok());
+  EXPECT_GT(one.callers(), 0);
+  EXPECT_GT(other.callers(), 0);
+}
+
+TEST(EtcdToken, OnlyTheOneThatWasRefusedIsForgotten) {
+  EtcdToken token;
+  token.set("old");
+  token.set("new");
+  token.forget("old");
+  EXPECT_EQ(token.get(), "new");
+  token.forget("new");
+  EXPECT_EQ(token.get(), "");
+}
+
+// A member that checks passwords for a thousand agents is slow at that, and no worse than another.
+TEST(EtcdToken, ALogInIsWaitedForLongerThanARead) {
+  const UniqueFd silent = listening_socket();
+  EtcdAccess access{{{"127.0.0.1", port_of(silent.get())}}};
+  access.user = "muster";
+  const Instant began_at = now();
+  EXPECT_FALSE(Etcd(access, 50 * kMillisecond).with_prefix("/p/", kGoOn).ok());
+  EXPECT_GE(now() - began_at, 2 * 50 * kMillisecond);
+}
+
 TEST(EtcdKeys, StrangeOnesAreErrors) {
   for (const char* text : {"", "{}", "[]", "nonsense", R"({"incarnation":"7"})", R"({"incarnation":-7})"}) {
     EXPECT_FALSE(read_run_key(bytes(text)).ok()) << text;
@@ -309,6 +338,20 @@ TEST_F(RealEtcd, WhoWasNotInTheRunLeavesItToThoseWhoWere) {
   ASSERT_TRUE(eventually([&] { return look(a, won->incarnation).what != Standing::kLed; }));
   EXPECT_EQ(look(a, won->incarnation).what, Standing::kWait) << "its run is over, whatever it knows";
   EXPECT_FALSE(campaign(a, won->incarnation));
+}
+
+TEST_F(RealEtcd, WhoDidNotLookMeanwhileWaitsAnew) {
+  Election a(loop_, options(1));
+  const auto won = campaign(a);
+  ASSERT_TRUE(won);
+  a.resign(0);
+  ElectionOptions frozen = options(3);
+  frozen.fresh_wait = frozen.look_gap_max = 50 * kMillisecond;
+  Election fresh(loop_, frozen);
+  ASSERT_TRUE(eventually([&] { return look(fresh).what == Standing::kWait; }));
+  usleep(
+      100'000);  // Reason for the wait: it stands for an agent that is stopped for longer than look_gap_max
+  EXPECT_EQ(look(fresh).what, Standing::kWait) << "others may have led, and lost it, meanwhile";
 }
 
 TEST_F(RealEtcd, EndIsRecordedByTheLeaderAndFoundByTheRest) {
