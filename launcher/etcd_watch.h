@@ -57,7 +57,7 @@ struct WatchTimes {
 };
 
 // Callbacks come on the loop's thread, and none after the destructor, which waits for nothing that etcd does:
-// at most for one attempt to log in, or to look a name up.
+// at most for one attempt to log in.
 class EtcdWatch {
  public:
   struct Callbacks {
