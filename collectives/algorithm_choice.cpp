@@ -31,6 +31,12 @@ bool is_folded_once(const CollectiveOperation& operation) {
   return operation.element() <= 2 || operation.signature.op == ReduceOp::kPremulSum;
 }
 
+std::vector<int> in_order(int ranks) {
+  std::vector<int> all(static_cast<size_t>(ranks));
+  std::iota(all.begin(), all.end(), 0);
+  return all;
+}
+
 std::vector<Slice> blocks_of(const CollectiveOperation& operation, int ranks) {
   std::vector<Slice> blocks;
   for (int rank = 0; rank < ranks; ++rank) blocks.push_back(operation.block(rank));
@@ -181,17 +187,27 @@ std::string_view fixed_name(const CollectiveOperation& operation, uint64_t count
 
 // ---- schedules by name
 
+// No tree of a double tree is deeper.
+int depth_most(int ranks) { return std::bit_width(static_cast<unsigned>(ranks)); }
+
 uint64_t chunk_elements(uint64_t count, size_t element, int ranks) {
-  const auto depth = static_cast<uint64_t>(std::bit_width(static_cast<unsigned>(ranks)));
-  const uint64_t bytes = count * element / 2 / (kChunksADepth * depth);
+  const uint64_t bytes = count * element / 2 / (kChunksADepth * static_cast<uint64_t>(depth_most(ranks)));
   return std::clamp<uint64_t>(bytes, kChunkBytesLeast, kPayloadBytes) / element;
 }
 
-Schedule make_all_reduce(std::string_view name, uint64_t count, size_t element, const Position& position) {
+Schedule make_double_tree(const Signature& signature, uint64_t count, uint64_t chunk,
+                          const Position& position) {
+  const std::vector<int>& order = position.order;
+  if (signature.kind == Collective::kAllReduce)
+    return all_reduce_double_tree(order, position.rank, count, chunk);
+  if (signature.kind == Collective::kReduce)
+    return reduce_double_tree(order, position.rank, count, signature.root, chunk);
+  return broadcast_double_tree(order, position.rank, count, signature.root, chunk);
+}
+
+Schedule make_all_reduce(std::string_view name, uint64_t count, const Position& position) {
   const int ranks = position.ranks;
   const int rank = position.rank;
-  if (name == "double tree")
-    return all_reduce_double_tree(position.order, rank, count, chunk_elements(count, element, ranks));
   if (name == "Rabenseifner" && position.grid.has_value())
     return all_reduce_rabenseifner(*position.grid, rank, count);
   if (name == "Rabenseifner") return all_reduce_rabenseifner(ranks, rank, count);
@@ -218,40 +234,29 @@ Schedule make_reduce_scatter(std::string_view name, uint64_t count, const Positi
   return name == "ring" ? reduce_scatter_ring(ranks, rank, count) : reduce_scatter_direct(ranks, rank, count);
 }
 
-// `chunk`: of a double tree.
-Schedule make_rooted(std::string_view name, const Signature& signature, uint64_t count, uint64_t chunk,
+Schedule make_rooted(std::string_view name, const Signature& signature, uint64_t count,
                      const Position& position) {
-  const int rank = position.rank;
-  const int root = signature.root;
-  const bool by_trees = name == "double tree";
   if (signature.kind == Collective::kBroadcast)
-    return by_trees ? broadcast_double_tree(position.order, rank, count, root, chunk)
-                    : broadcast_binomial(position.ranks, rank, count, root);
-  return by_trees ? reduce_double_tree(position.order, rank, count, root, chunk)
-                  : reduce_direct(position.ranks, rank, count, root, name == "direct");
+    return broadcast_binomial(position.ranks, position.rank, count, signature.root);
+  return reduce_direct(position.ranks, position.rank, count, signature.root, name == "direct");
 }
 
 // Ranks in pairs: mates with mates, and the ranks of one place on two nodes with each other. Who is left over
 // has no partner.
 std::vector<int> probe_partners(const Position& position, ProbeKind kind) {
-  std::map<uint64_t, std::vector<int>> by_node;
-  for (int rank = 0; rank < position.ranks; ++rank)
-    by_node[position.nodes[static_cast<size_t>(rank)]].push_back(rank);
-  std::vector<const std::vector<int>*> nodes;
+  const std::vector<std::vector<int>> nodes = ranks_by_node(position.nodes);
   size_t my_node = 0, my_place = 0;
-  for (const auto& [node, ranks] : by_node) {
-    const auto found = std::ranges::find(ranks, position.rank);
-    if (found != ranks.end()) {
-      my_node = nodes.size();
-      my_place = static_cast<size_t>(found - ranks.begin());
-    }
-    nodes.push_back(&ranks);
+  for (size_t node = 0; node < nodes.size(); ++node) {
+    const auto found = std::ranges::find(nodes[node], position.rank);
+    if (found == nodes[node].end()) continue;
+    my_node = node;
+    my_place = static_cast<size_t>(found - nodes[node].begin());
   }
   std::vector<int> partners;
   const size_t mate = my_place ^ 1, other = my_node ^ 1;
-  if (kind.on_node && mate < nodes[my_node]->size()) partners.push_back(nodes[my_node]->at(mate));
-  if (kind.between && other < nodes.size() && my_place < nodes[other]->size())
-    partners.push_back(nodes[other]->at(my_place));
+  if (kind.on_node && mate < nodes[my_node].size()) partners.push_back(nodes[my_node][mate]);
+  if (kind.between && other < nodes.size() && my_place < nodes[other].size())
+    partners.push_back(nodes[other][my_place]);
   return partners;
 }
 
@@ -284,6 +289,66 @@ double leaving_bytes(Collective kind, double bytes, const Nodes& nodes, int rank
   return (ranks - nodes.largest) / nodes.largest * bytes;  // reduce_scatter, all_gather: of a rank's block
 }
 
+// `count` elements, the whole operation or a part of it, on a world.
+struct Weighed {
+  const CollectiveOperation& operation;
+  uint64_t count;
+  const Position& position;
+  const CostNumbers& numbers;
+
+  ScheduleCost cost_of(std::span<const int> looked_at,
+                       const std::function<Schedule(const Position&)>& make) const {
+    Position there = position;
+    return muster::cost_of(numbers, position.nodes, looked_at, operation.element(), [&](int rank) {
+      there.rank = rank;
+      return make(there);
+    });
+  }
+};
+
+// Of many chunks, those that fill the ways up and down, and as many again: each of the others takes what one
+// of the latter does.
+ScheduleCost cost_of_double_tree(const Weighed& weighed) {
+  const Position& position = weighed.position;
+  const Signature& signature = weighed.operation.signature;
+  const std::vector<int> along = ranks_along_trees(position.nodes, position.order, signature.root);
+  const auto cost_of = [&](uint64_t count, uint64_t chunk) {
+    return weighed.cost_of(along, [&](const Position& there) {
+      Schedule schedule = make_double_tree(signature, count, chunk, there);
+      // A broadcast's root copies the whole at the end, however few of its chunks are looked at.
+      const bool copies = signature.kind == Collective::kBroadcast && there.rank == signature.root;
+      if (copies) schedule.rounds.back().folds.back().sources.front().count = weighed.count;
+      return schedule;
+    });
+  };
+  const uint64_t chunk = chunk_elements(weighed.count, weighed.operation.element(), position.ranks);
+  const auto chunks = static_cast<uint64_t>(tree_chunks(weighed.count, chunk));
+  const int ways = signature.kind == Collective::kAllReduce ? 2 : 1;
+  const auto filling = static_cast<uint64_t>(ways * depth_most(position.ranks));
+  if (chunks <= 2 * filling) return cost_of(weighed.count, chunk);
+  const uint64_t size = (weighed.count / 2 + chunks - 1) / chunks;  // chunks are even
+  const ScheduleCost filled = cost_of(2 * filling * size, size);
+  ScheduleCost cost = cost_of(2 * 2 * filling * size, size);
+  const double more = static_cast<double>(chunks - 2 * filling) / static_cast<double>(filling);
+  cost.path_s += more * (cost.path_s - filled.path_s);
+  cost.busiest_s += more * (cost.busiest_s - filled.busiest_s);
+  cost.rounds += filled.rounds;
+  return cost;
+}
+
+ScheduleCost cost_of_algorithm(std::string_view name, const Weighed& weighed) {
+  if (name == "double tree") return cost_of_double_tree(weighed);
+  const Position& position = weighed.position;
+  const int root = weighed.operation.signature.root;
+  // The binomial tree is over the ranks, wherever they are.
+  const std::vector<int> looked_at = name == "binomial"
+                                         ? ranks_along_trees(position.nodes, in_order(position.ranks), root)
+                                         : ranks_looked_at(position.nodes, root);
+  return weighed.cost_of(looked_at, [&](const Position& there) {
+    return choose_schedule(weighed.operation, weighed.count, there, name);
+  });
+}
+
 double bound_of(const CostNumbers& numbers, Collective kind, uint64_t bytes, const Position& position) {
   std::map<uint64_t, double> sizes;
   for (const uint64_t node : position.nodes) ++sizes[node];
@@ -302,10 +367,8 @@ double bound_of(const CostNumbers& numbers, Collective kind, uint64_t bytes, con
 
 Position position_of(int rank, std::span<const uint64_t> nodes) {
   Position position{static_cast<int>(nodes.size()), rank, grid_of(nodes), {nodes.begin(), nodes.end()}, {}};
-  position.order.resize(nodes.size());
-  std::iota(position.order.begin(), position.order.end(), 0);
-  std::ranges::stable_sort(position.order, {},
-                           [&](int one) { return position.nodes[static_cast<size_t>(one)]; });
+  for (const auto& ranks : ranks_by_node(nodes))
+    position.order.insert(position.order.end(), ranks.begin(), ranks.end());
   return position;
 }
 
@@ -321,12 +384,14 @@ Schedule choose_schedule(const CollectiveOperation& operation, uint64_t count, c
   if (count == 0) return barrier_dissemination(ranks, rank);
   const std::string_view name =
       can_do(operation, named, position) ? named : fixed_name(operation, count, position, named);
+  if (name == "double tree")
+    return make_double_tree(signature, count, chunk_elements(count, operation.element(), ranks), position);
   switch (signature.kind) {
     case Collective::kAllReduce:
-      return make_all_reduce(name, count, operation.element(), position);
+      return make_all_reduce(name, count, position);
     case Collective::kReduce:
     case Collective::kBroadcast:
-      return make_rooted(name, signature, count, chunk_elements(count, operation.element(), ranks), position);
+      return make_rooted(name, signature, count, position);
     case Collective::kGather:
       return gather_direct(rank, blocks_of(operation, ranks), signature.root);
     case Collective::kScatter:
@@ -373,25 +438,21 @@ AlgorithmCosts weigh(const CollectiveOperation& operation, const Position& posit
   CollectiveOperation rounded;
   rounded.signature = operation.signature;
   rounded.counts = operation.counts;
-  rounded.signature.count = std::bit_floor(operation.signature.count);
-  const uint64_t count = rounded.signature.count;
-  const uint64_t fixed_part = part_elements(rounded, position, "");
-  const Names names = candidates(rounded, fixed_part, position);
+  rounded.signature.root = 0;
+  const uint64_t count = std::bit_floor(operation.signature.count);
   AlgorithmCosts costs;
+  if (count == 0) return costs;
+  rounded.signature.count = 2 * count - 1;  // the most that shares the choice
+  const uint64_t largest_part = part_elements(rounded, position, "");
+  const Names names = candidates(rounded, largest_part, position);
   if (names.empty()) return costs;
-  const std::vector<int> mates = ranks_looked_at(position.nodes, rounded.signature.root);
-  const std::vector<int> along = ranks_along_trees(position.nodes, position.order, rounded.signature.root);
-  Position there = position;
+  rounded.signature.count = count;
+  const uint64_t fixed_part = part_elements(rounded, position, "");
   for (const std::string_view name : names) {
     const uint64_t part = part_elements(rounded, position, name);
-    const auto schedule_of = [&](int rank) {
-      there.rank = rank;
-      return choose_schedule(rounded, part, there, name);
-    };
-    const bool is_tree = name == "double tree" || name == "binomial";
-    const ScheduleCost cost =
-        cost_of(numbers, position.nodes, is_tree ? along : mates, rounded.element(), schedule_of);
+    const ScheduleCost cost = cost_of_algorithm(name, {rounded, part, position, numbers});
     costs.by_cost.push_back({name, cost.total_s((count + part - 1) / part)});
+    costs.rounds += cost.rounds;
   }
   std::ranges::stable_sort(costs.by_cost, {}, &AlgorithmCosts::One::seconds);
   costs.fixed = fixed_name(rounded, fixed_part, position, "");
@@ -423,7 +484,7 @@ std::string why(const AlgorithmCosts& costs) {
 
 std::string_view AlgorithmChooser::choose(const CollectiveOperation& operation) {
   const Signature& signature = operation.signature;
-  const Key key{signature.kind, signature.dtype, signature.op == ReduceOp::kPremulSum, signature.root,
+  const Key key{signature.kind, signature.dtype, signature.op == ReduceOp::kPremulSum,
                 std::bit_width(signature.count)};
   if (!operation.counts.empty()) return "";
   const auto [found, is_new] = chosen_.try_emplace(key);

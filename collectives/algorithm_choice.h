@@ -23,7 +23,7 @@ struct Position {
   int rank = 0;
   std::optional<Grid> grid;
   std::vector<uint64_t> nodes;  // of each rank
-  std::vector<int> order;       // all ranks, those of a node together
+  std::vector<int> order;       // all ranks, those of a node together, nodes by their first ranks
 };
 Position position_of(int rank, std::span<const uint64_t> nodes);
 
@@ -32,8 +32,6 @@ Position position_of(int rank, std::span<const uint64_t> nodes);
 Schedule choose_schedule(const CollectiveOperation& operation, uint64_t count, const Position& position,
                          std::string_view named);
 
-// Parts of an operation that move at once.
-constexpr size_t kPartsAtOnce = 4;
 // Elements of a part, where an operation goes in several parts, each with a schedule of its own: while one
 // part folds or waits, the others keep the links busy. The whole, where it cannot be cut, or is too small.
 // `named` as above.
@@ -50,10 +48,13 @@ struct AlgorithmCosts {
   std::string_view fixed;    // what the sizes fixed in code would take
   std::string_view chosen;   // empty: there is nothing to choose from
   double bound_s = 0;        // no algorithm can take less: a latency, and the bytes that must leave a node
+  uint64_t rounds = 0;       // of schedules that were looked at: the work of weighing
 };
 // `fixed` is left only for what is cheaper by more than the model errs; see kMargin. Costs are those of the
 // largest power of two that is not above the count, so that a choice can be kept for all counts that share
-// it.
+// it; what is limited by its memory is considered only where all of them keep within it. They are those with
+// rank 0 for root, so that it can be kept for all roots: another root changes which edges lie within a node,
+// but not how deep trees are nor how much a rank sends.
 AlgorithmCosts weigh(const CollectiveOperation& operation, const Position& position,
                      const CostNumbers& numbers);
 std::string why(const AlgorithmCosts& costs);
@@ -69,7 +70,7 @@ class AlgorithmChooser {
   std::string_view choose(const CollectiveOperation& operation);
 
  private:
-  using Key = std::tuple<Collective, DType, bool, int32_t, int>;  // factor used, root, class of size
+  using Key = std::tuple<Collective, DType, bool, int>;  // factor used, class of size
   const CostNumbers numbers_;
   const Position& position_;
   std::map<Key, std::string_view> chosen_;

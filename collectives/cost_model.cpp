@@ -243,14 +243,25 @@ std::vector<int> ranks_along_trees(std::span<const uint64_t> nodes, std::span<co
   return ranks;
 }
 
+double ScheduleCost::total_s(uint64_t parts) const {
+  const double behind = static_cast<double>(parts - 1);
+  const uint64_t begun_late = (parts - 1) / kPartsAtOnce;  // times that a part waited for another's end
+  const double last_few = static_cast<double>((parts - 1) % kPartsAtOnce);
+  return path_s +
+         std::max(behind * busiest_s, static_cast<double>(begun_late) * path_s + last_few * busiest_s);
+}
+
 ScheduleCost cost_of(const CostNumbers& numbers, std::span<const uint64_t> nodes,
                      std::span<const int> looked_at, size_t element,
                      const std::function<Schedule(int rank)>& schedule_of) {
   const Costing costing(numbers, nodes, element);
   std::map<uint64_t, NodeLoads> loads;
-  for (const int rank : looked_at)
-    costing.add(rank, schedule_of(rank), loads[nodes[static_cast<size_t>(rank)]]);
   ScheduleCost cost;
+  for (const int rank : looked_at) {
+    const Schedule schedule = schedule_of(rank);
+    costing.add(rank, schedule, loads[nodes[static_cast<size_t>(rank)]]);
+    cost.rounds += schedule.rounds.size();
+  }
   std::vector<double> longest;
   for (auto& [name, node] : loads) cost.busiest_s = std::max(cost.busiest_s, settle(numbers, node, longest));
   cost.path_s = std::accumulate(longest.begin(), longest.end(), 0.0);

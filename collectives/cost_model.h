@@ -48,17 +48,19 @@ Result<CostNumbers> parse_costs(const std::string& text);
 struct ScheduleCost {
   double path_s = 0;     // one part alone, round after round
   double busiest_s = 0;  // of a part, what it takes of the resource that has most to do
-  // Of an operation in `parts` of which some move at once: one of them whole, and behind it the others as
-  // fast as the busiest resource takes them.
-  double total_s(uint64_t parts) const { return path_s + static_cast<double>(parts - 1) * busiest_s; }
+  uint64_t rounds = 0;   // that were looked at: what it took to know this
+  // Of an operation in `parts`, each of which ends not before the busiest resource has taken it behind the
+  // one before, and not before it went its whole path, which it begins when the part kPartsAtOnce before it
+  // has ended.
+  double total_s(uint64_t parts) const;
 };
 
 // Ranks whose schedules stand for all: `root`, and mates of its node. Algorithms do the same on every node,
 // but for what is left over where numbers do not divide; so a world of thousands costs what a small one does.
 std::vector<int> ranks_looked_at(std::span<const uint64_t> nodes, int root);
 // Of trees, where ranks do different things: of each depth some, and mates of their nodes. A rank's depth
-// tells in the bits of its place behind the root in `order`: in the in-order trees of schedule_trees.cpp in
-// the last zeros, in a binomial tree in the ones.
+// tells in the bits of its place behind the root in `order`, the one that the tree is built over: in the
+// in-order trees of schedule_trees.cpp in the last zeros, in a binomial tree in the ones.
 std::vector<int> ranks_along_trees(std::span<const uint64_t> nodes, std::span<const int> order, int root);
 
 // `schedule_of(rank)` for each of `looked_at`; `nodes`: the node of each rank; `element`: bytes.

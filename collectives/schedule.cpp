@@ -166,13 +166,23 @@ Schedule all_reduce_ring(int ranks, int rank, uint64_t count) {
   return schedule;
 }
 
+std::vector<std::vector<int>> ranks_by_node(std::span<const uint64_t> nodes) {
+  std::map<uint64_t, size_t> places;
+  std::vector<std::vector<int>> by_node;
+  for (size_t rank = 0; rank < nodes.size(); ++rank) {
+    const auto [found, is_new] = places.try_emplace(nodes[rank], by_node.size());
+    if (is_new) by_node.emplace_back();
+    by_node[found->second].push_back(static_cast<int>(rank));
+  }
+  return by_node;
+}
+
 std::optional<Grid> grid_of(std::span<const uint64_t> nodes) {
-  std::map<uint64_t, std::vector<int>> by_node;
-  for (size_t rank = 0; rank < nodes.size(); ++rank) by_node[nodes[rank]].push_back(static_cast<int>(rank));
+  const std::vector<std::vector<int>> by_node = ranks_by_node(nodes);
   Grid grid{static_cast<int>(by_node.size()), 1, {}, std::vector<int>(nodes.size())};
-  if (!by_node.empty()) grid.locals = static_cast<int>(by_node.begin()->second.size());
+  if (!by_node.empty()) grid.locals = static_cast<int>(by_node.front().size());
   if (grid.nodes < 2 || grid.locals < 2) return std::nullopt;
-  for (const auto& [node, ranks] : by_node) {
+  for (const std::vector<int>& ranks : by_node) {
     if (ranks.size() != static_cast<size_t>(grid.locals)) return std::nullopt;
     for (const int rank : ranks) {
       grid.places[static_cast<size_t>(rank)] = static_cast<int>(grid.ranks.size());

@@ -22,6 +22,8 @@ namespace muster {
 
 // Bytes of one message at most: a longer region goes in several.
 constexpr size_t kPayloadBytes = 256 * 1024;
+// Parts of an operation, each with a schedule of its own, that move at once.
+constexpr size_t kPartsAtOnce = 4;
 
 enum class BufferKind : uint8_t { kInput, kOutput, kScratch };
 
@@ -78,6 +80,10 @@ Schedule all_reduce_direct(int ranks, int rank, uint64_t count);              //
 Schedule all_reduce_ring(int ranks, int rank, uint64_t count);          // 2(p−1) rounds, 2(p−1)/p·n
 Schedule all_reduce_rabenseifner(int ranks, int rank, uint64_t count);  // 2⌈log₂ p⌉ rounds, 2(p−1)/p·n
 
+// The ranks of each node, nodes by their first ranks: not by their ids, which are hashes, so that neither
+// sums nor costs depend on how nodes are called. `nodes`: the node of each rank.
+std::vector<std::vector<int>> ranks_by_node(std::span<const uint64_t> nodes);
+
 // Ranks by the node that they are on, where each node has as many of them. The hierarchical schedules below
 // reduce on a node before they talk to others and spread on it afterwards, and each rank of a node talks for
 // its share only: what leaves a node is what leaves it with one rank per node, sent by all its ranks at once.
@@ -92,7 +98,7 @@ struct Grid {
   int local_of(int rank) const { return places[static_cast<size_t>(rank)] % locals; }
 };
 // Nothing where nodes have different numbers of ranks, or there is nothing to gain: one node, or one rank on
-// each. `nodes`: the node of each rank.
+// each.
 std::optional<Grid> grid_of(std::span<const uint64_t> nodes);
 
 Schedule all_reduce_hierarchical(const Grid& grid, int rank, uint64_t count);      // 4 rounds
@@ -117,7 +123,8 @@ Schedule broadcast_binomial(int ranks, int rank, uint64_t count, int root);
 // By two trees, for half of the elements each, in chunks of at most `chunk` elements, so many rounds: chunks
 // of a half, and once (all_reduce: twice) a depth of about log₂ p. A rank sends and receives n (all_reduce:
 // 2n), and has up to three chunks of scratch. `order`: all ranks, those of a node together: most edges are
-// then within a node.
+// then within a node. Once both ways are full, all rounds are alike until they empty.
+int tree_chunks(uint64_t count, uint64_t chunk);  // of each half; saturates
 Schedule all_reduce_double_tree(std::span<const int> order, int rank, uint64_t count, uint64_t chunk);
 Schedule reduce_double_tree(std::span<const int> order, int rank, uint64_t count, int root, uint64_t chunk);
 Schedule broadcast_double_tree(std::span<const int> order, int rank, uint64_t count, int root,

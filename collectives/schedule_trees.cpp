@@ -13,6 +13,7 @@
 // a round is received in the same one, and rounds in which a rank rests are empty.
 #include <algorithm>
 #include <bit>
+#include <limits>
 
 #include "collectives/schedule_build.h"
 
@@ -102,10 +103,7 @@ struct Chunks {
   }
   uint64_t most() const { return at(0, 0).count; }
 };
-Chunks chunks_of(uint64_t count, uint64_t chunk) {
-  const uint64_t half = slice_of(count, kTrees, 0).count;
-  return {count, static_cast<int>(std::max<uint64_t>(1, (half + chunk - 1) / chunk))};
-}
+Chunks chunks_of(uint64_t count, uint64_t chunk) { return {count, tree_chunks(count, chunk)}; }
 
 Region at(BufferKind buffer, Slice slice) { return {buffer, 0, slice.offset, slice.count}; }
 
@@ -187,6 +185,12 @@ std::vector<int> below(std::span<const int> order, int root) {
 }
 
 }  // namespace
+
+int tree_chunks(uint64_t count, uint64_t chunk) {
+  const uint64_t half = slice_of(count, kTrees, 0).count;
+  const uint64_t chunks = half / chunk + (half % chunk > 0 ? 1 : 0);
+  return static_cast<int>(std::clamp<uint64_t>(chunks, 1, std::numeric_limits<int>::max()));
+}
 
 Schedule all_reduce_double_tree(std::span<const int> order, int rank, uint64_t count, uint64_t chunk) {
   if (order.size() == 1) return copy_only("double tree", count);

@@ -5,6 +5,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
+#include <map>
 #include <memory>
 #include <random>
 #include <set>
@@ -230,6 +232,112 @@ TEST(Weigh, ATreesDepthIsPaidOnceAndNotForEachChunk) {
   }
 }
 
+double seconds_of(const AlgorithmCosts& costs, std::string_view name) {
+  return std::ranges::find(costs.by_cost, name, &AlgorithmCosts::One::algorithm)->seconds;
+}
+
+// Of one and the same world, whatever its nodes are called: ids are hashes.
+TEST(Weigh, TheNamesOfNodesMeanNothing) {
+  std::mt19937_64 random(20261128);  // a fixed seed: a failure can be had again
+  for (const auto& nodes : {world(16, 1), world(33, 1), world(16, 2), world(9, 3)}) {
+    auto renamed = nodes;
+    std::map<uint64_t, uint64_t> names;
+    for (uint64_t& node : renamed) node = names.try_emplace(node, random()).first->second;
+    for (const Collective kind : {Collective::kAllReduce, Collective::kReduce, Collective::kBroadcast}) {
+      const auto costs = weigh(*make(kind, 1 << 22), position_of(0, nodes), link_of(50, 1, 1));
+      const auto same = weigh(*make(kind, 1 << 22), position_of(0, renamed), link_of(50, 1, 1));
+      for (const auto& [name, seconds] : costs.by_cost)
+        EXPECT_EQ(seconds_of(same, name), seconds) << name << " of " << nodes.size() << " ranks";
+    }
+  }
+}
+
+// The ranks that are looked at for a binomial tree show what all would, though it does not go by nodes.
+TEST(Weigh, ABinomialTreeIsOverTheRanksWhereverTheyAre) {
+  for (const int nodes : {7, 16, 32}) {
+    std::vector<uint64_t> dealt;
+    for (int rank = 0; rank < 4 * nodes; ++rank) dealt.push_back(static_cast<uint64_t>(rank % nodes));
+    const auto operation = make(Collective::kBroadcast, 1 << 20);
+    const Position position = position_of(0, dealt);
+    const CostNumbers numbers = link_of(50, 1, 1);
+    const double seen = seconds_of(weigh(*operation, position, numbers), "binomial");
+    const double of_all = cost_of(numbers, dealt, position.order, sizeof(float), [&](int rank) {
+                            return broadcast_binomial(position.ranks, rank, operation->signature.count, 0);
+                          }).path_s;
+    EXPECT_NEAR(seen, of_all, of_all / 100) << nodes;
+  }
+}
+
+TEST(PositionOf, OrdersNodesByTheirFirstRanks) {
+  EXPECT_EQ(position_of(0, std::vector<uint64_t>{9, 3, 9, 5, 3}).order, (std::vector{0, 2, 1, 4, 3}));
+}
+
+// A choice is kept for counts of nearly twice what is weighed.
+TEST(Weigh, WhatIsLimitedByItsScratchKeepsWithinItForAllCountsOfTheChoice) {
+  struct Limit {
+    Collective kind;
+    const char* name;
+    uint64_t bytes;
+  };
+  for (const Limit& limit : {Limit{Collective::kReduceScatter, "recursive halving", 2 << 20},
+                             Limit{Collective::kAllReduce, "one-shot", 16 << 20}}) {
+    const Position position = position_of(0, world(16, 1));
+    int last = -1;
+    for (int power = 0; power < 24; ++power) {
+      const auto costs = weigh(*make(limit.kind, uint64_t{1} << power), position, link_of(50, 1, 1));
+      if (std::ranges::find(costs.by_cost, limit.name, &AlgorithmCosts::One::algorithm) ==
+          costs.by_cost.end())
+        continue;
+      last = power;
+      const auto largest = make(limit.kind, (uint64_t{2} << power) - 1);
+      const uint64_t part = part_elements(*largest, position, limit.name);
+      EXPECT_LE(choose_schedule(*largest, part, position, limit.name).scratch_count * sizeof(float),
+                limit.bytes)
+          << limit.name << " of 2^" << power;
+    }
+    EXPECT_GE(last, 10) << limit.name << " is never considered: this shows nothing";
+  }
+}
+
+// The rounds of trees are as many as their chunks, most of them alike.
+TEST(Weigh, LooksAtAsMuchHoweverManyChunksThereAre) {
+  const Position position = position_of(0, world(128, 8));
+  const auto rounds = [&](Collective kind, uint64_t bytes) {
+    return weigh(*make(kind, bytes / sizeof(float)), position, link_of(50, 1, 1)).rounds;
+  };
+  for (const Collective kind : {Collective::kBroadcast, Collective::kReduce}) {
+    const uint64_t of_a_message = rounds(kind, 64 << 20);
+    EXPECT_GT(of_a_message, 0U);
+    EXPECT_EQ(rounds(kind, uint64_t{1} << 40), of_a_message) << to_string(kind);
+    // Fewer than one rank of each depth with its mates would have in all of 128 chunks.
+    EXPECT_LT(of_a_message, 128U * 128) << to_string(kind);
+  }
+}
+
+TEST(Weigh, WhatIsNotLookedAtCostsWhatItWouldIfItWere) {
+  for (const auto& nodes : {world(16, 1), world(9, 3), world(32, 2)}) {
+    const Position position = position_of(0, nodes);
+    const CostNumbers numbers = link_of(50, 1, 1);
+    for (const Collective kind : {Collective::kBroadcast, Collective::kReduce, Collective::kAllReduce}) {
+      const auto operation = make(kind, 1 << 25);
+      const auto looked_at = ranks_along_trees(nodes, position.order, 0);
+      const ScheduleCost whole = cost_of(numbers, nodes, looked_at, sizeof(float), [&](int rank) {
+        return choose_schedule(*operation, 1 << 25, position_of(rank, nodes), "double tree");
+      });
+      const auto costs = weigh(*operation, position, numbers);
+      EXPECT_LT(costs.rounds, whole.rounds) << "all was looked at: this shows nothing";
+      EXPECT_NEAR(seconds_of(costs, "double tree"), whole.path_s, whole.path_s / 1000) << to_string(kind);
+    }
+  }
+}
+
+TEST(TreeChunks, AsManyAsFitAndNoMoreThanCanBeCounted) {
+  EXPECT_EQ(tree_chunks(1, 8), 1);
+  EXPECT_EQ(tree_chunks(16, 8), 1);
+  EXPECT_EQ(tree_chunks(17, 8), 2);
+  EXPECT_EQ(tree_chunks(UINT64_MAX, 1), std::numeric_limits<int>::max());
+}
+
 // All parts that move at once together; what the sizes fixed in code take is not held to it.
 TEST(PartElements, KeepRabenseifnersScratchWithinTwoMebibytes) {
   for (const auto& nodes : {world(2, 1), world(8, 1), world(7, 1), world(4, 2), world(2, 8), world(3, 16)}) {
@@ -309,6 +417,13 @@ TEST(AlgorithmChooser, KeepsAChoiceForAllCountsOfAPowerOfTwo) {
   }
   EXPECT_GE(seen.size(), 2U) << "the numbers are too much alike to show anything";
   EXPECT_EQ(chooser.choose(*make(Collective::kGather, 5)), "");
+  // Nor does the root change it.
+  const auto broadcast = make(Collective::kBroadcast, 1 << 24);
+  const auto from_rank_0 = weigh(*broadcast, position, numbers);
+  broadcast->signature.root = 5;
+  const auto from_rank_5 = weigh(*broadcast, position, numbers);
+  EXPECT_EQ(from_rank_5.chosen, from_rank_0.chosen);
+  EXPECT_EQ(from_rank_5.bound_s, from_rank_0.bound_s);
   EXPECT_NE(chooser.choose(*make(Collective::kAllReduce, 1 << 22, DType::kFloat16)), "hierarchical");
 }
 

@@ -98,6 +98,19 @@ TEST(CostOf, GrowsWithEachNumber) {
   }
 }
 
+// A part waits for the one before it on the busiest resource, and for the end of the one kPartsAtOnce before.
+TEST(ScheduleCost, OfPartsOnlySomeMoveAtOnce) {
+  static_assert(kPartsAtOnce == 4);
+  const ScheduleCost by_rounds{16, 1, 0};
+  EXPECT_EQ(by_rounds.total_s(1), 16);
+  EXPECT_EQ(by_rounds.total_s(4), 16 + 3);
+  EXPECT_EQ(by_rounds.total_s(5), 16 + 16);
+  EXPECT_EQ(by_rounds.total_s(11), 16 + 2 * 16 + 2);
+  const ScheduleCost by_bytes{16, 8, 0};
+  EXPECT_EQ(by_bytes.total_s(4), 16 + 3 * 8);
+  EXPECT_EQ(by_bytes.total_s(11), 16 + 10 * 8);
+}
+
 TEST(RanksLookedAt, RootFirstThenItsMates) {
   EXPECT_EQ(ranks_looked_at(std::vector<uint64_t>{7, 8, 7, 8}, 3), (std::vector{3, 1}));
   EXPECT_EQ(ranks_looked_at(std::vector<uint64_t>(4000, 7), 5).size(), 8U);
