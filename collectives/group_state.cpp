@@ -92,6 +92,7 @@ Work GroupState::submit(CollectivePtr issued) {
   operation.signature.sequence = next_sequence_++;
   operation.signature.history = history_;
   history_ = operation.digest = digest_of(bytes_of(operation.signature)).low;
+  signatures_[operation.signature.sequence % signatures_.size()] = operation.signature;
   if (failure_.has_value()) {
     core_->complete(operation, end_of(operation), failure_->suspects);
     return Work(std::move(issued));

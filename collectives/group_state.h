@@ -1,6 +1,7 @@
 // Internal: what a Group holds: the queue of operations, the latched failure, and the engine that moves them.
 #pragma once
 
+#include <array>
 #include <deque>
 #include <memory>
 #include <optional>
@@ -88,6 +89,11 @@ class GroupState final : public Driven, public std::enable_shared_from_this<Grou
   void fail(Failure failure, bool tell_peers = true);
   bool failed() const { return failure_.has_value(); }
   uint64_t issued() const { return next_sequence_; }
+  // What operation `sequence` was called with here; null: it was not called yet, or long ago.
+  const Signature* called_with(uint64_t sequence) const {
+    const bool remembered = sequence < next_sequence_ && next_sequence_ - sequence <= signatures_.size();
+    return remembered ? &signatures_[sequence % signatures_.size()] : nullptr;
+  }
   // Operations up to the first that has not ended well here.
   uint64_t ended_well() const { return failure_ ? ended_well_ : first_pending(); }
   const std::deque<CollectivePtr>& pending() const { return pending_; }
@@ -120,7 +126,8 @@ class GroupState final : public Driven, public std::enable_shared_from_this<Grou
   CollectivePtr spare_;          // ended, and held by nobody else
   std::optional<Failure> failure_;
   uint64_t next_sequence_ = 0;
-  uint64_t ended_well_ = 0;  // when it failed
+  std::array<Signature, 16> signatures_{};  // of the last ones that were issued, by sequence
+  uint64_t ended_well_ = 0;                 // when it failed
   uint64_t history_ = 0;
   int idle_ = 0;                    // calls of advance() since the clock was read
   uint64_t inquired_ = UINT64_MAX;  // sequence of the operation that was inquired about

@@ -35,7 +35,7 @@ constexpr uint64_t kPartTags = uint64_t{1} << kPartBits;
 enum class ControlKind : uint32_t { kFailure = 1, kInquire = 2, kState = 3, kLeave = 4 };
 
 struct ControlMessage {
-  static constexpr uint32_t kMagic = 0x3143554dU;
+  static constexpr uint32_t kMagic = 0x3243554dU;  // "MUC2": version 2
   static constexpr int kMaxSuspects = 32;
   uint32_t magic = kMagic;
   ControlKind kind = ControlKind::kState;
@@ -43,6 +43,7 @@ struct ControlMessage {
   uint32_t code = 0;
   Generation generation;
   uint64_t issued = 0;  // operations that the source has issued; where it leaves, that have ended well there
+  Signature asked;      // of the operation that the source inquires about
   uint32_t suspect_count = 0;
   uint32_t text_size = 0;
   int32_t suspects[kMaxSuspects] = {};
@@ -262,9 +263,9 @@ class TransportEngine final : public Engine, public TransferOwner {
     return std::min<Duration>(allowed / 4, 250 * kMillisecond);
   }
 
-  void inquire(const CollectiveOperation&) override {
+  void inquire(const CollectiveOperation& operation) override {
     std::ranges::fill(heard_, 0);
-    tell_all({.kind = ControlKind::kInquire});
+    tell_all({.kind = ControlKind::kInquire, .asked = operation.signature});
   }
 
   Failure blame(const CollectiveOperation& operation) override {
@@ -400,9 +401,18 @@ class TransportEngine final : public Engine, public TransferOwner {
            message.suspect_count <= ControlMessage::kMaxSuspects && message.text_size <= sizeof message.text;
   }
 
+  // Ranks that called an operation differently may go by different algorithms, and so wait for messages that
+  // nobody sends, with no message between them that would show it: the question does.
+  void answer(const ControlMessage& inquiry) {
+    const Signature* const mine = group_.called_with(inquiry.asked.sequence);
+    if (mine != nullptr && !(*mine == inquiry.asked))
+      return group_.fail(mismatch(group_.rank(), *mine, inquiry.source, inquiry.asked));
+    tell(inquiry.source, {.kind = ControlKind::kState});
+  }
+
   void handle(const ControlMessage& message) {
     heard_[message.source] = message.issued + 1;
-    if (message.kind == ControlKind::kInquire) tell(message.source, {.kind = ControlKind::kState});
+    if (message.kind == ControlKind::kInquire) answer(message);
     if (message.kind == ControlKind::kLeave) left_[message.source] = message.issued;
     if (message.kind != ControlKind::kFailure || group_.failed()) return;
     Failure failure{message.code == static_cast<uint32_t>(ErrorCode::kMisuse) ? ErrorCode::kMisuse

@@ -434,7 +434,8 @@ MUSTER_API muster_status muster_step_abandon_update(muster_step* step);
  * What always holds
  *  - All ranks issue the same operations in the same order, from one thread at a time. What differs between
  *    ranks (operation, type, count, operator, root) ends the operation on all of them with MUSTER_MISUSE and
- *    a sentence that names two ranks. Sends and receives are no part of this order.
+ *    a sentence that names two ranks, at once or shortly before its deadline. Sends and receives are no part
+ *    of this order.
  *  - With `work` NULL an operation is blocking (in a batch: muster_group_end is). Else it goes on in the
  *    background, *work is its handle, and its buffers are the library's until it has ended. Several may be
  *    in flight; each ends by its deadline.

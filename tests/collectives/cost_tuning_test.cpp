@@ -172,6 +172,30 @@ TEST(Tuning, ARankWithOtherNumbersIsNamed) {
   });
 }
 
+// Rank 5 takes the binomial tree, in which it hears of rank 4 only; the others take two trees, in which rank
+// 4 sends it nothing. So no message shows what differs.
+TEST(Tuning, ARankThatTookAnotherAlgorithmForItsOtherCountIsNamed) {
+  run_world(Medium::kInProcess, 8, [](Member& member) {
+    constexpr size_t kFew = 16, kMany = 1 << 20;
+    member.group.choose_by(parse_costs("on-node=1,1,1 between=1,1,1 fold=0.01 unhidden=0").value());
+    for (const auto& [count, algorithm] : {std::pair{kFew, "binomial"}, {kMany, "double tree"}})
+      member.expect(member.group.explain(Collective::kBroadcast, count, DType::kFloat32).chosen == algorithm,
+                    "the numbers do not lead to different algorithms: this shows nothing");
+    std::vector<float> values(kMany);
+    const size_t count = member.rank == 5 ? kFew : kMany;
+    // Where it ended well, as at a root whose messages were taken, the next operation tells.
+    (void)member.group.broadcast(values.data(), values.data(), count, DType::kFloat32, 0, now() + 2 * kSecond)
+        .wait();
+    const Status status = member.group.barrier(member.soon()).wait();
+    const std::string text = status.ok() ? "no error" : status.error().message;
+    member.expect(!status.ok() && status.error().code == ErrorCode::kMisuse, text);
+    member.expect(text.find("float32 × 16") != std::string::npos &&
+                      text.find("float32 × 1048576") != std::string::npos &&
+                      text.find("rank 5") != std::string::npos,
+                  text);
+  });
+}
+
 TEST(Tuning, EndsByItsDeadline) {
   run_world(Medium::kInProcess, 2, [](Member& member) {
     CostCache cache;
