@@ -593,35 +593,36 @@ INSTANTIATE_TEST_SUITE_P(NodesThreads, NamedAlgorithms,
 INSTANTIATE_TEST_SUITE_P(NodesProcesses, NamedAlgorithms,
                          testing::ValuesIn(sizes(Medium::kNodesProcesses, {4})), case_name);
 
+void expect_same_bits(Member& member) {
+  constexpr size_t kCount = 70'001;
+  std::vector<float> values(kCount);
+  for (size_t i = 0; i < kCount; ++i)
+    values[i] = 1.0F / static_cast<float>(1 + i % 97 + 13 * static_cast<size_t>(member.rank));
+  member.expect_ok(
+      member.group
+          .all_reduce(values.data(), values.data(), kCount, DType::kFloat32, ReduceOp::kAvg, member.soon())
+          .wait(),
+      "all_reduce");
+  std::vector<float> all(kCount * static_cast<size_t>(member.size));
+  member.expect_ok(
+      member.group.all_gather(values.data(), all.data(), kCount, DType::kFloat32, member.soon()).wait(),
+      "all_gather");
+  for (int rank = 0; rank < member.size; ++rank)
+    member.expect(std::memcmp(all.data() + static_cast<size_t>(rank) * kCount, values.data(),
+                              kCount * sizeof(float)) == 0,
+                  "other bits on rank " + std::to_string(rank));
+}
+
 // Each element is added up in one place, so sums that depend on their order are the same on all ranks. Of
-// values that no float can add without rounding.
+// values that no float can add without rounding. On nodes of several ranks too, in order and dealt out.
 TEST(NamedAlgorithmsOnFloats, GiveAllRanksTheSameBits) {
+  const std::vector<std::vector<uint64_t>> worlds = {
+      {1, 2, 3},          {1, 2, 3, 4, 5},          {1, 2, 3, 4, 5, 6}, {1, 2, 3, 4, 5, 6, 7, 8},
+      {8, 8, 7, 7, 9, 9}, {9, 3, 5, 3, 5, 9, 4, 4}, {8, 7, 7, 8, 8, 7}};
   for (const char* algorithm : {"Rabenseifner", "double tree"}) {
-    for (const int ranks : {3, 5, 6, 8}) {
-      run_world(
-          Medium::kInProcess, ranks,
-          [](Member& member) {
-            constexpr size_t kCount = 70'001;
-            std::vector<float> values(kCount);
-            for (size_t i = 0; i < kCount; ++i)
-              values[i] = 1.0F / static_cast<float>(1 + i % 97 + 13 * static_cast<size_t>(member.rank));
-            member.expect_ok(member.group
-                                 .all_reduce(values.data(), values.data(), kCount, DType::kFloat32,
-                                             ReduceOp::kAvg, member.soon())
-                                 .wait(),
-                             "all_reduce");
-            std::vector<float> all(kCount * static_cast<size_t>(member.size));
-            member.expect_ok(
-                member.group.all_gather(values.data(), all.data(), kCount, DType::kFloat32, member.soon())
-                    .wait(),
-                "all_gather");
-            for (int rank = 0; rank < member.size; ++rank)
-              member.expect(std::memcmp(all.data() + static_cast<size_t>(rank) * kCount, values.data(),
-                                        kCount * sizeof(float)) == 0,
-                            "other bits on rank " + std::to_string(rank));
-          },
-          {.algorithm = algorithm});
-    }
+    for (const auto& nodes : worlds)
+      run_world(Medium::kInProcess, static_cast<int>(nodes.size()), expect_same_bits,
+                {.algorithm = algorithm, .nodes = nodes});
   }
 }
 
