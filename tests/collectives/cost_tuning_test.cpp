@@ -14,8 +14,6 @@
 namespace muster {
 namespace {
 
-using testing::HasSubstr;
-
 constexpr size_t kSizes[] = {1, 1000, 5000, 70'001, 1 << 20};
 
 // Each rank's link is slower than the one's before it.
