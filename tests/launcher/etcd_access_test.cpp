@@ -59,6 +59,7 @@ class Certificates {
 class EtcdAccessTest : public ::testing::Test {
  protected:
   void SetUp() override {
+    // Reason for the skip: only a real etcd answers as etcd does.
     if (!etcd_is_there()) GTEST_SKIP() << "no etcd here (Debian: etcd-server)";
     ASSERT_TRUE(certificates_.made()) << "openssl";
   }

@@ -175,6 +175,7 @@ TEST(EtcdKeys, StrangeOnesAreErrors) {
 class RealEtcd : public ::testing::Test {
  protected:
   void SetUp() override {
+    // Reason for the skip: only a real etcd answers as etcd does.
     if (!etcd_is_there()) GTEST_SKIP() << "no etcd here (Debian: etcd-server)";
     server_.emplace(EtcdServer::Options{});
     ASSERT_TRUE(server_->answers({}));

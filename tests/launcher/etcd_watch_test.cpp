@@ -180,6 +180,7 @@ class Watching : public ::testing::Test {
 class RealWatching : public Watching {
  protected:
   void SetUp() override {
+    // Reason for the skip: only a real etcd answers as etcd does.
     if (!etcd_is_there()) GTEST_SKIP() << "no etcd here (Debian: etcd-server)";
   }
 };
