@@ -190,12 +190,11 @@ class Run final : private Session::Listener {
     control::Lineage lineage;
     Digest digest;
     std::optional<ByteBuffer> state;  // restored; else what the program initialised
-    ShardBlocks shards;               // the same, of the shards that the view gives this rank
+    ShardBlocks shards;               // that the view gives this rank, restored or initial
   };
   Result<Start> agree_on_start(Group& group);
   Result<Start> agree_under_lease(Group& group);
   Status check_initial(Group& group, bool is_gone, const char* gone);
-  Status hold_initial_shards();
   Result<ShardBlocks> initial_shards() const;
   Result<std::optional<Start>> restore_newest(Group& group);
 

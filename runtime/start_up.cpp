@@ -84,18 +84,18 @@ Status Run::start_up(Lock& lock) {
     return ok();
   }
   if (core_.revoked() || core_.ended()) return ok();
-  if (start->state) {
+  if (start->state || !start->shards.empty()) {
     lock.unlock();
     const Instant deadline = now() + options_.step_timeout;
-    Status installed = state_.install(*start->state, deadline);
-    if (installed.ok() && !state_.sharded().empty())
+    Status installed = start->state ? state_.install(*start->state, deadline) : ok();
+    if (installed.ok() && !start->shards.empty())
       installed = state_.install_shards(start->shards, {}, deadline);
     lock.lock();
     if (!installed.ok()) {
       perform(core_.broken(now(), "the state could not be installed: " + installed.error().message));
       return ok();
     }
-    restored_ = true;
+    restored_ = restored_ || start->state;
   }
   if (view_is_over()) return ok();
   started_ = true;
@@ -109,23 +109,15 @@ Result<Run::Start> Run::agree_on_start(Group& group) {
   // The program may have set its first values until now.
   MUSTER_TRY(state_.begin_write(deadline));
   state_.lane_values().commit();
-  Status ready = hold_initial_shards();
-  if (ready.ok()) ready = state_.note_written();
+  state_.sharded().keep_only({});  // of what is over; memory has to hold those of the start
+  const Status noted = state_.note_written();
   state_.end_write();
-  MUSTER_TRY(ready);
+  MUSTER_TRY(noted);
   MUSTER_TRY(state_.acquire_read(deadline));
   const Status readable = state_.wait_readable(deadline);
   auto start = readable.ok() ? agree_under_lease(group) : Result<Start>(readable.error());
   state_.release_read();
   return start;
-}
-
-// REQUIRES: an update is open.
-Status Run::hold_initial_shards() {
-  MUSTER_ASSIGN(ShardBlocks blocks, initial_shards());
-  state_.sharded().keep_only({});
-  state_.sharded().put(std::move(blocks));
-  return ok();
 }
 
 Result<ShardBlocks> Run::initial_shards() const {
@@ -157,6 +149,7 @@ Result<Run::Start> Run::agree_under_lease(Group& group) {
         group, trained_ || restored_,
         "no member holds a whole version and none is saved; the next launch starts at the beginning"));
     start.digest = state_.digest();
+    MUSTER_ASSIGN(start.shards, initial_shards());
   }
   MUSTER_TRY(check_equal(group, start.digest, "the replicated state", deadline));
   return start;

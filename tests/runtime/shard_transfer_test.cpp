@@ -180,7 +180,8 @@ TEST_P(ShardsOverEachWay, AGiverHearsThatTheViewWillNotBe) {
   move(0, 0, 2);
   std::atomic<bool> over = false;
   std::thread end([&] {
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));  // Reason for the wait: it is giving by then
+    // Reason for the wait: it is giving by then; were it not, it would end all the sooner.
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
     over = true;
   });
   const Instant began = now();

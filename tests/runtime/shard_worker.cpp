@@ -77,15 +77,17 @@ int main(int argc, char** argv) {
   muster::Run run(session, state, options);
   while (auto step = run.next()) {
     const std::string here = std::to_string(step.index());
-    // Reason for the wait: a worker that was killed starts again and joins meanwhile.
-    if (run.info().world_size < std::atoi(argv[3]))
+    if (run.info().world_size < std::atoi(argv[3])) {
+      // Reason for the wait: a worker that was killed starts again and joins meanwhile.
       std::this_thread::sleep_for(std::chrono::milliseconds(100));
-    // Reason for the wait: what the others are to go back to has to be durable before this one dies.
+    }
     const std::string here_died = folder + "/died.update:" + here;
     const bool waits =
         kind == "one-copy" && places.count("update:" + here) != 0 && access(here_died.c_str(), F_OK) != 0;
-    for (int i = 0; i < 3000 && waits && run.info().durable < 0; ++i)
+    for (int i = 0; i < 3000 && waits && run.info().durable < 0; ++i) {
+      // Reason for the wait: what the others are to go back to has to be durable before this one dies.
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
     for (float& gradient : gradients) gradient = 0;
     for (const auto& micro : step.microbatches()) {
       // Of the weights too, so that a working copy that is wrong shows.
