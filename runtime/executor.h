@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <deque>
 #include <functional>
+#include <future>
 #include <mutex>
 #include <thread>
 
@@ -16,6 +17,15 @@ class Executor {
   ~Executor();                          // finishes the running task, drops the rest
 
   void post(std::function<void()> task);
+  // Runs it behind what was posted before, waits, and returns what it does. REQUIRES: not stopped, nor
+  // stopped meanwhile; not called from a task.
+  template <typename Task>
+  auto call(Task task) -> decltype(task()) {
+    std::packaged_task<decltype(task())()> packaged(std::move(task));
+    auto result = packaged.get_future();
+    post([&packaged] { packaged(); });
+    return result.get();
+  }
   void stop();  // as the destructor; later posts are dropped
 
  private:

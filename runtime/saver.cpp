@@ -388,7 +388,8 @@ void Saver::publish(const control::SavePublish& publish) {
 }
 
 Result<checkpoint::Manifest> Saver::publish_now(const Save& save, const control::SavePublish& publish) {
-  MUSTER_TRY(own());  // as a rule already so; else the owner died, and its lock with it
+  // As a rule it is already; else the owner died, and its lock with it.
+  MUSTER_TRY(become(true, save.open.rescue));
   checkpoint::Folder* const folder = &*folder_;
   checkpoint::Manifest manifest;
   manifest.id = save.id;
@@ -576,29 +577,23 @@ std::optional<std::string> Saver::outcome(control::Version version) const {
 
 // ---- restoring
 
-// The owner's handle where this rank is the first participant, else one for a rank of the owner's job. A rank
-// that was the first, until a joiner came before it, leaves the folder to the new first one, which waits for
-// that.
 Result<checkpoint::Folder*> Saver::folder() {
-  const bool first = [&] {
+  const auto [first, rescue] = [&] {
     const std::lock_guard lock(mutex_);
-    return save_ && save_->index == 0;
+    return std::pair(save_ && save_->index == 0, save_ && save_->open.rescue);
   }();
-  if (folder_ && folder_->owner() == first) return &*folder_;
-  if (first) {
-    MUSTER_TRY(own());
-  } else {
-    MUSTER_ASSIGN(folder_, checkpoint::Folder::look(files_, options_.folder));
-  }
+  MUSTER_TRY(become(first, rescue));
   return &*folder_;
 }
 
-Status Saver::own() {
-  if (folder_ && folder_->owner()) return ok();
-  const bool rescue = [&] {
-    const std::lock_guard lock(mutex_);
-    return save_ && save_->open.rescue;
-  }();
+// The owner's handle for the first participant, else one for a rank of the owner's job. A rank that was the
+// first, until a joiner came before it, leaves the folder to the new first one, which waits for that.
+Status Saver::become(bool first, bool rescue) {
+  if (folder_ && folder_->owner() == first) return ok();
+  if (!first) {
+    MUSTER_ASSIGN(folder_, checkpoint::Folder::look(files_, options_.folder));
+    return ok();
+  }
   auto owned = retry_until(now() + (rescue ? kRescueOwnTimeout : kOwnTimeout),
                            [&] { return checkpoint::Folder::own(files_, options_.folder, who_am_i()); });
   // The owner is out of reach and may not be dead, only frozen: what is saved now is saved beside it.
@@ -610,10 +605,20 @@ Status Saver::own() {
   return ok();
 }
 
+Status Saver::take_folder(bool first) {
+  return worker_.call([&]() -> Status {
+    if (first) return become(true, false);
+    if (folder_ && folder_->owner()) folder_.reset();
+    return ok();
+  });
+}
+
 Result<std::vector<checkpoint::Candidate>> Saver::usable_versions() {
-  if (!folder_) {
-    MUSTER_ASSIGN(folder_, checkpoint::Folder::look(files_, options_.folder));
-  }
+  return worker_.call([&] { return find_versions(); });
+}
+
+Result<std::vector<checkpoint::Candidate>> Saver::find_versions() {
+  if (!folder_) MUSTER_TRY(become(false, false));
   auto found = folder_->versions();
   // Not a matter of which version: a person has to look, and starting again would not help.
   if (!found.ok()) return Error{ErrorCode::kEnvironment, found.error().message};
@@ -716,8 +721,7 @@ Status Saver::restore(const checkpoint::Candidate& candidate, uint32_t part, uin
   for (size_t t = 0; t < sharded.tensors().size(); ++t) {
     memory.emplace_back(local.emplace_back(sharded.local_copy(t, shards)));
   }
-  auto report =
-      checkpoint::restore(files_, folder_->save_folder(candidate.id), *candidate.manifest, request, memory);
+  auto report = checkpoint::restore(files_, candidate.folder, *candidate.manifest, request, memory);
   if (!report.ok()) return std::move(report).error();
   for (size_t t = 0; t < local.size(); ++t) sharded.fill(t, local[t], shards);
   if (part == 0) tell_of_differences(*candidate.manifest, *report);
@@ -747,8 +751,9 @@ void Saver::tell_of_differences(const checkpoint::Manifest& manifest,
 }
 
 Status Saver::go_on_from(const checkpoint::Candidate& candidate, const control::Lineage& lineage) {
-  auto abandoned =
-      folder_->abandon_for(to_checkpoint(lineage), "the job went on from " + to_string(candidate.id));
+  auto abandoned = worker_.call([&] {
+    return folder_->abandon_for(to_checkpoint(lineage), "the job went on from " + to_string(candidate.id));
+  });
   if (!abandoned.ok()) return std::move(abandoned).error();
   for (const checkpoint::VersionId& id : *abandoned) {
     tell(EventKind::kVersionRejected, static_cast<control::Version>(id.version),

@@ -99,10 +99,11 @@ class Saver {
   // The newest save of `version`: nothing while it is open; "" once it is durable; else why it failed.
   std::optional<std::string> outcome(control::Version version) const;
 
-  // ---- restoring; the program's thread, before the first step
+  // ---- restoring; the program's thread, between steps. Waits for what earlier saves still do here
 
-  // Becomes the folder's owner; waits a bounded time for a dying one. The first rank of a view calls it.
-  Status own();
+  // The first rank of a view becomes the folder's owner, and waits a bounded time for who was it; the others
+  // leave it to that one.
+  Status take_folder(bool first);
   // All saves in the folder that can be used, newest first; what cannot is told by events. Empty: no save was
   // ever finished here, which is told too where shards are there. Errors: kEnvironment: the folder cannot be
   // read, or checkpoints are there and none can be used; kMisuse: a later format.
@@ -156,6 +157,8 @@ class Saver {
   void clear_failed(const Save& save);
   void prune(const Save& save);
   Result<checkpoint::Folder*> folder();
+  Status become(bool first, bool rescue);
+  Result<std::vector<checkpoint::Candidate>> find_versions();
   std::vector<checkpoint::TensorSpec> specs() const;
   void tell(EventKind kind, control::Version version, std::string text, int64_t amount = 0);
 
@@ -188,8 +191,7 @@ class Saver {
   std::vector<std::shared_ptr<checkpoint::StageProgress>> reading_;
   checkpoint::VersionId parent_;
 
-  // Only the worker thread, or the program's before the first step, touches these; and the writing thread of
-  // a save, for which the worker waits.
+  // Only the worker thread touches these; and the writing thread of a save, for which the worker waits.
   std::optional<checkpoint::Folder> folder_;
   std::deque<uint64_t> failed_nonces_;
   std::shared_ptr<const checkpoint::ShardTemplate> template_;

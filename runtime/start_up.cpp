@@ -168,12 +168,12 @@ Status Run::check_initial(Group& group, bool is_gone, const char* gone) {
 // Rank 0 proposes, newest first; a version counts only when every rank could read and verify its part.
 Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
   const Instant deadline = now() + options_.step_timeout;
-  Status listed = group.rank() == 0 ? saver_.own() : ok();
+  Status listed = saver_.take_folder(group.rank() == 0);
   MUSTER_ASSIGN(const Verdict owned,
                 combine(group, listed.ok() ? Verdict::kGood : Verdict::kMisuse, deadline));
   if (!listed.ok()) return Error{ErrorCode::kMisuse, std::move(listed).error().message};
   if (owned != Verdict::kGood)
-    return Error{ErrorCode::kMisuse, "rank 0 cannot use the checkpoint folder " + options_.save.folder};
+    return Error{ErrorCode::kMisuse, "another rank cannot use the checkpoint folder " + options_.save.folder};
 
   auto candidates = saver_.usable_versions();
   MUSTER_ASSIGN(const Verdict found,

@@ -372,7 +372,7 @@ TEST_F(SaverTest, WhatAFailedSaveHasWrittenGoesAtOnce) {
 
 // A run that silently began at step 0 beside the shards of another looked as if it had resumed.
 TEST_F(SaverTest, ShardsWithoutAnyManifestAreTold) {
-  ASSERT_TRUE(saver_->own().ok());
+  ASSERT_TRUE(saver_->take_folder(true).ok());
   EXPECT_TRUE(saver_->usable_versions().value().empty());
   EXPECT_EQ(told(EventKind::kVersionRejected), "") << "an empty folder is nothing to tell";
   write(111);
@@ -390,8 +390,31 @@ TEST_F(SaverTest, ShardsWithoutAnyManifestAreTold) {
                                ::testing::HasSubstr("starts at its beginning")));
 }
 
+// After a loss that only a save can mend, a run looks into its folder again, and what is still done for the
+// save before may be looking too.
+TEST_F(SaverTest, LooksAgainBehindWhatItStillDoesForASave) {
+  ASSERT_TRUE(saver_->take_folder(true).ok());
+  write(111);
+  close(111);
+  ASSERT_TRUE(saver_->take_folder(false).ok());
+  ASSERT_TRUE(saver_->take_folder(true).ok());
+  EXPECT_EQ(saver_->usable_versions().value().size(), 1U);
+}
+
+TEST_F(SaverTest, WhoIsNoLongerTheFirstRankLeavesTheFolder) {
+  ASSERT_TRUE(saver_->take_folder(true).ok());
+  write(111);
+  SaveOptions options;
+  options.folder = folder_;
+  Saver other(
+      state_, options, {}, 1, [](const Message&) {}, [](const Event&) {}, files_);
+  ASSERT_TRUE(saver_->take_folder(false).ok());
+  EXPECT_TRUE(other.take_folder(true).ok()) << "or the next start would end here, the folder in use";
+  EXPECT_EQ(saver_->usable_versions().value().size(), 1U) << "it still reads";
+}
+
 TEST_F(SaverTest, OneFinishedSaveIsEnoughAndNothingIsTold) {
-  ASSERT_TRUE(saver_->own().ok());
+  ASSERT_TRUE(saver_->take_folder(true).ok());
   write(111);
   write(112);
   std::filesystem::remove(std::filesystem::path(shard_of(112)).parent_path() / "manifest.json");
@@ -401,7 +424,7 @@ TEST_F(SaverTest, OneFinishedSaveIsEnoughAndNothingIsTold) {
 
 // It began anew, as if nothing had been saved, where every manifest was damaged.
 TEST_F(SaverTest, CheckpointsOfWhichNoneCanBeUsedAreNoEmptyFolder) {
-  ASSERT_TRUE(saver_->own().ok());
+  ASSERT_TRUE(saver_->take_folder(true).ok());
   write(111);
   const auto manifest = std::filesystem::path(shard_of(111)).parent_path() / "manifest.json";
   std::filesystem::remove(manifest);
