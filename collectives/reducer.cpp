@@ -60,7 +60,7 @@ Reducer::Reducer(Group& group, CanonicalLayout layout, size_t count, size_t buck
                  std::optional<Compression> compression, std::unique_ptr<GradientSums> sums, size_t beside)
     : sums_(std::move(sums)),
       count_(count),
-      mean_(count + beside),
+      mean_(std::make_shared<std::vector<float>>(count + beside)),
       reduction_(reduction_of(group, layout, compression)),
       bucket_(round_up(bucket, reduction_->grain())) {
   MUSTER_CHECK(bucket >= 1, "a bucket holds one element or more");
@@ -130,7 +130,7 @@ ElementRange Reducer::bucket(size_t index) const {
 void Reducer::begin_bucket(Instant deadline) {
   const ElementRange range = bucket(begun_++);
   const std::vector<const float*> sums = sums_->partials(range.begin);
-  reduction_->begin(range, sums, mean_.data() + range.begin, deadline);
+  reduction_->begin(range, sums, mean_->data() + range.begin, deadline);
 }
 
 }  // namespace muster

@@ -73,11 +73,13 @@ class Reducer {
 
   // The mean over the step's microbatches, after wait() was ok, until all ranks with microbatches have given
   // some element of a later step: members that lack the step's update may be sent it meanwhile.
-  std::span<const float> mean() const { return {mean_.data(), count_}; }
+  std::span<const float> mean() const { return {mean_->data(), count_}; }
   // What else belongs to the step: the caller writes it after wait() was ok, and it lasts as long as the
   // mean.
-  std::span<float> beside() { return std::span(mean_).subspan(count_); }
-  std::span<const float> mean_and_beside() const { return mean_; }
+  std::span<float> beside() { return std::span(*mean_).subspan(count_); }
+  std::span<const float> mean_and_beside() const { return *mean_; }
+  // The same, as long as the caller needs it: also when the reducer has ended.
+  std::shared_ptr<const std::vector<float>> shared_mean() const { return mean_; }
 
  private:
   size_t padded_count() const;
@@ -88,9 +90,9 @@ class Reducer {
 
   const std::unique_ptr<GradientSums> sums_;
   const size_t count_;
-  std::vector<float> mean_;  // and what is beside it
-  size_t fetches_ = 0;       // buckets of the step whose sums are on their way, or there
-  size_t begun_ = 0;         // of these, under reduction
+  const std::shared_ptr<std::vector<float>> mean_;  // and what is beside it
+  size_t fetches_ = 0;  // buckets of the step whose sums are on their way, or there
+  size_t begun_ = 0;    // of these, under reduction
   // After the memory that it uses: so its end, which waits, comes before theirs.
   const std::unique_ptr<BucketReduction> reduction_;
   const size_t bucket_;

@@ -278,6 +278,12 @@ bool Run::entered_new_view(Lock& lock) {
   assignment_ = assign_lanes(options_.lanes, static_cast<int>(view_.members.size()));
   std::unique_ptr<LaneExchange> exchange = std::move(lane_exchange_);
   std::unique_ptr<Reducer> reducer = std::move(reducer_);
+  KeptGradient outdated = std::exchange(kept_gradient_, {});
+  if (core_.keeps_gradient() && reducer && reduced_step_ == entered.base - 1) {
+    kept_gradient_ = {reduced_step_, reducer->shared_mean()};
+  } else if (core_.keeps_gradient()) {
+    kept_gradient_ = std::move(outdated);
+  }
   std::unique_ptr<ShardGather> gather = std::move(gather_);
   gathered_ = control::kNoVersion;
   reduced_step_ = control::kNoVersion;
@@ -301,6 +307,7 @@ bool Run::entered_new_view(Lock& lock) {
   exchange.reset();
   gather.reset();
   graduated.reset();
+  outdated = {};
   lock.lock();
   return true;
 }
@@ -790,6 +797,7 @@ Status Run::close_update() {
   }
   state_.lane_values().commit();
   const Status noted = state_.note_written();
+  KeptGradient outdated;  // ends without the lock
   Lock lock(mutex_);
   update_open_ = false;
   reduced_ready_ = false;
@@ -803,6 +811,7 @@ Status Run::close_update() {
   if (const auto kept = core_.kept_shards(); std::ranges::includes(kept, my_shards_))
     state_.sharded().keep_only(kept);
   state_.end_write();
+  outdated = std::exchange(kept_gradient_, {});
   if (!core_.install_due()) incoming_.reset();  // it was the update to the base, which is made
   for (const control::Teach& teach : std::exchange(lessons_waiting_, {})) begin_lesson(teach);
   open_stop_save();

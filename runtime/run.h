@@ -204,7 +204,7 @@ class Run final : private Session::Listener {
   Status move_shards(const control::Install& install, const StateTransfer& transfer, FormedView& formed,
                      std::vector<control::MemberId>& suspects);
   bool keeps_gradient() const;
-  HeldGradient held_gradient() const;
+  HeldGradient held_gradient(control::Version base) const;
   size_t outcome_count() const;  // elements of a reduced gradient, and of what travels beside it
 
   Session& session_;
@@ -249,6 +249,9 @@ class Run final : private Session::Listener {
   std::vector<const float*> checked_;  // the pieces whose memory was looked at last
   std::unique_ptr<Reducer> reducer_;   // of the view, from the first gradients on; the program's thread's
   control::Version reduced_step_ = control::kNoVersion;  // whose mean `reducer_` has
+  // The mean of the update to the view's base, which was made in a view before, as long as somebody may lack
+  // it.
+  KeptGradient kept_gradient_;
   bool reduced_ready_ = false;  // reduce() succeeded, the update is neither closed nor refused
   bool update_open_ = false;
   control::Version committed_ = 0;

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -50,6 +51,12 @@ uint64_t transfer_tag(const control::Generation& generation, Cargo cargo = Cargo
 
 // REQUIRES: it is in the view.
 const control::Member& member_of(const control::View& view, control::MemberId id);
+
+// The reduced gradient of a step, with what is beside it, that outlives its view.
+struct KeptGradient {
+  control::Version step = control::kNoVersion;
+  std::shared_ptr<const std::vector<float>> mean;
+};
 
 // The reduced gradient of a step that this member made its last update with.
 struct HeldGradient {

@@ -55,7 +55,7 @@ void Run::form(const control::Install& install) {
   };
   {
     const std::lock_guard lock(mutex_);
-    transfer.held = held_gradient();
+    transfer.held = held_gradient(install.view.base);
     transfer.gradient_bytes = outcome_count() * sizeof(float);
   }
   transfer.deadline =
@@ -92,15 +92,18 @@ Status Run::move_shards(const control::Install& install, const StateTransfer& tr
   return ok();
 }
 
-// The newest mean stays until another view is entered. Every rank with lanes is needed for the next one,
-// those whom it is sent to among them. With fewer lanes than ranks one may go without, but where all gather
-// working copies before a step begins.
+// The newest mean stays until the next one is made. Every rank with lanes is needed for that, those whom it
+// is sent to among them. With fewer lanes than ranks one may go without, but where all gather working copies
+// before a step begins.
 bool Run::keeps_gradient() const {
   return reducer_ &&
          (!state_.sharded().empty() || options_.lanes >= static_cast<int32_t>(view_.members.size()));
 }
 
-HeldGradient Run::held_gradient() const {
+// Of the update to `base`.
+HeldGradient Run::held_gradient(control::Version base) const {
+  if (kept_gradient_.mean && kept_gradient_.step == base - 1)
+    return {kept_gradient_.step, std::as_bytes(std::span(*kept_gradient_.mean))};
   if (!keeps_gradient()) return {};
   return {reduced_step_, std::as_bytes(reducer_->mean_and_beside())};
 }

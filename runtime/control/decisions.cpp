@@ -23,14 +23,16 @@ bool usable(const Report& report, const Lineage& lineage) {
 }
 
 // All members of the view in which the update to base was made have contributed to its gradient, and who has
-// made it there still has that: no step's reduction ends before the next contribution of those that lack it.
+// made it there still has that: no step's reduction ends before the next contribution of those that lack it,
+// and in a view that follows it is kept until nobody lacks it.
 void find_one_behind(const std::vector<std::pair<MemberId, Report>>& reports, const Lineage& lineage,
                      BaseDecision& decision) {
   Generation made_in;
   for (const auto& [id, report] : reports) {
-    if (report.version != decision.base || !report.has_gradient || !usable(report, lineage)) continue;
+    if (report.version != decision.base || report.gradient_in.counter == 0 || !usable(report, lineage))
+      continue;
     decision.updated.push_back(id);
-    made_in = report.installed;
+    made_in = report.gradient_in;
   }
   if (decision.updated.empty()) return;
   for (const auto& [id, report] : reports) {

@@ -28,7 +28,7 @@ struct MemberCore::State {
   Version version = kNoVersion;
   Generation state_in;
   uint64_t held = 0;                       // counts the states, see ComputeDigest
-  bool has_gradient = false;               // of the update to `version`
+  Generation gradient_in;                  // where the update to `version` was made; 0: it is not at hand
   uint64_t digest_asked = 0;               // `held` at the newest ComputeDigest
   std::optional<Digest> digest;            // of `version`, once computed
   std::vector<ShardDigest> shard_digests;  // the same, of all shards below
@@ -78,7 +78,7 @@ struct MemberCore::State {
   void hold(Version newer, Generation in) {
     version = newer;
     state_in = in;
-    has_gradient = false;
+    gradient_in = {};
     ++held;
     forget_digests();
   }
@@ -189,7 +189,7 @@ void MemberCore::State::send_report(MemberActions& out) {
   report.installed = state_in;
   if (!torn) report.shards.assign(shards.begin(), shards.end());
   if (!torn) report.arrived.assign(arrived.begin(), arrived.end());
-  report.has_gradient = has_gradient && !torn;
+  if (!torn) report.gradient_in = gradient_in;
   out.push_back(to_leader(report));
 }
 
@@ -222,7 +222,6 @@ void MemberCore::State::on(const Go& go, MemberActions& out) {
   const bool is_target = mine != pending->transfers.end();
   catching_up = is_target && mine->gradient && !torn && version + 1 == pending->view.base;
   entered = pending->view;
-  has_gradient = false;  // its place is another reduction's
   awaited.clear();
   for (const ShardMove& move : pending->moves) {
     if (move.target == id) awaited.insert(move.shard);
@@ -249,6 +248,7 @@ void MemberCore::State::on(const Go& go, MemberActions& out) {
   keep_given(arrived);  // others are not compared
   if (!limits.rules.shards_kept_until_update) drop_shards_of_others();
   install_due = replaced || !awaited.empty();
+  if (replaced || catching_up) gradient_in = {};
   if (!install_due && version == entered.base && version != kNoVersion) state_in = entered.generation;
   out.push_back(EnterView{entered, entered.base});
   tell_base(out);
@@ -276,6 +276,7 @@ void MemberCore::State::want_digest(MemberActions& out) {
 void MemberCore::State::on(const BaseConfirmed& confirmed, MemberActions& out) {
   if (confirmed.generation != entered.generation) return;
   base_confirmed = true;
+  gradient_in = {};  // nobody is behind
   shards.merge(arrived);
   arrived.clear();
   out.push_back(Forward{confirmed});
@@ -556,6 +557,7 @@ MemberActions MemberCore::state_installed(Instant now, Version version) {
 
 bool MemberCore::install_due() const { return state_->install_due; }
 bool MemberCore::catching_up() const { return state_->catching_up; }
+bool MemberCore::keeps_gradient() const { return state_->gradient_in.counter != 0; }
 
 Permit MemberCore::open_update(Generation generation, Version version) {
   std::string why = state_->refusal(generation, version);
@@ -575,7 +577,7 @@ MemberActions MemberCore::update_closed(Instant now, bool keeps_gradient) {
   if (!std::exchange(state.scope_void, false) && !state.torn) {
     state.drop_shards_of_others();
     state.hold(state.version + 1, in);
-    state.has_gradient = keeps_gradient && !state.update_is_fetched && !state.lesson;
+    if (keeps_gradient && !state.update_is_fetched && !state.lesson) state.gradient_in = in;
   }
   state.answer(out);
   state.answer_rescue(out);

@@ -91,13 +91,15 @@ class MemberCore {
   // The entered view's base is one update ahead, and its gradient is at hand: the program's next step applies
   // it, and computes nothing.
   bool catching_up() const;
+  // The gradient of the update to version() may still be what another lacks.
+  bool keeps_gradient() const;
 
   // Rule 1. `generation` is the one whose reduction produced the gradients of `version`. Refused also while
   // the view's base is not confirmed (rule 5), unless it is the update to the base: ask again at
   // BaseConfirmed.
   Permit open_update(Generation generation, Version version);
-  // version + 1 is whole. `keeps_gradient`: what it was made with is at hand until the next view is entered,
-  // or all members have contributed to the next reduction.
+  // version + 1 is whole. `keeps_gradient`: what it was made with is at hand while keeps_gradient() says so,
+  // or until all members have contributed to the next reduction.
   MemberActions update_closed(Instant now, bool keeps_gradient = true);
   // The scope ends with the state half written: no version is held, and the loop ends as failed, so that a
   // new process fetches the state from the others.

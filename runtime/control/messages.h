@@ -82,11 +82,11 @@ struct Started {
 struct Report {
   Generation generation;
   uint32_t attempt = 0;
-  Version version = kNoVersion;  // newest whole version it holds
-  bool torn = false;             // an open update scope did not close within its deadline: `version` is void
-  Generation installed;          // newest generation entered with this state: the tail of its lineage
-  std::vector<uint32_t> shards;  // that it holds of `version`, compared with the other copies
-  bool has_gradient = false;  // of the update to `version`: it made that in `installed`, and entered no other
+  Version version = kNoVersion;   // newest whole version it holds
+  bool torn = false;              // an open update scope did not close within its deadline: `version` is void
+  Generation installed;           // newest generation entered with this state: the tail of its lineage
+  std::vector<uint32_t> shards;   // that it holds of `version`, compared with the other copies
+  Generation gradient_in;         // where it made the update to `version`, if it still has its gradient
   std::vector<uint32_t> arrived;  // shards that it has too, and does not know to have been compared
 };
 

@@ -194,13 +194,15 @@ Started read(const fb::Started& m) {
 Offset<fb::Report> write(FlatBufferBuilder& to, const Report& m) {
   const auto generation = write(m.generation);
   const auto installed = write(m.installed);
+  const auto gradient_in = write(m.gradient_in);
   const auto shards = write(to, m.shards);
-  return fb::CreateReport(to, &generation, m.attempt, m.version, m.torn, &installed, shards, m.has_gradient,
+  return fb::CreateReport(to, &generation, m.attempt, m.version, m.torn, &installed, shards, &gradient_in,
                           write(to, m.arrived));
 }
 Report read(const fb::Report& m) {
-  return {read(*m.generation()), m.attempt(),      m.version(),      m.torn(),
-          read(*m.installed()),  read(m.shards()), m.has_gradient(), read(m.arrived())};
+  const Generation gradient_in = m.gradient_in() != nullptr ? read(*m.gradient_in()) : Generation{};
+  return {read(*m.generation()), m.attempt(),      m.version(), m.torn(),
+          read(*m.installed()),  read(m.shards()), gradient_in, read(m.arrived())};
 }
 
 Offset<fb::Ready> write(FlatBufferBuilder& to, const Ready& m) {

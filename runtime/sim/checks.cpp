@@ -80,11 +80,13 @@ void World::check_start_again(const Process& process, const View& view) {
   for (const Member& member : view.members) {
     const Process& holder = *processes.at(member.id);
     const bool holds = holder.alive && holder.was_in_view && !holder.writing && holder.entered.counter != 0 &&
-                       holder.core->version() >= committed && holder.entered < view.generation;
+                       holder.core->version() != kNoVersion && holder.entered < view.generation;
     if (holds) holders[holder.core->version()].push_back(&holder);
   }
   for (const auto& [version, who] : holders) {
-    if (hold_all_shards(who, version))
+    if (version < committed) continue;
+    const auto before = holders.find(version - 1);
+    if (hold_all_shards(who, before == holders.end() ? Holders{} : before->second, version))
       violate(named(process.id) + " starts again, and " + named(who.front()->id) +
               " holds a committed version");
   }

@@ -32,6 +32,23 @@ void World::one_death_after_another() {
   });
 }
 
+// While those who are behind make the update that they lack. From numbers of its own, so that all else comes
+// as it would.
+void World::another_loss_soon(const View& view) {
+  constexpr double kChance = 0.2;
+  SeededRandom own(mix64(options.seed ^ mix64(view.generation.counter)));
+  if (!options.faults || options.bounded_rate || options.slow_code_only) return;
+  if (sharding.copies == 0 || !own.chance(kChance)) return;
+  const MemberId victim = view.members[own.below(view.members.size())].id;
+  after(static_cast<Duration>(own.below(40)) * kMillisecond, [this, victim] {
+    if (leader_finished) return;
+    ++outcome.faults;
+    lasts(0);
+    processes.at(victim)->evictable = true;
+    kill_process(victim, -SIGKILL);
+  });
+}
+
 MemberId World::some_process(bool in_view) {
   std::vector<MemberId> choice;
   for (const auto& [id, process] : processes) {

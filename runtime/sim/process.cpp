@@ -214,6 +214,9 @@ void World::enter_view(Process& process, const EnterView& enter) {
   if (!views_entered.contains(enter.view.generation)) {
     ++outcome.views;
     if (planned && enter.base != kNoVersion) ++outcome.planned;
+    const auto& transfers = groups.at(enter.view.generation).install.transfers;
+    if (std::any_of(transfers.begin(), transfers.end(), [](const Transfer& one) { return one.gradient; }))
+      another_loss_soon(enter.view);
   }
   views_entered.emplace(enter.view.generation, enter.view);
   process.entered = enter.view.generation;
@@ -224,7 +227,7 @@ void World::enter_view(Process& process, const EnterView& enter) {
   process.lesson.reset();
   process.learn_until.reset();
   process.reduced.reset();
-  process.last_update.reset();
+  if (!process.core->keeps_gradient()) process.last_update.reset();
   if (process.core->catching_up()) {
     process.reduced = process.missing;
     process.reduced->generation = process.entered;
@@ -237,6 +240,7 @@ void World::enter_view(Process& process, const EnterView& enter) {
   check_view_shards(enter.view);
   ++process.activity;
   if (process.doing != Process::kLeft && process.doing != Process::kWriting) process.doing = Process::kIdle;
+  if (process.doing == Process::kIdle && process.core->catching_up()) end_former_step(process);
   say(process.id, Progress{enter.view.generation, enter.base});
   process.must_restore = enter.base == kNoVersion;
 }
@@ -306,6 +310,20 @@ void World::drive(MemberId id) {
     return process_does(id, process.core->at_boundary(plan, process.version));
   }
   compute(process);
+}
+
+// A program looks at a view change when its microbatch is over.
+void World::end_former_step(Process& process) {
+  if (sharding.copies == 0) return;
+  SeededRandom own(mix64(options.seed ^ mix64(process.id ^ process.entered.counter)));
+  process.doing = Process::kComputing;
+  after_for(process.id, static_cast<Duration>(own.below(100)) * kMillisecond,
+            [this, id = process.id, activity = process.activity] {
+              Process& self = *processes.at(id);
+              if (self.activity != activity || self.doing != Process::kComputing) return;
+              self.doing = Process::kIdle;
+              drive(id);
+            });
 }
 
 void World::compute(Process& process) {

@@ -310,7 +310,7 @@ void World::check_rescue(size_t collector, const RescueOver& over) {
     holders[held].push_back(&process);
   }
   for (const auto& [held, who] : holders) {
-    if (hold_all_shards(who, held.second)) newest = std::max(newest, held);
+    if (hold_all_shards(who, {}, held.second)) newest = std::max(newest, held);
   }
   expect(saved >= newest || over.version >= newest.second,
          "the rescue saved version " + std::to_string(over.version) + ", and version " +

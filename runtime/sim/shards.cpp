@@ -138,13 +138,22 @@ void World::check_view_shards(const View& view) {
                       std::to_string(unheld.value_or(0)) + " to nobody");
 }
 
-// Copies that count, since they were compared with the others.
-bool World::hold_all_shards(const std::vector<const Process*>& holders, Version version) const {
+// Copies that count, since they were compared with the others. Of those who are one update behind, too: where
+// they have contributed to it, and one who has made it still has its gradient.
+bool World::hold_all_shards(const Holders& holders, const Holders& one_behind, Version version) const {
   std::set<uint32_t> held;
-  for (const Process* process : holders) {
-    for (const auto& [shard, copy] : process->shards) {
-      if (copy.version == version && copy.compared) held.insert(shard);
+  const auto count = [&](const Process& process, Version at) {
+    for (const auto& [shard, copy] : process.shards) {
+      if (copy.version == at && copy.compared) held.insert(shard);
     }
+  };
+  for (const Process* process : holders) count(*process, version);
+  for (const Process* process : one_behind) {
+    const bool can_be = std::any_of(holders.begin(), holders.end(), [&](const Process* holder) {
+      return holder->core->keeps_gradient() && holder->last_update &&
+             holder->last_update->reduced_in == process->state_in;
+    });
+    if (can_be) count(*process, version - 1);
   }
   return held.size() >= sharding.shards;
 }

@@ -79,7 +79,7 @@ struct Process {
     Generation reduced_in;
   };
   std::optional<Ready> reduced;      // a reduction returned, its update not yet permitted
-  std::optional<Ready> last_update;  // in the entered view
+  std::optional<Ready> last_update;  // while its gradient is kept
   std::optional<Ready> missing;      // the update to the base of the view that is being formed, from another
   uint64_t boundary = 0;             // to be said before the next step
   std::optional<uint64_t> lesson;
@@ -366,6 +366,7 @@ struct World {
   void heartbeat(MemberId id);
   void drive(MemberId id);
   void drive_learner(Process& process);
+  void end_former_step(Process& process);
   void compute(Process& process);
   void contribute(Process& process, Generation generation, Version version);
   void try_update(Process& process);
@@ -393,7 +394,8 @@ struct World {
   void flip_shard(Process& process);
   void check_shards(const Process& process, const std::vector<uint32_t>& shards, const std::string& how);
   void check_view_shards(const View& view);
-  bool hold_all_shards(const std::vector<const Process*>& holders, Version version) const;
+  using Holders = std::vector<const Process*>;
+  bool hold_all_shards(const Holders& holders, const Holders& one_behind, Version version) const;
   void check_copies(const View& view, Version committed_there);
 
   void forward(Process& process, const Message& message);
@@ -407,6 +409,7 @@ struct World {
   // ---- faults (faults.cpp)
   void plan_faults();
   void fault();
+  void another_loss_soon(const View& view);
   void one_death_after_another();
   MemberId some_process(bool in_view);
   void freeze(MemberId id, Duration for_long);

@@ -1,12 +1,15 @@
 // A worker of sharded_runs_test: a training whose weights and momentum are sharded, beside a replicated
 // tensor.
 //
-//   shard_worker FOLDER STEPS WORKERS KIND [step:N | reduce:N | update:N] …
+//   shard_worker FOLDER STEPS WORKERS KIND [step:N | reduce:N | update:N | after:N | again] …
 //
 // KIND: "sharded"; "one-copy", the same with one copy of each shard; "careless", the same with an update that
-// leaves a piece out on one rank; or "whole", which keeps all of it replicated. While there are fewer workers
-// than WORKERS steps take a tenth of a second, so that others can join. At each of the places one worker, the
-// first to come there, kills itself. Who sees the end adds a line with the weights to FOLDER/results.
+// leaves a piece out on one rank; "late", with three copies, and one rank that makes the update of step 20
+// only when somebody has died at after:20, and another, again, while it is about to make it; or "whole",
+// which keeps all of it replicated. While there are fewer workers than WORKERS steps take a tenth of a
+// second, so that others can join. At each of the places one worker, the first to come there, kills itself;
+// at after:N rank 0.
+// Who sees the end adds a line with the weights to FOLDER/results.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -39,6 +42,18 @@ void apply(float* weights, float* momentum, const float* gradient, size_t count)
     momentum[i] = 0.9F * momentum[i] + gradient[i];
     weights[i] -= 0.05F * momentum[i];
   }
+}
+
+void wait_for(const std::string& file) {
+  // Reason for the wait: another process makes the file.
+  for (int i = 0; i < 3000 && access(file.c_str(), F_OK) != 0; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+}
+
+void wait_for_death(const std::string& folder, const std::string& place) {
+  wait_for(folder + "/died." + place);
+  // Reason for the wait: the view is to be revoked before this one goes on.
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
 }
 
 }  // namespace
@@ -74,10 +89,12 @@ int main(int argc, char** argv) {
   options.checkpoint_dir = checkpoints.c_str();
   options.checkpoint_every = 7;
   if (kind == "one-copy") options.shard_copies = 1;
+  if (kind == "late") options.shard_copies = 3;
   muster::Run run(session, state, options);
   while (auto step = run.next()) {
     const std::string here = std::to_string(step.index());
-    if (run.info().world_size < std::atoi(argv[3])) {
+    const bool is_short = run.info().world_size < std::atoi(argv[3]);
+    if (is_short) {
       // Reason for the wait: a worker that was killed starts again and joins meanwhile.
       std::this_thread::sleep_for(std::chrono::milliseconds(100));
     }
@@ -99,6 +116,19 @@ int main(int argc, char** argv) {
     }
     if (!step.reduce(gradients)) continue;
     muster::die_at(folder, places, "reduce:" + here);
+    const bool is_late = kind == "late" && step.index() == 20;
+    if (is_late && !is_short && run.info().rank == 2) wait_for_death(folder, "after:20");
+    if (is_late && !is_short && run.info().rank == 3) {
+      // The others wait in the library while one catches up, so this one dies beside that.
+      std::thread([&] {
+        wait_for(folder + "/catching-up");
+        muster::die_at(folder, places, "again");
+      }).detach();
+    }
+    if (is_late && is_short) {
+      close(open((folder + "/catching-up").c_str(), O_CREAT | O_CLOEXEC, 0600));
+      wait_for_death(folder, "again");
+    }
     if (auto update = step.update()) {
       ++updates;
       if (is_sharded) {
@@ -121,6 +151,7 @@ int main(int argc, char** argv) {
       }
       muster::die_at(folder, places, "update:" + here);
     }
+    if (run.info().rank == 0) muster::die_at(folder, places, "after:" + here);
   }
   if (run.exit_code() != 0) return run.exit_code();
   if (run.info().rank < 0) return 0;  // it came too late to be a member: what it has is not the run's

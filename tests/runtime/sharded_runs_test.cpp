@@ -48,6 +48,17 @@ TEST_F(ShardedRuns, KilledWorkersLeaveTheBitsOfAnUntouchedRun) {
   expect_all(killed, whole, 2);
 }
 
+// The second while one is about to make the update that it lacked when the first came. It alone has what the
+// three had together, of the version before; the last has kept the gradient.
+TEST_F(ShardedRuns, TwoLossesWithinAStepLoseNoVersion) {
+  const std::string whole = run("whole", 1, {"40", "1", "whole"});
+  const std::string killed = run("late", 4, {"40", "4", "late", "after:20", "again"});
+  for (const char* place : {"after:20", "again"})
+    EXPECT_TRUE(std::filesystem::exists(folder_ + "/late/died." + place)) << place;
+  EXPECT_THAT(said_, Not(HasSubstr("resumed"))) << "no shard was lost";
+  expect_all(killed, whole, 2);
+}
+
 // Two workers have no lanes, and so may be an update behind while the others reduce: what they lack is kept
 // until all have begun the next step.
 TEST_F(ShardedRuns, WorkersWithoutLanesHoldShardsToo) {

@@ -156,7 +156,7 @@ TEST_F(Loss, OneUpdateBehindTakesTheGradientOnly) {
             (std::vector<std::pair<MemberId, bool>>{{101, true}, {102, false}, {201, false}}));
 }
 
-// Nobody has the gradient of an update that was made in a view before.
+// Nobody has the gradient of an update that was made in a view before, once none was behind there.
 TEST_F(Loss, WhoMissedTheBaseOfAViewTakesTheState) {
   form(2, 2);
   gone(2, 201);

@@ -27,9 +27,10 @@ Report holding(Version version, uint64_t generation, Shards shards) {
 
 const Lineage kLineage = {{gen(1), 0}, {gen(2), 5}};
 
-Report updated(Version version, uint64_t generation, Shards shards) {
+// `made_in`: the generation of the update; 0: the same.
+Report updated(Version version, uint64_t generation, Shards shards, uint64_t made_in = 0) {
   Report report = holding(version, generation, std::move(shards));
-  report.has_gradient = true;
+  report.gradient_in = gen(made_in == 0 ? generation : made_in);
   return report;
 }
 
@@ -55,14 +56,21 @@ TEST(BaseOfShards, ATornVersionsShardsAreVoid) {
   EXPECT_EQ(decide_base({{1, holding(8, 2, {0, 1})}, {2, torn}}, kLineage, 2).base, 8);
 }
 
-// A second loss before anybody has entered the view that was to follow the first.
-TEST(BaseOfShards, TheGradientIsStillThereWhereNoOtherViewWasEntered) {
+// A second loss before those behind have made the update that they lack, or entered the view in which they
+// are to.
+TEST(BaseOfShards, TheGradientOfAViewBeforeMayStillBeThere) {
   const Lineage lineage = {{gen(1), 0}, {gen(2), 5}, {gen(3), 8}};
   const auto decision = decide_base({{1, updated(8, 2, {0})}, {2, holding(7, 2, {1})}}, lineage, 2);
   EXPECT_EQ(decision.base, 8);
   EXPECT_THAT(decision.one_behind, ElementsAre(2));
-  const auto entered = decide_base({{1, holding(8, 3, {0})}, {2, holding(7, 2, {1})}}, lineage, 2);
-  EXPECT_EQ(entered.base, kNoVersion) << "who has entered generation 3 has dropped it";
+  const auto entered = decide_base({{1, updated(8, 3, {0}, 2)}, {2, holding(7, 2, {1})}}, lineage, 2);
+  EXPECT_EQ(entered.base, 8);
+  EXPECT_THAT(entered.updated, ElementsAre(1));
+  EXPECT_THAT(entered.one_behind, ElementsAre(2));
+  const auto other = decide_base({{1, updated(8, 3, {0}, 3)}, {2, holding(7, 2, {1})}}, lineage, 2);
+  EXPECT_EQ(other.base, kNoVersion) << "the second has not contributed to it";
+  const auto dropped = decide_base({{1, holding(8, 3, {0})}, {2, holding(7, 2, {1})}}, lineage, 2);
+  EXPECT_EQ(dropped.base, kNoVersion) << "all that were left in generation 3 had the version";
   const auto learnt = decide_base({{1, holding(8, 2, {0})}, {2, holding(7, 2, {1})}}, lineage, 2);
   EXPECT_EQ(learnt.base, kNoVersion) << "who has learnt the version never had it";
 }
@@ -98,7 +106,7 @@ class ShardedView : public LeaderTest {
     Report message = holding(version, leader->view().generation.counter, std::move(shards));
     message.generation = leader->view().generation;
     message.attempt = asked();
-    message.has_gradient = version > leader->view().base;
+    if (version > leader->view().base) message.gradient_in = message.installed;
     say(member / 100, member, message);
   }
   // Node 2, of one copy each.
@@ -431,6 +439,12 @@ class ShardedMember : public ::testing::Test {
     EXPECT_EQ(reports.size(), 1u);
     return reports.empty() ? Shards{} : reports[0].second.shards;
   }
+  Generation gradient_reported() {
+    const auto reports =
+        sent<Report>(core.receive(now, Agree{core.view().generation, ++attempt, true, "a loss"}));
+    EXPECT_EQ(reports.size(), 1u);
+    return reports.empty() ? Generation{} : reports[0].second.gradient_in;
+  }
   void update() {
     ASSERT_TRUE(core.open_update(core.view().generation, core.version()).granted);
     core.update_closed(now);
@@ -500,16 +514,33 @@ TEST_F(ShardedMember, AFetchedStateVoidsThem) {
   EXPECT_THAT(core.shards(), IsEmpty());
 }
 
-// The view is revoked while it makes the update that it was behind by.
-TEST_F(ShardedMember, AFetchedGradientIsNoneToGive) {
-  const auto gradient_reported = [&] {
-    const auto reports =
-        sent<Report>(core.receive(now, Agree{core.view().generation, ++attempt, true, "a loss"}));
-    return !reports.empty() && reports[0].second.has_gradient;
-  };
+// Others may make the update with it in the next view, and a second loss may come before.
+TEST_F(ShardedMember, AGradientIsKeptUntilNobodyLacksIt) {
   begin({0});
   update();
-  EXPECT_TRUE(gradient_reported());
+  EXPECT_EQ(gradient_reported(), gen(1));
+  enter(2, 1, {0});
+  EXPECT_TRUE(core.keeps_gradient());
+  EXPECT_EQ(gradient_reported(), gen(1));
+  enter(3, 1, {0});
+  core.receive(now, BaseConfirmed{gen(3)});
+  EXPECT_FALSE(core.keeps_gradient());
+  EXPECT_EQ(gradient_reported(), Generation{});
+}
+
+// It goes back, or takes another state.
+TEST_F(ShardedMember, TheGradientOfAVersionThatIsLeftIsNoneToGive) {
+  begin({0});
+  update();
+  enter(2, 0, {0}, {}, {{200, 100}});
+  EXPECT_FALSE(core.keeps_gradient());
+}
+
+// The view is revoked while it makes the update that it was behind by.
+TEST_F(ShardedMember, AFetchedGradientIsNoneToGive) {
+  begin({0});
+  update();
+  EXPECT_EQ(gradient_reported(), gen(1));
   enter(2, 2, {0}, {}, {{200, 100, true}});
   ASSERT_TRUE(core.catching_up());
   ASSERT_TRUE(core.open_update(gen(2), 1).granted);
@@ -517,7 +548,7 @@ TEST_F(ShardedMember, AFetchedGradientIsNoneToGive) {
   const auto reports = sent<Report>(core.update_closed(now));
   ASSERT_EQ(reports.size(), 1u);
   EXPECT_EQ(reports[0].second.version, 2);
-  EXPECT_FALSE(reports[0].second.has_gradient);
+  EXPECT_EQ(reports[0].second.gradient_in, Generation{});
 }
 
 // ---- the rescue

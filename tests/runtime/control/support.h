@@ -184,7 +184,7 @@ class LeaderTest : public ::testing::Test {
     message.version = torn ? kNoVersion : version;
     message.torn = torn;
     message.installed = leader->view().generation;
-    message.has_gradient = message.version > leader->view().base;
+    if (message.version > leader->view().base) message.gradient_in = message.installed;
     say(node, member, message);
   }
   uint32_t asked() const {
