@@ -31,7 +31,7 @@ namespace muster {
 
 struct LessonLimits {
   uint64_t log_bytes_max = 512ULL << 20;  // of gradients that wait to be sent, and of those not yet taken
-  Duration item_timeout = 60 * kSecond;   // for one item on the wire, a large one longer (transfer_timeout)
+  Duration item_timeout = 60 * kSecond;   // for one item on the wire, a large one longer (transfer_time.h)
 };
 
 // What a teacher and its learner must know of each other's data before any of it is trusted.

@@ -67,6 +67,15 @@ control::Sharding sharding_of(const State& state, const TrainOptions& options) {
           static_cast<uint32_t>(options.shard_copies)};
 }
 
+// A gradient has no more elements than the state it is made for, as a rule.
+control::StateSize size_of(const State& state) {
+  const ShardedTensors& sharded = state.sharded();
+  control::StateSize size{std::max(state.bytes(), sharded.bytes()), 0};
+  for (uint32_t shard = 0; shard < sharded.shards(); ++shard)
+    size.shard = std::max(size.shard, sharded.block_bytes(shard));
+  return size;
+}
+
 checkpoint::JobConstants constants_of(const TrainOptions& options) {
   checkpoint::JobConstants constants;
   constants.microbatches = static_cast<uint64_t>(options.microbatches);
@@ -105,6 +114,7 @@ Result<std::unique_ptr<Run>> Run::start(Session& session, State& state, TrainOpt
   const Digest parts[] = {state.fingerprint(), digest_of(as_bytes(constants))};
   control::MemberHello hello{run->self_, digest_of(parts), state.description() + "; " + constants};
   if (sharding.shards > 0) hello.sharding = sharding;
+  hello.size = run->size_;
   hello.paces_saves = run->saver_.enabled() && run->options_.save.every == SaveOptions::kPaced;
   MUSTER_TRY(session.send(std::move(hello)));
   return run;
@@ -164,6 +174,7 @@ Run::Run(Session& session, State& state, TrainOptions options, MemoryAccess memo
       memory_(std::move(memory)),
       options_(std::move(options)),
       self_(session.self()),
+      size_(size_of(state)),
       permutation_(static_cast<uint64_t>(options_.dataset_samples), options_.seed),
       core_(self_.id, session.limits()),
       saver_(

@@ -212,6 +212,7 @@ class Run final : private Session::Listener {
   const MemoryAccess memory_;  // before all that reads the state
   const TrainOptions options_;
   const control::Member self_;
+  const control::StateSize size_;
   const SamplePermutation permutation_;
 
   mutable std::mutex mutex_;

@@ -6,12 +6,6 @@
 
 namespace muster {
 
-uint64_t moved_bytes(const control::Install& install, const ShardedTensors& tensors) {
-  uint64_t bytes = 0;
-  for (const control::ShardMove& move : install.moves) bytes += tensors.block_bytes(move.shard);
-  return bytes;
-}
-
 uint64_t ShardTransfer::bytes_of_all(const std::vector<uint32_t>& shards) const {
   uint64_t bytes = 0;
   for (const uint32_t shard : shards) bytes += state.sharded().block_bytes(shard);

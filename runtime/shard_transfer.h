@@ -42,7 +42,4 @@ struct ShardTransfer {
   uint64_t bytes_of_all(const std::vector<uint32_t>& shards) const;
 };
 
-// All that moves, in bytes: who is served last waits for the others.
-uint64_t moved_bytes(const control::Install& install, const ShardedTensors& tensors);
-
 }  // namespace muster

@@ -18,17 +18,10 @@
 #include "runtime/base/large_buffer.h"
 #include "runtime/control/messages.h"
 #include "runtime/control/rules.h"
+#include "runtime/control/transfer_time.h"
 #include "runtime/state.h"
 
 namespace muster {
-
-// For `bytes` on their way between two processes: never less than `least`, and else as long as a link takes
-// that gives 32 MB/s, a quarter of a gigabit Ethernet. A peer that dies ends a transfer at once; this only
-// bounds one that is slower than anything that a training could use.
-constexpr Duration transfer_timeout(uint64_t bytes, Duration least) {
-  constexpr uint64_t kBytesPerSecond = 32'000'000;
-  return std::max(least, static_cast<Duration>(bytes / kBytesPerSecond) * kSecond);
-}
 
 // What a source says before the state or the gradient, so that nothing else is begun with, and after it.
 struct TransferHeader {

@@ -59,7 +59,7 @@ void Run::form(const control::Install& install) {
     transfer.gradient_bytes = outcome_count() * sizeof(float);
   }
   transfer.deadline =
-      now() + transfer_timeout(std::max(state_.bytes(), transfer.gradient_bytes), kFormTimeout);
+      now() + control::transfer_time(control::bytes_sent(install.transfers, size_), kFormTimeout);
   if (Status moved = transfer.run(install, suspects); !moved.ok()) {
     return fail(std::move(suspects), moved.error().message);
   }
@@ -84,7 +84,7 @@ Status Run::move_shards(const control::Install& install, const StateTransfer& tr
                         std::vector<control::MemberId>& suspects) {
   if (install.moves.empty()) return ok();
   ShardTransfer shards{.endpoint = transfer.endpoint, .state = state_, .self = self_.id};
-  shards.deadline = now() + transfer_timeout(moved_bytes(install, state_.sharded()), kFormTimeout);
+  shards.deadline = now() + control::transfer_time(control::bytes_moved(install.moves, size_), kFormTimeout);
   shards.unblock = transfer.unblock;
   shards.closing = transfer.closing;
   MUSTER_TRY(shards.run(install, suspects));

@@ -97,7 +97,7 @@ constexpr Option kOptions[] = {
     {"node-mtbf", kSeconds, "22680000", 1, 36500 * kDay, kRun,
      "of one node, between losses, until more is seen; where the program leaves it to muster when to save"},
     {"ready-timeout", kSeconds, "60", 1, kDay, kRun,
-     "a worker that does not enter a new view by then is lost; more for a state that takes long to send"},
+     "a worker that does not enter a new view by then is lost; a state has 1 s more for each 32 MB to send"},
     {"update-timeout", kSeconds, "30", 0.1, kDay, kVariable,
      "an update scope that stays open so long is torn"},
     {"keep-every", kInteger, "0", 0, 1e15, kVariable,

@@ -29,10 +29,10 @@ struct Limits {
   // Agree → Report; longer than MemberLimits::update_timeout by more than two heartbeats, up to which the
   // leader's own absence goes unnoticed.
   Duration report_timeout = 60 * kSecond;
-  Duration ready_timeout = 60 * kSecond;  // Install → Ready
+  Duration ready_timeout = 60 * kSecond;  // Install → Ready, beside what has to be sent (transfer_time.h)
   Duration store_timeout = 5 * kSecond;
   Duration boundary_timeout = 30 * kSecond;  // first AtBoundary → last
-  Duration learn_timeout = 300 * kSecond;    // Teach → Level
+  Duration learn_timeout = 300 * kSecond;    // Teach → Level, beside the state's way
   Duration node_silence = 5 * kSecond;       // no heartbeat from a node
   Duration heartbeat_every = 500 * kMillisecond;
   Duration partition_wait = 30 * kSecond;  // rule 11

@@ -97,7 +97,10 @@ bool Coordinator::State::admit(NodeId, MemberId id, const MemberHello& hello) {
   } else if (const std::string refused = note_sharding(hello.sharding); !refused.empty()) {
     why = who + " declares " + refused;
   }
-  if (why.empty()) return true;
+  if (why.empty()) {
+    state_size = hello.size;
+    return true;
+  }
   if (phase == Phase::kForming) {
     end_job(kExitMisuse, why);
     return false;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "runtime/control/coordinator_state.h"
+#include "runtime/control/transfer_time.h"
 
 namespace muster::control {
 
@@ -81,7 +82,9 @@ void Coordinator::State::teach(MemberId learner, uint32_t tries) {
   lesson.learner = learner;
   lesson.source = source_for(learner);
   lesson.tries = tries;
-  lesson.deadline = now + limits.learn_timeout;
+  // A source may have them all as pupils.
+  lesson.deadline =
+      now + limits.learn_timeout + transfer_time((lessons.size() + 1) * state_size.replicated, 0);
   lessons[learner] = lesson;
   const auto rank = view.rank_of(lesson.source);
   Event& event = say(EventKind::kLearnerStarted, named(learner) + " learns from " + named(lesson.source));

@@ -160,6 +160,7 @@ struct Coordinator::State {
   std::set<MemberId> vouchers;              // held the view's base before it, compared with each other's
   std::map<MemberId, Digest> base_digests;  // as said in this view
   Sharding sharding;
+  StateSize state_size;  // the same of all members; 0 until one has said it
   std::map<uint32_t, std::map<MemberId, Digest>> shard_digests;  // likewise
   uint32_t failed_moves = 0;                                     // in a row
   Instant move_not_before = 0;                                   // after them
@@ -295,6 +296,7 @@ struct Coordinator::State {
   void store_next();
   void next_is_stored();
   void install();
+  Duration ready_timeout() const;
   bool reaped_where_needed() const;
   void check_installed();
   void go();

@@ -57,6 +57,7 @@ void Coordinator::State::found_member_speaks(MemberId id, const MemberHello& hel
   record.from_store = false;
   record.member = hello.member;
   paces_saves = paces_saves || hello.paces_saves;
+  state_size = hello.size;
   if (fingerprint) return;
   fingerprint = hello.fingerprint;
   fingerprint_words = hello.description;

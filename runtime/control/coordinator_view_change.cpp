@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "runtime/control/coordinator_state.h"
+#include "runtime/control/transfer_time.h"
 
 namespace muster::control {
 namespace {
@@ -258,7 +259,7 @@ void Coordinator::State::next_is_stored() {
 void Coordinator::State::install() {
   const View old = std::exchange(view, change.next);
   phase = Phase::kInstalling;
-  phase_deadline = now + limits.ready_timeout;
+  phase_deadline = now + ready_timeout();
   change.attempt = ++attempts;
   committed = false;
   vouchers = change.holders;
@@ -282,6 +283,12 @@ void Coordinator::State::install() {
   end_drained();
 }
 
+// What has to be sent before a member is ready has its time beside the rest.
+Duration Coordinator::State::ready_timeout() const {
+  return limits.ready_timeout +
+         transfer_time(bytes_sent(change.transfers, state_size) + bytes_moved(change.moves, state_size), 0);
+}
+
 void Coordinator::State::on(NodeId, MemberId id, const Ready& ready) {
   if (phase != Phase::kInstalling || ready.generation != view.generation) return;
   if (ready.attempt == change.attempt && in_view(id)) change.ready.insert(id);
@@ -302,7 +309,7 @@ void Coordinator::State::check_installed() {
 
 void Coordinator::State::installation_overdue() {
   phase_deadline = kNever;
-  const std::string within = " within " + std::to_string(limits.ready_timeout / kSecond) + " s";
+  const std::string within = " within " + std::to_string(ready_timeout() / kSecond) + " s";
   std::set<NodeId> stuck;
   for (const auto& [id, node] : doomed) {
     if (view_nodes().contains(node)) stuck.insert(node);

@@ -67,6 +67,7 @@ struct MemberHello {
   Generation installed;     // newest view that it was told to install; its agent knows, the process says none
   bool paces_saves = false;  // the program leaves it to the leader when to save (SaveSchedule)
   Sharding sharding;         // of the state; the fingerprint covers it
+  StateSize size;            // likewise
 };
 
 // The run's starting version is known: 0 for a fresh start, or a checkpoint's. Sent by all members of the

@@ -62,6 +62,11 @@ struct Sharding {
   uint32_t copies = 0;  // of each shard, where there are as many members
   friend bool operator==(const Sharding&, const Sharding&) = default;
 };
+// In bytes.
+struct StateSize {
+  uint64_t replicated = 0;  // of what all hold, or of a gradient where that is larger
+  uint64_t shard = 0;       // of the largest
+};
 struct ShardMap {
   static constexpr uint32_t kNobody = UINT32_MAX;
   uint32_t copies = 0;

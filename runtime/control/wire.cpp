@@ -174,12 +174,17 @@ Offset<fb::MemberHello> write(FlatBufferBuilder& to, const MemberHello& m) {
   const auto member = write(to, m.member);
   const fb::Generation installed = write(m.installed);
   return fb::CreateMemberHello(to, member, &fingerprint, write(to, m.description), &installed, m.paces_saves,
-                               m.sharding.shards, m.sharding.copies);
+                               m.sharding.shards, m.sharding.copies, m.size.replicated, m.size.shard);
 }
 MemberHello read(const fb::MemberHello& m) {
   const Generation installed = m.installed() == nullptr ? Generation{} : read(*m.installed());
-  return {read(*m.member()), read(*m.fingerprint()), read(*m.description()),
-          installed,         m.paces_saves(),        {m.shards(), m.shard_copies()}};
+  return {read(*m.member()),
+          read(*m.fingerprint()),
+          read(*m.description()),
+          installed,
+          m.paces_saves(),
+          {m.shards(), m.shard_copies()},
+          {m.state_bytes(), m.shard_bytes()}};
 }
 
 Offset<fb::Started> write(FlatBufferBuilder& to, const Started& m) {

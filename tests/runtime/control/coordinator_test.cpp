@@ -254,6 +254,22 @@ TEST_F(Loss, MemberWithoutReportIsEvictedAndTheViewWaitsUntilItIsReaped) {
   EXPECT_EQ(leader->phase(), "running") << "node 2 has no member left in the view: it need not be waited for";
 }
 
+// A view whose state took longer to send than the leader waited was formed anew, for ever.
+TEST_F(Loss, AStateThatTakesLongToSendHasItsTime) {
+  size.replicated = 60 * 32'000'000ULL;
+  form(2, 2);
+  gone(2, 201);
+  mute = {100, 101};
+  report(1, 100, 6);
+  report(1, 101, 6);
+  report(2, 200, 8);
+  ASSERT_EQ(leader->phase(), "installing") << "node 2 sends two states";
+  tick_at(now + limits.ready_timeout + 119 * kSecond);
+  EXPECT_EQ(leader->phase(), "installing");
+  tick_at(now + 2 * kSecond);
+  EXPECT_NE(leader->phase(), "installing") << "not for ever";
+}
+
 TEST_F(Loss, ExcludedProcessIsReapedBeforeTheViewIsReadyOnItsNode) {
   form(2, 2);
   gone(1, 101);

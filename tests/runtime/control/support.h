@@ -60,6 +60,7 @@ class LeaderTest : public ::testing::Test {
   Version start = 0;
   bool paces_saves = false;
   Sharding sharding;
+  StateSize size;
 
   static MemberId id(NodeId node, uint32_t local_rank) { return node * 100 + local_rank; }
 
@@ -156,6 +157,7 @@ class LeaderTest : public ::testing::Test {
     hello.description = "a state";
     hello.paces_saves = paces_saves;
     hello.sharding = sharding;
+    hello.size = size;
     say(node, who, hello);
   }
   // MAX nodes come with all their workers: the first view runs.

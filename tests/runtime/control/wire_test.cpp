@@ -62,6 +62,10 @@ TEST(Wire, FieldsKeepTheirPlaces) {
   EXPECT_EQ(install.transfers[1].target, 4u);
   EXPECT_TRUE(install.transfers[1].gradient && !install.transfers[0].gradient);
   EXPECT_EQ(install.why, "loss");
+  const auto held = decode_envelope(encoded({1, Report{{11, 10}, 2, 41, false, {11, 9}, {3}, {11, 8}, {6}}}));
+  ASSERT_TRUE(held.ok());
+  EXPECT_EQ(std::get<Report>(held->message).gradient_in, (Generation{11, 8}));
+  EXPECT_EQ(std::get<Report>(held->message).arrived, std::vector<uint32_t>{6});
   const auto gone = decode_envelope(encoded({1, MemberGone{6, true, false, "why", 3, -9, true}}));
   ASSERT_TRUE(gone.ok());
   const auto& g = std::get<MemberGone>(gone->message);

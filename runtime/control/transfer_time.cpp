@@ -1,0 +1,18 @@
+#include "runtime/control/transfer_time.h"
+
+#include <map>
+
+namespace muster::control {
+
+uint64_t bytes_sent(const std::vector<Transfer>& transfers, const StateSize& size) {
+  std::map<MemberId, uint64_t> copies;
+  uint64_t most = 0;
+  for (const Transfer& transfer : transfers) most = std::max(most, ++copies[transfer.source]);
+  return most * size.replicated;
+}
+
+uint64_t bytes_moved(const std::vector<ShardMove>& moves, const StateSize& size) {
+  return moves.size() * size.shard;
+}
+
+}  // namespace muster::control
