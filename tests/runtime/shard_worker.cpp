@@ -5,7 +5,8 @@
 //
 // KIND: "sharded"; "one-copy", the same with one copy of each shard; "careless", the same with an update that
 // leaves a piece out on one rank; "late", with three copies, and one rank that makes the update of step 20
-// only when somebody has died at after:20, and another, again, while it is about to make it; or "whole",
+// only when somebody has died at after:20, and another, again, while it is about to make it; "added", with
+// one copy, a tensor that the saves of the others lack, and no save before the end; or "whole",
 // which keeps all of it replicated. While there are fewer workers than WORKERS steps take a tenth of a
 // second, so that others can join. At each of the places one worker, the first to come there, kills itself;
 // at after:N rank 0.
@@ -69,7 +70,8 @@ int main(int argc, char** argv) {
   muster::Session session;
   muster::State state(session);
   const std::vector<int64_t> shape = {kRows, kColumns};
-  muster::Sharded<float> weight_rows("weights"), momentum_rows("momentum"), few_rows("few");
+  muster::Sharded<float> weight_rows("weights"), momentum_rows("momentum"), few_rows("few"),
+      extra_rows("extra");
   const bool is_sharded = kind != "whole";
   if (is_sharded) {
     momentum_rows = state.sharded<float>("momentum", shape);
@@ -88,7 +90,13 @@ int main(int argc, char** argv) {
   options.dataset_samples = 1000;
   options.checkpoint_dir = checkpoints.c_str();
   options.checkpoint_every = 7;
-  if (kind == "one-copy") options.shard_copies = 1;
+  std::vector<float> extra(kFew);
+  if (kind == "added") {
+    extra_rows = state.sharded("extra", {kFew}, extra.data());
+    options.restore_rules = MUSTER_RESTORE_MISSING;
+    options.checkpoint_every = 0;
+  }
+  if (kind == "one-copy" || kind == "added") options.shard_copies = 1;
   if (kind == "late") options.shard_copies = 3;
   muster::Run run(session, state, options);
   while (auto step = run.next()) {
@@ -145,6 +153,10 @@ int main(int argc, char** argv) {
           for (int64_t i = 0; i < piece.count; ++i)
             piece.data[i] -= 0.1F * gradients[kCount + static_cast<size_t>(piece.begin + i)];
         }
+        if (kind == "added") {
+          for (const muster::Piece<float>& piece : extra_rows.local(step))
+            for (int64_t i = 0; i < piece.count; ++i) piece.data[i] += 1 + 0.5F * piece.data[i];
+        }
       } else {
         apply(weights.data(), momentum.data(), gradients.data(), kCount);
         for (size_t i = 0; i < kFew; ++i) few[i] -= 0.1F * gradients[kCount + i];
@@ -156,7 +168,7 @@ int main(int argc, char** argv) {
   if (run.exit_code() != 0) return run.exit_code();
   if (run.info().rank < 0) return 0;  // it came too late to be a member: what it has is not the run's
   uint64_t sum = 0;
-  for (const auto* values : {&weights, &few}) {
+  for (const auto* values : {&weights, &few, &extra}) {
     for (const float value : *values) {
       uint32_t bits = 0;
       static_assert(sizeof bits == sizeof value);

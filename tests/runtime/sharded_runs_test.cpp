@@ -85,6 +85,20 @@ TEST_F(ShardedRuns, ALostShardSendsTheOthersToTheNewestSave) {
   expect_all(lost, whole, 2);
 }
 
+// What the newest save lacks would begin anew, and the rest where it was saved: only a launch that has
+// trained nothing goes on from it.
+TEST_F(ShardedRuns, ALostShardThatNoSaveHasSendsTheRunToItsNextLaunch) {
+  run("lost", 3, {"7", "3", "one-copy"});
+  const std::filesystem::path lost = folder_ + "/lost";
+  std::filesystem::remove(lost / "results");
+  std::filesystem::copy(lost, folder_ + "/untouched", std::filesystem::copy_options::recursive);
+  const std::string untouched = run("untouched", 1, {"30", "1", "added"});
+  const std::vector<std::string> words = {"30", "3", "added", "update:20"};
+  EXPECT_EQ(run("lost", 3, words, 75), "");
+  EXPECT_THAT(said_, HasSubstr("the newest save lacks a tensor"));
+  expect_all(run("lost", 3, words), untouched, 3);
+}
+
 TEST_F(ShardedRuns, ACheckpointServesAnyWorldAndEitherKindOfState) {
   const std::string whole = run("whole", 1, {kSteps, "1", "whole"});
   run("sharded", 3, {"25", "3", "sharded"});
