@@ -9,7 +9,6 @@ The test makes a sandbox for itself (namespaces for users, mounts, processes and
 ends, so does everything in it, and nothing of it was ever seen outside.
 """
 import argparse
-import subprocess
 import sys
 import time
 import traceback
@@ -18,70 +17,19 @@ from pathlib import Path
 from rig import REQUEUE, Failure, Training, events_text, newest_version, require_no_processes, untouched, wait_until
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
-from namespaces import add_host, enter_sandbox, furnish_sandbox, ip, is_inside, throttle, unthrottle  # noqa: E402
+from namespaces import RoutedHosts, enter_sandbox, furnish_sandbox, is_inside  # noqa: E402
 
 HEARTBEAT_S, SILENCE_S, PARTITION_WAIT_S = 0.2, 3, 5
 AGENT_OPTIONS = ["--heartbeat", HEARTBEAT_S, "--node-silence", SILENCE_S, "--partition-wait", PARTITION_WAIT_S,
                  "--worker-silence", 6, "--restart-delay", 0.1, "--form-wait", 0.5, "--rdzv-timeout", 30,
                  "--frozen-timeout", 20, "--quiet"]
-ROUTER = "router"
 STEADY_RATE = "30mbit"  # at which a training of 300 steps outlasts two cuts, however fast the machine
 SLOW_RATE = "4mbit"  # at which a step takes a good part of a second
 
 
-class Network:
-    """A router, and nodes around it: node NAME has the address 10.77.N.2 on its device `eth`, the router's end is
-    `to-NAME`."""
-
-    def __init__(self, names):
-        self.names, self.rules = list(names), []
-        add_host(ROUTER)
-        subprocess.run(["ip", "netns", "exec", ROUTER, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"], check=True)
-        for number, name in enumerate(self.names):
-            add_host(name)
-            ip("link", "add", "eth", "netns", name, "type", "veth", "peer", "name", f"to-{name}", "netns", ROUTER)
-            for space, device, last in ((name, "eth", 2), (ROUTER, f"to-{name}", 1)):
-                ip("-n", space, "addr", "add", f"10.77.{number}.{last}/24", "dev", device)
-                ip("-n", space, "link", "set", device, "up")
-            ip("-n", name, "route", "add", "default", "via", f"10.77.{number}.1")
-
-    def address(self, name):
-        return f"10.77.{self.names.index(name)}.2"
-
-    def lose(self, senders, receivers):
-        """What any of `senders` sends to any of `receivers` is lost from now on, without a word."""
-        for sender in senders:
-            for receiver in receivers:
-                rule = ("from", self.address(sender), "to", self.address(receiver), "blackhole", "priority", 100)
-                ip("-n", ROUTER, "rule", "add", *rule)
-                self.rules.append(rule)
-
-    def cut(self, side, other):
-        self.lose(side, other)
-        self.lose(other, side)
-
-    def heal(self):
-        for rule in self.rules:
-            ip("-n", ROUTER, "rule", "del", *rule)
-        self.rules = []
-
-    def throttle(self, name, rate):
-        """Both ways. The queue is short, so that what waits in it is late by a moment, and the rest lost."""
-        for space, device in ((name, "eth"), (ROUTER, f"to-{name}")):
-            throttle(space, device, rate, "16kb", "300ms")
-
-    def unthrottle(self, name):
-        for space, device in ((name, "eth"), (ROUTER, f"to-{name}")):
-            unthrottle(space, device)
-
-    def close(self):
-        for name in [*self.names, ROUTER]:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True)
-
-
 class Run(Training):
     def __init__(self, options, nodes):
-        self.network = Network(nodes)
+        self.network = RoutedHosts(nodes)
         super().__init__(options, "netns")
 
     def start(self, name, nodes):
@@ -89,7 +37,7 @@ class Run(Training):
         self.agents[name] = self.job.start(
             name, 1, self.program(50), nodes, self.on_line, env={"UCX_NET_DEVICES": "eth"}, extra=AGENT_OPTIONS,
             rdzv=f"{self.network.address(next(iter(self.agents), name))}:{self.job.port}",
-            prefix=["ip", "netns", "exec", name])
+            prefix=self.network.inside(name))
         return self.agents[name]
 
     def launch(self, names, nodes="1:8"):
