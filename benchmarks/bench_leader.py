@@ -7,37 +7,39 @@ import os
 import random
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import tempfile
 import threading
 import urllib.request
-from pathlib import Path
 
-from bench_recovery import FOREVER, Lines, Training, boot_ns, until
+from elastic_training import Training, boot_ns, free_port, until
 
 NAMES, LEASE_S = "abc", 3
 LOSSES_OF_A_ROUND = 2  # of each kind
 
 
 class Etcd:
-    def __init__(self):
+    """One member, on the loopback or where `prefix` starts it."""
+
+    def __init__(self, host="127.0.0.1", prefix=()):
         self.folder = tempfile.mkdtemp(prefix="muster-bench-")
-        with socket.socket() as client, socket.socket() as peer:
-            client.bind(("127.0.0.1", 0))
-            peer.bind(("127.0.0.1", 0))
-            self.port = client.getsockname()[1]
-            mine, others = (f"http://127.0.0.1:{each.getsockname()[1]}" for each in (client, peer))
+        self.host, self.port = host, free_port()
+        mine, others = (f"http://{host}:{port}" for port in (self.port, free_port()))
         self.process = subprocess.Popen(
-            ["etcd", "--data-dir", self.folder + "/data", "--unsafe-no-fsync", "--listen-client-urls", mine,
+            [*prefix, "etcd", "--data-dir", self.folder + "/data", "--unsafe-no-fsync", "--listen-client-urls", mine,
              "--advertise-client-urls", mine, "--listen-peer-urls", others, "--initial-advertise-peer-urls", others,
              "--initial-cluster", f"default={others}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def until_healthy(self):
         until(self.healthy, "etcd", pause=0.05)
+
+    def url(self):
+        return f"etcd://{self.host}:{self.port}"
 
     def healthy(self):
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=1) as answer:
+            with urllib.request.urlopen(f"http://{self.host}:{self.port}/health", timeout=1) as answer:
                 return json.load(answer).get("health") == "true"
         except (OSError, ValueError):
             return False
@@ -45,7 +47,7 @@ class Etcd:
     def note_changes(self, key, changes):
         """(moment, kind) of each change of the key from now on, on a thread of its own, until etcd ends."""
         body = json.dumps({"create_request": {"key": base64.b64encode(key.encode()).decode()}}).encode()
-        answer = urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v3/watch", body)
+        answer = urllib.request.urlopen(f"http://{self.host}:{self.port}/v3/watch", body)
 
         def read():
             for line in answer:
@@ -61,30 +63,20 @@ class Etcd:
 class EtcdTraining(Training):
     """Agents that find their leader by etcd."""
 
+    STATE_BYTES, UPDATED_BYTES = 1 << 20, 1 << 16
+    AGENT_OPTIONS = ["--rdzv-lease", LEASE_S, "--bind", "none"]
+
     def __init__(self, build, etcd, job):
         self.etcd, self.job, self.changes = etcd, job, []
         etcd.note_changes(f"/muster/{job}/leader", self.changes)
-        super().__init__(build, names=NAMES)
+        super().__init__(build, names=NAMES, nodes=f"1:{len(NAMES)}", workers=1)
 
-    def until_first_view(self):
-        self.until_world(len(NAMES))
-
-    def start(self, name):
-        self.count += 1
-        events = self.folder / f"events-{self.count}"
-        command = [self.build / "bin" / "muster", "run", "--quiet", "--nnodes", f"1:{len(NAMES)}", "--nproc", 1, "--rdzv",
-                   f"etcd://127.0.0.1:{self.etcd.port}", "--rdzv-lease", LEASE_S, "--job", self.job, "--secret-file", self.secret,
-                   "--node-name", name, "--events", events, "--form-wait", 1, "--bind", "none", "--",
-                   self.build / "bin" / "bench_recovery", "whole", 1 << 20, 1 << 16, self.sleep_ms, FOREVER, self.folder / "updates"]
-        self.pids[name] = {}
-        self.sources[Lines(events)] = name
-        with open(self.folder / f"said-{name}", "w") as said:
-            self.agents[name] = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=said,
-                                                 start_new_session=True)
+    def rendezvous(self):
+        return ["--rdzv", self.etcd.url(), "--job", self.job]
 
     def leader(self):
         """The first one: this job has lost none yet."""
-        return next(name for name in NAMES if "leads, as leader 1 " in (self.folder / f"said-{name}").read_text())
+        return next(name for name in NAMES if "leads, as leader 1 " in self.said(name).read_text())
 
 
 def lose_leader(build, etcd, job, how, chance):
@@ -114,6 +106,7 @@ def leader(build, rounds):
         return
     chance = random.Random(1)
     etcd = Etcd()
+    etcd.until_healthy()
     took = {signal.SIGKILL: [], signal.SIGSTOP: []}
     try:
         for number in range(LOSSES_OF_A_ROUND * rounds):

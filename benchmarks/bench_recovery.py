@@ -1,168 +1,35 @@
 """How long a loss costs: 8 workers on 2 agents, 64 MiB of state, replicated or sharded, of which a step reduces and updates
 1 MiB, and 20 ms of sleep in each step whatever a rank's share of it. From SIGKILL of a worker, or of an agent, to the leader's "view
-ready", and to the first update that the last member of the new view has closed; how long a join makes the others wait.
-Peers: everything killed and started again from a checkpoint; torchrun's elastic restart, over Gloo, of a script that does the
-same (without a Python that has torch its row says so).
+ready", and to the first update that the last member of the new view has closed; by how many of their usual steps a join makes the
+others wait; from a cut network to the next update of the side that goes on (link_cut.py). Peers: everything killed and started
+again from a checkpoint; torchrun's elastic restart, over Gloo, of a script that does the same (without a Python that has torch its
+row says so).
 
 And, for `overhead`: processor time of the control plane for each step, and the time of a step, beside the same loop with
 MPI_Allreduce."""
-import json
+import math
 import os
 import random
-import secrets
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import tempfile
 import time
+from collections import namedtuple
 from pathlib import Path
 
+from elastic_training import PATIENCE, SLEEP_MS, STATE_BYTES, UPDATED_BYTES, WORKERS, Lines, Training, boot_ns, free_port, until
+from link_cut import cut_links
 from torch_python import not_measured, torch_python
+from two_hosts import Refused
 
-STATE_BYTES, UPDATED_BYTES, SLEEP_MS = 64 << 20, 1 << 20, 20
-WORKERS = 4  # of each agent
 KILLS_OF_A_ROUND = 10
-PATIENCE = 60
-FOREVER = 1_000_000_000
+QUIET_S = 1.5  # about what a join takes
+STALLED_STEPS = 1  # what a join may cost the others
+BEYOND_DETECTION_MS = 500  # from when a cut is noticed to the next commit
 TORCHRUN_KILLS, TORCH_EVERY = 5, 25  # EVERY in recovery_torch.py
 TORCH_SCRIPT = Path(__file__).parent / "recovery_torch.py"
-
-
-def boot_ns():
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-
-
-def until(condition, what, seconds=PATIENCE, pause=0.002):
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"after {seconds} s still waiting for {what}")
-        time.sleep(pause)
-    return value
-
-
-class Lines:
-    """The whole lines of a file that grows, read as they come."""
-
-    def __init__(self, path):
-        self.path, self.offset, self.rest = path, 0, b""
-
-    def read(self):
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self.offset)
-                new = file.read()
-        except FileNotFoundError:
-            return []
-        self.offset += len(new)
-        *whole, self.rest = (self.rest + new).split(b"\n")
-        return [line.decode(errors="replace") for line in whole]
-
-
-class Training:
-    """Agents `a` (with the store) and `b`, their events and their workers' lines."""
-
-    def __init__(self, build, program_extra=(), sleep_ms=SLEEP_MS, steps=FOREVER, nodes="1:2", state="whole", names="ab"):
-        self.build, self.sleep_ms, self.steps, self.extra, self.state = build, sleep_ms, steps, list(program_extra), state
-        self.folder = Path(tempfile.mkdtemp(prefix="muster-bench-"))
-        (self.folder / "updates").mkdir()
-        self.secret = self.folder / "secret"
-        self.secret.write_text(secrets.token_hex(32))
-        self.secret.chmod(0o600)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.nodes = nodes
-        self.agents, self.sources, self.updates, self.events, self.count = {}, {}, [], [], 0
-        self.worlds, self.pids = {}, {}
-        for name in names:
-            self.start(name)
-        self.until_first_view()
-
-    def until_first_view(self):
-        self.until_world(2 * WORKERS)
-
-    def start(self, name):
-        self.count += 1
-        events = self.folder / f"events-{self.count}"
-        command = [self.build / "bin" / "muster", "run", "--quiet", "--nnodes", self.nodes, "--nproc", WORKERS, "--rdzv",
-                   f"127.0.0.1:{self.port}", "--secret-file", self.secret, "--node-name", name, "--events", events,
-                   "--form-wait", 1, "--restarts", 1000, "--restart-window", 1, "--restart-delay", 0.2, "--",
-                   self.build / "bin" / "bench_recovery", self.state, STATE_BYTES, UPDATED_BYTES, self.sleep_ms, self.steps,
-                   self.folder / "updates", *self.extra]
-        self.pids[name] = {}
-        self.sources[Lines(events)] = name
-        self.agents[name] = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL,
-                                             stderr=subprocess.DEVNULL, start_new_session=True)
-        if name == "a":
-            until(lambda: self.look() or any(event["event"] == "node joined" for event in self.events), "the store")
-
-    def look(self):
-        """Takes in what is new."""
-        for lines, name in self.sources.items():
-            for line in lines.read():
-                event = json.loads(line)
-                self.events.append(event)
-                if event["event"] == "worker started":
-                    self.pids[name][event["subject"]] = event["amount"]
-                elif event["event"] == "worker ended":
-                    self.pids[name].pop(event["subject"], None)
-
-    def read_updates(self):
-        """generation → version → moments of the updates; read at leisure."""
-        found = {}
-        for path in (self.folder / "updates").iterdir():
-            for line in path.read_text(errors="replace").splitlines():
-                words = line.split()
-                if len(words) != 4 or words[0] == "cpu" or words[3] == "0":
-                    continue
-                version, generation, at, world = (int(word) for word in words)
-                found.setdefault(generation, {}).setdefault(version, []).append((at, world))
-        return found
-
-    def newest_version(self):
-        return max((version for versions in self.read_updates().values() for version in versions), default=0)
-
-    def views(self):
-        self.look()
-        return [event for event in self.events if event["event"] == "view ready" and event["from"] == "leader"]
-
-    def until_world(self, size, seconds=PATIENCE):
-        """The newest view has so many members, and has made some steps. Its generation."""
-        def there():
-            views = self.views()
-            if not views:
-                return None
-            generation = views[-1]["generation"]
-            installed = [event for event in self.events if event["event"] == "view installed" and
-                         event["generation"] == generation and event["from"] == "leader"]
-            return generation if installed and installed[-1]["amount"] == size else None
-        generation = until(there, f"a view of {size} members", seconds)
-        time.sleep(0.4)
-        return until(there, f"a view of {size} members", seconds)
-
-    def recovery(self, killed_at, generation, size):
-        """Milliseconds from a kill to the ready view, and to the first update that all of it have closed."""
-        def ready():
-            return [view for view in self.views() if view["generation"] > generation]
-        view = until(ready, "the next view")[0]
-
-        def committed():
-            versions = self.read_updates().get(view["generation"], {})
-            done = [max(at for at, _ in moments) for moments in versions.values() if len(moments) >= size]
-            return min(done, default=None)
-        time.sleep(0.15)  # reading must not take the processor from what is measured
-        done = until(committed, "an update of the next view")
-        return (view["at_ns"] - killed_at) / 1e6, (done - killed_at) / 1e6
-
-    def close(self):
-        for agent in self.agents.values():
-            if agent.poll() is None:
-                os.killpg(agent.pid, signal.SIGKILL)
-                agent.wait(10)
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def kill_worker(training, chance):
@@ -184,18 +51,31 @@ def kill_agent(training, chance):
     return figures
 
 
+# Of one join, milliseconds: the usual step before it, and by how much the longest of the others' steps outlasts that while node b
+# joins, and in a while without a join, which tells what the machine by itself does to the longest of so many.
+Join = namedtuple("Join", "step stall stall_without")
+
+
 def join_again(training):
-    """The longest time between two updates of the members while node b joins, less the usual time."""
-    before = training.until_world(WORKERS)
+    """Counted are the updates that all who were there before have closed: the newcomers' first is not the others' wait."""
+    training.until_world(WORKERS)
+    members = set(training.pids["a"].values())
+    quiet_from = boot_ns()
+    time.sleep(QUIET_S)
+    joins_from = boot_ns()
     training.start("b")
-    after = training.until_world(2 * WORKERS)
-    moments = []
-    for generation, versions in training.read_updates().items():
-        if before <= generation <= after:
-            moments += [(version, max(at for at, _ in found)) for version, found in versions.items()]
-    times = [at for _, at in sorted(moments)]
-    gaps = [(later - earlier) / 1e6 for earlier, later in zip(times, times[1:])]
-    return max(gaps) - statistics.median(gaps), statistics.median(gaps)
+    training.until_world(2 * WORKERS)
+    updates = training.read_updates(members)
+    done = sorted(max(at for at, _ in moments) for versions in updates.values() for moments in versions.values()
+                  if len(moments) == len(members))
+    quiet = gaps_of(done, quiet_from, joins_from)
+    step = statistics.median(quiet)
+    return Join(step, max(gaps_of(done, joins_from, boot_ns())) - step, max(quiet) - step)
+
+
+def gaps_of(moments, begin_ns=0, end_ns=math.inf):
+    """Milliseconds between each that lies within and the one before it."""
+    return [(later - earlier) / 1e6 for earlier, later in zip(moments, moments[1:]) if begin_ns <= later < end_ns]
 
 
 def restart_way(build, folder):
@@ -228,9 +108,7 @@ class Torchrun:
 
     def __init__(self, python):
         self.folder = Path(tempfile.mkdtemp(prefix="muster-bench-"))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         # torch 1.13 fails on Python 3.11 where workers' output is to go nowhere else, unless it is told so for each worker: of
         # these there is no tenth.
         command = [python, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", str(WORKERS), "--max_restarts",
@@ -310,11 +188,14 @@ def percentile(values, share):
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def row(case, metric, value, bound=None, peer=None, peer_value=None):
-    return {"bench": "recovery", "case": case, "metric": metric, "unit": "ms", "ours": round(value, 1), "peer": peer,
-            "peer_value": None if peer_value is None else round(peer_value, 1),
-            "ratio": None if peer_value is None else round(peer_value / value, 1), "bound": bound,
-            "of_bound": None if bound is None else round(bound / value, 2)}
+def row(case, metric, value, bound=None, peer=None, peer_value=None, unit="ms"):
+    return {"bench": "recovery", "case": case, "metric": metric, "unit": unit, "ours": rounded(value), "peer": peer,
+            "peer_value": rounded(peer_value), "ratio": None if peer_value is None else round(peer_value / value, 1),
+            "bound": rounded(bound), "of_bound": None if bound is None else round(bound / value, 2)}
+
+
+def rounded(value):
+    return None if value is None else round(value, 1)
 
 
 def losses_and_joins(build, rounds, chance, state):
@@ -351,18 +232,44 @@ def recovery(build, rounds):
     yield row(case, "view ready p50", statistics.median(a for a, _ in lost), 25)
     yield row(case, "next commit p50", statistics.median(b for _, b in lost), 60)
     yield row(case, "next commit p99", percentile([b for _, b in lost], 0.99), 250)
-    yield join_row("node joins", joins)
+    yield from join_rows("node joins", joins)
     for what, figures in (("worker killed, state sharded", sharded[0]), ("agent killed, state sharded", sharded[1])):
         case = f"{what}, {len(figures)} times"
         yield row(case, "view ready p50", statistics.median(a for a, _ in figures), 25)
         yield row(case, "next commit p50", statistics.median(b for _, b in figures), 60)
         yield row(case, "next commit p99", percentile([b for _, b in figures], 0.99), 250)
-    yield join_row("node joins, state sharded", sharded[2])
+    yield from join_rows("node joins, state sharded", sharded[2])
+    yield from link_cut_rows(build, rounds)
 
 
-def join_row(what, joins):
-    return row(f"{what}, {len(joins)} times", "stall of others", statistics.median(a for a, _ in joins),
-               round(statistics.median(b for _, b in joins), 1))
+def join_rows(what, joins):
+    case = f"{what}, {len(joins)} times"
+    yield row(case, "stall of others p50", statistics.median(join.stall for join in joins))
+    for metric, stalls, bound in (("stall of others", [join.stall / join.step for join in joins], STALLED_STEPS),
+                                  ("no join", [join.stall_without / join.step for join in joins], None)):
+        yield row(case, f"{metric} p50", statistics.median(stalls), bound, unit="steps")
+        yield row(case, f"{metric} max", max(stalls), bound, unit="steps")
+
+
+def link_cut_rows(build, rounds):
+    cuts = {}
+    try:
+        for cut in cut_links(build, rounds):
+            if "lacking" in cut:
+                yield row(cut["case"], "not measured", None, peer=cut["lacking"])
+                continue
+            cuts.setdefault((cut["case"], cut["detection"]), []).append(cut)
+    except Refused as refused:
+        yield row("link cut", "not measured", None, peer=str(refused))
+    for (case, detection), found in cuts.items():
+        committed = [cut["committed"] for cut in found]
+        case += f", {len(found)} times"
+        yield row(case, "detection, configured", detection)
+        yield row(case, "next commit p50", statistics.median(committed), detection + BEYOND_DETECTION_MS)
+        yield row(case, "next commit max", max(committed), detection + BEYOND_DETECTION_MS)
+        yield row(case, "beyond detection p50", statistics.median(committed) - detection)
+        yield row(case, "other side's last max", max(cut["last"] for cut in found))
+        yield row(case, "other side frozen p50", statistics.median(cut["frozen"] for cut in found))
 
 
 STEPS_MEASURED = 300
@@ -396,8 +303,7 @@ def own_loop(build):
                     every += whole / 1e9 / steps
         of_agents = (after - before) / (ended - began)
         moments = sorted(max(at for at, _ in found) for versions in training.read_updates().values() for found in versions.values())
-        gaps = [(later - earlier) / 1e6 for earlier, later in zip(moments, moments[1:])]
-        return control + of_agents, every + of_agents, statistics.median(gaps)
+        return control + of_agents, every + of_agents, statistics.median(gaps_of(moments))
     finally:
         training.close()
 

@@ -78,6 +78,31 @@ class Peers(unittest.TestCase):
     def test_recovery(self):
         self.assert_told([bench_recovery.torchrun_row("case", 1.0, 1, None)], "torchrun")
 
+    def test_a_cut_link_without_a_sandbox_is_told_with_the_reason(self):
+        with mock.patch.object(two_hosts, "sandbox_command", lambda: "no unshare here"):
+            rows = list(bench_recovery.link_cut_rows(self.build, 1))
+        self.assertEqual([(row["ours"], row["peer"]) for row in rows], [(None, "no unshare here")])
+
+    def test_cuts_are_told_beside_their_detection_and_what_was_not_measured_with_its_reason(self):
+        cuts = [{"case": "pulled", "detection": 2000, "committed": ms, "frozen": 3000, "last": 5} for ms in (2100, 2900, 2200)]
+        with mock.patch.object(bench_recovery, "cut_links", lambda *_: [*cuts, {"case": "etcd", "lacking": "no etcd"}]):
+            rows = list(bench_recovery.link_cut_rows(self.build, 1))
+        told = {row["metric"]: (row["ours"], row["of_bound"]) for row in rows if row["case"] == "pulled, 3 times"}
+        self.assertEqual(told["next commit p50"], (2200, 1.14))
+        self.assertEqual(told["next commit max"], (2900, 0.86))
+        self.assertEqual(told["beyond detection p50"], (200, None))
+        self.assertEqual([row["peer"] for row in rows if row["case"] == "etcd"], ["no etcd"])
+
+    def test_a_joins_stall_is_told_in_steps_of_the_same_run(self):
+        joins = [bench_recovery.Join(20, 10, 1), bench_recovery.Join(40, 80, 2), bench_recovery.Join(20, 20, 30)]
+        told = {(row["metric"], row["unit"]): row["ours"] for row in bench_recovery.join_rows("join", joins)}
+        self.assertEqual(told, {("stall of others p50", "ms"): 20, ("stall of others p50", "steps"): 1, ("stall of others max", "steps"): 2,
+                                ("no join p50", "steps"): 0.1, ("no join max", "steps"): 1.5})
+
+    def test_a_gap_belongs_to_the_while_in_which_it_ends(self):
+        moments = [at * 1_000_000 for at in (0, 20, 40, 140, 160)]
+        self.assertEqual(bench_recovery.gaps_of(moments, 30_000_000, 150_000_000), [20, 100])
+
     def test_network(self):
         with mock.patch.object(two_hosts, "sandbox_command", lambda: ["true"]):
             self.assert_told(bench_network.network(self.build, 1), "Gloo")
