@@ -103,6 +103,10 @@ class Peers(unittest.TestCase):
         moments = [at * 1_000_000 for at in (0, 20, 40, 140, 160)]
         self.assertEqual(bench_recovery.gaps_of(moments, 30_000_000, 150_000_000), [20, 100])
 
+    def test_peers_of_recovery_without_a_script_are_told(self):
+        told = [row["peer"].split(":")[0] for row in bench_recovery.unmeasured_rows("case", 1.0)]
+        self.assertEqual(told, ["torchft", "PCCL"])
+
     def test_network(self):
         with mock.patch.object(two_hosts, "sandbox_command", lambda: ["true"]):
             self.assert_told(bench_network.network(self.build, 1), "Gloo")
