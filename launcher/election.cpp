@@ -156,7 +156,7 @@ Result<LeaderKey> read_leader_key(ByteSpan bytes) {
 }
 
 ByteBuffer encode(const RunKey& key) {
-  json value{{"incarnation", key.incarnation}, {"term", key.term}};
+  json value{{"incarnation", key.incarnation}, {"term", key.term}, {"leader", key.leader}};
   if (key.ended) value["ended"] = {{"code", key.ended->exit_code}, {"why", key.ended->why.substr(0, 1000)}};
   return to_bytes(value);
 }
@@ -167,6 +167,7 @@ Result<RunKey> read_run_key(ByteSpan bytes) {
   key.incarnation = number(value, "incarnation");
   key.term = number(value, "term");
   if (key.incarnation == 0) return Error{ErrorCode::kRetry, "etcd's key run names no run"};
+  key.leader = number(value, "leader");
   const auto ended = value.find("ended");
   if (ended == value.end() || !ended->is_object()) return key;
   const auto code = ended->find("code");
@@ -235,6 +236,7 @@ struct Election::State : std::enable_shared_from_this<Election::State> {
     won.term = found.run ? found.run->term + 1 : 1;
     won.incarnation = goes_on ? incarnation : random_nonce();
     if (!goes_on) won.term = 1;
+    if (goes_on && found.run) won.former = found.run->leader;
     if (won.term > control::kTermsMax)
       return Error{ErrorCode::kRetry,
                    "this run has had " + std::to_string(won.term - 1) + " leaders; no more"};
@@ -247,7 +249,7 @@ struct Election::State : std::enable_shared_from_this<Election::State> {
     take.guards = {{EtcdGuard::kCreated, prefix + "leader", 0},
                    {EtcdGuard::kModified, prefix + "run", found.run_modified}};
     take.puts = {{prefix + "leader", encode(key), id},
-                 {prefix + "run", encode(RunKey{won.incarnation, won.term, std::nullopt}), 0}};
+                 {prefix + "run", encode(RunKey{won.incarnation, won.term, std::nullopt, options.node}), 0}};
     if (!goes_on) take.deletes = {prefix + agent::kViewKey};
     const auto outcome = etcd.transact(take, stop);
     // Refused, or the outcome is unknown: what the store holds tells (rule 14). The view is read after the

@@ -2,7 +2,7 @@
 // have lost their leader look here for the next, and the first that finds the place vacant takes it.
 //
 //   /muster/JOB/leader  under the leader's lease: node, host, port, term, incarnation
-//   /muster/JOB/run     incarnation, term of the newest leader, and the end, once it is decided
+//   /muster/JOB/run     incarnation, term and node of the newest leader, and the end, once it is decided
 //   /muster/JOB/view    the newest view (LeaderHost's)
 //
 // INVARIANTS
@@ -62,6 +62,7 @@ struct RunKey {
   uint64_t incarnation = 0;
   uint64_t term = 0;
   std::optional<control::EndJob> ended;
+  control::NodeId leader = 0;  // the newest leader's node; 0: not told, as once the end is
 };
 ByteBuffer encode(const LeaderKey& key);
 ByteBuffer encode(const RunKey& key);
@@ -79,7 +80,8 @@ struct Won {
   uint64_t token = 0;  // the revision at which the key `leader` was made
   uint64_t term = 0;
   uint64_t incarnation = 0;
-  ByteBuffer view;  // empty: none is stored
+  control::NodeId former = 0;  // the node of the leader before, in this run; 0: not known, or there was none
+  ByteBuffer view;             // empty: none is stored
 };
 
 class Election {

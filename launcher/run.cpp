@@ -688,6 +688,7 @@ class Agent {
   Result<LeaderPlace> lead(const Won& won, std::unique_ptr<Listener> listener) {
     control::Takeover takeover;
     takeover.term = won.term;
+    takeover.former = won.former;
     if (!won.view.empty()) {
       auto view = read_stored_view(won.view);
       if (!view.ok()) {

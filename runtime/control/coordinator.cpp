@@ -197,6 +197,8 @@ Instant Coordinator::State::next_deadline() const {
   for (const auto& [id, since] : change.mute) possible_at(since + limits.partition_wait);
   possible_at(returns_until());
   possible_at(recover_until);
+  if (recover_until != kNever && change.heard_again != kNever)
+    possible_at(change.heard_again + limits.former_wait);
   if (phase == Phase::kRunning) {
     next = std::min({next, suspect_at, leave_deadline, progress_at + limits.step_timeout});
     if (boundary) next = std::min(next, boundary->deadline);

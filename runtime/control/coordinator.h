@@ -49,6 +49,9 @@ struct Limits {
   // Where the store is elsewhere: more than half of the nodes are silent for so long, and the leader resigns.
   Duration resign_wait = 1 * kSecond;
   Duration recover_wait = 5 * kSecond;  // a new leader waits so long for the nodes of the view that it found
+  // The former leader's node is the only one that has not come: so long after the newest of the others, at
+  // most. Its agent, if it lives, looks for a leader once a second as they do, and etcd may be slow.
+  Duration former_wait = 2 * kSecond;
   Duration suspect_wait =
       500 * kMillisecond;        // a group failed, nobody is known dead: form it anew after this
   uint32_t suspect_repeats = 3;  // so often without a step: the named members are excluded
@@ -106,6 +109,7 @@ LossDecision decide_loss(uint32_t nodes_in_view, uint32_t nodes_silent, bool hol
 struct Takeover {
   View view;          // the newest; counter 0: none was stored yet
   uint64_t term = 0;  // this leader's (NodeWelcome); 0: the store dies with its leader
+  NodeId former = 0;  // where the leader before it was; 0: not known, or there was none
 };
 // Attempts and plan numbers of each term are above those of all terms before, because members keep the
 // newest.

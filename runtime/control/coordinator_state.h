@@ -130,6 +130,7 @@ struct Coordinator::State {
   uint64_t incarnation = 0;
   uint64_t term = 0;
   Instant recover_until = kNever;  // a view was found in the store, and its nodes are waited for
+  NodeId former_leader = 0;        // its node; 0: not known
   bool resigned = false;
 
   Instant now = 0;
@@ -228,6 +229,7 @@ struct Coordinator::State {
   bool in_view(MemberId id) const { return view.rank_of(id).has_value(); }
   bool lives(MemberId id) const { return members.contains(id); }
   std::vector<MemberId> living_of(const View& of) const;
+  std::vector<std::pair<MemberId, Report>> reports_of_living() const;  // those that were given
   bool node_silent(NodeId id) const;
   std::set<NodeId> view_nodes() const;
   uint32_t nodes_able() const;  // nodes that count toward MIN
@@ -249,6 +251,7 @@ struct Coordinator::State {
   void found_member_speaks(MemberId id, const MemberHello& hello);
   bool is_leftover(const MemberHello& hello) const;
   bool waits_for_nodes() const;
+  bool needs_former_leader() const;
   void resign(const std::string& why);
 
   // ---- loss
@@ -288,6 +291,7 @@ struct Coordinator::State {
   void check_agreement();
   bool exclude_silent_nodes();
   void no_member_left();
+  BaseDecision base_of(const std::vector<std::pair<MemberId, Report>>& reports) const;
   void conclude_agreement();
   void sort_by_rank(std::vector<Member>& next) const;
   void plan_next(std::vector<Member> next_members, Version base);

@@ -13,6 +13,7 @@ namespace muster::control {
 void Coordinator::State::take_over(Takeover found) {
   MUSTER_CHECK(found.term <= kTermsMax, "more leaders than numbers for them");
   term = found.term;
+  former_leader = found.former;
   if (limits.rules.terms_counted) {
     attempts = static_cast<uint32_t>(term - 1) << 20;
     plan_number = (term - 1) << 32;
@@ -46,8 +47,24 @@ void Coordinator::State::take_over(Takeover found) {
 
 bool Coordinator::State::waits_for_nodes() const {
   if (recover_until == kNever || now >= recover_until) return false;
-  return std::any_of(view.members.begin(), view.members.end(),
-                     [&](const Member& member) { return lives(member.id) && node_silent(member.node); });
+  const auto is_awaited = [&](const Member& member) { return lives(member.id) && node_silent(member.node); };
+  const bool others = std::any_of(view.members.begin(), view.members.end(), [&](const Member& member) {
+    return is_awaited(member) && member.node != former_leader;
+  });
+  const bool any = std::any_of(view.members.begin(), view.members.end(), is_awaited);
+  return others || (any && needs_former_leader());
+}
+
+// All other nodes have come, and their members have reported. The former leader's is the likeliest to be
+// gone: with what is left it would be excluded at once, had this leader seen it fall silent. It is needed
+// only where its members may hold what the others do not, or none of the others is in the view.
+bool Coordinator::State::needs_former_leader() const {
+  if (change.heard_again == kNever || now < change.heard_again + limits.former_wait) return true;
+  const auto reports = reports_of_living();
+  const Version base = base_of(reports).base;
+  return base == kNoVersion || base < view.base ||
+         std::any_of(reports.begin(), reports.end(),
+                     [&](const auto& entry) { return entry.second.version > base; });
 }
 
 // Its address is not in the store, and it alone knows it.

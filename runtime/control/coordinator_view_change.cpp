@@ -140,19 +140,31 @@ void Coordinator::State::no_member_left() {
   reform();
 }
 
+std::vector<std::pair<MemberId, Report>> Coordinator::State::reports_of_living() const {
+  std::vector<std::pair<MemberId, Report>> reports;
+  for (MemberId id : living_of(view)) {
+    const auto report = change.reports.find(id);
+    if (report == change.reports.end()) continue;
+    reports.push_back(*report);
+    if (!limits.rules.branch_checked) reports.back().second.installed = view.generation;
+  }
+  return reports;
+}
+
+BaseDecision Coordinator::State::base_of(const std::vector<std::pair<MemberId, Report>>& reports) const {
+  return decide_base(reports, view.lineage, limits.rules.shards_counted ? sharding.shards : 0,
+                     base_confirmed);
+}
+
+// All living members have reported.
 void Coordinator::State::conclude_agreement() {
   losses_pending = false;
   loss_why.clear();
-  std::vector<std::pair<MemberId, Report>> reports;
+  const auto reports = reports_of_living();
   std::vector<Member> next;
-  for (MemberId id : living_of(view)) {
-    reports.emplace_back(id, change.reports.at(id));
-    next.push_back(members.at(id).member);
-    if (!limits.rules.branch_checked) reports.back().second.installed = view.generation;
-  }
+  for (MemberId id : living_of(view)) next.push_back(members.at(id).member);
   if (next.empty()) return no_member_left();
-  BaseDecision decision =
-      decide_base(reports, view.lineage, limits.rules.shards_counted ? sharding.shards : 0, base_confirmed);
+  BaseDecision decision = base_of(reports);
   if (decision.base == kNoVersion && !started.empty()) {
     say(EventKind::kLog, decision.error + ": the members start again from the newest save");
   }

@@ -129,15 +129,18 @@ void World::check_store(const View& next) {
          "silence excluded more than half of the nodes at once");
 }
 
-// 11: a new leader leaves nobody out unproven before it has waited for all.
+// 11: a new leader leaves nobody out unproven before it has waited for all; members on the former leader's
+// node not before it has waited for that.
 void World::check_taken_over(size_t which, const View& next) {
   const Lead& lead = *leads[which];
   const auto found = views_stored.find(lead.found);
   const bool first = found != views_stored.end() && next.generation.counter == lead.found.counter + 1;
-  if (!first || leader_now(which) - lead.began >= limits.recover_wait) return;
+  const Duration waited = leader_now(which) - lead.began;
+  if (!first || waited >= limits.recover_wait) return;
   for (const Member& member : found->second.members) {
     const bool kept = next.rank_of(member.id).has_value();
-    expect(kept || proven_dead.contains(member.id),
+    const bool waited_for = member.node == lead.former && waited >= limits.former_wait;
+    expect(kept || waited_for || proven_dead.contains(member.id),
            "a new leader leaves out " + named(member.id) + " unheard");
   }
 }

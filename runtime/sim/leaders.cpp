@@ -42,7 +42,8 @@ void World::look(size_t index) {
           ++incarnation;
           store_empty = true;
         }
-        found = {Look::kWon, ++store_term, incarnation, store_empty ? View{} : store};
+        const NodeId before = std::exchange(store_leader, agents[index]->id);
+        found = {Look::kWon, ++store_term, incarnation, store_empty ? View{} : store, was_in_it ? before : 0};
         store_lease_until = now + kLease;
       }
     }
@@ -89,10 +90,11 @@ void World::lead(size_t index, const Look& found, Instant asked_at) {
   next->lease_until = asked_at + kLease - kMargin;
   next->began = agent_now(agent);
   next->found = found.view.generation;
+  next->former = found.former;
   // Whether its members were told before the former leader was lost, this one cannot know: they are asked.
   if (next->found.counter != 0) views_installed.emplace(next->found, found.view);
   next->core = std::make_unique<Coordinator>(limits, "job", found.incarnation, agent_now(agent),
-                                             Takeover{found.view, found.term});
+                                             Takeover{found.view, found.term, found.former});
   trace("agent " + agent.name + " leads, term " + std::to_string(found.term) + ", from g" +
         std::to_string(found.view.generation.counter));
   leads.push_back(std::move(next));

@@ -83,6 +83,7 @@ World::World(const Options& given) : options(given), random(given.seed) {
     limits.embedded_store = false;
     limits.resign_wait = 300 * kMillisecond;
     limits.recover_wait = 2 * kSecond;
+    limits.former_wait = 1500 * kMillisecond;
     node_limits.leader_changes = true;
     node_limits.rescue_after = 6 * kSecond;
   }

@@ -162,6 +162,7 @@ struct Lead {
   Instant lease_until = kNever;  // by its own clock
   Instant began = 0;             // the same
   Generation found;              // in the store
+  NodeId former = 0;             // the leader before was there
 };
 
 struct Group {
@@ -185,6 +186,7 @@ struct Look {
   uint64_t term = 0;
   uint64_t incarnation = 0;
   View view;
+  NodeId former = 0;  // the leader before
 };
 
 struct LessonLog {
@@ -237,6 +239,7 @@ struct World {
   bool ended_before = false;    // the job's end was decided before
   View store;                   // what the store holds
   uint64_t store_term = 0;      // of the newest leader that it has had
+  NodeId store_leader = 0;      // where that one is, or was
   uint64_t incarnation = 4242;  // of the store, or of the newest run in it
   Instant store_lease_until = 0;
   std::optional<EndJob> end_recorded;

@@ -269,6 +269,8 @@ TEST_F(RealEtcd, LeaderThatIsReplacedCanWriteNothing) {
   ASSERT_TRUE(second);
   EXPECT_EQ(second->term, 2u);
   EXPECT_EQ(second->incarnation, first->incarnation);
+  EXPECT_EQ(first->former, 0u);
+  EXPECT_EQ(second->former, 1u);
   EXPECT_EQ(second->view, bytes("one"));
   EXPECT_FALSE(write(*store, "late", first->token, entry.revision)) << "fenced";
   const auto next = b.store_of(*second);

@@ -405,6 +405,25 @@ TEST_F(ShardedView, ANewLeaderKnowsTheShardsFromTheStore) {
   EXPECT_EQ(first_unheld(leader->view().shards), std::nullopt);
 }
 
+TEST_F(ShardedView, AFormerLeadersNodeIsWaitedForWhereTheOthersLackAShardOfTheNewestVersion) {
+  form(2, 2);
+  const View found = leader->view();
+  limits.embedded_store = false;
+  const Shards every = {0, 1, 2, 3, 4, 5, 6, 7};
+  for (const Shards& newest : {Shards{0, 1, 2}, every}) {
+    const Instant began = now;
+    leader = std::make_unique<Coordinator>(limits, "job", 77, now, Takeover{found, 2, 2});
+    alive.clear();
+    sharding = {};
+    node_comes(1, 2);
+    for (const MemberId member : {100, 101}) member_comes(1, member % 100);
+    report_shards(100, 4, newest);
+    report_shards(101, 2, every);
+    tick_at(began + limits.recover_wait - 1);
+    EXPECT_EQ(leader->phase(), newest == every ? "running" : "agreeing");
+  }
+}
+
 // ---- the member: 100 of a world of 100 and 200
 
 class ShardedMember : public ::testing::Test {

@@ -12,6 +12,7 @@ namespace {
 class TakingOver : public LeaderTest {
  protected:
   View found;
+  NodeId former = 0;  // where the leader before was, if that is known
 
   void take_over(uint32_t nodes, Version base = 10, uint64_t term = 2) {
     limits.nodes_min = 1;
@@ -23,7 +24,7 @@ class TakingOver : public LeaderTest {
     if (base != kNoVersion) found.lineage.insert(found.lineage.begin(), {gen(1), 0});
     for (NodeId node = 1; node <= nodes; ++node)
       found.members.push_back({id(node, 0), node, 0, "n" + std::to_string(node), {}});
-    leader = std::make_unique<Coordinator>(limits, "job", 77, now, Takeover{found, term});
+    leader = std::make_unique<Coordinator>(limits, "job", 77, now, Takeover{found, term, former});
   }
   void speaks(NodeId node, MemberId member, Generation installed) {
     MemberHello hello;
@@ -66,7 +67,7 @@ TEST_F(TakingOver, GoesOnFromTheNewestVersionThatAMemberHolds) {
   EXPECT_EQ(installs[0].second.transfers[0].target, id(3, 0));
 }
 
-TEST_F(TakingOver, TheFormerLeadersNodeIsWaitedForAndThenExcluded) {
+TEST_F(TakingOver, NodeThatDoesNotComeIsWaitedForAndThenExcluded) {
   take_over(3);
   comes(2);
   comes(3);
@@ -76,6 +77,85 @@ TEST_F(TakingOver, TheFormerLeadersNodeIsWaitedForAndThenExcluded) {
   tick_at(now + limits.recover_wait);
   EXPECT_EQ(leader->phase(), "running");
   EXPECT_EQ(world(), (std::vector<MemberId>{200, 300}));
+}
+
+TEST_F(TakingOver, FormerLeadersNodeAloneIsNotWaitedForToTheEnd) {
+  former = 1;
+  take_over(3);
+  comes(2);
+  reports(2, 12);
+  tick_at(now + kSecond);
+  comes(3);
+  reports(3, 13);
+  const Instant at = now + limits.former_wait;
+  EXPECT_LT(at, kSecond + limits.recover_wait);
+  tick_at(at - 1);
+  EXPECT_EQ(leader->phase(), "agreeing") << "it may live, and be looking for the leader";
+  EXPECT_EQ(leader->next_deadline(), at);
+  tick_at(at);
+  EXPECT_EQ(leader->phase(), "running");
+  EXPECT_EQ(world(), (std::vector<MemberId>{200, 300}));
+  EXPECT_EQ(leader->view().base, 13);
+}
+
+TEST_F(TakingOver, FormerLeadersNodeThatComesInTimeStays) {
+  former = 1;
+  take_over(3);
+  comes(2);
+  comes(3);
+  reports(2, 12);
+  reports(3, 12);
+  tick_at(now + limits.former_wait - 1);
+  comes(1);
+  reports(1, 13);
+  EXPECT_EQ(leader->phase(), "running");
+  EXPECT_EQ(world(), (std::vector<MemberId>{100, 200, 300}));
+  EXPECT_EQ(leader->view().base, 13);
+}
+
+// It may be trying to reach an address where nobody answers any more.
+TEST_F(TakingOver, OtherNodesAreWaitedForToTheEnd) {
+  former = 1;
+  take_over(5);
+  for (NodeId node : {1, 2, 3, 4}) comes(node);
+  for (NodeId node : {1, 2, 3, 4}) reports(node, 12);
+  tick_at(limits.recover_wait);
+  EXPECT_EQ(leader->phase(), "agreeing") << "node 5 did not lead";
+  tick_at(kSecond + limits.recover_wait);
+  EXPECT_EQ(leader->phase(), "running");
+}
+
+TEST_F(TakingOver, FormerLeadersNodeIsWaitedForToTheEndWhereTheOthersLackAVersion) {
+  former = 1;
+  take_over(3, 10);
+  comes(2);
+  comes(3);
+  reports(2, 9, gen(1));  // they were still to fetch the base of the view
+  reports(3, 9, gen(1));
+  tick_at(limits.recover_wait);
+  EXPECT_EQ(leader->phase(), "agreeing") << "its members may hold version 10";
+  tick_at(kSecond + limits.recover_wait);
+  EXPECT_EQ(leader->phase(), "running");
+}
+
+TEST_F(TakingOver, FormerLeadersNodeIsWaitedForToTheEndWhereNoBaseIsKnown) {
+  former = 1;
+  take_over(3, kNoVersion);
+  comes(2);
+  comes(3);
+  reports(2, kNoVersion, Generation{});
+  reports(3, kNoVersion, Generation{});
+  tick_at(limits.recover_wait);
+  EXPECT_EQ(leader->phase(), "agreeing");
+}
+
+TEST_F(TakingOver, FormerLeadersNodeIsWaitedForToTheEndWhereTheViewHasNoOther) {
+  former = 1;
+  take_over(1);
+  node_comes(2, 1);
+  tick_at(limits.recover_wait);
+  EXPECT_EQ(leader->phase(), "agreeing");
+  EXPECT_TRUE(all_of_kind<Resign>(all).empty());
 }
 
 TEST_F(TakingOver, HalfOfTheNodesMayGoOnBecauseTheyWriteTheStore) {
