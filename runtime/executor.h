@@ -6,6 +6,7 @@
 #include <deque>
 #include <functional>
 #include <future>
+#include <memory>
 #include <mutex>
 #include <thread>
 
@@ -21,9 +22,10 @@ class Executor {
   // stopped meanwhile; not called from a task.
   template <typename Task>
   auto call(Task task) -> decltype(task()) {
-    std::packaged_task<decltype(task())()> packaged(std::move(task));
-    auto result = packaged.get_future();
-    post([&packaged] { packaged(); });
+    // Should it be dropped all the same, that is an exception, and no wait without end.
+    auto packaged = std::make_shared<std::packaged_task<decltype(task())()>>(std::move(task));
+    auto result = packaged->get_future();
+    post([running = std::move(packaged)] { (*running)(); });
     return result.get();
   }
   void stop();  // as the destructor; later posts are dropped

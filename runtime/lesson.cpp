@@ -92,7 +92,7 @@ void Teacher::note(control::Version version, std::span<const float> gradient) {
 
 Status Teacher::send(Lesson& lesson, uint64_t item, ByteSpan bytes) {
   MUSTER_ASSIGN(const PeerId peer, endpoint_.peer(lesson.teach.learner.contact));
-  const Instant deadline = now() + control::transfer_time(bytes.size(), limits_.item_timeout);
+  const Instant deadline = now() + control::lesson_time(bytes.size(), limits_.item_timeout);
   return endpoint_.send(peer, lesson_tag(lesson.teach.lesson, item), bytes, deadline).wait();
 }
 
@@ -104,7 +104,7 @@ Status Teacher::send_state(Lesson& lesson) {
   state_.release_read();
   MUSTER_TRY(readable);
   if (!copy.ok()) return copy.error();
-  const Instant deadline = now() + control::transfer_time(copy->size(), limits_.item_timeout);
+  const Instant deadline = now() + control::lesson_time(copy->size(), limits_.item_timeout);
   // Nobody else waits for this feed, so a slow learner has its time.
   FeedSource feed(endpoint_, lesson_tag(lesson.teach.lesson, kFeedItem), deadline, limits_.item_timeout);
   feed.add(lesson.teach.learner.contact);
@@ -244,7 +244,7 @@ Status Learner::receive_snapshot() {
                                          " bytes, this process registered " + std::to_string(state_bytes_) +
                                          "; start the same program with the same options"};
   }
-  feed.extend(now() + control::transfer_time(state_bytes_, limits_.item_timeout));
+  feed.extend(now() + control::lesson_time(state_bytes_, limits_.item_timeout));
   DigestStream arrived;
   MUSTER_TRY(feed.run(bytes, [&](ByteSpan piece) { arrived.add(piece); }));
   Digest digest;
@@ -269,7 +269,7 @@ Result<bool> Learner::receive_gradient(uint64_t item) {
   }
   std::vector<float> gradient(header.count);
   MUSTER_TRY(receive(item + 1, std::as_writable_bytes(std::span(gradient)),
-                     control::transfer_time(gradient.size() * sizeof(float), limits_.item_timeout)));
+                     control::lesson_time(gradient.size() * sizeof(float), limits_.item_timeout)));
   const std::lock_guard lock(mutex_);
   waiting_bytes_ += gradient.size() * sizeof(float);
   if (waiting_bytes_ > limits_.log_bytes_max) {

@@ -67,10 +67,14 @@ control::Sharding sharding_of(const State& state, const TrainOptions& options) {
           static_cast<uint32_t>(options.shard_copies)};
 }
 
-// A gradient has no more elements than the state it is made for, as a rule.
+// A gradient has no more elements than the state that it is made for, as a rule.
 control::StateSize size_of(const State& state) {
   const ShardedTensors& sharded = state.sharded();
-  control::StateSize size{std::max(state.bytes(), sharded.bytes()), 0};
+  uint64_t elements = 0;
+  for (const auto* tensors : {&state.tensors(), &sharded.tensors()}) {
+    for (const TensorInfo& tensor : *tensors) elements += tensor.bytes / size_of(tensor.dtype);
+  }
+  control::StateSize size{std::max(state.bytes(), elements * sizeof(float)), 0};
   for (uint32_t shard = 0; shard < sharded.shards(); ++shard)
     size.shard = std::max(size.shard, sharded.block_bytes(shard));
   return size;

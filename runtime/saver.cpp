@@ -606,6 +606,10 @@ Status Saver::become(bool first, bool rescue) {
 }
 
 Status Saver::take_folder(bool first) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (save_) save_->progress->hurry();  // it is behind that
+  }
   return worker_.call([&]() -> Status {
     if (first) return become(true, false);
     if (folder_ && folder_->owner()) folder_.reset();

@@ -167,13 +167,24 @@ Status Run::check_initial(Group& group, bool is_gone, const char* gone) {
 
 // Rank 0 proposes, newest first; a version counts only when every rank could read and verify its part.
 Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
+  // Who was the first has left the folder before the time begins that the first one waits for it.
+  if (group.rank() != 0) MUSTER_TRY(saver_.take_folder(false));
   const Instant deadline = now() + options_.step_timeout;
-  Status listed = saver_.take_folder(group.rank() == 0);
-  MUSTER_ASSIGN(const Verdict owned,
-                combine(group, listed.ok() ? Verdict::kGood : Verdict::kMisuse, deadline));
-  if (!listed.ok()) return Error{ErrorCode::kMisuse, std::move(listed).error().message};
-  if (owned != Verdict::kGood)
-    return Error{ErrorCode::kMisuse, "another rank cannot use the checkpoint folder " + options_.save.folder};
+  MUSTER_ASSIGN(const Verdict fresh,
+                combine(group, trained_ || restored_ ? Verdict::kUnable : Verdict::kGood, deadline));
+  const Status listed = group.rank() == 0 ? saver_.take_folder(true) : ok();
+  Verdict taken = Verdict::kGood;
+  if (!listed.ok()) {
+    // Another job's, or, where this one is on its way already, one of its own that is still busy.
+    const bool is_busy = listed.error().code == ErrorCode::kRetry && fresh != Verdict::kGood;
+    taken = is_busy ? Verdict::kUnable : Verdict::kMisuse;
+  }
+  MUSTER_ASSIGN(const Verdict owned, combine(group, taken, deadline));
+  if (owned != Verdict::kGood) {
+    const std::string why = listed.ok() ? "rank 0 cannot use the checkpoint folder " + options_.save.folder
+                                        : listed.error().message;
+    return Error{owned == Verdict::kUnable ? ErrorCode::kRetry : ErrorCode::kMisuse, why};
+  }
 
   auto candidates = saver_.usable_versions();
   MUSTER_ASSIGN(const Verdict found,

@@ -82,9 +82,7 @@ void Coordinator::State::teach(MemberId learner, uint32_t tries) {
   lesson.learner = learner;
   lesson.source = source_for(learner);
   lesson.tries = tries;
-  // A source may have them all as pupils.
-  lesson.deadline =
-      now + limits.learn_timeout + transfer_time((lessons.size() + 1) * state_size.replicated, 0);
+  lesson.deadline = now + limits.learn_timeout + lesson_time(state_size.replicated, 0);
   lessons[learner] = lesson;
   const auto rank = view.rank_of(lesson.source);
   Event& event = say(EventKind::kLearnerStarted, named(learner) + " learns from " + named(lesson.source));

@@ -60,6 +60,7 @@ bool Coordinator::State::waits_for_nodes() const {
 // only where its members may hold what the others do not, or none of the others is in the view.
 bool Coordinator::State::needs_former_leader() const {
   if (change.heard_again == kNever || now < change.heard_again + limits.former_wait) return true;
+  if (nodes_able() < limits.nodes_min) return true;  // the job could only be saved, and stop
   const auto reports = reports_of_living();
   const Version base = base_of(reports).base;
   return base == kNoVersion || base < view.base ||

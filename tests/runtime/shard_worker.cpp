@@ -5,12 +5,11 @@
 //
 // KIND: "sharded"; "one-copy", the same with one copy of each shard; "careless", the same with an update that
 // leaves a piece out on one rank; "late", with three copies, and one rank that makes the update of step 20
-// only when somebody has died at after:20, and another, again, while it is about to make it; "added", with
-// one copy, a tensor that the saves of the others lack, and no save before the end; or "whole",
-// which keeps all of it replicated. While there are fewer workers than WORKERS steps take a tenth of a
-// second, so that others can join. At each of the places one worker, the first to come there, kills itself;
-// at after:N rank 0.
-// Who sees the end adds a line with the weights to FOLDER/results.
+// only when rank 0 has died at after:20, when the others have made it, and another, again, while it is about
+// to make it; "added", with one copy, a tensor that the saves of the others lack, and no save before the end;
+// or "whole", which keeps all of it replicated. While there are fewer workers than WORKERS steps take a tenth
+// of a second, so that others can join. At each of the places one worker, the first to come there, kills
+// itself; at after:N rank 0. Who sees the end adds a line with the weights to FOLDER/results.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -54,7 +53,7 @@ void wait_for(const std::string& file) {
 void wait_for_death(const std::string& folder, const std::string& place) {
   wait_for(folder + "/died." + place);
   // Reason for the wait: the view is to be revoked before this one goes on.
-  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  std::this_thread::sleep_for(std::chrono::milliseconds(1500));
 }
 
 }  // namespace
@@ -162,6 +161,13 @@ int main(int argc, char** argv) {
         for (size_t i = 0; i < kFew; ++i) few[i] -= 0.1F * gradients[kCount + i];
       }
       muster::die_at(folder, places, "update:" + here);
+    }
+    if (is_late && !is_short) {
+      const std::string closed = folder + "/closed.";
+      close(open((closed + std::to_string(run.info().rank)).c_str(), O_CREAT | O_CLOEXEC, 0600));
+      for (const char* other : {"1", "3"}) {
+        if (run.info().rank == 0) wait_for(closed + other);
+      }
     }
     if (run.info().rank == 0) muster::die_at(folder, places, "after:" + here);
   }

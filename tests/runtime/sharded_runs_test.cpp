@@ -48,8 +48,8 @@ TEST_F(ShardedRuns, KilledWorkersLeaveTheBitsOfAnUntouchedRun) {
   expect_all(killed, whole, 2);
 }
 
-// The second while one is about to make the update that it lacked when the first came. It alone has what the
-// three had together, of the version before; the last has kept the gradient.
+// The second while one is about to make the update that it lacked when the first came. Some shards are with
+// it alone then, of the version before; the other that is left has kept the gradient.
 TEST_F(ShardedRuns, TwoLossesWithinAStepLoseNoVersion) {
   const std::string whole = run("whole", 1, {"40", "1", "whole"});
   const std::string killed = run("late", 4, {"40", "4", "late", "after:20", "again"});

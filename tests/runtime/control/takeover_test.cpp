@@ -13,9 +13,10 @@ class TakingOver : public LeaderTest {
  protected:
   View found;
   NodeId former = 0;  // where the leader before was, if that is known
+  uint32_t nodes_min = 1;
 
   void take_over(uint32_t nodes, Version base = 10, uint64_t term = 2) {
-    limits.nodes_min = 1;
+    limits.nodes_min = nodes_min;
     limits.nodes_max = nodes;
     limits.embedded_store = false;
     found.generation = gen(5);
@@ -111,6 +112,22 @@ TEST_F(TakingOver, FormerLeadersNodeThatComesInTimeStays) {
   EXPECT_EQ(leader->phase(), "running");
   EXPECT_EQ(world(), (std::vector<MemberId>{100, 200, 300}));
   EXPECT_EQ(leader->view().base, 13);
+}
+
+// Without it the job would be saved, and stop.
+TEST_F(TakingOver, FormerLeadersNodeIsWaitedForToTheEndWhereMinNeedsIt) {
+  former = 1;
+  nodes_min = 3;
+  take_over(3);
+  comes(2);
+  comes(3);
+  reports(2, 12);
+  reports(3, 12);
+  tick_at(limits.recover_wait);
+  EXPECT_EQ(leader->phase(), "agreeing");
+  comes(1);
+  reports(1, 12);
+  EXPECT_EQ(leader->phase(), "running");
 }
 
 // It may be trying to reach an address where nobody answers any more.

@@ -15,6 +15,11 @@ TEST(TransferTime, IsAtLeastWhatIsGivenAndGrowsWithTheBytes) {
   EXPECT_GT(transfer_time(UINT64_MAX, 0), kSecond) << "no overflow";
 }
 
+TEST(TransferTime, ALessonsSourceMayHaveOtherPupils) {
+  EXPECT_EQ(lesson_time(kSecondOfBytes, 60 * kSecond), 60 * kSecond);
+  EXPECT_EQ(lesson_time(10 * kSecondOfBytes, 60 * kSecond), 80 * kSecond);
+}
+
 TEST(TransferTime, TheBusiestSourceCounts) {
   const StateSize size{1000, 7};
   EXPECT_EQ(bytes_sent({}, size), 0u);
