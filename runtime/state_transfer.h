@@ -7,7 +7,6 @@
 // staged, when it enters the view.
 #pragma once
 
-#include <algorithm>
 #include <functional>
 #include <memory>
 #include <optional>

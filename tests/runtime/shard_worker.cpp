@@ -45,9 +45,10 @@ void apply(float* weights, float* momentum, const float* gradient, size_t count)
 }
 
 void wait_for(const std::string& file) {
-  // Reason for the wait: another process makes the file.
-  for (int i = 0; i < 3000 && access(file.c_str(), F_OK) != 0; ++i)
+  for (int i = 0; i < 3000 && access(file.c_str(), F_OK) != 0; ++i) {
+    // Reason for the wait: another process makes the file.
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
 }
 
 void wait_for_death(const std::string& folder, const std::string& place) {
