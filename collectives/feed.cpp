@@ -3,7 +3,9 @@
 #include <poll.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "collectives/node/local_link.h"
@@ -21,6 +23,8 @@ constexpr uint64_t kNotes = kTurns;  // the tag after them
 constexpr size_t kPiecesAhead = 4;   // receives that stand
 
 constexpr Duration kLook = 200 * kMillisecond;  // how soon a wait hears that it is to end
+// After a piece that took long for other reasons, as where its receiver was busy, no rest is as long.
+constexpr Duration kRestMax = kSecond;
 
 Error closed() { return {ErrorCode::kEnded, "what was sent is not wanted any more"}; }
 
@@ -102,6 +106,7 @@ void FeedSource::note(ByteSpan bytes) {
 
 // The transport's sends go their own way, on the progress thread, while this one fills the ring.
 void FeedSource::run(const std::vector<ByteSpan>& parts, const Passing& passing) {
+  if (share_ && !has_readers()) return run_by_transport(parts, passing);
   for (Receiver& receiver : receivers_) {
     if (receiver.status.ok() && !receiver.reader) post(receiver, parts);
   }
@@ -111,12 +116,45 @@ void FeedSource::run(const std::vector<ByteSpan>& parts, const Passing& passing)
       for (const ByteSpan part : piece) passing(part);
       continue;
     }
+    const Instant began = now();
     if (written_ >= kSlabs) await_copies(written_ + 1 - kSlabs);
     std::byte* const slab = ring_.slab(written_);
     const size_t bytes = copy_all(piece, slab);
     tell(bytes_of(++written_));
     passing({slab, bytes});
+    rest(began);
   }
+}
+
+// Each piece once the one before has gone. What is posted ahead would go when it likes.
+void FeedSource::run_by_transport(const std::vector<ByteSpan>& parts, const Passing& passing) {
+  Cursor cursor(parts);
+  uint64_t turn = 0;
+  for (auto piece = cursor.take(kPieceBytes); !piece.empty(); piece = cursor.take(kPieceBytes)) {
+    const Instant began = now();
+    const uint64_t tag = tag_of(tag_, turn++ % kTurns);
+    for (Receiver& receiver : receivers_) {
+      if (receiver.status.ok())
+        receiver.works.push_back(endpoint_.send(receiver.peer, tag, piece, deadline_));
+    }
+    for (const ByteSpan part : piece) passing(part);
+    for (Receiver& receiver : receivers_) {
+      for (const Work& work : std::exchange(receiver.works, {})) {
+        Status ended = end_of(work);
+        if (receiver.status.ok()) receiver.status = std::move(ended);
+      }
+    }
+    rest(began);
+  }
+}
+
+void FeedSource::rest(Instant began) const {
+  if (!share_) return;
+  const Instant ended = now();
+  const double pause = static_cast<double>(ended - began) * (1 / share_() - 1);
+  const Instant until = ended + static_cast<Duration>(std::min(pause, static_cast<double>(kRestMax)));
+  for (Instant at = ended; at < until && !is_closing(); at = now())
+    std::this_thread::sleep_for(std::chrono::nanoseconds(std::min(until - at, kLook)));
 }
 
 void FeedSource::post(Receiver& receiver, const std::vector<ByteSpan>& parts) {

@@ -45,6 +45,9 @@ class FeedSource {
   // socket tells, whatever nodes the two count to.
   void add(ByteSpan contact);
 
+  // Runs leave the rest of the time to others: a share of it, in (0, 1], which is asked for each piece.
+  void pace(std::function<double()> share) { share_ = std::move(share); }
+
   void note(ByteSpan bytes);  // at most kNoteBytesMax
   // The memory must keep its contents until finish() returns, or the end of this object.
   void run(const std::vector<ByteSpan>& parts, const Passing& passing);
@@ -64,6 +67,8 @@ class FeedSource {
 
   Status open_reader(ByteSpan contact, Receiver& receiver);
   void post(Receiver& receiver, const std::vector<ByteSpan>& parts);
+  void run_by_transport(const std::vector<ByteSpan>& parts, const Passing& passing);
+  void rest(Instant began) const;
   void tell(ByteSpan packet);
   void await_copies(uint64_t slabs);
   void give_up_on(uint64_t slabs, const Error& why);
@@ -77,6 +82,7 @@ class FeedSource {
   const Instant deadline_;
   const Duration patience_;
   const FeedClosing closing_;
+  std::function<double()> share_;  // null: all of the time
   std::vector<Receiver> receivers_;
   std::deque<ByteBuffer> notes_;  // while they are sent
   SlabRing ring_;

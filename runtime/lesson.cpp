@@ -12,6 +12,7 @@
 namespace muster {
 namespace {
 
+constexpr std::ptrdiff_t kShared = 4;           // more lessons than so many do not become slower still
 constexpr Duration kPoll = 200 * kMillisecond;  // how soon an ended lesson is noticed while nothing arrives
 
 }  // namespace
@@ -27,6 +28,8 @@ struct Teacher::Lesson {
   std::deque<std::pair<control::Version, std::vector<float>>> log;
   uint64_t log_bytes = 0;
   bool over = false;
+  bool unwanted = false;  // the leader ended it, or the run is over: what is under way is for nobody
+  bool sends_state = false;
   bool finished = false;
   std::condition_variable changed;
   std::thread thread;
@@ -57,7 +60,7 @@ void Teacher::end(uint64_t nonce) {
   const std::lock_guard lock(mutex_);
   for (const auto& lesson : lessons_) {
     if (lesson->teach.lesson != nonce) continue;
-    lesson->over = true;
+    lesson->over = lesson->unwanted = true;
     lesson->changed.notify_all();
   }
 }
@@ -65,7 +68,7 @@ void Teacher::end(uint64_t nonce) {
 void Teacher::end_all() {
   const std::lock_guard lock(mutex_);
   for (const auto& lesson : lessons_) {
-    lesson->over = true;
+    lesson->over = lesson->unwanted = true;
     lesson->changed.notify_all();
   }
 }
@@ -106,7 +109,11 @@ Status Teacher::send_state(Lesson& lesson) {
   if (!copy.ok()) return copy.error();
   const Instant deadline = now() + control::lesson_time(copy->size(), limits_.item_timeout);
   // Nobody else waits for this feed, so a slow learner has its time.
-  FeedSource feed(endpoint_, lesson_tag(lesson.teach.lesson, kFeedItem), deadline, limits_.item_timeout);
+  FeedSource feed(endpoint_, lesson_tag(lesson.teach.lesson, kFeedItem), deadline, limits_.item_timeout, [&] {
+    const std::lock_guard lock(mutex_);
+    return lesson.unwanted;
+  });
+  feed.pace([&] { return share_of(lesson); });
   feed.add(lesson.teach.learner.contact);
   feed.note(bytes_of(LessonHeader{lesson.state_version, copy->size()}));
   DigestStream digest;
@@ -115,8 +122,22 @@ Status Teacher::send_state(Lesson& lesson) {
   return feed.finish().front();
 }
 
+double Teacher::share_of(const Lesson& lesson) const {
+  const std::lock_guard lock(mutex_);
+  if (lesson.log_bytes > limits_.log_bytes_max / 4) return 1;
+  const auto sending =
+      std::count_if(lessons_.begin(), lessons_.end(), [](const auto& one) { return one->sends_state; });
+  return limits_.share / static_cast<double>(std::clamp<std::ptrdiff_t>(sending, 1, kShared));
+}
+
 void Teacher::teach(Lesson& lesson) {
+  const auto sends = [&](bool yes) {
+    const std::lock_guard lock(mutex_);
+    lesson.sends_state = yes;
+  };
+  sends(true);
   Status sent = send_state(lesson);
+  sends(false);
   uint64_t item = kFeedItem + 1;
   while (sent.ok()) {
     std::unique_lock lock(mutex_);

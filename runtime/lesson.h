@@ -30,6 +30,9 @@
 namespace muster {
 
 struct LessonLimits {
+  // Of the time, that a teacher's states take together on their way: the rest is the training's. A learner
+  // whose gradients pile up meanwhile gets all of it, since else it might never be level.
+  double share = 0.25;
   uint64_t log_bytes_max = 512ULL << 20;  // of gradients that wait to be sent, and of those not yet taken
   Duration item_timeout = 60 * kSecond;   // for one item on the wire, a large one longer (transfer_time.h)
 };
@@ -69,6 +72,7 @@ class Teacher {
   struct Lesson;
   void teach(Lesson& lesson);
   Status send_state(Lesson& lesson);
+  double share_of(const Lesson& lesson) const;
   Status send(Lesson& lesson, uint64_t item, ByteSpan bytes);
   void reap(bool all);
 

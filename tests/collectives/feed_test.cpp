@@ -193,6 +193,45 @@ TEST_F(FeedOnNode, AWaitInTheMiddleEndsWhenTheReceiverCloses) {
   EXPECT_EQ(taken.error().code, ErrorCode::kEnded);
 }
 
+TEST_F(FeedOnNode, APacedRunLeavesTheRestOfTheTimeToOthers) {
+  static constexpr Duration kWork = 2 * kMillisecond;
+  int asked = 0;
+  ByteBuffer bytes;
+  Status taken = ok();
+  std::thread target([&] { taken = take(*good, bytes); });
+  FeedSource feed(*source, kTag, now() + 20 * kSecond);
+  feed.add(good->contact());
+  feed.pace([&] { return ++asked % 2 == 0 ? 0.25 : 0.5; });
+  feed.note(bytes_of(uint64_t{kBytes.size()}));
+  const Instant begin = now();
+  // Reason for the wait: it stands for the work on a piece.
+  feed.run({kBytes}, [](ByteSpan) { std::this_thread::sleep_for(std::chrono::nanoseconds(kWork)); });
+  const Duration took = now() - begin;
+  EXPECT_TRUE(feed.finish()[0].ok());
+  target.join();
+  ASSERT_TRUE(taken.ok()) << taken.error().message;
+  EXPECT_EQ(bytes, kBytes);
+  EXPECT_EQ(asked, static_cast<int>((kBytes.size() + kSlabBytes - 1) / kSlabBytes));
+  EXPECT_GE(took, asked * kWork + asked / 2 * (kWork + 3 * kWork));
+}
+
+TEST_F(FeedOnNode, ARestEndsWhenNobodyWantsTheRunAnyMore) {
+  std::atomic<bool> closing = false;
+  ByteBuffer bytes;
+  std::thread target([&] { (void)take(*good, bytes, [&] { return closing.load(); }); });
+  FeedSource feed(*source, kTag, now() + 60 * kSecond, kFeedPatience, [&] { return closing.load(); });
+  feed.add(good->contact());
+  feed.pace([&] {
+    closing = true;
+    return 1e-9;
+  });
+  const Instant begin = now();
+  give(feed);
+  EXPECT_FALSE(feed.finish()[0].ok());
+  target.join();
+  EXPECT_LT(now() - begin, 10 * kSecond) << "each piece was rested after, for a second";
+}
+
 TEST_F(FeedOnNode, AReceiverThatLeavesInTheMiddleIsNoticedAtOnce) {
   std::thread target([&] {
     FeedTarget feed(*good, source->contact(), kTag, now() + 20 * kSecond);

@@ -100,6 +100,29 @@ TEST_P(LessonTest, TheStateAndThenEachGradientArrive) {
   EXPECT_EQ(pupil->failure(), "the teacher ended the lesson");
 }
 
+// Its thread waits for nobody: what is left of the state is not sent.
+TEST_P(LessonTest, AnEndedLessonDoesNotGoOnSlowly) {
+  limits.share = 1e-6;
+  const auto pupil = learner();
+  const Instant begin = now();
+  {
+    Teacher teacher(*old.endpoint, old.state, limits);
+    ASSERT_TRUE(teacher.begin(teach(), 7));
+  }
+  EXPECT_LT(now() - begin, kSoon);
+}
+
+// What would be too much to keep is sent at full speed rather than lost.
+TEST_P(LessonTest, ALessonWhoseGradientsPileUpGetsAllOfTheTime) {
+  limits.share = 1e-6;
+  limits.log_bytes_max = 100;
+  Teacher teacher(*old.endpoint, old.state, limits);
+  const auto pupil = learner();
+  ASSERT_TRUE(teacher.begin(teach(), 7));
+  teacher.note(7, std::vector<float>(10, 1.0F));
+  ASSERT_TRUE(soon([&] { return pupil->has_snapshot(); })) << pupil->failure().value_or("nothing came");
+}
+
 TEST_P(LessonTest, AStateOfAnotherSizeIsRefused) {
   Teacher teacher(*old.endpoint, old.state, limits);
   const auto pupil = learner(8);
