@@ -23,8 +23,8 @@ uint64_t lesson_tag(uint64_t lesson, uint64_t item) { return mix64(lesson ^ mix6
 
 struct Teacher::Lesson {
   control::Teach teach;
-  control::Version next = 0;  // version whose gradient is logged next
-  control::Version state_version = 0;
+  control::Version next = control::kNoVersion;           // whose gradient is logged next
+  control::Version state_version = control::kNoVersion;  // until it has begun
   std::deque<std::pair<control::Version, std::vector<float>>> log;
   uint64_t log_bytes = 0;
   bool over = false;
@@ -43,15 +43,23 @@ Teacher::~Teacher() {
   reap(true);
 }
 
-bool Teacher::begin(const control::Teach& teach, control::Version version) {
-  if (!state_.acquire_read(now()).ok()) return false;
+void Teacher::prepare(const control::Teach& teach, Notify ready) {
   auto lesson = std::make_shared<Lesson>();
   lesson->teach = teach;
-  lesson->next = version;
-  lesson->state_version = version;
   const std::lock_guard lock(mutex_);
   lessons_.push_back(lesson);
-  lesson->thread = start_thread("muster-teach", [this, lesson] { this->teach(*lesson); });
+  lesson->thread =
+      start_thread("muster-teach", [this, lesson, ready = std::move(ready)] { this->teach(*lesson, ready); });
+}
+
+bool Teacher::begin(uint64_t nonce, control::Version version) {
+  const std::lock_guard lock(mutex_);
+  for (const auto& lesson : lessons_) {
+    if (lesson->teach.lesson != nonce || lesson->over) continue;
+    if (!state_.acquire_read(now()).ok()) return false;
+    lesson->next = lesson->state_version = version;
+    lesson->changed.notify_all();
+  }
   return true;
 }
 
@@ -71,11 +79,6 @@ void Teacher::end_all() {
     lesson->over = lesson->unwanted = true;
     lesson->changed.notify_all();
   }
-}
-
-bool Teacher::busy() const {
-  const std::lock_guard lock(mutex_);
-  return std::any_of(lessons_.begin(), lessons_.end(), [](const auto& lesson) { return !lesson->over; });
 }
 
 void Teacher::note(control::Version version, std::span<const float> gradient) {
@@ -99,15 +102,24 @@ Status Teacher::send(Lesson& lesson, uint64_t item, ByteSpan bytes) {
   return endpoint_.send(peer, lesson_tag(lesson.teach.lesson, item), bytes, deadline).wait();
 }
 
-// From a copy, because the next update waits for the lease.
-Status Teacher::send_state(Lesson& lesson) {
-  const auto copy = LargeBuffer::allocate(state_.bytes());
+// False: it was ended before. Else there is a lease.
+bool Teacher::await_begin(Lesson& lesson) {
+  std::unique_lock lock(mutex_);
+  lesson.changed.wait(lock, [&] { return lesson.over || lesson.state_version != control::kNoVersion; });
+  return lesson.state_version != control::kNoVersion;
+}
+
+// Because the next update waits for the lease, which ends here.
+Result<LargeBuffer> Teacher::copy_state(Result<LargeBuffer> memory) {
   const Status readable = state_.wait_readable(now() + limits_.item_timeout);
-  if (copy.ok() && readable.ok()) state_.copy_to(*copy);
+  if (memory.ok() && readable.ok()) state_.copy_to(*memory);
   state_.release_read();
   MUSTER_TRY(readable);
-  if (!copy.ok()) return copy.error();
-  const Instant deadline = now() + control::lesson_time(copy->size(), limits_.item_timeout);
+  return memory;
+}
+
+Status Teacher::send_state(Lesson& lesson, const LargeBuffer& copy) {
+  const Instant deadline = now() + control::lesson_time(copy.size(), limits_.item_timeout);
   // Nobody else waits for this feed, so a slow learner has its time.
   FeedSource feed(endpoint_, lesson_tag(lesson.teach.lesson, kFeedItem), deadline, limits_.item_timeout, [&] {
     const std::lock_guard lock(mutex_);
@@ -115,9 +127,9 @@ Status Teacher::send_state(Lesson& lesson) {
   });
   feed.pace([&] { return share_of(lesson); });
   feed.add(lesson.teach.learner.contact);
-  feed.note(bytes_of(LessonHeader{lesson.state_version, copy->size()}));
+  feed.note(bytes_of(LessonHeader{lesson.state_version, copy.size()}));
   DigestStream digest;
-  feed.run({*copy}, [&](ByteSpan bytes) { digest.add(bytes); });
+  feed.run({copy}, [&](ByteSpan bytes) { digest.add(bytes); });
   feed.note(bytes_of(digest.digest()));
   return feed.finish().front();
 }
@@ -130,14 +142,25 @@ double Teacher::share_of(const Lesson& lesson) const {
   return limits_.share / static_cast<double>(std::clamp<std::ptrdiff_t>(sending, 1, kShared));
 }
 
-void Teacher::teach(Lesson& lesson) {
+// From a copy, which is given back when it has gone.
+Status Teacher::teach_state(Lesson& lesson, const Notify& ready) {
+  auto memory = LargeBuffer::allocate(state_.bytes());
+  if (memory.ok()) memory->populate();
+  ready();
+  if (!await_begin(lesson)) return Error{ErrorCode::kEnded, "the lesson ended before it began"};
+  MUSTER_ASSIGN(const LargeBuffer copy, copy_state(std::move(memory)));
   const auto sends = [&](bool yes) {
     const std::lock_guard lock(mutex_);
     lesson.sends_state = yes;
   };
   sends(true);
-  Status sent = send_state(lesson);
+  Status sent = send_state(lesson, copy);
   sends(false);
+  return sent;
+}
+
+void Teacher::teach(Lesson& lesson, const Notify& ready) {
+  Status sent = teach_state(lesson, ready);
   uint64_t item = kFeedItem + 1;
   while (sent.ok()) {
     std::unique_lock lock(mutex_);

@@ -54,24 +54,31 @@ constexpr uint64_t kFeedItem = 0;
 // The teaching side of a Run. All calls from any thread.
 class Teacher {
  public:
+  using Notify = std::function<void()>;
+
   Teacher(Endpoint& endpoint, State& state, LessonLimits limits = {});
   ~Teacher();
 
+  // Gets the memory for the copy of the state, since its pages take longer than the copying, for which an
+  // update waits. `ready` is called once begin() may be, on a thread of the lesson's, without any lock.
+  void prepare(const control::Teach& teach, Notify ready);
   // Begins with the state as it is now, which is `version`. The caller guarantees that the reduction of
   // `version` has not been noted yet. A read lease is taken here and held until the copy is made. False, and
-  // nothing begun, while an update is open.
-  bool begin(const control::Teach& teach, control::Version version);
+  // nothing begun, while an update is open. A lesson that has ended meanwhile does not begin.
+  bool begin(uint64_t lesson, control::Version version);
   void end(uint64_t lesson);
   void end_all();
-  bool busy() const;
 
   // The reduced gradient of `version`, before the program can change it.
   void note(control::Version version, std::span<const float> gradient);
 
  private:
   struct Lesson;
-  void teach(Lesson& lesson);
-  Status send_state(Lesson& lesson);
+  void teach(Lesson& lesson, const Notify& ready);
+  Status teach_state(Lesson& lesson, const Notify& ready);
+  bool await_begin(Lesson& lesson);
+  Result<LargeBuffer> copy_state(Result<LargeBuffer> memory);
+  Status send_state(Lesson& lesson, const LargeBuffer& copy);
   double share_of(const Lesson& lesson) const;
   Status send(Lesson& lesson, uint64_t item, ByteSpan bytes);
   void reap(bool all);

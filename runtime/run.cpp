@@ -828,7 +828,8 @@ Status Run::close_update() {
   state_.end_write();
   outdated = std::exchange(kept_gradient_, {});
   if (!core_.install_due()) incoming_.reset();  // it was the update to the base, which is made
-  for (const control::Teach& teach : std::exchange(lessons_waiting_, {})) begin_lesson(teach);
+  step_took_ = now() - step_began_;
+  begin_lessons();
   open_stop_save();
   perform(std::move(actions));
   if (!learner_) report_progress(false);

@@ -139,7 +139,7 @@ class Run final : private Session::Listener {
   void drop_view_not_entered();
   void open_stop_save();
   void open_rescue_save(control::SaveOpen save);
-  void begin_lesson(const control::Teach& teach);
+  void begin_lessons();
   void tick_until_stopped();
   void say(control::Message message);
   void emit(EventKind kind, control::Version version, std::string text, int64_t amount = 0,
@@ -257,6 +257,7 @@ class Run final : private Session::Listener {
   bool update_open_ = false;
   control::Version committed_ = 0;
   Instant step_began_ = 0;
+  Duration step_took_ = 0;  // the one before
   Instant progress_sent_ = 0;
 
   uint64_t boundary_plan_ = 0;  // a finished reduction carried a plan that is due before the next step
@@ -267,7 +268,7 @@ class Run final : private Session::Listener {
   control::Version save_said_ = control::kNoVersion;
   uint64_t save_said_in_ = 0;  // generation counter
   Teacher teacher_;
-  std::vector<control::Teach> lessons_waiting_;  // begin when the open step's update has closed
+  std::vector<uint64_t> lessons_waiting_;  // ready to begin
   std::optional<control::Learn> learn_asked_;
   std::unique_ptr<Learner> learner_;  // replaced by the program's thread only
   uint64_t learn_plan_ = 0;           // of LearnUntil; its version is the core's limit

@@ -42,6 +42,10 @@ LargeBuffer::~LargeBuffer() {
   if (data_ != nullptr) ::munmap(data_, round_up(size_, kPageBytes));
 }
 
+void LargeBuffer::populate() const {
+  if (data_ != nullptr) (void)::madvise(data_, round_up(size_, kPageBytes), MADV_POPULATE_WRITE);
+}
+
 Result<LargeBuffer> LargeBuffer::allocate(uint64_t bytes) {
   LargeBuffer buffer;
   if (bytes == 0) return buffer;

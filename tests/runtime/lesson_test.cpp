@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <future>
 
 #include "collectives/feed.h"
 #include "collectives/transport/in_process.h"
@@ -47,6 +48,16 @@ class LessonTest : public ::testing::TestWithParam<bool> {
     message.learner.contact = young.endpoint->contact();
     return message;
   }
+  // As soon as it is ready to.
+  bool start(Teacher& teacher, control::Version version) const {
+    prepare(teacher);
+    return teacher.begin(kLesson, version);
+  }
+  void prepare(Teacher& teacher) const {
+    const auto ready = std::make_shared<std::promise<void>>();
+    teacher.prepare(teach(), [ready] { ready->set_value(); });
+    ready->get_future().wait();
+  }
   control::Learn learn() const {
     control::Learn message;
     message.lesson = kLesson;
@@ -82,7 +93,7 @@ class LessonTest : public ::testing::TestWithParam<bool> {
 TEST_P(LessonTest, TheStateAndThenEachGradientArrive) {
   Teacher teacher(*old.endpoint, old.state, limits);
   const auto pupil = learner();
-  ASSERT_TRUE(teacher.begin(teach(), 7));
+  ASSERT_TRUE(start(teacher, 7));
   ASSERT_TRUE(soon([&] { return pupil->has_snapshot(); })) << pupil->failure().value_or("nothing came");
   const auto snapshot = pupil->take_snapshot();
   EXPECT_EQ(snapshot->version, 7);
@@ -100,6 +111,28 @@ TEST_P(LessonTest, TheStateAndThenEachGradientArrive) {
   EXPECT_EQ(pupil->failure(), "the teacher ended the lesson");
 }
 
+// The memory for the copy may take as long as it likes.
+TEST_P(LessonTest, ALessonThatIsPreparedKeepsNoUpdateWaiting) {
+  Teacher teacher(*old.endpoint, old.state, limits);
+  prepare(teacher);
+  ASSERT_TRUE(old.state.begin_write(now()).ok());
+  EXPECT_FALSE(teacher.begin(kLesson, 7)) << "beside an open update";
+  old.state.end_write();
+  const auto pupil = learner();
+  EXPECT_TRUE(teacher.begin(kLesson, 8));
+  ASSERT_TRUE(soon([&] { return pupil->has_snapshot(); })) << pupil->failure().value_or("nothing came");
+  EXPECT_EQ(pupil->take_snapshot()->version, 8);
+}
+
+TEST_P(LessonTest, ALessonThatHasEndedDoesNotBegin) {
+  Teacher teacher(*old.endpoint, old.state, limits);
+  prepare(teacher);
+  teacher.end(kLesson);
+  EXPECT_TRUE(teacher.begin(kLesson, 7)) << "there is nothing to wait for";
+  EXPECT_TRUE(old.state.begin_write(now()).ok()) << "a lease that nobody gives back";
+  old.state.end_write();
+}
+
 // Its thread waits for nobody: what is left of the state is not sent.
 TEST_P(LessonTest, AnEndedLessonDoesNotGoOnSlowly) {
   limits.share = 1e-6;
@@ -107,7 +140,7 @@ TEST_P(LessonTest, AnEndedLessonDoesNotGoOnSlowly) {
   const Instant begin = now();
   {
     Teacher teacher(*old.endpoint, old.state, limits);
-    ASSERT_TRUE(teacher.begin(teach(), 7));
+    ASSERT_TRUE(start(teacher, 7));
   }
   EXPECT_LT(now() - begin, kSoon);
 }
@@ -118,7 +151,7 @@ TEST_P(LessonTest, ALessonWhoseGradientsPileUpGetsAllOfTheTime) {
   limits.log_bytes_max = 100;
   Teacher teacher(*old.endpoint, old.state, limits);
   const auto pupil = learner();
-  ASSERT_TRUE(teacher.begin(teach(), 7));
+  ASSERT_TRUE(start(teacher, 7));
   teacher.note(7, std::vector<float>(10, 1.0F));
   ASSERT_TRUE(soon([&] { return pupil->has_snapshot(); })) << pupil->failure().value_or("nothing came");
 }
@@ -126,7 +159,7 @@ TEST_P(LessonTest, ALessonWhoseGradientsPileUpGetsAllOfTheTime) {
 TEST_P(LessonTest, AStateOfAnotherSizeIsRefused) {
   Teacher teacher(*old.endpoint, old.state, limits);
   const auto pupil = learner(8);
-  ASSERT_TRUE(teacher.begin(teach(), 7));
+  ASSERT_TRUE(start(teacher, 7));
   ASSERT_TRUE(soon([&] { return pupil->failure().has_value(); }));
   EXPECT_THAT(*pupil->failure(), ::testing::HasSubstr("this process registered 8"));
 }
@@ -157,7 +190,7 @@ TEST_P(LessonTest, ALearnerThatFallsTooFarBehindBeginsAgain) {
   limits.log_bytes_max = 4 * kFloats * sizeof(float);
   Teacher teacher(*old.endpoint, old.state);
   const auto pupil = learner();
-  ASSERT_TRUE(teacher.begin(teach(), 0));
+  ASSERT_TRUE(start(teacher, 0));
   const std::vector<float> big(kFloats, 1.0F);
   for (control::Version version = 0; version < 2; ++version) teacher.note(version, big);
   EXPECT_EQ(gradient(*pupil, 0), big);
