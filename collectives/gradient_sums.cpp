@@ -7,9 +7,9 @@ namespace {
 
 class HostSums final : public GradientSums {
  public:
-  HostSums(AccumulationPlan plan, size_t count)
-      : buffers_(static_cast<size_t>(plan.buffers)),
-        accumulator_(std::move(plan), allocate(buffers_, count), count) {}
+  HostSums(AccumulationPlan plan, size_t count, std::shared_ptr<SumBuffers> kept)
+      : buffers_(std::move(kept)),
+        accumulator_(std::move(plan), take(*buffers_, static_cast<size_t>(plan.buffers), count), count) {}
 
   void reset() override {
     accumulator_.reset();
@@ -34,24 +34,23 @@ class HostSums final : public GradientSums {
   std::vector<const float*> partials(size_t begin) const override { return accumulator_.partials(begin); }
 
  private:
-  static std::vector<float*> allocate(std::vector<std::vector<float>>& buffers, size_t count) {
+  static std::vector<float*> take(SumBuffers& buffers, size_t wanted, size_t count) {
+    while (buffers.size() < wanted) buffers.push_back(std::make_unique_for_overwrite<float[]>(count));
     std::vector<float*> pointers;
-    for (std::vector<float>& buffer : buffers) {
-      buffer.resize(count);
-      pointers.push_back(buffer.data());
-    }
+    for (size_t i = 0; i < wanted; ++i) pointers.push_back(buffers[i].get());
     return pointers;
   }
 
-  std::vector<std::vector<float>> buffers_;
+  const std::shared_ptr<SumBuffers> buffers_;
   Accumulator accumulator_;
   size_t fetched_ = 0;
 };
 
 }  // namespace
 
-std::unique_ptr<GradientSums> host_sums(AccumulationPlan plan, size_t count) {
-  return std::make_unique<HostSums>(std::move(plan), count);
+std::unique_ptr<GradientSums> host_sums(AccumulationPlan plan, size_t count,
+                                        std::shared_ptr<SumBuffers> kept) {
+  return std::make_unique<HostSums>(std::move(plan), count, std::move(kept));
 }
 
 }  // namespace muster

@@ -38,7 +38,12 @@ class GradientSums {
   virtual std::vector<const float*> partials(size_t begin) const = 0;
 };
 
-// Of gradients on the host, where nothing has to be fetched.
-std::unique_ptr<GradientSums> host_sums(AccumulationPlan plan, size_t count);
+// Of equal size, with any content.
+using SumBuffers = std::vector<std::unique_ptr<float[]>>;
+
+// Of gradients on the host, where nothing has to be fetched. `kept` is the memory of former sums, of as many
+// elements, which are gone: fresh pages cost more than all else here.
+std::unique_ptr<GradientSums> host_sums(AccumulationPlan plan, size_t count,
+                                        std::shared_ptr<SumBuffers> kept = std::make_shared<SumBuffers>());
 
 }  // namespace muster

@@ -29,7 +29,7 @@ class HostGradients final : public GradientMemory {
   Status check(const Gradients&) const override { return ok(); }
 
   Result<std::unique_ptr<GradientSums>> make_sums(AccumulationPlan plan, size_t count) override {
-    return host_sums(std::move(plan), count);
+    return host_sums(std::move(plan), count, sums_);
   }
 
   Status zero(const Gradients& gradients, size_t begin, size_t end) override {
@@ -46,6 +46,9 @@ class HostGradients final : public GradientMemory {
     }
     return ok();
   }
+
+ private:
+  const std::shared_ptr<SumBuffers> sums_ = std::make_shared<SumBuffers>();
 };
 
 }  // namespace
