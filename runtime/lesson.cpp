@@ -169,13 +169,14 @@ void Teacher::teach(Lesson& lesson, const Notify& ready) {
     auto [version, gradient] = std::move(lesson.log.front());
     lesson.log.pop_front();
     lock.unlock();
-    sent = send(lesson, item, bytes_of(GradientHeader{version, gradient.size()}));
-    if (sent.ok()) sent = send(lesson, item + 1, std::as_bytes(std::span<const float>(gradient)));
+    const ByteSpan bytes = std::as_bytes(std::span<const float>(gradient));
+    sent = send(lesson, item, bytes_of(GradientHeader{version, gradient.size(), digest_of(bytes)}));
+    if (sent.ok()) sent = send(lesson, item + 1, bytes);
     item += 2;
     lock.lock();
     lesson.log_bytes -= gradient.size() * sizeof(float);
   }
-  if (sent.ok()) sent = send(lesson, item, bytes_of(GradientHeader{-1, 0}));
+  if (sent.ok()) sent = send(lesson, item, bytes_of(GradientHeader{}));
   // A learner that is gone is the leader's business; the lesson just ends.
   const std::lock_guard lock(mutex_);
   lesson.over = true;
@@ -312,8 +313,12 @@ Result<bool> Learner::receive_gradient(uint64_t item) {
                                          " elements, more than a lesson may hold"};
   }
   std::vector<float> gradient(header.count);
-  MUSTER_TRY(receive(item + 1, std::as_writable_bytes(std::span(gradient)),
-                     control::lesson_time(gradient.size() * sizeof(float), limits_.item_timeout)));
+  const MutableByteSpan bytes = std::as_writable_bytes(std::span(gradient));
+  MUSTER_TRY(receive(item + 1, bytes, control::lesson_time(bytes.size(), limits_.item_timeout)));
+  if (digest_of(bytes) != header.digest) {
+    return Error{ErrorCode::kRetry, "the gradient of version " + std::to_string(header.version) +
+                                        " does not match its digest; the lesson begins again"};
+  }
   const std::lock_guard lock(mutex_);
   waiting_bytes_ += gradient.size() * sizeof(float);
   if (waiting_bytes_ > limits_.log_bytes_max) {

@@ -43,8 +43,9 @@ struct LessonHeader {
   uint64_t state_bytes;
 };
 struct GradientHeader {
-  int64_t version;  // −1: the lesson is over, no data follows
-  uint64_t count;
+  int64_t version = -1;  // −1: the lesson is over, no data follows
+  uint64_t count = 0;
+  Digest digest{};  // of the data
 };
 
 // The tags of a lesson: the feed's, and after it those of items 1, 2, …

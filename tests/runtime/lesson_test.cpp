@@ -178,6 +178,27 @@ TEST_P(LessonTest, BytesThatDoNotMatchTheirDigestAreNeverInstalled) {
   EXPECT_FALSE(pupil->has_snapshot());
 }
 
+TEST_P(LessonTest, AGradientThatDoesNotMatchItsDigestIsNotApplied) {
+  const auto pupil = learner();
+  const ByteBuffer state(kFloats * sizeof(float));
+  const auto begun = feed();
+  begun->run({state}, [](ByteSpan) {});
+  begun->note(bytes_of(digest_of(ByteSpan(state))));
+  ASSERT_TRUE(begun->finish().front().ok());
+  std::vector<float> floats = {1, 2};
+  const GradientHeader header{7, floats.size(), digest_of(std::as_bytes(std::span(floats)))};
+  floats[1] = 3;
+  const PeerId peer = old.endpoint->peer(young.endpoint->contact()).value();
+  const auto send = [&](uint64_t item, ByteSpan bytes) {
+    ASSERT_TRUE(old.endpoint->send(peer, lesson_tag(kLesson, item), bytes, now() + kSoon).wait().ok());
+  };
+  send(kFeedItem + 1, bytes_of(header));
+  send(kFeedItem + 2, std::as_bytes(std::span(floats)));
+  ASSERT_TRUE(soon([&] { return pupil->failure().has_value(); }));
+  EXPECT_THAT(*pupil->failure(), ::testing::HasSubstr("gradient of version 7 does not match its digest"));
+  EXPECT_FALSE(pupil->take_gradient(7));
+}
+
 TEST_P(LessonTest, ATeachersDeathEndsTheLesson) {
   const auto pupil = learner();
   feed().reset();  // with it the connection on the node ends, where there is one
