@@ -393,7 +393,7 @@ void MemberCore::State::on(const SaveClosed& closed, MemberActions& out) {
 
 std::string MemberCore::State::refusal_of_view(const Generation& generation) const {
   if (ended) return "the run is over: " + ended->why;
-  if (frozen()) return "frozen: the leader is lost";
+  if (frozen() && limits.rules.frozen_refuses) return "frozen: the leader is lost";
   const bool by_lesson = lesson && generation == lesson->view.generation && !pending;
   if (by_lesson) return "";
   if (generation != entered.generation) return "the gradients belong to another view";

@@ -19,6 +19,7 @@ struct RuleSwitches {
   bool evict_before_ready = true;    // rule 13: excluded processes are reaped before Go
   bool own_absence_noticed = true;   // detection: who did not run itself calls nobody silent for that time
   bool store_guarded = true;         // rule 14: a failed guard makes the leader resign
+  bool frozen_refuses = true;        // rule 10: no permit while the leader is lost
   bool plan_baseline = true;         // rule 16: every member of a view starts from the same plan number
   bool boundary_awaits_all = true;   // rule 16: a planned view waits for every member's boundary
   bool joins_wait_for_step = true;   // rule 18: a join waits until a step was committed in the view

@@ -387,6 +387,7 @@ void World::to_worker(size_t index, const Envelope& envelope) {
     at(free_at, [this, id, message = envelope.message] {
       event_for(id, [this, id, message] {
         Process& process = *processes.at(id);
+        if (const auto* link = std::get_if<LeaderLink>(&message)) process.leaderless = link->lost;
         process_does(id, process.core->receive(process_now(process), message));
       });
     });

@@ -6,10 +6,11 @@
 namespace muster::sim {
 
 // 1, 26: no permit after a report, unless a stop-save named a version still to be reached. No permit in a
-// revoked view.
+// revoked view. 10: none while the leader is lost.
 void World::check_permit(const Process& process, Generation generation, Version version, bool learner) {
   const std::string who = named(process.id);
   expect(version == process.version, who + " applies gradients of another version");
+  expect(!process.leaderless, who + " updates while it is told of no leader");
   if (learner) return;
   expect(generation == process.entered && !process.revoked_since, who + " updates in a revoked view");
   if (process.stop_at) {

@@ -28,6 +28,7 @@ inline constexpr NamedRule kRules[] = {
     {"evict_before_ready", &control::RuleSwitches::evict_before_ready},
     {"own_absence_noticed", &control::RuleSwitches::own_absence_noticed},
     {"store_guarded", &control::RuleSwitches::store_guarded},
+    {"frozen_refuses", &control::RuleSwitches::frozen_refuses},
     {"plan_baseline", &control::RuleSwitches::plan_baseline},
     {"boundary_awaits_all", &control::RuleSwitches::boundary_awaits_all},
     {"joins_wait_for_step", &control::RuleSwitches::joins_wait_for_step},

@@ -90,6 +90,7 @@ struct Process {
 
   // What the checks remember.
   bool reported = false;
+  bool leaderless = false;  // as its agent told it last
   std::optional<Version> stop_at;
   bool told_draining = false;
   bool was_in_view = false;
