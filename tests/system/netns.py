@@ -203,7 +203,7 @@ def too_few(run, reference):
 TESTS = {"partition": (partition_of_two, "ab"), "deaf": (deaf, "abc"), "heals": (heals, "ab"), "mute": (mute, "abc"),
          "even-split": (even_split, "abcd"), "minority-with-store": (minority_with_store, "abc"),
          "heals-late": (heals_late, "abc"), "throttled": (throttled, "abc"), "too-few": (too_few, "ab")}
-SHORT = ["partition", "deaf", "heals"]
+SHORT = ["partition", "even-split", "deaf", "heals", "throttled"]
 
 
 def attempt(options, title, reference):

@@ -39,7 +39,9 @@ def read_trace(path):
 
 
 def segments():
-    return {name for name in os.listdir("/dev/shm") if "muster" in name or name.startswith("ucx")}
+    """But for those of benchmarks, which may run beside this."""
+    return {name for name in os.listdir("/dev/shm")
+            if ("muster" in name or name.startswith("ucx")) and not name.startswith("muster-bench-")}
 
 
 class Launches(Training):
