@@ -305,6 +305,12 @@ Result<std::vector<Candidate>> Folder::versions() {
   return candidates;
 }
 
+Result<Lineage> Folder::branch() {
+  MUSTER_ASSIGN(const auto names, files_->list(path_));
+  MUSTER_ASSIGN(BranchRecord record, newest_branch(*files_, path_, names));
+  return std::move(record.branch);
+}
+
 Result<std::vector<VersionId>> Folder::abandon_for(const Lineage& branch, const std::string& why) {
   MUSTER_TRY(check_fence());
   MUSTER_ASSIGN(const auto names, files_->list(path_));

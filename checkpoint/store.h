@@ -101,6 +101,10 @@ class Folder {
   // can.
   Result<std::vector<Candidate>> versions();
 
+  // The branch that the newest record names: saves of others were abandoned. Empty: there is no record.
+  // Errors as of versions().
+  Result<Lineage> branch();
+
   // Makes `branch`, whose last entry goes on from an older version, the history that counts, and so abandons
   // later versions of other branches. Durable when it returns; call it before training goes on.
   // Returns the versions that were abandoned now. Owner only.

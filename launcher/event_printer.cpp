@@ -24,7 +24,8 @@ std::string milliseconds(int64_t nanoseconds) {
 
 // What the event's numbers mean, by kind (events.h).
 std::string numbers_of(const Event& event) {
-  const std::string version = "version " + std::to_string(event.version);
+  const std::string version =
+      "version " + std::to_string(event.version) + (event.tier == Tier::kLocal ? ", local" : "");
   const std::string subject = std::to_string(event.subject);
   switch (event.kind) {
     case EventKind::kWorkerStarted:
@@ -88,16 +89,17 @@ Status EventPrinter::append_json_to(const std::string& path) {
 
 void EventPrinter::show(const std::string& source, const Event& event) {
   if (json_) {
-    const nlohmann::json line = {{"time_ms", wall_time_ms()},
-                                 {"at_ns", event.at},
-                                 {"node", node_name_},
-                                 {"from", source},
-                                 {"event", to_string(event.kind)},
-                                 {"generation", event.generation},
-                                 {"version", event.version},
-                                 {"subject", event.subject},
-                                 {"amount", event.amount},
-                                 {"text", event.text}};
+    nlohmann::json line = {{"time_ms", wall_time_ms()},
+                           {"at_ns", event.at},
+                           {"node", node_name_},
+                           {"from", source},
+                           {"event", to_string(event.kind)},
+                           {"generation", event.generation},
+                           {"version", event.version},
+                           {"subject", event.subject},
+                           {"amount", event.amount},
+                           {"text", event.text}};
+    if (event.tier == Tier::kLocal) line["tier"] = "local";
     output_.write(*json_, line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
   }
   if (quiet_ || !is_for_people(event.kind)) return;

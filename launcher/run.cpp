@@ -608,7 +608,7 @@ class Agent {
     LeaderCallbacks callbacks;
     callbacks.on_event = [this](const Event& event) {
       if (event.kind == EventKind::kJobEnded) leader_ends_ = true;
-      if (event.kind == EventKind::kSaveDurable) {
+      if (event.kind == EventKind::kSaveDurable && event.tier == Tier::kShared) {
         saved_ = std::max(saved_, event.version);
         progressed_ = true;
       }

@@ -240,6 +240,8 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
     train.save.every = known.checkpoint_every;
     train.save.keep = known.checkpoint_keep;
     train.save.stale_fails = known.stale_fails != 0;
+    train.local.folder = known.checkpoint_local_dir != nullptr ? known.checkpoint_local_dir : "";
+    train.local.every = known.checkpoint_local_every;
     constexpr int32_t kRules =
         MUSTER_RESTORE_MISSING | MUSTER_RESTORE_EXTRA | MUSTER_RESTORE_RESHAPED | MUSTER_RESTORE_CASTS;
     if ((known.restore_rules & ~kRules) != 0)
@@ -267,6 +269,8 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
       train.save.staging_bytes_max = static_cast<uint64_t>(values->integer("staging-mib")) << 20;
       train.save.bytes_per_second_max = static_cast<uint64_t>(values->integer("save-rate-mib")) << 20;
       train.save.link_unchanged = values->on("link-unchanged");
+      if (train.local.folder.empty()) train.local.folder = values->text("checkpoint-local-dir");
+      if (train.local.every == 0) train.local.every = values->integer("checkpoint-local-every");
       train.save.keep_every = static_cast<uint64_t>(values->integer("keep-every"));
       train.save.keep_younger_ms = values->duration("keep-younger") / muster::kMillisecond;
     }

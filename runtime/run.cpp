@@ -8,7 +8,6 @@
 #include "runtime/base/check.h"
 #include "runtime/base/random.h"
 #include "runtime/base/threads.h"
-#include "runtime/control/shard_placement.h"
 #include "runtime/device_gradients.h"
 #include "runtime/device_mirror.h"
 
@@ -19,6 +18,22 @@ constexpr int32_t kMicrobatchesMax = 1 << 20;  // and thus lanes: the tree over 
 
 std::string name_of(const std::optional<codec::CodecId>& codec) {
   return codec ? std::string(codec::codec_of(*codec).name) : "none";
+}
+
+Status check_local(const TrainOptions& options) {
+  const bool wanted = !options.local.folder.empty();
+  const std::string every = "checkpoint_local_every is " + std::to_string(options.local.every);
+  if (wanted != (options.local.every != 0) || options.local.every < 0) {
+    return Error{ErrorCode::kMisuse,
+                 every + " and checkpoint_local_dir is " +
+                     (wanted ? "'" + options.local.folder + "'" : "not given") +
+                     "; for saves on each node give both, the steps at least 1, else neither"};
+  }
+  if (!wanted || !options.save.folder.empty()) return ok();
+  return Error{ErrorCode::kMisuse,
+               "checkpoint_local_dir is '" + options.local.folder +
+                   "' without checkpoint_dir; give that too, since only the folder that all nodes share "
+                   "tells which of their own saves still count"};
 }
 
 Status check_options(const TrainOptions& options) {
@@ -54,7 +69,7 @@ Status check_options(const TrainOptions& options) {
                   "; keep at least 2, since the newest may turn out damaged, and save every 0 or more steps, "
                   "or as muster sees fit (-1)");
   }
-  return ok();
+  return check_local(options);
 }
 
 // Fixed for a run, and more than there can be members, so that each has several and a join moves some of
@@ -119,7 +134,7 @@ Result<std::unique_ptr<Run>> Run::start(Session& session, State& state, TrainOpt
   control::MemberHello hello{run->self_, digest_of(parts), state.description() + "; " + constants};
   if (sharding.shards > 0) hello.sharding = sharding;
   hello.size = run->size_;
-  hello.paces_saves = run->saver_.enabled() && run->options_.save.every == SaveOptions::kPaced;
+  hello.paces_saves = run->savers_.shared().enabled() && run->options_.save.every == SaveOptions::kPaced;
   MUSTER_TRY(session.send(std::move(hello)));
   return run;
 }
@@ -148,6 +163,11 @@ Status Run::check_shards(const State& state, const TrainOptions& options) {
     return Error{ErrorCode::kMisuse,
                  "this state has sharded tensors and had its run: what it held of them went with that run's "
                  "members; create and register another one"};
+  }
+  if (!options.local.folder.empty()) {
+    return Error{ErrorCode::kMisuse, "tensor '" + state.sharded().tensors()[0].name +
+                                         "' is sharded, so that a node has only some of it, and "
+                                         "checkpoint_local_dir is given; leave that out"};
   }
   if (state.on_device()) {
     return Error{
@@ -181,8 +201,8 @@ Run::Run(Session& session, State& state, TrainOptions options, MemoryAccess memo
       size_(size_of(state)),
       permutation_(static_cast<uint64_t>(options_.dataset_samples), options_.seed),
       core_(self_.id, session.limits()),
-      saver_(
-          state, options_.save, constants_of(options_),
+      savers_(
+          state, options_.save, options_.local, self_, constants_of(options_),
           options_.microbatches * options_.samples_per_microbatch,
           [this](control::Message message) { say(std::move(message)); },
           [this](Event event) { session_.emit(std::move(event)); }),
@@ -200,8 +220,8 @@ Run::~Run() {
     changed_.notify_all();
   }
   ticker_.join();
-  saver_.release();  // a digest may wait for its lease, or for a save's
-  saver_.cancel_staging();
+  savers_.release();  // a digest may wait for its lease, or for a save's
+  savers_.cancel_staging();
   forming_.stop();
   digesting_.stop();
 }
@@ -314,7 +334,7 @@ bool Run::entered_new_view(Lock& lock) {
        "rank " + std::to_string(group_->rank()) + " of " + std::to_string(group_->size()),
        revoked_at_ != 0 ? now() - revoked_at_ : 0, static_cast<int64_t>(group_->size()));
   revoked_at_ = 0;
-  if (started_) prepare_saves();
+  if (started_) savers_.prepare(view_);
   report_progress(true);
   lock.unlock();
   old.reset();  // may wait until no peer can write into its memory any more
@@ -325,13 +345,6 @@ bool Run::entered_new_view(Lock& lock) {
   outdated = {};
   lock.lock();
   return true;
-}
-
-void Run::prepare_saves() {
-  // As the leader will choose, where all take part.
-  std::vector<uint32_t> writers = control::spread_over_holders(view_.shards);
-  saver_.prepare(
-      {static_cast<uint32_t>(group_->rank()), static_cast<uint32_t>(group_->size()), std::move(writers)});
 }
 
 // What came with the view, once the leader allows it: while a report for a stop-save is out, nothing may
@@ -391,17 +404,23 @@ bool Run::waits_at_boundary(Lock& lock) {
 // would hold other parts than the new one needs. Not under the lock: where the save before still reads its
 // copy of a device's memory, this waits for it. True: look again.
 bool Run::save_if_due(Lock& lock) {
+  return save_if_due(lock, Tier::kShared) || save_if_due(lock, Tier::kLocal);
+}
+
+bool Run::save_if_due(Lock& lock, Tier tier) {
   const control::Version version = core_.version();
-  const bool last = version >= options_.steps;
-  if (!saver_.enabled() || (!last && !saver_.due(version)) || saver_.durable() == version) return false;
-  if (save_said_ == version && save_said_in_ == view_.generation.counter) return false;
-  save_said_ = version;
-  save_said_in_ = view_.generation.counter;
+  Saver* const saver = savers_.of(tier);
+  if (saver == nullptr || !saver->enabled()) return false;
+  const bool last = version >= options_.steps;  // that one is for the shared folder alone
+  const bool due = last ? tier == Tier::kShared : saver->due(version);
+  const std::pair said{version, view_.generation.counter};
+  if (!due || saver->durable() == version || save_said_[tier] == said) return false;
+  save_said_[tier] = said;
   lock.unlock();
   // The copy of a device's memory goes on beside the next step.
-  if (saver_.hold(version, last, now() + options_.step_timeout)) state_.begin_copy();
+  if (saver->hold(version, last, now() + options_.step_timeout)) state_.begin_copy();
   lock.lock();
-  say(control::SaveDue{view_.generation, version, last});
+  say(control::SaveDue{view_.generation, version, last, tier});
   return true;
 }
 
@@ -451,7 +470,7 @@ Result<std::vector<ShardPiece>> Run::pieces(const std::string& name) const {
 bool Run::waits_for_end(Lock& lock) {
   const control::Version version = core_.version();
   if (version < options_.steps) return false;
-  const auto unsaved = saver_.enabled() ? saver_.outcome(version) : std::string();
+  const auto unsaved = savers_.shared().enabled() ? savers_.shared().outcome(version) : std::string();
   if (unsaved && !leaving_said_) {
     leaving_said_ = true;
     // Done, but not kept: the next launch repeats the steps since the newest save, and saves again.
@@ -942,7 +961,7 @@ RunInfo Run::info() const {
   RunInfo info;
   info.version = core_.version();
   info.committed = committed_;
-  info.durable = saver_.durable();
+  info.durable = savers_.shared().durable();
   info.generation = view_.generation.counter;
   info.rank = group_ ? static_cast<int32_t>(group_->rank()) : -1;
   info.world_size = static_cast<int32_t>(view_.members.size());

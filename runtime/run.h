@@ -16,6 +16,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -32,11 +33,12 @@
 #include "runtime/lane_values.h"
 #include "runtime/lesson.h"
 #include "runtime/permutation.h"
-#include "runtime/saver.h"
+#include "runtime/restore_choice.h"
 #include "runtime/session.h"
 #include "runtime/shard_gather.h"
 #include "runtime/state.h"
 #include "runtime/state_transfer.h"
+#include "runtime/tiers.h"
 
 namespace muster {
 
@@ -50,6 +52,7 @@ struct TrainOptions {
   std::optional<codec::CodecId> codec;  // of the reductions; none: float32
   int64_t shard_copies = 2;             // of each shard of sharded tensors, where there are as many members
   SaveOptions save;
+  LocalSaveOptions local;
   Duration step_timeout = 600 * kSecond;
   Memory gradient_memory = Memory::kHost;
   void* stream = nullptr;                       // on which the program computes, where a device is used
@@ -143,7 +146,7 @@ class Run final : private Session::Listener {
   void tick_until_stopped();
   void say(control::Message message);
   void emit(EventKind kind, control::Version version, std::string text, int64_t amount = 0,
-            int64_t subject = -1);
+            int64_t subject = -1, Tier tier = Tier::kShared);
 
   // program side (run.cpp); each is one reason why there is no step yet, or none. True: look again.
   bool entered_new_view(Lock& lock);
@@ -153,8 +156,8 @@ class Run final : private Session::Listener {
   Status start_up(Lock& lock);
   bool waits_at_boundary(Lock& lock);
   bool waits_at_limit() const;
-  void prepare_saves();
   bool save_if_due(Lock& lock);
+  bool save_if_due(Lock& lock, Tier tier);
   Result<bool> gather_if_due(Lock& lock);
   bool waits_for_end(Lock& lock);
   void begin_learning(Lock& lock);
@@ -188,6 +191,7 @@ class Run final : private Session::Listener {
   struct Start {
     control::Version version = 0;
     control::Lineage lineage;
+    control::Version durable = control::kNoVersion;  // newest of the same history in the shared folder
     Digest digest;
     std::optional<ByteBuffer> state;  // restored; else what the program initialised
     ShardBlocks shards;               // that the view gives this rank, restored or initial
@@ -196,7 +200,21 @@ class Run final : private Session::Listener {
   Result<Start> agree_under_lease(Group& group);
   Status check_initial(Group& group, bool is_gone, const char* gone);
   Result<ShardBlocks> initial_shards() const;
+  struct Findings {
+    Saver::Found shared;
+    Saver::Found local;
+  };
+  Status take_folders(Group& group);
+  Result<Findings> find_saves(Group& group);
+  Result<RestoreChoice> agree_on_choice(Group& group, const Findings& mine);
   Result<std::optional<Start>> restore_newest(Group& group);
+  Result<std::optional<Start>> try_restore(Group& group, const Proposal& proposal, const Findings& mine);
+  Status read_proposal(const Proposal& proposal, int rank, const Findings& mine, Start& start,
+                       bool& lacks_tensors);
+  Status note_branch(const Group& group, const control::Lineage& branch, const std::string& why);
+  Error none_usable(const RestoreChoice& choice) const;
+  void tell_of_local(const Error& error);
+  bool is_first_of_node() const;
 
   // views (view_change.cpp); on the forming thread
   void form(const control::Install& install);
@@ -263,10 +281,9 @@ class Run final : private Session::Listener {
   uint64_t boundary_plan_ = 0;  // a finished reduction carried a plan that is due before the next step
 
   // saving, stopping, teaching, learning
-  Saver saver_;
+  Tiers savers_;
   std::optional<control::SaveOpen> stop_save_;  // an urgent save of a version that is still to be reached
-  control::Version save_said_ = control::kNoVersion;
-  uint64_t save_said_in_ = 0;  // generation counter
+  std::map<Tier, std::pair<control::Version, uint64_t>> save_said_;  // version, and counter of its generation
   Teacher teacher_;
   std::vector<uint64_t> lessons_waiting_;  // ready to begin
   std::optional<control::Learn> learn_asked_;

@@ -24,7 +24,7 @@ void Run::tick_until_stopped() {
     const Duration left =
         next == kNever ? kSecond : std::clamp<Duration>(next - now(), kMillisecond, kSecond);
     changed_.wait_for(lock, std::chrono::nanoseconds(left));
-    saver_.expire(now());
+    savers_.expire(now());
     if (now() >= next) perform(core_.tick(now()));
   }
 }
@@ -45,7 +45,7 @@ void Run::perform_one(control::MemberAction& action) {
   } else if (auto* form_group = std::get_if<control::FormGroup>(&action)) {
     forming_.post([this, install = std::move(form_group->install)] { form(install); });
   } else if (auto* enter = std::get_if<control::EnterView>(&action)) {
-    saver_.view_begins(enter->base);
+    savers_.view_begins(enter->base);
     entered_ = std::move(*enter);
   } else if (auto* digest = std::get_if<control::ComputeDigest>(&action)) {
     digesting_.post([this, asked = *digest] { compute_digest(asked); });
@@ -81,17 +81,17 @@ void Run::forward(const control::Message& message) {
       stop_save_ = *save;
       open_stop_save();
     } else {
-      saver_.open(*save, self_.id);
+      savers_.open(*save);
     }
   } else if (const auto* publish = std::get_if<control::SavePublish>(&message)) {
-    saver_.publish(*publish);
+    savers_.publish(*publish);
   } else if (const auto* closed = std::get_if<control::SaveClosed>(&message)) {
     if (stop_save_ && stop_save_->save == closed->save) stop_save_.reset();
-    saver_.closed(*closed);
+    savers_.closed(*closed);
   } else if (const auto* schedule = std::get_if<control::SaveSchedule>(&message)) {
-    saver_.schedule(*schedule);
+    savers_.shared().schedule(*schedule);
   } else if (const auto* hurry = std::get_if<control::SaveHurry>(&message)) {
-    saver_.hurry(hurry->save);
+    savers_.shared().hurry(hurry->save);
   }
 }
 
@@ -117,7 +117,7 @@ void Run::open_stop_save() {
         writer < stop_save_->participants.size() && stop_save_->participants[writer] == self_.id;
     if (mine && !std::ranges::binary_search(held, shard)) return;  // it is on its way, or to be installed
   }
-  saver_.open(*std::exchange(stop_save_, std::nullopt), self_.id);
+  savers_.open(*std::exchange(stop_save_, std::nullopt));
 }
 
 // The frozen member saves what it holds, under the history that it knows (PROTOCOL 12).
@@ -126,9 +126,9 @@ void Run::open_rescue_save(control::SaveOpen save) {
     return say(control::SaveVote{save.save, false, {}, "this member has gone on"});
   }
   save.lineage = core_.view().lineage;
-  if (!saver_.hold_for_rescue(save.version))
+  if (!savers_.shared().hold_for_rescue(save.version))
     return say(control::SaveVote{save.save, false, {}, "this member's state could not be kept for the save"});
-  saver_.open(save, self_.id);
+  savers_.open(save);
 }
 
 // With the state as it stands while the step's reduction is still far, or else after the update: an update
@@ -143,7 +143,8 @@ void Run::say(control::Message message) {
   if (Status sent = session_.send(std::move(message)); !sent.ok()) return;
 }
 
-void Run::emit(EventKind kind, control::Version version, std::string text, int64_t amount, int64_t subject) {
+void Run::emit(EventKind kind, control::Version version, std::string text, int64_t amount, int64_t subject,
+               Tier tier) {
   Event event;
   event.kind = kind;
   event.at = now();
@@ -152,6 +153,7 @@ void Run::emit(EventKind kind, control::Version version, std::string text, int64
   event.subject = subject;
   event.amount = amount;
   event.text = std::move(text);
+  event.tier = tier;
   session_.emit(std::move(event));
 }
 

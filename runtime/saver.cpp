@@ -114,6 +114,7 @@ void Saver::tell(EventKind kind, control::Version version, std::string text, int
   event.version = version;
   event.amount = amount;
   event.text = std::move(text);
+  event.tier = options_.tier;
   emit_(std::move(event));
 }
 
@@ -271,8 +272,8 @@ Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, control:
   options.earlier = std::exchange(to_link_, std::nullopt);
   if (options.earlier) {
     const checkpoint::ShardRecord& earlier = options.earlier->record;
-    options.earlier_path = folder_->save_folder(earlier.identity.id) + "/" +
-                           checkpoint::shard_file_name(save.index, earlier.writer_nonce);
+    options.earlier_path =
+        path_of(earlier.identity.id) + "/" + checkpoint::shard_file_name(save.index, earlier.writer_nonce);
     options.suspect = history_.suspect;
   }
   const Instant began = now();
@@ -349,10 +350,18 @@ void Saver::fault_in_some(const World& world) {
 }
 
 Result<std::string> Saver::folder_of(const Save& save) {
+  if (save.index != 0) {
+    if (folder_ && folder_->owner()) folder_.reset();  // who is the first now waits for that
+    // Before that one has made it, a node that came anew has no folder of saves, either.
+    MUSTER_TRY(wait_for_folder(save, path_of(save.id)));
+  }
   MUSTER_ASSIGN(checkpoint::Folder * folder, this->folder());
   if (save.index == 0) return folder->begin_save(save.id);
-  MUSTER_TRY(wait_for_folder(save, folder->save_folder(save.id)));
-  return folder->save_folder(save.id);
+  return path_of(save.id);
+}
+
+std::string Saver::path_of(const checkpoint::VersionId& save) const {
+  return options_.folder + "/" + checkpoint::save_name(save);
 }
 
 // The first participant may have died: then its save is closed, or a newer one waits for this thread.
@@ -617,65 +626,58 @@ Status Saver::take_folder(bool first) {
   });
 }
 
-Result<std::vector<checkpoint::Candidate>> Saver::usable_versions() {
-  return worker_.call([&] { return find_versions(); });
+Result<Saver::Found> Saver::find_versions() {
+  return worker_.call([&] { return sort_out_versions(); });
 }
 
-Result<std::vector<checkpoint::Candidate>> Saver::find_versions() {
+Result<Saver::Found> Saver::sort_out_versions() {
   if (!folder_) MUSTER_TRY(become(false, false));
-  auto found = folder_->versions();
+  auto versions = folder_->versions();
   // Not a matter of which version: a person has to look, and starting again would not help.
-  if (!found.ok()) return Error{ErrorCode::kEnvironment, found.error().message};
-  std::vector<checkpoint::Candidate> candidates = std::move(*found);
-  std::vector<checkpoint::Candidate> usable;
-  std::vector<checkpoint::Candidate> unfinished;
-  size_t rejected = 0;
-  for (checkpoint::Candidate& candidate : candidates) {
+  if (!versions.ok()) return Error{ErrorCode::kEnvironment, versions.error().message};
+  Found found;
+  for (checkpoint::Candidate& candidate : *versions) {
     if (!candidate.finished) {
-      unfinished.push_back(std::move(candidate));
+      found.unfinished.push_back(std::move(candidate));
+    } else if (candidate.abandoned) {
       continue;
-    }
-    if (candidate.abandoned) continue;
-    if (!candidate.unusable) {
-      usable.push_back(std::move(candidate));
+    } else if (!candidate.unusable) {
+      found.usable.push_back(std::move(candidate));
     } else if (candidate.unusable->code == ErrorCode::kMisuse) {
       return *candidate.unusable;  // a later format: a person must choose, falling back would hide it
     } else {
-      ++rejected;
+      ++found.rejected;
       tell(EventKind::kVersionRejected, static_cast<control::Version>(candidate.id.version),
            candidate.unusable->message);
     }
   }
-  if (usable.empty() && rejected > 0) return none_usable(rejected);
-  if (usable.empty()) tell_of_unfinished(unfinished);
-  return usable;
+  return found;
 }
 
-// Starting anew beside damaged checkpoints would lose what a person may still repair.
-Error Saver::none_usable(size_t count) const {
-  return {ErrorCode::kEnvironment, "none of the " + std::to_string(count) + " checkpoints in " +
-                                       options_.folder +
-                                       " can be used, see the events; repair them, or name an empty folder "
-                                       "to start anew"};
-}
-
-// The run begins at its beginning, though something was saved here: a job that died in its first save, or
-// manifests that someone removed.
-void Saver::tell_of_unfinished(std::span<const checkpoint::Candidate> unfinished) {
-  if (!folder_->owner()) return;  // one rank says it
+// A job that died in its first save, or manifests that someone removed.
+void Saver::tell_of_unfinished(const Found& found) {
+  const bool is_owner = worker_.call([&] { return folder_ && folder_->owner(); });
+  if (!is_owner) return;  // one rank says it
   const auto has_shard = [this](const checkpoint::Candidate& candidate) {
     const auto names = files_.list(candidate.folder);
     return names.ok() && std::any_of(names->begin(), names->end(),
                                      [](const std::string& name) { return name.starts_with("shard-"); });
   };
-  const auto newest = std::find_if(unfinished.begin(), unfinished.end(), has_shard);
-  if (newest == unfinished.end()) return;
-  const auto count = std::count_if(newest, unfinished.end(), has_shard);
+  const auto newest = std::find_if(found.unfinished.begin(), found.unfinished.end(), has_shard);
+  if (newest == found.unfinished.end()) return;
+  const auto count = std::count_if(newest, found.unfinished.end(), has_shard);
   tell(EventKind::kVersionRejected, static_cast<control::Version>(newest->id.version),
        options_.folder + " has shards of " + std::to_string(count) + " saves, the newest of " +
            to_string(newest->id) +
            ", and no manifest: no save was ever finished, or the manifests were removed; the run starts at "
            "its beginning");
+}
+
+Result<checkpoint::Lineage> Saver::branch() {
+  return worker_.call([&]() -> Result<checkpoint::Lineage> {
+    if (!folder_) MUSTER_TRY(become(false, false));
+    return folder_->branch();
+  });
 }
 
 Status Saver::check_same_job(const checkpoint::Candidate& candidate) const {
@@ -754,9 +756,10 @@ void Saver::tell_of_differences(const checkpoint::Manifest& manifest,
     tell(EventKind::kLog, static_cast<control::Version>(manifest.id.version), "restored, " + text);
 }
 
-Status Saver::go_on_from(const checkpoint::Candidate& candidate, const control::Lineage& lineage) {
-  auto abandoned = worker_.call([&] {
-    return folder_->abandon_for(to_checkpoint(lineage), "the job went on from " + to_string(candidate.id));
+Status Saver::go_on_along(const control::Lineage& branch, const std::string& why) {
+  auto abandoned = worker_.call([&]() -> Result<std::vector<checkpoint::VersionId>> {
+    MUSTER_TRY(become(true, false));
+    return folder_->abandon_for(to_checkpoint(branch), why);
   });
   if (!abandoned.ok()) return std::move(abandoned).error();
   for (const checkpoint::VersionId& id : *abandoned) {
@@ -766,10 +769,10 @@ Status Saver::go_on_from(const checkpoint::Candidate& candidate, const control::
   return ok();
 }
 
-void Saver::note_parent(const checkpoint::Candidate& candidate) {
+void Saver::note_start(const checkpoint::VersionId& parent, control::Version durable) {
   const std::lock_guard lock(mutex_);
-  parent_ = candidate.id;
-  durable_ = static_cast<control::Version>(candidate.id.version);
+  parent_ = parent;
+  durable_ = durable;
 }
 
 }  // namespace muster

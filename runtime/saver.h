@@ -31,6 +31,7 @@ namespace muster {
 
 struct SaveOptions {
   static constexpr int64_t kPaced = -1;
+  Tier tier = Tier::kShared;
   std::string folder;                 // empty: no checkpoints
   int64_t every = 0;                  // steps; 0: only on notice and at the end; kPaced: as the leader says
   int32_t keep = 2;                   // newest verified versions
@@ -104,10 +105,18 @@ class Saver {
   // The first rank of a view becomes the folder's owner, and waits a bounded time for who was it; the others
   // leave it to that one.
   Status take_folder(bool first);
-  // All saves in the folder that can be used, newest first; what cannot is told by events. Empty: no save was
-  // ever finished here, which is told too where shards are there. Errors: kEnvironment: the folder cannot be
-  // read, or checkpoints are there and none can be used; kMisuse: a later format.
-  Result<std::vector<checkpoint::Candidate>> usable_versions();
+  struct Found {
+    std::vector<checkpoint::Candidate> usable;      // newest first
+    std::vector<checkpoint::Candidate> unfinished;  // not checkpoints, but traces of saves
+    size_t rejected = 0;                            // checkpoints that cannot be used
+  };
+  // The saves in the folder. What cannot be used is told by events. Errors: kEnvironment: the folder cannot
+  // be read; kMisuse: a later format.
+  Result<Found> find_versions();
+  // The run begins at its beginning, though shards of unfinished saves are here: the owner tells of them.
+  void tell_of_unfinished(const Found& found);
+  // The history that the folder's newest branch record names; empty: it has none.
+  Result<checkpoint::Lineage> branch();
   Status check_same_job(const checkpoint::Candidate& candidate) const;
   // What it lacks, and the rules allow to be lacking, stays as the program has it.
   bool lacks_tensors(const checkpoint::Candidate& candidate) const;
@@ -118,10 +127,11 @@ class Saver {
                  MutableByteSpan staged, ShardBlocks& shards);
   // The byte ranges of a copy of the state that part `part` of `parts` reads.
   Result<std::vector<checkpoint::Range>> pieces(uint32_t part, uint32_t parts) const;
-  // Training goes on from here: later versions of other branches no longer count (PROTOCOL 25). The owner
-  // calls it.
-  Status go_on_from(const checkpoint::Candidate& candidate, const control::Lineage& lineage);
-  void note_parent(const checkpoint::Candidate& candidate);
+  // Training goes on along `branch`: later versions of other branches no longer count (PROTOCOL 25). The
+  // owner calls it.
+  Status go_on_along(const control::Lineage& branch, const std::string& why);
+  // What the next save comes after, and the newest version that this folder has of the same history.
+  void note_start(const checkpoint::VersionId& parent, control::Version durable);
 
  private:
   struct Save {
@@ -145,20 +155,19 @@ class Saver {
   uint64_t staging_bytes_max(bool last) const;
   void look_for_link(const checkpoint::VersionId& id, bool durable);
   Result<std::string> folder_of(const Save& save);  // runs on save_shard's writing thread
+  std::string path_of(const checkpoint::VersionId& save) const;
   Status wait_for_folder(const Save& save, const std::string& folder);
   bool is_newest(const Save& save) const;
   Result<checkpoint::Manifest> publish_now(const Save& save, const control::SavePublish& publish);
   void verify_newest();
   Status verify(const Save& save) const;
-  Error none_usable(size_t count) const;
   void tell_of_differences(const checkpoint::Manifest& manifest, const checkpoint::RestoreReport& report);
-  void tell_of_unfinished(std::span<const checkpoint::Candidate> unfinished);
   void note_verified_and_prune(const Save& save);
   void clear_failed(const Save& save);
   void prune(const Save& save);
   Result<checkpoint::Folder*> folder();
   Status become(bool first, bool rescue);
-  Result<std::vector<checkpoint::Candidate>> find_versions();
+  Result<Found> sort_out_versions();
   std::vector<checkpoint::TensorSpec> specs() const;
   void tell(EventKind kind, control::Version version, std::string text, int64_t amount = 0);
 

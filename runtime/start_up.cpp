@@ -33,17 +33,25 @@ Result<Verdict> combine(Group& group, Verdict mine, Instant deadline) {
   return static_cast<Verdict>(value);
 }
 
-// The parts that the ranks read, to all of them: each byte was read from disk once.
-Status exchange_parts(Group& group, const Saver& saver, MutableByteSpan staged, Instant deadline) {
-  for (int root = 0; root < group.size(); ++root) {
+// The parts that `readers` have read, to all ranks: each byte was read from disk once.
+Status exchange_parts(Group& group, const Saver& saver, std::span<const int> readers, MutableByteSpan staged,
+                      Instant deadline) {
+  for (size_t part = 0; part < readers.size(); ++part) {
     MUSTER_ASSIGN(const auto ranges,
-                  saver.pieces(static_cast<uint32_t>(root), static_cast<uint32_t>(group.size())));
+                  saver.pieces(static_cast<uint32_t>(part), static_cast<uint32_t>(readers.size())));
     for (const checkpoint::Range& range : ranges) {
       std::byte* data = staged.data() + range.begin;
-      MUSTER_TRY(group.broadcast(data, data, range.size(), DType::kUInt8, root, deadline).wait());
+      MUSTER_TRY(group.broadcast(data, data, range.size(), DType::kUInt8, readers[part], deadline).wait());
     }
   }
   return ok();
+}
+
+const checkpoint::Candidate* find(const std::vector<checkpoint::Candidate>& candidates,
+                                  const checkpoint::VersionId& id) {
+  const auto found =
+      std::find_if(candidates.begin(), candidates.end(), [&](const auto& c) { return c.id == id; });
+  return found == candidates.end() ? nullptr : &*found;
 }
 
 // Replicated state must be the same bits everywhere before the first step (PROTOCOL 5).
@@ -99,8 +107,8 @@ Status Run::start_up(Lock& lock) {
   }
   if (view_is_over()) return ok();
   started_ = true;
-  prepare_saves();
-  perform(core_.started(start->version, start->digest, start->lineage));
+  savers_.prepare(view_);
+  perform(core_.started(start->version, start->digest, start->lineage, start->durable));
   return ok();
 }
 
@@ -132,7 +140,7 @@ Result<ShardBlocks> Run::initial_shards() const {
 Result<Run::Start> Run::agree_under_lease(Group& group) {
   const Instant deadline = now() + options_.step_timeout;
   Start start;
-  if (saver_.enabled()) {
+  if (savers_.shared().enabled()) {
     MUSTER_ASSIGN(auto restored, restore_newest(group));
     if (restored) start = std::move(*restored);
   }
@@ -165,14 +173,25 @@ Status Run::check_initial(Group& group, bool is_gone, const char* gone) {
                      deadline);
 }
 
-// Rank 0 proposes, newest first; a version counts only when every rank could read and verify its part.
-Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
+bool Run::is_first_of_node() const {
+  const std::vector<control::MemberId> here = members_on(view_, self_.node);
+  return !here.empty() && here.front() == self_.id;
+}
+
+// The shared folder's first, and each node's own, whose trouble is that node's affair: it is told, and the
+// run starts from what others have.
+Status Run::take_folders(Group& group) {
+  if (Saver* const local = savers_.local()) {
+    const Status taken = local->take_folder(is_first_of_node());
+    if (!taken.ok()) tell_of_local(taken.error());
+  }
+  Saver& shared = savers_.shared();
   // Who was the first has left the folder before the time begins that the first one waits for it.
-  if (group.rank() != 0) MUSTER_TRY(saver_.take_folder(false));
+  if (group.rank() != 0) MUSTER_TRY(shared.take_folder(false));
   const Instant deadline = now() + options_.step_timeout;
   MUSTER_ASSIGN(const Verdict fresh,
                 combine(group, trained_ || restored_ ? Verdict::kUnable : Verdict::kGood, deadline));
-  const Status listed = group.rank() == 0 ? saver_.take_folder(true) : ok();
+  const Status listed = group.rank() == 0 ? shared.take_folder(true) : ok();
   Verdict taken = Verdict::kGood;
   if (!listed.ok()) {
     // Another job's, or, where this one is on its way already, one of its own that is still busy.
@@ -180,81 +199,175 @@ Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
     taken = is_busy ? Verdict::kUnable : Verdict::kMisuse;
   }
   MUSTER_ASSIGN(const Verdict owned, combine(group, taken, deadline));
-  if (owned != Verdict::kGood) {
-    const std::string why = listed.ok() ? "rank 0 cannot use the checkpoint folder " + options_.save.folder
-                                        : listed.error().message;
-    return Error{owned == Verdict::kUnable ? ErrorCode::kRetry : ErrorCode::kMisuse, why};
-  }
+  if (owned == Verdict::kGood) return ok();
+  const std::string why = listed.ok() ? "rank 0 cannot use the checkpoint folder " + options_.save.folder
+                                      : listed.error().message;
+  return Error{owned == Verdict::kUnable ? ErrorCode::kRetry : ErrorCode::kMisuse, why};
+}
 
-  auto candidates = saver_.usable_versions();
-  MUSTER_ASSIGN(const Verdict found,
-                combine(group, candidates.ok() ? Verdict::kGood : Verdict::kMisuse, deadline));
-  if (!candidates.ok()) return std::move(candidates).error();
+void Run::tell_of_local(const Error& error) {
+  emit(EventKind::kLog, control::kNoVersion,
+       "what this node has saved for itself is not looked at: " + error.message, 0, -1, Tier::kLocal);
+}
+
+Result<Run::Findings> Run::find_saves(Group& group) {
+  Findings findings;
+  auto shared = savers_.shared().find_versions();
+  MUSTER_ASSIGN(const Verdict found, combine(group, shared.ok() ? Verdict::kGood : Verdict::kMisuse,
+                                             now() + options_.step_timeout));
+  if (!shared.ok()) return std::move(shared).error();
   if (found != Verdict::kGood)
     return Error{ErrorCode::kMisuse,
                  "another rank cannot read the checkpoint folder " + options_.save.folder};
+  findings.shared = *std::move(shared);
+  Saver* const local = savers_.local();
+  if (local == nullptr) return findings;
+  auto here = local->find_versions();
+  if (here.ok()) {
+    findings.local = *std::move(here);
+  } else if (is_first_of_node()) {
+    tell_of_local(here.error());
+  }
+  return findings;
+}
 
-  ByteBuffer proposals;
+Result<RestoreChoice> Run::agree_on_choice(Group& group, const Findings& mine) {
+  const Instant deadline = now() + options_.step_timeout;
+  FoundByRank own;
+  own.saves_locally = savers_.local() != nullptr;
+  own.local = found_saves(mine.local.usable);
+  Result<checkpoint::Lineage> branch = checkpoint::Lineage();
   if (group.rank() == 0) {
-    const std::vector<checkpoint::VersionId> ids = checkpoint::usable(*candidates);
-    const auto bytes = std::as_bytes(std::span(ids));
-    proposals.assign(bytes.begin(), bytes.end());
+    own.shared_rejected = mine.shared.rejected;
+    own.shared = found_saves(mine.shared.usable);
+    branch = savers_.shared().branch();
+    if (branch.ok()) own.branch = *branch;
   }
-  MUSTER_TRY(broadcast_bytes(group, proposals, 0, deadline));
-  std::vector<checkpoint::VersionId> ids(proposals.size() / sizeof(checkpoint::VersionId));
-  if (!ids.empty()) std::memcpy(ids.data(), proposals.data(), proposals.size());
+  MUSTER_ASSIGN(const Verdict known,
+                combine(group, branch.ok() ? Verdict::kGood : Verdict::kUnable, deadline));
+  if (known != Verdict::kGood)
+    return Error{ErrorCode::kEnvironment, branch.ok()
+                                              ? "rank 0 cannot read the checkpoint folder's branch record"
+                                              : branch.error().message};
+  std::vector<FoundByRank> by_rank;
+  for (int rank = 0; rank < group.size(); ++rank) {
+    ByteBuffer bytes = rank == group.rank() ? encode(own) : ByteBuffer();
+    MUSTER_TRY(broadcast_bytes(group, bytes, rank, deadline));
+    MUSTER_ASSIGN(by_rank.emplace_back(), decode_found(bytes));
+  }
+  return choose_restore(by_rank);
+}
 
-  for (const checkpoint::VersionId& id : ids) {
-    const auto mine =
-        std::find_if(candidates->begin(), candidates->end(), [&](const auto& c) { return c.id == id; });
-    ByteBuffer staged(state_.bytes());
-    MUSTER_ASSIGN(ShardBlocks shards, initial_shards());
-    Status read =
-        Error{ErrorCode::kDropCheckpoint, to_string(id) + " is not seen by this rank; is the folder shared?"};
-    if (mine != candidates->end()) {
-      read = saver_.restore(*mine, static_cast<uint32_t>(group.rank()), static_cast<uint32_t>(group.size()),
-                            staged, shards);
+// A version counts only when every rank that reads could read and verify its part.
+Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
+  MUSTER_TRY(take_folders(group));
+  MUSTER_ASSIGN(const Findings mine, find_saves(group));
+  MUSTER_ASSIGN(const RestoreChoice choice, agree_on_choice(group, mine));
+  for (const Proposal& proposal : choice.proposals) {
+    MUSTER_ASSIGN(auto start, try_restore(group, proposal, mine));
+    if (!start) continue;
+    start->durable = choice.newest_shared(start->version);
+    control::Lineage branch = start->lineage;
+    branch.push_back({view_.generation, start->version});
+    MUSTER_TRY(note_branch(group, branch, "the job went on from " + to_string(proposal.save.id)));
+    savers_.shared().note_start(proposal.save.id, start->durable);
+    if (Saver* const local = savers_.local()) {
+      const bool here = find(mine.local.usable, proposal.save.id) != nullptr;
+      local->note_start(proposal.save.id, here ? start->version : control::kNoVersion);
     }
-    Verdict verdict = Verdict::kGood;
-    if (!read.ok()) verdict = verdict_on(read.error());
-    MUSTER_ASSIGN(const Verdict all, combine(group, verdict, deadline));
-    if (!read.ok() && verdict == Verdict::kMisuse) return std::move(read).error();
-    if (all == Verdict::kUnable) {
-      return Error{ErrorCode::kEnvironment,
-                   verdict == all ? read.error().message
-                                  : "another rank lacks what it needs to read " + to_string(id)};
-    }
-    if (all == Verdict::kMisuse) return Error{ErrorCode::kMisuse, "another rank refuses " + to_string(id)};
-    if (all == Verdict::kDamaged) {
-      const std::string why = read.ok() ? "another rank found it damaged" : read.error().message;
-      emit(EventKind::kVersionRejected, static_cast<control::Version>(id.version), why);
-      continue;
-    }
-    MUSTER_TRY(exchange_parts(group, saver_, staged, deadline));
-    if (saver_.lacks_tensors(*mine)) {
-      MUSTER_TRY(
-          check_initial(group, trained_,
-                        "the newest save lacks a tensor, which begins as the program initialised it, and "
-                        "members have trained it since; the next launch goes on from that save"));
-    }
-    Start start;
-    start.version = static_cast<control::Version>(id.version);
-    start.lineage = to_control(mine->manifest->lineage);
-    start.state = std::move(staged);
-    start.shards = std::move(shards);
-    if (group.rank() == 0) {
-      control::Lineage branch = start.lineage;
-      branch.push_back({view_.generation, start.version});
-      MUSTER_TRY(saver_.go_on_from(*mine, branch));
-    }
-    saver_.note_parent(*mine);
-    emit(EventKind::kResumed, start.version, to_string(id));
-    return std::optional<Start>(std::move(start));
+    emit(EventKind::kResumed, start->version, to_string(proposal.save.id), 0, -1, proposal.tier);
+    return start;
   }
-  if (ids.empty()) return std::optional<Start>();
-  return Error{ErrorCode::kEnvironment,
-               "none of the " + std::to_string(ids.size()) + " checkpoints in " + options_.save.folder +
-                   " can be used, see the events; repair them, or name an empty folder to start anew"};
+  if (choice.has_shared()) return none_usable(choice);
+  savers_.shared().tell_of_unfinished(mine.shared);
+  // Else saves of nodes that were away in this launch would count in a later one, beside this one's.
+  if (choice.any_local) MUSTER_TRY(note_branch(group, {{view_.generation, 0}}, "the job began anew"));
+  return std::optional<Start>();
+}
+
+// Starting anew beside damaged checkpoints would lose what a person may still repair. Of those in nodes' own
+// folders nobody expects to be there at all.
+Error Run::none_usable(const RestoreChoice& choice) const {
+  const auto tried = std::count_if(choice.proposals.begin(), choice.proposals.end(),
+                                   [](const Proposal& p) { return p.tier == Tier::kShared; });
+  const uint64_t count = choice.shared_rejected + static_cast<uint64_t>(tried);
+  return {ErrorCode::kEnvironment, "none of the " + std::to_string(count) + " checkpoints in " +
+                                       options_.save.folder +
+                                       " can be used, see the events; repair them, or name an empty folder "
+                                       "to start anew"};
+}
+
+// The shared folder's record is what counts, and is there before training goes on. The nodes' own, which only
+// tell what may be removed there, follow it.
+Status Run::note_branch(const Group& group, const control::Lineage& branch, const std::string& why) {
+  if (group.rank() == 0) MUSTER_TRY(savers_.shared().go_on_along(branch, why));
+  Saver* const local = savers_.local();
+  if (local == nullptr || !is_first_of_node()) return ok();
+  if (const Status noted = local->go_on_along(branch, why); !noted.ok()) tell_of_local(noted.error());
+  return ok();
+}
+
+Result<std::optional<Run::Start>> Run::try_restore(Group& group, const Proposal& proposal,
+                                                   const Findings& mine) {
+  const Instant deadline = now() + options_.step_timeout;
+  const checkpoint::VersionId& id = proposal.save.id;
+  Start start;
+  start.state.emplace(state_.bytes());
+  MUSTER_ASSIGN(start.shards, initial_shards());
+  bool lacks_tensors = false;
+  const Status read = read_proposal(proposal, group.rank(), mine, start, lacks_tensors);
+  const Verdict verdict = read.ok() ? Verdict::kGood : verdict_on(read.error());
+  MUSTER_ASSIGN(const Verdict all, combine(group, verdict, deadline));
+  if (!read.ok() && verdict == Verdict::kMisuse) return read.error();
+  if (all == Verdict::kUnable) {
+    return Error{ErrorCode::kEnvironment, verdict == all
+                                              ? read.error().message
+                                              : "another rank lacks what it needs to read " + to_string(id)};
+  }
+  if (all == Verdict::kMisuse) return Error{ErrorCode::kMisuse, "another rank refuses " + to_string(id)};
+  start.version = static_cast<control::Version>(id.version);
+  if (all == Verdict::kDamaged) {
+    emit(EventKind::kVersionRejected, start.version,
+         read.ok() ? "another rank found it damaged" : read.error().message, 0, -1, proposal.tier);
+    return std::optional<Start>();
+  }
+  MUSTER_TRY(exchange_parts(group, savers_.shared(), proposal.readers, *start.state, deadline));
+  MUSTER_ASSIGN(const Verdict whole,
+                combine(group, lacks_tensors ? Verdict::kDamaged : Verdict::kGood, deadline));
+  if (whole != Verdict::kGood) {
+    MUSTER_TRY(check_initial(
+        group, trained_,
+        "the newest save lacks a tensor, which begins as the program initialised it, and members have "
+        "trained it since; the next launch goes on from that save"));
+  }
+  start.lineage = to_control(proposal.save.lineage);
+  return std::optional<Start>(std::move(start));
+}
+
+// This rank's part, where it has one. What the save lacks is as the program has it, also where nothing is
+// read.
+Status Run::read_proposal(const Proposal& proposal, int rank, const Findings& mine, Start& start,
+                          bool& lacks_tensors) {
+  const auto reader = std::find(proposal.readers.begin(), proposal.readers.end(), rank);
+  if (reader == proposal.readers.end()) {
+    if (options_.save.rules.missing) state_.copy_to(*start.state);
+    return ok();
+  }
+  const bool is_local = proposal.tier == Tier::kLocal;
+  const checkpoint::Candidate* const candidate =
+      find(is_local ? mine.local.usable : mine.shared.usable, proposal.save.id);
+  if (candidate == nullptr) {
+    return Error{ErrorCode::kDropCheckpoint,
+                 to_string(proposal.save.id) + " is not seen by this rank; is the folder shared?"};
+  }
+  Saver& saver = *savers_.of(proposal.tier);
+  lacks_tensors = saver.lacks_tensors(*candidate);
+  Status read = saver.restore(*candidate, static_cast<uint32_t>(reader - proposal.readers.begin()),
+                              static_cast<uint32_t>(proposal.readers.size()), *start.state, start.shards);
+  // Of another job: that folder may be one that every job of its node is given.
+  if (is_local && !read.ok() && read.error().code == ErrorCode::kMisuse)
+    return Error{ErrorCode::kDropCheckpoint, read.error().message};
+  return read;
 }
 
 }  // namespace muster

@@ -48,7 +48,7 @@ void Run::form(const control::Install& install) {
   }
   formed.group = std::move(*group);
   StateTransfer transfer{.endpoint = session_.endpoint(), .state = state_, .self = self_.id};
-  transfer.unblock = [&] { saver_.cancel_staging(); };
+  transfer.unblock = [&] { savers_.cancel_staging(); };
   transfer.closing = [&] {
     const std::lock_guard lock(mutex_);
     return stopping_ || !core_.is_forming(install.view.generation);
@@ -113,7 +113,7 @@ HeldGradient Run::held_gradient(control::Version base) const {
 // can take part in no view any more.
 void Run::compute_digest(const control::ComputeDigest& asked) {
   const Instant deadline = now() + options_.step_timeout;
-  const auto unblock = [&] { saver_.cancel_staging(); };
+  const auto unblock = [&] { savers_.cancel_staging(); };
   // Only the first update waits, and a save is worth a wait: else each join could cost one. A rescue, which
   // asks the same, gives its members three times as long.
   constexpr Duration kGrace = 20 * kSecond;

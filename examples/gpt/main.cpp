@@ -34,7 +34,8 @@ struct Options {
   muster_codec codec = MUSTER_CODEC_NONE;
   bool shard_optimizer = false;
   uint64_t seed = 1;
-  std::string checkpoint_dir, ledger_dir, summary;
+  int64_t checkpoint_local_every = 0;
+  std::string checkpoint_dir, checkpoint_local_dir, ledger_dir, summary;
 };
 
 std::map<std::string, muster_codec> codecs() {
@@ -76,6 +77,9 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--checkpoint-every", o.checkpoint_every, "Steps between saves; auto: as often as it pays")
       ->transform(CLI::Transformer(std::map<std::string, int64_t>{{"auto", MUSTER_CHECKPOINT_AUTO}}))
       ->default_str("50");
+  app.add_option("--checkpoint-local-dir", o.checkpoint_local_dir,
+                 "Where each node saves for itself, too; empty: nowhere");
+  app.add_option("--checkpoint-local-every", o.checkpoint_local_every, "Steps between these saves");
   app.add_option("--report-every", o.report_every, "Steps between lines")->capture_default_str();
   app.add_option(
          "--evaluate-every", o.evaluate_every,
@@ -129,6 +133,8 @@ int train(const Options& o) {
   options.codec = o.codec;                                                                      // M
   options.checkpoint_dir = o.checkpoint_dir.c_str();                                            // M
   options.checkpoint_every = o.checkpoint_every;                                                // M
+  options.checkpoint_local_dir = o.checkpoint_local_dir.c_str();                                // M
+  options.checkpoint_local_every = o.checkpoint_local_every;                                    // M
   options.gradient_memory = memory;                                                             // M
   options.stream = backend.stream();                                                            // M
   muster::Run run(session, state, options);                                                     // M

@@ -302,6 +302,14 @@ typedef struct muster_train_options {
   int32_t gradient_memory; /* a muster_memory: where muster_span.data lies, in all calls of the run */
   int64_t shard_copies;    /* of each shard of a sharded tensor, 1 to 16; 0: 2. With 1 every loss of a process
                               sends the others back to the newest save */
+  /* Besides, each node saves for itself: faster and more often, and gone with the node. A resume takes the
+   * newest version that any node or checkpoint_dir has, of the history that checkpoint_dir knows: that is
+   * needed too. One folder of a fast local disk, or of memory (/dev/shm), for this job alone; each node has
+   * a folder of its own in it, by its name, which stays the same from launch to launch (`muster run
+   * --node-name`). A save that fails there is told, and fails nothing else. Not with sharded tensors. NULL or
+   * "": MUSTER_CHECKPOINT_LOCAL_DIR, if that is set, else none. */
+  const char* checkpoint_local_dir;
+  int64_t checkpoint_local_every; /* steps between these saves, ≥ 1; 0: MUSTER_CHECKPOINT_LOCAL_EVERY */
 } muster_train_options;
 
 /* Fills in the defaults, so that a program sets only what it means. */

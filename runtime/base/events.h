@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "runtime/base/clock.h"
+#include "runtime/base/tier.h"
 
 namespace muster {
 
@@ -56,6 +57,7 @@ struct Event {
   int64_t subject = -1;
   int64_t amount = 0;
   std::string text;
+  Tier tier = Tier::kShared;  // of a save, and of a version that is resumed from, or rejected
 };
 
 // Called on whichever thread knows the event first; must return soon and must not call back into Muster.

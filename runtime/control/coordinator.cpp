@@ -59,6 +59,12 @@ std::vector<MemberId> Coordinator::State::living_of(const View& of) const {
   return ids;
 }
 
+std::vector<MemberId> Coordinator::State::living_of(const View& of, NodeId node) const {
+  std::vector<MemberId> ids = living_of(of);
+  std::erase_if(ids, [&](MemberId id) { return members.at(id).member.node != node; });
+  return ids;
+}
+
 bool Coordinator::State::node_silent(NodeId id) const {
   const auto node = nodes.find(id);
   return node == nodes.end() || node->second.silent_since != kNever;

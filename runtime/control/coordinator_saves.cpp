@@ -1,5 +1,8 @@
 // Saves (rule 24): opened by the first member that reaches the version, voted, published by one, closed. A
 // view change does not abort a save; the death of a participant that has not voted does.
+//
+// A local save is one of a node's members alone, into its own folder, by the same rules. INVARIANT: whatever
+// becomes of it changes nothing for a shared save, a stop, or another node: no plan counts on it.
 #include <algorithm>
 #include <cmath>
 #include <utility>
@@ -10,6 +13,7 @@ namespace muster::control {
 
 void Coordinator::State::on(NodeId, MemberId id, const SaveDue& due) {
   if (due.generation != view.generation || !in_view(id)) return;
+  if (due.tier == Tier::kLocal) return local_save_due(id, due);
   if (due.version <= newest_save) {
     // Opened already, which the member has heard before this; or saved in an earlier view, which a joiner
     // cannot know.
@@ -21,38 +25,83 @@ void Coordinator::State::on(NodeId, MemberId id, const SaveDue& due) {
   // Not opened, so nobody may keep its state still for it: the update that the stop-save waits for would
   // wait, too.
   if (stop) return to_view(SaveClosed{0, false, "the job is being stopped", due.version});
-  if (due.last && !saves.empty()) {
+  if (due.last && shared_save_open()) {
     last_save_waits = due.version;
     return hurry_saves();
   }
-  const char* why_not = nullptr;
-  if (phase != Phase::kRunning) why_not = "the view is changing";
-  if (!saves.empty()) why_not = "the save before it is still being written; save less often";
+  const char* const why_not = why_no_save_now(shared_save_open());
   if (why_not == nullptr) return open_save(due.version, false);
-  to_view(SaveClosed{0, false, why_not, due.version});  // so that nobody keeps its state still for it
-  say(EventKind::kSaveFailed, std::string("skipped: ") + why_not).version = due.version;
+  skip_save(Save{.version = due.version, .participants = living_of(view)}, why_not);
 }
 
-void Coordinator::State::open_save(Version version, bool for_stop) {
-  Save save;
+// Each node saves when its own first member is at the version, and skips what it is too slow for.
+void Coordinator::State::local_save_due(MemberId id, const SaveDue& due) {
+  if (!lives(id)) return;
+  NodeRecord& node = nodes.at(members.at(id).member.node);
+  if (due.version <= node.newest_local_save)
+    return to_member(id, SaveClosed{0, false, "already opened", due.version, Tier::kLocal});
+  node.newest_local_save = due.version;
+  const bool one_is_open = std::any_of(saves.begin(), saves.end(), [&](const auto& entry) {
+    return entry.second.tier == Tier::kLocal && entry.second.node == node.id;
+  });
+  Save save{.tier = Tier::kLocal, .node = node.id, .version = due.version};
+  save.participants = living_of(view, node.id);
+  const char* const why_not = stop ? "the job is being stopped" : why_no_save_now(one_is_open);
+  if (why_not != nullptr) return skip_save(save, why_not);
+  (void)open_save(std::move(save), "periodic");
+}
+
+const char* Coordinator::State::why_no_save_now(bool one_is_open) const {
+  if (one_is_open) return "the save before it is still being written; save less often";
+  return phase != Phase::kRunning ? "the view is changing" : nullptr;
+}
+
+// Said to all, so that nobody keeps its state still for it.
+void Coordinator::State::skip_save(const Save& due, const std::string& why) {
+  for (MemberId id : due.participants) to_member(id, SaveClosed{0, false, why, due.version, due.tier});
+  say_of(due, EventKind::kSaveFailed, "skipped: " + why);
+}
+
+bool Coordinator::State::shared_save_open() const {
+  return std::any_of(saves.begin(), saves.end(),
+                     [](const auto& entry) { return entry.second.tier == Tier::kShared; });
+}
+
+void Coordinator::State::say_of(const Save& save, EventKind kind, std::string text, int64_t amount) {
+  const auto node = nodes.find(save.node);
+  if (save.tier == Tier::kLocal && node != nodes.end())
+    text = "node " + node->second.name + (text.empty() ? "" : ": " + text);
+  Event& event = say(kind, std::move(text));
+  event.version = save.version;
+  event.amount = amount;
+  event.tier = save.tier;
+}
+
+SaveOpen Coordinator::State::open_save(Save save, const std::string& what) {
   save.id = nonce();
-  save.version = version;
-  save.participants = living_of(view);
-  save.stop = for_stop;
   save.base_confirmed = base_confirmed;
   save.in = view.generation;
   save.opened_at = now;
   save.deadline = now + limits.save_timeout;
+  say_of(save, EventKind::kSaveStarted, what);
+  SaveOpen open{.save = save.id, .version = save.version, .lineage = view.lineage};
+  open.participants = save.participants;
+  open.stop = save.stop;
+  open.writers = shard_writers(save.participants);
+  open.tier = save.tier;
+  for (MemberId id : save.participants) to_member(id, open);
+  saves[save.id] = std::move(save);
+  return open;
+}
+
+void Coordinator::State::open_save(Version version, bool for_stop) {
   if (for_stop) {
     stop->step = Stop::kSaving;
     ++stop->tries;
   }
-  say(EventKind::kSaveStarted, for_stop ? "stop-save: " + stop->why : "periodic").version = version;
-  SaveOpen open{save.id, version, view.lineage, save.participants, for_stop};
-  open.writers = shard_writers(save.participants);
-  to_view(open);
+  const SaveOpen open = open_save(Save{.version = version, .participants = living_of(view), .stop = for_stop},
+                                  for_stop ? "stop-save: " + stop->why : "periodic");
   pace.save_opened(now);
-  saves[save.id] = std::move(save);
   if (const size_t writable = open.writers.size(); writable < view.shards.shards())
     return close_save(open.save, false, "nobody is left who holds shard " + std::to_string(writable));
   if (drains_wanted()) hurry_saves();  // those who leave take part in it
@@ -67,7 +116,7 @@ void Coordinator::State::on(NodeId, MemberId id, const SaveVote& vote) {
   if (!save.records.contains(id)) save.bytes += vote.bytes;
   save.stalled = std::max(save.stalled, vote.stalled);
   save.held_back = std::min(save.held_back, std::max<Duration>(0, vote.held_back));
-  saves_are_held_back = saves_are_held_back || vote.held_back > 0;
+  saves_are_held_back = saves_are_held_back || (vote.held_back > 0 && save.tier == Tier::kShared);
   save.records[id] = vote.record;
   check_votes(save);
 }
@@ -84,7 +133,7 @@ void Coordinator::State::publish(Save& save) {
                                       [&](MemberId id) { return lives(id); });
   if (publisher == save.participants.end()) return close_save(save.id, false, "nobody is left to publish it");
   save.publisher = *publisher;
-  SavePublish message{save.id, {}};
+  SavePublish message{save.id, {}, save.tier};
   for (MemberId id : save.participants) message.records.push_back(save.records[id]);
   to_member(save.publisher, std::move(message));
 }
@@ -100,13 +149,17 @@ void Coordinator::State::close_save(uint64_t id, bool durable, const std::string
   if (found == saves.end()) return;
   const Save save = std::move(found->second);
   saves.erase(found);
-  pace.save_closed(now, save.stalled, durable);
   for (MemberId participant : save.participants)
-    to_member(participant, SaveClosed{id, durable, why, save.version});
-  Event& event = say(durable ? EventKind::kSaveDurable : EventKind::kSaveFailed, why);
-  event.version = save.version;
+    to_member(participant, SaveClosed{id, durable, why, save.version, save.tier});
+  say_of(save, durable ? EventKind::kSaveDurable : EventKind::kSaveFailed, why,
+         durable ? static_cast<int64_t>(save.bytes) : 0);
+  if (save.tier == Tier::kLocal) {
+    const auto node = nodes.find(save.node);
+    if (durable && node != nodes.end()) node->second.newest_local_durable = save.version;
+    return;
+  }
+  pace.save_closed(now, save.stalled, durable);
   if (durable) {
-    event.amount = static_cast<int64_t>(save.bytes);
     // One that was mostly links to older files says nothing of how long a full one takes.
     if (save.bytes >= state_bytes / 2)
       save_speed.add({save.bytes, std::max<Duration>(1, now - save.opened_at - save.held_back)});
@@ -115,15 +168,15 @@ void Coordinator::State::close_save(uint64_t id, bool durable, const std::string
   }
   if (save.stop && phase != Phase::kEnded) stop_save_closed(durable, why);
   // With a loss the view is about to change: the members of the next one ask again, if it has any.
-  if (saves.empty() && last_save_waits && !stop && phase == Phase::kRunning && !losses_pending) {
+  if (!shared_save_open() && last_save_waits && !stop && phase == Phase::kRunning && !losses_pending) {
     open_save(*std::exchange(last_save_waits, std::nullopt), false);
   }
 }
 
-// What is asked for next has to wait for them.
+// What is asked for next has to wait for them, and not for local ones.
 void Coordinator::State::hurry_saves() {
   for (auto& [id, save] : saves) {
-    if (save.hurried_at != 0) continue;
+    if (save.hurried_at != 0 || save.tier == Tier::kLocal) continue;
     save.hurried_at = now;
     for (const MemberId participant : save.participants) to_member(participant, SaveHurry{id});
   }
@@ -224,7 +277,7 @@ void Coordinator::State::saves_overdue() {
   bool late = false;
   for (const auto& [id, save] : saves) {
     if (now >= save.deadline) overdue.push_back(id);
-    late = late || now >= save.deadline - limits.save_timeout / 2;
+    late = late || (save.tier == Tier::kShared && now >= save.deadline - limits.save_timeout / 2);
   }
   if (late) hurry_saves();
   for (uint64_t id : overdue) close_save(id, false, "not written within the deadline");

@@ -38,9 +38,11 @@ struct NodeRecord {
   uint32_t rescue_port = 0;
   Instant heard_at = 0;
   Instant silent_since = kNever;
-  Instant hello_at = 0;              // of its newest member: the others of its batch are waited for
-  std::map<uint32_t, int> given_up;  // slot → the program's exit code
-  std::map<uint32_t, int> ended;     // slot → exit code of an orderly end
+  Instant hello_at = 0;                    // of its newest member: the others of its batch are waited for
+  std::map<uint32_t, int> given_up;        // slot → the program's exit code
+  std::map<uint32_t, int> ended;           // slot → exit code of an orderly end
+  Version newest_local_save = kNoVersion;  // as newest_save and newest_durable, of its own folder
+  Version newest_local_durable = kNoVersion;
 };
 
 struct MemberRecord {
@@ -93,6 +95,8 @@ struct Lesson {
 
 struct Save {
   uint64_t id = 0;
+  Tier tier = Tier::kShared;
+  NodeId node = 0;  // whose, where it is local
   Version version = 0;
   std::vector<MemberId> participants;
   std::map<MemberId, ByteBuffer> records;
@@ -230,6 +234,7 @@ struct Coordinator::State {
   bool lives(MemberId id) const { return members.contains(id); }
   std::vector<MemberId> living_of(const View& of) const;
   std::vector<std::pair<MemberId, Report>> reports_of_living() const;  // those that were given
+  std::vector<MemberId> living_of(const View& of, NodeId node) const;
   bool node_silent(NodeId id) const;
   std::set<NodeId> view_nodes() const;
   uint32_t nodes_able() const;  // nodes that count toward MIN
@@ -355,7 +360,13 @@ struct Coordinator::State {
   void on(NodeId from, MemberId id, const SaveDue& due);
   void on(NodeId from, MemberId id, const SaveVote& vote);
   void on(NodeId from, MemberId id, const SavePublished& published);
+  void local_save_due(MemberId id, const SaveDue& due);
+  const char* why_no_save_now(bool one_is_open) const;
+  void skip_save(const Save& due, const std::string& why);
   void open_save(Version version, bool for_stop);
+  SaveOpen open_save(Save save, const std::string& what);
+  void say_of(const Save& save, EventKind kind, std::string text, int64_t amount = 0);
+  bool shared_save_open() const;
   void save_member_lost(MemberId id);
   void check_votes(Save& save);
   void publish(Save& save);

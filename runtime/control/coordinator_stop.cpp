@@ -75,7 +75,9 @@ void Coordinator::State::want_stop(int code, const std::string& why, Instant not
 }
 
 bool Coordinator::State::save_in_flight() const {
-  return std::any_of(saves.begin(), saves.end(), [](const auto& entry) { return !entry.second.stop; });
+  return std::any_of(saves.begin(), saves.end(), [](const auto& entry) {
+    return !entry.second.stop && entry.second.tier == Tier::kShared;
+  });
 }
 
 NoticePlan Coordinator::State::plan_until(Instant notice_deadline, uint32_t nodes_staying,
@@ -88,7 +90,7 @@ NoticePlan Coordinator::State::plan_until(Instant notice_deadline, uint32_t node
   facts.speed = save_speed;
   facts.newest_durable = newest_durable;
   for (const auto& [id, save] : saves) {
-    if (save.stop) continue;
+    if (save.stop || save.tier == Tier::kLocal) continue;
     // One that was held back may have written next to nothing before it was told to hurry.
     const Instant since = saves_are_held_back ? std::max(save.opened_at, save.hurried_at) : save.opened_at;
     facts.in_flight = {save.version, now - since};

@@ -351,6 +351,8 @@ void Coordinator::State::go() {
   say(EventKind::kViewReady, change.why).amount = now - change.began;
   if (plan_number > 0) to_view(PlanNumber{plan_number});
   newest_save = newest_durable == view.base ? view.base : kNoVersion;
+  for (auto& [id, node] : nodes)
+    node.newest_local_save = node.newest_local_durable == view.base ? view.base : kNoVersion;
   last_save_waits.reset();
   begin_pace();
   if (stop) open_save(view.base, true);
@@ -439,8 +441,9 @@ void Coordinator::State::on(NodeId, MemberId id, const Started& message) {
     view.lineage = message.lineage;
     view.lineage.push_back({view.generation, message.version});
     start_state = message.digest;
-    newest_save = message.lineage.empty() ? kNoVersion : message.version;
-    newest_durable = newest_save;
+    newest_durable = message.durable;
+    newest_save = newest_durable == view.base ? view.base : kNoVersion;
+    for (auto& [node_id, node] : nodes) node.newest_local_durable = kNoVersion;
     say(EventKind::kLog, "the run starts at version " + std::to_string(message.version));
   } else if (message.version != view.base || message.digest != start_state) {
     return end_job(kExitMisuse, named(id) + " starts at version " + std::to_string(message.version) +

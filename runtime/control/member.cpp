@@ -58,7 +58,7 @@ struct MemberCore::State {
 
   bool is_frozen = false;
   bool rescue_asked = false;                    // and not yet answered
-  Version durable = kNoVersion;                 // newest that is saved, on the branch of `entered`
+  Version durable = kNoVersion;                 // newest in the shared folder, on the branch of `entered`
   std::map<uint64_t, Version> saves_under_way;  // on that branch
   std::optional<LeaveLoop> ended;
 
@@ -379,7 +379,7 @@ void MemberCore::State::on(const LessonOver& over, MemberActions& out) {
 
 void MemberCore::State::on(const SaveOpen& save, MemberActions& out) {
   if (save.stop) stop_at = save.version;
-  saves_under_way[save.save] = save.version;
+  if (save.tier == Tier::kShared) saves_under_way[save.save] = save.version;
   out.push_back(Forward{save});
 }
 
@@ -475,7 +475,7 @@ MemberActions MemberCore::tick(Instant now) {
 
 Instant MemberCore::next_deadline() const { return state_->tear_at; }
 
-MemberActions MemberCore::started(Version version, const Digest& digest, Lineage lineage) {
+MemberActions MemberCore::started(Version version, const Digest& digest, Lineage lineage, Version durable) {
   MemberActions out;
   State& state = *state_;
   if (state.revoked || state.pending || state.ended || state.update_open || state.version != kNoVersion)
@@ -486,11 +486,11 @@ MemberActions MemberCore::started(Version version, const Digest& digest, Lineage
   state.arrived = {mine.begin(), mine.end()};
   if (mine.empty()) state.digest = digest;               // else those of the shards are wanted with it
   state.base_told = state.entered.shards.shards() == 0;  // Started tells of what all hold
-  if (!lineage.empty()) state.durable = version;         // it was read from there
+  state.durable = durable;
   state.entered.base = version;
   state.entered.lineage = lineage;
   state.entered.lineage.push_back({generation, version});
-  out.push_back(state.to_leader(Started{generation, version, digest, std::move(lineage)}));
+  out.push_back(state.to_leader(Started{generation, version, digest, std::move(lineage), durable}));
   state.tell_base(out);
   return out;
 }

@@ -75,7 +75,8 @@ class MemberCore {
   Instant next_deadline() const;
 
   // The session's reports.
-  MemberActions started(Version version, const Digest& digest, Lineage lineage);  // initial or restored state
+  // Initial or restored state; `durable` is the newest version on its branch that the shared folder has.
+  MemberActions started(Version version, const Digest& digest, Lineage lineage, Version durable);
   MemberActions digest_ready(const ComputeDigest& asked, const Digest& digest,
                              std::vector<ShardDigest> shards = {});
   MemberActions formed(Generation generation);  // group stands, state (if any) staged

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "runtime/base/events.h"
+#include "runtime/base/tier.h"
 #include "runtime/control/types.h"
 
 namespace muster::control {
@@ -77,6 +78,8 @@ struct Started {
   Version version = 0;
   Digest digest;
   Lineage lineage;
+  Version durable =
+      kNoVersion;  // newest on its branch that the shared folder has; a node's own is no promise
 };
 
 // Answer to Agree. No permit is granted after it until the leader says on (rule 1).
@@ -142,12 +145,14 @@ struct Progress {
   Version version = 0;
 };
 
-// A periodic save is due at this version on this member; the first one opens it (rule 24).
+// A periodic save is due at this version on this member; the first one opens it (rule 24). A local one: the
+// first one of its node, for that node alone.
 struct SaveDue {
   Generation generation;
   Version version = 0;
   bool last =
       false;  // of the run: it must be saved, so it waits for the save before it, while others are skipped
+  Tier tier = Tier::kShared;
 };
 
 // After the last write and close of the member's shard, or its failure.
@@ -295,6 +300,7 @@ struct SaveOpen {
   bool stop = false;    // an urgent save: reach `version`, grant no permit beyond it, save, and wait for End
   bool rescue = false;  // the leader is lost: the frozen member saves what it holds; `lineage` is its own
   std::vector<uint32_t> writers;  // by shard: which of the participants writes it
+  Tier tier = Tier::kShared;      // kLocal: the participants are all on one node
 };
 // Periodic saves are due at `from`, `from` + `every`, and so on, where the program leaves that to the leader.
 struct SaveSchedule {
@@ -309,6 +315,7 @@ struct SaveHurry {
 struct SavePublish {
   uint64_t save = 0;
   std::vector<ByteBuffer> records;  // by participant
+  Tier tier = Tier::kShared;
 };
 // The save's fate, to all participants: durable, or failed with a reason.
 struct SaveClosed {
@@ -316,6 +323,7 @@ struct SaveClosed {
   bool durable = false;
   std::string why;
   Version version = 0;
+  Tier tier = Tier::kShared;
 };
 
 // The run is over for this member: leave the loop with this exit code.

@@ -32,7 +32,7 @@ struct Slot {
   std::optional<Leaving> leaving;
   // What a new leader has to be told, and what the former one has left open.
   std::optional<Started> started;
-  std::map<uint64_t, Version> saves;
+  std::map<uint64_t, SaveClosed> saves;  // as they are closed where their leader cannot
   std::set<uint64_t> lessons;
   Instant spawned_at = 0;
   Instant heard_at = kNever;  // kNever until its hello
@@ -217,7 +217,8 @@ void NodeCore::State::note_for_worker(Slot& slot, const Message& message) {
     slot.hello->installed = std::max(slot.hello->installed, install->view.generation);
     stalled_since = kNever;
   }
-  if (const auto* open = std::get_if<SaveOpen>(&message)) slot.saves[open->save] = open->version;
+  if (const auto* open = std::get_if<SaveOpen>(&message))
+    slot.saves[open->save] = {open->save, false, "the leader has changed", open->version, open->tier};
   if (const auto* closed = std::get_if<SaveClosed>(&message)) slot.saves.erase(closed->save);
   // The publisher: whether the save succeeds is decided on the disk, and to clear it away would be wrong.
   if (const auto* publish = std::get_if<SavePublish>(&message)) slot.saves.erase(publish->save);
@@ -245,10 +246,8 @@ void NodeCore::State::give_leaders_up() {
 void NodeCore::State::close_leftovers() {
   for (Slot& slot : slots) {
     if (slot.phase != Slot::kRunning || slot.member == 0) continue;
-    for (const auto& [save, version] : std::exchange(slot.saves, {})) {
-      const SaveClosed closed{save, false, "the leader has changed", version};
+    for (const auto& [save, closed] : std::exchange(slot.saves, {}))
       out.push_back(Send{id, Envelope{slot.member, closed}});
-    }
     for (const uint64_t lesson : std::exchange(slot.lessons, {}))
       out.push_back(Send{id, Envelope{slot.member, LessonOver{lesson}}});
   }

@@ -27,6 +27,7 @@ fb::Generation write(const Generation& value) { return {value.incarnation, value
 Digest read(const fb::Digest& value) { return {value.low(), value.high()}; }
 Generation read(const fb::Generation& value) { return {value.incarnation(), value.counter()}; }
 std::string read(const flatbuffers::String& value) { return value.str(); }
+Tier tier_of(bool local) { return local ? Tier::kLocal : Tier::kShared; }
 
 ByteBuffer read(const flatbuffers::Vector<uint8_t>& value) {
   const auto* first = reinterpret_cast<const std::byte*>(value.data());
@@ -119,7 +120,7 @@ View read(const fb::View& v) {
 
 Offset<fb::Event> write(FlatBufferBuilder& to, const Event& e) {
   return fb::CreateEvent(to, static_cast<uint16_t>(e.kind), e.at, e.generation, e.version, e.subject,
-                         e.amount, write(to, e.text));
+                         e.amount, write(to, e.text), e.tier == Tier::kLocal);
 }
 Event read(const fb::Event& e) {
   return {static_cast<EventKind>(e.kind()),
@@ -128,7 +129,8 @@ Event read(const fb::Event& e) {
           e.version(),
           e.subject(),
           e.amount(),
-          read(*e.text())};
+          read(*e.text()),
+          tier_of(e.local())};
 }
 
 // ---- messages, in the order of messages.h
@@ -190,10 +192,10 @@ MemberHello read(const fb::MemberHello& m) {
 Offset<fb::Started> write(FlatBufferBuilder& to, const Started& m) {
   const auto generation = write(m.generation);
   const auto digest = write(m.digest);
-  return fb::CreateStarted(to, &generation, m.version, &digest, write(to, m.lineage));
+  return fb::CreateStarted(to, &generation, m.version, &digest, write(to, m.lineage), m.durable);
 }
 Started read(const fb::Started& m) {
-  return {read(*m.generation()), m.version(), read(*m.digest()), read(*m.lineage())};
+  return {read(*m.generation()), m.version(), read(*m.digest()), read(*m.lineage()), m.durable()};
 }
 
 Offset<fb::Report> write(FlatBufferBuilder& to, const Report& m) {
@@ -245,9 +247,11 @@ Progress read(const fb::Progress& m) { return {read(*m.generation()), m.version(
 
 Offset<fb::SaveDue> write(FlatBufferBuilder& to, const SaveDue& m) {
   const auto generation = write(m.generation);
-  return fb::CreateSaveDue(to, &generation, m.version, m.last);
+  return fb::CreateSaveDue(to, &generation, m.version, m.last, m.tier == Tier::kLocal);
 }
-SaveDue read(const fb::SaveDue& m) { return {read(*m.generation()), m.version(), m.last()}; }
+SaveDue read(const fb::SaveDue& m) {
+  return {read(*m.generation()), m.version(), m.last(), tier_of(m.local())};
+}
 
 Offset<fb::SaveVote> write(FlatBufferBuilder& to, const SaveVote& m) {
   const auto record = write(to, m.record);
@@ -357,11 +361,11 @@ Offset<fb::SaveOpen> write(FlatBufferBuilder& to, const SaveOpen& m) {
   const auto lineage = write(to, m.lineage);
   const auto participants = write(to, m.participants);
   return fb::CreateSaveOpen(to, m.save, m.version, lineage, participants, m.stop, m.rescue,
-                            write(to, m.writers));
+                            write(to, m.writers), m.tier == Tier::kLocal);
 }
 SaveOpen read(const fb::SaveOpen& m) {
   return {m.save(), m.version(), read(*m.lineage()), read(*m.participants()),
-          m.stop(), m.rescue(),  read(m.writers())};
+          m.stop(), m.rescue(),  read(m.writers()),  tier_of(m.local())};
 }
 
 Offset<fb::SaveSchedule> write(FlatBufferBuilder& to, const SaveSchedule& m) {
@@ -378,18 +382,20 @@ Offset<fb::SavePublish> write(FlatBufferBuilder& to, const SavePublish& m) {
   std::vector<Offset<fb::Bytes>> records;
   records.reserve(m.records.size());
   for (const ByteBuffer& record : m.records) records.push_back(fb::CreateBytes(to, write(to, record)));
-  return fb::CreateSavePublish(to, m.save, to.CreateVector(records));
+  return fb::CreateSavePublish(to, m.save, to.CreateVector(records), m.tier == Tier::kLocal);
 }
 SavePublish read(const fb::SavePublish& m) {
-  SavePublish publish{m.save(), {}};
+  SavePublish publish{m.save(), {}, tier_of(m.local())};
   for (const fb::Bytes* record : *m.records()) publish.records.push_back(read(*record->bytes()));
   return publish;
 }
 
 Offset<fb::SaveClosed> write(FlatBufferBuilder& to, const SaveClosed& m) {
-  return fb::CreateSaveClosed(to, m.save, m.durable, write(to, m.why), m.version);
+  return fb::CreateSaveClosed(to, m.save, m.durable, write(to, m.why), m.version, m.tier == Tier::kLocal);
 }
-SaveClosed read(const fb::SaveClosed& m) { return {m.save(), m.durable(), read(*m.why()), m.version()}; }
+SaveClosed read(const fb::SaveClosed& m) {
+  return {m.save(), m.durable(), read(*m.why()), m.version(), tier_of(m.local())};
+}
 
 Offset<fb::End> write(FlatBufferBuilder& to, const End& m) {
   return fb::CreateEnd(to, m.exit_code, write(to, m.why));

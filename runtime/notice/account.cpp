@@ -237,6 +237,7 @@ std::optional<Account::Entry> Account::note(const Event& event, int64_t wall_ms)
       reached(event);
       return std::nullopt;
     case EventKind::kSaveDurable:
+      if (event.tier == Tier::kLocal) return std::nullopt;  // lost with its node
       if (stop_save_at_ != 0) saving_ = event.at - stop_save_at_;
       return saved(event, wall_ms);
     case EventKind::kViewReady:

@@ -218,7 +218,7 @@ void World::leader_does(size_t which, const control::Actions& actions) {
     } else if (const auto* event = std::get_if<muster::Event>(&action)) {
       trace("leader: " + std::string(to_string(event->kind)) + " v" + std::to_string(event->version) + " g" +
             std::to_string(event->generation) + " " + event->text);
-      if (event->kind == EventKind::kSaveDurable) ++outcome.saves;
+      if (event->kind == EventKind::kSaveDurable && event->tier == Tier::kShared) ++outcome.saves;
       if (paced && event->kind == EventKind::kSaveStarted && event->text == "periodic") ++outcome.paced_saves;
       const bool ends = event->kind == EventKind::kJobEnded && options.shared_store;
       if (ends && !record_end(which, {static_cast<int>(event->amount), event->text})) return;

@@ -194,6 +194,9 @@ void World::check_publish(const SaveRecord& save) {
   expect(save.written == save.participants, "a manifest is published before every part is written");
   expect(!save.bad || corrupted, "a manifest of a wrong state is published");
   expect(save.shards.size() == sharding.shards, "a manifest is published that lacks a shard");
+  std::set<size_t> nodes;
+  for (MemberId id : save.participants) nodes.insert(processes.at(id)->agent);
+  expect(save.tier == Tier::kShared || nodes.size() == 1, "a local save has participants of several nodes");
 }
 
 // 25: the members once started again from an older version: what another side had made beyond it is another

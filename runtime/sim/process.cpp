@@ -7,6 +7,7 @@ namespace muster::sim {
 namespace {
 
 constexpr Version kSaveEvery = 7;
+constexpr Version kLocalSaveEvery = 3;
 constexpr Digest kGarbage{0xbad, 0xbad};
 constexpr Duration kTransportTimeout = 2 * kSecond;
 constexpr int64_t kSlowDisk = 40;
@@ -269,7 +270,8 @@ void World::restore(Process& process, Generation generation) {
                 ++self.writes;
                 restore_shards(self, version);
                 restored_at = version;
-                process_does(id, self.core->started(version, self.state, lineage));
+                process_does(id, self.core->started(version, self.state, lineage,
+                                                    lineage.empty() ? kNoVersion : version));
               });
   }
 }
@@ -465,18 +467,24 @@ void World::finish_update(Process& process, const Process::Ready& ready) {
   }
 }
 
-// Once for a version and view: what was staged in the view before may be other parts than this one needs.
 void World::save_if_due(Process& process) {
   const Version version = process.version;
-  const bool due = paced ? process.schedules.due(version) : version % kSaveEvery == 0;
-  const bool waited_for = std::any_of(process.saves_waiting.begin(), process.saves_waiting.end(),
-                                      [&](const SaveOpen& save) { return save.version == version; });
+  save_if_due(process, Tier::kShared, paced ? process.schedules.due(version) : version % kSaveEvery == 0);
+  save_if_due(process, Tier::kLocal, saves_locally && version % kLocalSaveEvery == 0);
+}
+
+// Once for a version and view: what was staged in the view before may be other parts than this one needs.
+void World::save_if_due(Process& process, Tier tier, bool due) {
+  const Version version = process.version;
+  const bool waited_for =
+      std::any_of(process.saves_waiting.begin(), process.saves_waiting.end(),
+                  [&](const SaveOpen& save) { return save.version == version && save.tier == tier; });
   const std::pair said{version, process.entered};
-  if ((!due && !waited_for) || process.save_said == said) return;
+  if ((!due && !waited_for) || process.save_said[tier] == said) return;
   process.save_copies[version] = {process.state, process.shards};
   if (process.lesson) return;
-  process.save_said = said;
-  say(process.id, SaveDue{process.entered, version});
+  process.save_said[tier] = said;
+  say(process.id, SaveDue{process.entered, version, false, tier});
 }
 
 void World::reached(Process& process) {
@@ -636,6 +644,7 @@ void World::forward(Process& process, const Message& message) {
   }
   if (const auto* save = std::get_if<SaveOpen>(&message)) {
     SaveRecord& record = saves[save->save];
+    record.tier = save->tier;
     record.version = save->version;
     record.lineage = save->lineage;
     record.participants = {save->participants.begin(), save->participants.end()};
@@ -689,6 +698,10 @@ void World::write_part(Process& process, const SaveOpen& save) {
 void World::publish(Process& process, uint64_t save) {
   const SaveRecord& record = saves.at(save);
   check_publish(record);
+  if (record.tier == Tier::kLocal) {
+    ++outcome.local_saves;
+    return say(process.id, SavePublished{save, true, ""});
+  }
   const bool is_new = folder.emplace(save, record).second;
   if (is_new && record.rescue) ++outcome.rescues;
   if (goes_on(record) && record.version >= durable.first) durable = {record.version, record.lineage};

@@ -16,6 +16,9 @@
 //
 // A connection keeps its order, as TCP does; only connections, workers and nodes overtake each other.
 //
+// With every third seed, unless the state is sharded, each node saves for itself too. Nothing resumes from
+// that here.
+//
 // With every fourth seed the state is sharded, in one to twelve shards of one to three copies; with a quarter
 // of these nobody keeps a gradient that others may lack.
 #pragma once
@@ -53,6 +56,7 @@ struct Outcome {
   uint64_t caught_up = 0;  // members that made the update to a view's base
   uint64_t saves = 0;
   uint64_t paced_saves = 0;  // those that came when the leader had said
+  uint64_t local_saves = 0;  // published
   uint64_t rescues = 0;      // saves without the leader
   uint64_t faults = 0;
   uint64_t leaders = 0;

@@ -65,7 +65,7 @@ struct Process {
     std::map<uint32_t, Copy> shards;
   };
   std::map<Version, SaveCopy> save_copies;
-  std::pair<Version, Generation> save_said{kNoVersion, {}};
+  std::map<Tier, std::pair<Version, Generation>> save_said;
   SaveSchedules schedules;
 
   // The program's thread.
@@ -199,6 +199,7 @@ struct LessonLog {
 };
 
 struct SaveRecord {
+  Tier tier = Tier::kShared;
   Version version = 0;
   Lineage lineage;
   std::set<MemberId> participants;
@@ -226,6 +227,7 @@ struct World {
   std::priority_queue<Event, std::vector<Event>, std::greater<Event>> queue;
 
   bool paced = false;           // when to save is left to the leader
+  bool saves_locally = false;   // also on each node, for its own members
   Sharding sharding;            // of the state; none: all hold all
   bool keeps_gradients = true;  // of the newest update
   Limits limits;
@@ -407,6 +409,7 @@ struct World {
   void write_part(Process& process, const SaveOpen& save);
   void publish(Process& process, uint64_t save);
   void save_if_due(Process& process);
+  void save_if_due(Process& process, Tier tier, bool due);
   void reached(Process& process);  // a version: saves, progress
   bool group_alive(const Group& group) const;
 

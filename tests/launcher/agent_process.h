@@ -1,10 +1,12 @@
 // Starts the real `muster` binary and watches what it says. For tests only.
 #pragma once
 
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -23,6 +25,19 @@ extern char** environ;
 namespace muster::testing_agents {
 
 constexpr Duration kPatience = 100 * kSecond;  // only reached where something hangs
+
+// A port that was free a moment ago.
+inline int free_port() {
+  const int socket_fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof address;
+  bind(socket_fd, reinterpret_cast<sockaddr*>(&address), size);
+  getsockname(socket_fd, reinterpret_cast<sockaddr*>(&address), &size);
+  close(socket_fd);
+  return ntohs(address.sin_port);
+}
 
 class AgentProcess {
  public:
@@ -61,6 +76,14 @@ class AgentProcess {
   const std::string& said() {
     read_some();
     return said_;
+  }
+
+  // How often the output holds `text` by now.
+  int count(const std::string& text) {
+    read_some();
+    int found = 0;
+    for (size_t at = said_.find(text); at != std::string::npos; at = said_.find(text, at + 1)) ++found;
+    return found;
   }
 
   // Waits until the output holds `text` at least `times` times.
@@ -110,11 +133,6 @@ class AgentProcess {
   bool poll_end() {
     pollfd waiting{read_end_, POLLIN, 0};
     return poll(&waiting, 1, 100) > 0;
-  }
-  int count(const std::string& text) const {
-    int found = 0;
-    for (size_t at = said_.find(text); at != std::string::npos; at = said_.find(text, at + 1)) ++found;
-    return found;
   }
   bool read_some() {
     char chunk[65536];

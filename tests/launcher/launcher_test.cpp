@@ -22,19 +22,6 @@ Words operator+(Words a, const Words& b) {
   return a;
 }
 
-// A port that was free a moment ago.
-int free_port() {
-  const int socket_fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  bind(socket_fd, reinterpret_cast<sockaddr*>(&address), size);
-  getsockname(socket_fd, reinterpret_cast<sockaddr*>(&address), &size);
-  close(socket_fd);
-  return ntohs(address.sin_port);
-}
-
 // Steps of a job that the test ends.
 constexpr char kForever[] = "100000000";
 

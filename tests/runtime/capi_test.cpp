@@ -236,6 +236,18 @@ TEST(CApi, OptionsThatCannotHoldAreNamed) {
                 o.checkpoint_keep = 1;
               }),
               HasSubstr("checkpoint_keep is 1"));
+  EXPECT_THAT(refused([](O& o) {
+                o.checkpoint_local_dir = "nvme";
+                o.checkpoint_local_every = 5;
+              }),
+              HasSubstr("'nvme' without checkpoint_dir; give that too"));
+  EXPECT_THAT(refused([](O& o) {
+                o.checkpoint_dir = "somewhere";
+                o.checkpoint_local_dir = "nvme";
+              }),
+              HasSubstr("checkpoint_local_every is 0 and checkpoint_local_dir is 'nvme'"));
+  EXPECT_THAT(refused([](O& o) { o.checkpoint_local_every = 5; }),
+              HasSubstr("checkpoint_local_every is 5 and checkpoint_local_dir is not given"));
   for (const int32_t unknown :
        {-1, static_cast<int32_t>(MUSTER_CODEC_ONE_BIT), static_cast<int32_t>(MUSTER_CODEC_TOPK), 1000}) {
     EXPECT_THAT(refused([&](O& o) { o.codec = unknown; }),
@@ -298,6 +310,28 @@ TEST(CApi, AnOlderProgramHasTwoCopiesOfShards) {
                     offsetof(muster_train_options, gradient_memory) + 2 * sizeof(int32_t),
                 "no field may lie in an older structure's padding");
   EXPECT_EQ(train(none, 0, MUSTER_CODEC_NONE, offsetof(muster_train_options, shard_copies)), train(none));
+}
+
+TEST(CApi, AnOlderProgramSavesOnNoNode) {
+  Misuse none;
+  static_assert(offsetof(muster_train_options, checkpoint_local_dir) ==
+                    offsetof(muster_train_options, shard_copies) + sizeof(int64_t),
+                "no field may lie in an older structure's padding");
+  EXPECT_EQ(train(none, 0, MUSTER_CODEC_NONE, offsetof(muster_train_options, checkpoint_local_dir)),
+            train(none));
+}
+
+TEST(CApi, NodesDoNotSaveShardsOfTheirOwn) {
+  Program program;
+  const int64_t shape[] = {5, 2};
+  ASSERT_EQ(muster_state_sharded(program.state, "rows", nullptr, MUSTER_FLOAT32, shape, 2), MUSTER_OK);
+  muster_train_options options = Program::options();
+  options.checkpoint_dir = "somewhere";
+  options.checkpoint_keep = 2;
+  options.checkpoint_local_dir = "nvme";
+  options.checkpoint_local_every = 5;
+  EXPECT_EQ(muster_train(program.session, program.state, &options, &program.run), MUSTER_MISUSE);
+  EXPECT_THAT(muster_last_error(), AllOf(HasSubstr("'rows' is sharded"), HasSubstr("checkpoint_local_dir")));
 }
 
 // Alone a process has all rows. 2 lanes: 8 shards, of which the last have none.

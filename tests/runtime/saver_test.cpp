@@ -373,7 +373,7 @@ TEST_F(SaverTest, WhatAFailedSaveHasWrittenGoesAtOnce) {
 // A run that silently began at step 0 beside the shards of another looked as if it had resumed.
 TEST_F(SaverTest, ShardsWithoutAnyManifestAreTold) {
   ASSERT_TRUE(saver_->take_folder(true).ok());
-  EXPECT_TRUE(saver_->usable_versions().value().empty());
+  saver_->tell_of_unfinished(saver_->find_versions().value());
   EXPECT_EQ(told(EventKind::kVersionRejected), "") << "an empty folder is nothing to tell";
   write(111);
   write(112);
@@ -381,9 +381,10 @@ TEST_F(SaverTest, ShardsWithoutAnyManifestAreTold) {
     const auto save_folder = std::filesystem::path(shard_of(version)).parent_path();
     ASSERT_TRUE(std::filesystem::remove(save_folder / "manifest.json"));
   }
-  const auto usable = saver_->usable_versions();
-  ASSERT_TRUE(usable.ok()) << usable.error().message;
-  EXPECT_TRUE(usable->empty());
+  const auto found = saver_->find_versions();
+  ASSERT_TRUE(found.ok()) << found.error().message;
+  EXPECT_TRUE(found->usable.empty());
+  saver_->tell_of_unfinished(*found);
   ASSERT_TRUE(emitted(EventKind::kVersionRejected, 112));
   EXPECT_THAT(told(EventKind::kVersionRejected),
               ::testing::AllOf(::testing::HasSubstr("shards of 2 saves"), ::testing::HasSubstr("no manifest"),
@@ -398,7 +399,7 @@ TEST_F(SaverTest, LooksAgainBehindWhatItStillDoesForASave) {
   close(111);
   ASSERT_TRUE(saver_->take_folder(false).ok());
   ASSERT_TRUE(saver_->take_folder(true).ok());
-  EXPECT_EQ(saver_->usable_versions().value().size(), 1U);
+  EXPECT_EQ(saver_->find_versions().value().usable.size(), 1U);
 }
 
 TEST_F(SaverTest, WhoIsNoLongerTheFirstRankLeavesTheFolder) {
@@ -410,7 +411,22 @@ TEST_F(SaverTest, WhoIsNoLongerTheFirstRankLeavesTheFolder) {
       state_, options, {}, 1, [](const Message&) {}, [](const Event&) {}, files_);
   ASSERT_TRUE(saver_->take_folder(false).ok());
   EXPECT_TRUE(other.take_folder(true).ok()) << "or the next start would end here, the folder in use";
-  EXPECT_EQ(saver_->usable_versions().value().size(), 1U) << "it still reads";
+  EXPECT_EQ(saver_->find_versions().value().usable.size(), 1U) << "it still reads";
+}
+
+// The new first one makes the save's folder, for which this one waits.
+TEST_F(SaverTest, WhoIsNoLongerTheFirstParticipantLeavesTheFolderBeforeItWaits) {
+  ASSERT_TRUE(saver_->take_folder(true).ok());
+  write(111);
+  SaveOptions options;
+  options.folder = folder_;
+  Saver other(
+      state_, options, {}, 1, [](const Message&) {}, [](const Event&) {}, files_);
+  saver_->hold(112, false, now());
+  saver_->open(SaveOpen{.save = 212, .version = 112, .participants = {kSelf + 1, kSelf}}, kSelf);
+  const Status taken = other.take_folder(true);
+  EXPECT_TRUE(taken.ok()) << taken.error().message;
+  saver_->closed({212, false, "the test ends"});
 }
 
 TEST_F(SaverTest, OneFinishedSaveIsEnoughAndNothingIsTold) {
@@ -418,7 +434,7 @@ TEST_F(SaverTest, OneFinishedSaveIsEnoughAndNothingIsTold) {
   write(111);
   write(112);
   std::filesystem::remove(std::filesystem::path(shard_of(112)).parent_path() / "manifest.json");
-  EXPECT_EQ(saver_->usable_versions().value().size(), 1U);
+  EXPECT_EQ(saver_->find_versions().value().usable.size(), 1U);
   EXPECT_EQ(told(EventKind::kVersionRejected), "");
 }
 
@@ -429,10 +445,10 @@ TEST_F(SaverTest, CheckpointsOfWhichNoneCanBeUsedAreNoEmptyFolder) {
   const auto manifest = std::filesystem::path(shard_of(111)).parent_path() / "manifest.json";
   std::filesystem::remove(manifest);
   ASSERT_EQ(mkfifo(manifest.c_str(), 0600), 0);  // opening it to read would wait for a writer
-  const auto usable = saver_->usable_versions();
-  ASSERT_FALSE(usable.ok());
-  EXPECT_EQ(usable.error().code, ErrorCode::kEnvironment);
-  EXPECT_THAT(usable.error().message, ::testing::HasSubstr("none of the 1 checkpoints"));
+  const auto found = saver_->find_versions();
+  ASSERT_TRUE(found.ok()) << found.error().message;
+  EXPECT_TRUE(found->usable.empty());
+  EXPECT_EQ(found->rejected, 1U);
   EXPECT_THAT(told(EventKind::kVersionRejected), ::testing::HasSubstr("manifest.json is a named pipe"));
 }
 
@@ -495,7 +511,7 @@ TEST_F(SaverTest, WhereItIsAskedForAStaleStateFailsItsSaveAndTheLastWordIsSaved)
   const auto refused = try_to_write(112);
   EXPECT_FALSE(refused.published);
   EXPECT_THAT(refused.why, ::testing::HasSubstr("may be stale"));
-  EXPECT_EQ(saver_->usable_versions().value().size(), 1U) << "the older one stays";
+  EXPECT_EQ(saver_->find_versions().value().usable.size(), 1U) << "the older one stays";
   EXPECT_FALSE(try_to_write(113).published) << "it is as stale as before";
   EXPECT_TRUE(try_to_write(114, true).published) << "on notice";
   EXPECT_TRUE(try_to_write(115, false, true).published) << "the run's last version";

@@ -1,7 +1,7 @@
-// A worker of sharded_runs_test: a training whose weights and momentum are sharded, beside a replicated
-// tensor.
+// A worker of sharded_runs_test and local_tier_test: a training whose weights and momentum are sharded,
+// beside a replicated tensor.
 //
-//   shard_worker FOLDER STEPS WORKERS KIND [step:N | reduce:N | update:N | after:N | again] …
+//   shard_worker FOLDER STEPS WORKERS KIND [step:N | reduce:N | update:N | after:N | again | wait:N] …
 //
 // KIND: "sharded"; "one-copy", the same with one copy of each shard; "careless", the same with an update that
 // leaves a piece out on one rank; "late", with three copies, and one rank that makes the update of step 20
@@ -9,7 +9,8 @@
 // to make it; "added", with one copy, a tensor that the saves of the others lack, and no save before the end;
 // or "whole", which keeps all of it replicated. While there are fewer workers than WORKERS steps take a tenth
 // of a second, so that others can join. At each of the places one worker, the first to come there, kills
-// itself; at after:N rank 0. Who sees the end adds a line with the weights to FOLDER/results.
+// itself; at after:N rank 0; at step N of wait:N all wait until they are killed. Who sees the end adds a line
+// with the weights to FOLDER/results.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -111,6 +112,10 @@ int main(int argc, char** argv) {
         kind == "one-copy" && places.count("update:" + here) != 0 && access(here_died.c_str(), F_OK) != 0;
     for (int i = 0; i < 3000 && waits && run.info().durable < 0; ++i) {
       // Reason for the wait: what the others are to go back to has to be durable before this one dies.
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    for (int i = 0; i < 20000 && places.count("wait:" + here) != 0; ++i) {
+      // Reason for the wait: the test kills this process here, once it has seen the saves before.
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
     for (float& gradient : gradients) gradient = 0;

@@ -86,7 +86,7 @@ class Solo {
       if (const auto* send = std::get_if<Send>(&action)) (void)client_->send(send->envelope.message).ok();
       if (const auto* form = std::get_if<FormGroup>(&action))
         act(core_->formed(form->install.view.generation));
-      if (std::holds_alternative<EnterView>(action)) act(core_->started(0, Digest{2, 2}, {}));
+      if (std::holds_alternative<EnterView>(action)) act(core_->started(0, Digest{2, 2}, {}, kNoVersion));
     }
   }
 

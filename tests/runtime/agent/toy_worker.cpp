@@ -115,7 +115,7 @@ class Toy {
     print("view " + std::to_string(enter.view.generation.counter) + " world " +
           std::to_string(enter.view.members.size()) + " base " + std::to_string(enter.base));
     say(WorkerEvent{{EventKind::kLog, now(), enter.view.generation.counter, enter.base, -1, 0, "entered"}});
-    if (enter.base == kNoVersion) act(core_->started(0, digest_at(0), {}));
+    if (enter.base == kNoVersion) act(core_->started(0, digest_at(0), {}, kNoVersion));
     if (core_->install_due()) install(enter.view.generation, enter.base);
     say(Progress{enter.view.generation, core_->version()});
   }

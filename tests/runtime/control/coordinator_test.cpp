@@ -906,6 +906,108 @@ TEST_F(Saving, TheLastSaveThatWaitsIsOpenedAnewInTheNextView) {
   EXPECT_EQ(sent<SaveOpen>(last).size(), 1u);
 }
 
+// ---- saves of a node's own
+
+class LocalSaving : public LeaderTest {
+ protected:
+  void due(NodeId node, uint32_t local_rank, Version version) {
+    say(node, id(node, local_rank), SaveDue{leader->view().generation, version, false, Tier::kLocal});
+  }
+  uint64_t opened_by(NodeId node, Version version) {
+    due(node, 0, version);
+    const auto opens = sent<SaveOpen>(last);
+    EXPECT_EQ(opens.size(), 2u);
+    return opens.empty() ? 0 : opens[0].second.save;
+  }
+  void vote_all(NodeId node, uint64_t save) {
+    for (const uint32_t local_rank : {1, 0}) say(node, id(node, local_rank), SaveVote{save, true, {}, ""});
+  }
+};
+
+TEST_F(LocalSaving, IsOfOneNodesMembersWhenTheyAreAtTheVersion) {
+  form(2, 2);
+  due(1, 1, 4);
+  const auto opens = sent<SaveOpen>(last);
+  ASSERT_EQ(opens.size(), 2u);
+  EXPECT_EQ(opens[0].second.participants, (std::vector<MemberId>{100, 101}));
+  EXPECT_EQ(opens[0].second.tier, Tier::kLocal);
+  due(1, 0, 4);
+  EXPECT_TRUE(sent<SaveOpen>(last).empty()) << "opened once";
+  EXPECT_NE(opened_by(2, 4), opens[0].second.save) << "the other node has its own";
+  vote_all(1, opens[0].second.save);
+  const auto publish = sent<SavePublish>(last);
+  ASSERT_EQ(publish.size(), 1u);
+  EXPECT_EQ(publish[0].first, 100u);
+  EXPECT_EQ(publish[0].second.tier, Tier::kLocal);
+  say(1, 100, SavePublished{opens[0].second.save, true, ""});
+  ASSERT_EQ(sent<SaveClosed>(last).size(), 2u);
+  EXPECT_EQ(sent<SaveClosed>(last)[0].second.tier, Tier::kLocal);
+  const auto events = all_of_kind<Event>(last);
+  ASSERT_EQ(events.size(), 1u);
+  EXPECT_EQ(events[0].tier, Tier::kLocal);
+  EXPECT_EQ(events[0].text, "node n1");
+}
+
+TEST_F(LocalSaving, AFailedOneFailsNoOther) {
+  form(2, 2);
+  const uint64_t first = opened_by(1, 4);
+  const uint64_t second = opened_by(2, 4);
+  say(1, 100, SaveDue{leader->view().generation, 4});
+  const uint64_t shared = sent<SaveOpen>(last).at(0).second.save;
+  say(1, 101, SaveVote{first, false, {}, "the disk is full"});
+  const auto closed = sent<SaveClosed>(last);
+  ASSERT_EQ(closed.size(), 2u);
+  EXPECT_EQ(closed[0].second.save, first);
+  vote_all(2, second);
+  EXPECT_EQ(sent<SavePublish>(last).size(), 1u);
+  for (const MemberId member : {100, 101, 200, 201})
+    say(member / 100, member, SaveVote{shared, true, {}, ""});
+  EXPECT_EQ(sent<SavePublish>(last).size(), 1u);
+}
+
+TEST_F(LocalSaving, ASlowNodeSkipsAndTheOtherDoesNot) {
+  form(2, 2);
+  opened_by(1, 4);
+  vote_all(2, opened_by(2, 4));
+  say(2, 200, SavePublished{sent<SavePublish>(last).at(0).second.save, true, ""});
+  due(1, 0, 8);
+  EXPECT_TRUE(sent<SaveOpen>(last).empty());
+  ASSERT_EQ(sent<SaveClosed>(last).size(), 2u) << "told, so that neither keeps its state still";
+  EXPECT_EQ(sent<SaveClosed>(last)[0].second.version, 8);
+  EXPECT_EQ(sent<SaveClosed>(last)[0].second.tier, Tier::kLocal);
+  opened_by(2, 8);
+}
+
+TEST_F(LocalSaving, KeepsNoSharedSaveAndNoStopWaiting) {
+  form(2, 2);
+  opened_by(1, 4);
+  say(1, 100, SaveDue{leader->view().generation, 7, true});
+  EXPECT_EQ(sent<SaveOpen>(last).size(), 4u) << "the last one waits for shared ones only";
+  const uint64_t shared = sent<SaveOpen>(last).at(0).second.save;
+  say(1, 100, SaveVote{shared, false, {}, "no space"});
+  NoticeRaised notice;
+  notice.scope = Scope::kJob;
+  notice.source = "SIGTERM";
+  say(1, 0, notice);
+  EXPECT_EQ(sent<Agree>(last).size(), 4u) << "the stop begins at once";
+  due(2, 0, 8);
+  EXPECT_TRUE(sent<SaveOpen>(last).empty()) << "and is the only thing that is saved now";
+}
+
+// A job that started from a node's own save has in the shared folder what it had before.
+TEST_F(LocalSaving, WhereTheRunStartsIsNotWhatTheJobHasSaved) {
+  start = 8;
+  restored = {{Generation{66, 3}, 0}};
+  saved_before = 5;
+  form(1, 1);
+  say(1, 100, SaveDue{leader->view().generation, 8});
+  EXPECT_EQ(sent<SaveOpen>(last).size(), 1u);
+  saved_before = 8;
+  form(1, 1);
+  say(1, 100, SaveDue{leader->view().generation, 8});
+  EXPECT_TRUE(sent<SaveOpen>(last).empty());
+}
+
 // ---- notices
 // -------------------------------------------------------------------------------------------------
 

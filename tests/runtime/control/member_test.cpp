@@ -46,7 +46,7 @@ class MemberTest : public ::testing::Test {
   void restart() {
     core = std::make_unique<MemberCore>(100, limits);
     enter(1, kNoVersion);
-    EXPECT_EQ(sent<Started>(core->started(0, digest_at(0), {})).size(), 1u);
+    EXPECT_EQ(sent<Started>(core->started(0, digest_at(0), {}, kNoVersion)).size(), 1u);
     core->receive(now, BaseConfirmed{gen(1)});
   }
   void step() {
@@ -318,6 +318,16 @@ TEST_F(MemberTest, RescueReportWaitsForTheOpenScopeAndTheDigest) {
   EXPECT_EQ(reports[0].second.digest, digest_at(1));
   EXPECT_EQ(reports[0].second.durable, 0);
   EXPECT_TRUE(core->digest_ready(digests[0], digest_at(1)).empty()) << "said once";
+}
+
+// What the nodes have for themselves is not what the job has saved.
+TEST_F(MemberTest, ALocalSaveIsNotReportedAsOne) {
+  core->receive(now, SaveOpen{.save = 5, .version = 0, .participants = {100}, .tier = Tier::kLocal});
+  core->receive(now, SaveClosed{5, true, "", 0, Tier::kLocal});
+  core->receive(now, LeaderLink{true, "reset"});
+  const auto reports = sent<RescueReport>(core->receive(now, RescueAsk{}));
+  ASSERT_EQ(reports.size(), 1u);
+  EXPECT_EQ(reports[0].second.durable, kNoVersion);
 }
 
 // PROTOCOL 12, 25: versions 1 and 2 were saved in generation 1; generation 2 begins at version 1.

@@ -448,7 +448,7 @@ class ShardedMember : public ::testing::Test {
   }
   void begin(const Shards& mine) {
     enter(1, kNoVersion, mine);
-    core.started(0, digest_at(0), {});
+    core.started(0, digest_at(0), {}, kNoVersion);
     EXPECT_THAT(core.shards(), IsEmpty()) << "not compared";
     core.receive(now, BaseConfirmed{gen(1)});
   }

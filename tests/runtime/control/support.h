@@ -58,6 +58,8 @@ class LeaderTest : public ::testing::Test {
   bool answer_store = true;  // the store writes at once
   std::set<MemberId> mute;   // members that do not answer
   Version start = 0;
+  Lineage restored;                   // of the save that `start` was read from
+  Version saved_before = kNoVersion;  // newest in the shared folder then
   bool paces_saves = false;
   Sharding sharding;
   StateSize size;
@@ -92,7 +94,8 @@ class LeaderTest : public ::testing::Test {
     }
     if (const auto* go = std::get_if<Go>(&send.envelope.message)) {
       const Version base = bases[member];
-      if (base == kNoVersion) inbox(send.node, member, Started{go->generation, start, digest_at(start), {}});
+      if (base == kNoVersion)
+        inbox(send.node, member, Started{go->generation, start, digest_at(start), restored, saved_before});
       if (base == kNoVersion && sharding.copies == 0) return;
       if (!undigested.contains(member)) tell_base(send.node, member, go->generation);
     }

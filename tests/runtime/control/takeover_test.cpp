@@ -333,7 +333,7 @@ TEST_F(Moving, TellsTheNewLeaderTheStartAndTheNewestView) {
 TEST_F(Moving, NewLeaderClosesWhatTheFormerLeftOpen) {
   start();
   to_worker(SaveOpen{71, 5, {}, {50}});
-  to_worker(SaveOpen{72, 6, {}, {50}});
+  to_worker(SaveOpen{.save = 72, .version = 6, .participants = {50}, .tier = Tier::kLocal});
   to_worker(SaveOpen{73, 7, {}, {50}});
   to_worker(SaveClosed{71, true, "", 5});
   to_worker(SavePublish{73, {}});
@@ -344,6 +344,7 @@ TEST_F(Moving, NewLeaderClosesWhatTheFormerLeftOpen) {
   const auto closed = sent<SaveClosed>(actions);
   ASSERT_EQ(closed.size(), 1u) << "what is being published may be on the disk";
   EXPECT_EQ(closed[0].second.save, 72u);
+  EXPECT_EQ(closed[0].second.tier, Tier::kLocal);
   EXPECT_FALSE(closed[0].second.durable);
   ASSERT_EQ(sent<LessonOver>(actions).size(), 1u);
   EXPECT_EQ(sent<LessonOver>(actions)[0].second.lesson, 81u);

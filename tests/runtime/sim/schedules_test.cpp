@@ -31,7 +31,7 @@ class UpdateAfterReport : public LeaderTest {
       core->receive(now, sent<Install>(all).back().second);
       core->formed(leader->view().generation);
       core->receive(now, Go{leader->view().generation});
-      core->started(version, digest_at(version), {});
+      core->started(version, digest_at(version), {}, kNoVersion);
       core->receive(now, BaseConfirmed{leader->view().generation});
       cores[id] = std::move(core);
     }

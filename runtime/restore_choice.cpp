@@ -1,0 +1,171 @@
+#include "runtime/restore_choice.h"
+
+#include <algorithm>
+#include <cstring>
+#include <tuple>
+
+namespace muster {
+namespace {
+
+// ---- the words of a message between ranks of one job, which run one program: 64-bit numbers
+
+class Writer {
+ public:
+  void number(uint64_t value) { words_.push_back(value); }
+  void lineage(const checkpoint::Lineage& lineage) {
+    number(lineage.size());
+    for (const checkpoint::LineageEntry& entry : lineage) {
+      number(entry.store_nonce);
+      number(entry.generation);
+      number(entry.base);
+    }
+  }
+  void saves(const std::vector<FoundSave>& saves) {
+    number(saves.size());
+    for (const FoundSave& save : saves) {
+      number(save.id.version);
+      number(save.id.nonce);
+      lineage(save.lineage);
+    }
+  }
+  ByteBuffer bytes() const {
+    const auto bytes = std::as_bytes(std::span(words_));
+    return {bytes.begin(), bytes.end()};
+  }
+
+ private:
+  std::vector<uint64_t> words_;
+};
+
+class Reader {
+ public:
+  explicit Reader(ByteSpan bytes) : words_(bytes.size() / sizeof(uint64_t)) {
+    if (!words_.empty()) std::memcpy(words_.data(), bytes.data(), words_.size() * sizeof(uint64_t));
+    whole_ = bytes.size() % sizeof(uint64_t) == 0;
+  }
+  uint64_t number() {
+    if (next_ == words_.size()) whole_ = false;
+    return whole_ ? words_[next_++] : 0;
+  }
+  checkpoint::Lineage lineage() {
+    checkpoint::Lineage lineage;
+    for (uint64_t left = number(); left > 0 && whole_; --left)
+      lineage.push_back({number(), number(), number()});
+    return lineage;
+  }
+  std::vector<FoundSave> saves() {
+    std::vector<FoundSave> saves;
+    for (uint64_t left = number(); left > 0 && whole_; --left) {
+      const checkpoint::VersionId id{number(), number()};  // braces: in this order
+      saves.push_back({id, lineage()});
+    }
+    return saves;
+  }
+  bool done() const { return whole_ && next_ == words_.size(); }
+
+ private:
+  std::vector<uint64_t> words_;
+  size_t next_ = 0;
+  bool whole_ = true;
+};
+
+// ---- choosing
+
+bool goes_on(const checkpoint::Lineage& lineage, const checkpoint::Lineage& branch) {
+  return checkpoint::is_prefix(branch, lineage);
+}
+
+// The record is written when a run starts; the views since then are in what was saved since then. So the
+// longest history that goes on from the record's tells most exactly what the job has left.
+checkpoint::Lineage newest_history(std::span<const FoundByRank> by_rank) {
+  checkpoint::Lineage newest = by_rank[0].branch;
+  if (newest.empty()) return newest;
+  const auto look_at = [&](const std::vector<FoundSave>& saves) {
+    for (const FoundSave& save : saves) {
+      if (goes_on(save.lineage, by_rank[0].branch) && save.lineage.size() > newest.size())
+        newest = save.lineage;
+    }
+  };
+  look_at(by_rank[0].shared);
+  for (const FoundByRank& found : by_rank) look_at(found.local);
+  return newest;
+}
+
+bool counts(const FoundSave& save, const checkpoint::Lineage& history) {
+  return goes_on(save.lineage, history) || checkpoint::is_on_branch(save.id.version, save.lineage, history);
+}
+
+void add_local(const FoundSave& save, int rank, std::vector<Proposal>& proposals) {
+  const auto known = std::find_if(proposals.begin(), proposals.end(), [&](const Proposal& proposal) {
+    return proposal.tier == Tier::kLocal && proposal.save.id == save.id;
+  });
+  if (known != proposals.end()) return known->readers.push_back(rank);
+  proposals.push_back({Tier::kLocal, save, {rank}});
+}
+
+}  // namespace
+
+std::vector<FoundSave> found_saves(std::span<const checkpoint::Candidate> usable) {
+  std::vector<FoundSave> saves;
+  for (const checkpoint::Candidate& candidate : usable)
+    saves.push_back({candidate.id, candidate.manifest->lineage});
+  return saves;
+}
+
+ByteBuffer encode(const FoundByRank& found) {
+  Writer writer;
+  writer.number(found.saves_locally ? 1 : 0);
+  writer.number(found.shared_rejected);
+  writer.lineage(found.branch);
+  writer.saves(found.shared);
+  writer.saves(found.local);
+  return writer.bytes();
+}
+
+Result<FoundByRank> decode_found(ByteSpan bytes) {
+  Reader reader(bytes);
+  FoundByRank found;
+  found.saves_locally = reader.number() != 0;
+  found.shared_rejected = reader.number();
+  found.branch = reader.lineage();
+  found.shared = reader.saves();
+  found.local = reader.saves();
+  if (reader.done()) return found;
+  return Error{ErrorCode::kMisuse,
+               "another rank tells of its saves in words that this one does not know; start the same "
+               "program, with the same libmuster, on all ranks"};
+}
+
+control::Version RestoreChoice::newest_shared(control::Version version) const {
+  control::Version newest = control::kNoVersion;
+  for (const Proposal& proposal : proposals) {
+    const auto found = static_cast<control::Version>(proposal.save.id.version);
+    if (proposal.tier == Tier::kShared && found <= version) newest = std::max(newest, found);
+  }
+  return newest;
+}
+
+RestoreChoice choose_restore(std::span<const FoundByRank> by_rank) {
+  RestoreChoice choice;
+  choice.shared_rejected = by_rank[0].shared_rejected;
+  std::vector<int> all(by_rank.size());
+  for (size_t rank = 0; rank < all.size(); ++rank) all[rank] = static_cast<int>(rank);
+  for (const FoundSave& save : by_rank[0].shared) choice.proposals.push_back({Tier::kShared, save, all});
+  const checkpoint::Lineage history = newest_history(by_rank);
+  for (const int rank : all) {
+    const FoundByRank& found = by_rank[static_cast<size_t>(rank)];
+    choice.any_local = choice.any_local || found.saves_locally;
+    for (const FoundSave& save : found.local) {
+      if (!history.empty() && counts(save, history)) add_local(save, rank, choice.proposals);
+    }
+  }
+  const auto key = [](const Proposal& proposal) {
+    return std::tuple(proposal.save.id.version, proposal.tier == Tier::kLocal, proposal.save.lineage.size(),
+                      proposal.save.id.nonce);
+  };
+  std::stable_sort(choice.proposals.begin(), choice.proposals.end(),
+                   [&](const Proposal& a, const Proposal& b) { return key(a) > key(b); });
+  return choice;
+}
+
+}  // namespace muster

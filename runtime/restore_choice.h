@@ -1,0 +1,61 @@
+// From which save a run starts, out of what its ranks have found in the shared folder and in the nodes' own.
+// Pure: all ranks compute the same from the same words.
+//
+// INVARIANT: a save in a node's own folder counts only where the shared folder's branch record says so
+// (PROTOCOL 25). Without a record none does: each start of a job that saves locally writes one, so those
+// saves are of another job.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "checkpoint/store.h"
+#include "runtime/base/result.h"
+#include "runtime/base/tier.h"
+#include "runtime/control/types.h"
+
+namespace muster {
+
+// A save as its manifest names it.
+struct FoundSave {
+  checkpoint::VersionId id;
+  checkpoint::Lineage lineage;
+  friend bool operator==(const FoundSave&, const FoundSave&) = default;
+};
+
+// What one rank knows. The shared folder's part counts as rank 0 has it, who owns that folder.
+struct FoundByRank {
+  bool saves_locally = false;
+  uint64_t shared_rejected = 0;  // checkpoints that cannot be used
+  checkpoint::Lineage branch;    // of the shared folder's record; empty: none
+  std::vector<FoundSave> shared;
+  std::vector<FoundSave> local;
+  friend bool operator==(const FoundByRank&, const FoundByRank&) = default;
+};
+std::vector<FoundSave> found_saves(std::span<const checkpoint::Candidate> usable);
+ByteBuffer encode(const FoundByRank& found);
+Result<FoundByRank> decode_found(ByteSpan bytes);
+
+// One save to try: `readers` read it, each one part, and send the others what they have read.
+struct Proposal {
+  Tier tier = Tier::kShared;
+  FoundSave save;
+  std::vector<int> readers;  // ranks, ascending
+  friend bool operator==(const Proposal&, const Proposal&) = default;
+};
+
+struct RestoreChoice {
+  std::vector<Proposal> proposals;  // in the order in which they are tried
+  uint64_t shared_rejected = 0;
+  bool any_local = false;  // some node saves locally
+
+  // The newest version up to `version` that the shared folder has; kNoVersion: none.
+  control::Version newest_shared(control::Version version) const;
+  bool has_shared() const { return shared_rejected > 0 || newest_shared(INT64_MAX) != control::kNoVersion; }
+};
+
+// Newest version first; at equal versions those of nodes, which are nearer. REQUIRES: by_rank is not empty.
+RestoreChoice choose_restore(std::span<const FoundByRank> by_rank);
+
+}  // namespace muster

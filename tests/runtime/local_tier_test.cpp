@@ -1,0 +1,180 @@
+// Saves on each node in whole runs of two nodes: what a resume takes, and what it must not take.
+#include <gmock/gmock.h>
+
+#include <fstream>
+#include <memory>
+
+#include "tests/runtime/worker_runs.h"
+
+namespace muster {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+using testing::Not;
+using testing_agents::AgentProcess;
+
+constexpr const char* kSteps = "20";
+
+// The worker saves in the shared folder every 7 steps.
+class LocalTier : public testing_agents::WorkerRuns {
+ protected:
+  struct Nodes {
+    std::unique_ptr<AgentProcess> a, b;
+  };
+
+  void SetUp() override {
+    WorkerRuns::SetUp();
+    if (HasFatalFailure()) return;
+    std::ofstream(folder_ + "/secret") << "0123456789abcdef0123456789abcdef\n";
+    fs::permissions(folder_ + "/secret", fs::perms::owner_read | fs::perms::owner_write);
+    local_ = folder_ + "/job/local";
+    fs::create_directories(folder_ + "/job");
+    rdzv_ = "127.0.0.1:" + std::to_string(testing_agents::free_port());
+  }
+
+  std::unique_ptr<AgentProcess> node(const std::string& name, const std::string& every,
+                                     const std::vector<std::string>& places) {
+    std::vector<std::string> words = {MUSTER_COMMAND, "run"};
+    words.insert(words.end(), {"--nnodes", "2:2", "--rdzv", rdzv_, "--secret-file", folder_ + "/secret",
+                               "--node-name", name, "--"});
+    words.insert(words.end(), {WORKER, folder_ + "/job", kSteps, "1", "whole"});
+    words.insert(words.end(), places.begin(), places.end());
+    const char* modules = std::getenv("MUSTER_MODULE_PATH");
+    EXPECT_NE(modules, nullptr) << "say where the modules are";
+    return std::make_unique<AgentProcess>(
+        words, std::vector<std::string>{std::string("MUSTER_MODULE_PATH=") + (modules ? modules : ""),
+                                        "MUSTER_CHECKPOINT_LOCAL_DIR=" + local_,
+                                        "MUSTER_CHECKPOINT_LOCAL_EVERY=" + every});
+  }
+  Nodes launch(const std::string& every, const std::vector<std::string>& places = {}) {
+    Nodes nodes;
+    nodes.a = node("a", every, places);
+    nodes.b = node("b", every, places);
+    return nodes;
+  }
+
+  // Workers come to step `step` and wait there. Once each node has saved `version`, its only one so that none
+  // before is in its way, all of it is killed.
+  void run_until_killed(const std::string& step, const std::string& version) {
+    Nodes nodes = launch(version, {"wait:" + step});
+    // Either agent may be the leader, which tells it of both nodes.
+    const std::string saved = "save durable: version " + version + ", local";
+    const Instant deadline = now() + testing_agents::kPatience;
+    while (nodes.a->count(saved) + nodes.b->count(saved) < 2 && now() < deadline) {
+      // Reason for the wait: two processes are listened to, and it ends with what they say.
+      usleep(5000);
+    }
+    ASSERT_LT(now(), deadline) << nodes.a->said() << nodes.b->said();
+    std::vector<pid_t> workers;
+    for (const auto& agent : {nodes.a.get(), nodes.b.get()}) {
+      workers.push_back(std::stoi(agent->finds("worker started: worker 0, process ([0-9]+)")));
+      agent->signal(SIGKILL);
+    }
+    for (const pid_t worker : workers) kill(worker, SIGKILL);
+    nodes.a->wait();
+    nodes.b->wait();
+  }
+  // To the end, with the bits of a run that was never touched.
+  void run_to_the_end() {
+    fs::remove(folder_ + "/job/results");
+    Nodes nodes = launch("4");
+    EXPECT_EQ(nodes.a->wait(), 0) << nodes.a->said();
+    EXPECT_EQ(nodes.b->wait(), 0) << nodes.b->said();
+    said_ = nodes.a->said() + nodes.b->said();
+    const std::string said = said_;
+    const std::string untouched = run("untouched", 1, {kSteps, "1", "whole"});
+    said_ = said;
+    ASSERT_THAT(untouched, HasSubstr("updates 20"));
+    EXPECT_EQ(testing_agents::file_text(folder_ + "/job/results"), untouched + untouched) << said_;
+  }
+
+  // In every shard file below.
+  static void damage(const std::string& folder) {
+    size_t damaged = 0;
+    for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+      if (!entry.path().filename().string().starts_with("shard-")) continue;
+      std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+      file.seekp(static_cast<std::streamoff>(fs::file_size(entry.path()) / 2));
+      file << "not what was saved here";
+      ++damaged;
+    }
+    EXPECT_GT(damaged, 0U);
+  }
+
+  std::string local_, rdzv_;
+};
+
+TEST_F(LocalTier, AKilledJobResumesFromItsNodes) {
+  run_until_killed("13", "12");
+  run_to_the_end();
+  EXPECT_THAT(said_, HasSubstr("resumed: version 12, local"));
+}
+
+TEST_F(LocalTier, OneNodeServesBoth) {
+  run_until_killed("13", "12");
+  fs::remove_all(local_ + "/node-b");
+  run_to_the_end();
+  EXPECT_THAT(said_, HasSubstr("resumed: version 12, local"));
+  EXPECT_TRUE(fs::exists(local_ + "/node-b/owner.json")) << "it saves for itself again";
+}
+
+TEST_F(LocalTier, WhatNoNodeHasWholeComesFromTheSharedFolder) {
+  run_until_killed("13", "12");
+  damage(local_ + "/node-a");
+  fs::remove_all(local_ + "/node-b");
+  run_to_the_end();
+  EXPECT_THAT(said_, HasSubstr("rejected: version 12, local"));
+  EXPECT_THAT(said_, HasSubstr("resumed: version 7:"));
+}
+
+// The shared folder's checkpoints may be the damaged ones.
+TEST_F(LocalTier, ANodesSavesStandInForDamagedSharedOnes) {
+  run_until_killed("13", "12");
+  damage(folder_ + "/job/checkpoints");
+  run_to_the_end();
+  EXPECT_THAT(said_, HasSubstr("resumed: version 12, local"));
+}
+
+// PROTOCOL 25. Version 12 was saved on node b. Then that node was away, and the job went on from version 7,
+// and to 10. Node b, when it is back, must not bring version 12 back.
+TEST_F(LocalTier, ANodeThatWasAwayBringsNoAbandonedVersionBack) {
+  run_until_killed("13", "12");
+  fs::rename(local_, folder_ + "/away");
+  run_until_killed("10", "8");
+  fs::remove_all(local_ + "/node-b");
+  fs::rename(folder_ + "/away/node-b", local_ + "/node-b");
+  run_to_the_end();
+  EXPECT_THAT(said_, HasSubstr("resumed: version 8, local"));
+  EXPECT_THAT(said_, HasSubstr("abandoned: version 12"));
+}
+
+// The same, where the shared folder holds no save yet: the second run began anew.
+TEST_F(LocalTier, ABeginningAnewIsRecordedToo) {
+  run_until_killed("6", "4");
+  fs::rename(local_, folder_ + "/away");
+  run_until_killed("5", "4");
+  fs::remove_all(local_);
+  fs::rename(folder_ + "/away", local_);
+  run_to_the_end();
+  EXPECT_THAT(said_, Not(HasSubstr("resumed"))) << "version 4 is of the first run";
+}
+
+// Who names another shared folder starts anew, whatever the nodes have of former jobs.
+TEST_F(LocalTier, AnEmptySharedFolderIsANewJob) {
+  run_until_killed("13", "12");
+  fs::remove_all(folder_ + "/job/checkpoints");
+  run_to_the_end();
+  EXPECT_THAT(said_, Not(HasSubstr("resumed")));
+}
+
+TEST_F(LocalTier, ANodeThatCannotSaveIsToldAndTheRunGoesOn) {
+  std::ofstream(local_) << "a file where the folder should be\n";
+  run_to_the_end();
+  EXPECT_THAT(said_, HasSubstr("save failed: version 4, local: node a"));
+  EXPECT_THAT(said_, HasSubstr("is a file"));
+  EXPECT_THAT(said_, HasSubstr("save durable: version 20, "));
+}
+
+}  // namespace
+}  // namespace muster

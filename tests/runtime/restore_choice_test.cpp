@@ -1,0 +1,103 @@
+#include "runtime/restore_choice.h"
+
+#include <gtest/gtest.h>
+
+namespace muster {
+namespace {
+
+using checkpoint::Lineage;
+
+const Lineage kFirst = {{7, 1, 0}};
+const Lineage kSecond = {{7, 1, 0}, {7, 2, 100}};  // went on from version 100
+
+FoundSave save(uint64_t version, uint64_t nonce, Lineage lineage = kFirst) {
+  return {{version, nonce}, std::move(lineage)};
+}
+
+// What is tried, in words: tier, version, nonce, readers.
+std::vector<std::string> tried(const RestoreChoice& choice) {
+  std::vector<std::string> words;
+  for (const Proposal& proposal : choice.proposals) {
+    std::string text = proposal.tier == Tier::kLocal ? "local " : "shared ";
+    text += std::to_string(proposal.save.id.version) + "/" + std::to_string(proposal.save.id.nonce) + " by";
+    for (const int rank : proposal.readers) text += " " + std::to_string(rank);
+    words.push_back(text);
+  }
+  return words;
+}
+using Words = std::vector<std::string>;
+
+TEST(RestoreChoice, NewestFirstAndTheNearerOfEqualVersions) {
+  std::vector<FoundByRank> ranks(3);
+  ranks[0] = {true, 0, kFirst, {save(20, 1), save(10, 2)}, {}};
+  ranks[1].local = ranks[2].local = {save(30, 3), save(20, 4)};
+  EXPECT_EQ(tried(choose_restore(ranks)), (Words{"local 30/3 by 1 2", "local 20/4 by 1 2",
+                                                 "shared 20/1 by 0 1 2", "shared 10/2 by 0 1 2"}));
+}
+
+// One after the other, so that one node's damaged disk does not cost the version.
+TEST(RestoreChoice, EachNodesSaveOfAVersionIsTriedByItself) {
+  std::vector<FoundByRank> ranks(2);
+  ranks[0] = {true, 0, kFirst, {}, {save(30, 3)}};
+  ranks[1].local = {save(30, 5)};
+  EXPECT_EQ(tried(choose_restore(ranks)), (Words{"local 30/5 by 1", "local 30/3 by 0"}));
+}
+
+TEST(RestoreChoice, WhatTheRecordAbandonedDoesNotCount) {
+  std::vector<FoundByRank> ranks(2);
+  ranks[0] = {true, 0, kSecond, {save(100, 1)}, {save(110, 2, kSecond)}};
+  ranks[1].local = {save(150, 3), save(90, 4)};
+  EXPECT_EQ(tried(choose_restore(ranks)),
+            (Words{"local 110/2 by 0", "shared 100/1 by 0 1", "local 90/4 by 1"}));
+}
+
+// Node 1 was an update ahead when it was lost, and had saved it; the others went on from the version before.
+TEST(RestoreChoice, WhatAViewChangeLeftBehindDoesNotCountEither) {
+  std::vector<FoundByRank> ranks(2);
+  ranks[0] = {true, 0, kFirst, {}, {save(100, 2, kSecond)}};
+  ranks[1].local = {save(101, 3)};
+  EXPECT_EQ(tried(choose_restore(ranks)), (Words{"local 100/2 by 0"}));
+  ranks[0].local.clear();
+  ranks[0].shared = {save(100, 2, kSecond)};
+  EXPECT_EQ(tried(choose_restore(ranks)), (Words{"shared 100/2 by 0 1"})) << "the shared folder tells, too";
+}
+
+TEST(RestoreChoice, WithoutARecordNodesHaveOtherJobsSaves) {
+  std::vector<FoundByRank> ranks(1);
+  ranks[0] = {true, 0, {}, {save(10, 1)}, {save(30, 3)}};
+  EXPECT_EQ(tried(choose_restore(ranks)), (Words{"shared 10/1 by 0"}));
+}
+
+TEST(RestoreChoice, OnlyRankZerosViewOfTheSharedFolderCounts) {
+  std::vector<FoundByRank> ranks(2);
+  ranks[1] = {false, 4, kFirst, {save(10, 1)}, {}};
+  const RestoreChoice choice = choose_restore(ranks);
+  EXPECT_TRUE(choice.proposals.empty());
+  EXPECT_FALSE(choice.has_shared());
+  EXPECT_FALSE(choice.any_local);
+}
+
+TEST(RestoreChoice, TellsWhatTheSharedFolderHasUpToAVersion) {
+  std::vector<FoundByRank> ranks(1);
+  ranks[0] = {true, 0, kFirst, {save(20, 1), save(10, 2)}, {save(15, 3)}};
+  const RestoreChoice choice = choose_restore(ranks);
+  EXPECT_EQ(choice.newest_shared(15), 10);
+  EXPECT_EQ(choice.newest_shared(20), 20);
+  EXPECT_EQ(choice.newest_shared(9), control::kNoVersion);
+}
+
+TEST(RestoreChoice, WordsSurviveAndCutOnesAreRefused) {
+  const FoundByRank found = {true, 3, kSecond, {save(20, 1)}, {save(30, 3, kSecond), save(25, 4)}};
+  ByteBuffer bytes = encode(found);
+  EXPECT_EQ(decode_found(bytes).value(), found);
+  for (size_t size = 0; size < bytes.size(); ++size) {
+    const auto cut = decode_found(ByteSpan(bytes).first(size));
+    ASSERT_FALSE(cut.ok()) << size;
+    EXPECT_EQ(cut.error().code, ErrorCode::kMisuse);
+  }
+  bytes.resize(bytes.size() + sizeof(uint64_t));
+  EXPECT_FALSE(decode_found(bytes).ok());
+}
+
+}  // namespace
+}  // namespace muster
