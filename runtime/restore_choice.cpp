@@ -95,6 +95,12 @@ bool counts(const FoundSave& save, const checkpoint::Lineage& history) {
   return goes_on(save.lineage, history) || checkpoint::is_on_branch(save.id.version, save.lineage, history);
 }
 
+// Saves of which no record tells.
+bool has_left_record(const FoundByRank& rank0) {
+  return std::any_of(rank0.shared.begin(), rank0.shared.end(),
+                     [&](const FoundSave& save) { return !counts(save, rank0.branch); });
+}
+
 void add_local(const FoundSave& save, int rank, std::vector<Proposal>& proposals) {
   const auto known = std::find_if(proposals.begin(), proposals.end(), [&](const Proposal& proposal) {
     return proposal.tier == Tier::kLocal && proposal.save.id == save.id;
@@ -152,11 +158,13 @@ RestoreChoice choose_restore(std::span<const FoundByRank> by_rank) {
   for (size_t rank = 0; rank < all.size(); ++rank) all[rank] = static_cast<int>(rank);
   for (const FoundSave& save : by_rank[0].shared) choice.proposals.push_back({Tier::kShared, save, all});
   const checkpoint::Lineage history = newest_history(by_rank);
+  choice.needs_record = !by_rank[0].branch.empty();
+  const bool local_may_count = !by_rank[0].branch.empty() && !has_left_record(by_rank[0]);
   for (const int rank : all) {
     const FoundByRank& found = by_rank[static_cast<size_t>(rank)];
-    choice.any_local = choice.any_local || found.saves_locally;
+    choice.needs_record = choice.needs_record || found.saves_locally;
     for (const FoundSave& save : found.local) {
-      if (!history.empty() && counts(save, history)) add_local(save, rank, choice.proposals);
+      if (local_may_count && counts(save, history)) add_local(save, rank, choice.proposals);
     }
   }
   const auto key = [](const Proposal& proposal) {

@@ -3,7 +3,8 @@
 //
 // INVARIANT: a save in a node's own folder counts only where the shared folder's branch record says so
 // (PROTOCOL 25). Without a record none does: each start of a job that saves locally writes one, so those
-// saves are of another job.
+// saves are of another job. Nor does any beside a shared save of a history that the record does not know: a
+// launch made it that wrote no record, and that launch has left what the record says.
 #pragma once
 
 #include <cstdint>
@@ -48,7 +49,9 @@ struct Proposal {
 struct RestoreChoice {
   std::vector<Proposal> proposals;  // in the order in which they are tried
   uint64_t shared_rejected = 0;
-  bool any_local = false;  // some node saves locally
+  // The next start must know where this one begins: the record would name what this one leaves, or a node's
+  // save would have none to go by.
+  bool needs_record = false;
 
   // The newest version up to `version` that the shared folder has; kNoVersion: none.
   control::Version newest_shared(control::Version version) const;

@@ -280,8 +280,9 @@ Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
   }
   if (choice.has_shared()) return none_usable(choice);
   savers_.shared().tell_of_unfinished(mine.shared);
-  // Else saves of nodes that were away in this launch would count in a later one, beside this one's.
-  if (choice.any_local) MUSTER_TRY(note_branch(group, {{view_.generation, 0}}, "the job began anew"));
+  // Else saves of nodes that were away in this launch would count in a later one, beside this one's; also
+  // where this launch saves in the shared folder alone.
+  if (choice.needs_record) MUSTER_TRY(note_branch(group, {{view_.generation, 0}}, "the job began anew"));
   return std::optional<Start>();
 }
 

@@ -42,11 +42,14 @@ class LocalTier : public testing_agents::WorkerRuns {
     words.insert(words.end(), places.begin(), places.end());
     const char* modules = std::getenv("MUSTER_MODULE_PATH");
     EXPECT_NE(modules, nullptr) << "say where the modules are";
-    return std::make_unique<AgentProcess>(
-        words, std::vector<std::string>{std::string("MUSTER_MODULE_PATH=") + (modules ? modules : ""),
-                                        "MUSTER_CHECKPOINT_LOCAL_DIR=" + local_,
-                                        "MUSTER_CHECKPOINT_LOCAL_EVERY=" + every});
+    std::vector<std::string> variables = {std::string("MUSTER_MODULE_PATH=") + (modules ? modules : "")};
+    if (!every.empty()) {
+      variables.push_back("MUSTER_CHECKPOINT_LOCAL_DIR=" + local_);
+      variables.push_back("MUSTER_CHECKPOINT_LOCAL_EVERY=" + every);
+    }
+    return std::make_unique<AgentProcess>(words, variables);
   }
+  // Empty `every`: no node saves for itself.
   Nodes launch(const std::string& every, const std::vector<std::string>& places = {}) {
     Nodes nodes;
     nodes.a = node("a", every, places);
@@ -54,14 +57,27 @@ class LocalTier : public testing_agents::WorkerRuns {
     return nodes;
   }
 
-  // Workers come to step `step` and wait there. Once each node has saved `version`, its only one so that none
-  // before is in its way, all of it is killed.
-  void run_until_killed(const std::string& step, const std::string& version) {
-    Nodes nodes = launch(version, {"wait:" + step});
-    // Either agent may be the leader, which tells it of both nodes.
+  // What has become durable of a version, as either agent tells: the one that is the leader.
+  static int nodes_that_saved(const Nodes& nodes, const std::string& version) {
     const std::string saved = "save durable: version " + version + ", local";
+    return nodes.a->count(saved) + nodes.b->count(saved);
+  }
+  static bool is_in_shared_folder(const Nodes& nodes, const std::string& version) {
+    const std::string saved = "save durable: version " + version + ", ";
+    return nodes.a->count(saved) + nodes.b->count(saved) > nodes_that_saved(nodes, version);
+  }
+
+  // Workers come to step `step` and wait there. Once each node has saved version `local` for itself, its only
+  // one so that none before is in its way, and version `shared` is in the shared folder, all of it is killed.
+  // An empty `local`: no node saves for itself; an empty `shared`: none is waited for.
+  void run_until_killed(const std::string& step, const std::string& local, const std::string& shared) {
+    Nodes nodes = launch(local, {"wait:" + step});
     const Instant deadline = now() + testing_agents::kPatience;
-    while (nodes.a->count(saved) + nodes.b->count(saved) < 2 && now() < deadline) {
+    const auto waits = [&] {
+      return (!local.empty() && nodes_that_saved(nodes, local) < 2) ||
+             (!shared.empty() && !is_in_shared_folder(nodes, shared));
+    };
+    while (waits() && now() < deadline) {
       // Reason for the wait: two processes are listened to, and it ends with what they say.
       usleep(5000);
     }
@@ -106,13 +122,13 @@ class LocalTier : public testing_agents::WorkerRuns {
 };
 
 TEST_F(LocalTier, AKilledJobResumesFromItsNodes) {
-  run_until_killed("13", "12");
+  run_until_killed("13", "12", "7");
   run_to_the_end();
   EXPECT_THAT(said_, HasSubstr("resumed: version 12, local"));
 }
 
 TEST_F(LocalTier, OneNodeServesBoth) {
-  run_until_killed("13", "12");
+  run_until_killed("13", "12", "7");
   fs::remove_all(local_ + "/node-b");
   run_to_the_end();
   EXPECT_THAT(said_, HasSubstr("resumed: version 12, local"));
@@ -120,7 +136,7 @@ TEST_F(LocalTier, OneNodeServesBoth) {
 }
 
 TEST_F(LocalTier, WhatNoNodeHasWholeComesFromTheSharedFolder) {
-  run_until_killed("13", "12");
+  run_until_killed("13", "12", "7");
   damage(local_ + "/node-a");
   fs::remove_all(local_ + "/node-b");
   run_to_the_end();
@@ -130,7 +146,7 @@ TEST_F(LocalTier, WhatNoNodeHasWholeComesFromTheSharedFolder) {
 
 // The shared folder's checkpoints may be the damaged ones.
 TEST_F(LocalTier, ANodesSavesStandInForDamagedSharedOnes) {
-  run_until_killed("13", "12");
+  run_until_killed("13", "12", "7");
   damage(folder_ + "/job/checkpoints");
   run_to_the_end();
   EXPECT_THAT(said_, HasSubstr("resumed: version 12, local"));
@@ -139,9 +155,9 @@ TEST_F(LocalTier, ANodesSavesStandInForDamagedSharedOnes) {
 // PROTOCOL 25. Version 12 was saved on node b. Then that node was away, and the job went on from version 7,
 // and to 10. Node b, when it is back, must not bring version 12 back.
 TEST_F(LocalTier, ANodeThatWasAwayBringsNoAbandonedVersionBack) {
-  run_until_killed("13", "12");
+  run_until_killed("13", "12", "7");
   fs::rename(local_, folder_ + "/away");
-  run_until_killed("10", "8");
+  run_until_killed("10", "8", "");
   fs::remove_all(local_ + "/node-b");
   fs::rename(folder_ + "/away/node-b", local_ + "/node-b");
   run_to_the_end();
@@ -151,18 +167,31 @@ TEST_F(LocalTier, ANodeThatWasAwayBringsNoAbandonedVersionBack) {
 
 // The same, where the shared folder holds no save yet: the second run began anew.
 TEST_F(LocalTier, ABeginningAnewIsRecordedToo) {
-  run_until_killed("6", "4");
+  run_until_killed("6", "4", "");
   fs::rename(local_, folder_ + "/away");
-  run_until_killed("5", "4");
+  run_until_killed("5", "4", "");
   fs::remove_all(local_);
   fs::rename(folder_ + "/away", local_);
   run_to_the_end();
   EXPECT_THAT(said_, Not(HasSubstr("resumed"))) << "version 4 is of the first run";
 }
 
+// So, too, where that second run saved in the shared folder alone: what it saved there counts.
+TEST_F(LocalTier, ALaunchWithoutNodesSavesLeavesThoseOfTheOneBeforeBehind) {
+  run_until_killed("13", "12", "7");
+  for (const auto& entry : fs::directory_iterator(folder_ + "/job/checkpoints")) {
+    // As if it had been killed before its first save there: what stays is the record.
+    if (entry.path().filename().string().starts_with("v")) fs::remove_all(entry.path());
+  }
+  run_until_killed("8", "", "7");
+  run_to_the_end();
+  EXPECT_THAT(said_, HasSubstr("resumed: version 7:"));
+  EXPECT_THAT(said_, HasSubstr("abandoned: version 12"));
+}
+
 // Who names another shared folder starts anew, whatever the nodes have of former jobs.
 TEST_F(LocalTier, AnEmptySharedFolderIsANewJob) {
-  run_until_killed("13", "12");
+  run_until_killed("13", "12", "7");
   fs::remove_all(folder_ + "/job/checkpoints");
   run_to_the_end();
   EXPECT_THAT(said_, Not(HasSubstr("resumed")));

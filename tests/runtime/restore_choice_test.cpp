@@ -68,13 +68,32 @@ TEST(RestoreChoice, WithoutARecordNodesHaveOtherJobsSaves) {
   EXPECT_EQ(tried(choose_restore(ranks)), (Words{"shared 10/1 by 0"}));
 }
 
+// A launch that saved in the shared folder alone wrote no record; node 0's saves are of the one before.
+TEST(RestoreChoice, BesideASharedSaveThatNoRecordTellsOfNoNodesSaveCounts) {
+  std::vector<FoundByRank> ranks(1);
+  ranks[0] = {true, 0, kFirst, {save(20, 1, {{8, 1, 0}})}, {save(50, 3)}};
+  EXPECT_EQ(tried(choose_restore(ranks)), (Words{"shared 20/1 by 0"}));
+  ranks[0].shared = {save(120, 1, kSecond)};  // of a view since the record
+  EXPECT_EQ(tried(choose_restore(ranks)), (Words{"shared 120/1 by 0", "local 50/3 by 0"}));
+}
+
+TEST(RestoreChoice, ABeginningIsRecordedWhereARecordOrANodesSavesAre) {
+  std::vector<FoundByRank> ranks(2);
+  EXPECT_FALSE(choose_restore(ranks).needs_record);
+  ranks[1].saves_locally = true;
+  EXPECT_TRUE(choose_restore(ranks).needs_record);
+  ranks[1].saves_locally = false;
+  ranks[0].branch = kFirst;
+  EXPECT_TRUE(choose_restore(ranks).needs_record) << "of a launch that this one does not go on from";
+}
+
 TEST(RestoreChoice, OnlyRankZerosViewOfTheSharedFolderCounts) {
   std::vector<FoundByRank> ranks(2);
   ranks[1] = {false, 4, kFirst, {save(10, 1)}, {}};
   const RestoreChoice choice = choose_restore(ranks);
   EXPECT_TRUE(choice.proposals.empty());
   EXPECT_FALSE(choice.has_shared());
-  EXPECT_FALSE(choice.any_local);
+  EXPECT_FALSE(choice.needs_record);
 }
 
 TEST(RestoreChoice, TellsWhatTheSharedFolderHasUpToAVersion) {
