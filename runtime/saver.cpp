@@ -399,6 +399,7 @@ void Saver::publish(const control::SavePublish& publish) {
 Result<checkpoint::Manifest> Saver::publish_now(const Save& save, const control::SavePublish& publish) {
   // As a rule it is already; else the owner died, and its lock with it.
   MUSTER_TRY(become(true, save.open.rescue));
+  if (options_.tier == Tier::kLocal) MUSTER_TRY(keep_to_branch(to_checkpoint(save.open.lineage)));
   checkpoint::Folder* const folder = &*folder_;
   checkpoint::Manifest manifest;
   manifest.id = save.id;
@@ -757,12 +758,25 @@ void Saver::tell_of_differences(const checkpoint::Manifest& manifest,
 }
 
 Status Saver::go_on_along(const control::Lineage& branch, const std::string& why) {
-  auto abandoned = worker_.call([&]() -> Result<std::vector<checkpoint::VersionId>> {
+  return worker_.call([&]() -> Status {
     MUSTER_TRY(become(true, false));
-    return folder_->abandon_for(to_checkpoint(branch), why);
+    return abandon_others(to_checkpoint(branch), why);
   });
-  if (!abandoned.ok()) return std::move(abandoned).error();
-  for (const checkpoint::VersionId& id : *abandoned) {
+}
+
+// A node that joins was not at the start, which tells the folders of the others. What it has of a history
+// that the job has left may be of later versions: its new saves would count as the older ones, and be
+// removed.
+Status Saver::keep_to_branch(const checkpoint::Lineage& branch) {
+  MUSTER_ASSIGN(const checkpoint::Lineage known, folder_->branch());
+  if (known == branch) return ok();
+  return abandon_others(branch, "this node saves what comes after");
+}
+
+// REQUIRES: this rank owns the folder.
+Status Saver::abandon_others(const checkpoint::Lineage& branch, const std::string& why) {
+  MUSTER_ASSIGN(const auto abandoned, folder_->abandon_for(branch, why));
+  for (const checkpoint::VersionId& id : abandoned) {
     tell(EventKind::kVersionRejected, static_cast<control::Version>(id.version),
          "abandoned: " + to_string(id));
   }

@@ -159,6 +159,8 @@ class Saver {
   Status wait_for_folder(const Save& save, const std::string& folder);
   bool is_newest(const Save& save) const;
   Result<checkpoint::Manifest> publish_now(const Save& save, const control::SavePublish& publish);
+  Status keep_to_branch(const checkpoint::Lineage& branch);
+  Status abandon_others(const checkpoint::Lineage& branch, const std::string& why);
   void verify_newest();
   Status verify(const Save& save) const;
   void tell_of_differences(const checkpoint::Manifest& manifest, const checkpoint::RestoreReport& report);

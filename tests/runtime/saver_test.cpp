@@ -121,6 +121,7 @@ class SaverTest : public ::testing::Test {
     SaveOpen open;
     open.save = save;
     open.version = version;
+    open.lineage = lineage_;
     open.participants = {kSelf};
     open.stop = stop;
     saver_->open(open, kSelf);
@@ -182,6 +183,7 @@ class SaverTest : public ::testing::Test {
   SlowFiles files_;
   float values_[1024] = {};
   State state_;
+  Lineage lineage_;  // of the view
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<Message> messages_;
@@ -200,6 +202,33 @@ TEST_F(SaverTest, WhatIsDurableIsReadBackAndOldVersionsGo) {
   write(115);  // behind the pruning of 112 on the same thread
   EXPECT_EQ(shard_of(112), "");
   EXPECT_NE(shard_of(113), "");
+}
+
+// A node that was away, with later versions of a history that the job has left. It removed each new save, as
+// older than those, from the second on.
+TEST_F(SaverTest, ANodeThatJoinsLeavesWhatItHasOfAnotherHistory) {
+  SaveOptions options;
+  options.tier = Tier::kLocal;
+  const auto save = [&](Version version) {
+    write(version);
+    close(version);
+    ASSERT_TRUE(emitted(EventKind::kSaveVerified, version));
+  };
+  start(options);
+  lineage_ = {{{7, 1}, 0}};
+  save(150);
+  save(151);
+  start(options);  // in a view that went on from 100 without it
+  lineage_.push_back({{7, 2}, 100});
+  save(111);
+  EXPECT_TRUE(has(EventKind::kVersionRejected, 150) && has(EventKind::kVersionRejected, 151)) << "told";
+  lineage_.push_back({{7, 3}, 111});  // what was saved in the view before still counts
+  save(112);
+  write(113);  // behind the pruning of 112 on the same thread
+  EXPECT_NE(shard_of(111), "");
+  EXPECT_NE(shard_of(112), "");
+  EXPECT_EQ(shard_of(150), "");
+  EXPECT_EQ(shard_of(151), "");
 }
 
 // What a device's mirror is to a saver: a copy, which may come late or not at all.
