@@ -151,6 +151,11 @@ control::Version RestoreChoice::newest_shared(control::Version version) const {
   return newest;
 }
 
+size_t RestoreChoice::count(Tier tier) const {
+  return static_cast<size_t>(
+      std::count_if(proposals.begin(), proposals.end(), [&](const Proposal& p) { return p.tier == tier; }));
+}
+
 RestoreChoice choose_restore(std::span<const FoundByRank> by_rank) {
   RestoreChoice choice;
   choice.shared_rejected = by_rank[0].shared_rejected;

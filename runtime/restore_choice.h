@@ -55,7 +55,9 @@ struct RestoreChoice {
 
   // The newest version up to `version` that the shared folder has; kNoVersion: none.
   control::Version newest_shared(control::Version version) const;
-  bool has_shared() const { return shared_rejected > 0 || newest_shared(INT64_MAX) != control::kNoVersion; }
+  size_t count(Tier tier) const;
+  // The job has checkpoints, whether they can be used or not: it is not at its beginning.
+  bool has_any() const { return shared_rejected > 0 || !proposals.empty(); }
 };
 
 // Newest version first; at equal versions those of nodes, which are nearer. REQUIRES: by_rank is not empty.

@@ -278,7 +278,7 @@ Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
     emit(EventKind::kResumed, start->version, to_string(proposal.save.id), 0, -1, proposal.tier);
     return start;
   }
-  if (choice.has_shared()) return none_usable(choice);
+  if (choice.has_any()) return none_usable(choice);
   savers_.shared().tell_of_unfinished(mine.shared);
   // Else saves of nodes that were away in this launch would count in a later one, beside this one's; also
   // where this launch saves in the shared folder alone.
@@ -286,14 +286,14 @@ Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
   return std::optional<Start>();
 }
 
-// Starting anew beside damaged checkpoints would lose what a person may still repair. Of those in nodes' own
-// folders nobody expects to be there at all.
+// Starting anew beside damaged checkpoints would lose what a person may still repair.
 Error Run::none_usable(const RestoreChoice& choice) const {
-  const auto tried = std::count_if(choice.proposals.begin(), choice.proposals.end(),
-                                   [](const Proposal& p) { return p.tier == Tier::kShared; });
-  const uint64_t count = choice.shared_rejected + static_cast<uint64_t>(tried);
-  return {ErrorCode::kEnvironment, "none of the " + std::to_string(count) + " checkpoints in " +
-                                       options_.save.folder +
+  const size_t local = choice.count(Tier::kLocal);
+  const uint64_t shared = choice.shared_rejected + choice.count(Tier::kShared);
+  const std::string beside =
+      local == 0 ? "" : ", and of the " + std::to_string(local) + " that nodes have for themselves,";
+  return {ErrorCode::kEnvironment, "none of the " + std::to_string(shared) + " checkpoints in " +
+                                       options_.save.folder + beside +
                                        " can be used, see the events; repair them, or name an empty folder "
                                        "to start anew"};
 }
@@ -363,12 +363,8 @@ Status Run::read_proposal(const Proposal& proposal, int rank, const Findings& mi
   }
   Saver& saver = *savers_.of(proposal.tier);
   lacks_tensors = saver.lacks_tensors(*candidate);
-  Status read = saver.restore(*candidate, static_cast<uint32_t>(reader - proposal.readers.begin()),
-                              static_cast<uint32_t>(proposal.readers.size()), *start.state, start.shards);
-  // Of another job: that folder may be one that every job of its node is given.
-  if (is_local && !read.ok() && read.error().code == ErrorCode::kMisuse)
-    return Error{ErrorCode::kDropCheckpoint, read.error().message};
-  return read;
+  return saver.restore(*candidate, static_cast<uint32_t>(reader - proposal.readers.begin()),
+                       static_cast<uint32_t>(proposal.readers.size()), *start.state, start.shards);
 }
 
 }  // namespace muster

@@ -4,6 +4,7 @@
 #include <fstream>
 #include <memory>
 
+#include "runtime/control/types.h"
 #include "tests/runtime/worker_runs.h"
 
 namespace muster {
@@ -105,6 +106,14 @@ class LocalTier : public testing_agents::WorkerRuns {
     EXPECT_EQ(testing_agents::file_text(folder_ + "/job/results"), untouched + untouched) << said_;
   }
 
+  // Both agents end with that code.
+  void expect_refused(const std::vector<std::string>& places, int code) {
+    Nodes nodes = launch("4", places);
+    EXPECT_EQ(nodes.a->wait(), code) << nodes.a->said();
+    EXPECT_EQ(nodes.b->wait(), code) << nodes.b->said();
+    said_ = nodes.a->said() + nodes.b->said();
+  }
+
   // In every shard file below.
   static void damage(const std::string& folder) {
     size_t damaged = 0;
@@ -150,6 +159,24 @@ TEST_F(LocalTier, ANodesSavesStandInForDamagedSharedOnes) {
   damage(folder_ + "/job/checkpoints");
   run_to_the_end();
   EXPECT_THAT(said_, HasSubstr("resumed: version 12, local"));
+}
+
+// There is no shared save yet. To begin anew would abandon what the job has.
+TEST_F(LocalTier, WhereAllThatNodesHaveIsDamagedTheJobDoesNotBeginAnew) {
+  run_until_killed("6", "4", "");
+  damage(local_);
+  expect_refused({}, control::kExitMisuse);
+  EXPECT_THAT(said_, HasSubstr("rejected: version 4, local"));
+  EXPECT_THAT(said_, HasSubstr("and of the 2 that nodes have for themselves, can be used"));
+}
+
+// PROTOCOL 20.
+TEST_F(LocalTier, ANodesSaveOfOtherConstantsIsRefused) {
+  run_until_killed("6", "4", "");
+  expect_refused({"seed:2"}, control::kExitMisuse);
+  EXPECT_THAT(said_, HasSubstr("seed"));
+  run_to_the_end();
+  EXPECT_THAT(said_, HasSubstr("resumed: version 4, local")) << "nothing was abandoned";
 }
 
 // PROTOCOL 25. Version 12 was saved on node b. Then that node was away, and the job went on from version 7,

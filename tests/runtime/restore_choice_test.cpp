@@ -92,7 +92,7 @@ TEST(RestoreChoice, OnlyRankZerosViewOfTheSharedFolderCounts) {
   ranks[1] = {false, 4, kFirst, {save(10, 1)}, {}};
   const RestoreChoice choice = choose_restore(ranks);
   EXPECT_TRUE(choice.proposals.empty());
-  EXPECT_FALSE(choice.has_shared());
+  EXPECT_FALSE(choice.has_any());
   EXPECT_FALSE(choice.needs_record);
 }
 
@@ -103,6 +103,18 @@ TEST(RestoreChoice, TellsWhatTheSharedFolderHasUpToAVersion) {
   EXPECT_EQ(choice.newest_shared(15), 10);
   EXPECT_EQ(choice.newest_shared(20), 20);
   EXPECT_EQ(choice.newest_shared(9), control::kNoVersion);
+}
+
+// It would begin anew where all it has turns out damaged.
+TEST(RestoreChoice, AJobWhoseSavesAreAllOfItsNodesIsNotAtItsBeginning) {
+  std::vector<FoundByRank> ranks(1);
+  ranks[0] = {true, 0, kFirst, {}, {save(30, 3), save(20, 4)}};
+  const RestoreChoice choice = choose_restore(ranks);
+  EXPECT_TRUE(choice.has_any());
+  EXPECT_EQ(choice.count(Tier::kLocal), 2U);
+  EXPECT_EQ(choice.count(Tier::kShared), 0U);
+  ranks[0].branch.clear();
+  EXPECT_FALSE(choose_restore(ranks).has_any()) << "of another job";
 }
 
 TEST(RestoreChoice, WordsSurviveAndCutOnesAreRefused) {

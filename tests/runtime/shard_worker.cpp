@@ -1,7 +1,8 @@
 // A worker of sharded_runs_test and local_tier_test: a training whose weights and momentum are sharded,
 // beside a replicated tensor.
 //
-//   shard_worker FOLDER STEPS WORKERS KIND [step:N | reduce:N | update:N | after:N | again | wait:N] …
+//   shard_worker FOLDER STEPS WORKERS KIND [step:N | reduce:N | update:N | after:N | again | wait:N |
+//   seed:2] …
 //
 // KIND: "sharded"; "one-copy", the same with one copy of each shard; "careless", the same with an update that
 // leaves a piece out on one rank; "late", with three copies, and one rank that makes the update of step 20
@@ -9,8 +10,8 @@
 // to make it; "added", with one copy, a tensor that the saves of the others lack, and no save before the end;
 // or "whole", which keeps all of it replicated. While there are fewer workers than WORKERS steps take a tenth
 // of a second, so that others can join. At each of the places one worker, the first to come there, kills
-// itself; at after:N rank 0; at step N of wait:N all wait until they are killed. Who sees the end adds a line
-// with the weights to FOLDER/results.
+// itself; at after:N rank 0; at step N of wait:N all wait until they are killed. With seed:2 it is another job.
+// Who sees the end adds a line with the weights to FOLDER/results.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -89,6 +90,7 @@ int main(int argc, char** argv) {
   options.microbatches = kMicrobatches;
   options.lanes = kLanes;
   options.dataset_samples = 1000;
+  if (places.contains("seed:2")) options.seed = 2;
   options.checkpoint_dir = checkpoints.c_str();
   options.checkpoint_every = 7;
   std::vector<float> extra(kFew);
