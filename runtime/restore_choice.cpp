@@ -25,6 +25,7 @@ class Writer {
     for (const FoundSave& save : saves) {
       number(save.id.version);
       number(save.id.nonce);
+      number(save.verified ? 1 : 0);
       lineage(save.lineage);
     }
   }
@@ -57,7 +58,8 @@ class Reader {
     std::vector<FoundSave> saves;
     for (uint64_t left = number(); left > 0 && whole_; --left) {
       const checkpoint::VersionId id{number(), number()};  // braces: in this order
-      saves.push_back({id, lineage()});
+      const bool verified = number() != 0;
+      saves.push_back({id, lineage(), verified});
     }
     return saves;
   }
@@ -114,7 +116,8 @@ void add_local(const FoundSave& save, int rank, std::vector<Proposal>& proposals
 std::vector<FoundSave> found_saves(std::span<const checkpoint::Candidate> usable) {
   std::vector<FoundSave> saves;
   for (const checkpoint::Candidate& candidate : usable)
-    saves.push_back({candidate.id, candidate.manifest->lineage});
+    saves.push_back(
+        {candidate.id, candidate.manifest->lineage, candidate.state == checkpoint::SaveState::kVerified});
   return saves;
 }
 
@@ -142,13 +145,33 @@ Result<FoundByRank> decode_found(ByteSpan bytes) {
                "program, with the same libmuster, on all ranks"};
 }
 
-control::Version RestoreChoice::newest_shared(control::Version version) const {
+control::Version RestoreChoice::durable_at(const Proposal& taken) const {
+  const auto version_of = [](const FoundSave& save) {
+    return static_cast<control::Version>(save.id.version);
+  };
+  if (taken.tier == Tier::kShared) return version_of(taken.save);
   control::Version newest = control::kNoVersion;
   for (const Proposal& proposal : proposals) {
-    const auto found = static_cast<control::Version>(proposal.save.id.version);
-    if (proposal.tier == Tier::kShared && found <= version) newest = std::max(newest, found);
+    const FoundSave& save = proposal.save;
+    if (proposal.tier != Tier::kShared || !save.verified || save.id.version >= taken.save.id.version)
+      continue;
+    if (checkpoint::is_on_branch(save.id.version, save.lineage, taken.save.lineage))
+      newest = std::max(newest, version_of(save));
   }
   return newest;
+}
+
+bool node_has(std::span<const FoundByRank> by_rank, std::span<const int> ranks, const FoundSave& taken,
+              std::span<const checkpoint::VersionId> refused) {
+  const auto is_it = [&](const FoundSave& save) {
+    if (save.id == taken.id) return true;
+    return save.verified && save.id.version == taken.id.version && save.lineage == taken.lineage &&
+           std::find(refused.begin(), refused.end(), save.id) == refused.end();
+  };
+  return std::all_of(ranks.begin(), ranks.end(), [&](int rank) {
+    const std::vector<FoundSave>& local = by_rank[static_cast<size_t>(rank)].local;
+    return std::any_of(local.begin(), local.end(), is_it);
+  });
 }
 
 size_t RestoreChoice::count(Tier tier) const {

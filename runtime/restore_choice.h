@@ -22,6 +22,7 @@ namespace muster {
 struct FoundSave {
   checkpoint::VersionId id;
   checkpoint::Lineage lineage;
+  bool verified = false;  // it was read back whole, once
   friend bool operator==(const FoundSave&, const FoundSave&) = default;
 };
 
@@ -53,12 +54,19 @@ struct RestoreChoice {
   // save would have none to go by.
   bool needs_record = false;
 
-  // The newest version up to `version` that the shared folder has; kNoVersion: none.
-  control::Version newest_shared(control::Version version) const;
+  // The newest version that the shared folder has for sure where the run goes on from `taken`, by what was
+  // read now or verified when it was saved; kNoVersion: none. Never the version of a node's own save: a
+  // shared one beside it was not looked at, and is made anew.
+  control::Version durable_at(const Proposal& taken) const;
   size_t count(Tier tier) const;
   // The job has checkpoints, whether they can be used or not: it is not at its beginning.
   bool has_any() const { return shared_rejected > 0 || !proposals.empty(); }
 };
+
+// Whether all these ranks, of one node, have what was taken in their node's folder, so that it need not save
+// that anew: each node's save of a version has an id of its own. `refused`: were found damaged.
+bool node_has(std::span<const FoundByRank> by_rank, std::span<const int> ranks, const FoundSave& taken,
+              std::span<const checkpoint::VersionId> refused);
 
 // Newest version first; at equal versions those of nodes, which are nearer. REQUIRES: by_rank is not empty.
 RestoreChoice choose_restore(std::span<const FoundByRank> by_rank);

@@ -191,7 +191,7 @@ class Run final : private Session::Listener {
   struct Start {
     control::Version version = 0;
     control::Lineage lineage;
-    control::Version durable = control::kNoVersion;  // newest of the same history in the shared folder
+    control::Version durable = control::kNoVersion;  // newest that the shared folder has for sure
     Digest digest;
     std::optional<ByteBuffer> state;  // restored; else what the program initialised
     ShardBlocks shards;               // that the view gives this rank, restored or initial
@@ -206,7 +206,7 @@ class Run final : private Session::Listener {
   };
   Status take_folders(Group& group);
   Result<Findings> find_saves(Group& group);
-  Result<RestoreChoice> agree_on_choice(Group& group, const Findings& mine);
+  Result<std::vector<FoundByRank>> exchange_findings(Group& group, const Findings& mine);
   Result<std::optional<Start>> restore_newest(Group& group);
   Result<std::optional<Start>> try_restore(Group& group, const Proposal& proposal, const Findings& mine);
   Status read_proposal(const Proposal& proposal, int rank, const Findings& mine, Start& start,
@@ -215,6 +215,7 @@ class Run final : private Session::Listener {
   Error none_usable(const RestoreChoice& choice) const;
   void tell_of_local(const Error& error);
   bool is_first_of_node() const;
+  std::vector<int> ranks_of_node() const;
 
   // views (view_change.cpp); on the forming thread
   void form(const control::Install& install);

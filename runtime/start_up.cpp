@@ -178,6 +178,13 @@ bool Run::is_first_of_node() const {
   return !here.empty() && here.front() == self_.id;
 }
 
+std::vector<int> Run::ranks_of_node() const {
+  std::vector<int> ranks;
+  for (const control::MemberId id : members_on(view_, self_.node))
+    ranks.push_back(static_cast<int>(view_.rank_of(id).value_or(0)));
+  return ranks;
+}
+
 // The shared folder's first, and each node's own, whose trouble is that node's affair: it is told, and the
 // run starts from what others have.
 Status Run::take_folders(Group& group) {
@@ -231,7 +238,8 @@ Result<Run::Findings> Run::find_saves(Group& group) {
   return findings;
 }
 
-Result<RestoreChoice> Run::agree_on_choice(Group& group, const Findings& mine) {
+// What each rank has found, to all of them.
+Result<std::vector<FoundByRank>> Run::exchange_findings(Group& group, const Findings& mine) {
   const Instant deadline = now() + options_.step_timeout;
   FoundByRank own;
   own.saves_locally = savers_.local() != nullptr;
@@ -255,24 +263,29 @@ Result<RestoreChoice> Run::agree_on_choice(Group& group, const Findings& mine) {
     MUSTER_TRY(broadcast_bytes(group, bytes, rank, deadline));
     MUSTER_ASSIGN(by_rank.emplace_back(), decode_found(bytes));
   }
-  return choose_restore(by_rank);
+  return by_rank;
 }
 
 // A version counts only when every rank that reads could read and verify its part.
 Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
   MUSTER_TRY(take_folders(group));
   MUSTER_ASSIGN(const Findings mine, find_saves(group));
-  MUSTER_ASSIGN(const RestoreChoice choice, agree_on_choice(group, mine));
+  MUSTER_ASSIGN(const std::vector<FoundByRank> by_rank, exchange_findings(group, mine));
+  const RestoreChoice choice = choose_restore(by_rank);
+  std::vector<checkpoint::VersionId> refused;
   for (const Proposal& proposal : choice.proposals) {
     MUSTER_ASSIGN(auto start, try_restore(group, proposal, mine));
-    if (!start) continue;
-    start->durable = choice.newest_shared(start->version);
+    if (!start) {
+      refused.push_back(proposal.save.id);
+      continue;
+    }
+    start->durable = choice.durable_at(proposal);
     control::Lineage branch = start->lineage;
     branch.push_back({view_.generation, start->version});
     MUSTER_TRY(note_branch(group, branch, "the job went on from " + to_string(proposal.save.id)));
     savers_.shared().note_start(proposal.save.id, start->durable);
     if (Saver* const local = savers_.local()) {
-      const bool here = find(mine.local.usable, proposal.save.id) != nullptr;
+      const bool here = node_has(by_rank, ranks_of_node(), proposal.save, refused);
       local->note_start(proposal.save.id, here ? start->version : control::kNoVersion);
     }
     emit(EventKind::kResumed, start->version, to_string(proposal.save.id), 0, -1, proposal.tier);

@@ -11,7 +11,7 @@ const Lineage kFirst = {{7, 1, 0}};
 const Lineage kSecond = {{7, 1, 0}, {7, 2, 100}};  // went on from version 100
 
 FoundSave save(uint64_t version, uint64_t nonce, Lineage lineage = kFirst) {
-  return {{version, nonce}, std::move(lineage)};
+  return {{version, nonce}, std::move(lineage), false};
 }
 
 // What is tried, in words: tier, version, nonce, readers.
@@ -96,13 +96,39 @@ TEST(RestoreChoice, OnlyRankZerosViewOfTheSharedFolderCounts) {
   EXPECT_FALSE(choice.needs_record);
 }
 
-TEST(RestoreChoice, TellsWhatTheSharedFolderHasUpToAVersion) {
+Proposal taken(Tier tier, uint64_t version, const Lineage& lineage) {
+  return {tier, save(version, 3, lineage), {0}};
+}
+
+// Nobody has read it where the run goes on from a node's save.
+TEST(RestoreChoice, OfTheSharedFolderCountsWhatIsReadOrWasVerified) {
   std::vector<FoundByRank> ranks(1);
-  ranks[0] = {true, 0, kFirst, {save(20, 1), save(10, 2)}, {save(15, 3)}};
+  FoundSave verified = save(10, 2);
+  verified.verified = true;
+  ranks[0] = {true, 0, kFirst, {save(20, 1), verified}, {}};
   const RestoreChoice choice = choose_restore(ranks);
-  EXPECT_EQ(choice.newest_shared(15), 10);
-  EXPECT_EQ(choice.newest_shared(20), 20);
-  EXPECT_EQ(choice.newest_shared(9), control::kNoVersion);
+  EXPECT_EQ(choice.durable_at(taken(Tier::kShared, 20, kFirst)), 20);
+  EXPECT_EQ(choice.durable_at(taken(Tier::kLocal, 25, kFirst)), 10) << "20 may be damaged";
+  EXPECT_EQ(choice.durable_at(taken(Tier::kLocal, 10, kFirst)), control::kNoVersion) << "it is saved anew";
+  EXPECT_EQ(choice.durable_at(taken(Tier::kLocal, 25, {{8, 1, 0}})), control::kNoVersion)
+      << "of another history";
+}
+
+// Their saves of one version have different ids: after a restart all but one saved it again.
+TEST(RestoreChoice, ANodeThatHasTheVersionNeedNotSaveIt) {
+  std::vector<FoundByRank> ranks(3);
+  FoundSave other = save(30, 5);
+  other.verified = true;
+  ranks[0].local = {save(30, 3)};
+  ranks[1].local = ranks[2].local = {other};
+  const std::vector<int> first = {0}, second = {1, 2};
+  EXPECT_TRUE(node_has(ranks, first, save(30, 3), {})) << "it was read";
+  EXPECT_TRUE(node_has(ranks, second, save(30, 3), {}));
+  EXPECT_FALSE(node_has(ranks, second, save(30, 3), std::vector{other.id})) << "it is damaged";
+  EXPECT_FALSE(node_has(ranks, second, save(30, 3, kSecond), {})) << "of another history";
+  EXPECT_FALSE(node_has(ranks, second, save(40, 3), {}));
+  ranks[2].local[0].verified = false;
+  EXPECT_FALSE(node_has(ranks, second, save(30, 3), {})) << "all of the node or none";
 }
 
 // It would begin anew where all it has turns out damaged.
@@ -118,7 +144,8 @@ TEST(RestoreChoice, AJobWhoseSavesAreAllOfItsNodesIsNotAtItsBeginning) {
 }
 
 TEST(RestoreChoice, WordsSurviveAndCutOnesAreRefused) {
-  const FoundByRank found = {true, 3, kSecond, {save(20, 1)}, {save(30, 3, kSecond), save(25, 4)}};
+  FoundByRank found = {true, 3, kSecond, {save(20, 1)}, {save(30, 3, kSecond), save(25, 4)}};
+  found.local[0].verified = true;
   ByteBuffer bytes = encode(found);
   EXPECT_EQ(decode_found(bytes).value(), found);
   for (size_t size = 0; size < bytes.size(); ++size) {
