@@ -757,7 +757,7 @@ class Agent {
     callbacks.on_worker_event = [this](uint32_t slot, const Event& event) {
       if (event.kind == EventKind::kStepCommitted) progressed_ = true;
       if (event.kind == EventKind::kViewReady) in_view_ = true;
-      if (event.kind == EventKind::kResumed) saved_ = std::max(saved_, event.version);
+      if (event.kind == EventKind::kResumed) saved_ = std::max(saved_, event.amount);
       account(event);
       printer_.show("worker " + std::to_string(slot), event);
     };
@@ -923,7 +923,7 @@ class Agent {
   bool trained_ = false;     // the last step is done; programs may still run
   bool in_view_ = false;     // a worker of this node is in a view
   bool progressed_ = false;  // a step was committed in this launch
-  int64_t saved_ = -1;       // newest version that is durable
+  int64_t saved_ = -1;       // newest version that is durable: in the shared folder
   bool requeue_asked_ = false;
   Instant requeue_deadline_ = 0;  // 0: nothing is being asked
 };

@@ -288,7 +288,7 @@ Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
       const bool here = node_has(by_rank, ranks_of_node(), proposal.save, refused);
       local->note_start(proposal.save.id, here ? start->version : control::kNoVersion);
     }
-    emit(EventKind::kResumed, start->version, to_string(proposal.save.id), 0, -1, proposal.tier);
+    emit(EventKind::kResumed, start->version, to_string(proposal.save.id), start->durable, -1, proposal.tier);
     return start;
   }
   if (choice.has_any()) return none_usable(choice);

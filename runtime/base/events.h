@@ -34,7 +34,7 @@ enum class EventKind : uint16_t {
   kSaveDurable = 17,      // version; amount: bytes
   kSaveVerified = 18,     // version
   kSaveFailed = 19,       // version; text: why; training goes on
-  kResumed = 20,          // version; text: manifest
+  kResumed = 20,          // version; amount: newest that the shared folder has, -1: none; text: manifest
   kVersionRejected = 21,  // version; text: which file is bad, and how
   kFrozen = 22,           // text: why no permit is granted
   kPermitRefused = 23,    // version; text: why

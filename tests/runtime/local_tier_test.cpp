@@ -226,6 +226,21 @@ TEST_F(LocalTier, AnEmptySharedFolderIsANewJob) {
   EXPECT_THAT(said_, Not(HasSubstr("resumed")));
 }
 
+// Nodes' own saves go with the nodes: nobody may wait for less loss than there will be.
+TEST_F(LocalTier, OnlyWhatIsInTheSharedFolderIsToldAsSaved) {
+  run_until_killed("6", "4", "");
+  Nodes nodes = launch("4", {"wait:6"});
+  for (AgentProcess* const agent : {nodes.a.get(), nodes.b.get()})
+    EXPECT_TRUE(agent->says("resumed: version 4, local")) << agent->said();
+  for (AgentProcess* const agent : {nodes.a.get(), nodes.b.get()}) {
+    agent->signal(SIGTERM);  // a notice, which the worker that waits does not heed
+    agent->signal(SIGINT);   // and what ends its patience
+  }
+  nodes.a->wait();
+  nodes.b->wait();
+  EXPECT_THAT(nodes.a->said() + nodes.b->said(), HasSubstr("; NOTHING is saved"));
+}
+
 TEST_F(LocalTier, ANodeThatCannotSaveIsToldAndTheRunGoesOn) {
   std::ofstream(local_) << "a file where the folder should be\n";
   run_to_the_end();
