@@ -19,6 +19,7 @@ constexpr Duration kFolderTimeout = 30 * kSecond;  // for the first participant 
 constexpr Duration kReadTimeout = 60 * kSecond;
 constexpr const char* kNotKept =
     "the state had moved on before the save was opened, or could not be kept for it";
+constexpr const char* kSavedAlready = "this rank has saved the version already, or read it from the folder";
 // Nobody computes beside a last save, so its copies need not be ahead of the disk. Memory that was never used
 // can cost more than the disk does: 1 GiB of it took 3.5 to 7 s on a virtual machine, and the disk 1.1 s.
 constexpr uint64_t kLastStagingBytes = 64 << 20;
@@ -220,6 +221,8 @@ void Saver::open(const control::SaveOpen& open, control::MemberId self) {
   }
   if (held || open.stop) {
     worker_.post([this, save, held] { run(save, held); });
+  } else if (open.version == durable_) {
+    say_(control::SaveVote{open.save, false, {}, kSavedAlready});  // it is not held again: see save_if_due
   } else if (open.version > reached_) {
     early_ = save;
   } else {

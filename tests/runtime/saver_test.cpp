@@ -295,6 +295,20 @@ TEST_F(SaverTest, ASaveOfTheBaseIsStillToComeWhenAViewBegins) {
   expect_taken_part_in(5);
 }
 
+// Others may not have found it there. It was voted on by nobody, until the save's deadline.
+TEST_F(SaverTest, ASaveOfWhatTheRunStartedFromIsRefusedAtOnceByWhoHasIt) {
+  SaveOptions options;
+  options.every = 5;
+  start(options);
+  saver_->note_start({5, 55}, 5);
+  EXPECT_TRUE(saver_->due(5));
+  open_by_others(5);
+  const auto refused = said<SaveVote>(105);
+  ASSERT_TRUE(refused.has_value());
+  EXPECT_FALSE(refused->written);
+  EXPECT_THAT(refused->why, ::testing::HasSubstr("already"));
+}
+
 TEST_F(SaverTest, ACopyThatDoesNotComeFailsItsSaveAlone) {
   CopyOf mirror(state_, values_);
   write(111);
