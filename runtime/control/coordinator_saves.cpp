@@ -264,10 +264,10 @@ void Coordinator::State::save_messages_lost(const NodeRecord& node) {
   }
 }
 
-void Coordinator::State::fail_unvoted_saves(const std::string& why) {
+void Coordinator::State::fail_unvoted_saves(const std::string& why, std::optional<Tier> tier) {
   std::vector<uint64_t> unvoted;
   for (const auto& [id, save] : saves) {
-    if (!save.all_voted) unvoted.push_back(id);
+    if (!save.all_voted && save.tier == tier.value_or(save.tier)) unvoted.push_back(id);
   }
   for (uint64_t id : unvoted) close_save(id, false, why);
 }

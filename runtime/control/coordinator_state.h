@@ -376,7 +376,7 @@ struct Coordinator::State {
   void begin_pace();
   void pace_saves(Version version);
   void save_messages_lost(const NodeRecord& node);
-  void fail_unvoted_saves(const std::string& why);
+  void fail_unvoted_saves(const std::string& why, std::optional<Tier> tier = {});  // of one tier, or all
 
   // ---- stop
   void on(NodeId from, MemberId, const NoticeRaised& notice);

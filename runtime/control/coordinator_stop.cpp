@@ -66,6 +66,8 @@ void Coordinator::State::want_stop(int code, const std::string& why, Instant not
   stop->why = why;
   stop->notice_deadline = notice_deadline;
   hurry_saves();
+  // They may keep the state still, and the disk busy, for nobody: the stop-save is of a later version.
+  fail_unvoted_saves("the job is being stopped", Tier::kLocal);
   const NoticePlan plan = plan_until(notice_deadline, 0, 0);
   say_plan(plan);
   stop->only_finish = plan.only;

@@ -980,7 +980,9 @@ TEST_F(LocalSaving, ASlowNodeSkipsAndTheOtherDoesNot) {
 
 TEST_F(LocalSaving, KeepsNoSharedSaveAndNoStopWaiting) {
   form(2, 2);
-  opened_by(1, 4);
+  const uint64_t unvoted = opened_by(1, 4);
+  const uint64_t voted = opened_by(2, 4);
+  vote_all(2, voted);
   say(1, 100, SaveDue{leader->view().generation, 7, true});
   EXPECT_EQ(sent<SaveOpen>(last).size(), 4u) << "the last one waits for shared ones only";
   const uint64_t shared = sent<SaveOpen>(last).at(0).second.save;
@@ -990,6 +992,10 @@ TEST_F(LocalSaving, KeepsNoSharedSaveAndNoStopWaiting) {
   notice.source = "SIGTERM";
   say(1, 0, notice);
   EXPECT_EQ(sent<Agree>(last).size(), 4u) << "the stop begins at once";
+  const auto closed = sent<SaveClosed>(last);
+  ASSERT_EQ(closed.size(), 2u) << "that one may keep the state still; the other only has to be published";
+  EXPECT_EQ(closed[0].second.save, unvoted);
+  EXPECT_FALSE(closed[0].second.durable);
   due(2, 0, 8);
   EXPECT_TRUE(sent<SaveOpen>(last).empty()) << "and is the only thing that is saved now";
 }
