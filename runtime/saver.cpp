@@ -12,7 +12,8 @@
 namespace muster {
 namespace {
 
-constexpr Duration kHoldTimeout = 5 * kSecond;              // from hold() to the leader's SaveOpen
+constexpr Duration kHoldTimeout = 5 * kSecond;  // from hold() to the leader's SaveOpen
+constexpr Duration kNoWait = 0;
 constexpr Duration kOwnTimeout = 10 * kSecond;              // a dying owner's lock goes with its process
 constexpr Duration kRescueOwnTimeout = 500 * kMillisecond;  // its owner's node is lost, dead or not
 constexpr Duration kFolderTimeout = 30 * kSecond;  // for the first participant to create the save's folder
@@ -259,6 +260,9 @@ void Saver::hurry(uint64_t save) {
 // The record of the vote.
 Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, control::SaveVote& vote) {
   if (!enabled()) return Error{ErrorCode::kDropCheckpoint, "the program gave no checkpoint folder"};
+  // A node's folder that cannot be had fails its save before staging, which keeps the state still where its
+  // memory is bounded.
+  if (options_.tier == Tier::kLocal && save.index == 0) MUSTER_TRY(become(true, false, own_timeout(false)));
   if (!held) {
     MUSTER_TRY(state_.acquire_read(now() + kReadTimeout));
     held = true;
@@ -337,6 +341,8 @@ uint64_t Saver::staging_bytes_max(bool last) const {
 void Saver::prepare(World world) {
   if (!enabled()) return;
   worker_.post([this, world = std::move(world)] {
+    // Nobody waits for the lock in a node's own save.
+    if (options_.tier == Tier::kLocal && world.index != 0) leave_to_first();
     // What fails here fails again in the save, which says so.
     if (!prepare_template(world).ok()) return;
     const uint64_t bound = staging_bytes_max(options_.every == 0);
@@ -354,7 +360,7 @@ void Saver::fault_in_some(const World& world) {
 
 Result<std::string> Saver::folder_of(const Save& save) {
   if (save.index != 0) {
-    if (folder_ && folder_->owner()) folder_.reset();  // who is the first now waits for that
+    leave_to_first();
     // Before that one has made it, a node that came anew has no folder of saves, either.
     MUSTER_TRY(wait_for_folder(save, path_of(save.id)));
   }
@@ -401,7 +407,7 @@ void Saver::publish(const control::SavePublish& publish) {
 
 Result<checkpoint::Manifest> Saver::publish_now(const Save& save, const control::SavePublish& publish) {
   // As a rule it is already; else the owner died, and its lock with it.
-  MUSTER_TRY(become(true, save.open.rescue));
+  MUSTER_TRY(become(true, save.open.rescue, own_timeout(save.open.rescue)));
   if (options_.tier == Tier::kLocal) MUSTER_TRY(keep_to_branch(to_checkpoint(save.open.lineage)));
   checkpoint::Folder* const folder = &*folder_;
   checkpoint::Manifest manifest;
@@ -595,20 +601,28 @@ Result<checkpoint::Folder*> Saver::folder() {
     const std::lock_guard lock(mutex_);
     return std::pair(save_ && save_->index == 0, save_ && save_->open.rescue);
   }();
-  MUSTER_TRY(become(first, rescue));
+  MUSTER_TRY(become(first, rescue, own_timeout(rescue)));
   return &*folder_;
 }
 
+// For who was the owner, in a save: training may wait for it meanwhile, and goes before a node's own.
+Duration Saver::own_timeout(bool rescue) const {
+  if (options_.tier == Tier::kLocal) return kNoWait;
+  return rescue ? kRescueOwnTimeout : kOwnTimeout;
+}
+
+Status Saver::become(bool first) { return become(first, false, kOwnTimeout); }
+
 // The owner's handle for the first participant, else one for a rank of the owner's job. A rank that was the
 // first, until a joiner came before it, leaves the folder to the new first one, which waits for that.
-Status Saver::become(bool first, bool rescue) {
+Status Saver::become(bool first, bool rescue, Duration wait) {
   if (folder_ && folder_->owner() == first) return ok();
   if (!first) {
     MUSTER_ASSIGN(folder_, checkpoint::Folder::look(files_, options_.folder));
     return ok();
   }
-  auto owned = retry_until(now() + (rescue ? kRescueOwnTimeout : kOwnTimeout),
-                           [&] { return checkpoint::Folder::own(files_, options_.folder, who_am_i()); });
+  auto owned =
+      retry_until(now() + wait, [&] { return checkpoint::Folder::own(files_, options_.folder, who_am_i()); });
   // The owner is out of reach and may not be dead, only frozen: what is saved now is saved beside it.
   if (!owned.ok() && rescue && owned.error().code == ErrorCode::kRetry) {
     owned = checkpoint::Folder::guest(files_, options_.folder);
@@ -618,14 +632,19 @@ Status Saver::become(bool first, bool rescue) {
   return ok();
 }
 
+// Who is the first now waits for the lock.
+void Saver::leave_to_first() {
+  if (folder_ && folder_->owner()) folder_.reset();
+}
+
 Status Saver::take_folder(bool first) {
   {
     const std::lock_guard lock(mutex_);
     if (save_) save_->progress->hurry();  // it is behind that
   }
   return worker_.call([&]() -> Status {
-    if (first) return become(true, false);
-    if (folder_ && folder_->owner()) folder_.reset();
+    if (first) return become(true);
+    leave_to_first();
     return ok();
   });
 }
@@ -635,7 +654,7 @@ Result<Saver::Found> Saver::find_versions() {
 }
 
 Result<Saver::Found> Saver::sort_out_versions() {
-  if (!folder_) MUSTER_TRY(become(false, false));
+  if (!folder_) MUSTER_TRY(become(false));
   auto versions = folder_->versions();
   // Not a matter of which version: a person has to look, and starting again would not help.
   if (!versions.ok()) return Error{ErrorCode::kEnvironment, versions.error().message};
@@ -679,7 +698,7 @@ void Saver::tell_of_unfinished(const Found& found) {
 
 Result<checkpoint::Lineage> Saver::branch() {
   return worker_.call([&]() -> Result<checkpoint::Lineage> {
-    if (!folder_) MUSTER_TRY(become(false, false));
+    if (!folder_) MUSTER_TRY(become(false));
     return folder_->branch();
   });
 }
@@ -762,7 +781,7 @@ void Saver::tell_of_differences(const checkpoint::Manifest& manifest,
 
 Status Saver::go_on_along(const control::Lineage& branch, const std::string& why) {
   return worker_.call([&]() -> Status {
-    MUSTER_TRY(become(true, false));
+    MUSTER_TRY(become(true));
     return abandon_others(to_checkpoint(branch), why);
   });
 }

@@ -168,7 +168,10 @@ class Saver {
   void clear_failed(const Save& save);
   void prune(const Save& save);
   Result<checkpoint::Folder*> folder();
-  Status become(bool first, bool rescue);
+  Duration own_timeout(bool rescue) const;
+  Status become(bool first);
+  Status become(bool first, bool rescue, Duration wait);
+  void leave_to_first();
   Result<Found> sort_out_versions();
   std::vector<checkpoint::TensorSpec> specs() const;
   void tell(EventKind kind, control::Version version, std::string text, int64_t amount = 0);

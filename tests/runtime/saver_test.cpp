@@ -321,6 +321,42 @@ TEST_F(SaverTest, ACopyThatDoesNotComeFailsItsSaveAlone) {
   saver_.reset();
 }
 
+// Where the memory for staging is bounded, training waited for the folder with it.
+TEST_F(SaverTest, ANodesSaveWhoseFolderCannotBeHadFailsBeforeTheStateIsRead) {
+  SaveOptions options;
+  options.tier = Tier::kLocal;
+  start(options);
+  options.folder = folder_;
+  Saver other(
+      state_, options, {}, 1, [](const Message&) {}, [](const Event&) {}, files_);
+  ASSERT_TRUE(other.take_folder(true).ok());
+  CopyOf mirror(state_, values_);
+  mirror.blocked = true;  // who reads waits
+  ASSERT_TRUE(saver_->hold(112, false, now()));
+  open_by_others(112);
+  const auto refused = said<SaveVote>(212);
+  mirror.blocked = false;
+  ASSERT_TRUE(refused);
+  EXPECT_FALSE(refused->written);
+  EXPECT_THAT(refused->why, ::testing::HasSubstr("belongs to another running job"));
+  EXPECT_TRUE(state_.begin_write(now() + kSecond).ok()) << "training goes on";
+  state_.cancel_write();
+  saver_.reset();
+}
+
+// Only one try is made for the lock, so it is left before the next save.
+TEST_F(SaverTest, WhoIsNoLongerTheFirstOfItsNodeLeavesTheFolderWhenTheViewIsKnown) {
+  SaveOptions options;
+  options.tier = Tier::kLocal;
+  start(options);
+  ASSERT_TRUE(saver_->take_folder(true).ok());
+  options.folder = folder_;
+  Saver other(
+      state_, options, {}, 1, [](const Message&) {}, [](const Event&) {}, files_);
+  saver_->prepare({1, 2, {}});
+  EXPECT_TRUE(other.take_folder(true).ok());
+}
+
 // Saves that hold a lease, whether they stage or wait for the worker, and no others.
 TEST_F(SaverTest, WhoIsInTheWayIsGivenUpAndWhatComesAfterIsNot) {
   CopyOf mirror(state_, values_);
