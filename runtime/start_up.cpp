@@ -33,6 +33,13 @@ Result<Verdict> combine(Group& group, Verdict mine, Instant deadline) {
   return static_cast<Verdict>(value);
 }
 
+// Whether it is so on any rank.
+Result<bool> any(Group& group, bool mine, Instant deadline) {
+  int64_t value = mine ? 1 : 0;
+  MUSTER_TRY(group.all_reduce(&value, &value, 1, DType::kInt64, ReduceOp::kMax, deadline).wait());
+  return value != 0;
+}
+
 // The parts that `readers` have read, to all ranks: each byte was read from disk once.
 Status exchange_parts(Group& group, const Saver& saver, std::span<const int> readers, MutableByteSpan staged,
                       Instant deadline) {
@@ -257,11 +264,13 @@ Result<std::vector<FoundByRank>> Run::exchange_findings(Group& group, const Find
     return Error{ErrorCode::kEnvironment, branch.ok()
                                               ? "rank 0 cannot read the checkpoint folder's branch record"
                                               : branch.error().message};
-  std::vector<FoundByRank> by_rank;
-  for (int rank = 0; rank < group.size(); ++rank) {
+  MUSTER_ASSIGN(const bool any_local, any(group, own.saves_locally, deadline));
+  std::vector<FoundByRank> by_rank(static_cast<size_t>(group.size()));
+  // As a rule nobody does, and rank 0's word is all that counts.
+  for (int rank = 0; rank < (any_local ? group.size() : 1); ++rank) {
     ByteBuffer bytes = rank == group.rank() ? encode(own) : ByteBuffer();
     MUSTER_TRY(broadcast_bytes(group, bytes, rank, deadline));
-    MUSTER_ASSIGN(by_rank.emplace_back(), decode_found(bytes));
+    MUSTER_ASSIGN(by_rank[static_cast<size_t>(rank)], decode_found(bytes));
   }
   return by_rank;
 }
