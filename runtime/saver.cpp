@@ -20,6 +20,7 @@ constexpr Duration kFolderTimeout = 30 * kSecond;  // for the first participant 
 constexpr Duration kReadTimeout = 60 * kSecond;
 constexpr const char* kNotKept =
     "the state had moved on before the save was opened, or could not be kept for it";
+constexpr const char* kSwitchedOff = "nothing is saved here in this launch: ";
 constexpr const char* kSavedAlready = "this rank has saved the version already, or read it from the folder";
 // Nobody computes beside a last save, so its copies need not be ahead of the disk. Memory that was never used
 // can cost more than the disk does: 1 GiB of it took 3.5 to 7 s on a virtual machine, and the disk 1.1 s.
@@ -96,6 +97,16 @@ Saver::~Saver() {
   verifier_.stop();
   worker_.stop();
   release();
+}
+
+bool Saver::enabled() const {
+  const std::lock_guard lock(mutex_);
+  return !options_.folder.empty() && !off_;
+}
+
+void Saver::switch_off(const std::string& why) {
+  const std::lock_guard lock(mutex_);
+  off_ = why;
 }
 
 std::vector<checkpoint::TensorSpec> Saver::specs() const {
@@ -211,6 +222,7 @@ void Saver::open(const control::SaveOpen& open, control::MemberId self) {
   const Duration stall_now = state_.stall();
   const std::lock_guard lock(mutex_);
   save.stall_before = held_ == open.version ? stall_before_ : stall_now;
+  if (off_) return say_(control::SaveVote{open.save, false, {}, kSwitchedOff + *off_});
   save_ = save;
   early_.reset();
   // The lease goes over to the save. A stop-save needs none before its turn: no permit leads beyond its

@@ -56,7 +56,9 @@ class Saver {
         Emit emit, FileSystem& files = real_files());
   ~Saver();
 
-  bool enabled() const { return !options_.folder.empty(); }
+  bool enabled() const;
+  // For the rest of the launch; saves that others open are refused, with the reason.
+  void switch_off(const std::string& why);
   // The state is at `version` now. True: it is due for a save, or others have opened one of it. If not, it
   // goes on from here, and a save of it that is opened later is refused.
   bool due(control::Version version);
@@ -201,6 +203,7 @@ class Saver {
   std::optional<Save> to_verify_;
   std::set<uint64_t> verified_nonces_;  // of some of the newest saves
   bool stopping_ = false;
+  std::optional<std::string> off_;  // switched off, why
   // Of saves that hold a lease: of the one that stages, and of those that wait for the worker with theirs.
   std::vector<std::shared_ptr<checkpoint::StageProgress>> reading_;
   checkpoint::VersionId parent_;

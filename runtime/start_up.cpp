@@ -239,9 +239,13 @@ Result<Run::Findings> Run::find_saves(Group& group) {
   auto here = local->find_versions();
   if (here.ok()) {
     findings.local = *std::move(here);
-  } else if (is_first_of_node()) {
-    tell_of_local(here.error());
+    return findings;
   }
+  // A person has to look: what comes to lie beside it could not be judged either.
+  local->switch_off(here.error().message);
+  if (is_first_of_node())
+    emit(EventKind::kLog, control::kNoVersion,
+         "this node saves nothing for itself in this launch: " + here.error().message, 0, -1, Tier::kLocal);
   return findings;
 }
 

@@ -30,7 +30,8 @@ class Tiers {
 
   Saver& shared() { return shared_; }
   const Saver& shared() const { return shared_; }
-  Saver* local() { return local_.get(); }  // null: the program wants none
+  // Null: the program wants none, or it was switched off.
+  Saver* local() { return local_ && local_->enabled() ? local_.get() : nullptr; }
   Saver* of(Tier tier) { return tier == Tier::kShared ? &shared_ : local_.get(); }
 
   // As of each saver.

@@ -11,6 +11,7 @@ namespace muster {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::ContainsRegex;
 using testing::HasSubstr;
 using testing::Not;
 using testing_agents::AgentProcess;
@@ -160,7 +161,7 @@ TEST_F(LocalTier, ANodesSavesStandInForDamagedSharedOnes) {
   damage(folder_ + "/job/checkpoints");
   run_to_the_end();
   EXPECT_THAT(said_, HasSubstr("resumed: version 7, local"));
-  EXPECT_THAT(said_, testing::ContainsRegex("save durable: version 7, [0-9]+ bytes"));
+  EXPECT_THAT(said_, ContainsRegex("save durable: version 7, [0-9]+ bytes"));
 }
 
 // There is no shared save yet. To begin anew would abandon what the job has.
@@ -242,11 +243,33 @@ TEST_F(LocalTier, OnlyWhatIsInTheSharedFolderIsToldAsSaved) {
 }
 
 TEST_F(LocalTier, ANodeThatCannotSaveIsToldAndTheRunGoesOn) {
-  std::ofstream(local_) << "a file where the folder should be\n";
+  fs::create_directories(local_ + "/node-a/owner.lock");  // a folder where the file should be
   run_to_the_end();
   EXPECT_THAT(said_, HasSubstr("save failed: version 4, local: node a"));
-  EXPECT_THAT(said_, HasSubstr("is a file"));
+  EXPECT_THAT(said_, ContainsRegex("save durable: version 4, local, [0-9]+ bytes: node b"));
   EXPECT_THAT(said_, HasSubstr("save durable: version 20, "));
+}
+
+TEST_F(LocalTier, ANodeWhoseFolderCannotBeReadTriesNoSaves) {
+  std::ofstream(local_) << "a file where the folder should be\n";
+  run_to_the_end();
+  EXPECT_THAT(said_, HasSubstr("this node saves nothing for itself in this launch"));
+  EXPECT_THAT(said_, HasSubstr("is a file"));
+  EXPECT_THAT(said_, Not(HasSubstr("save failed")));
+  EXPECT_THAT(said_, HasSubstr("save durable: version 20, "));
+}
+
+// What it would save could not be told from what the job has left.
+TEST_F(LocalTier, ANodeWhoseBranchRecordIsDamagedTriesNoSaves) {
+  run_until_killed("13", "12", "7");
+  for (const auto& entry : fs::directory_iterator(local_ + "/node-a")) {
+    if (entry.path().filename().string().starts_with("branch-")) std::ofstream(entry.path()) << "torn";
+  }
+  run_to_the_end();
+  EXPECT_THAT(said_, HasSubstr("this node saves nothing for itself in this launch: which versions were"));
+  EXPECT_THAT(said_, HasSubstr("resumed: version 12, local")) << "of the other node";
+  EXPECT_THAT(said_, Not(HasSubstr("save failed")));
+  EXPECT_THAT(said_, ContainsRegex("save durable: version 16, local, [0-9]+ bytes: node b"));
 }
 
 }  // namespace

@@ -295,6 +295,17 @@ TEST_F(SaverTest, ASaveOfTheBaseIsStillToComeWhenAViewBegins) {
   expect_taken_part_in(5);
 }
 
+TEST_F(SaverTest, WhatIsSwitchedOffRefusesAtOnceAndSaysWhy) {
+  EXPECT_TRUE(saver_->enabled());
+  saver_->switch_off("the record is damaged");
+  EXPECT_FALSE(saver_->enabled());
+  open_by_others(5);
+  const auto refused = said<SaveVote>(105);
+  ASSERT_TRUE(refused.has_value());
+  EXPECT_FALSE(refused->written);
+  EXPECT_THAT(refused->why, ::testing::HasSubstr("the record is damaged"));
+}
+
 // Others may not have found it there. It was voted on by nobody, until the save's deadline.
 TEST_F(SaverTest, ASaveOfWhatTheRunStartedFromIsRefusedAtOnceByWhoHasIt) {
   SaveOptions options;
