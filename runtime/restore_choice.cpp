@@ -161,6 +161,18 @@ control::Version RestoreChoice::durable_at(const Proposal& taken) const {
   return newest;
 }
 
+void UnreadSaves::add(const Proposal& proposal, const Error& why) {
+  if (why_) return;  // the newest comes first
+  newest_ = proposal.save.id.version;
+  why_ = why;
+}
+
+Status UnreadSaves::may_try(const Proposal& proposal) const {
+  return proposal.save.id.version < newest_ ? none() : ok();
+}
+
+Status UnreadSaves::none() const { return why_ ? Status(*why_) : ok(); }
+
 bool node_has(std::span<const FoundByRank> by_rank, std::span<const int> ranks, const FoundSave& taken,
               std::span<const checkpoint::VersionId> refused) {
   const auto is_it = [&](const FoundSave& save) {

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -67,6 +68,22 @@ struct RestoreChoice {
 // that anew: each node's save of a version has an id of its own. `refused`: were found damaged.
 bool node_has(std::span<const FoundByRank> by_rank, std::span<const int> ranks, const FoundSave& taken,
               std::span<const checkpoint::VersionId> refused);
+
+// Nodes' saves that could not be read for want of memory or descriptors, which says nothing about them.
+// Another save of the version may stand in for one. An older version may not: to go on from that would
+// abandon this one.
+class UnreadSaves {
+ public:
+  void add(const Proposal& proposal, const Error& why);
+  // Errors: why a newer one was not read.
+  Status may_try(const Proposal& proposal) const;
+  // No save is left to try. Errors: the same.
+  Status none() const;
+
+ private:
+  uint64_t newest_ = 0;
+  std::optional<Error> why_;
+};
 
 // Newest version first; at equal versions those of nodes, which are nearer. REQUIRES: by_rank is not empty.
 RestoreChoice choose_restore(std::span<const FoundByRank> by_rank);

@@ -286,8 +286,10 @@ Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
   MUSTER_ASSIGN(const std::vector<FoundByRank> by_rank, exchange_findings(group, mine));
   const RestoreChoice choice = choose_restore(by_rank);
   std::vector<checkpoint::VersionId> refused;
+  UnreadSaves unread;
   for (const Proposal& proposal : choice.proposals) {
-    MUSTER_ASSIGN(auto start, try_restore(group, proposal, mine));
+    MUSTER_TRY(unread.may_try(proposal));
+    MUSTER_ASSIGN(auto start, try_restore(group, proposal, mine, unread));
     if (!start) {
       refused.push_back(proposal.save.id);
       continue;
@@ -304,6 +306,7 @@ Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
     emit(EventKind::kResumed, start->version, to_string(proposal.save.id), start->durable, -1, proposal.tier);
     return start;
   }
+  MUSTER_TRY(unread.none());
   if (choice.has_any()) return none_usable(choice);
   savers_.shared().tell_of_unfinished(mine.shared);
   // Else saves of nodes that were away in this launch would count in a later one, beside this one's; also
@@ -335,7 +338,7 @@ Status Run::note_branch(const Group& group, const control::Lineage& branch, cons
 }
 
 Result<std::optional<Run::Start>> Run::try_restore(Group& group, const Proposal& proposal,
-                                                   const Findings& mine) {
+                                                   const Findings& mine, UnreadSaves& unread) {
   const Instant deadline = now() + options_.step_timeout;
   const checkpoint::VersionId& id = proposal.save.id;
   Start start;
@@ -346,13 +349,17 @@ Result<std::optional<Run::Start>> Run::try_restore(Group& group, const Proposal&
   const Verdict verdict = read.ok() ? Verdict::kGood : verdict_on(read.error());
   MUSTER_ASSIGN(const Verdict all, combine(group, verdict, deadline));
   if (!read.ok() && verdict == Verdict::kMisuse) return read.error();
-  if (all == Verdict::kUnable) {
-    return Error{ErrorCode::kEnvironment, verdict == all
-                                              ? read.error().message
-                                              : "another rank lacks what it needs to read " + to_string(id)};
-  }
   if (all == Verdict::kMisuse) return Error{ErrorCode::kMisuse, "another rank refuses " + to_string(id)};
   start.version = static_cast<control::Version>(id.version);
+  if (all == Verdict::kUnable) {
+    const Error why = {
+        ErrorCode::kEnvironment,
+        verdict == all ? read.error().message : "another rank lacks what it needs to read " + to_string(id)};
+    if (proposal.tier == Tier::kShared) return why;
+    emit(EventKind::kLog, start.version, why.message, 0, -1, proposal.tier);
+    unread.add(proposal, why);
+    return std::optional<Start>();
+  }
   if (all == Verdict::kDamaged) {
     emit(EventKind::kVersionRejected, start.version,
          read.ok() ? "another rank found it damaged" : read.error().message, 0, -1, proposal.tier);

@@ -131,6 +131,18 @@ TEST(RestoreChoice, ANodeThatHasTheVersionNeedNotSaveIt) {
   EXPECT_FALSE(node_has(ranks, second, save(30, 3), {})) << "all of the node or none";
 }
 
+TEST(RestoreChoice, WhatCouldNotBeReadIsNotAbandonedForAnOlderVersion) {
+  UnreadSaves unread;
+  EXPECT_TRUE(unread.may_try(taken(Tier::kLocal, 30, kFirst)).ok());
+  EXPECT_TRUE(unread.none().ok());
+  unread.add(taken(Tier::kLocal, 30, kFirst), {ErrorCode::kEnvironment, "no memory"});
+  EXPECT_TRUE(unread.may_try(taken(Tier::kShared, 30, kFirst)).ok()) << "the same version";
+  const Status older = unread.may_try(taken(Tier::kShared, 20, kFirst));
+  ASSERT_FALSE(older.ok());
+  EXPECT_EQ(older.error().message, "no memory");
+  EXPECT_FALSE(unread.none().ok()) << "and the run does not begin anew";
+}
+
 // It would begin anew where all it has turns out damaged.
 TEST(RestoreChoice, AJobWhoseSavesAreAllOfItsNodesIsNotAtItsBeginning) {
   std::vector<FoundByRank> ranks(1);
