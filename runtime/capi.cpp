@@ -269,8 +269,12 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
       train.save.staging_bytes_max = static_cast<uint64_t>(values->integer("staging-mib")) << 20;
       train.save.bytes_per_second_max = static_cast<uint64_t>(values->integer("save-rate-mib")) << 20;
       train.save.link_unchanged = values->on("link-unchanged");
-      if (train.local.folder.empty()) train.local.folder = values->text("checkpoint-local-dir");
-      if (train.local.every == 0) train.local.every = values->integer("checkpoint-local-every");
+      // Variables are for all programs of a job's script: one that could not save so is not refused.
+      const bool may_save_locally = !train.save.folder.empty() && state->state.sharded().empty();
+      if (may_save_locally && train.local.folder.empty())
+        train.local.folder = values->text("checkpoint-local-dir");
+      if ((may_save_locally || !train.local.folder.empty()) && train.local.every == 0)
+        train.local.every = values->integer("checkpoint-local-every");
       train.save.keep_every = static_cast<uint64_t>(values->integer("keep-every"));
       train.save.keep_younger_ms = values->duration("keep-younger") / muster::kMillisecond;
     }

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <functional>
 #include <mutex>
 #include <string>
@@ -332,6 +333,34 @@ TEST(CApi, NodesDoNotSaveShardsOfTheirOwn) {
   options.checkpoint_local_every = 5;
   EXPECT_EQ(muster_train(program.session, program.state, &options, &program.run), MUSTER_MISUSE);
   EXPECT_THAT(muster_last_error(), AllOf(HasSubstr("'rows' is sharded"), HasSubstr("checkpoint_local_dir")));
+}
+
+class LocalVariables {
+ public:
+  LocalVariables() {
+    setenv("MUSTER_CHECKPOINT_LOCAL_DIR", "nvme", 1);
+    setenv("MUSTER_CHECKPOINT_LOCAL_EVERY", "5", 1);
+  }
+  ~LocalVariables() {
+    unsetenv("MUSTER_CHECKPOINT_LOCAL_DIR");
+    unsetenv("MUSTER_CHECKPOINT_LOCAL_EVERY");
+  }
+};
+
+// A job's script sets them for every program that it starts.
+TEST(CApi, VariablesAloneAskForNoSavesThatAProgramCannotHave) {
+  Misuse none;
+  const auto quiet = train(none);
+  const LocalVariables variables;
+  EXPECT_EQ(train(none), quiet) << "without checkpoint_dir";
+  Program sharded;
+  const int64_t shape[] = {5, 2};
+  ASSERT_EQ(muster_state_sharded(sharded.state, "rows", nullptr, MUSTER_FLOAT32, shape, 2), MUSTER_OK);
+  muster_train_options options = Program::options();
+  const std::string folder = ::testing::TempDir() + "never-made";  // the run is not begun
+  options.checkpoint_dir = folder.c_str();
+  EXPECT_EQ(muster_train(sharded.session, sharded.state, &options, &sharded.run), MUSTER_OK)
+      << muster_last_error();
 }
 
 // Alone a process has all rows. 2 lanes: 8 shards, of which the last have none.
