@@ -440,6 +440,19 @@ Result<PruneReport> Folder::prune(const RetentionPolicy& policy, int64_t now_ms)
   return report;
 }
 
+Status make_private_folder(FileSystem& files, const std::string& raw_path) {
+  const std::string path = without_trailing_slash(raw_path);
+  MUSTER_TRY(create_folders(files, parent_of(path)));
+  const Status made = files.make_private_directory(path);
+  if (made.ok()) MUSTER_TRY(files.sync_directory(parent_of(path)));
+  MUSTER_ASSIGN(const auto status, files.stat(path));
+  if (!status) return made;
+  if (status->is_own) return ok();  // that it is a folder is for who opens it to see
+  return Error{ErrorCode::kMisuse, "the checkpoint folder " + path +
+                                       " belongs to another user, whose saves may be anything; remove it, "
+                                       "or choose another folder"};
+}
+
 std::optional<VersionId> newest_good(std::span<const std::vector<VersionId>> usable_by_rank,
                                      std::span<const VersionId> refused) {
   if (usable_by_rank.empty()) return std::nullopt;

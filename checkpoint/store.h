@@ -131,6 +131,11 @@ class Folder {
   std::unique_ptr<FileLock> lock_;
 };
 
+// Creates the folder where missing, for this user alone. For one that lies where all users may write, as in
+// /tmp: somebody else may have made one of that name, with what this job would take for its own. Errors:
+// kMisuse: another user owns it; else as Folder::own.
+Status make_private_folder(FileSystem& files, const std::string& path);
+
 // PURE. The newest version that every rank can use and nobody has refused: lists newest first, one for each
 // rank. All ranks compute the same from the same lists.
 std::optional<VersionId> newest_good(std::span<const std::vector<VersionId>> usable_by_rank,

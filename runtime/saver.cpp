@@ -629,6 +629,7 @@ Status Saver::become(bool first) { return become(first, false, kOwnTimeout); }
 // first, until a joiner came before it, leaves the folder to the new first one, which waits for that.
 Status Saver::become(bool first, bool rescue, Duration wait) {
   if (folder_ && folder_->owner() == first) return ok();
+  if (options_.tier == Tier::kLocal) MUSTER_TRY(checkpoint::make_private_folder(files_, options_.folder));
   if (!first) {
     MUSTER_ASSIGN(folder_, checkpoint::Folder::look(files_, options_.folder));
     return ok();

@@ -15,6 +15,9 @@ class ForwardingFiles : public FileSystem {
     return inner_.read_queue(options);
   }
   Status make_directory(const std::string& path) override { return inner_.make_directory(path); }
+  Status make_private_directory(const std::string& path) override {
+    return inner_.make_private_directory(path);
+  }
   Status link(const std::string& source, const std::string& target) override {
     return inner_.link(source, target);
   }

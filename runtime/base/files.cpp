@@ -178,6 +178,9 @@ class RealFiles final : public FileSystem {
   Status make_directory(const std::string& path) override {
     return outcome(::mkdir(path.c_str(), 0777), "create the folder", path);
   }
+  Status make_private_directory(const std::string& path) override {
+    return outcome(::mkdir(path.c_str(), 0700), "create the folder", path);
+  }
   Status link(const std::string& source, const std::string& target) override {
     return outcome(::link(source.c_str(), target.c_str()), "publish", target);
   }
@@ -212,7 +215,8 @@ class RealFiles final : public FileSystem {
       return failure("examine", path, errno);
     }
     return std::optional(FileStat{static_cast<uint64_t>(status.st_size), S_ISDIR(status.st_mode),
-                                  status.st_mtim.tv_sec * 1000 + status.st_mtim.tv_nsec / 1'000'000});
+                                  status.st_mtim.tv_sec * 1000 + status.st_mtim.tv_nsec / 1'000'000,
+                                  status.st_uid == ::geteuid()});
   }
 
   Status sync_directory(const std::string& path) override {

@@ -64,6 +64,7 @@ struct FileStat {
   uint64_t bytes = 0;
   bool is_directory = false;
   int64_t modified_ms = 0;  // wall time
+  bool is_own = true;       // of the user that this process runs as
 };
 
 class FileSystem {
@@ -75,7 +76,8 @@ class FileSystem {
   virtual Result<std::unique_ptr<File>> open(const std::string& path, OpenMode mode, bool direct = false) = 0;
   // For reads that overlap, of any of its files.
   virtual std::unique_ptr<ReadQueue> read_queue(const ReadQueueOptions& options) = 0;
-  virtual Status make_directory(const std::string& path) = 0;  // its parent exists, the name is free
+  virtual Status make_directory(const std::string& path) = 0;          // its parent exists, the name is free
+  virtual Status make_private_directory(const std::string& path) = 0;  // the same, for this user alone
   virtual Status link(const std::string& source, const std::string& target) = 0;  // never overwrites
   virtual Status rename(const std::string& source, const std::string& target) = 0;
   virtual Status unlink(const std::string& path) = 0;

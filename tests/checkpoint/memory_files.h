@@ -63,6 +63,7 @@ class MemoryFiles final : public FileSystem {
   Result<std::unique_ptr<File>> open(const std::string& path, OpenMode mode, bool direct) override;
   std::unique_ptr<ReadQueue> read_queue(const ReadQueueOptions& options) override;
   Status make_directory(const std::string& path) override;
+  Status make_private_directory(const std::string& path) override { return make_directory(path); }
   Status link(const std::string& source, const std::string& target) override;
   Status rename(const std::string& source, const std::string& target) override;
   Status unlink(const std::string& path) override;

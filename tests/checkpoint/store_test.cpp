@@ -146,6 +146,29 @@ TEST_F(OnDisk, ReadOnlyFolderIsNamed) {
   chmod(root_.c_str(), 0755);
 }
 
+TEST_F(OnDisk, APrivateFolderIsForThisUserAlone) {
+  const std::string path = root_ + "/new/mine";
+  ASSERT_OK(make_private_folder(real_files(), path + "/"));
+  EXPECT_EQ(std::filesystem::status(path).permissions(), std::filesystem::perms::owner_all);
+  ASSERT_OK(make_private_folder(real_files(), path));
+}
+
+// In a child that is nobody, so that the folder is another user's for root, too.
+TEST_F(OnDisk, AnotherUsersFolderIsNoPrivateOne) {
+  const std::string others = geteuid() == 0 ? root_ : "/usr";
+  const pid_t child = fork();
+  if (child == 0) {
+    if (geteuid() == 0 && setuid(65534) != 0) _exit(3);
+    const Status made = make_private_folder(real_files(), others);
+    const bool named = !made.ok() && made.error().code == ErrorCode::kMisuse &&
+                       made.error().message.find(others + " belongs to another user") != std::string::npos;
+    _exit(named ? 0 : 1);
+  }
+  int status = -1;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+}
+
 TEST(Store, RefusedWritesAreNamed) {
   MemoryFiles files;
   files.refuse = [](const Op& op) -> std::optional<Error> {
