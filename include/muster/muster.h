@@ -307,8 +307,8 @@ typedef struct muster_train_options {
    * needed too. One folder of a fast local disk, or of memory (/dev/shm), for this job alone; each node has
    * a folder of its own in it, by its name, which stays the same from launch to launch (`muster run
    * --node-name`). A save that fails there is told, and fails nothing else. Its way to the disk takes memory
-   * beside that of other saves: in each process the state's size by the processes of its node, or at most
-   * MUSTER_STAGING_MIB; a folder in memory takes the state's size for each version kept, too. Not with
+   * beside that of other saves: in each process the state's size divided by the processes of its node, or at
+   * most MUSTER_STAGING_MIB; a folder in memory takes the state's size for each version kept, too. Not with
    * sharded tensors. NULL or "": MUSTER_CHECKPOINT_LOCAL_DIR, if that is set and can be followed, else
    * none. */
   const char* checkpoint_local_dir;

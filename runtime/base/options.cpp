@@ -101,7 +101,7 @@ constexpr Option kOptions[] = {
     {"update-timeout", kSeconds, "30", 0.1, kDay, kVariable,
      "an update scope that stays open so long is torn"},
     {"checkpoint-local-dir", kText, "", 0, 0, kVariable,
-     "folder on each node for saves of its own workers, where the program names none; with checkpoints only"},
+     "folder on each node for saves of its own workers, where the program names none and can have them"},
     {"checkpoint-local-every", kInteger, "0", 0, 1e15, kVariable,
      "steps between these, where the program does not say"},
     {"keep-every", kInteger, "0", 0, 1e15, kVariable,
