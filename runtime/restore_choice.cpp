@@ -128,6 +128,8 @@ ByteBuffer encode(const FoundByRank& found) {
   writer.lineage(found.branch);
   writer.saves(found.shared);
   writer.saves(found.local);
+  writer.number(found.local_rejected);
+  writer.number(found.unjudged ? 1 : 0);
   return writer.bytes();
 }
 
@@ -139,6 +141,8 @@ Result<FoundByRank> decode_found(ByteSpan bytes) {
   found.branch = reader.lineage();
   found.shared = reader.saves();
   found.local = reader.saves();
+  found.local_rejected = reader.number();
+  found.unjudged = reader.number() != 0;
   if (reader.done()) return found;
   return Error{ErrorCode::kMisuse,
                "another rank tells of its saves in words that this one does not know; start the same "
@@ -203,8 +207,11 @@ RestoreChoice choose_restore(std::span<const FoundByRank> by_rank) {
   for (const int rank : all) {
     const FoundByRank& found = by_rank[static_cast<size_t>(rank)];
     choice.needs_record = choice.needs_record || found.saves_locally;
+    if (!local_may_count) continue;
+    choice.local_rejected += found.local_rejected;
+    if (found.unjudged) choice.unjudged.push_back(rank);
     for (const FoundSave& save : found.local) {
-      if (local_may_count && counts(save, history)) add_local(save, rank, choice.proposals);
+      if (counts(save, history)) add_local(save, rank, choice.proposals);
     }
   }
   const auto key = [](const Proposal& proposal) {

@@ -34,6 +34,8 @@ struct FoundByRank {
   checkpoint::Lineage branch;    // of the shared folder's record; empty: none
   std::vector<FoundSave> shared;
   std::vector<FoundSave> local;
+  uint64_t local_rejected = 0;  // as the first rank of its node counts them
+  bool unjudged = false;        // what is in its node's folder cannot be told
   friend bool operator==(const FoundByRank&, const FoundByRank&) = default;
 };
 std::vector<FoundSave> found_saves(std::span<const checkpoint::Candidate> usable);
@@ -50,7 +52,8 @@ struct Proposal {
 
 struct RestoreChoice {
   std::vector<Proposal> proposals;  // in the order in which they are tried
-  uint64_t shared_rejected = 0;
+  uint64_t shared_rejected = 0, local_rejected = 0;
+  std::vector<int> unjudged;  // ranks whose node may have saves that count
   // The next start must know where this one begins: the record would name what this one leaves, or a node's
   // save would have none to go by.
   bool needs_record = false;
@@ -60,8 +63,10 @@ struct RestoreChoice {
   // shared one beside it was not looked at, and is made anew.
   control::Version durable_at(const Proposal& taken) const;
   size_t count(Tier tier) const;
-  // The job has checkpoints, whether they can be used or not: it is not at its beginning.
-  bool has_any() const { return shared_rejected > 0 || !proposals.empty(); }
+  // The job has checkpoints, whether they can be used or not, or may have some: it is not at its beginning.
+  bool has_any() const {
+    return shared_rejected + local_rejected > 0 || !unjudged.empty() || !proposals.empty();
+  }
 };
 
 // Whether all these ranks, of one node, have what was taken in their node's folder, so that it need not save

@@ -203,9 +203,11 @@ class Run final : private Session::Listener {
   struct Findings {
     Saver::Found shared;
     Saver::Found local;
+    bool unjudged = false;  // the node's folder
   };
-  Status take_folders(Group& group);
+  Status take_shared_folder(Group& group);
   Result<Findings> find_saves(Group& group);
+  void find_local_saves(Findings& findings);
   Result<std::vector<FoundByRank>> exchange_findings(Group& group, const Findings& mine);
   Result<std::optional<Start>> restore_newest(Group& group);
   Result<std::optional<Start>> try_restore(Group& group, const Proposal& proposal, const Findings& mine,
@@ -214,7 +216,8 @@ class Run final : private Session::Listener {
                        bool& lacks_tensors);
   Status note_branch(const Group& group, const control::Lineage& branch, const std::string& why);
   Error none_usable(const RestoreChoice& choice) const;
-  void tell_of_local(const Error& error);
+  std::string unjudged_folders(const RestoreChoice& choice) const;
+  void tell_of_local(const std::string& text);
   bool is_first_of_node() const;
   std::vector<int> ranks_of_node() const;
 

@@ -1,6 +1,7 @@
 // The beginning of a run, inside its first view: all ranks agree on the version to start from, collectively,
 // so that one rank's damaged or missing file sends all of them to the same older version.
 #include <algorithm>
+#include <set>
 
 #include "runtime/run.h"
 
@@ -192,13 +193,7 @@ std::vector<int> Run::ranks_of_node() const {
   return ranks;
 }
 
-// The shared folder's first, and each node's own, whose trouble is that node's affair: it is told, and the
-// run starts from what others have.
-Status Run::take_folders(Group& group) {
-  if (Saver* const local = savers_.local()) {
-    const Status taken = local->take_folder(is_first_of_node());
-    if (!taken.ok()) tell_of_local(taken.error());
-  }
+Status Run::take_shared_folder(Group& group) {
   Saver& shared = savers_.shared();
   // Who was the first has left the folder before the time begins that the first one waits for it.
   if (group.rank() != 0) MUSTER_TRY(shared.take_folder(false));
@@ -219,14 +214,36 @@ Status Run::take_folders(Group& group) {
   return Error{owned == Verdict::kUnable ? ErrorCode::kRetry : ErrorCode::kMisuse, why};
 }
 
-void Run::tell_of_local(const Error& error) {
-  emit(EventKind::kLog, control::kNoVersion,
-       "what this node has saved for itself is not looked at: " + error.message, 0, -1, Tier::kLocal);
+void Run::tell_of_local(const std::string& text) {
+  emit(EventKind::kLog, control::kNoVersion, text, 0, -1, Tier::kLocal);
+}
+
+// A node's own folder, whose trouble is that node's affair: it is told, and the run starts from what others
+// have.
+void Run::find_local_saves(Findings& findings) {
+  Saver* const local = savers_.of(Tier::kLocal);
+  if (local == nullptr) return;
+  findings.unjudged = !local->enabled();  // it was so at an earlier start of this launch
+  if (findings.unjudged) return;
+  const Status taken = local->take_folder(is_first_of_node());
+  auto here = local->find_versions();
+  if (here.ok()) {
+    findings.local = *std::move(here);
+    if (!taken.ok())
+      tell_of_local("this node's own saves fail until it can have their folder: " + taken.error().message);
+    return;
+  }
+  // A person has to look: what comes to lie beside it could not be judged either.
+  findings.unjudged = true;
+  local->switch_off(here.error().message);
+  if (is_first_of_node())
+    tell_of_local("this node saves nothing for itself in this launch: " + here.error().message);
 }
 
 Result<Run::Findings> Run::find_saves(Group& group) {
   Findings findings;
   auto shared = savers_.shared().find_versions();
+  find_local_saves(findings);
   MUSTER_ASSIGN(const Verdict found, combine(group, shared.ok() ? Verdict::kGood : Verdict::kMisuse,
                                              now() + options_.step_timeout));
   if (!shared.ok()) return std::move(shared).error();
@@ -234,18 +251,6 @@ Result<Run::Findings> Run::find_saves(Group& group) {
     return Error{ErrorCode::kMisuse,
                  "another rank cannot read the checkpoint folder " + options_.save.folder};
   findings.shared = *std::move(shared);
-  Saver* const local = savers_.local();
-  if (local == nullptr) return findings;
-  auto here = local->find_versions();
-  if (here.ok()) {
-    findings.local = *std::move(here);
-    return findings;
-  }
-  // A person has to look: what comes to lie beside it could not be judged either.
-  local->switch_off(here.error().message);
-  if (is_first_of_node())
-    emit(EventKind::kLog, control::kNoVersion,
-         "this node saves nothing for itself in this launch: " + here.error().message, 0, -1, Tier::kLocal);
   return findings;
 }
 
@@ -255,6 +260,8 @@ Result<std::vector<FoundByRank>> Run::exchange_findings(Group& group, const Find
   FoundByRank own;
   own.saves_locally = savers_.local() != nullptr;
   own.local = found_saves(mine.local.usable);
+  if (is_first_of_node()) own.local_rejected = mine.local.rejected;
+  own.unjudged = mine.unjudged;
   Result<checkpoint::Lineage> branch = checkpoint::Lineage();
   if (group.rank() == 0) {
     own.shared_rejected = mine.shared.rejected;
@@ -268,7 +275,7 @@ Result<std::vector<FoundByRank>> Run::exchange_findings(Group& group, const Find
     return Error{ErrorCode::kEnvironment, branch.ok()
                                               ? "rank 0 cannot read the checkpoint folder's branch record"
                                               : branch.error().message};
-  MUSTER_ASSIGN(const bool any_local, any(group, own.saves_locally, deadline));
+  MUSTER_ASSIGN(const bool any_local, any(group, own.saves_locally || own.unjudged, deadline));
   std::vector<FoundByRank> by_rank(static_cast<size_t>(group.size()));
   // As a rule nobody does, and rank 0's word is all that counts.
   for (int rank = 0; rank < (any_local ? group.size() : 1); ++rank) {
@@ -281,7 +288,7 @@ Result<std::vector<FoundByRank>> Run::exchange_findings(Group& group, const Find
 
 // A version counts only when every rank that reads could read and verify its part.
 Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
-  MUSTER_TRY(take_folders(group));
+  MUSTER_TRY(take_shared_folder(group));
   MUSTER_ASSIGN(const Findings mine, find_saves(group));
   MUSTER_ASSIGN(const std::vector<FoundByRank> by_rank, exchange_findings(group, mine));
   const RestoreChoice choice = choose_restore(by_rank);
@@ -293,6 +300,10 @@ Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
     if (!start) {
       refused.push_back(proposal.save.id);
       continue;
+    }
+    if (!choice.unjudged.empty() && group.rank() == 0) {
+      emit(EventKind::kLog, control::kNoVersion,
+           unjudged_folders(choice) + ": newer saves there, if there are any, are given up");
     }
     start->durable = choice.durable_at(proposal);
     control::Lineage branch = start->lineage;
@@ -317,14 +328,28 @@ Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
 
 // Starting anew beside damaged checkpoints would lose what a person may still repair.
 Error Run::none_usable(const RestoreChoice& choice) const {
-  const size_t local = choice.count(Tier::kLocal);
+  const uint64_t local = choice.local_rejected + choice.count(Tier::kLocal);
   const uint64_t shared = choice.shared_rejected + choice.count(Tier::kShared);
   const std::string beside =
       local == 0 ? "" : ", and of the " + std::to_string(local) + " that nodes have for themselves,";
-  return {ErrorCode::kEnvironment, "none of the " + std::to_string(shared) + " checkpoints in " +
-                                       options_.save.folder + beside +
-                                       " can be used, see the events; repair them, or name an empty folder "
-                                       "to start anew"};
+  std::string text = "none of the " + std::to_string(shared) + " checkpoints in " + options_.save.folder +
+                     beside +
+                     " can be used, see the events; repair them, or name an empty folder to start anew";
+  if (!choice.unjudged.empty())
+    text += ". " + unjudged_folders(choice) +
+            ": what it has may be newer; mend it, or remove it, if this job is to start without";
+  return {ErrorCode::kEnvironment, text};
+}
+
+std::string Run::unjudged_folders(const RestoreChoice& choice) const {
+  std::set<std::string> nodes;
+  for (const int rank : choice.unjudged) nodes.insert(view_.members[static_cast<size_t>(rank)].node_name);
+  std::string text;
+  for (const std::string& node : nodes) {
+    text += (text.empty() ? "the folder of node " : ", the folder of node ") + node + ", " +
+            folder_of_node(options_.local.folder, node);
+  }
+  return text + ", cannot be judged";
 }
 
 // The shared folder's record is what counts, and is there before training goes on. The nodes' own, which only
@@ -333,7 +358,8 @@ Status Run::note_branch(const Group& group, const control::Lineage& branch, cons
   if (group.rank() == 0) MUSTER_TRY(savers_.shared().go_on_along(branch, why));
   Saver* const local = savers_.local();
   if (local == nullptr || !is_first_of_node()) return ok();
-  if (const Status noted = local->go_on_along(branch, why); !noted.ok()) tell_of_local(noted.error());
+  if (const Status noted = local->go_on_along(branch, why); !noted.ok())
+    tell_of_local("what the job has left stays in this node's own folder for now: " + noted.error().message);
   return ok();
 }
 

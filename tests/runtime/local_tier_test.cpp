@@ -17,6 +17,7 @@ using testing::Not;
 using testing_agents::AgentProcess;
 
 constexpr const char* kSteps = "20";
+constexpr const char* kBegins = "the run starts at version";  // the leader says so
 
 // The worker saves in the shared folder every 7 steps.
 class LocalTier : public testing_agents::WorkerRuns {
@@ -36,10 +37,13 @@ class LocalTier : public testing_agents::WorkerRuns {
   }
 
   std::unique_ptr<AgentProcess> node(const std::string& name, const std::string& every,
-                                     const std::vector<std::string>& places) {
+                                     const std::vector<std::string>& places,
+                                     const std::vector<std::string>& options = {}) {
     std::vector<std::string> words = {MUSTER_COMMAND, "run"};
     words.insert(words.end(), {"--nnodes", "2:2", "--rdzv", rdzv_, "--secret-file", folder_ + "/secret",
-                               "--node-name", name, "--"});
+                               "--node-name", name});
+    words.insert(words.end(), options.begin(), options.end());
+    words.emplace_back("--");
     words.insert(words.end(), {WORKER, folder_ + "/job", kSteps, "1", "whole"});
     words.insert(words.end(), places.begin(), places.end());
     const char* modules = std::getenv("MUSTER_MODULE_PATH");
@@ -71,11 +75,13 @@ class LocalTier : public testing_agents::WorkerRuns {
 
   // Workers come to step `step` and wait there. Once each node has saved version `local` for itself, its only
   // one so that none before is in its way, and version `shared` is in the shared folder, all of it is killed.
-  // An empty `local`: no node saves for itself; an empty `shared`: none is waited for.
+  // An empty `local`: no node saves for itself; an empty `shared`: none is waited for; both: the beginning
+  // is.
   void run_until_killed(const std::string& step, const std::string& local, const std::string& shared) {
     Nodes nodes = launch(local, {"wait:" + step});
     const Instant deadline = now() + testing_agents::kPatience;
     const auto waits = [&] {
+      if (nodes.a->count(kBegins) + nodes.b->count(kBegins) == 0) return true;
       return (!local.empty() && nodes_that_saved(nodes, local) < 2) ||
              (!shared.empty() && !is_in_shared_folder(nodes, shared));
     };
@@ -115,11 +121,11 @@ class LocalTier : public testing_agents::WorkerRuns {
     said_ = nodes.a->said() + nodes.b->said();
   }
 
-  // In every shard file below.
-  static void damage(const std::string& folder) {
+  // In every file below whose name begins so.
+  static void damage(const std::string& folder, const std::string& prefix = "shard-") {
     size_t damaged = 0;
     for (const auto& entry : fs::recursive_directory_iterator(folder)) {
-      if (!entry.path().filename().string().starts_with("shard-")) continue;
+      if (!entry.path().filename().string().starts_with(prefix)) continue;
       std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
       file.seekp(static_cast<std::streamoff>(fs::file_size(entry.path()) / 2));
       file << "not what was saved here";
@@ -173,6 +179,38 @@ TEST_F(LocalTier, WhereAllThatNodesHaveIsDamagedTheJobDoesNotBeginAnew) {
   EXPECT_THAT(said_, HasSubstr("and of the 2 that nodes have for themselves, can be used"));
 }
 
+// The same, where it shows when the folders are listed.
+TEST_F(LocalTier, WhereAllManifestsOfNodesAreDamagedTheJobDoesNotBeginAnew) {
+  run_until_killed("6", "4", "");
+  damage(local_, "manifest.json");
+  expect_refused({}, control::kExitMisuse);
+  EXPECT_THAT(said_, HasSubstr("rejected: version 4, local"));
+  EXPECT_THAT(said_, HasSubstr("and of the 2 that nodes have for themselves, can be used"));
+}
+
+// Nobody knows what is in them. Once a person has mended them, nothing is lost.
+TEST_F(LocalTier, WhereNoNodesFolderCanBeJudgedTheJobDoesNotBeginAnew) {
+  run_until_killed("6", "4", "");
+  fs::copy(local_, folder_ + "/whole", fs::copy_options::recursive);
+  damage(local_, "branch-");
+  expect_refused({}, control::kExitMisuse);
+  EXPECT_THAT(said_, ContainsRegex("the folder of node [ab], [^ ]*node-[ab], cannot be judged"));
+  fs::remove_all(local_);
+  fs::rename(folder_ + "/whole", local_);
+  run_to_the_end();
+  EXPECT_THAT(said_, HasSubstr("resumed: version 4, local"));
+  EXPECT_THAT(said_, Not(HasSubstr("abandoned: version 4")));
+}
+
+TEST_F(LocalTier, AnOlderSharedVersionIsTakenInsteadOfWhatCannotBeJudgedAndTold) {
+  run_until_killed("13", "12", "7");
+  fs::remove_all(local_ + "/node-a");
+  damage(local_ + "/node-b", "branch-");
+  run_to_the_end();
+  EXPECT_THAT(said_, HasSubstr("resumed: version 7:"));
+  EXPECT_THAT(said_, ContainsRegex("the folder of node b, [^ ]*node-b, cannot be judged: newer saves there"));
+}
+
 // PROTOCOL 20.
 TEST_F(LocalTier, ANodesSaveOfOtherConstantsIsRefused) {
   run_until_killed("6", "4", "");
@@ -195,27 +233,29 @@ TEST_F(LocalTier, ANodeThatWasAwayBringsNoAbandonedVersionBack) {
   EXPECT_THAT(said_, HasSubstr("abandoned: version 12"));
 }
 
-// The same, where the shared folder holds no save yet: the second run began anew.
+// The same, where the shared folder holds no save yet: the second run began anew. Of node b the first run's
+// save is there, and of node a the second run's.
 TEST_F(LocalTier, ABeginningAnewIsRecordedToo) {
   run_until_killed("6", "4", "");
   fs::rename(local_, folder_ + "/away");
-  run_until_killed("5", "4", "");
-  fs::remove_all(local_);
-  fs::rename(folder_ + "/away", local_);
+  run_until_killed("5", "3", "");
+  fs::remove_all(local_ + "/node-b");
+  fs::rename(folder_ + "/away/node-b", local_ + "/node-b");
   run_to_the_end();
-  EXPECT_THAT(said_, Not(HasSubstr("resumed"))) << "version 4 is of the first run";
+  EXPECT_THAT(said_, HasSubstr("resumed: version 3, local"));
+  EXPECT_THAT(said_, HasSubstr("abandoned: version 4"));
 }
 
-// So, too, where that second run saved in the shared folder alone: what it saved there counts.
+// So, too, where that second run would save in the shared folder alone, and had not yet.
 TEST_F(LocalTier, ALaunchWithoutNodesSavesLeavesThoseOfTheOneBeforeBehind) {
   run_until_killed("13", "12", "7");
   for (const auto& entry : fs::directory_iterator(folder_ + "/job/checkpoints")) {
     // As if it had been killed before its first save there: what stays is the record.
     if (entry.path().filename().string().starts_with("v")) fs::remove_all(entry.path());
   }
-  run_until_killed("8", "", "7");
+  run_until_killed("3", "", "");
   run_to_the_end();
-  EXPECT_THAT(said_, HasSubstr("resumed: version 7:"));
+  EXPECT_THAT(said_, Not(HasSubstr("resumed")));
   EXPECT_THAT(said_, HasSubstr("abandoned: version 12"));
 }
 

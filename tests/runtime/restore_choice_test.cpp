@@ -155,8 +155,26 @@ TEST(RestoreChoice, AJobWhoseSavesAreAllOfItsNodesIsNotAtItsBeginning) {
   EXPECT_FALSE(choose_restore(ranks).has_any()) << "of another job";
 }
 
+// Whose version and history nobody knows, and which a person may still mend.
+TEST(RestoreChoice, WhatIsDamagedOrCannotBeJudgedOnANodeIsNoBeginningEither) {
+  std::vector<FoundByRank> damaged(2), unjudged(2);
+  damaged[0].branch = unjudged[0].branch = kFirst;
+  damaged[1].local_rejected = 2;
+  unjudged[1].unjudged = true;
+  EXPECT_TRUE(choose_restore(damaged).has_any());
+  EXPECT_EQ(choose_restore(damaged).local_rejected, 2U);
+  EXPECT_TRUE(choose_restore(unjudged).has_any());
+  EXPECT_EQ(choose_restore(unjudged).unjudged, std::vector{1});
+  damaged[0].branch = unjudged[0].branch = {};
+  EXPECT_FALSE(choose_restore(damaged).has_any()) << "of another job";
+  EXPECT_FALSE(choose_restore(unjudged).has_any());
+  unjudged[0].branch = kFirst;
+  unjudged[0].shared = {save(20, 1, {{8, 1, 0}})};  // of a launch that the record does not know
+  EXPECT_TRUE(choose_restore(unjudged).unjudged.empty()) << "nothing there would count";
+}
+
 TEST(RestoreChoice, WordsSurviveAndCutOnesAreRefused) {
-  FoundByRank found = {true, 3, kSecond, {save(20, 1)}, {save(30, 3, kSecond), save(25, 4)}};
+  FoundByRank found = {true, 3, kSecond, {save(20, 1)}, {save(30, 3, kSecond), save(25, 4)}, 5, true};
   found.local[0].verified = true;
   ByteBuffer bytes = encode(found);
   EXPECT_EQ(decode_found(bytes).value(), found);
