@@ -146,17 +146,17 @@ std::optional<VersionId> parse_save_name(const std::string& name) {
   return VersionId{*version, *nonce};
 }
 
-Result<Folder> Folder::own(FileSystem& files, const std::string& raw_path, const std::string& who) {
+Result<Folder> Folder::own(FileSystem& files, const std::string& raw_path, const std::string& who,
+                           const std::string& help) {
   Folder folder(files, without_trailing_slash(raw_path));
   MUSTER_TRY(create_folders(files, folder.path_));
   auto lock = files.lock(folder.path_ + "/owner.lock");
   if (!lock.ok()) {
     if (lock.error().code != ErrorCode::kRetry) return lock.error();
     const auto owner = read_owner(files, folder.path_);
-    return Error{ErrorCode::kRetry, "the checkpoint folder " + folder.path_ +
-                                        " belongs to another running job (" +
-                                        (owner.ok() ? owner->who : "which has not yet said who it is") +
-                                        "); end that job, or choose another folder"};
+    return Error{ErrorCode::kRetry,
+                 "the checkpoint folder " + folder.path_ + " belongs to another running process (" +
+                     (owner.ok() ? owner->who : "which has not yet said who it is") + "); " + help};
   }
   folder.lock_ = std::move(lock).value();
   MUSTER_ASSIGN(const uint64_t last, folder.last_fence());

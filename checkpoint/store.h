@@ -63,11 +63,15 @@ struct PruneReport {
   std::vector<std::string> problems;  // what could not be removed, in sentences; the next prune tries again
 };
 
+constexpr const char* kEndThatJob = "end that job, or choose another folder";
+
 class Folder {
  public:
   // Creates the folder where missing and becomes its one owner, until destroyed. Errors: kRetry: a living
-  // owner has it, named in the sentence; kEnvironment: it cannot be used (read-only, no locks).
-  static Result<Folder> own(FileSystem& files, const std::string& path, const std::string& who);
+  // owner has it, named in the sentence, which says `help` then; kEnvironment: it cannot be used (read-only,
+  // no locks).
+  static Result<Folder> own(FileSystem& files, const std::string& path, const std::string& who,
+                            const std::string& help = kEndThatJob);
   // For the owner's other processes, which write shards and may publish, with the fence that it tells them.
   static Result<Folder> join(FileSystem& files, const std::string& path, uint64_t fence);
   // Beside an owner that lives but cannot be reached, for one save (PROTOCOL 12): with its fence, without its

@@ -14,12 +14,17 @@ namespace {
 
 constexpr Duration kHoldTimeout = 5 * kSecond;  // from hold() to the leader's SaveOpen
 constexpr Duration kNoWait = 0;
-constexpr Duration kOwnTimeout = 10 * kSecond;              // a dying owner's lock goes with its process
+constexpr Duration kOwnTimeout = 10 * kSecond;  // a dying owner's lock goes with its process
+// Who was the first of the node leaves it in the same call; all wait for who is now.
+constexpr Duration kLocalOwnTimeout = 500 * kMillisecond;
 constexpr Duration kRescueOwnTimeout = 500 * kMillisecond;  // its owner's node is lost, dead or not
 constexpr Duration kFolderTimeout = 30 * kSecond;  // for the first participant to create the save's folder
 constexpr Duration kReadTimeout = 60 * kSecond;
 constexpr const char* kNotKept =
     "the state had moved on before the save was opened, or could not be kept for it";
+constexpr const char* kLocalHelp =
+    "where two agents of this job have one name, give each its own by --node-name; where an earlier launch "
+    "left a process, end it; other jobs name another checkpoint_local_dir";
 constexpr const char* kSwitchedOff = "nothing is saved here in this launch: ";
 constexpr const char* kSavedAlready = "this rank has saved the version already, or read it from the folder";
 // Nobody computes beside a last save, so its copies need not be ahead of the disk. Memory that was never used
@@ -623,7 +628,9 @@ Duration Saver::own_timeout(bool rescue) const {
   return rescue ? kRescueOwnTimeout : kOwnTimeout;
 }
 
-Status Saver::become(bool first) { return become(first, false, kOwnTimeout); }
+Status Saver::become(bool first) {
+  return become(first, false, options_.tier == Tier::kLocal ? kLocalOwnTimeout : kOwnTimeout);
+}
 
 // The owner's handle for the first participant, else one for a rank of the owner's job. A rank that was the
 // first, until a joiner came before it, leaves the folder to the new first one, which waits for that.
@@ -634,8 +641,10 @@ Status Saver::become(bool first, bool rescue, Duration wait) {
     MUSTER_ASSIGN(folder_, checkpoint::Folder::look(files_, options_.folder));
     return ok();
   }
-  auto owned =
-      retry_until(now() + wait, [&] { return checkpoint::Folder::own(files_, options_.folder, who_am_i()); });
+  auto owned = retry_until(now() + wait, [&] {
+    return checkpoint::Folder::own(files_, options_.folder, who_am_i(),
+                                   options_.tier == Tier::kLocal ? kLocalHelp : checkpoint::kEndThatJob);
+  });
   // The owner is out of reach and may not be dead, only frozen: what is saved now is saved beside it.
   if (!owned.ok() && rescue && owned.error().code == ErrorCode::kRetry) {
     owned = checkpoint::Folder::guest(files_, options_.folder);
@@ -794,6 +803,8 @@ void Saver::tell_of_differences(const checkpoint::Manifest& manifest,
 
 Status Saver::go_on_along(const control::Lineage& branch, const std::string& why) {
   return worker_.call([&]() -> Status {
+    const bool is_owner = folder_ && folder_->owner();
+    if (options_.tier == Tier::kLocal && !is_owner) return ok();  // take_folder() failed, and that was told
     MUSTER_TRY(become(true));
     return abandon_others(to_checkpoint(branch), why);
   });

@@ -130,7 +130,7 @@ class Saver {
   // The byte ranges of a copy of the state that part `part` of `parts` reads.
   Result<std::vector<checkpoint::Range>> pieces(uint32_t part, uint32_t parts) const;
   // Training goes on along `branch`: later versions of other branches no longer count (PROTOCOL 25). The
-  // owner calls it.
+  // owner calls it. A node's folder that take_folder() could not have follows with the next save in it.
   Status go_on_along(const control::Lineage& branch, const std::string& why);
   // What the next save comes after, and the newest version that this folder has of the same history.
   void note_start(const checkpoint::VersionId& parent, control::Version durable);

@@ -92,7 +92,7 @@ TEST_F(OnDisk, SecondOwnerIsRefusedByName) {
   ASSERT_FALSE(second.ok());
   EXPECT_EQ(second.error().code, ErrorCode::kRetry);
   EXPECT_THAT(second.error().message,
-              HasSubstr("belongs to another running job (host-a, process 42, job demo)"));
+              HasSubstr("belongs to another running process (host-a, process 42, job demo); end that job"));
 }
 
 // Another process is refused too, and a dead owner does not block, even while a child that it forked lives

@@ -290,6 +290,20 @@ TEST_F(LocalTier, ANodeThatCannotSaveIsToldAndTheRunGoesOn) {
   EXPECT_THAT(said_, HasSubstr("save durable: version 20, "));
 }
 
+// Of the two that have one folder the second is refused, and nobody waits for it: a wait that is longer than
+// a step may take would end each start of the job.
+TEST_F(LocalTier, NodesOfOneNameStartWithinTheTimeOfAStep) {
+  Nodes nodes;
+  nodes.a = node("a", "4", {}, {"--step-timeout", "5"});
+  nodes.b = node("a", "4", {}, {"--step-timeout", "5"});
+  EXPECT_EQ(nodes.a->wait(), 0) << nodes.a->said();
+  EXPECT_EQ(nodes.b->wait(), 0) << nodes.b->said();
+  const std::string said = nodes.a->said() + nodes.b->said();
+  EXPECT_THAT(said, ContainsRegex("node-a belongs to another running process .*--node-name"));
+  EXPECT_THAT(said, Not(HasSubstr("not looked at"))) << "what it has is read";
+  EXPECT_THAT(said, ContainsRegex("save durable: version 16, local, [0-9]+ bytes: node a"));
+}
+
 TEST_F(LocalTier, ANodeWhoseFolderCannotBeReadTriesNoSaves) {
   std::ofstream(local_) << "a file where the folder should be\n";
   run_to_the_end();

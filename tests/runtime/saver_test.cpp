@@ -349,7 +349,7 @@ TEST_F(SaverTest, ANodesSaveWhoseFolderCannotBeHadFailsBeforeTheStateIsRead) {
   mirror.blocked = false;
   ASSERT_TRUE(refused);
   EXPECT_FALSE(refused->written);
-  EXPECT_THAT(refused->why, ::testing::HasSubstr("belongs to another running job"));
+  EXPECT_THAT(refused->why, ::testing::HasSubstr("belongs to another running process"));
   saver_.reset();
 }
 
