@@ -440,17 +440,49 @@ Result<PruneReport> Folder::prune(const RetentionPolicy& policy, int64_t now_ms)
   return report;
 }
 
-Status make_private_folder(FileSystem& files, const std::string& raw_path) {
-  const std::string path = without_trailing_slash(raw_path);
-  MUSTER_TRY(create_folders(files, parent_of(path)));
+namespace {
+
+Status create_private(FileSystem& files, const std::string& path) {
   const Status made = files.make_private_directory(path);
-  if (made.ok()) MUSTER_TRY(files.sync_directory(parent_of(path)));
+  if (made.ok()) return files.sync_directory(parent_of(path));
   MUSTER_ASSIGN(const auto status, files.stat(path));
-  if (!status) return made;
-  if (status->is_own) return ok();  // that it is a folder is for who opens it to see
-  return Error{ErrorCode::kMisuse, "the checkpoint folder " + path +
-                                       " belongs to another user, whose saves may be anything; remove it, "
-                                       "or choose another folder"};
+  return status ? ok() : made;
+}
+
+Status not_private(const std::string& path, const std::string& why) {
+  return Error{ErrorCode::kMisuse, "the folder " + path + " " + why};
+}
+
+// A link's owner decides where it leads, and who owns a folder, or may write to it, what lies there.
+Status check_nobody_replaces_in(FileSystem& files, const std::string& path) {
+  MUSTER_ASSIGN(const auto name, files.stat_link(path));
+  MUSTER_ASSIGN(const auto folder, files.stat(path));
+  if (!name || !folder || name->owner == FileOwner::kOther || folder->owner == FileOwner::kOther)
+    return not_private(path,
+                       "belongs to another user, who may put anything there; choose another folder for "
+                       "what each node saves");
+  if (!folder->is_open) return ok();
+  return not_private(path,
+                     "can be changed by every user, who may put anything there; name a new folder in it, "
+                     "which is made for you alone, or take their right to write");
+}
+
+}  // namespace
+
+Status make_private_folder(FileSystem& files, const std::string& raw_path) {
+  const std::string path = without_trailing_slash(raw_path), parent = parent_of(path);
+  MUSTER_TRY(create_folders(files, parent_of(parent)));
+  MUSTER_TRY(create_private(files, parent));
+  MUSTER_TRY(create_folders(files, parent));  // where it is a file, this says so
+  MUSTER_TRY(check_nobody_replaces_in(files, parent));
+  MUSTER_TRY(create_private(files, path));
+  MUSTER_ASSIGN(const auto status, files.stat_link(path));
+  if (status && status->is_link)
+    return not_private(path, "is a link, and may lead to another job's saves; remove it");
+  if (!status || status->owner == FileOwner::kSelf) return ok();  // what it is, who opens it sees
+  return not_private(path,
+                     "belongs to another user, whose saves may be anything; remove it, or choose another "
+                     "folder");
 }
 
 std::optional<VersionId> newest_good(std::span<const std::vector<VersionId>> usable_by_rank,

@@ -135,9 +135,10 @@ class Folder {
   std::unique_ptr<FileLock> lock_;
 };
 
-// Creates the folder where missing, for this user alone. For one that lies where all users may write, as in
-// /tmp: somebody else may have made one of that name, with what this job would take for its own. Errors:
-// kMisuse: another user owns it; else as Folder::own.
+// Creates the folder where missing, and the one that it lies in, for this user alone. For places where all
+// users may write, as in /tmp: somebody else may have made one of that name, with what this job would take
+// for its own. Errors: kMisuse: it is a link, another user owns it or (but for root) the one that it lies in,
+// or other users may put something else in its place; else as Folder::own. Its group is trusted.
 Status make_private_folder(FileSystem& files, const std::string& path);
 
 // PURE. The newest version that every rank can use and nobody has refused: lists newest first, one for each

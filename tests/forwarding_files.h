@@ -28,6 +28,9 @@ class ForwardingFiles : public FileSystem {
   Status remove_directory(const std::string& path) override { return inner_.remove_directory(path); }
   Result<std::vector<std::string>> list(const std::string& path) override { return inner_.list(path); }
   Result<std::optional<FileStat>> stat(const std::string& path) override { return inner_.stat(path); }
+  Result<std::optional<FileStat>> stat_link(const std::string& path) override {
+    return inner_.stat_link(path);
+  }
   Status sync_directory(const std::string& path) override { return inner_.sync_directory(path); }
   Result<std::unique_ptr<FileLock>> lock(const std::string& path) override { return inner_.lock(path); }
 

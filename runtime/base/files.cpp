@@ -155,6 +155,24 @@ std::optional<std::pair<dev_t, ino_t>> inode_of(const std::string& path) {
   return std::pair{status.st_dev, status.st_ino};
 }
 
+FileStat stat_of(const struct stat& status) {
+  FileStat found;
+  found.bytes = static_cast<uint64_t>(status.st_size);
+  found.is_directory = S_ISDIR(status.st_mode);
+  found.modified_ms = status.st_mtim.tv_sec * 1000 + status.st_mtim.tv_nsec / 1'000'000;
+  found.owner = status.st_uid == ::geteuid() ? FileOwner::kSelf
+                : status.st_uid == 0         ? FileOwner::kRoot
+                                             : FileOwner::kOther;
+  found.is_open = (status.st_mode & S_IWOTH) != 0 && (status.st_mode & S_ISVTX) == 0;
+  found.is_link = S_ISLNK(status.st_mode);
+  return found;
+}
+
+Result<std::optional<FileStat>> nothing_there(const std::string& path, int code) {
+  if (code == ENOENT || code == ENOTDIR) return std::optional<FileStat>();
+  return failure("examine", path, code);
+}
+
 class RealFiles final : public FileSystem {
  public:
   Result<std::unique_ptr<File>> open(const std::string& path, OpenMode mode, bool direct) override {
@@ -210,13 +228,13 @@ class RealFiles final : public FileSystem {
 
   Result<std::optional<FileStat>> stat(const std::string& path) override {
     struct stat status {};
-    if (::stat(path.c_str(), &status) != 0) {
-      if (errno == ENOENT || errno == ENOTDIR) return std::optional<FileStat>();
-      return failure("examine", path, errno);
-    }
-    return std::optional(FileStat{static_cast<uint64_t>(status.st_size), S_ISDIR(status.st_mode),
-                                  status.st_mtim.tv_sec * 1000 + status.st_mtim.tv_nsec / 1'000'000,
-                                  status.st_uid == ::geteuid()});
+    if (::stat(path.c_str(), &status) != 0) return nothing_there(path, errno);
+    return std::optional(stat_of(status));
+  }
+  Result<std::optional<FileStat>> stat_link(const std::string& path) override {
+    struct stat status {};
+    if (::lstat(path.c_str(), &status) != 0) return nothing_there(path, errno);
+    return std::optional(stat_of(status));
   }
 
   Status sync_directory(const std::string& path) override {

@@ -60,11 +60,15 @@ class FileLock {
   virtual ~FileLock() = default;
 };
 
+enum class FileOwner : uint8_t { kSelf, kRoot, kOther };  // kSelf: the user that this process runs as
+
 struct FileStat {
   uint64_t bytes = 0;
   bool is_directory = false;
   int64_t modified_ms = 0;  // wall time
-  bool is_own = true;       // of the user that this process runs as
+  FileOwner owner = FileOwner::kSelf;
+  bool is_open = false;  // all users may write to it: replace what is in a folder, where it is not sticky
+  bool is_link = false;
 };
 
 class FileSystem {
@@ -84,6 +88,8 @@ class FileSystem {
   virtual Status remove_directory(const std::string& path) = 0;                // an empty one
   virtual Result<std::vector<std::string>> list(const std::string& path) = 0;  // names, sorted
   virtual Result<std::optional<FileStat>> stat(const std::string& path) = 0;   // empty: nothing there
+  // The same of a symbolic link itself, where it is one.
+  virtual Result<std::optional<FileStat>> stat_link(const std::string& path) = 0;
   virtual Status sync_directory(const std::string& path) = 0;
   // Takes the lock of this file, which is created where missing, without waiting. The file must not be opened
   // in any other way by the same process.

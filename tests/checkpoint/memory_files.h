@@ -70,6 +70,7 @@ class MemoryFiles final : public FileSystem {
   Status remove_directory(const std::string& path) override;
   Result<std::vector<std::string>> list(const std::string& path) override;
   Result<std::optional<FileStat>> stat(const std::string& path) override;
+  Result<std::optional<FileStat>> stat_link(const std::string& path) override { return stat(path); }
   Status sync_directory(const std::string& path) override;
   Result<std::unique_ptr<FileLock>> lock(const std::string& path) override;
 

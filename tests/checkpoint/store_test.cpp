@@ -153,6 +153,34 @@ TEST_F(OnDisk, APrivateFolderIsForThisUserAlone) {
   ASSERT_OK(make_private_folder(real_files(), path));
 }
 
+TEST_F(OnDisk, ALinkIsNoPrivateFolder) {
+  std::filesystem::create_directories(root_ + "/another-job");
+  std::filesystem::create_directory_symlink(root_ + "/another-job", root_ + "/node-a");
+  const Status made = make_private_folder(real_files(), root_ + "/node-a/");
+  ASSERT_FALSE(made.ok());
+  EXPECT_EQ(made.error().code, ErrorCode::kMisuse);
+  EXPECT_THAT(made.error().message, HasSubstr(root_ + "/node-a is a link"));
+}
+
+// Who may rename what is in it can put another folder in the place of any.
+TEST_F(OnDisk, APrivateFolderLiesWhereNobodyElseCanReplaceIt) {
+  const std::string shared = root_ + "/scratch";
+  std::filesystem::create_directory(shared);
+  ASSERT_EQ(chmod(shared.c_str(), 0777), 0);
+  const Status made = make_private_folder(real_files(), shared + "/node-a");
+  ASSERT_FALSE(made.ok());
+  EXPECT_EQ(made.error().code, ErrorCode::kMisuse);
+  EXPECT_THAT(made.error().message, HasSubstr(shared + " can be changed by every user"));
+  ASSERT_EQ(chmod(shared.c_str(), 01777), 0);
+  ASSERT_OK(make_private_folder(real_files(), shared + "/node-a"));
+  EXPECT_EQ(std::filesystem::status(root_ + "/scratch").permissions(), std::filesystem::perms(01777));
+  if (geteuid() != 0) return;  // there is no third user's folder
+  ASSERT_EQ(chown(shared.c_str(), 65533, 65533), 0);
+  const Status others = make_private_folder(real_files(), shared + "/node-a");
+  ASSERT_FALSE(others.ok());
+  EXPECT_THAT(others.error().message, HasSubstr(shared + " belongs to another user"));
+}
+
 // In a child that is nobody, so that the folder is another user's for root, too.
 TEST_F(OnDisk, AnotherUsersFolderIsNoPrivateOne) {
   const std::string others = geteuid() == 0 ? root_ : "/usr";
@@ -160,8 +188,9 @@ TEST_F(OnDisk, AnotherUsersFolderIsNoPrivateOne) {
   if (child == 0) {
     if (geteuid() == 0 && setuid(65534) != 0) _exit(3);
     const Status made = make_private_folder(real_files(), others);
-    const bool named = !made.ok() && made.error().code == ErrorCode::kMisuse &&
-                       made.error().message.find(others + " belongs to another user") != std::string::npos;
+    const bool named =
+        !made.ok() && made.error().code == ErrorCode::kMisuse &&
+        made.error().message.find(others + " belongs to another user, whose") != std::string::npos;
     _exit(named ? 0 : 1);
   }
   int status = -1;
