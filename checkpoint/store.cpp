@@ -81,6 +81,9 @@ Result<BranchRecord> newest_branch(FileSystem& files, const std::string& folder,
   if (first.ok()) return first;
   auto second = read_branch(files, folder + "/" + branch_name(newest, 'b'));
   if (second.ok()) return second;
+  for (const Error& error : {first.error(), second.error()}) {
+    if (error.code == ErrorCode::kRetry) return error;
+  }
   return Error{ErrorCode::kDropCheckpoint,
                "which versions were abandoned cannot be told: " + first.error().message +
                    ", and so is its copy (" + second.error().message +
@@ -271,6 +274,7 @@ Result<Candidate> Folder::examine(const std::string& name) {
   if (!candidate.finished)
     return unusable({ErrorCode::kDropCheckpoint, to_string(candidate.id) + " was never finished"});
   const auto bytes = read_file(*files_, path, kManifestBytesMax);
+  if (!bytes.ok() && bytes.error().code == ErrorCode::kRetry) return bytes.error();
   if (!bytes.ok()) return unusable(bytes.error());
   auto manifest = decode_manifest(*bytes, path);
   if (!manifest.ok()) return unusable(manifest.error());
@@ -278,6 +282,7 @@ Result<Candidate> Folder::examine(const std::string& name) {
     return unusable({ErrorCode::kDropCheckpoint,
                      path + " belongs to " + to_string(manifest->id) + "; use an older version"});
   const auto verified = read_json(*files_, candidate.folder + "/" + kVerifiedName);
+  if (!verified.ok() && verified.error().code == ErrorCode::kRetry) return verified.error();
   if (verified.ok() && *verified == verified_text(*bytes)) candidate.state = SaveState::kVerified;
   candidate.manifest = std::make_shared<const Manifest>(std::move(manifest).value());
   return candidate;
@@ -391,9 +396,10 @@ std::vector<const Candidate*> to_remove(std::span<const Candidate> candidates, c
              files.add(*candidate.manifest))
       ++verified;
   }
-  if (verified < keep) return removed;
   for (const Candidate& candidate : candidates) {
-    if (candidate.finished && candidate.unusable && candidate.unusable->code == ErrorCode::kDropCheckpoint)
+    const bool due = verified >= keep || (policy.abandoned_at_once && candidate.abandoned);
+    if (due && candidate.finished && candidate.unusable &&
+        candidate.unusable->code == ErrorCode::kDropCheckpoint)
       removed.push_back(&candidate);
   }
   return removed;

@@ -53,6 +53,8 @@ struct RetentionPolicy {
   std::set<uint64_t> failed_nonces;
   // Saves that the caller has verified, though the record of it could not be written, as on a full disk.
   std::set<uint64_t> verified_nonces;
+  // Versions on branches that the job has left go at once, not only when keep_last on its own are verified.
+  bool abandoned_at_once = false;
   // Other unfinished saves are removed when they are this old: participants of an ended job may still be
   // writing.
   int64_t unfinished_age_ms_min = 3'600'000;
@@ -102,7 +104,7 @@ class Folder {
 
   // All saves, newest first, whether they can be used or not.
   // Errors: kEnvironment: the folder cannot be read; kDropCheckpoint: no copy of the newest branch record
-  // can.
+  // can; kRetry: this process lacks memory or descriptors, so that nothing is known of some of them.
   Result<std::vector<Candidate>> versions();
 
   // The branch that the newest record names: saves of others were abandoned. Empty: there is no record.

@@ -207,7 +207,7 @@ class Run final : private Session::Listener {
   };
   Status take_shared_folder(Group& group);
   Result<Findings> find_saves(Group& group);
-  void find_local_saves(Findings& findings);
+  Status find_local_saves(Findings& findings);
   Result<std::vector<FoundByRank>> exchange_findings(Group& group, const Findings& mine);
   Result<std::optional<Start>> restore_newest(Group& group);
   Result<std::optional<Start>> try_restore(Group& group, const Proposal& proposal, const Findings& mine,

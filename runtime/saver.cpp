@@ -143,7 +143,8 @@ bool Saver::due(control::Version version) {
   const bool said = options_.every == SaveOptions::kPaced
                         ? schedules_.due(version)
                         : options_.every > 0 && version % options_.every == 0;
-  if (version > 0 && said) return true;
+  const bool lacks_start = version == start_ && durable_ < version;
+  if (version > 0 && (said || lacks_start)) return true;
   if (early_ && early_->open.version == version) return true;
   reached_ = version;
   return false;
@@ -278,8 +279,11 @@ void Saver::hurry(uint64_t save) {
 Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, control::SaveVote& vote) {
   if (!enabled()) return Error{ErrorCode::kDropCheckpoint, "the program gave no checkpoint folder"};
   // A node's folder that cannot be had fails its save before staging, which keeps the state still where its
-  // memory is bounded.
-  if (options_.tier == Tier::kLocal && save.index == 0) MUSTER_TRY(become(true, false, own_timeout(false)));
+  // memory is bounded. And what the job has left takes the space that the save needs.
+  if (options_.tier == Tier::kLocal && save.index == 0) {
+    MUSTER_TRY(become(true, false, own_timeout(false)));
+    MUSTER_TRY(keep_to_branch(to_checkpoint(save.open.lineage)));
+  }
   if (!held) {
     MUSTER_TRY(state_.acquire_read(now() + kReadTimeout));
     held = true;
@@ -425,6 +429,7 @@ void Saver::publish(const control::SavePublish& publish) {
 Result<checkpoint::Manifest> Saver::publish_now(const Save& save, const control::SavePublish& publish) {
   // As a rule it is already; else the owner died, and its lock with it.
   MUSTER_TRY(become(true, save.open.rescue, own_timeout(save.open.rescue)));
+  // So it is by who began the save, which need not be this one.
   if (options_.tier == Tier::kLocal) MUSTER_TRY(keep_to_branch(to_checkpoint(save.open.lineage)));
   checkpoint::Folder* const folder = &*folder_;
   checkpoint::Manifest manifest;
@@ -568,7 +573,7 @@ Status Saver::verify(const Save& save) const {
 void Saver::note_verified_and_prune(const Save& save) {
   if (!folder_ || !folder_->owner()) return;  // the new owner prunes, after its next save
   Status noted = folder_->mark_verified(save.id);
-  prune(save);
+  prune(save.open.version);
   // On a full disk there is space only now.
   if (!noted.ok()) noted = folder_->mark_verified(save.id);
   if (!noted.ok()) return tell(EventKind::kLog, save.open.version, noted.error().message);
@@ -581,14 +586,15 @@ void Saver::clear_failed(const Save& save) {
   constexpr size_t kRemembered = 256;  // what cannot be removed now is tried again with the next ones
   failed_nonces_.push_back(save.id.nonce);
   if (failed_nonces_.size() > kRemembered) failed_nonces_.pop_front();
-  prune(save);
+  prune(save.open.version);
 }
 
-void Saver::prune(const Save& save) {
+void Saver::prune(control::Version version) {
   checkpoint::RetentionPolicy policy;
   policy.keep_last = static_cast<size_t>(options_.keep);
   policy.keep_every = options_.keep_every;
   policy.keep_younger_ms = options_.keep_younger_ms;
+  policy.abandoned_at_once = options_.tier == Tier::kLocal;  // decided by the shared folder's record
   policy.failed_nonces = {failed_nonces_.begin(), failed_nonces_.end()};
   {
     const std::lock_guard lock(mutex_);
@@ -596,7 +602,7 @@ void Saver::prune(const Save& save) {
     if (save_ && failed_save_ != save_->open.save) policy.live_nonces.insert(save_->id.nonce);
   }
   auto pruned = folder_->prune(policy, wall_time_ms());
-  if (!pruned.ok()) tell(EventKind::kLog, save.open.version, pruned.error().message);
+  if (!pruned.ok()) tell(EventKind::kLog, version, pruned.error().message);
 }
 
 control::Version Saver::durable() const {
@@ -678,6 +684,7 @@ Result<Saver::Found> Saver::find_versions() {
 Result<Saver::Found> Saver::sort_out_versions() {
   if (!folder_) MUSTER_TRY(become(false));
   auto versions = folder_->versions();
+  if (!versions.ok() && versions.error().code == ErrorCode::kRetry) return std::move(versions).error();
   // Not a matter of which version: a person has to look, and starting again would not help.
   if (!versions.ok()) return Error{ErrorCode::kEnvironment, versions.error().message};
   Found found;
@@ -826,13 +833,16 @@ Status Saver::abandon_others(const checkpoint::Lineage& branch, const std::strin
     tell(EventKind::kVersionRejected, static_cast<control::Version>(id.version),
          "abandoned: " + to_string(id));
   }
+  if (options_.tier == Tier::kLocal && !abandoned.empty()) prune(control::kNoVersion);
   return ok();
 }
 
-void Saver::note_start(const checkpoint::VersionId& parent, control::Version durable) {
+void Saver::note_start(const checkpoint::VersionId& parent, control::Version durable,
+                       control::Version to_save) {
   const std::lock_guard lock(mutex_);
   parent_ = parent;
   durable_ = durable;
+  start_ = to_save;
 }
 
 }  // namespace muster

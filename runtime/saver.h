@@ -113,7 +113,7 @@ class Saver {
     size_t rejected = 0;                            // checkpoints that cannot be used
   };
   // The saves in the folder. What cannot be used is told by events. Errors: kEnvironment: the folder cannot
-  // be read; kMisuse: a later format.
+  // be read; kMisuse: a later format; kRetry: memory or descriptors are lacking to look.
   Result<Found> find_versions();
   // The run begins at its beginning, though shards of unfinished saves are here: the owner tells of them.
   void tell_of_unfinished(const Found& found);
@@ -132,8 +132,10 @@ class Saver {
   // Training goes on along `branch`: later versions of other branches no longer count (PROTOCOL 25). The
   // owner calls it. A node's folder that take_folder() could not have follows with the next save in it.
   Status go_on_along(const control::Lineage& branch, const std::string& why);
-  // What the next save comes after, and the newest version that this folder has of the same history.
-  void note_start(const checkpoint::VersionId& parent, control::Version durable);
+  // What the next save comes after, and the newest version that this folder has of the same history. Where it
+  // lacks `to_save`, which the run starts from, a save of that is due, whatever the interval.
+  void note_start(const checkpoint::VersionId& parent, control::Version durable,
+                  control::Version to_save = control::kNoVersion);
 
  private:
   struct Save {
@@ -168,7 +170,7 @@ class Saver {
   void tell_of_differences(const checkpoint::Manifest& manifest, const checkpoint::RestoreReport& report);
   void note_verified_and_prune(const Save& save);
   void clear_failed(const Save& save);
-  void prune(const Save& save);
+  void prune(control::Version version);  // which is only told
   Result<checkpoint::Folder*> folder();
   Duration own_timeout(bool rescue) const;
   Status become(bool first);
@@ -197,6 +199,7 @@ class Saver {
   std::optional<Save> early_;                           // opened before this rank reached the version
   std::optional<Save> save_;                            // the newest that this rank takes part in
   control::Version durable_ = control::kNoVersion;
+  control::Version start_ = control::kNoVersion;  // due for a save where it is not durable
   control::Version failed_ = control::kNoVersion;
   std::string failed_why_;
   uint64_t failed_save_ = 0;  // the newest that was closed without success

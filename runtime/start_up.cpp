@@ -219,37 +219,43 @@ void Run::tell_of_local(const std::string& text) {
 }
 
 // A node's own folder, whose trouble is that node's affair: it is told, and the run starts from what others
-// have.
-void Run::find_local_saves(Findings& findings) {
+// have. Errors: kRetry, which says nothing about what there is.
+Status Run::find_local_saves(Findings& findings) {
   Saver* const local = savers_.of(Tier::kLocal);
-  if (local == nullptr) return;
+  if (local == nullptr) return ok();
   findings.unjudged = !local->enabled();  // it was so at an earlier start of this launch
-  if (findings.unjudged) return;
+  if (findings.unjudged) return ok();
   const Status taken = local->take_folder(is_first_of_node());
   auto here = local->find_versions();
   if (here.ok()) {
     findings.local = *std::move(here);
     if (!taken.ok())
       tell_of_local("this node's own saves fail until it can have their folder: " + taken.error().message);
-    return;
+    return ok();
   }
+  if (here.error().code == ErrorCode::kRetry) return std::move(here).error();
   // A person has to look: what comes to lie beside it could not be judged either.
   findings.unjudged = true;
   local->switch_off(here.error().message);
   if (is_first_of_node())
     tell_of_local("this node saves nothing for itself in this launch: " + here.error().message);
+  return ok();
 }
 
 Result<Run::Findings> Run::find_saves(Group& group) {
   Findings findings;
   auto shared = savers_.shared().find_versions();
-  find_local_saves(findings);
-  MUSTER_ASSIGN(const Verdict found, combine(group, shared.ok() ? Verdict::kGood : Verdict::kMisuse,
-                                             now() + options_.step_timeout));
-  if (!shared.ok()) return std::move(shared).error();
+  const Status local = find_local_saves(findings);
+  const bool sees_all = shared.ok() && local.ok();
+  MUSTER_ASSIGN(const Verdict found,
+                combine(group, sees_all ? Verdict::kGood : Verdict::kMisuse, now() + options_.step_timeout));
+  // Also where a process lacks memory or descriptors: an older version would be taken for what it did not
+  // see.
+  if (!sees_all)
+    return Error{ErrorCode::kEnvironment, (shared.ok() ? local.error() : shared.error()).message};
   if (found != Verdict::kGood)
-    return Error{ErrorCode::kMisuse,
-                 "another rank cannot read the checkpoint folder " + options_.save.folder};
+    return Error{ErrorCode::kMisuse, "another rank cannot read the checkpoint folder " +
+                                         options_.save.folder + ", or its node's own; see what it says"};
   findings.shared = *std::move(shared);
   return findings;
 }
@@ -309,12 +315,18 @@ Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
     control::Lineage branch = start->lineage;
     branch.push_back({view_.generation, start->version});
     MUSTER_TRY(note_branch(group, branch, "the job went on from " + to_string(proposal.save.id)));
-    savers_.shared().note_start(proposal.save.id, start->durable);
+    savers_.shared().note_start(proposal.save.id, start->durable, start->version);
     if (Saver* const local = savers_.local()) {
       const bool here = node_has(by_rank, ranks_of_node(), proposal.save, refused);
       local->note_start(proposal.save.id, here ? start->version : control::kNoVersion);
     }
-    emit(EventKind::kResumed, start->version, to_string(proposal.save.id), start->durable, -1, proposal.tier);
+    std::string from = to_string(proposal.save.id);
+    if (proposal.tier == Tier::kLocal) {
+      const bool has_one = start->durable != control::kNoVersion;
+      from += "; the shared folder has " +
+              (has_one ? "version " + std::to_string(start->durable) : "none before it that was verified");
+    }
+    emit(EventKind::kResumed, start->version, from, start->durable, -1, proposal.tier);
     return start;
   }
   MUSTER_TRY(unread.none());

@@ -258,6 +258,27 @@ TEST(Store, FencedOwnerCannotPublish) {
   EXPECT_EQ(files.log().size(), operations);
 }
 
+// It says nothing about the version, and an older one must not be taken for it.
+TEST(Store, WhatCouldNotBeReadForWantOfDescriptorsIsNotDamaged) {
+  MemoryFiles files;
+  auto folder = Folder::own(files, "ckpt", "a job");
+  ASSERT_OK(folder);
+  ASSERT_OK(save(files, *folder, state_of(1), {1, 11}));
+  ASSERT_OK(folder->mark_verified({1, 11}));
+  ASSERT_OK(folder->abandon_for({{7, 1, 0}}, "a test"));
+  for (const char* const lacking : {"manifest.json", "verified.json", "branch-"}) {
+    files.refuse = [&](const Op& op) -> std::optional<Error> {
+      if (op.kind != OpKind::kRead || op.path.find(lacking) == std::string::npos) return std::nullopt;
+      return Error{ErrorCode::kRetry, "no descriptor is left"};
+    };
+    const auto found = folder->versions();
+    ASSERT_FALSE(found.ok()) << lacking;
+    EXPECT_EQ(found.error().code, ErrorCode::kRetry) << found.error().message;
+  }
+  files.refuse = nullptr;
+  EXPECT_THAT(versions_of(*folder), ElementsAre(1));
+}
+
 TEST(Store, RetentionKeepsEveryKthAndTheYoung) {
   MemoryFiles files;
   auto folder = Folder::own(files, "ckpt", "a job");

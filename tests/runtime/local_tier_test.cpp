@@ -140,7 +140,7 @@ class LocalTier : public testing_agents::WorkerRuns {
 TEST_F(LocalTier, AKilledJobResumesFromItsNodes) {
   run_until_killed("13", "12", "7");
   run_to_the_end();
-  EXPECT_THAT(said_, HasSubstr("resumed: version 12, local"));
+  EXPECT_THAT(said_, ContainsRegex("resumed: version 12, local[^\n]*; the shared folder has "));
 }
 
 TEST_F(LocalTier, OneNodeServesBoth) {
@@ -168,6 +168,14 @@ TEST_F(LocalTier, ANodesSavesStandInForDamagedSharedOnes) {
   run_to_the_end();
   EXPECT_THAT(said_, HasSubstr("resumed: version 7, local"));
   EXPECT_THAT(said_, ContainsRegex("save durable: version 7, [0-9]+ bytes"));
+}
+
+// Whatever the interval of the shared folder is.
+TEST_F(LocalTier, WhatTheRunGoesOnFromIsSavedInTheSharedFolderAnew) {
+  run_until_killed("6", "4", "");
+  run_to_the_end();
+  EXPECT_THAT(said_, HasSubstr("resumed: version 4, local"));
+  EXPECT_THAT(said_, ContainsRegex("save durable: version 4, [0-9]+ bytes"));
 }
 
 // There is no shared save yet. To begin anew would abandon what the job has.
@@ -270,16 +278,19 @@ TEST_F(LocalTier, AnEmptySharedFolderIsANewJob) {
 // Nodes' own saves go with the nodes: nobody may wait for less loss than there will be.
 TEST_F(LocalTier, OnlyWhatIsInTheSharedFolderIsToldAsSaved) {
   run_until_killed("6", "4", "");
-  Nodes nodes = launch("4", {"wait:6"});
-  for (AgentProcess* const agent : {nodes.a.get(), nodes.b.get()})
-    EXPECT_TRUE(agent->says("resumed: version 4, local")) << agent->said();
+  Nodes nodes = launch("5", {"wait:6"});
+  const Instant deadline = now() + testing_agents::kPatience;
+  while ((nodes_that_saved(nodes, "5") < 2 || !is_in_shared_folder(nodes, "4")) && now() < deadline) {
+    // Reason for the wait: two processes are listened to, and it ends with what they say.
+    usleep(5000);
+  }
   for (AgentProcess* const agent : {nodes.a.get(), nodes.b.get()}) {
     agent->signal(SIGTERM);  // a notice, which the worker that waits does not heed
     agent->signal(SIGINT);   // and what ends its patience
   }
   nodes.a->wait();
   nodes.b->wait();
-  EXPECT_THAT(nodes.a->said() + nodes.b->said(), HasSubstr("; NOTHING is saved"));
+  EXPECT_THAT(nodes.a->said() + nodes.b->said(), HasSubstr("; version 4 is the newest that is saved"));
 }
 
 TEST_F(LocalTier, ANodeThatCannotSaveIsToldAndTheRunGoesOn) {
@@ -301,7 +312,8 @@ TEST_F(LocalTier, NodesOfOneNameStartWithinTheTimeOfAStep) {
   const std::string said = nodes.a->said() + nodes.b->said();
   EXPECT_THAT(said, ContainsRegex("node-a belongs to another running process .*--node-name"));
   EXPECT_THAT(said, Not(HasSubstr("not looked at"))) << "what it has is read";
-  EXPECT_THAT(said, ContainsRegex("save durable: version 16, local, [0-9]+ bytes: node a"));
+  // Which of its saves meets the one before is a matter of the disk.
+  EXPECT_THAT(said, ContainsRegex("save durable: version [0-9]+, local, [0-9]+ bytes: node a"));
 }
 
 TEST_F(LocalTier, ANodeWhoseFolderCannotBeReadTriesNoSaves) {

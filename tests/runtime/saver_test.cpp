@@ -34,6 +34,11 @@ class SlowFiles final : public testing::ForwardingFiles {
     hold("");
     changed_.notify_all();
   }
+  // Files of that name are not opened, for want of descriptors. "": all are.
+  void lack(std::string name) {
+    const std::lock_guard lock(mutex_);
+    lacking_ = std::move(name);
+  }
   // Whether someone waits for it, within a bounded time.
   bool waited_for() {
     std::unique_lock lock(mutex_);
@@ -45,13 +50,15 @@ class SlowFiles final : public testing::ForwardingFiles {
     waits_ = waits_ || path == held_;
     changed_.notify_all();
     changed_.wait(lock, [&] { return path != held_; });
+    if (!lacking_.empty() && path.ends_with("/" + lacking_))
+      return Error{ErrorCode::kRetry, "no descriptor is left for " + path};
     return real_files().open(path, mode, direct);
   }
 
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::string held_;
+  std::string held_, lacking_;
   bool waits_ = false;
 };
 
@@ -229,6 +236,40 @@ TEST_F(SaverTest, ANodeThatJoinsLeavesWhatItHasOfAnotherHistory) {
   EXPECT_NE(shard_of(112), "");
   EXPECT_EQ(shard_of(150), "");
   EXPECT_EQ(shard_of(151), "");
+}
+
+// Nobody will go back to them, and on a full disk or memory every save failed for want of their space.
+TEST_F(SaverTest, WhatTheJobHasLeftGoesBeforeANodeSavesAgain) {
+  SaveOptions options;
+  options.tier = Tier::kLocal;
+  start(options);
+  lineage_ = {{{7, 1}, 0}};
+  write(150);
+  start(options);  // in a view that went on from 100 without it
+  lineage_.push_back({{7, 2}, 100});
+  SaveOpen open{.save = 211, .version = 111, .lineage = lineage_, .participants = {kSelf}};
+  saver_->hold(111, false, now());
+  saver_->open(open, kSelf);
+  ASSERT_TRUE(said<SaveVote>(211));
+  EXPECT_EQ(shard_of(150), "") << "before it is published";
+  EXPECT_NE(shard_of(111), "");
+  saver_->publish({211, {said<SaveVote>(211)->record}});
+  ASSERT_TRUE(said<SavePublished>(211)->published);
+  ASSERT_TRUE(saver_->take_folder(true).ok());
+  lineage_.back() = {{7, 3}, 100};
+  ASSERT_TRUE(saver_->go_on_along(lineage_, "a start").ok());
+  EXPECT_EQ(shard_of(111), "") << "at a start, too";
+}
+
+// An older version would be taken for what nobody could look at.
+TEST_F(SaverTest, WithoutDescriptorsItIsNotKnownWhatThereIs) {
+  write(150);
+  files_.lack("manifest.json");
+  const auto found = saver_->find_versions();
+  ASSERT_FALSE(found.ok());
+  EXPECT_EQ(found.error().code, ErrorCode::kRetry);
+  files_.lack("");
+  EXPECT_EQ(saver_->find_versions()->usable.size(), 1U);
 }
 
 // What a device's mirror is to a saver: a copy, which may come late or not at all.
