@@ -273,8 +273,11 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
       const bool may_save_locally = !train.save.folder.empty() && state->state.sharded().empty();
       if (may_save_locally && train.local.folder.empty())
         train.local.folder = values->text("checkpoint-local-dir");
-      if ((may_save_locally || !train.local.folder.empty()) && train.local.every == 0)
+      const bool saves_locally = !train.local.folder.empty();
+      if (saves_locally && train.local.every == 0)
         train.local.every = values->integer("checkpoint-local-every");
+      // An interval, wherever it is from, asks for nothing where there is no folder.
+      if (!saves_locally && train.local.every > 0) train.local.every = 0;
       train.save.keep_every = static_cast<uint64_t>(values->integer("keep-every"));
       train.save.keep_younger_ms = values->duration("keep-younger") / muster::kMillisecond;
     }

@@ -247,8 +247,8 @@ TEST(CApi, OptionsThatCannotHoldAreNamed) {
                 o.checkpoint_local_dir = "nvme";
               }),
               HasSubstr("checkpoint_local_every is 0 and checkpoint_local_dir is 'nvme'"));
-  EXPECT_THAT(refused([](O& o) { o.checkpoint_local_every = 5; }),
-              HasSubstr("checkpoint_local_every is 5 and checkpoint_local_dir is not given"));
+  EXPECT_THAT(refused([](O& o) { o.checkpoint_local_every = -5; }),
+              HasSubstr("checkpoint_local_every is -5 and checkpoint_local_dir is not given"));
   for (const int32_t unknown :
        {-1, static_cast<int32_t>(MUSTER_CODEC_ONE_BIT), static_cast<int32_t>(MUSTER_CODEC_TOPK), 1000}) {
     EXPECT_THAT(refused([&](O& o) { o.codec = unknown; }),
@@ -337,9 +337,9 @@ TEST(CApi, NodesDoNotSaveShardsOfTheirOwn) {
 
 class LocalVariables {
  public:
-  LocalVariables() {
-    setenv("MUSTER_CHECKPOINT_LOCAL_DIR", "nvme", 1);
-    setenv("MUSTER_CHECKPOINT_LOCAL_EVERY", "5", 1);
+  explicit LocalVariables(const char* folder = "nvme", const char* every = "5") {
+    if (folder != nullptr) setenv("MUSTER_CHECKPOINT_LOCAL_DIR", folder, 1);
+    if (every != nullptr) setenv("MUSTER_CHECKPOINT_LOCAL_EVERY", every, 1);
   }
   ~LocalVariables() {
     unsetenv("MUSTER_CHECKPOINT_LOCAL_DIR");
@@ -359,8 +359,27 @@ TEST(CApi, VariablesAloneAskForNoSavesThatAProgramCannotHave) {
   muster_train_options options = Program::options();
   const std::string folder = ::testing::TempDir() + "never-made";  // the run is not begun
   options.checkpoint_dir = folder.c_str();
+  options.checkpoint_local_every = 3;  // the folder is left to the variable, and cannot be had
   EXPECT_EQ(muster_train(sharded.session, sharded.state, &options, &sharded.run), MUSTER_OK)
       << muster_last_error();
+}
+
+// One of the two says nothing without the other, wherever it comes from.
+TEST(CApi, AnIntervalOfNodesSavesWithoutAFolderAsksForNone) {
+  const std::string folder = ::testing::TempDir() + "never-made";  // the run is not begun
+  muster_train_options options = Program::options();
+  options.checkpoint_dir = folder.c_str();
+  const LocalVariables variables(nullptr, "5");
+  const auto begins = [&] {
+    Program program;
+    return muster_train(program.session, program.state, &options, &program.run) == MUSTER_OK;
+  };
+  EXPECT_TRUE(begins()) << muster_last_error();
+  options.checkpoint_local_every = 3;
+  EXPECT_TRUE(begins()) << muster_last_error();
+  options.checkpoint_local_every = 0;
+  options.checkpoint_local_dir = "nvme";
+  EXPECT_TRUE(begins()) << "5 by the variable: " << muster_last_error();
 }
 
 // Alone a process has all rows. 2 lanes: 8 shards, of which the last have none.
