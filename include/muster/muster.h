@@ -304,15 +304,19 @@ typedef struct muster_train_options {
                               sends the others back to the newest save */
   /* Besides, each node saves for itself: faster and more often, and gone with the node. A resume takes the
    * newest version that any node or checkpoint_dir has, of the history that checkpoint_dir knows: that is
-   * needed too. One folder of a fast local disk, or of memory (/dev/shm), for this job alone; each node has
-   * a folder of its own in it, by its name, which stays the same from launch to launch (`muster run
-   * --node-name`). A save that fails there is told, and fails nothing else. Its way to the disk takes memory
-   * beside that of other saves: in each process the state's size divided by the processes of its node, or at
-   * most MUSTER_STAGING_MIB; a folder in memory takes the state's size for each version kept, too. Not with
-   * sharded tensors. NULL or "": MUSTER_CHECKPOINT_LOCAL_DIR, if that is set and can be followed, else
-   * none. */
+   * needed too. One folder of a fast local disk, or of memory (/dev/shm), for this job alone, that no other
+   * user may write to; each node has a folder of its own in it, by its name, which stays the same from launch
+   * to launch (`muster run --node-name`). A save that fails there is told, and fails nothing else.
+   * Space: the state's size checkpoint_keep + 2 times, of versions kept, of one not yet read back and of one
+   * being written; of memory where the folder is in memory. On the way there, in each process, the state's
+   * size divided by the processes of its node, or at most MUSTER_STAGING_MIB, beside that of other saves.
+   * In a world of mpirun or srun each process counts as a node: each saves the whole state, in its own
+   * folder. Who copies checkpoint_dir, or takes versions out of it, removes these folders or names another
+   * one: the copy, too, takes what nodes have saved since for its own. Not with sharded tensors. NULL or "":
+   * MUSTER_CHECKPOINT_LOCAL_DIR, if that is set and can be followed, else none. */
   const char* checkpoint_local_dir;
-  int64_t checkpoint_local_every; /* steps between these saves, ≥ 1; 0: MUSTER_CHECKPOINT_LOCAL_EVERY */
+  int64_t checkpoint_local_every; /* steps between these saves, ≥ 1; 0: MUSTER_CHECKPOINT_LOCAL_EVERY. Of no
+                                     meaning without a folder */
 } muster_train_options;
 
 /* Fills in the defaults, so that a program sets only what it means. */
