@@ -185,6 +185,11 @@ std::string_view fixed_name(const CollectiveOperation& operation, uint64_t count
   }
 }
 
+std::string_view name_for(const CollectiveOperation& operation, uint64_t count, const Position& position,
+                          std::string_view named) {
+  return can_do(operation, named, position) ? named : fixed_name(operation, count, position, named);
+}
+
 // ---- schedules by name
 
 // No tree of a double tree is deeper.
@@ -272,6 +277,10 @@ uint64_t rabenseifner_part_bytes(const Position& position) {
   const auto halves = 2 * static_cast<uint64_t>(position.grid->locals);
   return kScratchBytes * halves / (halves + 1);
 }
+
+// Of a part each rank owns full messages, so that parts do not make messages shorter: one where nodes reduce
+// it first, and so its ranks wait for each other most often (decision 0028).
+uint64_t owned_bytes(std::string_view name) { return (name == "hierarchical" ? 1 : 2) * kPayloadBytes; }
 
 // ---- costs
 
@@ -382,8 +391,7 @@ Schedule choose_schedule(const CollectiveOperation& operation, uint64_t count, c
   if (signature.kind == Collective::kProbe) return make_probe(operation, count, position);
   // Nothing to move, but still the same operation on all ranks: checked by messages without payload.
   if (count == 0) return barrier_dissemination(ranks, rank);
-  const std::string_view name =
-      can_do(operation, named, position) ? named : fixed_name(operation, count, position, named);
+  const std::string_view name = name_for(operation, count, position, named);
   if (name == "double tree")
     return make_double_tree(signature, count, chunk_elements(count, operation.element(), ranks), position);
   switch (signature.kind) {
@@ -416,8 +424,6 @@ Schedule choose_schedule(const CollectiveOperation& operation, uint64_t count, c
 
 uint64_t part_elements(const CollectiveOperation& operation, const Position& position,
                        std::string_view named) {
-  // Of a part each rank owns some full messages, so that parts do not make messages shorter.
-  constexpr uint64_t kOwnedBytes = 512 * 1024;
   const Signature& signature = operation.signature;
   // Element i of the output depends on the elements i of the inputs only. A broadcast's root waits for
   // nobody: it would copy all parts into messages, one after the other, before the first has left.
@@ -425,11 +431,10 @@ uint64_t part_elements(const CollectiveOperation& operation, const Position& pos
                           signature.kind == Collective::kCanonicalAllReduce ||
                           signature.kind == Collective::kReduce;
   if (!can_be_cut) return signature.count;
-  const bool takes_it = can_do(operation, named, position);
-  if (takes_it && named == "double tree") return signature.count;  // it is cut into chunks
-  const uint64_t bytes = takes_it && named == "Rabenseifner"
-                             ? rabenseifner_part_bytes(position)
-                             : static_cast<uint64_t>(position.ranks) * kOwnedBytes;
+  const std::string_view name = name_for(operation, signature.count, position, named);
+  if (name == "double tree") return signature.count;  // it is cut into chunks
+  const uint64_t bytes = name == "Rabenseifner" ? rabenseifner_part_bytes(position)
+                                                : owned_bytes(name) * static_cast<uint64_t>(position.ranks);
   return std::min(signature.count, bytes / operation.element());
 }
 

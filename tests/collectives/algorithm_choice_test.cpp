@@ -376,6 +376,41 @@ TEST(PartElements, KeepRabenseifnersScratchWithinTwoMebibytes) {
   }
 }
 
+// Of a part reduced on nodes first each rank owns one full message, of others two.
+TEST(PartElements, AreHalfAsLargeWhereNodesReduceFirst) {
+  constexpr uint64_t kMessage = kPayloadBytes / sizeof(float);
+  for (const auto& nodes : {world(2, 2), world(3, 2), world(2, 8)}) {
+    const Position position = position_of(0, nodes);
+    const auto part = [&](Collective kind, std::string_view named, DType dtype = kFloat32) {
+      return part_elements(*make(kind, 64 << 20, dtype), position, named) / nodes.size();
+    };
+    EXPECT_EQ(part(Collective::kAllReduce, ""), kMessage);
+    EXPECT_EQ(part(Collective::kAllReduce, "hierarchical"), kMessage);
+    EXPECT_EQ(part(Collective::kAllReduce, "direct"), 2 * kMessage);
+    EXPECT_EQ(part(Collective::kReduce, ""), 2 * kMessage);
+    EXPECT_EQ(part(Collective::kCanonicalAllReduce, "hierarchical"), 2 * kMessage);
+    // Two bytes each, and folded once: it cannot go by nodes, whatever is named.
+    EXPECT_EQ(part(Collective::kAllReduce, "hierarchical", DType::kFloat16), 4 * kMessage);
+  }
+  const Position flat = position_of(0, world(4, 1));
+  EXPECT_EQ(part_elements(*make(Collective::kAllReduce, 64 << 20), flat, ""), 4 * 2 * kMessage);
+}
+
+// What is predicted is what will run: sixteen parts of a message for each of four ranks. Where the link hides
+// what the cores do, of the first part only that is seen, so its size counts.
+TEST(Weigh, CountsThePartsThatWillRun) {
+  const Position position = position_of(0, world(2, 2));
+  CostNumbers numbers = link_of(50, 1, 8);
+  numbers.unhidden = 0;
+  constexpr uint64_t kPart = 4 * kPayloadBytes / sizeof(float);
+  const std::vector<int> mates = {0, 1};
+  const ScheduleCost part = cost_of(numbers, position.nodes, mates, sizeof(float), [&](int rank) {
+    return all_reduce_hierarchical(*position.grid, rank, kPart);
+  });
+  const auto costs = weigh(*make(Collective::kAllReduce, 16 * kPart), position, numbers);
+  EXPECT_DOUBLE_EQ(seconds_of(costs, "hierarchical"), part.total_s(16));
+}
+
 TEST(PartElements, OfANameThatCannotDoItAreThoseOfTheFixedSizes) {
   const Position position = position_of(0, world(4, 1));
   const auto small_type = make(Collective::kAllReduce, 64 << 20, DType::kFloat16);

@@ -42,10 +42,10 @@ def costs_are_those_by_hand(bench):
     assert rows["all_reduce", KIB]["algorithm"] == "one-shot"
     # Both ranks of a node send a quarter twice, and no message comes sooner than in a latency.
     assert close(rows["all_reduce", KIB]["bound_us"], 100 + 0.512), rows["all_reduce", KIB]
-    # 16 MiB go in 8 parts of 2 MiB: one whole, and seven as fast as the link takes them.
+    # 16 MiB go in 16 parts of 1 MiB, or 8 of 2 MiB: one whole, and the others as fast as the link takes them.
     large = {one["algorithm"]: one["us"] for one in rows["all_reduce", 16 * MIB]["costs"]}
     half_ms = MIB / 1000
-    assert close(large["hierarchical"], 2 * 10 + 2 * (100 + half_ms / 2) + 7 * half_ms), large
+    assert close(large["hierarchical"], 2 * 10 + 2 * (100 + half_ms / 4) + 15 * half_ms / 2), large
     assert close(large["direct"], 2 * (100 + half_ms) + 7 * 2 * half_ms), large
     assert rows["all_reduce", 16 * MIB]["algorithm"] == "hierarchical"
     # Two nodes halve in one round; 41 parts, four of which have their scratch in 2 MiB.
