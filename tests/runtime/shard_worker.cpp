@@ -10,8 +10,8 @@
 // to make it; "added", with one copy, a tensor that the saves of the others lack, and no save before the end;
 // or "whole", which keeps all of it replicated. While there are fewer workers than WORKERS steps take a tenth
 // of a second, so that others can join. At each of the places one worker, the first to come there, kills
-// itself; at after:N rank 0; at step N of wait:N all wait until they are killed. With seed:2 it is another job.
-// Who sees the end adds a line with the weights to FOLDER/results.
+// itself; at after:N rank 0; at step N of wait:N all wait until they are killed. With seed:2 it is another
+// job. Who sees the end adds a line with the weights to FOLDER/results.
 #include <fcntl.h>
 #include <unistd.h>
 
