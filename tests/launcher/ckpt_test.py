@@ -145,8 +145,8 @@ def refuses(ckpt, folder):
     lock = open(folder / "ckpt" / "owner.lock", "r+")
     import fcntl
     fcntl.lockf(lock, fcntl.LOCK_EX)
-    assert "belongs to another running job" in ckpt("prune", "ckpt", code=2)
-    assert "belongs to another running job" in ckpt("import", "a.safetensors", "ckpt", code=2)
+    assert "belongs to another running process" in ckpt("prune", "ckpt", code=2)
+    assert "belongs to another running process" in ckpt("import", "a.safetensors", "ckpt", code=2)
     ckpt("ls", "ckpt")
     lock.close()
 
