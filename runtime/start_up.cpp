@@ -385,10 +385,13 @@ Result<std::optional<Run::Start>> Run::try_restore(Group& group, const Proposal&
   bool lacks_tensors = false;
   const Status read = read_proposal(proposal, group.rank(), mine, start, lacks_tensors);
   const Verdict verdict = read.ok() ? Verdict::kGood : verdict_on(read.error());
+  start.version = static_cast<control::Version>(id.version);
+  // Before the others hear of it: who is the first to leave ends the group, and what this rank knows with it.
+  if (verdict == Verdict::kMisuse)
+    emit(EventKind::kVersionRejected, start.version, read.error().message, 0, -1, proposal.tier);
   MUSTER_ASSIGN(const Verdict all, combine(group, verdict, deadline));
   if (!read.ok() && verdict == Verdict::kMisuse) return read.error();
   if (all == Verdict::kMisuse) return Error{ErrorCode::kMisuse, "another rank refuses " + to_string(id)};
-  start.version = static_cast<control::Version>(id.version);
   if (all == Verdict::kUnable) {
     const Error why = {
         ErrorCode::kEnvironment,
