@@ -153,8 +153,10 @@ void FeedSource::rest(Instant began) const {
   const Instant ended = now();
   const double pause = static_cast<double>(ended - began) * (1 / share_() - 1);
   const Instant until = ended + static_cast<Duration>(std::min(pause, static_cast<double>(kRestMax)));
-  for (Instant at = ended; at < until && !is_closing(); at = now())
+  for (Instant at = ended; at < until && !is_closing(); at = now()) {
+    // Reason for the wait: the time is the training's; at most kRestMax, and looked around every kLook.
     std::this_thread::sleep_for(std::chrono::nanoseconds(std::min(until - at, kLook)));
+  }
 }
 
 void FeedSource::post(Receiver& receiver, const std::vector<ByteSpan>& parts) {

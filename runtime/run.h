@@ -289,8 +289,9 @@ class Run final : private Session::Listener {
   Tiers savers_;
   std::optional<control::SaveOpen> stop_save_;  // an urgent save of a version that is still to be reached
   std::map<Tier, std::pair<control::Version, uint64_t>> save_said_;  // version, and counter of its generation
+  std::vector<uint64_t> lessons_waiting_;                            // ready to begin
+  // After what its lessons' threads use: its end, which waits for them, comes before that of the rest.
   Teacher teacher_;
-  std::vector<uint64_t> lessons_waiting_;  // ready to begin
   std::optional<control::Learn> learn_asked_;
   std::unique_ptr<Learner> learner_;  // replaced by the program's thread only
   uint64_t learn_plan_ = 0;           // of LearnUntil; its version is the core's limit
