@@ -125,8 +125,9 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
     nodes[node] = peer;
   }
 
+  // Also of an agent that has said who it is: damaged frames, and any that are sent a second time.
   void closed(const PeerPtr& peer, const Error& error) {
-    if (peer->node == 0 && error.code == ErrorCode::kMisuse) {
+    if (error.code == ErrorCode::kMisuse) {
       ++refused;
       complain(peer->link->peer() + ": " + error.message);
     }

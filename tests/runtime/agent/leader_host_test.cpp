@@ -6,7 +6,11 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <optional>
+
+#include "runtime/control/wire.h"
 #include "tests/support/run_until.h"
 
 namespace muster::agent {
@@ -89,6 +93,149 @@ TEST_F(LeaderHostTest, IdleConnectionsDoNotLockAgentsOut) {
   EXPECT_TRUE(std::holds_alternative<NodeWelcome>(*answer)) << name_of(*answer);
   EXPECT_GE(host_->refused(), 180u);
   EXPECT_LE(lines_.size(), 24u) << "a flood fills the log";
+}
+
+// ---- an agent that has the job's secret and sends what no agent would; and what others make of its bytes
+
+ByteBuffer framed(const ByteBuffer& frame) {
+  ByteBuffer bytes;
+  for (unsigned shift = 0; shift < 32; shift += 8)
+    bytes.push_back(static_cast<std::byte>(static_cast<uint32_t>(frame.size()) >> shift));
+  bytes.insert(bytes.end(), frame.begin(), frame.end());
+  return bytes;
+}
+
+class RawAgent {
+ public:
+  explicit RawAgent(UniqueFd socket)
+      : socket_(std::move(socket)), tls_(TlsEngine::create(TlsRole::kClient, secret_of_job()).value()) {}
+
+  // Moves what is under way; true: the leader has closed the connection.
+  bool closed() {
+    flush(tls_->take_outgoing());
+    std::byte chunk[4096];
+    while (!closed_) {
+      const ssize_t got = recv(socket_.get(), chunk, sizeof chunk, MSG_DONTWAIT);
+      if (got < 0 && errno == EAGAIN) break;
+      closed_ = got <= 0 || !tls_->received(ByteSpan(chunk, static_cast<size_t>(got))).ok();
+    }
+    heard_ += tls_->take_plain().size();
+    return closed_ || tls_->peer_closed();
+  }
+  bool established() const { return tls_->established(); }
+  size_t heard() const { return heard_; }  // plain bytes
+  void send(const ByteBuffer& plain) { flush(encrypted(plain)); }
+  ByteBuffer encrypted(const ByteBuffer& plain) {
+    EXPECT_TRUE(tls_->send(plain).ok());
+    return tls_->take_outgoing();
+  }
+  void flush(const ByteBuffer& bytes) {
+    // A leader that has closed meanwhile takes nothing more.
+    for (size_t sent = 0; sent < bytes.size();) {
+      const ssize_t now_sent = ::send(socket_.get(), bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL);
+      if (now_sent <= 0) return;
+      sent += static_cast<size_t>(now_sent);
+    }
+  }
+
+ private:
+  UniqueFd socket_;
+  std::unique_ptr<TlsEngine> tls_;
+  bool closed_ = false;
+  size_t heard_ = 0;
+};
+
+class RawAgentTest : public LeaderHostTest {
+ protected:
+  // One that was welcomed.
+  void SetUp() override {
+    agent_.emplace(connect_from("127.0.0.3"));
+    ASSERT_TRUE(until([&] { return agent_->closed() || agent_->established(); }));
+    agent_->send(hello());
+    ASSERT_TRUE(until([&] { return agent_->closed() || agent_->heard() > 0; }));
+    ASSERT_EQ(host_->nodes_connected(), 1u);
+    ASSERT_EQ(host_->refused(), 0u);
+  }
+  static ByteBuffer hello() {
+    NodeHello hello;
+    hello.node = 9;
+    hello.name = "n9";
+    hello.job = "job";
+    hello.workers = 1;
+    return framed(encode(Envelope{0, hello}).value());
+  }
+  // Refused, counted, logged; and what was not its fault goes on.
+  void expect_refused(const std::string& why) {
+    EXPECT_TRUE(until([&] { return agent_->closed(); }));
+    EXPECT_EQ(host_->refused(), 1u);
+    EXPECT_EQ(host_->nodes_connected(), 0u);
+    const bool said = std::ranges::any_of(
+        lines_, [&](const std::string& line) { return line.find(why) != std::string::npos; });
+    EXPECT_TRUE(said) << why << " is not in: " << (lines_.empty() ? "" : lines_.back());
+    agent_.emplace(connect_from("127.0.0.3"));
+    EXPECT_TRUE(until([&] { return agent_->closed() || agent_->established(); }));
+    agent_->send(hello());
+    EXPECT_TRUE(until([&] { return agent_->closed() || agent_->heard() > 0; }));
+    EXPECT_EQ(host_->nodes_connected(), 1u) << "it may come back";
+  }
+  std::optional<RawAgent> agent_;
+};
+
+TEST_F(RawAgentTest, AMalformedFrameOfAKnownAgentIsRefusedCountedAndLogged) {
+  agent_->send(framed(ByteBuffer(200, std::byte{0x5a})));
+  expect_refused("127.0.0.3");
+}
+
+TEST_F(RawAgentTest, AFrameThatIsTruncatedWithinIsRefused) {
+  ByteBuffer frame = encode(Envelope{0, Heartbeat{}}).value();
+  frame.resize(frame.size() / 2);
+  agent_->send(framed(frame));
+  expect_refused("127.0.0.3");
+}
+
+TEST_F(RawAgentTest, AnOversizedFrameIsRefusedBeforeItsBytesCome) {
+  ByteBuffer length(4);
+  length[3] = std::byte{0x40};  // 1 GiB
+  agent_->send(length);
+  expect_refused("a frame above the limit");
+}
+
+// A recorded message is not one that can be sent again: its record has a number.
+TEST_F(RawAgentTest, RecordedBytesThatAreSentAgainAreRefused) {
+  NoticeRaised notice;
+  notice.scope = Scope::kRank;
+  notice.source = "once";
+  const ByteBuffer recorded = agent_->encrypted(framed(encode(Envelope{0, notice}).value()));
+  agent_->flush(recorded);
+  agent_->flush(recorded);
+  expect_refused("damaged");
+}
+
+// Nor on another connection, whose keys are its own.
+TEST_F(RawAgentTest, BytesOfAnotherConnectionAreRefused) {
+  RawAgent other(connect_from("127.0.0.4"));
+  ASSERT_TRUE(until([&] { return other.closed() || other.established(); }));
+  other.flush(agent_->encrypted(hello()));
+  EXPECT_TRUE(until([&] { return other.closed(); }));
+  EXPECT_EQ(host_->refused(), 1u);
+  EXPECT_EQ(host_->nodes_connected(), 1u) << "the agent whose bytes they are is not touched";
+}
+
+TEST_F(RawAgentTest, AFlippedBitOnTheWayIsRefused) {
+  ByteBuffer bytes = agent_->encrypted(framed(encode(Envelope{0, Heartbeat{}}).value()));
+  bytes.back() ^= std::byte{1};
+  agent_->flush(bytes);
+  expect_refused("damaged");
+}
+
+TEST_F(RawAgentTest, AnotherIdentityOnAConnectionIsRefused) {
+  NodeHello other;
+  other.node = 10;
+  other.name = "n10";
+  other.job = "job";
+  other.workers = 1;
+  agent_->send(framed(encode(Envelope{0, other}).value()));
+  expect_refused("changed its identity");
 }
 
 // A store that outlives its leader, as etcd does; the test says when it answers, and when the lease ends.
