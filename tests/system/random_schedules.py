@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 
-from rig import (CODECS, LANES, REQUEUE, STEP_LINE, Failure, Job, check_result, events_text, gpt, newest_version,
+from rig import (CODECS, MICROBATCHES, REQUEUE, STEP_LINE, Failure, Job, check_result, events_text, gpt, newest_version,
                  require_no_processes, stacks_of, untouched, wait_until)
 
 # Long enough that a machine with more processes than cores does not look like a lost node.
@@ -35,7 +35,7 @@ REPORT = re.compile(r"ERROR: AddressSanitizer|WARNING: ThreadSanitizer|runtime e
 def agent_options(patience):
     """`patience` is what an instrumented build is slower by."""
     return ["--worker-silence", patience * WORKER_SILENCE_S, "--node-silence", patience * NODE_SILENCE_S,
-            "--partition-wait", patience * PARTITION_WAIT_S, "--restart-delay", 0.1, "--restarts", 1000, "--form-wait", 0.5,
+            "--partition-wait", patience * PARTITION_WAIT_S, "--restart-delay", 0.1, "--restarts", 1000, "--quarantine-losses", 0, "--form-wait", 0.5,
             "--rdzv-timeout", 30 * patience, "--grace", 60 * patience, "--frozen-timeout", 10 * patience]
 
 
@@ -349,7 +349,7 @@ def main():
     seed = options.seed if options.seed is not None else int(time.time())
     began = time.monotonic()
     reference_of = functools.cache(lambda codec: untouched(options, "--codec", codec))
-    assert LANES >= 2 * NODES
+    assert MICROBATCHES >= 2 * NODES
     results = [attempt(options, seed_of, None, reference_of) for seed_of in ("agent-killed", "store-lost", "store-frozen")
                if options.store_lost]
     for number in range(seed, seed + options.count):

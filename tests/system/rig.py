@@ -14,7 +14,7 @@ sys.path.insert(0, str(TOP / "scripts"))
 from jobs import STEP_LINE, Failure, Job, check_ledgers, wait_until  # noqa: E402, F401
 
 REQUEUE, MISUSE = 75, 78
-MICROBATCHES, LANES = 8, 8
+MICROBATCHES = 8  # and lanes
 CODECS = ("bf16", "fp16", "int8", "int4", "mxfp8")
 
 # Everything that docs/formats names, leftovers of crashes included.
@@ -23,10 +23,10 @@ CHECKPOINT_FILES = re.compile(
     r"manifest\.json|verified\.json|index\.h5))?|(.*/)?[^/]*\.tmp-[^/]*")
 
 
-def gpt(build, steps, *extra):
+def gpt(build, steps, *extra, microbatches=MICROBATCHES):
     """A model so small that a step takes some milliseconds, and whose gradients make several buckets."""
     return [build / "bin" / "gpt", "--layers", 1, "--width", 32, "--heads", 2, "--context", 16, "--sequences", 1,
-            "--steps", steps, "--warmup", 5, "--microbatches", MICROBATCHES, "--lanes", LANES, "--report-every", 1, "--bucket-kib", 16,
+            "--steps", steps, "--warmup", 5, "--microbatches", microbatches, "--lanes", microbatches, "--report-every", 1, "--bucket-kib", 16,
             "--sample-bytes", 10, *extra]
 
 
@@ -124,6 +124,7 @@ def read_json(path):
 class Training:
     """Agents, by name, that train the small model together, and how far they have come."""
     HANG_S = 90  # without any step; many times what any recovery takes on a busy machine
+    MICROBATCHES = MICROBATCHES
 
     def __init__(self, options, name):
         self.options, self.steps = options, options.steps
@@ -141,7 +142,8 @@ class Training:
 
     def program(self, checkpoint_every):
         return gpt(self.job.build, self.steps, "--ledger", self.job.ledger(), "--summary", self.summary,
-                   "--checkpoint-dir", self.checkpoints, "--checkpoint-every", checkpoint_every)
+                   "--checkpoint-dir", self.checkpoints, "--checkpoint-every", checkpoint_every,
+                   microbatches=self.MICROBATCHES)
 
     def nodes_in_view(self):
         return {name for name, agent in self.agents.items()
@@ -155,29 +157,29 @@ class Training:
         wait_until(there, 120, f"step {step}")
 
     def check_result(self, reference):
-        check_result(self.job, self.summary, self.checkpoints, self.steps, reference)
+        check_result(self.job, self.summary, self.checkpoints, self.steps, reference, self.MICROBATCHES)
 
 
-def check_result(job, summary, checkpoints, steps, reference):
+def check_result(job, summary, checkpoints, steps, reference, microbatches=MICROBATCHES):
     """The weights and the samples are those of the untouched run, and nothing but saves is in the folder."""
     if (weights := weights_of(summary)) != reference["weights"]:
         raise Failure(f"the weights differ from the untouched run's: {weights}, not {reference['weights']}")
     ledgers = [job.ledger(number) for number in range(1, job.launch + 1)]
-    if check_ledgers(ledgers, steps, MICROBATCHES) != reference["samples"]:
+    if check_ledgers(ledgers, steps, microbatches) != reference["samples"]:
         raise Failure("some step had other samples than in the untouched run")
     require_clean_checkpoints(checkpoints, steps)
 
 
-def untouched(options, *extra):
+def untouched(options, *extra, microbatches=MICROBATCHES):
     """The run that all others are compared with; `extra`: of the program's options."""
     job = Job(options.build, "reference")
     try:
         job.new_launch()
         summary = job.folder / "summary.json"
-        agent = job.start("quiet", 1, gpt(job.build, options.steps, "--ledger", job.ledger(), "--summary", summary, *extra), "1:1",
-                          extra=["--quiet"])
+        program = gpt(job.build, options.steps, "--ledger", job.ledger(), "--summary", summary, *extra, microbatches=microbatches)
+        agent = job.start("quiet", 1, program, "1:1", extra=["--quiet"])
         if (code := agent.wait(120)) != 0:
             raise Failure(f"the untouched run ended with {code}; last lines:\n" + "\n".join(agent.lines[-20:]))
-        return {"weights": weights_of(summary), "samples": check_ledgers([job.ledger()], options.steps, MICROBATCHES)}
+        return {"weights": weights_of(summary), "samples": check_ledgers([job.ledger()], options.steps, microbatches)}
     finally:
         job.close()
