@@ -56,7 +56,7 @@ class Training:
     it does."""
 
     STATE_BYTES, UPDATED_BYTES = STATE_BYTES, UPDATED_BYTES
-    AGENT_OPTIONS = ["--restarts", 1000, "--restart-window", 1, "--restart-delay", 0.2]
+    AGENT_OPTIONS = ["--restarts", 1000, "--quarantine-losses", 0, "--restart-window", 1, "--restart-delay", 0.2]
     ENVIRONMENT = {}
 
     def __init__(self, build, program_extra=(), sleep_ms=SLEEP_MS, steps=FOREVER, nodes="1:2", state="whole", names="ab",

@@ -267,6 +267,7 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
     // A variable that is wrong was refused when the session was joined.
     if (const auto values = muster::OptionValues::from_environment(); values.ok()) {
       train.save.staging_bytes_max = static_cast<uint64_t>(values->integer("staging-mib")) << 20;
+      train.lessons.log_bytes_max = static_cast<uint64_t>(values->integer("lesson-log-mib")) << 20;
       train.save.bytes_per_second_max = static_cast<uint64_t>(values->integer("save-rate-mib")) << 20;
       train.save.link_unchanged = values->on("link-unchanged");
       // Variables are for all programs of a job's script: one that could not save so is not refused.

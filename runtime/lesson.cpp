@@ -28,6 +28,7 @@ struct Teacher::Lesson {
   std::deque<std::pair<control::Version, std::vector<float>>> log;
   uint64_t log_bytes = 0;
   bool over = false;
+  bool lags = false;
   bool unwanted = false;  // the leader ended it, or the run is over: what is under way is for nobody
   bool sends_state = false;
   bool finished = false;
@@ -88,7 +89,7 @@ void Teacher::note(control::Version version, std::span<const float> gradient) {
     lesson->next = version + 1;
     lesson->log_bytes += gradient.size_bytes();
     if (lesson->log_bytes > limits_.log_bytes_max) {
-      lesson->over = true;  // the learner starts again, or the leader takes one bounded stall
+      lesson->over = lesson->lags = true;  // the learner starts again, or all take one bounded stall
     } else {
       lesson->log.emplace_back(version, std::vector<float>(gradient.begin(), gradient.end()));
     }
@@ -176,7 +177,12 @@ void Teacher::teach(Lesson& lesson, const Notify& ready) {
     lock.lock();
     lesson.log_bytes -= gradient.size() * sizeof(float);
   }
-  if (sent.ok()) sent = send(lesson, item, bytes_of(GradientHeader{}));
+  GradientHeader last;
+  {
+    const std::lock_guard lock(mutex_);
+    if (lesson.lags) last.version = GradientHeader::kLags;
+  }
+  if (sent.ok()) sent = send(lesson, item, bytes_of(last));
   // A learner that is gone is the leader's business; the lesson just ends.
   const std::lock_guard lock(mutex_);
   lesson.over = true;
@@ -241,6 +247,11 @@ bool Learner::level() const {
   return !snapshot_ && gradients_.empty();
 }
 
+bool Learner::lags() const {
+  const std::lock_guard lock(mutex_);
+  return lags_;
+}
+
 std::optional<std::string> Learner::failure() const {
   const std::lock_guard lock(mutex_);
   return failure_;
@@ -303,10 +314,21 @@ Status Learner::receive_snapshot() {
   return ok();
 }
 
+Error Learner::behind_by_too_much() const {
+  return Error{ErrorCode::kRetry, "this process falls behind by more than " +
+                                      human_bytes(limits_.log_bytes_max) +
+                                      " of gradients, so it has to begin again"};
+}
+
 Result<bool> Learner::receive_gradient(uint64_t item) {
   GradientHeader header{};
   // Steps may take as long as they like; the teacher's death ends this wait.
   MUSTER_TRY(receive(item, writable_bytes_of(header), kNever));
+  if (header.version == GradientHeader::kLags) {
+    const std::lock_guard lock(mutex_);
+    lags_ = true;
+    return behind_by_too_much();
+  }
   if (header.version < 0) return false;
   if (header.count > limits_.log_bytes_max / sizeof(float)) {
     return Error{ErrorCode::kMisuse, "the teacher announced a gradient of " + std::to_string(header.count) +
@@ -322,9 +344,8 @@ Result<bool> Learner::receive_gradient(uint64_t item) {
   const std::lock_guard lock(mutex_);
   waiting_bytes_ += gradient.size() * sizeof(float);
   if (waiting_bytes_ > limits_.log_bytes_max) {
-    return Error{ErrorCode::kRetry, "this process falls behind by more than " +
-                                        human_bytes(limits_.log_bytes_max) +
-                                        " of gradients, so it has to begin again"};
+    lags_ = true;
+    return behind_by_too_much();
   }
   gradients_.emplace_back(header.version, std::move(gradient));
   return true;

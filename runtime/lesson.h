@@ -43,7 +43,9 @@ struct LessonHeader {
   uint64_t state_bytes;
 };
 struct GradientHeader {
-  int64_t version = -1;  // −1: the lesson is over, no data follows
+  static constexpr int64_t kOver = -1;  // no data follows
+  static constexpr int64_t kLags = -2;  // likewise, since more wait to be sent than may
+  int64_t version = kOver;
   uint64_t count = 0;
   Digest digest{};  // of the data
 };
@@ -114,12 +116,14 @@ class Learner {
 
   uint64_t lesson() const { return learn_.lesson; }
   std::optional<std::string> failure() const;
+  bool lags() const;  // the failure is that gradients came faster than they went
 
  private:
   void learn();
   bool is_stopping() const;
   Status receive_snapshot();
   Result<bool> receive_gradient(uint64_t item);
+  Error behind_by_too_much() const;
   Status receive(uint64_t item, MutableByteSpan bytes, Duration timeout);
 
   Endpoint& endpoint_;
@@ -134,6 +138,7 @@ class Learner {
   std::deque<std::pair<control::Version, std::vector<float>>> gradients_;
   uint64_t waiting_bytes_ = 0;  // of gradients_
   std::optional<std::string> failure_;
+  bool lags_ = false;
   std::thread thread_;
 };
 

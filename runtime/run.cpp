@@ -206,7 +206,7 @@ Run::Run(Session& session, State& state, TrainOptions options, MemoryAccess memo
           options_.microbatches * options_.samples_per_microbatch,
           [this](control::Message message) { say(std::move(message)); },
           [this](Event event) { session_.emit(std::move(event)); }),
-      teacher_(session.endpoint(), state),
+      teacher_(session.endpoint(), state, options_.lessons),
       forming_("muster-view"),
       digesting_("muster-digest"),
       ticker_(start_thread("muster-tick", [this] { tick_until_stopped(); })) {}
@@ -517,7 +517,11 @@ void Run::report_progress(bool always) {
   constexpr Duration kEvery = 100 * kMillisecond;
   if (!always && now() - progress_sent_ < kEvery) return;
   progress_sent_ = now();
-  say(control::Progress{view_.generation, core_.version()});
+  control::Progress progress{view_.generation, core_.version()};
+  progress.microbatches = std::exchange(computed_, 0);
+  const Duration computing = std::exchange(computing_, 0);
+  if (progress.microbatches > 0) progress.microbatch = computing / progress.microbatches;
+  say(progress);
 }
 
 // ---- a step
@@ -710,6 +714,8 @@ Status Run::reduce_in_view(const Gradients& gradients) {
   const auto own = static_cast<Duration>(std::max<size_t>(1, microbatches_.size()));
   const Duration all = options_.step_timeout > kNever / 2 / own ? kNever / 2 : own * options_.step_timeout;
   MUSTER_TRY(reducer_->begin_rest(now() + all, options_.step_timeout));
+  computing_ += now() - step_began_;  // what follows waits for the others
+  computed_ += static_cast<uint32_t>(microbatches_.size());
   const Instant deadline = now() + options_.step_timeout;
   // Beside the plan, the newest and the oldest step that takes part: operations match by their order alone,
   // so a rank that computes a step again, alone, would add its old gradients to the others' next step.
@@ -875,10 +881,12 @@ void Run::begin_learning(Lock& lock) {
   learn_plan_ = 0;
   lock.unlock();
   before.reset();
-  auto learner = std::make_unique<Learner>(session_.endpoint(), learn, state_.bytes(), [this] {
+  const auto notify = [this] {
     const std::lock_guard notify_lock(mutex_);
     changed_.notify_all();
-  });
+  };
+  auto learner =
+      std::make_unique<Learner>(session_.endpoint(), learn, state_.bytes(), notify, options_.lessons);
   lock.lock();
   learner_ = std::move(learner);
 }
@@ -890,7 +898,7 @@ Result<bool> Run::next_as_learner(Lock& lock) {
     return false;
   }
   if (auto failure = learner_->failure()) {
-    say(control::LearnFailed{learner_->lesson(), *failure});
+    say(control::LearnFailed{learner_->lesson(), *failure, learner_->lags()});
     std::unique_ptr<Learner> failed = std::move(learner_);
     lock.unlock();
     failed.reset();

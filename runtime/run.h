@@ -53,6 +53,7 @@ struct TrainOptions {
   int64_t shard_copies = 2;             // of each shard of sharded tensors, where there are as many members
   SaveOptions save;
   LocalSaveOptions local;
+  LessonLimits lessons;
   Duration step_timeout = 600 * kSecond;
   Memory gradient_memory = Memory::kHost;
   void* stream = nullptr;                       // on which the program computes, where a device is used
@@ -282,6 +283,8 @@ class Run final : private Session::Listener {
   Instant step_began_ = 0;
   Duration step_took_ = 0;  // the one before
   Instant progress_sent_ = 0;
+  Duration computing_ = 0;  // of `computed_` microbatches, since then
+  uint32_t computed_ = 0;
 
   uint64_t boundary_plan_ = 0;  // a finished reduction carried a plan that is due before the next step
 

@@ -80,6 +80,13 @@ control::Limits leader_limits(const OptionValues& values) {
   limits.report_timeout = std::max(limits.report_timeout, 2 * values.duration("update-timeout"));
   limits.finish_timeout = values.duration("finish-grace") + limits.end_timeout;
   limits.recover_wait = values.duration("node-silence");
+  limits.quarantine.losses = static_cast<uint32_t>(values.integer("quarantine-losses"));
+  limits.quarantine.time = values.duration("quarantine-time");
+  limits.stragglers.percent = static_cast<uint32_t>(values.integer("straggler-percent"));
+  const std::string action = values.text("straggler-action");
+  limits.stragglers.action = action == "off"       ? control::StragglerAction::kOff
+                             : action == "replace" ? control::StragglerAction::kReplace
+                                                   : control::StragglerAction::kTell;
   return limits;
 }
 

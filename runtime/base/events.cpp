@@ -8,7 +8,8 @@ std::string_view to_string(EventKind kind) {
       "revoked",       "view installed", "view ready",   "step",         "step repeated", "transfer",
       "learner",       "learner level",  "notice",       "save started", "save staged",   "save durable",
       "save verified", "save failed",    "resumed",      "rejected",     "frozen",        "permit refused",
-      "job ended",     "rescued",        "safe to kill", "notice plan",  "cost",          "stale"};
+      "job ended",     "rescued",        "safe to kill", "notice plan",  "cost",          "stale",
+      "quarantined",   "straggler"};
   const auto index = static_cast<size_t>(kind);
   return index < std::size(kNames) ? kNames[index] : "unknown";
 }

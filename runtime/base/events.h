@@ -45,6 +45,8 @@ enum class EventKind : uint16_t {
   kPreemptionCost =
       28,       // subject: steps lost, or -1; version: newest durable; amount: nanoseconds without a step
   kStale = 29,  // version; text: which tensors of the state have not changed, or have, and should not
+  kNodeQuarantined = 30,  // text: name and why; amount: nanoseconds
+  kStraggler = 31,  // subject: rank; amount: nanoseconds that a microbatch takes there; text: beside others
 };
 
 std::string_view to_string(EventKind kind);

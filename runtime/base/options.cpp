@@ -91,6 +91,16 @@ constexpr Option kOptions[] = {
     {"partition-wait", kSeconds, "30", 0, kDay, kRun, "the store's side of a split goes on alone after this"},
     {"frozen-timeout", kSeconds, "120", 0.1, kDay, kRun,
      "without a leader for so long, a node ends as requeue"},
+    {"quarantine-losses", kInteger, "6", 0, 1000, kRun,
+     "so many losses on one node within --quarantine-time keep it out of the job for as long, and twice as "
+     "long "
+     "the next time, unless the job cannot run without it; 0: never"},
+    {"quarantine-time", kSeconds, "600", 1, 7 * kDay, kRun, "of the first quarantine of a node"},
+    {"straggler-percent", kInteger, "200", 110, 100000, kRun,
+     "a worker whose microbatches take so many percent of the others' is a straggler, if it is so for half a "
+     "minute"},
+    {"straggler-action", kChoice, "tell", 0, 0, kRun,
+     "replace: a straggler leaves between two steps, and is started anew", "off|tell|replace"},
     {"step-timeout", kSeconds, "600", 1, 7 * kDay, kRun,
      "a worker without progress for so long is suspected hung"},
     {"save-timeout", kSeconds, "600", 1, kDay, kRun, "a save that takes longer has failed"},
@@ -115,6 +125,10 @@ constexpr Option kOptions[] = {
      "one have none, "
      "and one that these wait for. "
      "With MUSTER_STAGING_MIB updates wait for it"},
+    {"lesson-log-mib", kInteger, "512", 0, 1 << 20, kVariable,
+     "gradients that may wait for a worker that learns, in MiB. One for which more would wait starts again "
+     "once; "
+     "then it is sent the state between two steps, while all wait"},
     {"ucx-transports", kText, "tcp,self", 0, 0, kVariable,
      "what workers of different nodes talk over, as UCX_TLS has it: rc,ud,tcp,self on InfiniBand"},
     {"comm-form-timeout", kSeconds, "120", 0.1, kDay, kVariable,

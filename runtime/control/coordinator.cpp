@@ -81,6 +81,28 @@ uint32_t Coordinator::State::living_on(NodeId node) const {
       members.begin(), members.end(), [&](const auto& entry) { return entry.second.member.node == node; }));
 }
 
+// Those in quarantine last, in order of joining.
+std::vector<const NodeRecord*> Coordinator::State::complete_nodes() const {
+  std::vector<const NodeRecord*> complete;
+  for (const auto& [id, node] : nodes) {
+    if (node_complete(node)) complete.push_back(&node);
+  }
+  const auto place = [&](const NodeRecord* node) {
+    return std::pair(quarantine.holds(now, node->name), node->order);
+  };
+  std::ranges::sort(complete, {}, place);
+  return complete;
+}
+
+// Not where the others of the view are too few without it.
+bool Coordinator::State::held_in_quarantine(const NodeRecord& node) const {
+  if (!quarantine.holds(now, node.name)) return false;
+  std::set<NodeId> others;
+  for (MemberId id : living_of(view)) others.insert(members.at(id).member.node);
+  others.erase(node.id);
+  return others.size() >= limits.nodes_min;
+}
+
 bool Coordinator::State::node_complete(const NodeRecord& node) const {
   return node.connected && !node.draining && living_on(node.id) >= node.workers;
 }
@@ -186,7 +208,7 @@ void Coordinator::State::tick() {
 
 Instant Coordinator::State::next_deadline() const {
   if (finished) return kNever;
-  Instant next = std::min({heartbeat_at, phase_deadline, form_at});
+  Instant next = std::min({heartbeat_at, phase_deadline, form_at, quarantine.next_release(now)});
   // What merely becomes possible at a moment was looked at by the newest call if that moment is past.
   const auto possible_at = [&](Instant at) {
     if (at > now) next = std::min(next, at);

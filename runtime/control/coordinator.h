@@ -15,8 +15,10 @@
 #include <set>
 
 #include "runtime/control/actions.h"
+#include "runtime/control/quarantine.h"
 #include "runtime/control/rules.h"
 #include "runtime/control/shard_placement.h"
+#include "runtime/control/stragglers.h"
 
 namespace muster::control {
 
@@ -60,7 +62,9 @@ struct Limits {
   Duration mend_wait =
       30 * kSecond;  // shards with too few copies wait so long for a learner that may get them
   Duration finish_timeout =
-      2 * 3600 * kSecond;               // the same after the last step; longer than NodeLimits::finish_grace
+      2 * 3600 * kSecond;  // the same after the last step; longer than NodeLimits::finish_grace
+  QuarantineLimits quarantine;
+  StragglerLimits stragglers;
   Duration end_timeout = 60 * kSecond;  // EndJob → all processes gone; longer than two NodeLimits::kill_grace
   RuleSwitches rules;                   // test-only
 };

@@ -135,11 +135,13 @@ void Coordinator::State::on(NodeId from, MemberId id, const MemberHello& hello) 
 
 void Coordinator::State::settle_forming() {
   if (stop) return end_job(stop->exit_code, stop->why + "; nothing to save before the first view");
-  uint32_t complete = 0;
-  for (const auto& [id, node] : nodes) complete += node_complete(node) ? 1 : 0;
+  const std::vector<const NodeRecord*> nodes_complete = complete_nodes();
+  const size_t complete = nodes_complete.size();
+  const auto healthy = static_cast<size_t>(std::ranges::count_if(
+      nodes_complete, [&](const NodeRecord* node) { return !quarantine.holds(now, node->name); }));
   if (complete >= limits.nodes_min) {
     if (form_at == kNever) form_at = now + limits.form_wait;
-    if (complete >= limits.nodes_max || now >= form_at) return form_first_view();
+    if (healthy >= limits.nodes_max || now >= form_at) return form_first_view();
   } else {
     form_at = kNever;
   }
@@ -154,12 +156,9 @@ void Coordinator::State::settle_forming() {
 }
 
 void Coordinator::State::form_first_view() {
-  std::vector<const NodeRecord*> chosen;
-  for (const auto& [id, node] : nodes) {
-    if (node_complete(node)) chosen.push_back(&node);
-  }
-  std::sort(chosen.begin(), chosen.end(), [](auto* a, auto* b) { return a->order < b->order; });
+  std::vector<const NodeRecord*> chosen = complete_nodes();
   if (chosen.size() > limits.nodes_max) chosen.resize(limits.nodes_max);
+  while (chosen.size() > limits.nodes_min && quarantine.holds(now, chosen.back()->name)) chosen.pop_back();
   std::vector<Member> next;
   for (const NodeRecord* node : chosen) {
     for (const auto& [id, record] : members) {

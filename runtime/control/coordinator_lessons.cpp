@@ -16,11 +16,14 @@ void Coordinator::State::settle_lessons() {
   for (const auto& [id, lesson] : lessons) {
     if (now >= lesson.deadline) overdue.push_back(id);
   }
-  for (MemberId id : overdue) fail_lesson(id, "not level in time");
+  for (MemberId id : overdue) fail_lesson(id, "not level in time", true);
   if (lessons.empty()) start_lessons();
   const bool all_level =
       std::all_of(lessons.begin(), lessons.end(), [](const auto& entry) { return entry.second.level; });
   if (!lessons.empty() && all_level) want_plan(std::to_string(lessons.size()) + " learners are level");
+  if (!cannot_keep_up.empty() && all_level && committed)
+    want_plan(std::to_string(cannot_keep_up.size()) +
+              " learners cannot keep up, the others wait for them once");
 }
 
 // Joins wait until a step was committed in the view (rule 18). A new node's workers are waited for, so that
@@ -35,12 +38,14 @@ std::vector<MemberId> Coordinator::State::learners_due() const {
   std::sort(by_order.begin(), by_order.end(), [](auto* a, auto* b) { return a->order < b->order; });
   for (const NodeRecord* node : by_order) {
     if (!node->connected || node->draining || living_on(node->id) == 0) continue;
+    if (held_in_quarantine(*node)) continue;
     const bool fresh = !present.contains(node->id);
     const bool gathered = node_complete(*node) || now - node->hello_at >= limits.form_wait;
     if (fresh && (room == 0 || !gathered)) continue;
     if (fresh) --room;
     for (const auto& [id, record] : members) {
       if (record.member.node != node->id || in_view(id) || record.leaving || record.draining) continue;
+      if (cannot_keep_up.contains(id)) continue;
       const auto wait = learn_not_before.find(id);
       if (wait == learn_not_before.end() || now >= wait->second) due.push_back(id);
     }
@@ -103,11 +108,13 @@ void Coordinator::State::on(NodeId, MemberId id, const Level& level) {
 void Coordinator::State::on(NodeId, MemberId, const LearnFailed& failed) {
   if (phase != Phase::kRunning) return;
   for (const auto& [learner, lesson] : lessons) {
-    if (lesson.id == failed.lesson) return fail_lesson(MemberId{learner}, failed.why);
+    if (lesson.id == failed.lesson) return fail_lesson(MemberId{learner}, failed.why, failed.lags);
   }
 }
 
-void Coordinator::State::fail_lesson(MemberId learner, const std::string& why) {
+// One that lags behind starts again once. Then only a pause of the others can help it, which costs them no
+// more than the state takes on its way: they make it at their next boundary (rule 17).
+void Coordinator::State::fail_lesson(MemberId learner, const std::string& why, bool lags) {
   const Lesson lesson = lessons.at(learner);
   lessons.erase(learner);
   say(EventKind::kLog, named(learner) + " could not learn: " + why);
@@ -115,7 +122,11 @@ void Coordinator::State::fail_lesson(MemberId learner, const std::string& why) {
   to_member(learner, LessonOver{lesson.id});
   const bool again = phase == Phase::kRunning && !losses_pending && !stop && !lesson.held && lives(learner);
   if (again && lesson.tries < kLessonTriesMax) return teach(learner, lesson.tries + 1);
-  learn_not_before[learner] = now + limits.learn_retry_wait;
+  if (again && lags && limits.rules.laggards_waited_for) {
+    cannot_keep_up.insert(learner);
+  } else {
+    learn_not_before[learner] = now + limits.learn_retry_wait;
+  }
 }
 
 void Coordinator::State::cancel_lessons(const std::string& why) {

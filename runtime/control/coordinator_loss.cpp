@@ -64,9 +64,13 @@ void Coordinator::State::lose_member(MemberId id, const std::string& why, bool r
   if (of_view && phase != Phase::kEnded)
     say(EventKind::kMemberLost, named(id) + ": " + why).subject = *view.rank_of(id);
   if (of_view && !record->second.leaving) hit.insert(node);
+  const bool told = record->second.leaving || record->second.draining || nodes.at(node).draining;
+  if ((of_view || lessons.contains(id)) && !told && phase != Phase::kEnded) note_loss_on(node);
   members.erase(record);
   excluded.insert(id);
   learn_not_before.erase(id);
+  cannot_keep_up.erase(id);
+  stragglers.forget(id);
   losses_pending =
       losses_pending || of_view;  // first: a stop-save that fails by it is repeated, not given up
   if (of_view && loss_why.empty()) loss_why = why;
@@ -76,6 +80,18 @@ void Coordinator::State::lose_member(MemberId id, const std::string& why, bool r
     doomed[id] = node;
     send_eviction(node);
   }
+}
+
+void Coordinator::State::note_loss_on(NodeId node) {
+  const std::string& name = nodes.at(node).name;
+  const auto held = quarantine.lost(now, name);
+  if (!held) return;
+  const auto shown = [](Duration time) { return std::to_string(time / kSecond) + " s"; };
+  say(EventKind::kNodeQuarantined, name + ": " + std::to_string(limits.quarantine.losses) +
+                                       " losses within " + shown(limits.quarantine.time) + "; for " +
+                                       shown(*held) +
+                                       " it takes part only where fewer than MIN nodes are left without it")
+      .amount = *held;
 }
 
 void Coordinator::State::send_eviction(NodeId node) {

@@ -9,6 +9,7 @@ void Coordinator::State::on(NodeId, MemberId id, const Progress& progress) {
   if (progress.generation != view.generation || !in_view(id)) return;
   MemberRecord& record = members.at(id);
   record.progressed_in = progress.generation;
+  note_stragglers(id, progress);
   if (progress.version > record.version) {
     record.version = progress.version;
     progress_at = now;
@@ -70,15 +71,24 @@ void Coordinator::State::check_boundary() {
 
 Coordinator::State::Turnover Coordinator::State::turnover() const {
   Turnover turnover;
+  const bool slow_may_leave = slow_leave();
   for (MemberId id : living_of(view)) {
     const MemberRecord& record = members.at(id);
     const bool drains = record.draining || nodes.at(record.member.node).draining;
-    (drains && now >= settle_notices_at ? turnover.leavers : turnover.next).push_back(record.member);
+    const bool leaves = (drains && now >= settle_notices_at) || (record.slow && slow_may_leave);
+    (leaves ? turnover.leavers : turnover.next).push_back(record.member);
   }
   for (const auto& [id, lesson] : lessons) {
     if (!lesson.arrived) continue;
     ++turnover.joined;
     turnover.next.push_back(members.at(id).member);
+  }
+  for (MemberId id : cannot_keep_up) {
+    const NodeRecord& node = nodes.at(members.at(id).member.node);
+    if (node_silent(node.id) || node.draining || members.at(id).draining || members.at(id).leaving) continue;
+    ++turnover.joined;
+    turnover.next.push_back(members.at(id).member);
+    turnover.cannot_keep_up.push_back(id);
   }
   return turnover;
 }
@@ -106,7 +116,7 @@ void Coordinator::State::finish_boundary() {
   Turnover those = turnover();
   const Holdings held = held_in_view();
   const std::set<MemberId> without_shards = keep_lonely_holders(those, held);
-  auto& [next, leavers, joined] = those;
+  auto& [next, leavers, joined, laggards] = those;
   sort_by_rank(next);
   ShardPlacement placement = place_shards(next, held, sharding, without_shards);
   if ((leavers.size() + joined == 0 && placement.moves.empty()) || next.empty()) {
@@ -125,6 +135,7 @@ void Coordinator::State::finish_boundary() {
   change.next.shards = std::move(placement.map);
   change.moves = std::move(placement.moves);
   change.holders = boundary->arrived;
+  send_while_all_wait(laggards);
   if (!leavers.empty() && std::exchange(hands_over, false)) stop_after_drain();
   store_next();
 }
@@ -138,7 +149,7 @@ void Coordinator::State::boundary_overdue() {
     for (const auto& [id, lesson] : lessons) {
       if (lesson.held && !lesson.arrived) late.push_back(id);
     }
-    for (MemberId id : late) fail_lesson(id, "not at the boundary in time");
+    for (MemberId id : late) fail_lesson(id, "not at the boundary in time", false);
     return;
   }
   std::vector<MemberId> late;
@@ -147,6 +158,72 @@ void Coordinator::State::boundary_overdue() {
   }
   boundary->deadline = now + limits.step_timeout;
   evict_members(late, "it did not reach the planned boundary");
+}
+
+// Rule 17: the state of all who stand at the boundary is sent before anybody goes on. It has the time of any
+// installation; who is not ready by then is left out (installation_overdue).
+void Coordinator::State::send_while_all_wait(const std::vector<MemberId>& learners) {
+  if (learners.empty()) return;
+  BaseDecision decision;
+  decision.base = boundary->version;
+  decision.holders = {boundary->arrived.begin(), boundary->arrived.end()};
+  decision.behind = learners;
+  add_transfers(decision);
+  change.sent_while_all_wait = {learners.begin(), learners.end()};
+  change.why +=
+      "; all wait while " + std::to_string(learners.size()) + " that could not keep up are sent the state";
+}
+
+// ---- stragglers
+
+// A verdict is about what a member's own microbatches take, so it needs no step deadline, and no guess who
+// holds whom up.
+void Coordinator::State::note_stragglers(MemberId id, const Progress& progress) {
+  stragglers.measured(id, progress.microbatch, progress.microbatches);
+  for (const StragglerVerdict& verdict : stragglers.judge(now, living_of(view))) {
+    const std::string why = named(verdict.member) + " takes " + verdict.why;
+    const auto rank = view.rank_of(verdict.member);
+    Event& event = say(EventKind::kStraggler, why);
+    event.subject = rank ? static_cast<int64_t>(*rank) : -1;
+    event.amount = verdict.own;
+    if (limits.stragglers.action == StragglerAction::kReplace) replace_slow(verdict.member, why);
+  }
+}
+
+// Planned: it leaves at a boundary, where nothing has to be repeated, is ended, and its agent starts another
+// in its slot, which learns.
+void Coordinator::State::replace_slow(MemberId id, const std::string& why) {
+  members.at(id).slow = true;
+  if (!slow_leave()) {
+    members.at(id).slow = false;
+    say(EventKind::kLog, "it is not replaced: fewer than MIN nodes would be left");
+    return;
+  }
+  want_plan(why + "; it is replaced");
+}
+
+// Enough nodes keep a member without those that are slow.
+bool Coordinator::State::slow_leave() const {
+  std::set<NodeId> left;
+  for (MemberId id : living_of(view)) {
+    const MemberRecord& record = members.at(id);
+    if (!record.slow && !record.draining && !nodes.at(record.member.node).draining)
+      left.insert(record.member.node);
+  }
+  return !left.empty() && left.size() >= limits.nodes_min;
+}
+
+// It is as good as lost, and counts as a loss of its node.
+void Coordinator::State::evict_replaced() {
+  std::vector<MemberId> replaced;
+  for (const auto& [id, record] : members) {
+    const bool drains = record.draining || nodes.at(record.member.node).draining;
+    if (record.slow && !drains && !in_view(id)) replaced.push_back(id);
+  }
+  for (MemberId id : replaced) {
+    note_loss_on(members.at(id).member.node);
+    lose_member(id, "it was slow, and is replaced", false);
+  }
 }
 
 // ---- drains

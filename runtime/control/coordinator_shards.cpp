@@ -35,10 +35,12 @@ Holdings Coordinator::State::held_in_view() const {
 // Those whose notices have settled.
 std::set<MemberId> Coordinator::State::leaving_members() const {
   std::set<MemberId> leaving;
-  if (now < settle_notices_at) return leaving;
-  for (const Member& member : view.members) {
-    if (lives(member.id) && (members.at(member.id).draining || nodes.at(member.node).draining))
-      leaving.insert(member.id);
+  const bool settled = now >= settle_notices_at;
+  const bool slow_may_leave = slow_leave();
+  for (MemberId id : living_of(view)) {
+    const MemberRecord& record = members.at(id);
+    const bool drains = record.draining || nodes.at(record.member.node).draining;
+    if ((drains && settled) || (record.slow && slow_may_leave)) leaving.insert(id);
   }
   return leaving;
 }

@@ -52,6 +52,7 @@ struct MemberRecord {
   std::optional<int> leaving;    // the exit code
   std::string leaving_why;
   bool draining = false;
+  bool slow = false;        // to be replaced: a straggler (stragglers.h)
   bool from_store = false;  // known from the view that a new leader found; it has not spoken yet
 };
 
@@ -71,6 +72,7 @@ struct Change {
   std::vector<ShardMove> moves;
   std::set<MemberId> holders;  // of the next view's base, before anything is sent
   std::set<MemberId> ready;
+  std::set<MemberId> sent_while_all_wait;  // learners that could not keep up (rule 17)
 };
 
 struct Boundary {
@@ -127,7 +129,11 @@ struct Stop {
 };
 
 struct Coordinator::State {
-  explicit State(const Limits& given) : limits(given), pace(seconds(given.node_mtbf)) {}
+  explicit State(const Limits& given)
+      : limits(given),
+        quarantine(given.quarantine),
+        stragglers(given.stragglers),
+        pace(seconds(given.node_mtbf)) {}
 
   Limits limits;
   std::string job;
@@ -195,6 +201,10 @@ struct Coordinator::State {
 
   std::map<MemberId, Lesson> lessons;  // by learner
   std::map<MemberId, Instant> learn_not_before;
+  std::set<MemberId> cannot_keep_up;  // learners: at the next boundary the others wait for them once
+
+  Quarantine quarantine;
+  Stragglers stragglers;
 
   std::map<uint64_t, Save> saves;
   Version newest_durable = kNoVersion;
@@ -237,6 +247,8 @@ struct Coordinator::State {
   std::vector<MemberId> living_of(const View& of, NodeId node) const;
   bool node_silent(NodeId id) const;
   std::set<NodeId> view_nodes() const;
+  std::vector<const NodeRecord*> complete_nodes() const;
+  bool held_in_quarantine(const NodeRecord& node) const;
   uint32_t nodes_able() const;  // nodes that count toward MIN
   bool node_complete(const NodeRecord& node) const;
   uint32_t living_on(NodeId node) const;
@@ -265,6 +277,7 @@ struct Coordinator::State {
   void on(NodeId from, MemberId id, const Suspect& suspect);
   void lose_member(MemberId id, const std::string& why, bool reaped);
   void lose_node(NodeId id, const std::string& why);
+  void note_loss_on(NodeId node);
   void node_fell_silent(NodeRecord& node, const std::string& why);
   void node_heard(NodeRecord& node);
   void note_return(NodeId node);
@@ -319,8 +332,9 @@ struct Coordinator::State {
   void check_boundary();
   struct Turnover {
     std::vector<Member> next;     // who stays, and who comes
-    std::vector<Member> leavers;  // drained
+    std::vector<Member> leavers;  // drained, or slow
     size_t joined = 0;
+    std::vector<MemberId> cannot_keep_up;  // of those who come
   };
   Turnover turnover() const;
   std::set<MemberId> keep_lonely_holders(Turnover& turnover, const Holdings& held) const;
@@ -332,6 +346,11 @@ struct Coordinator::State {
   uint32_t nodes_holding() const;
   void stop_after_drain();
   void end_drained();
+  void note_stragglers(MemberId id, const Progress& progress);
+  void replace_slow(MemberId id, const std::string& why);
+  bool slow_leave() const;
+  void evict_replaced();
+  void send_while_all_wait(const std::vector<MemberId>& learners);
 
   // ---- shards
   std::string note_sharding(const Sharding& said);
@@ -350,7 +369,7 @@ struct Coordinator::State {
   std::vector<MemberId> learners_due() const;
   void teach(MemberId learner, uint32_t tries);
   MemberId source_for(MemberId learner) const;
-  void fail_lesson(MemberId learner, const std::string& why);
+  void fail_lesson(MemberId learner, const std::string& why, bool lags);
   void cancel_lessons(const std::string& why);
   void lesson_member_lost(MemberId id);
   void settle_lessons();

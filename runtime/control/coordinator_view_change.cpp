@@ -292,7 +292,10 @@ void Coordinator::State::install() {
     to_member(member.id, Install{view, change.attempt, change.transfers, change.why, change.moves});
   }
   cancel_lessons("the view changed");
+  for (const Member& member : view.members) cannot_keep_up.erase(member.id);
+  stragglers.view_begins(now);
   end_drained();
+  evict_replaced();
 }
 
 // What has to be sent before a member is ready has its time beside the rest.
@@ -328,6 +331,11 @@ void Coordinator::State::installation_overdue() {
   }
   for (NodeId node : stuck) lose_node(node, "an excluded process was not reaped" + within);
   if (!stuck.empty()) return;
+  std::vector<MemberId> unsent;
+  for (MemberId id : change.sent_while_all_wait) {
+    if (lives(id) && !change.ready.contains(id)) unsent.push_back(id);
+  }
+  if (!unsent.empty()) return evict_members(unsent, "it could not be sent the state" + within);
   // One that blocks the group and those whom it blocks look alike. Asked again, a frozen one does not report;
   // who reports and still is not ready, again and again, is excluded as a suspect.
   for (MemberId id : living_of(view)) {

@@ -21,7 +21,7 @@ struct NodeHello {
   NodeId node = 0;
   std::string name;
   std::string job;         // agents of different jobs refuse each other
-  uint32_t protocol = 7;   // a different major refuses with a sentence
+  uint32_t protocol = 8;   // a different major refuses with a sentence
   uint32_t workers = 0;    // --nproc
   uint32_t nodes_min = 1;  // --nnodes; must equal the leader's
   uint32_t nodes_max = 1;
@@ -135,14 +135,17 @@ struct Level {
 struct LearnFailed {
   uint64_t lesson = 0;
   std::string why;
+  bool lags = false;  // gradients come faster than they go
 };
 
 // Progress of a member: version reached, sent at most every 100 ms, at every boundary, and by the program's
-// thread when it enters a view (a member that never says it is hung). For display, for the step deadline, and
-// for "joins wait until one step has been committed" (rule 18).
+// thread when it enters a view (a member that never says it is hung). For display, for the step deadline, for
+// "joins wait until one step has been committed" (rule 18), and for whom it holds up (stragglers.h).
 struct Progress {
   Generation generation;
   Version version = 0;
+  Duration microbatch = 0;    // that one took, the mean of those since the last Progress
+  uint32_t microbatches = 0;  // since then; 0: none
 };
 
 // A periodic save is due at this version on this member; the first one opens it (rule 24). A local one: the

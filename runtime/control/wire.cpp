@@ -235,15 +235,17 @@ Offset<fb::Level> write(FlatBufferBuilder& to, const Level& m) { return fb::Crea
 Level read(const fb::Level& m) { return {m.version()}; }
 
 Offset<fb::LearnFailed> write(FlatBufferBuilder& to, const LearnFailed& m) {
-  return fb::CreateLearnFailed(to, m.lesson, write(to, m.why));
+  return fb::CreateLearnFailed(to, m.lesson, write(to, m.why), m.lags);
 }
-LearnFailed read(const fb::LearnFailed& m) { return {m.lesson(), read(*m.why())}; }
+LearnFailed read(const fb::LearnFailed& m) { return {m.lesson(), read(*m.why()), m.lags()}; }
 
 Offset<fb::Progress> write(FlatBufferBuilder& to, const Progress& m) {
   const auto generation = write(m.generation);
-  return fb::CreateProgress(to, &generation, m.version);
+  return fb::CreateProgress(to, &generation, m.version, m.microbatch, m.microbatches);
 }
-Progress read(const fb::Progress& m) { return {read(*m.generation()), m.version()}; }
+Progress read(const fb::Progress& m) {
+  return {read(*m.generation()), m.version(), m.microbatch(), m.microbatches()};
+}
 
 Offset<fb::SaveDue> write(FlatBufferBuilder& to, const SaveDue& m) {
   const auto generation = write(m.generation);

@@ -47,6 +47,13 @@ void World::check_base_digest(const Process& process, const BaseDigest& base) {
   }
 }
 
+// 17: who could not keep up twice in one view is not sent into a third lesson there.
+void World::check_lag(Process& process, uint64_t lesson) {
+  std::set<uint64_t>& lags = process.lags[lessons.at(lesson).generation];
+  lags.insert(lesson);
+  expect(lags.size() <= 2, named(process.id) + " cannot keep up, and nobody waits for it");
+}
+
 // One view a generation; 16: a planned change repeats no step; 13: nobody who was excluded still runs on this
 // node; what was committed is not lost while somebody in the view holds it.
 void World::check_enter(const Process& process, const View& view, bool planned) {
@@ -55,7 +62,11 @@ void World::check_enter(const Process& process, const View& view, bool planned) 
   expect(stored != views_stored.end() && stored->second.members == view.members,
          who + ": not the stored view");
   if (planned && view.base != kNoVersion) {
-    expect(process.version == view.base, who + ": a planned change repeats or skips steps");
+    const auto& transfers = groups.at(view.generation).install.transfers;
+    const bool is_sent = std::ranges::any_of(
+        transfers, [&](const Transfer& transfer) { return transfer.target == process.id; });  // rule 17
+    const Version stands = is_sent && process.staged ? process.staged->first : process.version;
+    expect(stands == view.base, who + ": a planned change repeats or skips steps");
   }
   for (const auto& [id, other] : processes) {
     const bool stranger =

@@ -159,10 +159,7 @@ void World::member_formed(Process& process, Generation generation) {
     return candidate.target == process.id;
   });
   const MemberId id = process.id;
-  const auto& moves = group.install.moves;
-  const bool gets_shards = std::any_of(moves.begin(), moves.end(), [&](auto& m) { return m.target == id; });
-  if (gets_shards) return take_shards(process, generation);
-  if (transfer == transfers.end()) return process_does(id, process.core->formed(generation));
+  if (transfer == transfers.end()) return state_stands(process, generation);
   const MemberId source = transfer->source;
   if (transfer->gradient) return take_gradient(process, generation, source);
   const uint64_t writes = processes.at(source)->writes;
@@ -182,8 +179,16 @@ void World::member_formed(Process& process, Generation generation) {
                           self.core->failed(generation, {source}, "the transfer's digest does not match"));
     }
     self.staged = {from.version, from.state};
-    process_does(id, self.core->formed(generation));
+    state_stands(self, generation);
   });
+}
+
+void World::state_stands(Process& process, Generation generation) {
+  const auto& moves = groups.at(generation).install.moves;
+  const bool gets_shards = std::any_of(moves.begin(), moves.end(),
+                                       [&](const ShardMove& move) { return move.target == process.id; });
+  if (gets_shards) return take_shards(process, generation);
+  process_does(process.id, process.core->formed(generation));
 }
 
 // Of the update to the base, that the source has made in the view before.
@@ -215,6 +220,8 @@ void World::enter_view(Process& process, const EnterView& enter) {
   if (!views_entered.contains(enter.view.generation)) {
     ++outcome.views;
     if (planned && enter.base != kNoVersion) ++outcome.planned;
+    if (planned && enter.base != kNoVersion && !groups.at(enter.view.generation).install.transfers.empty())
+      ++outcome.waited;
     const auto& transfers = groups.at(enter.view.generation).install.transfers;
     if (std::any_of(transfers.begin(), transfers.end(), [](const Transfer& one) { return one.gradient; }))
       another_loss_soon(enter.view);
@@ -625,10 +632,15 @@ void World::forward(Process& process, const Message& message) {
     log.source = learn->source.id;
     log.generation = learn->view.generation;
     const bool fails = options.faults && random.chance(0.05);
-    after_for(id, between(5 * kMillisecond, 50 * kMillisecond), [this, id, fails, lesson = learn->lesson] {
-      if (fails) return say(id, LearnFailed{lesson, "the log overflowed"});
-      copy_for_learner(lesson);
-    });
+    // One in so many is too slow for the training, and stays so.
+    const bool lags = options.faults && mix64(options.seed ^ mix64(id)) % 8 == 0;
+    after_for(id, between(5 * kMillisecond, 50 * kMillisecond),
+              [this, id, fails, lags, lesson = learn->lesson] {
+                if (lags) check_lag(*processes.at(id), lesson);
+                if (lags) return say(id, LearnFailed{lesson, "the log overflowed", true});
+                if (fails) return say(id, LearnFailed{lesson, "a link failed"});
+                copy_for_learner(lesson);
+              });
   }
   if (const auto* over = std::get_if<LessonOver>(&message)) {
     if (const auto log = lessons.find(over->lesson); log != lessons.end()) log->second.over = true;

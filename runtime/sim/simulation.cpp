@@ -63,6 +63,8 @@ World::World(const Options& given) : options(given), random(given.seed) {
   limits.notice_settle = 100 * kMillisecond;
   limits.learn_retry_wait = 2 * kSecond;
   limits.mend_wait = 2 * kSecond;
+  limits.quarantine.losses = 3;
+  limits.quarantine.time = 5 * kSecond;
   limits.end_timeout = 15 * kSecond;
   limits.rules = options.rules;
   node_limits.workers = limits.workers_per_node;

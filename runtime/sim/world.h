@@ -83,6 +83,7 @@ struct Process {
   std::optional<Ready> missing;      // the update to the base of the view that is being formed, from another
   uint64_t boundary = 0;             // to be said before the next step
   std::optional<uint64_t> lesson;
+  std::map<Generation, std::set<uint64_t>> lags;  // lessons in which it could not keep up
   bool level_said = false;
   bool must_restore = false;
   std::optional<LearnUntil> learn_until;
@@ -384,6 +385,7 @@ struct World {
   int64_t disk_slowness() const;
   void form_group(Process& process, const Install& install);
   void member_formed(Process& process, Generation generation);
+  void state_stands(Process& process, Generation generation);
   void take_gradient(Process& process, Generation generation, MemberId source);
   void enter_view(Process& process, const EnterView& enter);
   void restore(Process& process, Generation generation);
@@ -436,6 +438,7 @@ struct World {
   void check_base_digest(const Process& process, const BaseDigest& base);
   void check_report(const Process& process, const Report& report);
   void check_enter(const Process& process, const View& view, bool planned);
+  void check_lag(Process& process, uint64_t lesson);
   void check_store(const View& next);
   void check_taken_over(size_t which, const View& next);
   void check_learn(const Learn& learn);

@@ -219,6 +219,27 @@ TEST_P(LessonTest, ALearnerThatFallsTooFarBehindBeginsAgain) {
   for (control::Version version = 2; version < 7; ++version) teacher.note(version, big);
   ASSERT_TRUE(soon([&] { return pupil->failure().has_value(); }));
   EXPECT_THAT(*pupil->failure(), ::testing::HasSubstr("falls behind"));
+  EXPECT_TRUE(pupil->lags());
+}
+
+// More wait at the teacher than may: it tells why it ends the lesson.
+TEST_P(LessonTest, ATeacherWhoseLogIsFullSaysThatTheLearnerLags) {
+  Teacher teacher(*old.endpoint, old.state, LessonLimits{.log_bytes_max = 0});
+  const auto pupil = learner();
+  ASSERT_TRUE(start(teacher, 0));
+  teacher.note(0, std::vector<float>(kFloats, 1.0F));
+  ASSERT_TRUE(soon([&] { return pupil->failure().has_value(); }));
+  EXPECT_TRUE(pupil->lags()) << *pupil->failure();
+}
+
+TEST_P(LessonTest, ALessonThatIsEndedDoesNotLag) {
+  Teacher teacher(*old.endpoint, old.state);
+  const auto pupil = learner();
+  ASSERT_TRUE(start(teacher, 0));
+  ASSERT_TRUE(soon([&] { return pupil->has_snapshot(); }));
+  teacher.end_all();
+  ASSERT_TRUE(soon([&] { return pupil->failure().has_value(); }));
+  EXPECT_FALSE(pupil->lags()) << *pupil->failure();
 }
 
 // The run was destroyed in the middle of the state: what comes after must not touch the memory given back,

@@ -2,7 +2,7 @@
 // beside a replicated tensor.
 //
 //   shard_worker FOLDER STEPS WORKERS KIND [step:N | reduce:N | update:N | after:N | again | wait:N |
-//   seed:2] …
+//   hang:N | slow:N | seed:2] …
 //
 // KIND: "sharded"; "one-copy", the same with one copy of each shard; "careless", the same with an update that
 // leaves a piece out on one rank; "late", with three copies, and one rank that makes the update of step 20
@@ -10,8 +10,9 @@
 // to make it; "added", with one copy, a tensor that the saves of the others lack, and no save before the end;
 // or "whole", which keeps all of it replicated. While there are fewer workers than WORKERS steps take a tenth
 // of a second, so that others can join. At each of the places one worker, the first to come there, kills
-// itself; at after:N rank 0; at step N of wait:N all wait until they are killed. With seed:2 it is another
-// job. Who sees the end adds a line with the weights to FOLDER/results.
+// itself; at hang:N it hangs, and at slow:N it is slow from there on; at after:N it is rank 0 that kills
+// itself; at step N of wait:N all wait until they are killed. With seed:2 it is another job. Who sees the end
+// adds a line with the weights to FOLDER/results.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -98,6 +99,7 @@ int train(int argc, char** argv) {
   }
   if (kind == "one-copy" || kind == "added") options.shard_copies = 1;
   if (kind == "late") options.shard_copies = 3;
+  bool is_slow = false;
   muster::Run run(session, state, options);
   while (auto step = run.next()) {
     const std::string here = std::to_string(step.index());
@@ -117,8 +119,14 @@ int train(int argc, char** argv) {
       // Reason for the wait: the test kills this process here, once it has seen the saves before.
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
+    // Reason for the wait: it hangs until it is killed for that.
+    if (muster::is_first_at(folder, places, "hang:" + here))
+      std::this_thread::sleep_for(std::chrono::hours(1));
+    is_slow = is_slow || muster::is_first_at(folder, places, "slow:" + here);
     for (float& gradient : gradients) gradient = 0;
     for (const auto& micro : step.microbatches()) {
+      // Reason for the wait: it is slow.
+      if (is_slow) std::this_thread::sleep_for(std::chrono::milliseconds(25));
       // Of the weights too, so that a working copy that is wrong shows.
       for (size_t i = 0; i < kCount; ++i)
         gradients[i] = 0.1F * weights[i] + drawn(micro.random_key + i) + 0.01F * few[i % kFew];

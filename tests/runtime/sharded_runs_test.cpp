@@ -48,6 +48,19 @@ TEST_F(ShardedRuns, KilledWorkersLeaveTheBitsOfAnUntouchedRun) {
   expect_all(killed, whole, 2);
 }
 
+// No gradient may wait for it: it starts again once, and is then sent state and shards while all wait.
+TEST_F(ShardedRuns, ALearnerThatCannotKeepUpJoinsWhileAllWait) {
+  variables_ = {"MUSTER_LESSON_LOG_MIB=0"};
+  const std::string whole = run("whole", 1, {"90", "1", "whole"});
+  const std::string killed = run("killed", 3, {"90", "3", "sharded", "reduce:5", "update:45"});
+  EXPECT_THAT(said_, HasSubstr("falls behind by more than"));
+  EXPECT_THAT(said_, HasSubstr("cannot keep up, the others wait for them once"));
+  EXPECT_THAT(said_, HasSubstr("all wait while 1 that could not keep up are sent the state"));
+  EXPECT_THAT(said_, HasSubstr("shards move")) << "it has its share of them";
+  EXPECT_THAT(said_, Not(HasSubstr("resumed")));
+  expect_all(killed, whole, 2);
+}
+
 // The second while one is about to make the update that it lacked when the first came. Some shards are with
 // it alone then, of the version before; the other that is left has kept the gradient.
 TEST_F(ShardedRuns, TwoLossesWithinAStepLoseNoVersion) {

@@ -27,24 +27,21 @@ class WorkerRuns : public ::testing::Test {
     std::filesystem::create_directories(folder);
     const char* modules = std::getenv("MUSTER_MODULE_PATH");
     EXPECT_NE(modules, nullptr) << "say where the modules are";
-    std::vector<std::string> command = {MUSTER_COMMAND,
-                                        "run",
-                                        "--nproc",
-                                        std::to_string(workers),
-                                        "--restarts",
-                                        "10",
-                                        "--restart-delay",
-                                        "0.1",
-                                        "--",
-                                        WORKER,
-                                        folder};
+    std::vector<std::string> command = {MUSTER_COMMAND, "run", "--nproc",         std::to_string(workers),
+                                        "--restarts",   "10",  "--restart-delay", "0.1"};
+    command.insert(command.end(), options_.begin(), options_.end());
+    command.insert(command.end(), {"--", WORKER, folder});
     command.insert(command.end(), words.begin(), words.end());
-    AgentProcess agent(command, {std::string("MUSTER_MODULE_PATH=") + (modules != nullptr ? modules : "")});
+    std::vector<std::string> variables = variables_;
+    variables.push_back(std::string("MUSTER_MODULE_PATH=") + (modules != nullptr ? modules : ""));
+    AgentProcess agent(command, variables);
     EXPECT_EQ(agent.wait(), code) << agent.said();
     said_ = agent.said();
     return file_text(folder + "/results");
   }
   std::string folder_, said_;
+  std::vector<std::string> options_;    // of muster run, beside these
+  std::vector<std::string> variables_;  // NAME=VALUE
 };
 
 }  // namespace muster::testing_agents

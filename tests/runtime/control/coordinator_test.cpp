@@ -782,6 +782,71 @@ TEST_F(Joining, FailedLessonIsRepeatedOnceAndThenRests) {
   EXPECT_TRUE(sent<Learn>(last).empty());
 }
 
+// Rule 17: "If the log overflows it starts again once, then the view waits for one bounded stall and says
+// so."
+#define BOTH_CANNOT_KEEP_UP(learn)                                                      \
+  NEW_NODE_LEARNS(learn);                                                               \
+  for (int tries = 0; tries < 2; ++tries) {                                             \
+    for (const auto& [member, lesson] : tries == 0 ? learn : sent<Learn>(Actions(all))) \
+      say(2, member, LearnFailed{lesson.lesson, "falls behind", true});                 \
+  }
+
+TEST_F(Joining, WhoCannotKeepUpIsSentTheStateAtABoundaryWhileAllWait) {
+  BOTH_CANNOT_KEEP_UP(learn);
+  ASSERT_EQ(sent<PlanNumber>(all).size(), 2u) << "one plan, told to the two members";
+  const Generation old = leader->view().generation;
+  all.clear();
+  for (const MemberId member : {100, 101}) say(1, member, AtBoundary{old, 1, 5});
+  EXPECT_EQ(world(), (std::vector<MemberId>{100, 101, 200, 201}));
+  EXPECT_EQ(leader->view().base, 5);
+  EXPECT_TRUE(sent<Agree>(all).empty()) << "nothing is revoked";
+  const auto installs = sent<Install>(all);
+  ASSERT_EQ(installs.size(), 4u);
+  const std::vector<Transfer>& transfers = installs[0].second.transfers;
+  ASSERT_EQ(transfers.size(), 2u);
+  EXPECT_EQ(transfers[0].target, 200u);
+  EXPECT_EQ(transfers[1].target, 201u);
+  EXPECT_NE(transfers[0].source, transfers[1].source) << "the sources share the work";
+  EXPECT_THAT(installs[0].second.why, ::testing::HasSubstr("all wait while 2 that could not keep up"));
+  progress_all(6);
+  progress_all(7);
+  EXPECT_TRUE(sent<Learn>(last).empty());
+}
+
+TEST_F(Joining, OneThatCannotBeSentTheStateInTimeIsLeftOut) {
+  BOTH_CANNOT_KEEP_UP(learn);
+  const Generation old = leader->view().generation;
+  mute = {201};
+  for (const MemberId member : {100, 101}) say(1, member, AtBoundary{old, 1, 5});
+  ASSERT_EQ(leader->phase(), "installing");
+  tick_at(now + limits.ready_timeout);
+  ASSERT_EQ(sent<Evict>(last).size(), 1u);
+  EXPECT_EQ(sent<Evict>(last)[0].second.members, (std::vector<MemberId>{201}));
+  for (const MemberId member : {100, 101}) report(1, member, 5);
+  report(2, 200, kNoVersion);
+  gone(2, 201);
+  EXPECT_EQ(world(), (std::vector<MemberId>{100, 101, 200}));
+}
+
+TEST_F(Joining, WhoCannotKeepUpAndDiesHoldsNobodyUp) {
+  BOTH_CANNOT_KEEP_UP(learn);
+  const Generation old = leader->view().generation;
+  gone(2, 200);
+  gone(2, 201);
+  for (const MemberId member : {100, 101}) say(1, member, AtBoundary{old, 1, 5});
+  EXPECT_EQ(sent<Proceed>(last).size(), 2u);
+  EXPECT_EQ(leader->view().generation, old);
+}
+
+TEST_F(Joining, ALearnerThatIsNotLevelInTimeCannotKeepUpEither) {
+  NEW_NODE_LEARNS(learn);
+  tick_at(now + limits.learn_timeout);
+  EXPECT_EQ(sent<Learn>(all).size(), 4u) << "once again";
+  EXPECT_TRUE(sent<PlanNumber>(all).empty());
+  tick_at(now + limits.learn_timeout);
+  EXPECT_EQ(sent<PlanNumber>(all).size(), 2u);
+}
+
 TEST_F(Joining, LossDuringLessonsEndsThem) {
   NEW_NODE_LEARNS(learn);
   gone(1, 101);
