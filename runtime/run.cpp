@@ -514,8 +514,9 @@ void Run::prepare_step(Lock& lock) {
 }
 
 void Run::report_progress(bool always) {
-  constexpr Duration kEvery = 100 * kMillisecond;
-  if (!always && now() - progress_sent_ < kEvery) return;
+  constexpr Duration kRanks = 1000;  // so many may speak so often; of more, each more seldom
+  const Duration every = 100 * kMillisecond * std::max<Duration>(1, std::ssize(view_.members) / kRanks);
+  if (!always && now() - progress_sent_ < every) return;
   progress_sent_ = now();
   control::Progress progress{view_.generation, core_.version()};
   progress.microbatches = std::exchange(computed_, 0);

@@ -58,8 +58,7 @@ void Run::form(const control::Install& install) {
     transfer.held = held_gradient(install.view.base);
     transfer.gradient_bytes = outcome_count() * sizeof(float);
   }
-  transfer.deadline =
-      now() + control::transfer_time(control::bytes_sent(install.transfers, size_), kFormTimeout);
+  transfer.deadline = now() + control::transfer_time(install.bytes_sent, kFormTimeout);
   if (Status moved = transfer.run(install, suspects); !moved.ok()) {
     return fail(std::move(suspects), moved.error().message);
   }
@@ -84,7 +83,7 @@ Status Run::move_shards(const control::Install& install, const StateTransfer& tr
                         std::vector<control::MemberId>& suspects) {
   if (install.moves.empty()) return ok();
   ShardTransfer shards{.endpoint = transfer.endpoint, .state = state_, .self = self_.id};
-  shards.deadline = now() + control::transfer_time(control::bytes_moved(install.moves, size_), kFormTimeout);
+  shards.deadline = now() + control::transfer_time(install.bytes_moved, kFormTimeout);
   shards.unblock = transfer.unblock;
   shards.closing = transfer.closing;
   MUSTER_TRY(shards.run(install, suspects));

@@ -220,6 +220,9 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
     }
   }
 
+  void carry_out(const SendMany& many) {
+    for_each_node(many, [this](const Send& send) { carry_out(send); });
+  }
   void carry_out(const Resign& resign) { stop_leading(resign.why); }
   void carry_out(const Finish& finish) {
     if (callbacks.on_finish) callbacks.on_finish(finish.exit_code, finish.why);

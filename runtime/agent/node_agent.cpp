@@ -322,6 +322,7 @@ struct NodeAgent::State : std::enable_shared_from_this<NodeAgent::State> {
   }
   void carry_out(const Finish& f) { finish(f.exit_code, f.why); }
   void carry_out(const Resign&) { MUSTER_CHECK(false, "a node does not lead"); }
+  void carry_out(const SendMany&) { MUSTER_CHECK(false, "a node does not lead"); }
   void carry_out(const StoreView&) { MUSTER_CHECK(false, "a node has no store"); }
 
   void finish(int exit_code, const std::string& why) {

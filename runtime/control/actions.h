@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -16,6 +17,12 @@ namespace muster::control {
 struct Send {
   NodeId node = 0;
   Envelope envelope;
+};
+
+// Leader: the same to many nodes, with those of each that shall get it.
+struct SendMany {
+  std::vector<std::pair<NodeId, std::vector<MemberId>>> to;
+  Message message;
 };
 
 // Leader: guarded write of the store. Succeeds only if the key holds `expected` and the leader's token is
@@ -49,7 +56,14 @@ struct SignalWorker {
   int signal = 0;
 };
 
-using Action = std::variant<Send, StoreView, Finish, Resign, SpawnWorker, SignalWorker, Event>;
+using Action = std::variant<Send, SendMany, StoreView, Finish, Resign, SpawnWorker, SignalWorker, Event>;
 using Actions = std::vector<Action>;
+
+// Calls `f` with each message of `many`, as it goes to one node.
+template <typename F>
+void for_each_node(const SendMany& many, F&& f) {
+  for (const auto& [node, members] : many.to)
+    f(Send{node, Envelope{members.front(), many.message, {members.begin() + 1, members.end()}}});
+}
 
 }  // namespace muster::control

@@ -20,9 +20,21 @@ void Coordinator::State::to_member(MemberId id, Message message) {
   out.push_back(Send{record->second.member.node, Envelope{id, std::move(message)}});
 }
 
-void Coordinator::State::to_view(const Message& message) {
-  for (MemberId id : living_of(view)) to_member(id, message);
+void Coordinator::State::to_each(const std::vector<MemberId>& ids, Message message) {
+  SendMany many;
+  for (MemberId id : ids) {
+    const auto record = members.find(id);
+    if (record == members.end()) continue;
+    const NodeId node = record->second.member.node;
+    if (many.to.empty() || many.to.back().first != node) many.to.push_back({node, {}});
+    many.to.back().second.push_back(id);
+  }
+  if (many.to.empty()) return;
+  many.message = std::move(message);
+  out.push_back(std::move(many));
 }
+
+void Coordinator::State::to_view(Message message) { to_each(living_of(view), std::move(message)); }
 
 Event& Coordinator::State::say(EventKind kind, std::string text) {
   Event event;
@@ -36,7 +48,7 @@ Event& Coordinator::State::say(EventKind kind, std::string text) {
 }
 
 std::string Coordinator::State::named(MemberId id) const {
-  const auto rank = view.rank_of(id);
+  const auto rank = rank_of(id);
   if (rank) return "rank " + std::to_string(*rank) + " on node " + view.members[*rank].node_name;
   const auto record = members.find(id);
   if (record == members.end()) return "a former member";
@@ -59,10 +71,19 @@ std::vector<MemberId> Coordinator::State::living_of(const View& of) const {
   return ids;
 }
 
-std::vector<MemberId> Coordinator::State::living_of(const View& of, NodeId node) const {
-  std::vector<MemberId> ids = living_of(of);
-  std::erase_if(ids, [&](MemberId id) { return members.at(id).member.node != node; });
+std::vector<MemberId> Coordinator::State::living_on_node(NodeId node) const {
+  std::vector<MemberId> ids;
+  const auto first = first_ranks.find(node);
+  if (first == first_ranks.end()) return ids;
+  for (size_t rank = first->second; rank < view.members.size() && view.members[rank].node == node; ++rank) {
+    if (lives(view.members[rank].id)) ids.push_back(view.members[rank].id);
+  }
   return ids;
+}
+
+std::optional<uint32_t> Coordinator::State::rank_of(MemberId id) const {
+  const auto rank = ranks.find(id);
+  return rank == ranks.end() ? std::nullopt : std::optional<uint32_t>(rank->second);
 }
 
 bool Coordinator::State::node_silent(NodeId id) const {
@@ -70,28 +91,15 @@ bool Coordinator::State::node_silent(NodeId id) const {
   return node == nodes.end() || node->second.silent_since != kNever;
 }
 
-std::set<NodeId> Coordinator::State::view_nodes() const {
-  std::set<NodeId> ids;
-  for (const Member& member : view.members) ids.insert(member.node);
-  return ids;
-}
-
-uint32_t Coordinator::State::living_on(NodeId node) const {
-  return static_cast<uint32_t>(std::count_if(
-      members.begin(), members.end(), [&](const auto& entry) { return entry.second.member.node == node; }));
-}
-
 // Those in quarantine last, in order of joining.
 std::vector<const NodeRecord*> Coordinator::State::complete_nodes() const {
-  std::vector<const NodeRecord*> complete;
-  for (const auto& [id, node] : nodes) {
-    if (node_complete(node)) complete.push_back(&node);
-  }
+  std::vector<const NodeRecord*> sorted;
+  for (NodeId id : complete) sorted.push_back(&nodes.at(id));
   const auto place = [&](const NodeRecord* node) {
     return std::pair(quarantine.holds(now, node->name), node->order);
   };
-  std::ranges::sort(complete, {}, place);
-  return complete;
+  std::ranges::sort(sorted, {}, place);
+  return sorted;
 }
 
 // Not where the others of the view are too few without it.
@@ -104,7 +112,7 @@ bool Coordinator::State::held_in_quarantine(const NodeRecord& node) const {
 }
 
 bool Coordinator::State::node_complete(const NodeRecord& node) const {
-  return node.connected && !node.draining && living_on(node.id) >= node.workers;
+  return node.connected && !node.draining && node.living >= node.workers;
 }
 
 uint32_t Coordinator::State::nodes_able() const {
@@ -115,6 +123,68 @@ uint32_t Coordinator::State::nodes_able() const {
     if (node.was_in_view || node_complete(node)) ++count;
   }
   return count;
+}
+
+// ---- keeping
+
+View Coordinator::State::adopt(View next) {
+  View before = std::exchange(view, std::move(next));
+  ranks.clear();
+  first_ranks.clear();
+  have_left.clear();
+  outsiders.clear();
+  living = past_base = 0;
+  for (uint32_t rank = 0; rank < view.members.size(); ++rank) {
+    const Member& member = view.members[rank];
+    ranks[member.id] = rank;
+    first_ranks.try_emplace(member.node, rank);
+    living += lives(member.id) ? 1 : 0;
+  }
+  for (const auto& [id, record] : members) {
+    if (!in_view(id)) outsiders.insert(id);
+    if (in_view(id) && record.leaving) have_left.insert(id);
+  }
+  return before;
+}
+
+MemberRecord& Coordinator::State::seat(const Member& member) {
+  MemberRecord& record = members[member.id];
+  record.member = member;
+  if (in_view(member.id)) {
+    ++living;
+  } else {
+    outsiders.insert(member.id);
+  }
+  NodeRecord& node = nodes[member.node];
+  ++node.living;
+  note_node(node);
+  return record;
+}
+
+void Coordinator::State::unseat(MemberId id) {
+  const auto record = members.find(id);
+  NodeRecord& node = nodes.at(record->second.member.node);
+  members.erase(record);
+  if (in_view(id)) --living;
+  outsiders.erase(id);
+  have_left.erase(id);
+  --node.living;
+  note_node(node);
+}
+
+void Coordinator::State::note_node(NodeRecord& node) {
+  nodes_due.reset();
+  if (node_complete(node)) {
+    complete.insert(node.id);
+  } else {
+    complete.erase(node.id);
+  }
+}
+
+void Coordinator::State::note_version(MemberRecord& record, Version version) {
+  if (version <= record.version) return;
+  if (record.version <= view.base) ++past_base;
+  record.version = version;
 }
 
 // ---- consequences
@@ -176,6 +246,7 @@ void Coordinator::State::forgive(Duration absence) {
 }
 
 void Coordinator::State::tick() {
+  nodes_due.reset();
   for (auto& [id, node] : nodes) {
     if (node.connected && node.silent_since == kNever && now - node.heard_at >= limits.node_silence) {
       node_fell_silent(node,
@@ -213,14 +284,19 @@ Instant Coordinator::State::next_deadline() const {
   const auto possible_at = [&](Instant at) {
     if (at > now) next = std::min(next, at);
   };
-  for (const auto& [id, node] : nodes) {
-    if (node.connected && node.silent_since == kNever)
-      next = std::min(next, node.heard_at + limits.node_silence);
-    if (node.silent_since != kNever) possible_at(node.silent_since + limits.partition_wait);
-    if (node.silent_since != kNever && !limits.embedded_store)
-      possible_at(node.silent_since + limits.resign_wait);
-    possible_at(node.hello_at + limits.form_wait);
+  if (!nodes_due) {
+    const Instant rest = std::exchange(next, kNever);
+    for (const auto& [id, node] : nodes) {
+      if (node.connected && node.silent_since == kNever)
+        next = std::min(next, node.heard_at + limits.node_silence);
+      if (node.silent_since != kNever) possible_at(node.silent_since + limits.partition_wait);
+      if (node.silent_since != kNever && !limits.embedded_store)
+        possible_at(node.silent_since + limits.resign_wait);
+      possible_at(node.hello_at + limits.form_wait);
+    }
+    nodes_due = std::exchange(next, rest);
   }
+  next = std::min(next, *nodes_due);
   if (phase == Phase::kEnded) return next;
   for (const auto& [id, since] : change.mute) possible_at(since + limits.partition_wait);
   possible_at(returns_until());
@@ -263,7 +339,10 @@ Actions Coordinator::receive(Instant now, NodeId from, const Envelope& envelope)
   state.advance_to(now);
   if (const auto node = state.nodes.find(from); node != state.nodes.end()) {
     if (!node->second.connected && !std::holds_alternative<NodeHello>(envelope.message)) return {};
+    // It has no consequences but that.
+    const bool was_silent = node->second.silent_since != kNever;
     state.node_heard(node->second);
+    if (std::holds_alternative<Heartbeat>(envelope.message) && !was_silent) return state.take();
   } else if (!std::holds_alternative<NodeHello>(envelope.message)) {
     return {};  // nobody speaks before its hello
   }
@@ -279,6 +358,7 @@ Actions Coordinator::disconnected(Instant now, NodeId node, const std::string& w
   const auto record = state.nodes.find(node);
   if (record == state.nodes.end() || state.resigned) return {};
   record->second.connected = false;
+  state.note_node(record->second);
   state.node_fell_silent(record->second, why);
   state.settle();
   return state.take();

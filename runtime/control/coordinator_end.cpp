@@ -11,7 +11,8 @@ void Coordinator::State::on(NodeId, MemberId id, const Leaving& leaving) {
   record.leaving = leaving.exit_code;
   record.leaving_why = leaving.why;
   if (!in_view(id)) return;
-  if (leaving.version != kNoVersion) record.version = std::max(record.version, leaving.version);
+  have_left.insert(id);
+  if (leaving.version != kNoVersion) note_version(record, leaving.version);
   if (leaving.exit_code != 0 && leaving.exit_code != kExitRequeue) {
     program_failures.emplace_back(id, leaving.exit_code);
     if (program_failure_why.empty()) program_failure_why = leaving.why;
@@ -24,7 +25,8 @@ void Coordinator::State::on(NodeId, MemberId id, const Leaving& leaving) {
 }
 
 void Coordinator::State::check_leaving() {
-  if (view.members.empty() || phase == Phase::kEnded) return;
+  if (have_left.empty() || phase == Phase::kEnded) return;
+  if (have_left.size() < living && limits.rules.end_awaits_all) return;
   const std::vector<MemberId> ids = living_of(view);
   const auto leaves = [&](MemberId id) { return members.at(id).leaving.has_value(); };
   const bool enough = limits.rules.end_awaits_all ? std::all_of(ids.begin(), ids.end(), leaves)

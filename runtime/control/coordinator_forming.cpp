@@ -40,6 +40,7 @@ void Coordinator::State::on(NodeId from, MemberId, const NodeHello& hello) {
   node.rescue_host = hello.rescue_host;
   node.rescue_port = hello.rescue_port;
   node_heard(node);
+  note_node(node);
   if (phase == Phase::kEnded) return to_node(from, EndJob{exit_code, end_why});
   to_node(from, NodeWelcome{stored, limits.heartbeat_every, term});
   tell_neighbours(from);
@@ -51,6 +52,14 @@ void Coordinator::State::on(NodeId from, MemberId, const NodeHello& hello) {
 // Whom to meet should this leader be lost (rule 12): a few that came first, so that thousands of nodes do not
 // each keep thousands of addresses. All but the newcomer have the list already, unless it changed.
 void Coordinator::State::tell_neighbours(NodeId newcomer) {
+  if (neighbours_stand()) {
+    Neighbours message;
+    for (NodeId id : told_neighbours) {
+      const NodeRecord& node = nodes.at(id);
+      message.nodes.push_back({id, node.name, node.rescue_host, node.rescue_port});
+    }
+    return to_node(newcomer, std::move(message));
+  }
   std::vector<const NodeRecord*> listening;
   for (const auto& [id, node] : nodes) {
     if (node.connected && node.rescue_port != 0) listening.push_back(&node);
@@ -71,12 +80,17 @@ void Coordinator::State::tell_neighbours(NodeId newcomer) {
   }
 }
 
+// As many as there may be, which all still listen: who came later changes nothing.
+bool Coordinator::State::neighbours_stand() const {
+  return told_neighbours.size() == kNeighboursMax && std::ranges::all_of(told_neighbours, [&](NodeId id) {
+           const auto node = nodes.find(id);
+           return node != nodes.end() && node->second.connected && node->second.rescue_port != 0;
+         });
+}
+
 // A second connection before the end of the first was seen: what was under way to its members is lost.
 void Coordinator::State::resume_node(const NodeRecord& node) {
-  const bool of_view = std::any_of(view.members.begin(), view.members.end(), [&](const Member& member) {
-    return member.node == node.id && lives(member.id);
-  });
-  if (!of_view) return;
+  if (living_on_node(node.id).empty()) return;
   if (phase == Phase::kAgreeing) return ask_again(node.id);
   if (phase != Phase::kRunning && phase != Phase::kInstalling) return;
   begin_view_change("node " + node.name + " connected anew, and may have missed messages");
@@ -118,30 +132,31 @@ void Coordinator::State::on(NodeId from, MemberId id, const MemberHello& hello) 
     doomed[id] = from;
     return send_eviction(from);
   }
-  MemberRecord& record = members[id];
-  record.member = hello.member;
+  seat(hello.member);
   if (phase == Phase::kEnded) return to_member(id, End{exit_code, end_why});
   if (!admit(from, id, hello)) {
-    members.erase(id);
+    unseat(id);
     excluded.insert(id);
     return;
   }
   paces_saves = paces_saves || hello.paces_saves;
   NodeRecord& node = nodes.at(from);
   node.hello_at = now;
+  nodes_due.reset();
   node.ended.erase(hello.member.local_rank);
   if (node.draining) to_member(id, End{kExitRequeue, "its node is being drained"});
 }
 
 void Coordinator::State::settle_forming() {
   if (stop) return end_job(stop->exit_code, stop->why + "; nothing to save before the first view");
-  const std::vector<const NodeRecord*> nodes_complete = complete_nodes();
-  const size_t complete = nodes_complete.size();
-  const auto healthy = static_cast<size_t>(std::ranges::count_if(
-      nodes_complete, [&](const NodeRecord* node) { return !quarantine.holds(now, node->name); }));
-  if (complete >= limits.nodes_min) {
+  if (complete.size() >= limits.nodes_min) {
     if (form_at == kNever) form_at = now + limits.form_wait;
-    if (healthy >= limits.nodes_max || now >= form_at) return form_first_view();
+    const auto healthy = [&] {
+      return std::ranges::count_if(complete,
+                                   [&](NodeId id) { return !quarantine.holds(now, nodes.at(id).name); });
+    };
+    if (now >= form_at || (complete.size() >= limits.nodes_max && healthy() >= limits.nodes_max))
+      return form_first_view();
   } else {
     form_at = kNever;
   }
@@ -150,7 +165,7 @@ void Coordinator::State::settle_forming() {
   for (const auto& [id, node] : nodes) {
     if (!node.given_up.empty()) code = node.given_up.begin()->second;  // the program is why
   }
-  end_job(code, std::to_string(complete) + " of at least " + std::to_string(limits.nodes_min) +
+  end_job(code, std::to_string(complete.size()) + " of at least " + std::to_string(limits.nodes_min) +
                     " nodes were complete within " + std::to_string(limits.form_timeout / kSecond) +
                     " s: start the missing agents, or lower MIN of --nnodes");
 }
@@ -159,11 +174,11 @@ void Coordinator::State::form_first_view() {
   std::vector<const NodeRecord*> chosen = complete_nodes();
   if (chosen.size() > limits.nodes_max) chosen.resize(limits.nodes_max);
   while (chosen.size() > limits.nodes_min && quarantine.holds(now, chosen.back()->name)) chosen.pop_back();
+  std::set<NodeId> taken;
+  for (const NodeRecord* node : chosen) taken.insert(node->id);
   std::vector<Member> next;
-  for (const NodeRecord* node : chosen) {
-    for (const auto& [id, record] : members) {
-      if (record.member.node == node->id && !record.leaving) next.push_back(record.member);
-    }
+  for (const auto& [id, record] : members) {
+    if (taken.contains(record.member.node) && !record.leaving) next.push_back(record.member);
   }
   form_at = kNever;
   change = Change{};
@@ -177,7 +192,9 @@ void Coordinator::State::form_first_view() {
 // Every member of the view is lost and the agents live: start as at the beginning, from the newest save.
 void Coordinator::State::reform() {
   say(EventKind::kLog, "no member is left; the next view starts from the newest save");
-  view.members.clear();
+  View none = view;
+  none.members.clear();
+  adopt(std::move(none));
   phase = Phase::kForming;
   phase_deadline = now + limits.form_timeout;
   form_at = kNever;

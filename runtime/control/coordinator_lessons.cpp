@@ -30,22 +30,24 @@ void Coordinator::State::settle_lessons() {
 // they join together; a node beyond MAX is a spare.
 std::vector<MemberId> Coordinator::State::learners_due() const {
   std::vector<MemberId> due;
-  if (!committed && limits.rules.joins_wait_for_step) return due;
-  const std::set<NodeId> present = view_nodes();
-  size_t room = limits.nodes_max > present.size() ? limits.nodes_max - present.size() : 0;
-  std::vector<const NodeRecord*> by_order;
-  for (const auto& [id, node] : nodes) by_order.push_back(&node);
-  std::sort(by_order.begin(), by_order.end(), [](auto* a, auto* b) { return a->order < b->order; });
-  for (const NodeRecord* node : by_order) {
-    if (!node->connected || node->draining || living_on(node->id) == 0) continue;
-    if (held_in_quarantine(*node)) continue;
-    const bool fresh = !present.contains(node->id);
+  if ((!committed && limits.rules.joins_wait_for_step) || outsiders.empty()) return due;
+  size_t room = limits.nodes_max > first_ranks.size() ? limits.nodes_max - first_ranks.size() : 0;
+  std::map<uint64_t, std::pair<const NodeRecord*, std::vector<MemberId>>> by_order;
+  for (MemberId id : outsiders) {
+    const NodeRecord& node = nodes.at(members.at(id).member.node);
+    auto& [home, ids] = by_order[node.order];
+    home = &node;
+    ids.push_back(id);
+  }
+  for (const auto& [order, entry] : by_order) {
+    const auto& [node, ids] = entry;
+    if (!node->connected || node->draining || held_in_quarantine(*node)) continue;
+    const bool fresh = !of_view(node->id);
     const bool gathered = node_complete(*node) || now - node->hello_at >= limits.form_wait;
     if (fresh && (room == 0 || !gathered)) continue;
     if (fresh) --room;
-    for (const auto& [id, record] : members) {
-      if (record.member.node != node->id || in_view(id) || record.leaving || record.draining) continue;
-      if (cannot_keep_up.contains(id)) continue;
+    for (MemberId id : ids) {
+      if (members.at(id).leaving || members.at(id).draining || cannot_keep_up.contains(id)) continue;
       const auto wait = learn_not_before.find(id);
       if (wait == learn_not_before.end() || now >= wait->second) due.push_back(id);
     }
@@ -54,10 +56,7 @@ std::vector<MemberId> Coordinator::State::learners_due() const {
 }
 
 void Coordinator::State::start_lessons() {
-  const bool ending = std::any_of(view.members.begin(), view.members.end(), [&](const Member& member) {
-    return lives(member.id) && members.at(member.id).leaving;
-  });
-  if (ending || boundary) return;
+  if (!have_left.empty() || boundary) return;
   for (MemberId learner : learners_due()) {
     learn_not_before.erase(learner);
     teach(learner, 1);
@@ -89,7 +88,7 @@ void Coordinator::State::teach(MemberId learner, uint32_t tries) {
   lesson.tries = tries;
   lesson.deadline = now + limits.learn_timeout + lesson_time(state_size.replicated, 0);
   lessons[learner] = lesson;
-  const auto rank = view.rank_of(lesson.source);
+  const auto rank = rank_of(lesson.source);
   Event& event = say(EventKind::kLearnerStarted, named(learner) + " learns from " + named(lesson.source));
   event.subject = rank ? static_cast<int64_t>(*rank) : -1;
   to_member(learner, Learn{lesson.id, members.at(lesson.source).member, view});

@@ -62,11 +62,11 @@ void Coordinator::State::lose_member(MemberId id, const std::string& why, bool r
   const NodeId node = record->second.member.node;
   const bool of_view = in_view(id);
   if (of_view && phase != Phase::kEnded)
-    say(EventKind::kMemberLost, named(id) + ": " + why).subject = *view.rank_of(id);
+    say(EventKind::kMemberLost, named(id) + ": " + why).subject = *rank_of(id);
   if (of_view && !record->second.leaving) hit.insert(node);
   const bool told = record->second.leaving || record->second.draining || nodes.at(node).draining;
   if ((of_view || lessons.contains(id)) && !told && phase != Phase::kEnded) note_loss_on(node);
-  members.erase(record);
+  unseat(id);
   excluded.insert(id);
   learn_not_before.erase(id);
   cannot_keep_up.erase(id);
@@ -118,12 +118,11 @@ void Coordinator::State::node_fell_silent(NodeRecord& node, const std::string& w
   const NodeId id = node.id;
   if (node.silent_since == kNever) {
     node.silent_since = now;
+    nodes_due.reset();
     say(EventKind::kNodeLost, node.name + ": " + why);
   }
-  const bool of_view = std::any_of(view.members.begin(), view.members.end(), [&](const Member& member) {
-    return member.node == id && lives(member.id);
-  });
-  if (!of_view || phase == Phase::kEnded || phase == Phase::kForming) return lose_node(id, why);
+  if (living_on_node(id).empty() || phase == Phase::kEnded || phase == Phase::kForming)
+    return lose_node(id, why);
   losses_pending = true;
   if (loss_why.empty()) loss_why = "node " + node.name + ": " + why;
 }
@@ -137,7 +136,10 @@ void Coordinator::State::lose_node(NodeId id, const std::string& why) {
   const auto node = nodes.find(id);
   if (node == nodes.end()) return;
   node->second.was_in_view = false;
-  if (!node->second.connected) nodes.erase(node);
+  if (node->second.connected) return;
+  nodes.erase(node);
+  complete.erase(id);
+  nodes_due.reset();
 }
 
 // A silent node speaks again. Is it still in the view, its members are asked like the others; was it
@@ -145,6 +147,8 @@ void Coordinator::State::lose_node(NodeId id, const std::string& why) {
 void Coordinator::State::node_heard(NodeRecord& node) {
   node.heard_at = now;
   if (std::exchange(node.silent_since, kNever) == kNever) return;
+  nodes_due.reset();
+  change.awaited_from = 0;
   say(EventKind::kLog, "node " + node.name + " is heard again");
   send_eviction(node.id);
   if (phase == Phase::kAgreeing || phase == Phase::kStoring) note_return(node.id);
@@ -152,10 +156,7 @@ void Coordinator::State::node_heard(NodeRecord& node) {
 }
 
 void Coordinator::State::note_return(NodeId node) {
-  const bool of_view = std::any_of(view.members.begin(), view.members.end(), [&](const Member& member) {
-    return member.node == node && lives(member.id);
-  });
-  if (of_view) change.heard_again = now;
+  if (!living_on_node(node).empty()) change.heard_again = now;
 }
 
 // When those that are silent still need not be waited for any longer; kNever where none has come back. One
@@ -167,10 +168,7 @@ Instant Coordinator::State::returns_until() const {
 
 void Coordinator::State::ask_again(NodeId node) {
   phase_deadline = now + limits.report_timeout;
-  for (MemberId id : living_of(view)) {
-    if (members.at(id).member.node != node) continue;
-    to_member(id, Agree{view.generation, change.asked, true, change.why});
-  }
+  to_each(living_on_node(node), Agree{view.generation, change.asked, true, change.why});
 }
 
 // Kills whose proof, if it comes, excludes any number (rule 11).
@@ -193,7 +191,7 @@ bool Coordinator::State::too_many_unproven(const std::vector<MemberId>& ids) con
   for (MemberId id : ids) {
     if (!left.contains(members.at(id).member.node)) emptied.insert(members.at(id).member.node);
   }
-  return 2 * emptied.size() > view_nodes().size();
+  return 2 * emptied.size() > first_ranks.size();
 }
 
 // More than rule 11 allows are asked for their versions instead; who gives none is silent then.

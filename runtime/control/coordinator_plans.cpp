@@ -11,16 +11,13 @@ void Coordinator::State::on(NodeId, MemberId id, const Progress& progress) {
   record.progressed_in = progress.generation;
   note_stragglers(id, progress);
   if (progress.version > record.version) {
-    record.version = progress.version;
+    note_version(record, progress.version);
     progress_at = now;
     pace_saves(record.version);
   }
   if (committed || view.base == kNoVersion) return;
   // A version two steps on at one member needs the first step at all of them.
-  const std::vector<MemberId> ids = living_of(view);
-  committed = record.version >= view.base + 2 || std::all_of(ids.begin(), ids.end(), [&](MemberId other) {
-                return members.at(other).version > view.base;
-              });
+  committed = record.version >= view.base + 2 || past_base >= living;
   if (committed) {
     hangs = 0;
     group_failures = 0;
@@ -60,9 +57,7 @@ void Coordinator::State::on(NodeId, MemberId id, const AtBoundary& at) {
 
 void Coordinator::State::check_boundary() {
   if (!boundary) return;
-  for (MemberId id : living_of(view)) {
-    if (!boundary->arrived.contains(id) && limits.rules.boundary_awaits_all) return;
-  }
+  if (boundary->arrived.size() < living && limits.rules.boundary_awaits_all) return;
   for (const auto& [id, lesson] : lessons) {
     if (lesson.held && !lesson.arrived) return;
   }
@@ -134,7 +129,10 @@ void Coordinator::State::finish_boundary() {
   plan_next(std::move(next), boundary->version);
   change.next.shards = std::move(placement.map);
   change.moves = std::move(placement.moves);
-  change.holders = boundary->arrived;
+  change.holders = change.knows_view = boundary->arrived;
+  for (const auto& [id, lesson] : lessons) {
+    if (lesson.arrived) change.knows_view.insert(id);
+  }
   send_while_all_wait(laggards);
   if (!leavers.empty() && std::exchange(hands_over, false)) stop_after_drain();
   store_next();
@@ -180,9 +178,10 @@ void Coordinator::State::send_while_all_wait(const std::vector<MemberId>& learne
 // holds whom up.
 void Coordinator::State::note_stragglers(MemberId id, const Progress& progress) {
   stragglers.measured(id, progress.microbatch, progress.microbatches);
+  if (!stragglers.window_is_over(now)) return;
   for (const StragglerVerdict& verdict : stragglers.judge(now, living_of(view))) {
     const std::string why = named(verdict.member) + " takes " + verdict.why;
-    const auto rank = view.rank_of(verdict.member);
+    const auto rank = rank_of(verdict.member);
     Event& event = say(EventKind::kStraggler, why);
     event.subject = rank ? static_cast<int64_t>(*rank) : -1;
     event.amount = verdict.own;
@@ -229,9 +228,9 @@ void Coordinator::State::evict_replaced() {
 // ---- drains
 
 bool Coordinator::State::drains_wanted() const {
-  return std::any_of(view.members.begin(), view.members.end(), [&](const Member& member) {
-    return lives(member.id) && (members.at(member.id).draining || nodes.at(member.node).draining);
-  });
+  return drains_noticed && std::any_of(view.members.begin(), view.members.end(), [&](const Member& member) {
+           return lives(member.id) && (members.at(member.id).draining || nodes.at(member.node).draining);
+         });
 }
 
 bool Coordinator::State::drain_leaves_enough() const {
@@ -300,7 +299,7 @@ void Coordinator::State::end_drained() {
     lesson_member_lost(id);
   }
   for (const auto& [id, node] : nodes) {
-    if (node.draining && !view_nodes().contains(id)) to_node(id, EndJob{kExitRequeue, "the node is drained"});
+    if (node.draining && !of_view(id)) to_node(id, EndJob{kExitRequeue, "the node is drained"});
   }
 }
 

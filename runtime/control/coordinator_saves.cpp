@@ -45,7 +45,7 @@ void Coordinator::State::local_save_due(MemberId id, const SaveDue& due) {
     return entry.second.tier == Tier::kLocal && entry.second.node == node.id;
   });
   Save save{.tier = Tier::kLocal, .node = node.id, .version = due.version};
-  save.participants = living_of(view, node.id);
+  save.participants = living_on_node(node.id);
   const char* const why_not = stop ? "the job is being stopped" : why_no_save_now(one_is_open);
   if (why_not != nullptr) return skip_save(save, why_not);
   (void)open_save(std::move(save), "periodic");
@@ -58,7 +58,7 @@ const char* Coordinator::State::why_no_save_now(bool one_is_open) const {
 
 // Said to all, so that nobody keeps its state still for it.
 void Coordinator::State::skip_save(const Save& due, const std::string& why) {
-  for (MemberId id : due.participants) to_member(id, SaveClosed{0, false, why, due.version, due.tier});
+  to_each(due.participants, SaveClosed{0, false, why, due.version, due.tier});
   say_of(due, EventKind::kSaveFailed, "skipped: " + why);
 }
 
@@ -89,7 +89,8 @@ SaveOpen Coordinator::State::open_save(Save save, const std::string& what) {
   open.stop = save.stop;
   open.writers = shard_writers(save.participants);
   open.tier = save.tier;
-  for (MemberId id : save.participants) to_member(id, open);
+  to_each(save.participants, open);
+  save.takes_part = {save.participants.begin(), save.participants.end()};
   saves[save.id] = std::move(save);
   return open;
 }
@@ -111,7 +112,7 @@ void Coordinator::State::on(NodeId, MemberId id, const SaveVote& vote) {
   const auto found = saves.find(vote.save);
   if (found == saves.end()) return;
   Save& save = found->second;
-  if (std::find(save.participants.begin(), save.participants.end(), id) == save.participants.end()) return;
+  if (!save.takes_part.contains(id)) return;
   if (!vote.written) return close_save(save.id, false, named(id) + ": " + vote.why);
   if (!save.records.contains(id)) save.bytes += vote.bytes;
   save.stalled = std::max(save.stalled, vote.stalled);
@@ -149,8 +150,7 @@ void Coordinator::State::close_save(uint64_t id, bool durable, const std::string
   if (found == saves.end()) return;
   const Save save = std::move(found->second);
   saves.erase(found);
-  for (MemberId participant : save.participants)
-    to_member(participant, SaveClosed{id, durable, why, save.version, save.tier});
+  to_each(save.participants, SaveClosed{id, durable, why, save.version, save.tier});
   say_of(save, durable ? EventKind::kSaveDurable : EventKind::kSaveFailed, why,
          durable ? static_cast<int64_t>(save.bytes) : 0);
   if (save.tier == Tier::kLocal) {
@@ -178,7 +178,7 @@ void Coordinator::State::hurry_saves() {
   for (auto& [id, save] : saves) {
     if (save.hurried_at != 0 || save.tier == Tier::kLocal) continue;
     save.hurried_at = now;
-    for (const MemberId participant : save.participants) to_member(participant, SaveHurry{id});
+    to_each(save.participants, SaveHurry{id});
   }
 }
 
@@ -188,7 +188,7 @@ void Coordinator::State::hurry_saves() {
 void Coordinator::State::begin_pace() {
   pace.nodes_lost(std::exchange(hit, {}).size());
   if (!paces_saves) return;
-  pace.view_begins(now, static_cast<uint32_t>(view_nodes().size()));
+  pace.view_begins(now, static_cast<uint32_t>(first_ranks.size()));
   for (const SaveSchedule& schedule : schedules.all()) to_view(schedule);
 }
 
@@ -229,8 +229,7 @@ void Coordinator::State::save_member_lost(MemberId id) {
   std::vector<uint64_t> failed;
   std::vector<uint64_t> orphaned;
   for (const auto& [save_id, save] : saves) {
-    const auto& all = save.participants;
-    if (std::find(all.begin(), all.end(), id) == all.end()) continue;
+    if (!save.takes_part.contains(id)) continue;
     const bool needed = !save.records.contains(id) || !save.base_confirmed;
     if (!save.all_voted && needed) failed.push_back(save_id);
     if (save.all_voted && save.publisher == id) orphaned.push_back(save_id);

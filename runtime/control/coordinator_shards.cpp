@@ -65,12 +65,14 @@ void Coordinator::State::moves_failed() {
 
 // Of those that the view gives it, or has taken from it: another's word on a shard would be no copy's.
 void Coordinator::State::on_shard_digests(MemberId id, const std::vector<ShardDigest>& digests) {
-  const std::vector<uint32_t> given = view.shards_of(id);
+  const uint32_t rank = *rank_of(id);
   for (const ShardDigest& entry : digests) {
+    if (entry.shard >= view.shards.shards()) continue;
     const bool gave = std::any_of(change.moves.begin(), change.moves.end(), [&](const ShardMove& move) {
       return move.source == id && move.shard == entry.shard;
     });
-    if (gave || std::binary_search(given.begin(), given.end(), entry.shard))
+    const std::vector<uint32_t> holders = view.shards.holders(entry.shard);
+    if (gave || std::find(holders.begin(), holders.end(), rank) != holders.end())
       shard_digests[entry.shard][id] = entry.digest;
   }
 }

@@ -16,6 +16,8 @@
 
 #include <deque>
 #include <set>
+#include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include "runtime/control/coordinator.h"
@@ -30,7 +32,8 @@ struct NodeRecord {
   NodeId id = 0;
   std::string name;
   uint32_t workers = 0;
-  uint64_t order = 0;  // of joining: the topology order of ranks
+  uint64_t order = 0;   // of joining: the topology order of ranks
+  uint32_t living = 0;  // members
   bool connected = false;
   bool draining = false;
   bool was_in_view = false;
@@ -64,6 +67,8 @@ struct Change {
   uint32_t store_tries = 0;
   Instant began = 0;
   std::map<MemberId, Report> reports;
+  size_t awaited_from = 0;           // no member of the view below this rank is awaited; 0: not looked
+  std::set<MemberId> knows_view;     // of the next view's: what they are told is the difference from this one
   std::map<NodeId, Instant> mute;    // heard, but none of its members reports: the way there may be cut
   Instant heard_again = kNever;      // newest return of a node that gave no answer
   std::set<NodeId> silent_excluded;  // rule 11 bounds their sum over the rounds of one change
@@ -101,6 +106,7 @@ struct Save {
   NodeId node = 0;  // whose, where it is local
   Version version = 0;
   std::vector<MemberId> participants;
+  std::unordered_set<MemberId> takes_part;  // the same
   std::map<MemberId, ByteBuffer> records;
   std::set<MemberId> lost;
   bool stop = false;
@@ -124,6 +130,7 @@ struct Stop {
   bool deadline_missed = false;
   uint32_t attempt = 0;
   std::map<MemberId, Report> reports;
+  bool any_is_torn = false;
   uint32_t tries = 0;
   std::optional<Version> only_finish;  // the save in flight, where it is all that fits (notice_plan.h)
 };
@@ -156,15 +163,25 @@ struct Coordinator::State {
   uint64_t nodes_ever = 0;
 
   std::map<NodeId, NodeRecord> nodes;
+  std::set<NodeId> complete;                 // connected, not draining, with all workers
   std::vector<NodeId> told_neighbours;       // the list that every node has
+  mutable std::optional<Instant> nodes_due;  // the next moment that a node's record asks for, or earlier
   std::map<MemberId, MemberRecord> members;  // processes that said hello and are not lost
   std::set<MemberId> excluded;               // processes that may never speak again
   std::map<MemberId, NodeId> doomed;         // excluded, not yet known to be reaped
   std::optional<Digest> fingerprint;
   std::string fingerprint_words;
 
-  View view;          // newest view that members were told to install
-  Generation stored;  // generation in the store
+  View view;  // newest view that members were told to install; changed by adopt() alone
+  // What is asked of it for each message, in a world of many ranks.
+  std::unordered_map<MemberId, uint32_t> ranks;
+  std::unordered_map<NodeId, uint32_t> first_ranks;
+  size_t living = 0;             // of its members
+  size_t past_base = 0;          // of them, those that have made a step in it
+  std::set<MemberId> have_left;  // of them, those that have said Leaving
+  std::set<MemberId> outsiders;  // living, and not in it
+  bool drains_noticed = false;   // some node or member has been told to leave
+  Generation stored;             // generation in the store
   Change change;
   std::set<MemberId> started;
   Digest start_state;                       // what the first of them started with
@@ -234,24 +251,32 @@ struct Coordinator::State {
   Actions take() { return std::exchange(out, {}); }
   void to_node(NodeId node, Message message);
   void to_member(MemberId id, Message message);
-  void to_view(const Message& message);  // all living members of `view`
+  void to_each(const std::vector<MemberId>& ids, Message message);  // one message to a node
+  void to_view(Message message);                                    // all living members of `view`
   Event& say(EventKind kind, std::string text);
   std::string named(MemberId id) const;  // "rank 3 on node b"
   uint64_t nonce();
 
   // ---- asking
-  bool in_view(MemberId id) const { return view.rank_of(id).has_value(); }
+  bool in_view(MemberId id) const { return ranks.contains(id); }
+  std::optional<uint32_t> rank_of(MemberId id) const;
   bool lives(MemberId id) const { return members.contains(id); }
   std::vector<MemberId> living_of(const View& of) const;
   std::vector<std::pair<MemberId, Report>> reports_of_living() const;  // those that were given
-  std::vector<MemberId> living_of(const View& of, NodeId node) const;
+  std::vector<MemberId> living_on_node(NodeId node) const;             // of the view
   bool node_silent(NodeId id) const;
-  std::set<NodeId> view_nodes() const;
+  bool of_view(NodeId node) const { return first_ranks.contains(node); }
   std::vector<const NodeRecord*> complete_nodes() const;
   bool held_in_quarantine(const NodeRecord& node) const;
   uint32_t nodes_able() const;  // nodes that count toward MIN
   bool node_complete(const NodeRecord& node) const;
-  uint32_t living_on(NodeId node) const;
+
+  // ---- what is kept beside nodes, members and view
+  View adopt(View next);  // returns the view before
+  MemberRecord& seat(const Member& member);
+  void unseat(MemberId id);
+  void note_node(NodeRecord& node);  // after a change to what makes it complete, or due
+  void note_version(MemberRecord& record, Version version);
 
   // ---- forming
   void on(NodeId from, MemberId, const NodeHello& hello);
@@ -259,6 +284,7 @@ struct Coordinator::State {
   std::string refusal(const NodeHello& hello) const;
   bool admit(NodeId from, MemberId id, const MemberHello& hello);
   void tell_neighbours(NodeId newcomer);
+  bool neighbours_stand() const;
   void settle_forming();
   void form_first_view();
   void reform();
@@ -305,6 +331,7 @@ struct Coordinator::State {
   void confirm_base();
   void confirm_saves();
   std::vector<MemberId> awaited_reports() const;
+  bool none_is_awaited();
   bool next_is_intact() const;
   void check_agreement();
   bool exclude_silent_nodes();
@@ -318,6 +345,8 @@ struct Coordinator::State {
   void store_next();
   void next_is_stored();
   void install();
+  void tell_view(const View& old);
+  std::optional<Install> difference_from(const View& old, const Install& whole) const;
   Duration ready_timeout() const;
   bool reaped_where_needed() const;
   void check_installed();

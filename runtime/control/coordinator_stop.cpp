@@ -29,8 +29,10 @@ void Coordinator::State::on(NodeId from, MemberId, const NoticeRaised& notice) {
   if (settle_notices_at == kNever || now > settle_notices_at) settle_notices_at = now + settle;
   drain_deadline = std::min(drain_deadline, deadline);
   drain_told = false;
+  drains_noticed = true;
   if (notice.scope == Scope::kNode) {
     node.draining = true;
+    note_node(node);
   } else if (lives(notice.member)) {
     members.at(notice.member).draining = true;
   }
@@ -120,6 +122,7 @@ void Coordinator::State::ask_for_stop_version() {
   stop->step = Stop::kAsking;
   stop->attempt = ++attempts;
   stop->reports.clear();
+  stop->any_is_torn = false;
   phase_deadline = now + limits.report_timeout;
   to_view(Agree{view.generation, stop->attempt, false, stop->why});
 }
@@ -136,6 +139,7 @@ void Coordinator::State::stop_answers_overdue() {
 // No permit was granted since the reports, and a report waits for an open update: nobody has, or is entering,
 // a version newer than the newest of them.
 void Coordinator::State::check_stop_reports() {
+  if (stop->reports.size() < living && !stop->any_is_torn) return;
   Version target = kNoVersion;
   for (MemberId id : living_of(view)) {
     const auto report = stop->reports.find(id);

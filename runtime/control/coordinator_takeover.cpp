@@ -20,13 +20,11 @@ void Coordinator::State::take_over(Takeover found) {
     nonces = (term - 1) << 32;
   }
   if (found.view.generation.counter == 0) return;
-  view = std::move(found.view);
+  adopt(std::move(found.view));
   stored = view.generation;
   sharding = {view.shards.shards(), view.shards.copies};
   for (const Member& member : view.members) {
-    MemberRecord& record = members[member.id];
-    record.member = member;
-    record.from_store = true;
+    seat(member).from_store = true;
     NodeRecord& node = nodes[member.node];
     if (node.id != 0) continue;
     node.id = member.node;

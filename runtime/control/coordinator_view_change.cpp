@@ -4,6 +4,7 @@
 
 #include "runtime/control/coordinator_state.h"
 #include "runtime/control/transfer_time.h"
+#include "runtime/control/view_difference.h"
 
 namespace muster::control {
 namespace {
@@ -38,12 +39,15 @@ void Coordinator::State::on(NodeId, MemberId id, const Report& report) {
   if (report.generation != view.generation || !in_view(id)) return;
   if (phase == Phase::kAgreeing && report.attempt == change.asked) {
     change.reports[id] = report;
+    if (report.knows == view.generation) change.knows_view.insert(id);
     const bool was_mute = change.mute.erase(members.at(id).member.node) > 0;
+    if (was_mute) change.awaited_from = 0;
     if (was_mute) note_return(members.at(id).member.node);
     if (was_mute && phase_deadline == kNever) phase_deadline = now + limits.report_timeout;
   }
   if (phase == Phase::kRunning && stop && stop->step == Stop::kAsking && report.attempt == stop->attempt) {
     stop->reports[id] = report;
+    stop->any_is_torn = stop->any_is_torn || report.torn;
   }
 }
 
@@ -53,6 +57,15 @@ std::vector<MemberId> Coordinator::State::awaited_reports() const {
     if (!change.reports.contains(id) && !unheard(members.at(id).member.node)) awaited.push_back(id);
   }
   return awaited;
+}
+
+// As long as no node is heard again that was not, who is not awaited never will be.
+bool Coordinator::State::none_is_awaited() {
+  for (size_t& rank = change.awaited_from; rank < view.members.size(); ++rank) {
+    const Member& member = view.members[rank];
+    if (lives(member.id) && !change.reports.contains(member.id) && !unheard(member.node)) return false;
+  }
+  return true;
 }
 
 // One that gives no report while others on its node do is hung. A node that gives none at all is as silent as
@@ -75,7 +88,7 @@ void Coordinator::State::agreement_overdue() {
 }
 
 void Coordinator::State::check_agreement() {
-  if (!awaited_reports().empty() || waits_for_nodes()) return;
+  if (!none_is_awaited() || waits_for_nodes()) return;
   phase_deadline = kNever;
   recover_until = kNever;
   if (exclude_silent_nodes()) conclude_agreement();
@@ -94,7 +107,7 @@ bool Coordinator::State::exclude_silent_nodes() {
     silent_for = std::min(silent_for, now - since);
   }
   if (silent.empty()) return true;
-  LossDecision decision = decide_loss(static_cast<uint32_t>(view_nodes().size()),
+  LossDecision decision = decide_loss(static_cast<uint32_t>(first_ranks.size()),
                                       static_cast<uint32_t>(silent.size() + change.silent_excluded.size()),
                                       limits.embedded_store, silent_for, limits);
   if (!limits.rules.silence_is_bounded) decision.kind = LossDecision::kShrink;
@@ -218,14 +231,17 @@ void Coordinator::State::leave_out_uncompared(BaseDecision& decision) const {
 // Each laggard from a holder on its own node where there is one; else the holders take turns.
 void Coordinator::State::add_transfers(const BaseDecision& decision) {
   change.holders = {decision.holders.begin(), decision.holders.end()};
+  if (decision.behind.empty()) return;
+  std::unordered_map<NodeId, MemberId> near_holder, near_updated;
+  for (MemberId id : decision.holders) near_holder.try_emplace(members.at(id).member.node, id);
+  for (MemberId id : decision.updated) near_updated.try_emplace(members.at(id).member.node, id);
   size_t turn = 0;
   for (MemberId target : decision.behind) {
     const bool gradient = decision.one_behind.contains(target);
     const std::vector<MemberId>& sources = gradient ? decision.updated : decision.holders;
-    const NodeId home = members.at(target).member.node;
-    const auto near = std::find_if(sources.begin(), sources.end(),
-                                   [&](MemberId id) { return members.at(id).member.node == home; });
-    const MemberId source = near != sources.end() ? *near : sources[turn++ % sources.size()];
+    const auto& near = gradient ? near_updated : near_holder;
+    const auto found = near.find(members.at(target).member.node);
+    const MemberId source = found != near.end() ? found->second : sources[turn++ % sources.size()];
     change.transfers.push_back({source, target, gradient});
   }
 }
@@ -269,7 +285,7 @@ void Coordinator::State::next_is_stored() {
 // ---- install
 
 void Coordinator::State::install() {
-  const View old = std::exchange(view, change.next);
+  const View old = adopt(change.next);
   phase = Phase::kInstalling;
   phase_deadline = now + ready_timeout();
   change.attempt = ++attempts;
@@ -287,15 +303,61 @@ void Coordinator::State::install() {
   event.amount = static_cast<int64_t>(view.members.size());
   for (const Member& member : view.members) {
     nodes.at(member.node).was_in_view = true;
-    MemberRecord& record = members.at(member.id);
-    record.version = view.base;
-    to_member(member.id, Install{view, change.attempt, change.transfers, change.why, change.moves});
+    members.at(member.id).version = view.base;
   }
+  tell_view(old);
   cancel_lessons("the view changed");
   for (const Member& member : view.members) cannot_keep_up.erase(member.id);
   stragglers.view_begins(now);
   end_drained();
   evict_replaced();
+}
+
+// To those that hold the old view only what differs from it, and of what is sent and moved what concerns
+// their node: else in a world of many ranks each loss would cost each of them a list of all.
+void Coordinator::State::tell_view(const View& old) {
+  Install whole{view, change.attempt, change.transfers, change.why, change.moves};
+  whole.bytes_sent = bytes_sent(change.transfers, state_size);
+  whole.bytes_moved = bytes_moved(change.moves, state_size);
+  const std::optional<Install> differs = difference_from(old, whole);
+  std::map<NodeId, Install> concerned;
+  const auto concerns = [&](MemberId id) -> Install& {
+    return concerned.try_emplace(members.at(id).member.node, *differs).first->second;
+  };
+  for (const Transfer& transfer : change.transfers) {
+    if (!differs) break;
+    concerns(transfer.target).transfers.push_back(transfer);
+    Install& of_source = concerns(transfer.source);
+    if (&of_source != &concerns(transfer.target)) of_source.transfers.push_back(transfer);
+  }
+  for (const ShardMove& move : change.moves) {
+    if (!differs) break;
+    concerns(move.target).moves.push_back(move);
+    Install& of_source = concerns(move.source);
+    if (&of_source != &concerns(move.target)) of_source.moves.push_back(move);
+  }
+  std::vector<MemberId> knowing, others;
+  std::map<NodeId, std::vector<MemberId>> knowing_concerned;
+  for (const Member& member : view.members) {
+    const bool knows = differs && change.knows_view.contains(member.id);
+    const bool is_concerned = knows && concerned.contains(member.node);
+    if (is_concerned) knowing_concerned[member.node].push_back(member.id);
+    if (!is_concerned) (knows ? knowing : others).push_back(member.id);
+  }
+  if (differs) to_each(knowing, *differs);
+  for (const auto& [node, ids] : knowing_concerned) to_each(ids, concerned.at(node));
+  to_each(others, std::move(whole));
+}
+
+// Nothing: all are told the whole view.
+std::optional<Install> Coordinator::State::difference_from(const View& old, const Install& whole) const {
+  if (old.base == kNoVersion || view.base == kNoVersion || change.knows_view.empty()) return std::nullopt;
+  Install differs = difference(old, whole);
+  const auto again = whole_again(old, differs);
+  if (!again || again->view != view) return std::nullopt;  // their order has changed
+  differs.transfers.clear();
+  differs.moves.clear();
+  return differs;
 }
 
 // What has to be sent before a member is ready has its time beside the rest.
@@ -312,9 +374,7 @@ void Coordinator::State::on(NodeId, MemberId id, const Ready& ready) {
 // Rule 13: on every node that has members in the view, no excluded process is left that could still write.
 bool Coordinator::State::reaped_where_needed() const {
   if (!limits.rules.evict_before_ready) return true;
-  const std::set<NodeId> ours = view_nodes();
-  return std::none_of(doomed.begin(), doomed.end(),
-                      [&](const auto& entry) { return ours.contains(entry.second); });
+  return std::none_of(doomed.begin(), doomed.end(), [&](const auto& entry) { return of_view(entry.second); });
 }
 
 void Coordinator::State::check_installed() {
@@ -327,7 +387,7 @@ void Coordinator::State::installation_overdue() {
   const std::string within = " within " + std::to_string(ready_timeout() / kSecond) + " s";
   std::set<NodeId> stuck;
   for (const auto& [id, node] : doomed) {
-    if (view_nodes().contains(node)) stuck.insert(node);
+    if (of_view(node)) stuck.insert(node);
   }
   for (NodeId node : stuck) lose_node(node, "an excluded process was not reaped" + within);
   if (!stuck.empty()) return;
@@ -379,7 +439,7 @@ void Coordinator::State::on(NodeId, MemberId id, const BaseDigest& message) {
 // Their digests come while the first step is computed. A holder that differs from another means that memory
 // or a program is at fault, and nobody knows whose; one that fetched the state can fetch it again.
 void Coordinator::State::check_base() {
-  if (phase != Phase::kRunning || base_confirmed || losses_pending) return;
+  if (phase != Phase::kRunning || base_confirmed || losses_pending || base_digests.size() < living) return;
   for (MemberId id : living_of(view)) {
     if (!base_digests.contains(id)) return;
   }
@@ -461,7 +521,8 @@ void Coordinator::State::on(NodeId, MemberId id, const Started& message) {
   }
   started.insert(id);
   if (sharding.copies == 0) base_digests[id] = message.digest;  // else they come with those of the shards
-  members.at(id).version = std::max(members.at(id).version, message.version);
+  members.at(id).version =
+      std::max(members.at(id).version, message.version);  // the base: no step of this view
   progress_at = now;
 }
 

@@ -5,6 +5,8 @@
 #include <set>
 #include <utility>
 
+#include "runtime/control/view_difference.h"
+
 namespace muster::control {
 
 // What is true at any moment, from which every permit is decided:
@@ -17,6 +19,7 @@ struct MemberCore::State {
   Instant now = 0;
 
   View entered;
+  View known;  // the newest that it was told of: to install, or to learn in
   std::optional<Install> pending;
   bool formed = false;
   bool revoked = false;
@@ -104,6 +107,7 @@ struct MemberCore::State {
 
   void on(const Agree& agree, MemberActions& out);
   void on(const Install& install, MemberActions& out);
+  void install_view(const Install& install, MemberActions& out);
   void on(const Go& go, MemberActions& out);
   void on(const BaseConfirmed& confirmed, MemberActions& out);
   void on(const PlanNumber& plan, MemberActions& out);
@@ -190,13 +194,21 @@ void MemberCore::State::send_report(MemberActions& out) {
   if (!torn) report.shards.assign(shards.begin(), shards.end());
   if (!torn) report.arrived.assign(arrived.begin(), arrived.end());
   if (!torn) report.gradient_in = gradient_in;
+  if (known.base != kNoVersion) report.knows = known.generation;
   out.push_back(to_leader(report));
 }
 
 // ---- views
 
+// One that is a difference from a view which is not held makes no sense: a newer one is on its way.
 void MemberCore::State::on(const Install& install, MemberActions& out) {
-  if (ended || !install.view.rank_of(id)) return;
+  if (install.since.counter == 0 || install.view.generation <= newest()) return install_view(install, out);
+  if (const auto whole = whole_again(known, install)) return install_view(*whole, out);
+  out.push_back(event(EventKind::kLog, "a view came as what differs from another, which is not held"));
+}
+
+void MemberCore::State::install_view(const Install& install, MemberActions& out) {
+  if (ended || (install.since.counter == 0 && !install.view.rank_of(id))) return;
   if (install.view.generation <= newest()) {
     if (pending && formed && install.view.generation == newest()) {
       out.push_back(to_leader(Ready{newest(), pending->attempt}));
@@ -204,6 +216,7 @@ void MemberCore::State::on(const Install& install, MemberActions& out) {
     return;
   }
   pending = install;
+  known = install.view;
   formed = false;
   const auto is_mine = [&](const auto& transfer) { return transfer.source == id; };
   const bool sends = std::any_of(install.transfers.begin(), install.transfers.end(), is_mine) ||
@@ -354,6 +367,7 @@ void MemberCore::State::on(const Learn& learn, MemberActions& out) {
   if (entered.rank_of(id) && !revoked) return;
   hold_none();
   lesson = learn;
+  known = learn.view;
   learn_until.reset();
   plan_waiting = 0;
   out.push_back(Forward{learn});
@@ -490,6 +504,7 @@ MemberActions MemberCore::started(Version version, const Digest& digest, Lineage
   state.entered.base = version;
   state.entered.lineage = lineage;
   state.entered.lineage.push_back({generation, version});
+  if (state.known.generation == generation) state.known = state.entered;
   out.push_back(state.to_leader(Started{generation, version, digest, std::move(lineage), durable}));
   state.tell_base(out);
   return out;

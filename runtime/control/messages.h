@@ -92,6 +92,7 @@ struct Report {
   std::vector<uint32_t> shards;   // that it holds of `version`, compared with the other copies
   Generation gradient_in;         // where it made the update to `version`, if it still has its gradient
   std::vector<uint32_t> arrived;  // shards that it has too, and does not know to have been compared
+  Generation knows;               // the newest view that it was told of, if it knows that view's base
 };
 
 // The member's part of the new view stands: group formed, state received and verified.
@@ -138,9 +139,10 @@ struct LearnFailed {
   bool lags = false;  // gradients come faster than they go
 };
 
-// Progress of a member: version reached, sent at most every 100 ms, at every boundary, and by the program's
-// thread when it enters a view (a member that never says it is hung). For display, for the step deadline, for
-// "joins wait until one step has been committed" (rule 18), and for whom it holds up (stragglers.h).
+// Progress of a member: version reached, sent at most every 100 ms, in worlds of thousands more seldom, at
+// every boundary, and by the program's thread when it enters a view (a member that never says it is hung).
+// For display, for the step deadline, for "joins wait until one step has been committed" (rule 18), and for
+// whom it holds up (stragglers.h).
 struct Progress {
   Generation generation;
   Version version = 0;
@@ -245,13 +247,20 @@ struct ShardMove {
   friend bool operator==(const ShardMove&, const ShardMove&) = default;
 };
 
-// The next view. Form its group, send or receive the state as `transfers` and `moves` say, answer Ready.
+// The next view. Form its group, send or receive the state as `transfers` and `moves` say, answer Ready. To
+// one that holds the view before, `view` is what differs from that (view_difference.h), and of `transfers`
+// and `moves` there are those of its node.
 struct Install {
   View view;
   uint32_t attempt = 0;
   std::vector<Transfer> transfers;
   std::string why;
   std::vector<ShardMove> moves;
+  uint64_t bytes_sent = 0;      // by the transfers of all: the most that one source has to send
+  uint64_t bytes_moved = 0;     // the same of all moves together
+  Generation since;             // counter 0: `view` is whole
+  std::vector<MemberId> left;   // of that view
+  std::vector<uint32_t> ranks;  // of view.members, ascending
 };
 
 // Every member is ready: steps are computed from view.base on.
@@ -390,6 +399,7 @@ using Message =
 struct Envelope {
   MemberId member = 0;
   Message message;
+  std::vector<MemberId> others;  // to a node: of its members, that get the same
 };
 
 const char* name_of(const Message& message);

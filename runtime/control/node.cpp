@@ -702,14 +702,18 @@ Actions NodeCore::from_leader(Instant now, const Envelope& envelope) {
   if (state.leader_gone || state.fenced) return {};
   state.connected = true;
   state.leader_heard_at = now;
-  if (envelope.member != 0) {
-    if (const auto slot = slot_of(envelope.member)) {
-      state.note_for_worker(state.slots[*slot], envelope.message);
-      state.out.push_back(Send{state.id, envelope});
-    }
-  } else {
+  if (envelope.member == 0) {
     std::visit([&](const auto& message) { state.on(message); }, envelope.message);
+    return state.take();
   }
+  const auto hand_to = [&](MemberId member) {
+    const auto slot = slot_of(member);
+    if (!slot) return;
+    state.note_for_worker(state.slots[*slot], envelope.message);
+    state.out.push_back(Send{state.id, Envelope{member, envelope.message, {}}});
+  };
+  hand_to(envelope.member);
+  for (const MemberId member : envelope.others) hand_to(member);
   return state.take();
 }
 

@@ -55,7 +55,7 @@ void Stragglers::close_window(Instant now) {
 }
 
 std::vector<StragglerVerdict> Stragglers::judge(Instant now, const std::vector<MemberId>& members) {
-  if (limits_.action == StragglerAction::kOff || now - began_ < limits_.window) return {};
+  if (!window_is_over(now)) return {};
   std::vector<MemberId> measured;
   std::ranges::copy_if(members, std::back_inserter(measured), [&](MemberId member) {
     const auto record = records_.find(member);

@@ -39,6 +39,9 @@ class Stragglers {
   void measured(MemberId member, Duration microbatch, uint32_t microbatches);
   void forget(MemberId member);
 
+  bool window_is_over(Instant now) const {
+    return limits_.action != StragglerAction::kOff && now - began_ >= limits_.window;
+  }
   // Once a window is over and each of `members` that computes has been heard of in it. Each verdict is given
   // once, until its member has been as fast as the others for a window.
   std::vector<StragglerVerdict> judge(Instant now, const std::vector<MemberId>& members);

@@ -26,6 +26,7 @@ fb::Generation write(const Generation& value) { return {value.incarnation, value
 
 Digest read(const fb::Digest& value) { return {value.low(), value.high()}; }
 Generation read(const fb::Generation& value) { return {value.incarnation(), value.counter()}; }
+Generation read(const fb::Generation* value) { return value == nullptr ? Generation{} : read(*value); }
 std::string read(const flatbuffers::String& value) { return value.str(); }
 Tier tier_of(bool local) { return local ? Tier::kLocal : Tier::kShared; }
 
@@ -202,14 +203,15 @@ Offset<fb::Report> write(FlatBufferBuilder& to, const Report& m) {
   const auto generation = write(m.generation);
   const auto installed = write(m.installed);
   const auto gradient_in = write(m.gradient_in);
+  const auto knows = write(m.knows);
   const auto shards = write(to, m.shards);
   return fb::CreateReport(to, &generation, m.attempt, m.version, m.torn, &installed, shards, &gradient_in,
-                          write(to, m.arrived));
+                          write(to, m.arrived), &knows);
 }
 Report read(const fb::Report& m) {
-  const Generation gradient_in = m.gradient_in() != nullptr ? read(*m.gradient_in()) : Generation{};
-  return {read(*m.generation()), m.attempt(),      m.version(), m.torn(),
-          read(*m.installed()),  read(m.shards()), gradient_in, read(m.arrived())};
+  return {read(*m.generation()), m.attempt(),      m.version(),           m.torn(),
+          read(*m.installed()),  read(m.shards()), read(m.gradient_in()), read(m.arrived()),
+          read(m.knows())};
 }
 
 Offset<fb::Ready> write(FlatBufferBuilder& to, const Ready& m) {
@@ -312,12 +314,20 @@ Offset<fb::Install> write(FlatBufferBuilder& to, const Install& m) {
   moved.reserve(m.moves.size());
   for (const ShardMove& move : m.moves) moved.emplace_back(move.shard, move.source, move.target);
   const auto moves = to.CreateVectorOfStructs(moved);
-  return fb::CreateInstall(to, view, m.attempt, transfers, write(to, m.why), moves);
+  const auto since = write(m.since);
+  const auto left = write(to, m.left);
+  return fb::CreateInstall(to, view, m.attempt, transfers, write(to, m.why), moves, m.bytes_sent,
+                           m.bytes_moved, &since, left, write(to, m.ranks));
 }
 Install read(const fb::Install& m) {
   Install install{read(*m.view()), m.attempt(), {}, read(*m.why()), {}};
   for (const fb::Transfer& transfer : copied<fb::Transfer>(*m.transfers()))
     install.transfers.push_back({transfer.source(), transfer.target(), transfer.gradient()});
+  install.bytes_sent = m.bytes_sent();
+  install.bytes_moved = m.bytes_moved();
+  install.since = read(m.since());
+  if (m.left() != nullptr) install.left = read(*m.left());
+  install.ranks = read(m.ranks());
   if (m.moves() == nullptr) return install;
   for (const fb::ShardMove& move : copied<fb::ShardMove>(*m.moves()))
     install.moves.push_back({move.shard(), move.source(), move.target()});
@@ -544,11 +554,11 @@ size_t large_bytes(const Message& message) {
 }
 
 // What reads it later counts on this.
-Status check_shards(const View& view) {
+Status check_shards(const View& view, bool is_whole = true) {
   const ShardMap& map = view.shards;
   const bool even = map.copies == 0 ? map.ranks.empty() : map.ranks.size() % map.copies == 0;
   const bool known = std::all_of(map.ranks.begin(), map.ranks.end(), [&](uint32_t rank) {
-    return rank == ShardMap::kNobody || rank < view.members.size();
+    return rank == ShardMap::kNobody || !is_whole || rank < view.members.size();
   });
   if (even && known) return ok();
   return Error{ErrorCode::kMisuse, "a view whose shards are held by ranks that it does not have"};
@@ -566,7 +576,8 @@ Result<ByteBuffer> encode(const Envelope& envelope) {
   const auto body =
       std::visit([&](const auto& message) { return write(to, message).Union(); }, envelope.message);
   const auto kind = static_cast<fb::Body>(envelope.message.index() + 1);
-  to.Finish(fb::CreateFrame(to, envelope.member, kind, body), fb::FrameIdentifier());
+  const auto others = envelope.others.empty() ? 0 : write(to, envelope.others);
+  to.Finish(fb::CreateFrame(to, envelope.member, kind, body, others), fb::FrameIdentifier());
   return finished(to);
 }
 
@@ -581,9 +592,12 @@ Result<Envelope> decode_envelope(ByteSpan bytes) {
     return Error{ErrorCode::kMisuse, "a notice of unknown scope"};
   }
   MUSTER_ASSIGN(Message message, read_body(kind - 1, frame->body()));
-  if (const auto* install = std::get_if<Install>(&message)) MUSTER_TRY(check_shards(install->view));
+  if (const auto* install = std::get_if<Install>(&message))
+    MUSTER_TRY(check_shards(install->view, install->since.counter == 0));
   if (const auto* learn = std::get_if<Learn>(&message)) MUSTER_TRY(check_shards(learn->view));
-  return Envelope{frame->member(), std::move(message)};
+  Envelope envelope{frame->member(), std::move(message), {}};
+  if (frame->others() != nullptr) envelope.others = read(*frame->others());
+  return envelope;
 }
 
 Result<ByteBuffer> encode(const View& view) { return encode_root(view); }

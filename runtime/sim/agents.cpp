@@ -144,7 +144,9 @@ void World::deliver_up(size_t index, const Envelope& envelope) {
 
 void World::down(NodeId node, Envelope envelope) {
   if (const auto* install = std::get_if<Install>(&envelope.message)) {
-    views_installed.emplace(install->view.generation, install->view);
+    const auto stored = views_stored.find(install->view.generation);
+    views_installed.emplace(install->view.generation,
+                            stored == views_stored.end() ? install->view : stored->second);
   }
   Agent* agent = agent_of(node);
   if (agent == nullptr || !agent->connected || !agent->alive || agent->deaf_link) return;
@@ -192,16 +194,23 @@ void World::leader_does(size_t which, const control::Actions& actions) {
   });
   for (const control::Action& action : actions) {
     if (lead.over) return;
-    if (const auto* send = std::get_if<Send>(&action)) {
-      const Agent* to = agent_of(send->node);
-      if (to != nullptr && to->leader != which) continue;
-      if (const auto* closed = std::get_if<SaveClosed>(&send->envelope.message))
+    const auto say = [&](const Send& send) {
+      const Agent* to = agent_of(send.node);
+      if (to != nullptr && to->leader != which) return;
+      if (const auto* closed = std::get_if<SaveClosed>(&send.envelope.message))
         check_save_closed(lead, *closed, with_eviction);
-      if (const auto* end = std::get_if<EndJob>(&send->envelope.message)) check_finished(lead, *end);
-      if (const auto* open = std::get_if<SaveOpen>(&send->envelope.message))
+      if (const auto* end = std::get_if<EndJob>(&send.envelope.message)) check_finished(lead, *end);
+      if (const auto* open = std::get_if<SaveOpen>(&send.envelope.message))
         expect(save_leads.emplace(open->save, which).first->second == which,
                "two leaders give one name to two saves");
-      down(send->node, send->envelope);
+      if (const auto* install = std::get_if<Install>(&send.envelope.message))
+        outcome.differences += install->since.counter != 0 ? 1 : 0;
+      down(send.node, send.envelope);
+    };
+    if (const auto* send = std::get_if<Send>(&action)) {
+      say(*send);
+    } else if (const auto* many = std::get_if<SendMany>(&action)) {
+      for_each_node(*many, say);
     } else if (const auto* store_action = std::get_if<StoreView>(&action)) {
       store_view(which, *store_action);
     } else if (const auto* resign = std::get_if<Resign>(&action)) {

@@ -136,7 +136,17 @@ bool World::group_alive(const Group& group) const {
 void World::form_group(Process& process, const Install& install) {
   Group& group = groups[install.view.generation];
   group.view = install.view;
-  group.install = install;
+  // Each is told what concerns its node.
+  for (const Transfer& transfer : install.transfers) {
+    const bool known = std::ranges::any_of(group.install.transfers, [&](const Transfer& other) {
+      return other.source == transfer.source && other.target == transfer.target;
+    });
+    if (!known) group.install.transfers.push_back(transfer);
+  }
+  for (const ShardMove& move : install.moves) {
+    if (std::ranges::find(group.install.moves, move) == group.install.moves.end())
+      group.install.moves.push_back(move);
+  }
   group.forming.insert(process.id);
   if (group.forming.size() < install.view.members.size() || !group_alive(group)) return;
   const Duration parted = std::max<Duration>(0, data_cut_until(group) - now);

@@ -51,8 +51,8 @@ int main(int argc, char** argv) {
     }
   }
   const uint64_t first = options.seed;
-  uint64_t events = 0, leaders = 0, views = 0, planned = 0, waited = 0, caught_up = 0, saves = 0, paced = 0,
-           local = 0, rescues = 0, faults = 0, shards_moved = 0, broken = 0;
+  uint64_t events = 0, leaders = 0, views = 0, planned = 0, differences = 0, waited = 0, caught_up = 0,
+           saves = 0, paced = 0, local = 0, rescues = 0, faults = 0, shards_moved = 0, broken = 0;
   std::map<int, uint64_t> codes;
   muster::Duration longest = 0;
   for (uint64_t seed = first; seed < first + seeds; ++seed) {
@@ -75,6 +75,7 @@ int main(int argc, char** argv) {
     leaders += outcome.leaders;
     planned += outcome.planned;
     waited += outcome.waited;
+    differences += outcome.differences;
     caught_up += outcome.caught_up;
     shards_moved += outcome.shards_moved;
     saves += outcome.saves;
@@ -86,7 +87,8 @@ int main(int argc, char** argv) {
     ++codes[outcome.exit_code];
   }
   std::printf(
-      "%llu seeds, %llu events, %llu leaders, %llu views (%llu planned, %llu waited), %llu caught up, %llu "
+      "%llu seeds, %llu events, %llu leaders, %llu views (%llu planned, %llu waited, %llu differences told), "
+      "%llu caught up, %llu "
       "saves, %llu "
       "paced, %llu local, %llu "
       "rescues, %llu shards moved, %llu "
@@ -94,10 +96,10 @@ int main(int argc, char** argv) {
       static_cast<unsigned long long>(seeds), static_cast<unsigned long long>(events),
       static_cast<unsigned long long>(leaders), static_cast<unsigned long long>(views),
       static_cast<unsigned long long>(planned), static_cast<unsigned long long>(waited),
-      static_cast<unsigned long long>(caught_up), static_cast<unsigned long long>(saves),
-      static_cast<unsigned long long>(paced), static_cast<unsigned long long>(local),
-      static_cast<unsigned long long>(rescues), static_cast<unsigned long long>(shards_moved),
-      static_cast<unsigned long long>(faults));
+      static_cast<unsigned long long>(differences), static_cast<unsigned long long>(caught_up),
+      static_cast<unsigned long long>(saves), static_cast<unsigned long long>(paced),
+      static_cast<unsigned long long>(local), static_cast<unsigned long long>(rescues),
+      static_cast<unsigned long long>(shards_moved), static_cast<unsigned long long>(faults));
   for (const auto& [code, count] : codes)
     std::printf(" exit %d: %llu", code, static_cast<unsigned long long>(count));
   std::printf("; at most %.1f s from the last fault to the end\n", muster::seconds(longest));

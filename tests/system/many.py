@@ -50,7 +50,9 @@ def train(options, reference):
     training = Many(options, "many")
     try:
         training.job.new_launch()
-        for number in range(NODES):
+        training.start("n0")
+        wait_until(lambda: any(event["event"] == "node joined" for event in training.agents["n0"].events()), 60, "the first node")
+        for number in range(1, NODES):
             training.start(f"n{number}")
         training.until_world(WORLD)
         lost = ("n3", "n5", "n6")

@@ -127,17 +127,76 @@ TEST_F(Loss, OfAWorkerShrinksTheWorldFromTheNewestVersion) {
   EXPECT_EQ(leader->view().lineage.size(), 2u);
   const auto installs = sent<Install>(last);
   ASSERT_EQ(installs.size(), 3u);
-  EXPECT_EQ(installs[0].second.transfers.size(), 2u) << "two members are behind";
+  EXPECT_EQ(told_transfers(last).size(), 2u) << "two members are behind";
   EXPECT_TRUE(sent<Evict>(all).empty()) << "a proven death needs no eviction";
 }
 
 std::vector<std::pair<MemberId, bool>> transfers_of(const Actions& actions) {
   std::vector<std::pair<MemberId, bool>> found;
-  const auto installs = sent<Install>(actions);
-  if (installs.empty()) return found;
-  for (const Transfer& transfer : installs[0].second.transfers)
+  for (const Transfer& transfer : told_transfers(actions))
     found.emplace_back(transfer.target, transfer.gradient);
   return found;
+}
+
+// ---- how a view is told
+
+// Of the newest view, by member: whether it is told as what differs from the one before.
+std::map<MemberId, bool> told_as_difference(const Actions& actions) {
+  std::map<MemberId, bool> told;
+  for (const auto& [member, install] : sent<Install>(actions)) told[member] = install.since.counter != 0;
+  return told;
+}
+
+TEST_F(Loss, WhoKnowsTheViewIsToldWhoIsGoneAndEachNodeOnce) {
+  form(2, 3);
+  progress_all(5);
+  gone(2, 202);
+  last.clear();
+  for (const MemberId member : {100, 101, 102}) inbox(1, member, known_report(8));
+  inbox(2, 200, known_report(8));
+  Report other = known_report(8);
+  other.knows = {};  // the view's Install never came to it
+  inbox(2, 201, other);
+  EXPECT_EQ(told_as_difference(last),
+            (std::map<MemberId, bool>{{100, true}, {101, true}, {102, true}, {200, true}, {201, false}}));
+  const auto installs = sent<Install>(last);
+  EXPECT_EQ(installs[0].second.left, std::vector<MemberId>{202});
+  EXPECT_TRUE(installs[0].second.view.members.empty());
+  size_t messages = 0;
+  for (const SendMany& many : all_of_kind<SendMany>(last))
+    messages += std::holds_alternative<Install>(many.message) ? many.to.size() : 0;
+  EXPECT_EQ(messages, 3u) << "one to node 1, and to node 2 one of each kind";
+}
+
+TEST_F(Loss, TheFirstViewAndOneWithoutABaseAreToldWhole) {
+  form(2, 1);
+  EXPECT_EQ(told_as_difference(all), (std::map<MemberId, bool>{{100, false}, {200, false}}));
+  gone(2, 200);
+  last.clear();
+  Report report_of_none = known_report(kNoVersion);
+  inbox(1, 100, report_of_none);
+  ASSERT_EQ(sent<Install>(last).size(), 1u);
+  EXPECT_EQ(sent<Install>(last)[0].second.view.base, kNoVersion);
+  EXPECT_EQ(told_as_difference(last), (std::map<MemberId, bool>{{100, false}}));
+}
+
+TEST_F(Loss, EachNodeIsToldItsTransfersAndAllWhatTheyTake) {
+  size = {1000, 0};
+  form(3, 2);
+  progress_all(5);
+  gone(3, 301);
+  last.clear();
+  inbox(1, 100, known_report(8));
+  inbox(1, 101, known_report(8));
+  inbox(2, 200, known_report(6));
+  inbox(2, 201, known_report(6));
+  inbox(3, 300, known_report(8));
+  std::map<MemberId, size_t> transfers;
+  for (const auto& [member, install] : sent<Install>(last)) {
+    transfers[member] = install.transfers.size();
+    EXPECT_EQ(install.bytes_sent, 1000u) << "each of two sources has one to send";
+  }
+  EXPECT_EQ(transfers, (std::map<MemberId, size_t>{{100, 2}, {101, 2}, {200, 2}, {201, 2}, {300, 0}}));
 }
 
 // All contributed to the step that some have updated with: the others get its gradient. Who is further
@@ -802,7 +861,7 @@ TEST_F(Joining, WhoCannotKeepUpIsSentTheStateAtABoundaryWhileAllWait) {
   EXPECT_TRUE(sent<Agree>(all).empty()) << "nothing is revoked";
   const auto installs = sent<Install>(all);
   ASSERT_EQ(installs.size(), 4u);
-  const std::vector<Transfer>& transfers = installs[0].second.transfers;
+  const std::vector<Transfer> transfers = told_transfers(all);
   ASSERT_EQ(transfers.size(), 2u);
   EXPECT_EQ(transfers[0].target, 200u);
   EXPECT_EQ(transfers[1].target, 201u);
@@ -839,6 +898,7 @@ TEST_F(Joining, WhoCannotKeepUpAndDiesHoldsNobodyUp) {
 }
 
 TEST_F(Joining, ALearnerThatIsNotLevelInTimeCannotKeepUpEither) {
+  limits.learn_timeout = limits.step_timeout / 4;
   NEW_NODE_LEARNS(learn);
   tick_at(now + limits.learn_timeout);
   EXPECT_EQ(sent<Learn>(all).size(), 4u) << "once again";

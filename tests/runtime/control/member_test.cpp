@@ -42,6 +42,16 @@ class MemberTest : public ::testing::Test {
     EXPECT_EQ(asked.size(), 1u);
     return asked.empty() ? MemberActions{} : core->digest_ready(asked[0], digest_at(version));
   }
+  // `next` as what differs from the view of this generation.
+  static Install told_since(const View& old, const View& next) {
+    Install install;
+    install.view = next;
+    install.view.members.clear();
+    install.view.lineage = {next.lineage.back()};
+    install.since = old.generation;
+    install.left = {200};
+    return install;
+  }
   void SetUp() override { restart(); }
   void restart() {
     core = std::make_unique<MemberCore>(100, limits);
@@ -483,6 +493,62 @@ TEST_F(MemberTest, AnUpdateToTheBaseThatIsOpenIsAwaited) {
   const auto reports = sent<Report>(core->update_closed(now));
   ASSERT_EQ(reports.size(), 1u);
   EXPECT_EQ(reports[0].second.version, 2);
+}
+
+// ---- views that are told as what differs
+
+class ToldViews : public MemberTest {
+ protected:
+  View next(uint64_t generation, Version base) const {
+    View view = core->view();
+    view.generation = gen(generation);
+    view.base = base;
+    view.lineage.push_back({view.generation, base});
+    std::erase_if(view.members, [](const Member& member) { return member.id == 200; });
+    return view;
+  }
+};
+
+TEST_F(ToldViews, ADifferenceFromTheViewThatIsHeldIsTheNextView) {
+  const View old = core->view();
+  const auto reports = sent<Report>(agree(3));
+  ASSERT_EQ(reports.size(), 1u);
+  EXPECT_EQ(reports[0].second.knows, old.generation);
+  const View wanted = next(2, 0);
+  const auto forms = all_of_kind<FormGroup>(core->receive(now, told_since(old, wanted)));
+  ASSERT_EQ(forms.size(), 1u);
+  EXPECT_EQ(forms[0].install.view, wanted);
+}
+
+TEST_F(ToldViews, ADifferenceFromAnotherViewIsNotTaken) {
+  View other = core->view();
+  other.generation = gen(7);
+  const View wanted = next(8, 0);
+  agree(3);
+  EXPECT_TRUE(all_of_kind<FormGroup>(core->receive(now, told_since(other, wanted))).empty());
+  Install whole;
+  whole.view = wanted;
+  EXPECT_EQ(all_of_kind<FormGroup>(core->receive(now, whole)).size(), 1u) << "and hinders no whole one";
+}
+
+TEST_F(ToldViews, OneThatWasToldAndNeverEnteredIsKnown) {
+  const View old = core->view();
+  agree(3);
+  const View second = next(2, 0);
+  core->receive(now, told_since(old, second));  // and then another is lost, before Go
+  const auto reports = sent<Report>(core->receive(now, Agree{gen(2), 4, true, "a loss"}));
+  ASSERT_EQ(reports.size(), 1u);
+  EXPECT_EQ(reports[0].second.knows, gen(2));
+}
+
+TEST_F(ToldViews, AViewWhoseBaseIsNotKnownIsNotCalledKnown) {
+  core = std::make_unique<MemberCore>(100, limits);
+  Install install;
+  install.view = view_of(1, kNoVersion);
+  core->receive(now, install);
+  const auto reports = sent<Report>(core->receive(now, Agree{gen(1), 3, true, "a loss"}));
+  ASSERT_EQ(reports.size(), 1u);
+  EXPECT_EQ(reports[0].second.knows, Generation{});
 }
 
 }  // namespace

@@ -32,7 +32,7 @@ inline std::vector<Message> all_messages() {
       Heartbeat{},
       MemberHello{member(9), d, "described", g, true, {64, 2}, {700, 50}},
       Started{g, 3, d, {{g, 3}}, 2},
-      Report{g, 2, 41, true, {11, 10}, {3, 5}, {11, 9}, {6}},
+      Report{g, 2, 41, true, {11, 10}, {3, 5}, {11, 9}, {6}, {11, 8}},
       Ready{g, 4},
       Suspect{g, {1, 2, 3}, "hung"},
       AtBoundary{g, 6, 42},
@@ -48,7 +48,8 @@ inline std::vector<Message> all_messages() {
       Evict{g, {4, 5}},
       EndJob{75, "over"},
       Agree{g, 3, false, "asked"},
-      Install{view(), 5, {{1, 2}, {3, 4}}, "loss", {{7, 1, 2}, {8, 2, 1}}},
+      Install{
+          view(), 5, {{1, 2}, {3, 4}}, "loss", {{7, 1, 2}, {8, 2, 1}}, 100, 200, {11, 7}, {31}, {0, 2, 4}},
       Go{g},
       PlanNumber{10},
       Proceed{11},

@@ -142,7 +142,7 @@ TEST_F(ShardedView, ALossGoesOnWithTheCopiesThatAreLeftAndTheNextBoundaryMendsTh
   ASSERT_EQ(leader->phase(), "running");
   EXPECT_EQ(leader->view().base, 4);
   EXPECT_EQ(thin(), 4u);
-  EXPECT_THAT(sent<Install>(last).back().second.moves, IsEmpty()) << "nothing waits for shards";
+  EXPECT_THAT(told_moves(last), IsEmpty()) << "nothing waits for shards";
 
   EXPECT_THAT(sent<PlanNumber>(last), IsEmpty()) << "no step was committed yet";
   progress_all(5);
@@ -150,7 +150,7 @@ TEST_F(ShardedView, ALossGoesOnWithTheCopiesThatAreLeftAndTheNextBoundaryMendsTh
   at_boundary(6);
   ASSERT_EQ(leader->phase(), "running");
   EXPECT_EQ(thin(), 0u);
-  EXPECT_EQ(sent<Install>(last).back().second.moves.size(), 5u) << "what was lost, and one for the balance";
+  EXPECT_EQ(told_moves(last).size(), 5u) << "what was lost, and one for the balance";
   EXPECT_EQ(sent<Agree>(all).size(), 3u) << "the loss alone has revoked a view";
   last.clear();
   progress_all(7);
@@ -188,7 +188,7 @@ TEST_F(ShardedView, ALearnerThatIsComingGetsWhatWouldMoveNow) {
   for (const MemberId member : {100, 101, 200, 251}) say(member / 100, member, AtBoundary{old, plan, 7});
   EXPECT_THAT(world(), ElementsAre(100, 101, 200, 251));
   EXPECT_EQ(thin(), 0u);
-  const auto moves = sent<Install>(last).back().second.moves;
+  const auto moves = told_moves(last);
   for (const ShardMove& move : moves) EXPECT_EQ(move.target, 251u);
 }
 
@@ -197,7 +197,7 @@ TEST_F(ShardedView, WhoAloneHoldsAShardGivesItAwayAndThenLeaves) {
   at_boundary(6);
   EXPECT_THAT(world(), ElementsAre(100, 200)) << "the shards first";
   EXPECT_EQ(leader->view().shards_of(100).size(), 8u);
-  const auto moves = sent<Install>(all).back().second.moves;
+  const auto moves = told_moves(all);
   EXPECT_EQ(moves.size(), 4u);
   for (const ShardMove& move : moves) EXPECT_EQ(move.source, 200u);
   at_boundary(7);

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <initializer_list>
 #include <map>
 #include <optional>
@@ -13,11 +14,24 @@
 
 namespace muster::control {
 
+// What one message to several members of a node is to each of them.
+inline void add_each(const Send& send, std::vector<Send>& to) {
+  to.push_back({send.node, Envelope{send.envelope.member, send.envelope.message, {}}});
+  for (const MemberId other : send.envelope.others)
+    to.push_back({send.node, Envelope{other, send.envelope.message, {}}});
+}
+
+// Also the Sends that a SendMany stands for, one to each member.
 template <typename T, typename ActionVector>
 std::vector<T> all_of_kind(const ActionVector& actions) {
   std::vector<T> found;
   for (const auto& action : actions) {
     if (const T* value = std::get_if<T>(&action)) found.push_back(*value);
+    if constexpr (std::is_same_v<T, Send> && std::is_same_v<ActionVector, Actions>) {
+      if (const auto* many = std::get_if<SendMany>(&action)) {
+        for_each_node(*many, [&](const Send& send) { add_each(send, found); });
+      }
+    }
   }
   return found;
 }
@@ -32,6 +46,34 @@ std::vector<std::pair<MemberId, T>> sent(const ActionVector& actions) {
     }
   }
   return found;
+}
+
+// Of the newest view that was told, by target: each node is told what concerns it.
+template <typename Part>
+std::vector<Part> told_parts(const Actions& actions, std::vector<Part> Install::*parts) {
+  std::vector<Part> found;
+  Generation newest;
+  for (const auto& [member, install] : sent<Install>(actions)) {
+    if (install.view.generation > newest) found.clear();
+    newest = install.view.generation;
+    for (const Part& part : install.*parts) {
+      const bool known = std::ranges::any_of(found, [&](const Part& other) {
+        if constexpr (std::is_same_v<Part, ShardMove>)
+          return other == part;
+        else
+          return other.source == part.source && other.target == part.target;
+      });
+      if (!known) found.push_back(part);
+    }
+  }
+  std::ranges::stable_sort(found, {}, &Part::target);
+  return found;
+}
+inline std::vector<Transfer> told_transfers(const Actions& actions) {
+  return told_parts(actions, &Install::transfers);
+}
+inline std::vector<ShardMove> told_moves(const Actions& actions) {
+  return told_parts(actions, &Install::moves);
 }
 
 inline bool has_event(const Actions& actions, EventKind kind) {
@@ -81,7 +123,7 @@ class LeaderTest : public ::testing::Test {
       if (const auto* store = std::get_if<StoreView>(&action); store != nullptr && answer_store) {
         carry(leader->stored(now, store->attempt, true, store->view));
       }
-      if (const auto* send = std::get_if<Send>(&action)) obey(*send);
+      for (const Send& send : all_of_kind<Send>(Actions{action})) obey(send);
     }
   }
   void obey(const Send& send) {
@@ -89,7 +131,7 @@ class LeaderTest : public ::testing::Test {
     if (member == 0 || mute.contains(member)) return;
     if (const auto* install = std::get_if<Install>(&send.envelope.message)) {
       bases[member] = install->view.base;
-      had[member] = std::exchange(given[member], install->view.shards_of(member));
+      had[member] = std::exchange(given[member], leader->view().shards_of(member));
       inbox(send.node, member, Ready{install->view.generation, install->attempt});
     }
     if (const auto* go = std::get_if<Go>(&send.envelope.message)) {
@@ -188,9 +230,16 @@ class LeaderTest : public ::testing::Test {
     message.attempt = asked();
     message.version = torn ? kNoVersion : version;
     message.torn = torn;
-    message.installed = leader->view().generation;
+    message.installed = message.knows = leader->view().generation;
     if (message.version > leader->view().base) message.gradient_in = message.installed;
     say(node, member, message);
+  }
+  Report known_report(Version version) const {
+    Report message;
+    message.generation = message.installed = message.knows = leader->view().generation;
+    message.attempt = asked();
+    message.version = version;
+    return message;
   }
   uint32_t asked() const {
     const auto agrees = sent<Agree>(all);

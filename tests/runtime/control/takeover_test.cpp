@@ -64,8 +64,9 @@ TEST_F(TakingOver, GoesOnFromTheNewestVersionThatAMemberHolds) {
       << "the address comes from the member, not the store";
   const auto installs = sent<Install>(all);
   ASSERT_EQ(installs.size(), 3u);
-  ASSERT_EQ(installs[0].second.transfers.size(), 1u);
-  EXPECT_EQ(installs[0].second.transfers[0].target, id(3, 0));
+  const auto transfers = told_transfers(last);
+  ASSERT_EQ(transfers.size(), 1u);
+  EXPECT_EQ(transfers[0].target, id(3, 0));
 }
 
 TEST_F(TakingOver, NodeThatDoesNotComeIsWaitedForAndThenExcluded) {

@@ -36,6 +36,24 @@ TEST(Wire, EveryMessageSurvives) {
   }
 }
 
+TEST(Wire, AMessageToSeveralMembersNamesThem) {
+  const auto back = decode_envelope(encoded({5, Go{{11, 12}}, {6, 7}}));
+  ASSERT_TRUE(back.ok());
+  EXPECT_EQ(back->member, 5u);
+  EXPECT_EQ(back->others, (std::vector<MemberId>{6, 7}));
+  EXPECT_TRUE(decode_envelope(encoded({5, Go{{11, 12}}}))->others.empty());
+}
+
+TEST(Wire, OfADifferenceTheRanksAreNotKnownYet) {
+  Install differs{view(), 1, {}, ""};
+  differs.view.shards = {2, {0, 30}};
+  EXPECT_FALSE(decode_envelope(encoded({1, differs})).ok());
+  differs.since = {11, 7};
+  EXPECT_TRUE(decode_envelope(encoded({1, differs})).ok());
+  differs.view.shards = {2, {0, 1, 2}};
+  EXPECT_FALSE(decode_envelope(encoded({1, differs})).ok()) << "no two copies of each";
+}
+
 TEST(Wire, ShardsOfRanksThatAreNotThereAreRefused) {
   const auto decoded = [](ShardMap shards) {
     View given = view();
@@ -62,10 +80,21 @@ TEST(Wire, FieldsKeepTheirPlaces) {
   EXPECT_EQ(install.transfers[1].target, 4u);
   EXPECT_TRUE(install.transfers[1].gradient && !install.transfers[0].gradient);
   EXPECT_EQ(install.why, "loss");
-  const auto held = decode_envelope(encoded({1, Report{{11, 10}, 2, 41, false, {11, 9}, {3}, {11, 8}, {6}}}));
+  const auto held =
+      decode_envelope(encoded({1, Report{{11, 10}, 2, 41, false, {11, 9}, {3}, {11, 8}, {6}, {11, 6}}}));
   ASSERT_TRUE(held.ok());
   EXPECT_EQ(std::get<Report>(held->message).gradient_in, (Generation{11, 8}));
+  EXPECT_EQ(std::get<Report>(held->message).knows, (Generation{11, 6}));
   EXPECT_EQ(std::get<Report>(held->message).arrived, std::vector<uint32_t>{6});
+  const auto differs =
+      decode_envelope(encoded({1, Install{view(), 5, {}, "loss", {}, 100, 200, {11, 7}, {31}, {0, 2, 4}}}));
+  ASSERT_TRUE(differs.ok());
+  const auto& difference = std::get<Install>(differs->message);
+  EXPECT_EQ(difference.bytes_sent, 100u);
+  EXPECT_EQ(difference.bytes_moved, 200u);
+  EXPECT_EQ(difference.since, (Generation{11, 7}));
+  EXPECT_EQ(difference.left, std::vector<MemberId>{31});
+  EXPECT_EQ(difference.ranks, (std::vector<uint32_t>{0, 2, 4}));
   const auto gone = decode_envelope(encoded({1, MemberGone{6, true, false, "why", 3, -9, true}}));
   ASSERT_TRUE(gone.ok());
   const auto& g = std::get<MemberGone>(gone->message);

@@ -24,8 +24,8 @@ std::string told(Options options) {
 }
 
 TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
-  uint64_t views = 0, planned = 0, waited = 0, caught_up = 0, saves = 0, paced = 0, rescues = 0, faults = 0,
-           finished = 0;
+  uint64_t views = 0, differences = 0, planned = 0, waited = 0, caught_up = 0, saves = 0, paced = 0,
+           rescues = 0, faults = 0, finished = 0;
   for (uint64_t seed = 1; seed <= 2000; ++seed) {
     Options options;
     options.seed = seed;
@@ -34,6 +34,7 @@ TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
     views += outcome.views;
     planned += outcome.planned;
     waited += outcome.waited;
+    differences += outcome.differences;
     caught_up += outcome.caught_up;
     saves += outcome.saves;
     paced += outcome.paced_saves;
@@ -46,6 +47,7 @@ TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
   EXPECT_GT(planned, 800u);
   EXPECT_GT(caught_up, 80u);
   EXPECT_GT(waited, 20u);
+  EXPECT_GT(differences, 200u);
   EXPECT_GT(saves, 2000u);
   EXPECT_GT(paced, 1000u);
   EXPECT_GT(rescues, 50u);
