@@ -133,11 +133,9 @@ Result<notice::HttpAnswer> Etcd::log_in(size_t member, const std::atomic<bool>& 
   call.timeout *= kLogInTries;
   MUSTER_ASSIGN(auto answer, http_call(call, stop));
   if (answer.status != 200) return answer;
-  MUSTER_ASSIGN(const json body, parse_answer(answer.body));
-  const auto token = body.find("token");
-  if (token == body.end() || !token->is_string() || !fits_header(token->get_ref<const std::string&>()))
-    return strange_answer("no token");
-  token_ = token->get<std::string>();
+  MUSTER_ASSIGN(std::string token, token_in(answer.body));
+  if (!fits_header(token)) return strange_answer("no token");
+  token_ = std::move(token);
   access_.token->set(token_);
   return answer;
 }
@@ -202,20 +200,7 @@ Result<std::map<std::string, EtcdEntry>> Etcd::with_prefix(const std::string& pr
   ++end.back();
   const json request{{"key", key_in_json(prefix)}, {"range_end", key_in_json(end)}};
   MUSTER_ASSIGN(const std::string text, call("kv/range", request.dump(), stop));
-  MUSTER_ASSIGN(const json answer, parse_answer(text));
-  std::map<std::string, EtcdEntry> entries;
-  const auto found = answer.find("kvs");
-  if (found == answer.end()) return entries;
-  if (!found->is_array()) return strange_answer("kvs is no list");
-  for (const json& each : *found) {
-    EtcdEntry entry;
-    MUSTER_ASSIGN(entry.created, integer_in<uint64_t>(each, "create_revision"));
-    MUSTER_ASSIGN(entry.modified, integer_in<uint64_t>(each, "mod_revision"));
-    MUSTER_ASSIGN(entry.value, bytes_in(each, "value"));
-    MUSTER_ASSIGN(const ByteBuffer key, bytes_in(each, "key"));
-    entries[std::string(reinterpret_cast<const char*>(key.data()), key.size())] = std::move(entry);
-  }
-  return entries;
+  return entries_in(text);
 }
 
 Result<EtcdOutcome> Etcd::transact(const EtcdTransaction& transaction, const std::atomic<bool>& stop) {
@@ -238,31 +223,19 @@ Result<EtcdOutcome> Etcd::transact(const EtcdTransaction& transaction, const std
   }
   const json request{{"compare", guards}, {"success", writes}};
   MUSTER_ASSIGN(const std::string text, call("kv/txn", request.dump(), stop));
-  MUSTER_ASSIGN(const json answer, parse_answer(text));
-  const auto header = answer.find("header");
-  if (header == answer.end()) return strange_answer("no header");
-  EtcdOutcome outcome;
-  MUSTER_ASSIGN(outcome.revision, integer_in<uint64_t>(*header, "revision"));
-  outcome.written = flag_in(answer, "succeeded");
-  return outcome;
+  return outcome_in(text);
 }
 
 Result<int64_t> Etcd::grant(Duration time_to_live, const std::atomic<bool>& stop) {
   const json request{{"TTL", std::to_string(time_to_live / kSecond)}};
   MUSTER_ASSIGN(const std::string text, call("lease/grant", request.dump(), stop));
-  MUSTER_ASSIGN(const json answer, parse_answer(text));
-  MUSTER_ASSIGN(const int64_t lease, integer_in<int64_t>(answer, "ID"));
-  if (lease == 0) return strange_answer("a lease without a number");
-  return lease;
+  return lease_in(text);
 }
 
 Result<bool> Etcd::keep_alive(int64_t lease, const std::atomic<bool>& stop) {
   const json request{{"ID", std::to_string(lease)}};
   MUSTER_ASSIGN(const std::string text, call("lease/keepalive", request.dump(), stop));
-  MUSTER_ASSIGN(const json answer, parse_answer(text));
-  const auto result = answer.find("result");
-  if (result == answer.end()) return strange_answer("no result");
-  MUSTER_ASSIGN(const int64_t left, integer_in<int64_t>(*result, "TTL"));
+  MUSTER_ASSIGN(const int64_t left, seconds_left_in(text));
   return left > 0;
 }
 

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "launcher/etcd_answers.h"
 #include "launcher/http.h"
 #include "runtime/agent/settings.h"
 #include "runtime/base/bytes.h"
@@ -48,12 +49,6 @@ struct EtcdAccess {
   std::shared_ptr<EtcdToken> token = std::make_shared<EtcdToken>();
 };
 
-struct EtcdEntry {
-  ByteBuffer value;
-  uint64_t created = 0;   // revision of the store at which the key came to be
-  uint64_t modified = 0;  // and was last written
-};
-
 // The revisions that keys must have; 0: the key is absent.
 struct EtcdGuard {
   enum What { kCreated, kModified } what = kCreated;
@@ -69,10 +64,6 @@ struct EtcdTransaction {
   std::vector<EtcdGuard> guards;
   std::vector<EtcdPut> puts;
   std::vector<std::string> deletes;
-};
-struct EtcdOutcome {
-  bool written = false;
-  uint64_t revision = 0;  // of the store, after it
 };
 
 class Etcd {

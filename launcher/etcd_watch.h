@@ -25,30 +25,6 @@
 
 namespace muster::launcher {
 
-// What one watch says. No clock, socket or thread.
-class WatchReader {
- public:
-  explicit WatchReader(std::string key);
-
-  std::string request() const;
-
-  // Sets `changed` where these bytes, which may end anywhere, say that a read may be worth its while. Errors:
-  // the watch is over, and why; `changed` counts all the same. kMisuse: for as long as people change nothing.
-  Status take(std::string_view piece, bool& changed);
-
-  bool is_open() const { return open_; }                    // etcd has said that it watches
-  bool is_token_refused() const { return token_refused_; }  // an error said so
-
- private:
-  Status take_line(std::string_view line, bool& changed);
-  Error cancelled(const std::string& words);
-
-  const std::string key_;
-  bool open_ = false;
-  bool token_refused_ = false;
-  std::string line_;  // begun, and not ended yet
-};
-
 struct WatchTimes {
   Duration answer = kSecond;          // a member that does not begin to watch by then is passed over
   Duration quiet_max = 30 * kSecond;  // one small request and one read each, for each agent
