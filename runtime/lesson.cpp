@@ -12,7 +12,8 @@
 namespace muster {
 namespace {
 
-constexpr std::ptrdiff_t kShared = 4;           // more lessons than so many do not become slower still
+constexpr std::ptrdiff_t kShared = 4;               // more lessons than so many do not become slower still
+constexpr uint64_t kGradientBytesMax = 1ULL << 40;  // what a peer may have this process allocate
 constexpr Duration kPoll = 200 * kMillisecond;  // how soon an ended lesson is noticed while nothing arrives
 
 }  // namespace
@@ -88,7 +89,9 @@ void Teacher::note(control::Version version, std::span<const float> gradient) {
     if (lesson->over || version != lesson->next) continue;
     lesson->next = version + 1;
     lesson->log_bytes += gradient.size_bytes();
-    if (lesson->log_bytes > limits_.log_bytes_max) {
+    // One may wait whatever its size, unless none may.
+    const bool fits = lesson->log_bytes <= limits_.log_bytes_max;
+    if (!fits && (limits_.log_bytes_max == 0 || !lesson->log.empty())) {
       lesson->over = lesson->lags = true;  // the learner starts again, or all take one bounded stall
     } else {
       lesson->log.emplace_back(version, std::vector<float>(gradient.begin(), gradient.end()));
@@ -330,7 +333,7 @@ Result<bool> Learner::receive_gradient(uint64_t item) {
     return behind_by_too_much();
   }
   if (header.version < 0) return false;
-  if (header.count > limits_.log_bytes_max / sizeof(float)) {
+  if (header.count > kGradientBytesMax / sizeof(float)) {
     return Error{ErrorCode::kMisuse, "the teacher announced a gradient of " + std::to_string(header.count) +
                                          " elements, more than a lesson may hold"};
   }
@@ -343,7 +346,7 @@ Result<bool> Learner::receive_gradient(uint64_t item) {
   }
   const std::lock_guard lock(mutex_);
   waiting_bytes_ += gradient.size() * sizeof(float);
-  if (waiting_bytes_ > limits_.log_bytes_max) {
+  if (waiting_bytes_ > limits_.log_bytes_max && !gradients_.empty()) {  // one may wait whatever its size
     lags_ = true;
     return behind_by_too_much();
   }

@@ -33,8 +33,9 @@ struct LessonLimits {
   // Of the time, that a teacher's states take together on their way: the rest is the training's. A learner
   // whose gradients pile up meanwhile gets all of it, since else it might never be level.
   double share = 0.25;
-  uint64_t log_bytes_max = 512ULL << 20;  // of gradients that wait to be sent, and of those not yet taken
-  Duration item_timeout = 60 * kSecond;   // for one item on the wire, a large one longer (transfer_time.h)
+  // Of gradients that wait to be sent, and of those not yet taken: more than one only within it. 0: none.
+  uint64_t log_bytes_max = 512ULL << 20;
+  Duration item_timeout = 60 * kSecond;  // for one item on the wire, a large one longer (transfer_time.h)
 };
 
 // What a teacher and its learner must know of each other's data before any of it is trusted.

@@ -858,7 +858,7 @@ Status Run::close_update() {
   begin_lessons();
   open_stop_save();
   perform(std::move(actions));
-  if (!learner_) report_progress(false);
+  report_progress(false);  // a learner's says that its program goes on
   return ok();
 }
 

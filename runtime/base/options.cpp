@@ -97,8 +97,8 @@ constexpr Option kOptions[] = {
      "the next time, unless the job cannot run without it; 0: never"},
     {"quarantine-time", kSeconds, "600", 1, 7 * kDay, kRun, "of the first quarantine of a node"},
     {"straggler-percent", kInteger, "200", 110, 100000, kRun,
-     "a worker whose microbatches take so many percent of the others' is a straggler, if it is so for half a "
-     "minute"},
+     "a worker whose microbatches take so many percent of the others' is a straggler, if it is so in three "
+     "windows of 10 s (of a minute where some worker computes nothing)"},
     {"straggler-action", kChoice, "tell", 0, 0, kRun,
      "replace: a straggler leaves between two steps, and is started anew", "off|tell|replace"},
     {"step-timeout", kSeconds, "600", 1, 7 * kDay, kRun,
@@ -126,9 +126,9 @@ constexpr Option kOptions[] = {
      "and one that these wait for. "
      "With MUSTER_STAGING_MIB updates wait for it"},
     {"lesson-log-mib", kInteger, "512", 0, 1 << 20, kVariable,
-     "gradients that may wait for a worker that learns, in MiB. One for which more would wait starts again "
-     "once; "
-     "then it is sent the state between two steps, while all wait"},
+     "gradients that may wait for a worker that learns, in MiB, or one of any size; 0: none. One for which "
+     "more "
+     "would wait starts again once; then it is sent the state between two steps, while all wait"},
     {"ucx-transports", kText, "tcp,self", 0, 0, kVariable,
      "what workers of different nodes talk over, as UCX_TLS has it: rc,ud,tcp,self on InfiniBand"},
     {"comm-form-timeout", kSeconds, "120", 0.1, kDay, kVariable,

@@ -111,6 +111,11 @@ bool Coordinator::State::held_in_quarantine(const NodeRecord& node) const {
   return others.size() >= limits.nodes_min;
 }
 
+bool Coordinator::State::drains(MemberId id) const {
+  const MemberRecord& record = members.at(id);
+  return record.draining || nodes.at(record.member.node).draining;
+}
+
 bool Coordinator::State::node_complete(const NodeRecord& node) const {
   return node.connected && !node.draining && node.living >= node.workers;
 }
@@ -164,8 +169,9 @@ MemberRecord& Coordinator::State::seat(const Member& member) {
 void Coordinator::State::unseat(MemberId id) {
   const auto record = members.find(id);
   NodeRecord& node = nodes.at(record->second.member.node);
-  members.erase(record);
+  if (in_view(id) && record->second.version > view.base) --past_base;
   if (in_view(id)) --living;
+  members.erase(record);
   outsiders.erase(id);
   have_left.erase(id);
   --node.living;
@@ -183,7 +189,7 @@ void Coordinator::State::note_node(NodeRecord& node) {
 
 void Coordinator::State::note_version(MemberRecord& record, Version version) {
   if (version <= record.version) return;
-  if (record.version <= view.base) ++past_base;
+  if (record.version <= view.base && version > view.base) ++past_base;
   record.version = version;
 }
 
@@ -203,6 +209,7 @@ void Coordinator::State::settle() {
   }
   if (phase == Phase::kRunning && !stop) {
     settle_lessons();
+    settle_slow();
     mend_shards();
     check_boundary();
   }
@@ -336,13 +343,15 @@ Coordinator::~Coordinator() = default;
 Actions Coordinator::receive(Instant now, NodeId from, const Envelope& envelope) {
   State& state = *state_;
   if (state.resigned) return {};
+  const bool something_is_due = now >= state.next_deadline();
   state.advance_to(now);
   if (const auto node = state.nodes.find(from); node != state.nodes.end()) {
     if (!node->second.connected && !std::holds_alternative<NodeHello>(envelope.message)) return {};
     // It has no consequences but that.
     const bool was_silent = node->second.silent_since != kNever;
     state.node_heard(node->second);
-    if (std::holds_alternative<Heartbeat>(envelope.message) && !was_silent) return state.take();
+    const bool is_heartbeat = std::holds_alternative<Heartbeat>(envelope.message);
+    if (is_heartbeat && !was_silent && !something_is_due) return state.take();
   } else if (!std::holds_alternative<NodeHello>(envelope.message)) {
     return {};  // nobody speaks before its hello
   }

@@ -16,14 +16,15 @@ void Coordinator::State::settle_lessons() {
   for (const auto& [id, lesson] : lessons) {
     if (now >= lesson.deadline) overdue.push_back(id);
   }
-  for (MemberId id : overdue) fail_lesson(id, "not level in time", true);
+  // One whose program does not go on is hung, and would hold all others up in a view.
+  for (MemberId id : overdue) fail_lesson(id, "not level in time", lessons.at(id).computes);
   if (lessons.empty()) start_lessons();
   const bool all_level =
       std::all_of(lessons.begin(), lessons.end(), [](const auto& entry) { return entry.second.level; });
   if (!lessons.empty() && all_level) want_plan(std::to_string(lessons.size()) + " learners are level");
-  if (!cannot_keep_up.empty() && all_level && committed)
-    want_plan(std::to_string(cannot_keep_up.size()) +
-              " learners cannot keep up, the others wait for them once");
+  if (cannot_keep_up.empty() || !all_level || !committed) return;
+  if (const size_t count = laggards_due().size(); count > 0)
+    want_plan(std::to_string(count) + " learners cannot keep up, the others wait for them once");
 }
 
 // Joins wait until a step was committed in the view (rule 18). A new node's workers are waited for, so that
@@ -51,6 +52,27 @@ std::vector<MemberId> Coordinator::State::learners_due() const {
       const auto wait = learn_not_before.find(id);
       if (wait == learn_not_before.end() || now >= wait->second) due.push_back(id);
     }
+  }
+  return due;
+}
+
+// Of the learners that cannot keep up, those that may be in the next view; their nodes within MAX.
+std::vector<MemberId> Coordinator::State::laggards_due() const {
+  std::vector<MemberId> due;
+  std::set<NodeId> fresh;  // that come, these and who learns
+  for (const auto& [id, lesson] : lessons) {
+    if (!of_view(members.at(id).member.node)) fresh.insert(members.at(id).member.node);
+  }
+  for (MemberId id : cannot_keep_up) {
+    const MemberRecord& record = members.at(id);
+    const NodeRecord& node = nodes.at(record.member.node);
+    if (!node.connected || node_silent(node.id) || node.draining || held_in_quarantine(node)) continue;
+    if (record.draining || record.leaving) continue;
+    const bool has_room =
+        of_view(node.id) || fresh.contains(node.id) || first_ranks.size() + fresh.size() < limits.nodes_max;
+    if (!has_room) continue;
+    if (!of_view(node.id)) fresh.insert(node.id);
+    due.push_back(id);
   }
   return due;
 }

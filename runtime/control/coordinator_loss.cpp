@@ -70,6 +70,7 @@ void Coordinator::State::lose_member(MemberId id, const std::string& why, bool r
   excluded.insert(id);
   learn_not_before.erase(id);
   cannot_keep_up.erase(id);
+  slow.erase(id);
   stragglers.forget(id);
   losses_pending =
       losses_pending || of_view;  // first: a stop-save that fails by it is repeated, not given up

@@ -4,8 +4,14 @@
 #include "runtime/control/coordinator_state.h"
 
 namespace muster::control {
+namespace {
+
+constexpr uint32_t kReplacementsMax = 2;  // of a slow process in one slot: then its machine is slow
+
+}  // namespace
 
 void Coordinator::State::on(NodeId, MemberId id, const Progress& progress) {
+  if (const auto lesson = lessons.find(id); lesson != lessons.end()) lesson->second.computes = true;
   if (progress.generation != view.generation || !in_view(id)) return;
   MemberRecord& record = members.at(id);
   record.progressed_in = progress.generation;
@@ -66,11 +72,11 @@ void Coordinator::State::check_boundary() {
 
 Coordinator::State::Turnover Coordinator::State::turnover() const {
   Turnover turnover;
-  const bool slow_may_leave = slow_leave();
+  const std::set<MemberId> slow_ones = slow_leavers();
   for (MemberId id : living_of(view)) {
     const MemberRecord& record = members.at(id);
     const bool drains = record.draining || nodes.at(record.member.node).draining;
-    const bool leaves = (drains && now >= settle_notices_at) || (record.slow && slow_may_leave);
+    const bool leaves = (drains && now >= settle_notices_at) || slow_ones.contains(id);
     (leaves ? turnover.leavers : turnover.next).push_back(record.member);
   }
   for (const auto& [id, lesson] : lessons) {
@@ -78,9 +84,8 @@ Coordinator::State::Turnover Coordinator::State::turnover() const {
     ++turnover.joined;
     turnover.next.push_back(members.at(id).member);
   }
-  for (MemberId id : cannot_keep_up) {
-    const NodeRecord& node = nodes.at(members.at(id).member.node);
-    if (node_silent(node.id) || node.draining || members.at(id).draining || members.at(id).leaving) continue;
+  if (turnover.next.empty()) return turnover;  // nobody who stays could send them the state
+  for (MemberId id : laggards_due()) {
     ++turnover.joined;
     turnover.next.push_back(members.at(id).member);
     turnover.cannot_keep_up.push_back(id);
@@ -134,7 +139,8 @@ void Coordinator::State::finish_boundary() {
     if (lesson.arrived) change.knows_view.insert(id);
   }
   send_while_all_wait(laggards);
-  if (!leavers.empty() && std::exchange(hands_over, false)) stop_after_drain();
+  const bool drained = std::ranges::any_of(leavers, [&](const Member& leaver) { return drains(leaver.id); });
+  if (drained && std::exchange(hands_over, false)) stop_after_drain();
   store_next();
 }
 
@@ -164,7 +170,9 @@ void Coordinator::State::send_while_all_wait(const std::vector<MemberId>& learne
   if (learners.empty()) return;
   BaseDecision decision;
   decision.base = boundary->version;
-  decision.holders = {boundary->arrived.begin(), boundary->arrived.end()};
+  for (const Member& member : change.next.members) {
+    if (boundary->arrived.contains(member.id)) decision.holders.push_back(member.id);
+  }
   decision.behind = learners;
   add_transfers(decision);
   change.sent_while_all_wait = {learners.begin(), learners.end()};
@@ -178,49 +186,69 @@ void Coordinator::State::send_while_all_wait(const std::vector<MemberId>& learne
 // holds whom up.
 void Coordinator::State::note_stragglers(MemberId id, const Progress& progress) {
   stragglers.measured(id, progress.microbatch, progress.microbatches);
-  if (!stragglers.window_is_over(now)) return;
+  if (!stragglers.may_judge(now, living)) return;
   for (const StragglerVerdict& verdict : stragglers.judge(now, living_of(view))) {
     const std::string why = named(verdict.member) + " takes " + verdict.why;
     const auto rank = rank_of(verdict.member);
     Event& event = say(EventKind::kStraggler, why);
     event.subject = rank ? static_cast<int64_t>(*rank) : -1;
     event.amount = verdict.own;
-    if (limits.stragglers.action == StragglerAction::kReplace) replace_slow(verdict.member, why);
+    if (limits.stragglers.action != StragglerAction::kReplace) continue;
+    const Member& member = members.at(verdict.member).member;
+    if (replacements[{member.node_name, member.local_rank}] < kReplacementsMax) {
+      slow.insert(verdict.member);
+    } else {
+      say(EventKind::kLog, "it is not replaced: another process was as slow in its place");
+    }
   }
+  std::erase_if(slow, [&](MemberId member) { return !stragglers.is_slow(member); });
 }
 
 // Planned: it leaves at a boundary, where nothing has to be repeated, is ended, and its agent starts another
 // in its slot, which learns.
-void Coordinator::State::replace_slow(MemberId id, const std::string& why) {
-  members.at(id).slow = true;
-  if (!slow_leave()) {
-    members.at(id).slow = false;
-    say(EventKind::kLog, "it is not replaced: fewer than MIN nodes would be left");
-    return;
-  }
-  want_plan(why + "; it is replaced");
+void Coordinator::State::settle_slow() {
+  if (slow.empty() || !committed) return;
+  if (const size_t count = slow_leavers().size(); count > 0)
+    want_plan(std::to_string(count) + " slow members are replaced");
 }
 
-// Enough nodes keep a member without those that are slow.
-bool Coordinator::State::slow_leave() const {
+// None where fewer than MIN nodes would keep a member without them. One that still writes its part of a save
+// leaves later: the save would fail.
+std::set<MemberId> Coordinator::State::slow_leavers() const {
+  std::set<MemberId> leavers;
+  for (MemberId id : slow) {
+    if (in_view(id) && !awaits_vote(id)) leavers.insert(id);
+  }
+  if (leavers.empty()) return leavers;
   std::set<NodeId> left;
   for (MemberId id : living_of(view)) {
-    const MemberRecord& record = members.at(id);
-    if (!record.slow && !record.draining && !nodes.at(record.member.node).draining)
-      left.insert(record.member.node);
+    if (!leavers.contains(id) && !drains(id)) left.insert(members.at(id).member.node);
   }
-  return !left.empty() && left.size() >= limits.nodes_min;
+  if (left.empty() || left.size() < limits.nodes_min) leavers.clear();
+  return leavers;
+}
+
+bool Coordinator::State::awaits_vote(MemberId id) const {
+  return std::ranges::any_of(saves, [&](const auto& entry) {
+    const Save& save = entry.second;
+    return save.takes_part.contains(id) && !save.records.contains(id) && !save.all_voted;
+  });
 }
 
 // It is as good as lost, and counts as a loss of its node.
 void Coordinator::State::evict_replaced() {
   std::vector<MemberId> replaced;
-  for (const auto& [id, record] : members) {
-    const bool drains = record.draining || nodes.at(record.member.node).draining;
-    if (record.slow && !drains && !in_view(id)) replaced.push_back(id);
+  for (MemberId id : std::exchange(slow, {})) {
+    if (in_view(id)) {
+      slow.insert(id);
+      continue;
+    }
+    if (!drains(id)) replaced.push_back(id);
   }
   for (MemberId id : replaced) {
-    note_loss_on(members.at(id).member.node);
+    const Member& member = members.at(id).member;
+    ++replacements[{member.node_name, member.local_rank}];
+    note_loss_on(member.node);
     lose_member(id, "it was slow, and is replaced", false);
   }
 }

@@ -36,11 +36,9 @@ Holdings Coordinator::State::held_in_view() const {
 std::set<MemberId> Coordinator::State::leaving_members() const {
   std::set<MemberId> leaving;
   const bool settled = now >= settle_notices_at;
-  const bool slow_may_leave = slow_leave();
+  const std::set<MemberId> slow_ones = slow_leavers();
   for (MemberId id : living_of(view)) {
-    const MemberRecord& record = members.at(id);
-    const bool drains = record.draining || nodes.at(record.member.node).draining;
-    if ((drains && settled) || (record.slow && slow_may_leave)) leaving.insert(id);
+    if ((drains(id) && settled) || slow_ones.contains(id)) leaving.insert(id);
   }
   return leaving;
 }

@@ -55,7 +55,6 @@ struct MemberRecord {
   std::optional<int> leaving;    // the exit code
   std::string leaving_why;
   bool draining = false;
-  bool slow = false;        // to be replaced: a straggler (stragglers.h)
   bool from_store = false;  // known from the view that a new leader found; it has not spoken yet
 };
 
@@ -95,8 +94,9 @@ struct Lesson {
   MemberId source = 0;
   uint32_t tries = 1;
   bool level = false;
-  bool held = false;     // LearnUntil was sent
-  bool arrived = false;  // it stands at the boundary
+  bool held = false;      // LearnUntil was sent
+  bool arrived = false;   // it stands at the boundary
+  bool computes = false;  // its program goes on: it has updated
   Instant deadline = 0;
 };
 
@@ -222,6 +222,8 @@ struct Coordinator::State {
 
   Quarantine quarantine;
   Stragglers stragglers;
+  std::set<MemberId> slow;                                            // stragglers that are to be replaced
+  std::map<std::pair<std::string, uint32_t>, uint32_t> replacements;  // of slow ones: node's name, slot
 
   std::map<uint64_t, Save> saves;
   Version newest_durable = kNoVersion;
@@ -270,6 +272,7 @@ struct Coordinator::State {
   bool held_in_quarantine(const NodeRecord& node) const;
   uint32_t nodes_able() const;  // nodes that count toward MIN
   bool node_complete(const NodeRecord& node) const;
+  bool drains(MemberId id) const;  // it, or its node, was told to leave
 
   // ---- what is kept beside nodes, members and view
   View adopt(View next);  // returns the view before
@@ -376,8 +379,9 @@ struct Coordinator::State {
   void stop_after_drain();
   void end_drained();
   void note_stragglers(MemberId id, const Progress& progress);
-  void replace_slow(MemberId id, const std::string& why);
-  bool slow_leave() const;
+  void settle_slow();
+  std::set<MemberId> slow_leavers() const;
+  bool awaits_vote(MemberId id) const;
   void evict_replaced();
   void send_while_all_wait(const std::vector<MemberId>& learners);
 
@@ -403,6 +407,7 @@ struct Coordinator::State {
   void lesson_member_lost(MemberId id);
   void settle_lessons();
   void hold_learners();
+  std::vector<MemberId> laggards_due() const;
 
   // ---- saves
   void on(NodeId from, MemberId id, const SaveDue& due);

@@ -141,8 +141,8 @@ struct LearnFailed {
 
 // Progress of a member: version reached, sent at most every 100 ms, in worlds of thousands more seldom, at
 // every boundary, and by the program's thread when it enters a view (a member that never says it is hung).
-// For display, for the step deadline, for "joins wait until one step has been committed" (rule 18), and for
-// whom it holds up (stragglers.h).
+// A learner's says that its program goes on. For display, for the step deadline, for "joins wait until one
+// step has been committed" (rule 18), and for whom it holds up (stragglers.h).
 struct Progress {
   Generation generation;
   Version version = 0;

@@ -39,12 +39,12 @@ class Stragglers {
   void measured(MemberId member, Duration microbatch, uint32_t microbatches);
   void forget(MemberId member);
 
-  bool window_is_over(Instant now) const {
-    return limits_.action != StragglerAction::kOff && now - began_ >= limits_.window;
-  }
-  // Once a window is over and each of `members` that computes has been heard of in it. Each verdict is given
-  // once, until its member has been as fast as the others for a window.
+  // A window is over, and each of so many members has been heard of in it; or long over: who computes nothing
+  // is not waited for without end.
+  bool may_judge(Instant now, size_t members) const;
+  // When it may. Each verdict is given once, until its member has been as fast as the others for a window.
   std::vector<StragglerVerdict> judge(Instant now, const std::vector<MemberId>& members);
+  bool is_slow(MemberId member) const;  // since a verdict
 
  private:
   struct Record {
@@ -57,6 +57,7 @@ class Stragglers {
 
   StragglerLimits limits_;
   Instant began_ = 0;
+  size_t measured_ = 0;  // records with enough in this window
   std::map<MemberId, Record> records_;
 };
 

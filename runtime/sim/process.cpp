@@ -171,6 +171,7 @@ void World::member_formed(Process& process, Generation generation) {
   const MemberId id = process.id;
   if (transfer == transfers.end()) return state_stands(process, generation);
   const MemberId source = transfer->source;
+  expect(group.view.rank_of(source).has_value(), named(source) + " is to send its state, and leaves");
   if (transfer->gradient) return take_gradient(process, generation, source);
   const uint64_t writes = processes.at(source)->writes;
   if (!options.rules.transfers_are_staged) {  // into the program's memory, piece by piece
@@ -623,6 +624,7 @@ void World::drive_learner(Process& process) {
     const MemberActions actions = self.core->update_closed(process_now(self));
     self.version = self.core->version();
     self.state = applied(self.state, learnt);
+    say(id, Progress{self.entered, self.version});
     process_does(id, actions);
   });
 }

@@ -222,6 +222,20 @@ TEST_P(LessonTest, ALearnerThatFallsTooFarBehindBeginsAgain) {
   EXPECT_TRUE(pupil->lags());
 }
 
+// Else no learner of a large model would ever be level.
+TEST_P(LessonTest, OneGradientMayWaitWhateverItsSize) {
+  limits.log_bytes_max = 1;
+  Teacher teacher(*old.endpoint, old.state, limits);
+  const auto pupil = learner();
+  ASSERT_TRUE(start(teacher, 0));
+  const std::vector<float> big(kFloats, 1.0F);
+  for (control::Version version = 0; version < 5; ++version) {
+    teacher.note(version, big);
+    EXPECT_EQ(gradient(*pupil, version), big);
+  }
+  EXPECT_FALSE(pupil->lags());
+}
+
 // More wait at the teacher than may: it tells why it ends the lesson.
 TEST_P(LessonTest, ATeacherWhoseLogIsFullSaysThatTheLearnerLags) {
   Teacher teacher(*old.endpoint, old.state, LessonLimits{.log_bytes_max = 0});

@@ -872,6 +872,34 @@ TEST_F(Joining, WhoCannotKeepUpIsSentTheStateAtABoundaryWhileAllWait) {
   EXPECT_TRUE(sent<Learn>(last).empty());
 }
 
+// The leavers hold the state, too, but not in the view in which it is sent.
+TEST_F(Joining, WhoLeavesAtTheSameBoundarySendsNothing) {
+  BOTH_CANNOT_KEEP_UP(learn);
+  const Generation old = leader->view().generation;
+  NoticeRaised notice;
+  notice.scope = Scope::kRank;
+  notice.member = 100;
+  say(1, 0, notice);
+  tick_at(now + limits.notice_settle);
+  all.clear();
+  for (const MemberId member : {100, 101}) say(1, member, AtBoundary{old, 1, 5});
+  EXPECT_EQ(world(), (std::vector<MemberId>{101, 200, 201}));
+  for (const Transfer& transfer : told_transfers(all)) EXPECT_EQ(transfer.source, 101u);
+  EXPECT_EQ(told_transfers(all).size(), 2u);
+}
+
+TEST_F(Joining, WhoCannotKeepUpAndWillNotJoinIsNotPlannedFor) {
+  BOTH_CANNOT_KEEP_UP(learn);
+  const Generation old = leader->view().generation;
+  for (const MemberId member : {200, 201}) say(2, member, Leaving{75, kNoVersion, "told"});
+  for (const MemberId member : {100, 101}) say(1, member, AtBoundary{old, 1, 5});
+  EXPECT_EQ(sent<Proceed>(last).size(), 2u);
+  all.clear();
+  progress_all(6);
+  progress_all(7);
+  EXPECT_TRUE(sent<PlanNumber>(all).empty()) << "a boundary in every step, for nobody";
+}
+
 TEST_F(Joining, OneThatCannotBeSentTheStateInTimeIsLeftOut) {
   BOTH_CANNOT_KEEP_UP(learn);
   const Generation old = leader->view().generation;
@@ -900,11 +928,50 @@ TEST_F(Joining, WhoCannotKeepUpAndDiesHoldsNobodyUp) {
 TEST_F(Joining, ALearnerThatIsNotLevelInTimeCannotKeepUpEither) {
   limits.learn_timeout = limits.step_timeout / 4;
   NEW_NODE_LEARNS(learn);
+  const auto compute = [&] {
+    for (const MemberId member : {200, 201}) say(2, member, Progress{{}, 3});
+  };
+  compute();
   tick_at(now + limits.learn_timeout);
   EXPECT_EQ(sent<Learn>(all).size(), 4u) << "once again";
   EXPECT_TRUE(sent<PlanNumber>(all).empty());
+  compute();
   tick_at(now + limits.learn_timeout);
   EXPECT_EQ(sent<PlanNumber>(all).size(), 2u);
+}
+
+// In a view it would hold all others up.
+TEST_F(Joining, ALearnerWhoseProgramHangsIsNotTakenIntoTheView) {
+  limits.learn_timeout = limits.step_timeout / 5;
+  NEW_NODE_LEARNS(learn);
+  tick_at(now + limits.learn_timeout);
+  EXPECT_EQ(sent<Learn>(all).size(), 4u);
+  tick_at(now + limits.learn_timeout);
+  EXPECT_TRUE(sent<PlanNumber>(all).empty());
+}
+
+// A node that came before takes the room while another's learner lags.
+TEST_F(Joining, WhoCannotKeepUpDoesNotJoinBeyondMax) {
+  begin(1, 2, 1);
+  node_comes(1, 1);
+  member_comes(1, 0);
+  tick_at(now + limits.form_wait);
+  node_comes(2, 1);  // its worker comes later
+  node_comes(3, 1);
+  member_comes(3, 0);
+  progress_all(1);
+  for (int tries = 0; tries < 2; ++tries)
+    say(3, 300, LearnFailed{sent<Learn>(all).back().second.lesson, "falls behind", true});
+  member_comes(2, 0);
+  progress_all(2);
+  say(2, 200, Level{2});
+  const Generation old = leader->view().generation;
+  const uint64_t plan = sent<PlanNumber>(all).back().second.plan;
+  say(1, 100, AtBoundary{old, plan, 5});
+  say(2, 200, AtBoundary{old, plan, 5});
+  std::set<NodeId> joined;
+  for (const Member& member : leader->view().members) joined.insert(member.node);
+  EXPECT_LE(joined.size(), 2u);
 }
 
 TEST_F(Joining, LossDuringLessonsEndsThem) {

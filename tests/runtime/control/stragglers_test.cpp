@@ -79,6 +79,27 @@ TEST_F(StragglersTest, OfTwoTheFasterIsTheMeasure) {
   EXPECT_EQ(verdicts[0].member, kB);
 }
 
+TEST_F(StragglersTest, OneThatIsFastMakesNobodySlow) {
+  for (int i = 0; i < 6; ++i) EXPECT_TRUE(window({{kA, 5}, {kB, 50}, {kC, 50}}).empty());
+}
+
+TEST_F(StragglersTest, OfMany) {
+  std::vector<MemberId> many(20'000);
+  for (size_t i = 0; i < many.size(); ++i) many[i] = i + 1;
+  std::vector<StragglerVerdict> verdicts;
+  for (int i = 0; i < 3; ++i) {
+    now += 10 * kSecond;
+    for (MemberId member : many) {
+      EXPECT_FALSE(stragglers.may_judge(now, many.size()));
+      stragglers.measured(member, (member == 777 ? 50 : 5) * kMillisecond, 10);
+    }
+    ASSERT_TRUE(stragglers.may_judge(now, many.size()));
+    verdicts = stragglers.judge(now, many);
+  }
+  ASSERT_EQ(verdicts.size(), 1u);
+  EXPECT_EQ(verdicts[0].member, 777u);
+}
+
 TEST_F(StragglersTest, AloneNobodyIsSlow) {
   for (int i = 0; i < 6; ++i) {
     now += 10 * kSecond;
@@ -97,7 +118,7 @@ TEST_F(StragglersTest, OneThatComputesNothingHoldsNoVerdictUpForever) {
 TEST_F(StragglersTest, AnotherViewBeginsANewWindow) {
   window({{kA, 5}, {kB, 5}, {kC, 12}});
   window({{kA, 5}, {kB, 5}, {kC, 12}});
-  stragglers.measured(kC, 12 * kMillisecond, 10);
+  stragglers.measured(kC, 500 * kMillisecond, 1000);
   stragglers.view_begins(now);
   EXPECT_EQ(window({{kA, 5}, {kB, 5}, {kC, 5}}).size(), 0u) << "what it did before counts no more";
 }
@@ -117,8 +138,9 @@ TEST_F(StragglersTest, WhatMakesNoSenseIsDropped) {
 class Straggling : public LeaderTest {
  protected:
   Version version = 1;
+  int factor = 10;
 
-  // So many seconds in which the last member takes ten times as long.
+  // So many seconds in which the last member takes so many times as long.
   void train(int seconds_of_it) {
     for (int i = 0; i < seconds_of_it; ++i) {
       tick_at(now + kSecond);
@@ -126,7 +148,7 @@ class Straggling : public LeaderTest {
       const auto ids = world();
       for (const MemberId member : ids) {
         Progress progress{leader->view().generation, version};
-        progress.microbatch = (member == ids.back() ? 50 : 5) * kMillisecond;
+        progress.microbatch = (member == ids.back() ? 5 * factor : 5) * kMillisecond;
         progress.microbatches = 20;
         inbox(member / 100, member, progress);
       }
@@ -176,6 +198,79 @@ TEST_F(Straggling, IsReplacedAtABoundaryAndItsProcessEnded) {
   all.clear();
   member_comes(3, 0, 350);
   EXPECT_EQ(sent<Learn>(all).size(), 1u) << "another process takes its place";
+}
+
+TEST_F(Straggling, ALossBeforeTheBoundaryOnlyPutsItOff) {
+  limits.stragglers.action = StragglerAction::kReplace;
+  form(4, 1);
+  all.clear();
+  train(35);
+  ASSERT_EQ(sent<PlanNumber>(all).size(), 4u);
+  gone(1, 100);
+  for (const MemberId member : {200, 300, 400}) report(member / 100, member, version);
+  ASSERT_EQ(world(), (std::vector<MemberId>{200, 300, 400}));
+  all.clear();
+  progress_all(++version);
+  const auto plans = sent<PlanNumber>(all);
+  ASSERT_EQ(plans.size(), 3u) << "it is wanted again, once a step is made in the new view";
+  const Generation old = leader->view().generation;
+  for (const MemberId member : world())
+    inbox(member / 100, member, AtBoundary{old, plans.back().second.plan, version});
+  EXPECT_EQ(world(), (std::vector<MemberId>{200, 300}));
+}
+
+TEST_F(Straggling, OneThatHasRecoveredIsNotReplaced) {
+  limits.stragglers.action = StragglerAction::kReplace;
+  form(3, 1);
+  all.clear();
+  train(35);
+  ASSERT_FALSE(sent<PlanNumber>(all).empty());
+  factor = 1;
+  train(25);
+  const Generation old = leader->view().generation;
+  const uint64_t plan = sent<PlanNumber>(all).back().second.plan;
+  for (const MemberId member : world()) inbox(member / 100, member, AtBoundary{old, plan, version});
+  EXPECT_EQ(leader->view().generation, old) << "the reason is gone";
+}
+
+TEST_F(Straggling, OneThatWritesItsPartOfASaveLeavesLater) {
+  limits.stragglers.action = StragglerAction::kReplace;
+  form(3, 1);
+  say(1, 100, SaveDue{leader->view().generation, 1});
+  const uint64_t save = sent<SaveOpen>(last)[0].second.save;
+  for (const MemberId member : {100, 200}) say(member / 100, member, SaveVote{save, true, {}, ""});
+  all.clear();
+  train(40);
+  ASSERT_TRUE(has_event(all, EventKind::kStraggler));
+  EXPECT_TRUE(sent<PlanNumber>(all).empty());
+  say(3, 300, SaveVote{save, true, {}, ""});
+  EXPECT_EQ(sent<PlanNumber>(all).size(), 3u);
+}
+
+TEST_F(Straggling, ASlotWhoseProcessesAreAllSlowIsReplacedTwiceAtMost) {
+  limits.stragglers.action = StragglerAction::kReplace;
+  form(3, 1);
+  for (uint32_t replaced = 0; replaced < 2; ++replaced) {
+    train(35);
+    Generation old = leader->view().generation;
+    uint64_t plan = sent<PlanNumber>(all).back().second.plan;
+    for (const MemberId member : world()) inbox(member / 100, member, AtBoundary{old, plan, version});
+    ASSERT_EQ(world().size(), 2u) << replaced;
+    const MemberId next = 350 + replaced;
+    gone(3, replaced == 0 ? 300 : next - 1);
+    for (int i = 0; i < 2; ++i) progress_all(++version);
+    member_comes(3, 0, next);
+    say(3, next, Level{version});
+    old = leader->view().generation;
+    plan = sent<PlanNumber>(all).back().second.plan;
+    for (const MemberId member : world()) inbox(member / 100, member, AtBoundary{old, plan, version});
+    inbox(3, next, AtBoundary{old, plan, version});
+    ASSERT_EQ(world().size(), 3u) << replaced;
+  }
+  all.clear();
+  train(60);
+  EXPECT_TRUE(has_event(all, EventKind::kStraggler)) << "it is told";
+  EXPECT_TRUE(sent<PlanNumber>(all).empty());
 }
 
 TEST_F(Straggling, IsNotReplacedWhereTooFewWouldBeLeft) {
