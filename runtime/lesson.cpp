@@ -13,7 +13,7 @@ namespace muster {
 namespace {
 
 constexpr std::ptrdiff_t kShared = 4;               // more lessons than so many do not become slower still
-constexpr uint64_t kGradientBytesMax = 1ULL << 40;  // what a peer may have this process allocate
+constexpr uint64_t kGradientBytesMax = 1ULL << 37;  // what a peer may have this process allocate
 constexpr Duration kPoll = 200 * kMillisecond;  // how soon an ended lesson is noticed while nothing arrives
 
 }  // namespace
@@ -337,7 +337,13 @@ Result<bool> Learner::receive_gradient(uint64_t item) {
     return Error{ErrorCode::kMisuse, "the teacher announced a gradient of " + std::to_string(header.count) +
                                          " elements, more than a lesson may hold"};
   }
-  std::vector<float> gradient(header.count);
+  std::vector<float> gradient;
+  try {
+    gradient.resize(header.count);
+  } catch (const std::bad_alloc&) {
+    return Error{ErrorCode::kEnvironment, "there is no memory for a gradient of " +
+                                              human_bytes(header.count * sizeof(float)) + " to learn from"};
+  }
   const MutableByteSpan bytes = std::as_writable_bytes(std::span(gradient));
   MUSTER_TRY(receive(item + 1, bytes, control::lesson_time(bytes.size(), limits_.item_timeout)));
   if (digest_of(bytes) != header.digest) {

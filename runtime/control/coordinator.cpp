@@ -345,17 +345,21 @@ Actions Coordinator::receive(Instant now, NodeId from, const Envelope& envelope)
   if (state.resigned) return {};
   const bool something_is_due = now >= state.next_deadline();
   state.advance_to(now);
+  const auto without_consequences = [&] {
+    if (something_is_due) state.settle();
+    return state.take();
+  };
   if (const auto node = state.nodes.find(from); node != state.nodes.end()) {
-    if (!node->second.connected && !std::holds_alternative<NodeHello>(envelope.message)) return {};
-    // It has no consequences but that.
+    if (!node->second.connected && !std::holds_alternative<NodeHello>(envelope.message))
+      return without_consequences();
     const bool was_silent = node->second.silent_since != kNever;
     state.node_heard(node->second);
     const bool is_heartbeat = std::holds_alternative<Heartbeat>(envelope.message);
-    if (is_heartbeat && !was_silent && !something_is_due) return state.take();
+    if (is_heartbeat && !was_silent) return without_consequences();
   } else if (!std::holds_alternative<NodeHello>(envelope.message)) {
-    return {};  // nobody speaks before its hello
+    return without_consequences();  // nobody speaks before its hello
   }
-  if (envelope.member != 0 && state.excluded.contains(envelope.member)) return {};
+  if (envelope.member != 0 && state.excluded.contains(envelope.member)) return without_consequences();
   std::visit([&](const auto& message) { state.on(from, envelope.member, message); }, envelope.message);
   state.settle();
   return state.take();

@@ -16,8 +16,7 @@ void Coordinator::State::settle_lessons() {
   for (const auto& [id, lesson] : lessons) {
     if (now >= lesson.deadline) overdue.push_back(id);
   }
-  // One whose program does not go on is hung, and would hold all others up in a view.
-  for (MemberId id : overdue) fail_lesson(id, "not level in time", lessons.at(id).computes);
+  for (MemberId id : overdue) lesson_overdue(id);
   if (lessons.empty()) start_lessons();
   const bool all_level =
       std::all_of(lessons.begin(), lessons.end(), [](const auto& entry) { return entry.second.level; });
@@ -25,6 +24,16 @@ void Coordinator::State::settle_lessons() {
   if (cannot_keep_up.empty() || !all_level || !committed) return;
   if (const size_t count = laggards_due().size(); count > 0)
     want_plan(std::to_string(count) + " learners cannot keep up, the others wait for them once");
+}
+
+// One whose program does not go on is hung: in a view it would hold all others up, and as a learner those who
+// come after it.
+void Coordinator::State::lesson_overdue(MemberId id) {
+  const Lesson& lesson = lessons.at(id);
+  const bool computes = lesson.computed_at != kNever && now - lesson.computed_at < limits.learn_timeout / 4;
+  const bool is_hung = !computes && lesson.tries >= kLessonTriesMax;
+  fail_lesson(id, "not level in time", computes);
+  if (is_hung) lose_member(id, "its program does not go on", false);
 }
 
 // Joins wait until a step was committed in the view (rule 18). A new node's workers are waited for, so that

@@ -11,7 +11,7 @@ constexpr uint32_t kReplacementsMax = 2;  // of a slow process in one slot: then
 }  // namespace
 
 void Coordinator::State::on(NodeId, MemberId id, const Progress& progress) {
-  if (const auto lesson = lessons.find(id); lesson != lessons.end()) lesson->second.computes = true;
+  if (const auto lesson = lessons.find(id); lesson != lessons.end()) lesson->second.computed_at = now;
   if (progress.generation != view.generation || !in_view(id)) return;
   MemberRecord& record = members.at(id);
   record.progressed_in = progress.generation;
@@ -207,7 +207,7 @@ void Coordinator::State::note_stragglers(MemberId id, const Progress& progress) 
 // Planned: it leaves at a boundary, where nothing has to be repeated, is ended, and its agent starts another
 // in its slot, which learns.
 void Coordinator::State::settle_slow() {
-  if (slow.empty() || !committed) return;
+  if (slow.empty() || !committed || now < move_not_before) return;  // what they hold may have to be moved
   if (const size_t count = slow_leavers().size(); count > 0)
     want_plan(std::to_string(count) + " slow members are replaced");
 }

@@ -36,9 +36,8 @@ Holdings Coordinator::State::held_in_view() const {
 std::set<MemberId> Coordinator::State::leaving_members() const {
   std::set<MemberId> leaving;
   const bool settled = now >= settle_notices_at;
-  const std::set<MemberId> slow_ones = slow_leavers();
   for (MemberId id : living_of(view)) {
-    if ((drains(id) && settled) || slow_ones.contains(id)) leaving.insert(id);
+    if (drains(id) && settled) leaving.insert(id);
   }
   return leaving;
 }
@@ -49,6 +48,7 @@ std::set<MemberId> Coordinator::State::leaving_members() const {
 void Coordinator::State::mend_shards() {
   if (sharding.copies == 0 || !committed || !limits.rules.shards_mended || now < move_not_before) return;
   if (!lessons.empty() && now < running_since + limits.mend_wait) return;
+  if (!slow_leavers().empty()) return;  // they bring a boundary of their own
   if (!shards_at_rest)
     shards_at_rest = place_shards(view.members, held_in_view(), sharding, leaving_members()).moves.empty();
   if (!*shards_at_rest) want_plan("shards have too few copies, or lie unevenly");

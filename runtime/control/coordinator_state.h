@@ -94,9 +94,9 @@ struct Lesson {
   MemberId source = 0;
   uint32_t tries = 1;
   bool level = false;
-  bool held = false;      // LearnUntil was sent
-  bool arrived = false;   // it stands at the boundary
-  bool computes = false;  // its program goes on: it has updated
+  bool held = false;             // LearnUntil was sent
+  bool arrived = false;          // it stands at the boundary
+  Instant computed_at = kNever;  // its program's newest update; kNever: none
   Instant deadline = 0;
 };
 
@@ -408,6 +408,7 @@ struct Coordinator::State {
   void settle_lessons();
   void hold_learners();
   std::vector<MemberId> laggards_due() const;
+  void lesson_overdue(MemberId id);
 
   // ---- saves
   void on(NodeId from, MemberId id, const SaveDue& due);

@@ -157,6 +157,37 @@ TEST_F(ShardedView, ALossGoesOnWithTheCopiesThatAreLeftAndTheNextBoundaryMendsTh
   EXPECT_THAT(sent<PlanNumber>(last), IsEmpty()) << "it is at rest";
 }
 
+// A straggler is to be replaced, and a save waits for its part: no boundary is wanted for its shards
+// meanwhile.
+TEST_F(ShardedView, AStragglerThatCannotLeaveYetMakesNoBoundaryOfEachStep) {
+  limits.stragglers.action = StragglerAction::kReplace;
+  form(3, 1);
+  Version version = 2;
+  for (int i = 0; i < 35; ++i) {
+    tick_at(now + kSecond);
+    ++version;
+    for (const MemberId member : world()) {
+      Progress progress{leader->view().generation, version};
+      progress.microbatch = (member == 300 ? 50 : 5) * kMillisecond;
+      progress.microbatches = 20;
+      inbox(member / 100, member, progress);
+    }
+  }
+  ASSERT_TRUE(has_event(all, EventKind::kStraggler));
+  say(1, 100, Suspect{leader->view().generation, {200}, "a link"});
+  tick_at(now + limits.suspect_wait);
+  for (const MemberId member : world()) report_held(member, version);
+  ASSERT_EQ(leader->phase(), "running");
+  progress_all(++version);
+  ASSERT_FALSE(sent<PlanNumber>(last).empty()) << "it is to leave";
+  say(1, 100, SaveDue{leader->view().generation, version});
+  at_boundary(version);
+  ASSERT_EQ(sent<Proceed>(last).size(), 3u) << "it writes its part of a save first";
+  all.clear();
+  for (int i = 0; i < 3; ++i) progress_all(++version);
+  EXPECT_THAT(sent<PlanNumber>(all), IsEmpty());
+}
+
 TEST_F(ShardedView, WhereAShardIsLostTheMembersStartAgainFromTheNewestSave) {
   form(2, 2);
   progress_all(4);
