@@ -9,7 +9,8 @@ namespace muster::control {
 
 namespace {
 constexpr uint32_t kLessonTriesMax = 2;
-}
+constexpr uint32_t kRetryDoublingsMax = 7;
+}  // namespace
 
 void Coordinator::State::settle_lessons() {
   std::vector<MemberId> overdue;
@@ -26,14 +27,12 @@ void Coordinator::State::settle_lessons() {
     want_plan(std::to_string(count) + " learners cannot keep up, the others wait for them once");
 }
 
-// One whose program does not go on is hung: in a view it would hold all others up, and as a learner those who
-// come after it.
+// One whose program does not go on may be hung: in a view it would hold all others up. Or its sources are at
+// fault, so it is not killed for it.
 void Coordinator::State::lesson_overdue(MemberId id) {
   const Lesson& lesson = lessons.at(id);
   const bool computes = lesson.computed_at != kNever && now - lesson.computed_at < limits.learn_timeout / 4;
-  const bool is_hung = !computes && lesson.tries >= kLessonTriesMax;
   fail_lesson(id, "not level in time", computes);
-  if (is_hung) lose_member(id, "its program does not go on", false);
 }
 
 // Joins wait until a step was committed in the view (rule 18). A new node's workers are waited for, so that
@@ -155,7 +154,9 @@ void Coordinator::State::fail_lesson(MemberId learner, const std::string& why, b
   if (again && lags && limits.rules.laggards_waited_for) {
     cannot_keep_up.insert(learner);
   } else {
-    learn_not_before[learner] = now + limits.learn_retry_wait;
+    // Ever more seldom: meanwhile who comes after it waits for the end of its lesson.
+    const uint32_t doublings = std::min(members.at(learner).lessons_failed++, kRetryDoublingsMax);
+    learn_not_before[learner] = now + (limits.learn_retry_wait << doublings);
   }
 }
 

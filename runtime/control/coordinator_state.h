@@ -55,7 +55,8 @@ struct MemberRecord {
   std::optional<int> leaving;    // the exit code
   std::string leaving_why;
   bool draining = false;
-  bool from_store = false;  // known from the view that a new leader found; it has not spoken yet
+  uint32_t lessons_failed = 0;  // twice in a row each
+  bool from_store = false;      // known from the view that a new leader found; it has not spoken yet
 };
 
 struct Change {
