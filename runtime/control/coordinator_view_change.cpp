@@ -391,10 +391,15 @@ void Coordinator::State::installation_overdue() {
   }
   for (NodeId node : stuck) lose_node(node, "an excluded process was not reaped" + within);
   if (!stuck.empty()) return;
+  // Where others are not ready either, one of them may be what keeps the state from being sent.
   std::vector<MemberId> unsent;
-  for (MemberId id : change.sent_while_all_wait) {
-    if (lives(id) && !change.ready.contains(id)) unsent.push_back(id);
+  bool others_are_ready = true;
+  for (MemberId id : living_of(view)) {
+    if (change.ready.contains(id)) continue;
+    if (change.sent_while_all_wait.contains(id)) unsent.push_back(id);
+    others_are_ready = others_are_ready && change.sent_while_all_wait.contains(id);
   }
+  if (!others_are_ready) unsent.clear();
   if (!unsent.empty()) return evict_members(unsent, "it could not be sent the state" + within);
   // One that blocks the group and those whom it blocks look alike. Asked again, a frozen one does not report;
   // who reports and still is not ready, again and again, is excluded as a suspect.

@@ -155,6 +155,7 @@ void World::notice_on(size_t index, Scope scope) {
   Agent& agent = *agents[index];
   if (!agent.alive || !agent.connected || agent.finished) return;
   agent.noticed = true;
+  job_is_told = job_is_told || scope == Scope::kJob;
   notices_given = true;
   const uint32_t local_rank = static_cast<uint32_t>(random.below(agent.slots.size()));
   const Duration left = between(kSecond, 30 * kSecond);

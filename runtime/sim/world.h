@@ -264,6 +264,7 @@ struct World {
   Lineage branch;                                       // of the newest restart from a save; empty: none yet
 
   // What happened, for the checks.
+  bool job_is_told = false;  // to stop: what is wanted after that is to save, and to end
   std::map<Generation, View> views_stored;
   std::map<Generation, View> views_installed;  // members were told to
   std::map<Generation, View> views_entered;

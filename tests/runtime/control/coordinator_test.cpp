@@ -915,6 +915,18 @@ TEST_F(Joining, OneThatCannotBeSentTheStateInTimeIsLeftOut) {
   EXPECT_EQ(world(), (std::vector<MemberId>{100, 101, 200}));
 }
 
+// The one that sends is frozen, perhaps.
+TEST_F(Joining, OneThatIsNotSentTheStateBecauseOfAnotherIsNotEvictedForIt) {
+  BOTH_CANNOT_KEEP_UP(learn);
+  const Generation old = leader->view().generation;
+  mute = {101, 201};
+  for (const MemberId member : {100, 101}) say(1, member, AtBoundary{old, 1, 5});
+  ASSERT_EQ(leader->phase(), "installing");
+  tick_at(now + limits.ready_timeout);
+  EXPECT_TRUE(sent<Evict>(last).empty());
+  EXPECT_EQ(leader->phase(), "agreeing") << "all are asked: a frozen one does not answer";
+}
+
 TEST_F(Joining, WhoCannotKeepUpAndDiesHoldsNobodyUp) {
   BOTH_CANNOT_KEEP_UP(learn);
   const Generation old = leader->view().generation;
