@@ -663,8 +663,11 @@ void World::forward(Process& process, const Message& message) {
   }
   if (const auto* until = std::get_if<LearnUntil>(&message)) process.learn_until = *until;
   if (std::holds_alternative<Proceed>(message)) process.learn_until.reset();
-  if (std::holds_alternative<BaseConfirmed>(message)) {
-    for (auto& [shard, copy] : process.shards) copy.compared = true;
+  if (std::holds_alternative<BaseConfirmed>(message)) {  // of those that this view has given it
+    for (const uint32_t shard : process.core->shards()) {
+      if (const auto copy = process.shards.find(shard); copy != process.shards.end())
+        copy->second.compared = true;
+    }
   }
   if (const auto* save = std::get_if<SaveOpen>(&message)) {
     SaveRecord& record = saves[save->save];

@@ -162,7 +162,8 @@ bool World::hold_all_shards(const Holders& holders, const Holders& one_behind, V
 void World::check_copies(const View& view, Version committed_there) {
   if (view.base == kNoVersion || committed_there - view.base < kMendedWithin) return;
   const bool learns = std::any_of(lessons.begin(), lessons.end(), [](auto& log) { return !log.second.over; });
-  if (learns || job_is_told || (!options.bounded_rate && now < quiet_at + kMendedAfter)) return;
+  if (learns || job_is_told || leader_lost || (!options.bounded_rate && now < quiet_at + kMendedAfter))
+    return;
   const size_t wanted = std::min<size_t>(sharding.copies, view.members.size());
   for (uint32_t shard = 0; shard < view.shards.shards(); ++shard) {
     expect(view.shards.holders(shard).size() >= wanted,
