@@ -93,8 +93,7 @@ constexpr Option kOptions[] = {
      "without a leader for so long, a node ends as requeue"},
     {"quarantine-losses", kInteger, "6", 0, 1000, kRun,
      "so many losses on one node within --quarantine-time keep it out of the job for as long, and twice as "
-     "long "
-     "the next time, unless the job cannot run without it; 0: never"},
+     "long the next time, unless the job cannot run without it; 0: never"},
     {"quarantine-time", kSeconds, "600", 1, 7 * kDay, kRun, "of the first quarantine of a node"},
     {"straggler-percent", kInteger, "200", 110, 100000, kRun,
      "a worker whose microbatches take so many percent of the others' is a straggler, if it is so in three "
@@ -127,8 +126,7 @@ constexpr Option kOptions[] = {
      "With MUSTER_STAGING_MIB updates wait for it"},
     {"lesson-log-mib", kInteger, "512", 0, 1 << 20, kVariable,
      "gradients that may wait for a worker that learns, in MiB, or one of any size; 0: none. One for which "
-     "more "
-     "would wait starts again once; then it is sent the state between two steps, while all wait"},
+     "more would wait starts again once; then it is sent the state between two steps, while all wait"},
     {"ucx-transports", kText, "tcp,self", 0, 0, kVariable,
      "what workers of different nodes talk over, as UCX_TLS has it: rc,ud,tcp,self on InfiniBand"},
     {"comm-form-timeout", kSeconds, "120", 0.1, kDay, kVariable,

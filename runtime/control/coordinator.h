@@ -62,11 +62,11 @@ struct Limits {
   Duration mend_wait =
       30 * kSecond;  // shards with too few copies wait so long for a learner that may get them
   Duration finish_timeout =
-      2 * 3600 * kSecond;  // the same after the last step; longer than NodeLimits::finish_grace
+      2 * 3600 * kSecond;               // the same after the last step; longer than NodeLimits::finish_grace
+  Duration end_timeout = 60 * kSecond;  // EndJob → all processes gone; longer than two NodeLimits::kill_grace
   QuarantineLimits quarantine;
   StragglerLimits stragglers;
-  Duration end_timeout = 60 * kSecond;  // EndJob → all processes gone; longer than two NodeLimits::kill_grace
-  RuleSwitches rules;                   // test-only
+  RuleSwitches rules;  // test-only
 };
 
 // ---- decisions, each a pure function of values that returns its reason

@@ -52,32 +52,32 @@ void Coordinator::State::on(NodeId from, MemberId, const NodeHello& hello) {
 // Whom to meet should this leader be lost (rule 12): a few that came first, so that thousands of nodes do not
 // each keep thousands of addresses. All but the newcomer have the list already, unless it changed.
 void Coordinator::State::tell_neighbours(NodeId newcomer) {
-  if (neighbours_stand()) {
-    Neighbours message;
-    for (NodeId id : told_neighbours) {
-      const NodeRecord& node = nodes.at(id);
-      message.nodes.push_back({id, node.name, node.rescue_host, node.rescue_port});
-    }
-    return to_node(newcomer, std::move(message));
+  const bool changed = !neighbours_stand() && choose_neighbours();
+  if (told_neighbours.empty()) return;
+  Neighbours message;
+  for (NodeId id : told_neighbours) {
+    const NodeRecord& node = nodes.at(id);
+    message.nodes.push_back({id, node.name, node.rescue_host, node.rescue_port});
   }
+  if (!changed) return to_node(newcomer, std::move(message));
+  for (const auto& [id, node] : nodes) {
+    if (node.connected) to_node(id, message);
+  }
+}
+
+// True: they are others than before.
+bool Coordinator::State::choose_neighbours() {
   std::vector<const NodeRecord*> listening;
   for (const auto& [id, node] : nodes) {
     if (node.connected && node.rescue_port != 0) listening.push_back(&node);
   }
-  if (listening.empty()) return;
-  std::sort(listening.begin(), listening.end(), [](auto* a, auto* b) { return a->order < b->order; });
+  std::ranges::sort(listening, {}, &NodeRecord::order);
   if (listening.size() > kNeighboursMax) listening.resize(kNeighboursMax);
-  Neighbours message;
   std::vector<NodeId> ids;
-  for (const NodeRecord* node : listening) {
-    message.nodes.push_back({node->id, node->name, node->rescue_host, node->rescue_port});
-    ids.push_back(node->id);
-  }
-  const bool changed = ids != told_neighbours;
+  for (const NodeRecord* node : listening) ids.push_back(node->id);
+  if (ids == told_neighbours) return false;
   told_neighbours = std::move(ids);
-  for (const auto& [id, node] : nodes) {
-    if (node.connected && (changed || id == newcomer)) to_node(id, message);
-  }
+  return !told_neighbours.empty();
 }
 
 // As many as there may be, which all still listen: who came later changes nothing.

@@ -64,7 +64,7 @@ void Coordinator::State::lose_member(MemberId id, const std::string& why, bool r
   if (of_view && phase != Phase::kEnded)
     say(EventKind::kMemberLost, named(id) + ": " + why).subject = *rank_of(id);
   if (of_view && !record->second.leaving) hit.insert(node);
-  const bool told = record->second.leaving || record->second.draining || nodes.at(node).draining;
+  const bool told = record->second.leaving || drains(id);
   if ((of_view || lessons.contains(id)) && !told && phase != Phase::kEnded) note_loss_on(node);
   unseat(id);
   excluded.insert(id);

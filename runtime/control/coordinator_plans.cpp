@@ -74,10 +74,8 @@ Coordinator::State::Turnover Coordinator::State::turnover() const {
   Turnover turnover;
   const std::set<MemberId> slow_ones = slow_leavers();
   for (MemberId id : living_of(view)) {
-    const MemberRecord& record = members.at(id);
-    const bool drains = record.draining || nodes.at(record.member.node).draining;
-    const bool leaves = (drains && now >= settle_notices_at) || slow_ones.contains(id);
-    (leaves ? turnover.leavers : turnover.next).push_back(record.member);
+    const bool leaves = (drains(id) && now >= settle_notices_at) || slow_ones.contains(id);
+    (leaves ? turnover.leavers : turnover.next).push_back(members.at(id).member);
   }
   for (const auto& [id, lesson] : lessons) {
     if (!lesson.arrived) continue;
@@ -238,14 +236,12 @@ bool Coordinator::State::awaits_vote(MemberId id) const {
 // It is as good as lost, and counts as a loss of its node.
 void Coordinator::State::evict_replaced() {
   std::vector<MemberId> replaced;
-  for (MemberId id : std::exchange(slow, {})) {
-    if (in_view(id)) {
-      slow.insert(id);
-      continue;
-    }
-    if (!drains(id)) replaced.push_back(id);
+  for (MemberId id : slow) {
+    if (!in_view(id)) replaced.push_back(id);
   }
   for (MemberId id : replaced) {
+    slow.erase(id);
+    if (drains(id)) continue;  // it has been told to end
     const Member& member = members.at(id).member;
     ++replacements[{member.node_name, member.local_rank}];
     note_loss_on(member.node);
@@ -256,24 +252,19 @@ void Coordinator::State::evict_replaced() {
 // ---- drains
 
 bool Coordinator::State::drains_wanted() const {
-  return drains_noticed && std::any_of(view.members.begin(), view.members.end(), [&](const Member& member) {
-           return lives(member.id) && (members.at(member.id).draining || nodes.at(member.node).draining);
-         });
+  const auto drains_too = [&](const Member& member) { return lives(member.id) && drains(member.id); };
+  return drains_noticed && std::ranges::any_of(view.members, drains_too);
 }
 
 bool Coordinator::State::drain_leaves_enough() const {
-  return nodes_able() >= limits.nodes_min &&
-         std::any_of(view.members.begin(), view.members.end(), [&](const Member& member) {
-           return lives(member.id) && !members.at(member.id).draining && !nodes.at(member.node).draining;
-         });
+  return nodes_able() >= limits.nodes_min && nodes_holding() > 0;
 }
 
 // Nodes of the view that keep a living member when the drained have left.
 uint32_t Coordinator::State::nodes_holding() const {
   std::set<NodeId> holding;
   for (const Member& member : view.members) {
-    if (lives(member.id) && !members.at(member.id).draining && !nodes.at(member.node).draining)
-      holding.insert(member.node);
+    if (lives(member.id) && !drains(member.id)) holding.insert(member.node);
   }
   return static_cast<uint32_t>(holding.size());
 }
@@ -319,8 +310,7 @@ void Coordinator::State::stop_after_drain() {
 void Coordinator::State::end_drained() {
   std::vector<MemberId> drained;
   for (const auto& [id, record] : members) {
-    const bool drains = record.draining || nodes.at(record.member.node).draining;
-    if (drains && !in_view(id)) drained.push_back(id);
+    if (drains(id) && !in_view(id)) drained.push_back(id);
   }
   for (MemberId id : drained) {
     to_member(id, End{kExitRequeue, "drained"});

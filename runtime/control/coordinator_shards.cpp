@@ -35,9 +35,9 @@ Holdings Coordinator::State::held_in_view() const {
 // Those whose notices have settled.
 std::set<MemberId> Coordinator::State::leaving_members() const {
   std::set<MemberId> leaving;
-  const bool settled = now >= settle_notices_at;
+  if (now < settle_notices_at) return leaving;
   for (MemberId id : living_of(view)) {
-    if (drains(id) && settled) leaving.insert(id);
+    if (drains(id)) leaving.insert(id);
   }
   return leaving;
 }

@@ -107,7 +107,7 @@ struct Save {
   NodeId node = 0;  // whose, where it is local
   Version version = 0;
   std::vector<MemberId> participants;
-  std::unordered_set<MemberId> takes_part;  // the same
+  std::unordered_set<MemberId> takes_part;  // the same, to be asked with each vote
   std::map<MemberId, ByteBuffer> records;
   std::set<MemberId> lost;
   bool stop = false;
@@ -289,6 +289,7 @@ struct Coordinator::State {
   bool admit(NodeId from, MemberId id, const MemberHello& hello);
   void tell_neighbours(NodeId newcomer);
   bool neighbours_stand() const;
+  bool choose_neighbours();
   void settle_forming();
   void form_first_view();
   void reform();

@@ -321,21 +321,14 @@ void Coordinator::State::tell_view(const View& old) {
   whole.bytes_moved = bytes_moved(change.moves, state_size);
   const std::optional<Install> differs = difference_from(old, whole);
   std::map<NodeId, Install> concerned;
-  const auto concerns = [&](MemberId id) -> Install& {
-    return concerned.try_emplace(members.at(id).member.node, *differs).first->second;
+  const auto deal = [&](const auto& parts, auto list) {
+    for (const auto& part : parts) {
+      for (NodeId node : std::set{members.at(part.source).member.node, members.at(part.target).member.node})
+        (concerned.try_emplace(node, *differs).first->second.*list).push_back(part);
+    }
   };
-  for (const Transfer& transfer : change.transfers) {
-    if (!differs) break;
-    concerns(transfer.target).transfers.push_back(transfer);
-    Install& of_source = concerns(transfer.source);
-    if (&of_source != &concerns(transfer.target)) of_source.transfers.push_back(transfer);
-  }
-  for (const ShardMove& move : change.moves) {
-    if (!differs) break;
-    concerns(move.target).moves.push_back(move);
-    Install& of_source = concerns(move.source);
-    if (&of_source != &concerns(move.target)) of_source.moves.push_back(move);
-  }
+  if (differs) deal(change.transfers, &Install::transfers);
+  if (differs) deal(change.moves, &Install::moves);
   std::vector<MemberId> knowing, others;
   std::map<NodeId, std::vector<MemberId>> knowing_concerned;
   for (const Member& member : view.members) {

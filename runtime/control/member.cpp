@@ -107,7 +107,7 @@ struct MemberCore::State {
 
   void on(const Agree& agree, MemberActions& out);
   void on(const Install& install, MemberActions& out);
-  void install_view(const Install& install, MemberActions& out);
+  void begin_forming(const Install& install, MemberActions& out);
   void on(const Go& go, MemberActions& out);
   void on(const BaseConfirmed& confirmed, MemberActions& out);
   void on(const PlanNumber& plan, MemberActions& out);
@@ -200,21 +200,24 @@ void MemberCore::State::send_report(MemberActions& out) {
 
 // ---- views
 
-// One that is a difference from a view which is not held makes no sense: a newer one is on its way.
+// What differs from a view that is not held is not taken: the leader's next question, at its deadline, is
+// answered with the view that is, and then all of the next one comes.
 void MemberCore::State::on(const Install& install, MemberActions& out) {
-  if (install.since.counter == 0 || install.view.generation <= newest()) return install_view(install, out);
-  if (const auto whole = whole_again(known, install)) return install_view(*whole, out);
-  out.push_back(event(EventKind::kLog, "a view came as what differs from another, which is not held"));
-}
-
-void MemberCore::State::install_view(const Install& install, MemberActions& out) {
-  if (ended || (install.since.counter == 0 && !install.view.rank_of(id))) return;
+  if (ended) return;
   if (install.view.generation <= newest()) {
-    if (pending && formed && install.view.generation == newest()) {
+    if (pending && formed && install.view.generation == newest())
       out.push_back(to_leader(Ready{newest(), pending->attempt}));
-    }
     return;
   }
+  if (install.since.counter == 0) return begin_forming(install, out);
+  if (const auto whole = whole_again(known, install)) return begin_forming(*whole, out);
+  out.push_back(event(EventKind::kLog,
+                      "a view came as what differs from another, which is not held; the "
+                      "leader will tell all of it"));
+}
+
+void MemberCore::State::begin_forming(const Install& install, MemberActions& out) {
+  if (!install.view.rank_of(id)) return;
   pending = install;
   known = install.view;
   formed = false;

@@ -119,14 +119,17 @@ int train(int argc, char** argv) {
       // Reason for the wait: the test kills this process here, once it has seen the saves before.
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
-    // Reason for the wait: it hangs until it is killed for that.
-    if (muster::is_first_at(folder, places, "hang:" + here))
+    if (muster::is_first_at(folder, places, "hang:" + here)) {
+      // Reason for the wait: this is the hung program that the leader has to find; the agent kills it in it.
       std::this_thread::sleep_for(std::chrono::hours(1));
+    }
     is_slow = is_slow || muster::is_first_at(folder, places, "slow:" + here);
     for (float& gradient : gradients) gradient = 0;
     for (const auto& micro : step.microbatches()) {
-      // Reason for the wait: it is slow.
-      if (is_slow) std::this_thread::sleep_for(std::chrono::milliseconds(25));
+      if (is_slow) {
+        // Reason for the wait: this is the straggler, whose microbatches take many times the others'.
+        std::this_thread::sleep_for(std::chrono::milliseconds(25));
+      }
       // Of the weights too, so that a working copy that is wrong shows.
       for (size_t i = 0; i < kCount; ++i)
         gradients[i] = 0.1F * weights[i] + drawn(micro.random_key + i) + 0.01F * few[i % kFew];

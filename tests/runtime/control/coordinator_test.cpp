@@ -138,6 +138,55 @@ std::vector<std::pair<MemberId, bool>> transfers_of(const Actions& actions) {
   return found;
 }
 
+// ---- whom to meet should the leader be lost
+
+class Neighbourhood : public LeaderTest {
+ protected:
+  // `port` 0: its agent listens nowhere.
+  void listener_comes(NodeId node, uint32_t port) {
+    NodeHello hello;
+    hello.node = node;
+    hello.name = "n" + std::to_string(node);
+    hello.job = "job";
+    hello.workers = 1;
+    hello.nodes_max = limits.nodes_max;
+    hello.rescue_port = port;
+    alive.insert(node);
+    say(node, 0, hello);
+  }
+  std::vector<NodeId> told() const {
+    std::vector<NodeId> ids;
+    const auto messages = sent<Neighbours>(last);
+    if (messages.empty()) return ids;
+    for (const Neighbour& neighbour : messages.back().second.nodes) ids.push_back(neighbour.node);
+    return ids;
+  }
+};
+
+TEST_F(Neighbourhood, TheFirstEightThatListenAreToldAndOnlyToWhoDoesNotKnow) {
+  begin(1, 20, 1);
+  for (NodeId node = 1; node <= 9; ++node) listener_comes(node, node == 3 ? 0 : 4000);
+  EXPECT_EQ(told(), (std::vector<NodeId>{1, 2, 4, 5, 6, 7, 8, 9}));
+  EXPECT_EQ(sent<Neighbours>(last).size(), 9u) << "it has changed: to all";
+  listener_comes(10, 4000);
+  EXPECT_EQ(told(), (std::vector<NodeId>{1, 2, 4, 5, 6, 7, 8, 9}));
+  EXPECT_EQ(sent<Neighbours>(last).size(), 1u) << "to the newcomer alone";
+  cut_off({2});
+  listener_comes(11, 4000);
+  EXPECT_EQ(told(), (std::vector<NodeId>{1, 4, 5, 6, 7, 8, 9, 10}));
+  EXPECT_EQ(sent<Neighbours>(last).size(), 10u);
+}
+
+TEST_F(Neighbourhood, WhereNobodyListensAnyMoreNobodyIsTold) {
+  begin(1, 20, 1);
+  for (NodeId node = 1; node <= 2; ++node) listener_comes(node, 4000);
+  cut_off({1, 2});
+  listener_comes(3, 0);
+  EXPECT_TRUE(sent<Neighbours>(last).empty());
+  listener_comes(4, 4000);
+  EXPECT_EQ(told(), (std::vector<NodeId>{4}));
+}
+
 // ---- how a view is told
 
 // Of the newest view, by member: whether it is told as what differs from the one before.

@@ -137,6 +137,14 @@ TEST_F(StragglersTest, WhatMakesNoSenseIsDropped) {
 
 class Straggling : public LeaderTest {
  protected:
+  // All of the view, and who comes, stand at the boundary of the newest plan.
+  void all_at_boundary(std::vector<MemberId> learners = {}) {
+    const Generation generation = leader->view().generation;
+    const uint64_t plan = sent<PlanNumber>(all).back().second.plan;
+    std::vector<MemberId> ids = world();
+    ids.insert(ids.end(), learners.begin(), learners.end());
+    for (const MemberId member : ids) inbox(member / 100, member, AtBoundary{generation, plan, version});
+  }
   Version version = 1;
   int factor = 10;
 
@@ -182,10 +190,8 @@ TEST_F(Straggling, IsReplacedAtABoundaryAndItsProcessEnded) {
   all.clear();
   train(35);
   ASSERT_EQ(sent<PlanNumber>(all).size(), 3u);
-  const Generation old = leader->view().generation;
-  const uint64_t plan = sent<PlanNumber>(all).back().second.plan;
   last.clear();
-  for (const MemberId member : world()) inbox(member / 100, member, AtBoundary{old, plan, version});
+  all_at_boundary();
   EXPECT_EQ(world(), (std::vector<MemberId>{100, 200}));
   EXPECT_TRUE(sent<Agree>(all).empty()) << "nothing is revoked";
   const auto evictions = sent<Evict>(last);
@@ -211,11 +217,8 @@ TEST_F(Straggling, ALossBeforeTheBoundaryOnlyPutsItOff) {
   ASSERT_EQ(world(), (std::vector<MemberId>{200, 300, 400}));
   all.clear();
   progress_all(++version);
-  const auto plans = sent<PlanNumber>(all);
-  ASSERT_EQ(plans.size(), 3u) << "it is wanted again, once a step is made in the new view";
-  const Generation old = leader->view().generation;
-  for (const MemberId member : world())
-    inbox(member / 100, member, AtBoundary{old, plans.back().second.plan, version});
+  ASSERT_EQ(sent<PlanNumber>(all).size(), 3u) << "it is wanted again, once a step is made in the new view";
+  all_at_boundary();
   EXPECT_EQ(world(), (std::vector<MemberId>{200, 300}));
 }
 
@@ -228,8 +231,7 @@ TEST_F(Straggling, OneThatHasRecoveredIsNotReplaced) {
   factor = 1;
   train(25);
   const Generation old = leader->view().generation;
-  const uint64_t plan = sent<PlanNumber>(all).back().second.plan;
-  for (const MemberId member : world()) inbox(member / 100, member, AtBoundary{old, plan, version});
+  all_at_boundary();
   EXPECT_EQ(leader->view().generation, old) << "the reason is gone";
 }
 
@@ -252,19 +254,14 @@ TEST_F(Straggling, ASlotWhoseProcessesAreAllSlowIsReplacedTwiceAtMost) {
   form(3, 1);
   for (uint32_t replaced = 0; replaced < 2; ++replaced) {
     train(35);
-    Generation old = leader->view().generation;
-    uint64_t plan = sent<PlanNumber>(all).back().second.plan;
-    for (const MemberId member : world()) inbox(member / 100, member, AtBoundary{old, plan, version});
+    all_at_boundary();
     ASSERT_EQ(world().size(), 2u) << replaced;
     const MemberId next = 350 + replaced;
     gone(3, replaced == 0 ? 300 : next - 1);
     for (int i = 0; i < 2; ++i) progress_all(++version);
     member_comes(3, 0, next);
     say(3, next, Level{version});
-    old = leader->view().generation;
-    plan = sent<PlanNumber>(all).back().second.plan;
-    for (const MemberId member : world()) inbox(member / 100, member, AtBoundary{old, plan, version});
-    inbox(3, next, AtBoundary{old, plan, version});
+    all_at_boundary({next});
     ASSERT_EQ(world().size(), 3u) << replaced;
   }
   all.clear();
@@ -292,9 +289,7 @@ TEST_F(Straggling, OneThatIsReplacedAgainAndAgainBringsItsNodeIntoQuarantine) {
   form(3, 1);
   all.clear();
   train(35);
-  const Generation old = leader->view().generation;
-  const uint64_t plan = sent<PlanNumber>(all).back().second.plan;
-  for (const MemberId member : world()) inbox(member / 100, member, AtBoundary{old, plan, version});
+  all_at_boundary();
   EXPECT_TRUE(has_event(all, EventKind::kNodeQuarantined));
 }
 
