@@ -1,12 +1,14 @@
 // bench_state_transfer: how long members that are a version behind wait for the state.
 //
-//   bench_state_transfer [MiB] [rounds]     default 64, 9
+//   bench_state_transfer [MiB] [rounds] [namespace…]     default 64, 9
 //
-// Processes of this machine run StateTransfer as a view change does: rank 0 holds the state, the others get
-// it, over the node's shared memory or (as between nodes) over UCX's TCP on the loopback. In every round,
-// between the same barriers, rank 1 copies and digests the same state alone: what one laggard cannot do
-// without. A time is from the first rank's start to the last one's end; the table has medians. Bytes that
+// Processes of this machine run StateTransfer as a view change does: the first hold the state, the others get
+// it, over the node's shared memory or (as between nodes) over UCX's TCP. With network namespaces, whose
+// links may have limits: one target, in the last of them, and one, two, … sources in the others. In every
+// round, between the same barriers, rank 1 copies and digests the same state alone: what one laggard cannot
+// do without. A time is from the first rank's start to the last one's end; the table has medians. Bytes that
 // arrive wrong end the program with 1.
+#include <fcntl.h>
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -21,6 +23,7 @@
 #include <vector>
 
 #include "collectives/transport/ucx.h"
+#include "runtime/base/handle.h"
 #include "runtime/state_transfer.h"
 
 namespace {
@@ -43,10 +46,15 @@ struct Board {
 };
 
 struct Setting {
+  int sources;
   int targets;
   bool same_node;
   uint64_t bytes;
   int rounds;
+  std::vector<std::string> namespaces;  // none: all in this one
+
+  int ranks() const { return sources + targets; }
+  bool is_source(int rank) const { return rank < sources; }
 };
 
 class Process {
@@ -55,7 +63,9 @@ class Process {
       : board_(board), setting_(setting), rank_(rank), memory_(setting.bytes / sizeof(float)) {}
 
   void run() {
-    for (size_t i = 0; i < memory_.size(); ++i) memory_[i] = static_cast<float>(rank_ == 0 ? i : 0);
+    enter_namespace();
+    for (size_t i = 0; i < memory_.size(); ++i)
+      memory_[i] = static_cast<float>(setting_.is_source(rank_) ? i : 0);
     check(state_.add_replicated("weights", memory_.data(), DType::kFloat32,
                                 {static_cast<int64_t>(memory_.size())}));
     EndpointOptions options;
@@ -71,8 +81,18 @@ class Process {
   }
 
  private:
+  void enter_namespace() {
+    if (setting_.namespaces.empty()) return;
+    const size_t index =
+        setting_.is_source(rank_) ? static_cast<size_t>(rank_) : setting_.namespaces.size() - 1;
+    const UniqueFd file(open(("/run/netns/" + setting_.namespaces[index]).c_str(), O_RDONLY));
+    if (file && setns(file.get(), CLONE_NEWNET) == 0) return;
+    std::fprintf(stderr, "rank %d: cannot enter network namespace %s\n", rank_,
+                 setting_.namespaces[index].c_str());
+    std::exit(1);
+  }
   void meet() {
-    const int wanted = ++meetings_ * (setting_.targets + 1);
+    const int wanted = ++meetings_ * setting_.ranks();
     board_.arrived.fetch_add(1);
     while (board_.arrived.load() < wanted) sched_yield();
   }
@@ -95,7 +115,7 @@ class Process {
         *endpoint_, state_, static_cast<control::MemberId>(rank_ + 1), now() + 60 * kSecond, {}};
     std::vector<control::MemberId> suspects;
     timed(round, kTransfer, [&] { check(transfer.run(install, suspects)); });
-    if (rank_ > 0 && transfer.staged && round == 0) {
+    if (transfer.staged && round == 0) {
       check(state_.install(*transfer.staged, kNever));
       if (memory_.back() != static_cast<float>(memory_.size() - 1)) board_.faults.fetch_add(1);
     }
@@ -112,11 +132,13 @@ class Process {
     control::Install install;
     install.view.generation = {77, static_cast<uint64_t>(round) + 1};
     install.view.base = 5;
-    for (int rank = 0; rank <= setting_.targets; ++rank) {
+    for (int rank = 0; rank < setting_.ranks(); ++rank) {
       control::Member member;
       member.id = static_cast<control::MemberId>(rank + 1);
       member.contact.assign(board_.contacts[rank], board_.contacts[rank] + board_.contact_bytes[rank]);
-      if (rank > 0) install.transfers.push_back({1, member.id});
+      for (int source = 0; source < setting_.sources && !setting_.is_source(rank); ++source)
+        install.transfers.push_back({static_cast<control::MemberId>(source + 1), member.id, false,
+                                     static_cast<uint32_t>(source), static_cast<uint32_t>(setting_.sources)});
       install.view.members.push_back(std::move(member));
     }
     return install;
@@ -139,8 +161,8 @@ double median_ms(const Board& board, const Setting& setting, Phase phase) {
     const Instant* const begin = board.begin[round][phase];
     const Instant* const end = board.end[round][phase];
     // Only rank 1 works in the other phases.
-    times.push_back(phase == kTransfer ? *std::max_element(end, end + setting.targets + 1) -
-                                             *std::min_element(begin, begin + setting.targets + 1)
+    times.push_back(phase == kTransfer ? *std::max_element(end, end + setting.ranks()) -
+                                             *std::min_element(begin, begin + setting.ranks())
                                        : end[1] - begin[1]);
   }
   std::sort(times.begin(), times.end());
@@ -153,7 +175,7 @@ bool measure(const Setting& setting) {
   if (memory == MAP_FAILED) return false;
   Board& board = *new (memory) Board{};
   std::vector<pid_t> children;
-  for (int rank = 0; rank <= setting.targets; ++rank) {
+  for (int rank = 0; rank < setting.ranks(); ++rank) {
     const pid_t child = fork();
     if (child != 0) {
       children.push_back(child);
@@ -170,9 +192,11 @@ bool measure(const Setting& setting) {
   const double copy = median_ms(board, setting, kCopy);
   const double digest = median_ms(board, setting, kDigest);
   const double transfer = median_ms(board, setting, kTransfer);
-  std::printf("%-14s %d target%s  %7.1f ms   copy %5.1f  digest %5.1f   ratio %5.2f\n",
-              setting.same_node ? "shared memory" : "TCP loopback", setting.targets,
-              setting.targets == 1 ? " " : "s", transfer, copy, digest, transfer / (copy + digest));
+  const char* const way = setting.same_node            ? "shared memory"
+                          : setting.namespaces.empty() ? "TCP loopback"
+                                                       : "TCP";
+  std::printf("%-14s %d to %d  %7.1f ms   copy %5.1f  digest %5.1f   ratio %5.2f\n", way, setting.sources,
+              setting.targets, transfer, copy, digest, transfer / (copy + digest));
   std::fflush(stdout);
   good = good && board.faults.load() == 0;
   munmap(memory, sizeof(Board));
@@ -184,9 +208,14 @@ bool measure(const Setting& setting) {
 int main(int argc, char** argv) {
   const uint64_t bytes = (argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 64) << 20;
   const int rounds = std::min(argc > 2 ? std::atoi(argv[2]) : 9, kRoundsMax);
+  const std::vector<std::string> namespaces(argv + std::min(argc, 3), argv + argc);
   bool good = true;
+  for (int sources = 1; sources < static_cast<int>(namespaces.size()); ++sources)
+    good = measure({sources, 1, false, bytes, rounds, namespaces}) && good;
+  if (!namespaces.empty()) return good ? 0 : 1;
   for (const bool same_node : {true, false}) {
-    for (const int targets : {1, 3, 6}) good = measure({targets, same_node, bytes, rounds}) && good;
+    for (const int targets : {1, 3, 6}) good = measure({1, targets, same_node, bytes, rounds, {}}) && good;
+    if (!same_node) good = measure({2, 1, same_node, bytes, rounds, {}}) && good;
   }
   return good ? 0 : 1;
 }

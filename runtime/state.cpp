@@ -384,30 +384,4 @@ void State::add_stall(Duration wait) {
   stall_ += wait;
 }
 
-// Those of no bytes among them.
-void StateDigest::close_tensors() {
-  while (parts_.size() < tensors_.size() && current_bytes_ == tensors_[parts_.size()].bytes) {
-    parts_.push_back(current_.digest());
-    current_ = DigestStream();
-    current_bytes_ = 0;
-  }
-}
-
-void StateDigest::add(ByteSpan bytes) {
-  while (!bytes.empty()) {
-    close_tensors();
-    MUSTER_CHECK(parts_.size() < tensors_.size(), "no more bytes than the state has");
-    const size_t count = std::min<uint64_t>(bytes.size(), tensors_[parts_.size()].bytes - current_bytes_);
-    current_.add(bytes.first(count));
-    current_bytes_ += count;
-    bytes = bytes.subspan(count);
-  }
-}
-
-Digest StateDigest::finish() {
-  close_tensors();
-  MUSTER_CHECK(parts_.size() == tensors_.size(), "as many bytes as the state has");
-  return digest_of(parts_);
-}
-
 }  // namespace muster

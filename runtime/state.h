@@ -157,21 +157,4 @@ class State {
   std::optional<Error> unordered_;   // why they cannot come behind what was written last
 };
 
-// State::digest() of contents that come in parts, in the order of contents().
-class StateDigest {
- public:
-  explicit StateDigest(const State& state) : tensors_(state.tensors()) { parts_.reserve(tensors_.size()); }
-
-  void add(ByteSpan bytes);
-  Digest finish();  // REQUIRES: all contents were added, no more
-
- private:
-  void close_tensors();
-
-  const std::vector<TensorInfo>& tensors_;
-  std::vector<Digest> parts_;  // of the tensors that are whole
-  DigestStream current_;       // of the tensor that parts_ lacks next
-  uint64_t current_bytes_ = 0;
-};
-
 }  // namespace muster

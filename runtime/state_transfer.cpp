@@ -1,7 +1,13 @@
 #include "runtime/state_transfer.h"
 
+#include <algorithm>
+#include <thread>
+
 #include "collectives/feed.h"
+#include "collectives/schedule.h"
+#include "runtime/base/digest.h"
 #include "runtime/base/random.h"
+#include "runtime/base/threads.h"
 
 namespace muster {
 
@@ -38,12 +44,39 @@ Status first_failure(const std::vector<Status>& ends, const std::vector<control:
   return given;
 }
 
+// Of all contents one after the other.
+std::vector<ByteSpan> part_of(const std::vector<ByteSpan>& contents, uint32_t part, uint32_t parts) {
+  uint64_t bytes = 0;
+  for (const ByteSpan one : contents) bytes += one.size();
+  Slice left = slice_of(bytes, static_cast<int>(parts), static_cast<int>(part));
+  std::vector<ByteSpan> found;
+  for (const ByteSpan one : contents) {
+    const uint64_t skipped = std::min<uint64_t>(left.offset, one.size());
+    const ByteSpan taken = one.subspan(skipped).first(std::min<uint64_t>(left.count, one.size() - skipped));
+    if (!taken.empty()) found.push_back(taken);
+    left = {left.offset - skipped, left.count - taken.size()};
+  }
+  return found;
+}
+
 }  // namespace
 
-uint64_t transfer_tag(const control::Generation& generation, Cargo cargo) {
-  return mix64(generation.incarnation ^ mix64(generation.counter ^ 0x7472616e73666572ULL)) ^
-         static_cast<uint64_t>(cargo);
+uint64_t transfer_tag(const control::Generation& generation, Cargo cargo, uint32_t part, uint32_t parts) {
+  const uint64_t view = mix64(generation.incarnation ^ mix64(generation.counter ^ 0x7472616e73666572ULL));
+  const uint64_t which = parts == 1 ? 0 : mix64(uint64_t{parts} << 32 | part);
+  return view ^ which ^ static_cast<uint64_t>(cargo);
 }
+
+struct StateTransfer::Parcel {
+  bool gradient = false;
+  uint32_t part = 0;
+  uint32_t parts = 1;
+  std::vector<control::MemberId> targets;
+
+  uint64_t tag(const control::Generation& generation) const {
+    return transfer_tag(generation, gradient ? Cargo::kGradient : Cargo::kState, part, parts);
+  }
+};
 
 Status StateTransfer::run(const control::Install& install, std::vector<control::MemberId>& suspects) {
   Status moved = give_gradient(install, suspects);
@@ -62,36 +95,57 @@ Status acquire_for_view(State& state, Duration grace, Instant deadline,
   return state.acquire_read(deadline);
 }
 
-std::vector<control::MemberId> StateTransfer::add_targets(const control::Install& install, bool gradient,
-                                                          FeedSource& feed) const {
-  std::vector<control::MemberId> targets;
+std::vector<StateTransfer::Parcel> StateTransfer::parcels(const control::Install& install,
+                                                          bool gradient) const {
+  std::vector<Parcel> mine;
   for (const control::Transfer& one : install.transfers) {
     if (one.source != self || one.gradient != gradient) continue;
-    targets.push_back(one.target);
-    feed.add(member_of(install.view, one.target).contact);
+    const auto alike = std::ranges::find_if(
+        mine, [&](const Parcel& parcel) { return parcel.part == one.part && parcel.parts == one.parts; });
+    Parcel& parcel = alike != mine.end() ? *alike : mine.emplace_back(gradient, one.part, one.parts);
+    parcel.targets.push_back(one.target);
   }
-  return targets;
+  return mine;
+}
+
+Status StateTransfer::send(const control::Install& install, const Parcel& parcel, const TransferHeader& what,
+                           const std::vector<ByteSpan>& contents, std::vector<control::MemberId>& suspects) {
+  FeedSource feed(endpoint, parcel.tag(install.view.generation), deadline, kFeedPatience, closing);
+  for (control::MemberId target : parcel.targets) feed.add(member_of(install.view, target).contact);
+  feed.note(bytes_of(what));
+  DigestStream digest;
+  feed.run(part_of(contents, parcel.part, parcel.parts), [&](ByteSpan bytes) { digest.add(bytes); });
+  feed.note(bytes_of(TransferTrailer{what.version, what.bytes, digest.digest()}));
+  return first_failure(feed.finish(), parcel.targets, suspects);
+}
+
+// They shall not wait for it.
+void StateTransfer::refuse(const control::Install& install, const std::vector<Parcel>& parcels) {
+  for (const Parcel& parcel : parcels) {
+    FeedSource feed(endpoint, parcel.tag(install.view.generation), deadline, kFeedPatience, closing);
+    for (control::MemberId target : parcel.targets) feed.add(member_of(install.view, target).contact);
+    feed.note(bytes_of(TransferHeader{control::kNoVersion, 0}));
+    (void)feed.finish();
+  }
 }
 
 // Under a read lease until all is delivered, since it is sent from the program's own memory. That stalls
 // nobody: no permit is given between the reports for a view and its Go, which waits for this.
 Status StateTransfer::give(const control::Install& install, std::vector<control::MemberId>& suspects) {
-  FeedSource feed(endpoint, transfer_tag(install.view.generation), deadline, kFeedPatience, closing);
-  const auto targets = add_targets(install, false, feed);
-  if (targets.empty()) return ok();
+  const std::vector<Parcel> mine = parcels(install, false);
+  if (mine.empty()) return ok();
   if (Status readable = lease_for_view(state, deadline, unblock); !readable.ok()) {
-    suspects.push_back(self);                                     // whoever is asked next may hold it, too
-    feed.note(bytes_of(TransferHeader{control::kNoVersion, 0}));  // they shall not wait for it
-    (void)feed.finish();
+    suspects.push_back(self);  // whoever is asked next may hold it, too
+    refuse(install, mine);
     return readable;
   }
-  feed.note(bytes_of(TransferHeader{install.view.base, state.bytes()}));
-  StateDigest digest(state);
-  feed.run(state.contents(), [&](ByteSpan bytes) { digest.add(bytes); });
-  feed.note(bytes_of(TransferTrailer{install.view.base, state.bytes(), digest.finish()}));
-  const std::vector<Status> ends = feed.finish();
+  Status given = ok();
+  for (const Parcel& parcel : mine) {
+    Status sent = send(install, parcel, {install.view.base, state.bytes()}, state.contents(), suspects);
+    if (given.ok()) given = std::move(sent);
+  }
   state.release_read();
-  return first_failure(ends, targets, suspects);
+  return given;
 }
 
 Status lease_for_view(State& state, Instant deadline, const std::function<void()>& unblock) {
@@ -105,49 +159,73 @@ Status lease_for_view(State& state, Instant deadline, const std::function<void()
 // Not written to meanwhile: no reduction of a later step ends before its targets have contributed.
 Status StateTransfer::give_gradient(const control::Install& install,
                                     std::vector<control::MemberId>& suspects) {
-  FeedSource feed(endpoint, transfer_tag(install.view.generation, Cargo::kGradient), deadline, kFeedPatience,
-                  closing);
-  const auto targets = add_targets(install, true, feed);
-  if (targets.empty()) return ok();
+  const std::vector<Parcel> mine = parcels(install, true);
+  if (mine.empty()) return ok();
   const control::Version step = install.view.base - 1;
-  if (held.step != step) {  // they shall not wait for it
-    feed.note(bytes_of(TransferHeader{control::kNoVersion, 0}));
-    (void)feed.finish();
+  if (held.step != step) {
+    refuse(install, mine);
     return Error{ErrorCode::kRetry, "the gradient of step " + std::to_string(step) +
                                         " is not held any more: the state will be sent instead"};
   }
-  feed.note(bytes_of(TransferHeader{step, held.bytes.size()}));
-  DigestStream digest;
-  feed.run({{held.bytes}}, [&](ByteSpan bytes) { digest.add(bytes); });
-  feed.note(bytes_of(TransferTrailer{step, held.bytes.size(), digest.digest()}));
-  return first_failure(feed.finish(), targets, suspects);
+  Status given = ok();
+  for (const Parcel& parcel : mine) {
+    Status sent = send(install, parcel, {step, held.bytes.size()}, {held.bytes}, suspects);
+    if (given.ok()) given = std::move(sent);
+  }
+  return given;
 }
 
+// Its parts all at once, each on a thread of its own but for the first.
 Status StateTransfer::take(const control::Install& install, std::vector<control::MemberId>& suspects) {
-  const auto mine = std::find_if(install.transfers.begin(), install.transfers.end(),
-                                 [&](const control::Transfer& one) { return one.target == self; });
-  if (mine == install.transfers.end()) return ok();
-  const TransferHeader due = mine->gradient ? TransferHeader{install.view.base - 1, gradient_bytes}
-                                            : TransferHeader{install.view.base, state.bytes()};
+  std::vector<control::Transfer> mine;
+  for (const control::Transfer& one : install.transfers) {
+    if (one.target == self) mine.push_back(one);
+  }
+  if (mine.empty()) return ok();
+  staged_gradient = mine.front().gradient;
+  const TransferHeader due = staged_gradient ? TransferHeader{install.view.base - 1, gradient_bytes}
+                                             : TransferHeader{install.view.base, state.bytes()};
   MUSTER_ASSIGN(staged, LargeBuffer::allocate(due.bytes));
-  FeedTarget feed(endpoint, member_of(install.view, mine->source).contact,
-                  transfer_tag(install.view.generation, mine->gradient ? Cargo::kGradient : Cargo::kState),
-                  deadline, closing);
+  struct End {
+    Status status = ok();
+    bool source_failed = false;
+  };
+  std::vector<End> ends(mine.size());
+  const auto take_one = [&](size_t i) {
+    ends[i].status = take_part(install, mine[i], due, ends[i].source_failed);
+  };
+  std::vector<std::thread> threads;
+  for (size_t i = 1; i < mine.size(); ++i)
+    threads.push_back(start_thread("muster-take", [&take_one, i] { take_one(i); }));
+  take_one(0);
+  for (std::thread& thread : threads) thread.join();
+  Status taken = ok();
+  for (size_t i = 0; i < mine.size(); ++i) {
+    if (ends[i].source_failed) suspects.push_back(mine[i].source);
+    if (taken.ok()) taken = std::move(ends[i].status);
+  }
+  return taken;
+}
+
+Status StateTransfer::take_part(const control::Install& install, const control::Transfer& transfer,
+                                const TransferHeader& due, bool& source_failed) {
   const auto blame = [&](Status status) {
-    if (!status.ok()) suspects.push_back(mine->source);
+    source_failed = !status.ok();
     return status;
   };
-  staged_gradient = mine->gradient;
+  const Parcel parcel{transfer.gradient, transfer.part, transfer.parts, {}};
+  FeedTarget feed(endpoint, member_of(install.view, transfer.source).contact,
+                  parcel.tag(install.view.generation), deadline, closing);
   TransferHeader header{};
   MUSTER_TRY(blame(feed.note(writable_bytes_of(header))));
   MUSTER_TRY(check_header(header, due));
-  StateDigest of_state(state);
-  DigestStream of_gradient;
-  MUSTER_TRY(blame(feed.run(
-      *staged, [&](ByteSpan bytes) { mine->gradient ? of_gradient.add(bytes) : of_state.add(bytes); })));
+  const Slice slice = slice_of(due.bytes, static_cast<int>(parcel.parts), static_cast<int>(parcel.part));
+  DigestStream arrived;
+  MUSTER_TRY(blame(feed.run(MutableByteSpan(*staged).subspan(slice.offset, slice.count),
+                            [&](ByteSpan bytes) { arrived.add(bytes); })));
   TransferTrailer trailer{};
   MUSTER_TRY(blame(feed.note(writable_bytes_of(trailer))));
-  return check_trailer(trailer, due, mine->gradient ? of_gradient.digest() : of_state.finish());
+  return check_trailer(trailer, due, arrived.digest());
 }
 
 }  // namespace muster

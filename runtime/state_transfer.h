@@ -30,7 +30,7 @@ struct TransferHeader {
 struct TransferTrailer {
   int64_t version;
   uint64_t bytes;
-  Digest digest;  // of what was sent; of a state as State::digest() has it
+  Digest digest;  // of what was sent: all of it, or a part
 };
 
 // What came is not what was due. Errors: kRetry.
@@ -38,8 +38,9 @@ Status check_header(const TransferHeader& header, const TransferHeader& due);
 Status check_trailer(const TransferTrailer& trailer, const TransferHeader& due, const Digest& staged);
 
 enum class Cargo : uint8_t { kState = 0, kGradient = 1, kShards = 2 };
-// The feed's tag of a view's transfers.
-uint64_t transfer_tag(const control::Generation& generation, Cargo cargo = Cargo::kState);
+// The feed's tag of a view's transfers, or of a part of what is sent.
+uint64_t transfer_tag(const control::Generation& generation, Cargo cargo = Cargo::kState, uint32_t part = 0,
+                      uint32_t parts = 1);
 
 // REQUIRES: it is in the view.
 const control::Member& member_of(const control::View& view, control::MemberId id);
@@ -83,11 +84,16 @@ struct StateTransfer {
   Status run(const control::Install& install, std::vector<control::MemberId>& suspects);
 
  private:
+  struct Parcel;  // what one source sends alike to some
+  std::vector<Parcel> parcels(const control::Install& install, bool gradient) const;
   Status give(const control::Install& install, std::vector<control::MemberId>& suspects);
   Status give_gradient(const control::Install& install, std::vector<control::MemberId>& suspects);
-  std::vector<control::MemberId> add_targets(const control::Install& install, bool gradient,
-                                             FeedSource& feed) const;
+  Status send(const control::Install& install, const Parcel& parcel, const TransferHeader& what,
+              const std::vector<ByteSpan>& contents, std::vector<control::MemberId>& suspects);
+  void refuse(const control::Install& install, const std::vector<Parcel>& parcels);
   Status take(const control::Install& install, std::vector<control::MemberId>& suspects);
+  Status take_part(const control::Install& install, const control::Transfer& transfer,
+                   const TransferHeader& due, bool& source_failed);
 };
 
 }  // namespace muster

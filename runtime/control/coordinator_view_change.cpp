@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "runtime/control/coordinator_state.h"
+#include "runtime/control/transfer_plan.h"
 #include "runtime/control/transfer_time.h"
 #include "runtime/control/view_difference.h"
 
@@ -228,21 +229,21 @@ void Coordinator::State::leave_out_uncompared(BaseDecision& decision) const {
   if (!holders.empty()) decision.holders = std::move(holders);
 }
 
-// Each laggard from a holder on its own node where there is one; else the holders take turns.
 void Coordinator::State::add_transfers(const BaseDecision& decision) {
   change.holders = {decision.holders.begin(), decision.holders.end()};
   if (decision.behind.empty()) return;
-  std::unordered_map<NodeId, MemberId> near_holder, near_updated;
-  for (MemberId id : decision.holders) near_holder.try_emplace(members.at(id).member.node, id);
-  for (MemberId id : decision.updated) near_updated.try_emplace(members.at(id).member.node, id);
-  size_t turn = 0;
-  for (MemberId target : decision.behind) {
-    const bool gradient = decision.one_behind.contains(target);
-    const std::vector<MemberId>& sources = gradient ? decision.updated : decision.holders;
-    const auto& near = gradient ? near_updated : near_holder;
-    const auto found = near.find(members.at(target).member.node);
-    const MemberId source = found != near.end() ? found->second : sources[turn++ % sources.size()];
-    change.transfers.push_back({source, target, gradient});
+  const auto seated = [&](const std::vector<MemberId>& ids) {
+    std::vector<Seat> seats;
+    for (MemberId id : ids) seats.push_back({id, members.at(id).member.node});
+    return seats;
+  };
+  std::vector<MemberId> whole, gradient;
+  for (MemberId id : decision.behind) (decision.one_behind.contains(id) ? gradient : whole).push_back(id);
+  change.transfers = plan_transfers(seated(decision.holders), seated(whole), state_size.replicated);
+  for (Transfer transfer :
+       plan_transfers(seated(decision.updated), seated(gradient), state_size.replicated)) {
+    transfer.gradient = true;
+    change.transfers.push_back(transfer);
   }
 }
 

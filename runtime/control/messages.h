@@ -21,7 +21,7 @@ struct NodeHello {
   NodeId node = 0;
   std::string name;
   std::string job;         // agents of different jobs refuse each other
-  uint32_t protocol = 8;   // a different major refuses with a sentence
+  uint32_t protocol = 9;   // a different major refuses with a sentence
   uint32_t workers = 0;    // --nproc
   uint32_t nodes_min = 1;  // --nnodes; must equal the leader's
   uint32_t nodes_max = 1;
@@ -232,11 +232,16 @@ struct Agree {
 
 // The state at the view's base, staged before Ready. Or, for one that lacks only the last update to it, which
 // the source has made in the view before: that update's reduced gradient, which the target's program applies.
+// In `parts` equal parts the target gets it from as many sources at once.
 struct Transfer {
   MemberId source = 0;
   MemberId target = 0;
   bool gradient = false;
+  uint32_t part = 0;
+  uint32_t parts = 1;
+  friend bool operator==(const Transfer&, const Transfer&) = default;
 };
+constexpr uint32_t kPartsMax = 4;  // of what one target gets
 
 // A shard at the view's base, staged before Ready, to one that is to hold it. The source keeps its own until
 // the view's first update.

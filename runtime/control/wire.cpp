@@ -308,7 +308,7 @@ Offset<fb::Install> write(FlatBufferBuilder& to, const Install& m) {
   std::vector<fb::Transfer> list;
   list.reserve(m.transfers.size());
   for (const Transfer& transfer : m.transfers)
-    list.emplace_back(transfer.source, transfer.target, transfer.gradient);
+    list.emplace_back(transfer.source, transfer.target, transfer.gradient, transfer.part, transfer.parts);
   const auto transfers = to.CreateVectorOfStructs(list);
   std::vector<fb::ShardMove> moved;
   moved.reserve(m.moves.size());
@@ -322,7 +322,8 @@ Offset<fb::Install> write(FlatBufferBuilder& to, const Install& m) {
 Install read(const fb::Install& m) {
   Install install{read(*m.view()), m.attempt(), {}, read(*m.why()), {}};
   for (const fb::Transfer& transfer : copied<fb::Transfer>(*m.transfers()))
-    install.transfers.push_back({transfer.source(), transfer.target(), transfer.gradient()});
+    install.transfers.push_back(
+        {transfer.source(), transfer.target(), transfer.gradient(), transfer.part(), transfer.parts()});
   install.bytes_sent = m.bytes_sent();
   install.bytes_moved = m.bytes_moved();
   install.since = read(m.since());
@@ -564,6 +565,14 @@ Status check_shards(const View& view, bool is_whole = true) {
   return Error{ErrorCode::kMisuse, "a view whose shards are held by ranks that it does not have"};
 }
 
+Status check_transfers(const std::vector<Transfer>& transfers) {
+  const bool known = std::ranges::all_of(transfers, [](const Transfer& transfer) {
+    return transfer.part < transfer.parts && transfer.parts <= kPartsMax;
+  });
+  if (known) return ok();
+  return Error{ErrorCode::kMisuse, "a view whose state is sent in parts that there are not"};
+}
+
 }  // namespace
 
 Result<ByteBuffer> encode(const Envelope& envelope) {
@@ -592,8 +601,10 @@ Result<Envelope> decode_envelope(ByteSpan bytes) {
     return Error{ErrorCode::kMisuse, "a notice of unknown scope"};
   }
   MUSTER_ASSIGN(Message message, read_body(kind - 1, frame->body()));
-  if (const auto* install = std::get_if<Install>(&message))
+  if (const auto* install = std::get_if<Install>(&message)) {
     MUSTER_TRY(check_shards(install->view, install->since.counter == 0));
+    MUSTER_TRY(check_transfers(install->transfers));
+  }
   if (const auto* learn = std::get_if<Learn>(&message)) MUSTER_TRY(check_shards(learn->view));
   Envelope envelope{frame->member(), std::move(message), {}};
   if (frame->others() != nullptr) envelope.others = read(*frame->others());

@@ -426,7 +426,7 @@ void World::spawn(size_t index, uint32_t local_rank) {
     hello.description = "a model";
     hello.paces_saves = paced;
     hello.sharding = sharding;
-    hello.size = {1000, 100};
+    hello.size = {16 << 20, 100};
     after_for(id, between(kMillisecond, 40 * kMillisecond), [this, id, hello] {
       say(id, hello);
       heartbeat(id);

@@ -138,10 +138,8 @@ void World::form_group(Process& process, const Install& install) {
   group.view = install.view;
   // Each is told what concerns its node.
   for (const Transfer& transfer : install.transfers) {
-    const bool known = std::ranges::any_of(group.install.transfers, [&](const Transfer& other) {
-      return other.source == transfer.source && other.target == transfer.target;
-    });
-    if (!known) group.install.transfers.push_back(transfer);
+    if (std::ranges::find(group.install.transfers, transfer) == group.install.transfers.end())
+      group.install.transfers.push_back(transfer);
   }
   for (const ShardMove& move : install.moves) {
     if (std::ranges::find(group.install.moves, move) == group.install.moves.end())
@@ -159,37 +157,50 @@ void World::form_group(Process& process, const Install& install) {
   }
 }
 
-// A target reads its source for a while; what it got is checked against the digest that the source sends
-// along.
+// A target reads its sources for a while; what it got is checked against the digests that they send along.
 void World::member_formed(Process& process, Generation generation) {
   const Group& group = groups.at(generation);
   if (group.revoked.contains(process.id)) return;
-  const auto& transfers = group.install.transfers;
-  const auto transfer = std::find_if(transfers.begin(), transfers.end(), [&](const Transfer& candidate) {
-    return candidate.target == process.id;
-  });
   const MemberId id = process.id;
-  if (transfer == transfers.end()) return state_stands(process, generation);
-  const MemberId source = transfer->source;
-  expect(group.view.rank_of(source).has_value(), named(source) + " is to send its state, and leaves");
-  if (transfer->gradient) return take_gradient(process, generation, source);
-  const uint64_t writes = processes.at(source)->writes;
+  std::vector<MemberId> sources;
+  std::set<uint32_t> parts;
+  uint32_t parts_of_whole = 0;
+  bool gradient = false;
+  Duration slowness = 1;
+  for (const Transfer& transfer : group.install.transfers) {
+    if (transfer.target != id) continue;
+    expect(group.view.rank_of(transfer.source).has_value(),
+           named(transfer.source) + " is to send its state, and leaves");
+    expect(parts.insert(transfer.part).second, named(id) + " is to get a part twice");
+    parts_of_whole = transfer.parts;
+    sources.push_back(transfer.source);
+    gradient = transfer.gradient;
+    slowness = std::max<Duration>(slowness, processes.at(transfer.source)->slowness);
+  }
+  if (sources.empty()) return state_stands(process, generation);
+  expect(parts.size() == parts_of_whole, named(id) + " is to get a part from nobody");
+  if (sources.size() > 1) ++outcome.sent_in_parts;
+  if (gradient) return take_gradient(process, generation, sources, slowness);
+  std::vector<uint64_t> writes;
+  for (MemberId source : sources) writes.push_back(processes.at(source)->writes);
   if (!options.rules.transfers_are_staged) {  // into the program's memory, piece by piece
     process.state = kGarbage;
     ++process.writes;
   }
-  const Duration time = between(kMillisecond, 60 * kMillisecond) * processes.at(source)->slowness;
-  after_for(id, time, [this, id, source, generation, writes] {
+  after_for(id, between(kMillisecond, 60 * kMillisecond) * slowness, [this, id, sources, generation, writes] {
     Process& self = *processes.at(id);
-    const Process& from = *processes.at(source);
     const Group& its = groups.at(generation);
     if (its.revoked.contains(id)) return;
-    const bool whole = from.alive && !from.writing && from.writes == writes;
-    if (!whole || from.version != its.view.base) {
-      return process_does(id,
-                          self.core->failed(generation, {source}, "the transfer's digest does not match"));
+    bool alike = true;
+    for (size_t i = 0; i < sources.size(); ++i) {
+      const Process& from = *processes.at(sources[i]);
+      const bool whole = from.alive && !from.writing && from.writes == writes[i];
+      if (!whole || from.version != its.view.base)
+        return process_does(
+            id, self.core->failed(generation, {sources[i]}, "the transfer's digest does not match"));
+      alike = alike && from.state == processes.at(sources.front())->state;
     }
-    self.staged = {from.version, from.state};
+    self.staged = {its.view.base, alike ? processes.at(sources.front())->state : kGarbage};
     state_stands(self, generation);
   });
 }
@@ -203,21 +214,27 @@ void World::state_stands(Process& process, Generation generation) {
 }
 
 // Of the update to the base, that the source has made in the view before.
-void World::take_gradient(Process& process, Generation generation, MemberId source) {
+void World::take_gradient(Process& process, Generation generation, const std::vector<MemberId>& sources,
+                          Duration slowness) {
   const MemberId id = process.id;
-  const Duration time = between(100 * kMicrosecond, 20 * kMillisecond) * processes.at(source)->slowness;
-  after_for(id, time, [this, id, source, generation] {
+  const Duration time = between(100 * kMicrosecond, 20 * kMillisecond) * slowness;
+  after_for(id, time, [this, id, sources, generation] {
     Process& self = *processes.at(id);
-    const Process& from = *processes.at(source);
     const Group& its = groups.at(generation);
     if (its.revoked.contains(id)) return;
-    if (!from.alive) return process_does(id, self.core->failed(generation, {source}, "the source is gone"));
-    const bool held = from.last_update && from.last_update->version + 1 == its.view.base;
-    if (!held && its.revoked.contains(source))  // this one was frozen
-      return process_does(id, self.core->failed(generation, {source}, "the source has gone on"));
-    expect(held, named(source) + " is to give a gradient that it does not have");
-    if (!held) return process_does(id, self.core->failed(generation, {source}, "the gradient is not held"));
-    self.missing = from.last_update;
+    for (MemberId source : sources) {
+      const Process& from = *processes.at(source);
+      const auto fails = [&](const char* why) {
+        process_does(id, self.core->failed(generation, {source}, why));
+      };
+      if (!from.alive) return fails("the source is gone");
+      const bool held = from.last_update && from.last_update->version + 1 == its.view.base;
+      if (!held && its.revoked.contains(source))
+        return fails("the source has gone on");  // this one was frozen
+      expect(held, named(source) + " is to give a gradient that it does not have");
+      if (!held) return fails("the gradient is not held");
+      self.missing = from.last_update;
+    }
     process_does(id, self.core->formed(generation));
   });
 }

@@ -53,9 +53,10 @@ struct Outcome {
   uint64_t views = 0;
   uint64_t planned = 0;  // of the views: joins and drains
   uint64_t shards_moved = 0;
-  uint64_t differences = 0;  // views told as what differs from the one before
-  uint64_t waited = 0;       // of the planned: all waited for learners that could not keep up
-  uint64_t caught_up = 0;    // members that made the update to a view's base
+  uint64_t differences = 0;    // views told as what differs from the one before
+  uint64_t waited = 0;         // of the planned: all waited for learners that could not keep up
+  uint64_t sent_in_parts = 0;  // states and gradients that came from several sources
+  uint64_t caught_up = 0;      // members that made the update to a view's base
   uint64_t saves = 0;
   uint64_t paced_saves = 0;  // those that came when the leader had said
   uint64_t local_saves = 0;  // published

@@ -387,7 +387,8 @@ struct World {
   void form_group(Process& process, const Install& install);
   void member_formed(Process& process, Generation generation);
   void state_stands(Process& process, Generation generation);
-  void take_gradient(Process& process, Generation generation, MemberId source);
+  void take_gradient(Process& process, Generation generation, const std::vector<MemberId>& sources,
+                     Duration slowness);
   void enter_view(Process& process, const EnterView& enter);
   void restore(Process& process, Generation generation);
   void revoke(Process& process, const RevokeGroup& revoke);

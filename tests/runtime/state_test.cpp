@@ -81,27 +81,6 @@ TEST(State, CopiesOutAndBack) {
 }
 
 // A save may still be staging the version before when a view change brings another one (PROTOCOL 4, 8).
-TEST(State, TheDigestOfPartsIsTheOneOfTheWhole) {
-  std::vector<float> large(70'001, 1.5F);
-  float small[3] = {1, 2, 3};
-  State state;
-  ASSERT_TRUE(state.add_replicated("none", nullptr, DType::kFloat32, {0}).ok());
-  ASSERT_TRUE(state.add_replicated("small", small, DType::kFloat32, {3}).ok());
-  ASSERT_TRUE(state.add_replicated("large", large.data(), DType::kFloat32, {70'001}).ok());
-  ASSERT_TRUE(state.add_replicated("none at the end", nullptr, DType::kFloat32, {0, 2}).ok());
-  ByteBuffer whole(state.bytes());
-  state.copy_to(whole);
-  for (const size_t part : {size_t{1000}, size_t{12}, size_t{65536}, whole.size()}) {
-    StateDigest digest(state);
-    for (size_t at = 0; at < whole.size(); at += part)
-      digest.add(ByteSpan(whole).subspan(at, std::min(part, whole.size() - at)));
-    EXPECT_EQ(digest.finish(), state.digest()) << part;
-  }
-  StateDigest by_tensor(state);
-  for (const ByteSpan tensor : state.contents()) by_tensor.add(tensor);
-  EXPECT_EQ(by_tensor.finish(), state.digest());
-}
-
 TEST(State, AnInstallationWaitsForReadersOrWritesNothing) {
   float w[3] = {1, 2, 3};
   State state;

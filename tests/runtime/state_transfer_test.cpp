@@ -345,6 +345,19 @@ class OverEachWay : public ::testing::TestWithParam<Way> {
     }
   }
 
+  // The first `sources` hold version 5, and two others get a part from each.
+  void open_parts(uint32_t sources) {
+    holders.clear();
+    install = {};
+    open({3, kMany, 0, 70'001}, static_cast<int>(sources) + 1);
+    install.transfers.clear();
+    for (uint32_t part = 0; part < sources; ++part) {
+      holders[part]->tensors = holders[0]->tensors;
+      for (const control::MemberId target : {sources, sources + 1})
+        install.transfers.push_back({kSource + part, kSource + target, false, part, sources});
+    }
+  }
+
   struct Ended {
     Status status = ok();
     std::vector<control::MemberId> suspects;
@@ -386,7 +399,9 @@ class OverEachWay : public ::testing::TestWithParam<Way> {
   };
   Story truth() {
     State& state = holders[0]->state;
-    return {{5, state.bytes()}, {5, state.bytes(), state.digest()}, state.contents()};
+    DigestStream digest;
+    for (const ByteSpan tensor : state.contents()) digest.add(tensor);
+    return {{5, state.bytes()}, {5, state.bytes(), digest.digest()}, state.contents()};
   }
   Ended hear(const Story& story) {
     Ended ended;
@@ -427,6 +442,35 @@ TEST_P(OverEachWay, AStateOfWholeSlabsArrives) {
 TEST_P(OverEachWay, AStateOfNothingArrives) {
   open({0}, 2);
   expect_all_arrived();
+}
+
+TEST_P(OverEachWay, SeveralSourcesSendAPartEach) {
+  for (const uint32_t sources : {2U, 3U, control::kPartsMax}) {
+    SCOPED_TRACE(sources);
+    open_parts(sources);
+    const auto ends = all();
+    for (size_t i = 0; i < ends.size(); ++i) {
+      ASSERT_TRUE(ends[i].status.ok()) << ends[i].status.error().message;
+      ASSERT_EQ(ends[i].staged.has_value(), i >= sources);
+      if (i < sources) continue;
+      ASSERT_TRUE(holders[i]->state.install(*ends[i].staged, kNever).ok());
+      EXPECT_EQ(holders[i]->tensors, holders[0]->tensors);
+    }
+  }
+}
+
+TEST_P(OverEachWay, OneOfSeveralSourcesThatIsGoneIsSuspectedAndNothingIsStaged) {
+  open_parts(3);
+  holders[1]->endpoint.reset();
+  std::vector<Ended> ends(holders.size());
+  std::vector<std::thread> threads;
+  for (const size_t i : {0, 2, 3, 4}) threads.emplace_back([&, i] { ends[i] = one(i, 5 * kSecond); });
+  for (std::thread& thread : threads) thread.join();
+  for (const size_t target : {3, 4}) {
+    ASSERT_FALSE(ends[target].status.ok());
+    EXPECT_EQ(ends[target].suspects, (std::vector<control::MemberId>{kSource + 1}));
+    EXPECT_FALSE(ends[target].staged);
+  }
 }
 
 TEST_P(OverEachWay, TheTruthOfAnotherSourceIsTaken) {  // or what follows would show nothing

@@ -24,6 +24,7 @@ TEST(TransferTime, TheBusiestSourceCounts) {
   const StateSize size{1000, 7};
   EXPECT_EQ(bytes_sent({}, size), 0u);
   EXPECT_EQ(bytes_sent({{1, 10}, {2, 11}, {1, 12, true}}, size), 2000u);
+  EXPECT_EQ(bytes_sent({{1, 10, false, 0, 2}, {2, 10, false, 1, 2}, {1, 11, false, 0, 2}}, size), 1000u);
 }
 
 TEST(TransferTime, AllShardsThatMoveCount) {

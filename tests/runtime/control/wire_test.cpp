@@ -69,8 +69,19 @@ TEST(Wire, ShardsOfRanksThatAreNotThereAreRefused) {
   EXPECT_FALSE(decoded({0, {0}}));
 }
 
+TEST(Wire, PartsOfAStateThatThereAreNotAreRefused) {
+  const auto decoded = [](uint32_t part, uint32_t parts) {
+    return decode_envelope(encoded({1, Install{view(), 5, {{1, 2, false, part, parts}}, ""}})).ok();
+  };
+  EXPECT_TRUE(decoded(0, 1));
+  EXPECT_TRUE(decoded(kPartsMax - 1, kPartsMax));
+  EXPECT_FALSE(decoded(0, 0));
+  EXPECT_FALSE(decoded(2, 2));
+  EXPECT_FALSE(decoded(0, kPartsMax + 1));
+}
+
 TEST(Wire, FieldsKeepTheirPlaces) {
-  const auto back = decode_envelope(encoded({1, Install{view(), 5, {{1, 2}, {3, 4, true}}, "loss"}}));
+  const auto back = decode_envelope(encoded({1, Install{view(), 5, {{1, 2}, {3, 4, true, 1, 3}}, "loss"}}));
   ASSERT_TRUE(back.ok());
   const auto& install = std::get<Install>(back->message);
   EXPECT_EQ(install.view, view());
@@ -79,6 +90,8 @@ TEST(Wire, FieldsKeepTheirPlaces) {
   EXPECT_EQ(install.transfers[1].source, 3u);
   EXPECT_EQ(install.transfers[1].target, 4u);
   EXPECT_TRUE(install.transfers[1].gradient && !install.transfers[0].gradient);
+  EXPECT_EQ(install.transfers[1].part, 1u);
+  EXPECT_EQ(install.transfers[1].parts, 3u);
   EXPECT_EQ(install.why, "loss");
   const auto held =
       decode_envelope(encoded({1, Report{{11, 10}, 2, 41, false, {11, 9}, {3}, {11, 8}, {6}, {11, 6}}}));
@@ -202,7 +215,7 @@ TEST(Wire, AVectorThatIsNotAlignedIsRead) {
   EXPECT_EQ(std::get<Evict>(members->message).members, std::get<Evict>(evict.message).members);
 
   const Envelope install{1, Install{view(), 5, {{0xA1, 2}, {3, 4, true}}, "loss"}};
-  const auto transfers = decode_envelope(misaligned(encoded(install), 2, 0xA1, 24));
+  const auto transfers = decode_envelope(misaligned(encoded(install), 2, 0xA1, 32));
   ASSERT_TRUE(transfers.ok()) << transfers.error().message;
   EXPECT_EQ(encoded(*transfers), encoded(install));
 }

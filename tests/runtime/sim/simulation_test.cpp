@@ -24,8 +24,8 @@ std::string told(Options options) {
 }
 
 TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
-  uint64_t views = 0, differences = 0, planned = 0, waited = 0, caught_up = 0, saves = 0, paced = 0,
-           rescues = 0, faults = 0, finished = 0;
+  uint64_t views = 0, differences = 0, planned = 0, waited = 0, sent_in_parts = 0, caught_up = 0, saves = 0,
+           paced = 0, rescues = 0, faults = 0, finished = 0;
   for (uint64_t seed = 1; seed <= 2000; ++seed) {
     Options options;
     options.seed = seed;
@@ -36,6 +36,7 @@ TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
     waited += outcome.waited;
     differences += outcome.differences;
     caught_up += outcome.caught_up;
+    sent_in_parts += outcome.sent_in_parts;
     saves += outcome.saves;
     paced += outcome.paced_saves;
     rescues += outcome.rescues;
@@ -46,6 +47,7 @@ TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
   EXPECT_GT(views, 3000u);
   EXPECT_GT(planned, 800u);
   EXPECT_GT(caught_up, 80u);
+  EXPECT_GT(sent_in_parts, 80u);
   EXPECT_GT(waited, 20u);
   EXPECT_GT(differences, 200u);
   EXPECT_GT(saves, 2000u);
