@@ -364,8 +364,9 @@ TEST_F(MemberTest, ALostPartIsWrittenOnlyFromTheSavesVersionOnItsHistory) {
   core->state_installed(now, 2);
   step();
   ASSERT_EQ(core->version(), 3);
+  EXPECT_NE(why_not(3), "") << "computed again since";
   EXPECT_NE(core->why_not_rewrite(SaveRewrite{9, 1, 3, gen(2), {}, Tier::kShared}), "")
-      << "computed again, in another history";
+      << "of another history";
 }
 
 // PROTOCOL 12, 25: versions 1 and 2 were saved in generation 1; generation 2 begins at version 1.
