@@ -83,7 +83,10 @@ class LostPart : public testing_agents::WorkerRuns {
   void expect_durable_and_right(int parts) {
     EXPECT_TRUE(a_->says("save durable: version 7")) << a_->said();
     EXPECT_EQ(a_->count(kWritten), parts) << a_->said();
-    EXPECT_EQ(a_->count("save failed: version 7"), 0) << a_->said();
+    // One that comes to the version in the next view asks for its save anew, and is told that it is under
+    // way.
+    EXPECT_EQ(a_->count("save failed: version 7"), a_->count("save failed: version 7: skipped"))
+        << a_->said();
     const std::string checkpoints = folder_ + "/job/checkpoints";
     fs::remove(folder_ + "/slow");
     EXPECT_TRUE(a_->says("save verified: version 7")) << a_->said();
