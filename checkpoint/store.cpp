@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <set>
 
 #include "checkpoint/json.h"
 #include "checkpoint/lineage_json.h"
@@ -242,6 +243,19 @@ Status Folder::publish(const Manifest& manifest) {
   };
   const Status published = publish_once();
   return published.ok() ? ok() : Status(as_save_error(manifest.id, published.error()));
+}
+
+Status Folder::remove_unnamed(const Manifest& manifest) {
+  MUSTER_TRY(check_fence());
+  const std::string folder = save_folder(manifest.id);
+  std::set<std::string> named;
+  for (uint32_t p = 0; p < manifest.shards.size(); ++p)
+    named.insert(shard_file_name(p, manifest.shards[p].writer_nonce));
+  MUSTER_ASSIGN(const auto names, files_->list(folder));
+  for (const std::string& name : names) {
+    if (name.starts_with("shard-") && !named.contains(name)) MUSTER_TRY(files_->unlink(folder + "/" + name));
+  }
+  return ok();
 }
 
 Status Folder::mark_verified(const VersionId& id) {

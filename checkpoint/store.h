@@ -97,6 +97,11 @@ class Folder {
   // another owner) must not be. An error of the last sync leaves open which; versions() then tells.
   Status publish(const Manifest& manifest);
 
+  // Removes from a published save's folder the shard files that its manifest does not name: what participants
+  // began that were lost, and whose part another has written. Errors: as of the file system; some may be
+  // gone.
+  Status remove_unnamed(const Manifest& manifest);
+
   // Records that verify_shards succeeded for this save. Once; a second time is fine.
   Status mark_verified(const VersionId& id);
   // Whether that was recorded for the save as it is now.

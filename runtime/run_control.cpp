@@ -83,6 +83,9 @@ void Run::forward(const control::Message& message) {
     } else {
       savers_.open(*save);
     }
+  } else if (const auto* rewrite = std::get_if<control::SaveRewrite>(&message)) {
+    const bool is_held = core_.why_not_rewrite(*rewrite).empty();
+    savers_.rewrite(*rewrite, is_held ? std::optional(core_.view().generation) : std::nullopt);
   } else if (const auto* publish = std::get_if<control::SavePublish>(&message)) {
     savers_.publish(*publish);
   } else if (const auto* closed = std::get_if<control::SaveClosed>(&message)) {

@@ -89,6 +89,7 @@ Saver::Saver(State& state, SaveOptions options, checkpoint::JobConstants job, in
       history_(static_cast<size_t>(std::max(options_.keep, 1))),
       guard_(expectations_of(state)),
       worker_("muster-save"),
+      rewriter_("muster-rewrite"),
       verifier_("muster-verify") {}
 
 Saver::~Saver() {
@@ -98,7 +99,9 @@ Saver::~Saver() {
     // What a process that goes is still writing is for nobody: the others save without it. To finish it would
     // take the time that its notice leaves.
     if (save_) save_->progress->cancel();
+    for (const auto& progress : rewriting_) progress->cancel();
   }
+  rewriter_.stop();
   verifier_.stop();
   worker_.stop();
   release();
@@ -230,6 +233,7 @@ void Saver::open(const control::SaveOpen& open, control::MemberId self) {
   save.stall_before = held_ == open.version ? stall_before_ : stall_now;
   if (off_) return say_(control::SaveVote{open.save, false, {}, kSwitchedOff + *off_});
   save_ = save;
+  for (const auto& progress : std::exchange(rewriting_, {})) progress->cancel();
   early_.reset();
   // The lease goes over to the save. A stop-save needs none before its turn: no permit leads beyond its
   // version.
@@ -262,6 +266,96 @@ void Saver::run(const Save& save, bool held) {
     vote.why = record.error().message;
   }
   say_(std::move(vote));
+}
+
+// ---- parts of others
+
+// The lease that the own part still has is for the save's version; else the state itself has to be at it.
+void Saver::rewrite(const control::SaveRewrite& rewrite, std::optional<control::Generation> held_in) {
+  const std::lock_guard lock(mutex_);
+  const auto refuse = [&](const char* why) {
+    control::SaveVote vote{rewrite.save, false, {}, why};
+    vote.part = rewrite.part;
+    say_(std::move(vote));
+  };
+  const bool is_open = save_ && save_->open.save == rewrite.save && failed_save_ != rewrite.save;
+  if (!is_open || off_ || rewrite.part >= save_->open.participants.size())
+    return refuse("this rank does not take part in the save any more");
+  if (std::ranges::find(reading_, save_->progress) != reading_.end()) {
+    state_.share_read();
+    held_in = rewrite.opened_in;
+  } else if (!held_in || !state_.acquire_read(now()).ok()) {
+    return refuse(kNotKept);
+  }
+  Rewrite taken{*save_, rewrite.part, *held_in, std::make_shared<checkpoint::StageProgress>()};
+  rewriting_.push_back(taken.progress);
+  rewriter_.post([this, taken = std::move(taken)] { run_rewrite(taken); });
+}
+
+void Saver::run_rewrite(const Rewrite& rewrite) {
+  bool held = true;
+  auto vote = stage_and_write(rewrite, held);
+  if (held) state_.release_read();
+  {
+    const std::lock_guard lock(mutex_);
+    std::erase(rewriting_, rewrite.progress);
+  }
+  control::SaveVote said{rewrite.save.open.save};
+  if (vote.ok())
+    said = std::move(*vote);
+  else
+    said.why = vote.error().message;
+  said.part = rewrite.part;
+  said.held_in = rewrite.held_in;
+  say_(std::move(said));
+}
+
+// As that rank would have: the same bytes under the name of another writer. Without the limit of the rate,
+// since the time of the save has begun with the lost one's part.
+Result<control::SaveVote> Saver::stage_and_write(const Rewrite& rewrite, bool& held) {
+  const control::SaveOpen& open = rewrite.save.open;
+  const World world{rewrite.part, static_cast<uint32_t>(open.participants.size()), open.writers};
+  MUSTER_ASSIGN(const checkpoint::SavePlan plan, checkpoint::plan_save(specs(), world.count, world.writers));
+  MUSTER_ASSIGN(const auto shape, checkpoint::make_shard_template(plan, world.index));
+  checkpoint::SaveShardOptions options;
+  options.write.writer_nonce = random_nonce();
+  options.staging_bytes_max = staging_bytes_max(is_last(rewrite.save));
+  options.folder = [&] { return folder_of(rewrite); };
+  options.staged = [&] {
+    held = false;
+    state_.release_read();
+  };
+  MUSTER_TRY(state_.wait_readable(now() + kReadTimeout));
+  MUSTER_ASSIGN(const checkpoint::TensorReader tensors, reader(world));
+  checkpoint::StagingBuffer memory;  // as large as needed, and only now
+  MUSTER_ASSIGN(checkpoint::SaveShardReport report,
+                save_shard(files_, shape, rewrite.save.id, tensors, memory, options, *rewrite.progress));
+  control::SaveVote vote{open.save, true, encode(report.record), ""};
+  vote.bytes = shape->geometry.payload_bytes;
+  return vote;
+}
+
+// The first participant makes the folder. Where that is the lost one and had not come to it, whoever writes
+// its part does, beside the owner's lock, which a process that is only silent may still have.
+Result<std::string> Saver::folder_of(const Rewrite& rewrite) {
+  const std::string path = path_of(rewrite.save.id);
+  if (rewrite.part == 0) {
+    MUSTER_ASSIGN(const auto found, files_.stat(path));
+    if (found) return path;
+    MUSTER_ASSIGN(checkpoint::Folder beside, checkpoint::Folder::guest(files_, options_.folder));
+    auto begun = beside.begin_save(rewrite.save.id);
+    if (begun.ok()) return begun;  // else that one may have been quicker
+  }
+  MUSTER_TRY(wait_for_folder(rewrite.save, path));
+  return path;
+}
+
+// What the lost one has left. One that was only silent may come back and leave more, which goes with the
+// version.
+void Saver::remove_unnamed(const checkpoint::Manifest& manifest) {
+  const Status removed = folder_->remove_unnamed(manifest);
+  if (!removed.ok())
+    tell(EventKind::kLog, static_cast<control::Version>(manifest.id.version), removed.error().message);
 }
 
 // Nothing comes after it: nobody computes beside it, and somebody waits for it.
@@ -417,9 +511,14 @@ void Saver::publish(const control::SavePublish& publish) {
   }
   worker_.post([this, save = *save_, publish] {
     const auto published = publish_now(save, publish);
+    if (published.ok()) {
+      const std::lock_guard published_lock(mutex_);
+      published_ = publish.save;
+    }
     say_(control::SavePublished{publish.save, published.ok(),
                                 published.ok() ? "" : published.error().message});
     if (!published.ok()) return;
+    remove_unnamed(*published);
     // For people, and after the vote: the version does not depend on it.
     const Status indexed = write_index(files_, folder_->save_folder(save.id), *published);
     if (!indexed.ok()) tell(EventKind::kLog, save.open.version, "no index.h5: " + indexed.error().message);
@@ -495,6 +594,7 @@ Status Saver::judge(const Save& save, const checkpoint::Manifest& manifest,
 void Saver::cancel_staging() {
   const std::lock_guard lock(mutex_);
   for (const auto& progress : reading_) progress->cancel();
+  for (const auto& progress : rewriting_) progress->cancel();
 }
 
 void Saver::no_longer_reads(const Save& save) {
@@ -512,18 +612,20 @@ void Saver::closed(const control::SaveClosed& closed) {
   if (!save_ || save_->open.save != closed.save) return;
   const control::Version version = save_->open.version;
   worker_.post([this, id = save_->id, durable = closed.durable] { look_for_link(id, durable); });
+  for (const auto& progress : std::exchange(rewriting_, {})) progress->cancel();  // another's was quicker
   if (!closed.durable) {
     failed_save_ = closed.save;
     failed_ = version;
     failed_why_ = closed.why.empty() ? "no reason was given" : closed.why;  // empty would mean durable
     save_->progress->cancel();  // what is still copied or written is for nobody
     // Publishing is the same member's, and on the same thread: it can no longer happen when this has run.
-    if (save_->index == 0) worker_.post([this, save = *save_] { clear_failed(save); });
+    worker_.post([this, save = *save_] { clear_failed(save); });
     return;
   }
   durable_ = std::max(durable_, version);
   parent_ = save_->id;
-  if (save_->index != 0) return;
+  // The first participant, or who has published in its place.
+  if (save_->index != 0 && published_ != closed.save) return;
   to_verify_ = *save_;
   verifier_.post([this] { verify_newest(); });
 }
@@ -582,10 +684,11 @@ void Saver::note_verified_and_prune(const Save& save) {
 
 // What a failed save has written takes space that the next one may need.
 void Saver::clear_failed(const Save& save) {
-  if (!folder_ || !folder_->owner()) return;
   constexpr size_t kRemembered = 256;  // what cannot be removed now is tried again with the next ones
   failed_nonces_.push_back(save.id.nonce);
   if (failed_nonces_.size() > kRemembered) failed_nonces_.pop_front();
+  if (!folder_ || !folder_->owner())
+    return;  // who owns it does it, or will: the owner may be the one that is lost
   prune(save.open.version);
 }
 

@@ -5,7 +5,10 @@
 // The runtime is what connects checkpoint/ (files, formats) with the control plane's vote; neither knows the
 // other. INVARIANTS
 //  - A failed save is reported and forgotten. It never ends the run, and is never reported as durable.
-//  - The state at a version stays readable from hold() or open() until it is staged, by a read lease.
+//  - The state at a version stays readable from hold(), open() or rewrite() until it is staged, by a read
+//  lease.
+//  - A part that this rank writes instead of a lost one has a lease, a thread, memory and a file of its own:
+//    whatever becomes of it, this rank's own part and its vote are as without it, and the reverse.
 #pragma once
 
 #include <deque>
@@ -92,6 +95,10 @@ class Saver {
   void view_begins(control::Version base);
   // A save of a version that this rank has not held yet begins with hold().
   void open(const control::SaveOpen& open, control::MemberId self);
+  // Another's part of an open save, whose writer is lost. `held_in`: the view of this rank where its state is
+  // at the save's version now, and nothing for what else it takes; else nothing. While this rank still reads
+  // for its own part it has the version all the same. Refused by a vote for the part, at once.
+  void rewrite(const control::SaveRewrite& rewrite, std::optional<control::Generation> held_in);
   void publish(const control::SavePublish& publish);
   void closed(const control::SaveClosed& closed);
   void hurry(uint64_t save);
@@ -146,7 +153,18 @@ class Saver {
     Duration stall_before = 0;  // the state's, before any that this save causes
   };
 
+  struct Rewrite {
+    Save save;
+    uint32_t part = 0;
+    control::Generation held_in;
+    std::shared_ptr<checkpoint::StageProgress> progress;
+  };
+
   void refuse(control::Version version);
+  void run_rewrite(const Rewrite& rewrite);
+  Result<control::SaveVote> stage_and_write(const Rewrite& rewrite, bool& held);
+  Result<std::string> folder_of(const Rewrite& rewrite);
+  void remove_unnamed(const checkpoint::Manifest& manifest);
   void run(const Save& save, bool held);
   void no_longer_reads(const Save& save);
   Result<ByteBuffer> stage_and_write(const Save& save, bool& held, control::SaveVote& vote);
@@ -209,6 +227,8 @@ class Saver {
   std::optional<std::string> off_;  // switched off, why
   // Of saves that hold a lease: of the one that stages, and of those that wait for the worker with theirs.
   std::vector<std::shared_ptr<checkpoint::StageProgress>> reading_;
+  std::vector<std::shared_ptr<checkpoint::StageProgress>> rewriting_;  // parts of others, of save_
+  uint64_t published_ = 0;  // the newest save that this rank has published
   checkpoint::VersionId parent_;
 
   // Only the worker thread touches these; and the writing thread of a save, for which the worker waits.
@@ -223,6 +243,7 @@ class Saver {
   checkpoint::ChangeGuard guard_;                    // of all; where this rank publishes
 
   Executor worker_;
+  Executor rewriter_;  // parts of others: one waits behind another, none behind this rank's own
   Executor verifier_;  // reads back what is durable
 };
 

@@ -264,6 +264,12 @@ Status State::acquire_read(Instant deadline) {
   return ok();
 }
 
+void State::share_read() {
+  const std::lock_guard lock(mutex_);
+  MUSTER_CHECK(readers_ > 0, "a lease that is shared is held");
+  ++readers_;
+}
+
 // Without the lock: enqueuing may wait, where a device has much to do, and others only want to know things.
 void State::fetch_if_due(std::unique_lock<std::mutex>& lock) {
   if (!std::exchange(fetch_due_, false)) return;

@@ -108,6 +108,8 @@ class State {
   // deadline, which gives kRetry. Never calls a device: what has to be copied is copied by whoever comes
   // first, a reader that begins to, or the next update, for as long as the lease is held.
   Status acquire_read(Instant deadline);
+  // One more for the same version as a lease that is held. REQUIRES: that is not released meanwhile.
+  void share_read();
   // Begins to copy what a lease of the caller's is for, and does not wait for it.
   void begin_copy();
   // Waits until what the lease is for can be read. Errors: kRetry at the deadline; kEnvironment: the device

@@ -89,6 +89,10 @@ void Tiers::open(const control::SaveOpen& open) {
                          "it to all of them or to none"});
 }
 
+void Tiers::rewrite(const control::SaveRewrite& rewrite, std::optional<control::Generation> held_in) {
+  if (Saver* const saver = of(rewrite.tier)) saver->rewrite(rewrite, held_in);
+}
+
 void Tiers::publish(const control::SavePublish& publish) {
   if (Saver* const saver = of(publish.tier)) saver->publish(publish);
 }

@@ -43,6 +43,7 @@ class Tiers {
 
   // Of the tier that the message names.
   void open(const control::SaveOpen& open);
+  void rewrite(const control::SaveRewrite& rewrite, std::optional<control::Generation> held_in);
   void publish(const control::SavePublish& publish);
   void closed(const control::SaveClosed& closed);
 

@@ -196,6 +196,7 @@ void Coordinator::State::note_version(MemberRecord& record, Version version) {
 // ---- consequences
 
 void Coordinator::State::settle() {
+  if (orphans_pending) settle_orphans();  // before what a loss does to a stop-save
   if (phase == Phase::kEnded) return settle_end();
   check_base();
   check_leaving();

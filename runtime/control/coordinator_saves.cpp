@@ -1,5 +1,6 @@
 // Saves (rule 24): opened by the first member that reaches the version, voted, published by one, closed. A
-// view change does not abort a save; the death of a participant that has not voted does.
+// view change does not abort a save. Where a participant is lost before its vote, another that holds what its
+// part has is asked to write it as well; the save fails where none does.
 //
 // A local save is one of a node's members alone, into its own folder, by the same rules. INVARIANT: whatever
 // becomes of it changes nothing for a shared save, a stop, or another node: no plan counts on it.
@@ -80,7 +81,7 @@ void Coordinator::State::say_of(const Save& save, EventKind kind, std::string te
 SaveOpen Coordinator::State::open_save(Save save, const std::string& what) {
   save.id = nonce();
   save.base_confirmed = base_confirmed;
-  save.in = view.generation;
+  save.in = save.compared_in = view.generation;
   save.opened_at = now;
   save.deadline = now + limits.save_timeout;
   say_of(save, EventKind::kSaveStarted, what);
@@ -90,6 +91,7 @@ SaveOpen Coordinator::State::open_save(Save save, const std::string& what) {
   open.writers = shard_writers(save.participants);
   open.tier = save.tier;
   to_each(save.participants, open);
+  save.writers = open.writers;
   save.takes_part = {save.participants.begin(), save.participants.end()};
   saves[save.id] = std::move(save);
   return open;
@@ -113,13 +115,46 @@ void Coordinator::State::on(NodeId, MemberId id, const SaveVote& vote) {
   if (found == saves.end()) return;
   Save& save = found->second;
   if (!save.takes_part.contains(id)) return;
+  if (vote.part) return on_rewritten(save, id, vote);
   if (!vote.written) return close_save(save.id, false, named(id) + ": " + vote.why);
-  if (!save.records.contains(id)) save.bytes += vote.bytes;
+  // A vote that was given up may come all the same, before that of who writes the part instead or after it.
+  if (!save.records.emplace(id, vote.record).second) return;
+  save.bytes += vote.bytes;
   save.stalled = std::max(save.stalled, vote.stalled);
   save.held_back = std::min(save.held_back, std::max<Duration>(0, vote.held_back));
   saves_are_held_back = saves_are_held_back || (vote.held_back > 0 && save.tier == Tier::kShared);
-  save.records[id] = vote.record;
   check_votes(save);
+}
+
+// Of a part whose own writer is lost. The first record of a part is the one that counts: the file of another
+// is removed once the save is published.
+void Coordinator::State::on_rewritten(Save& save, MemberId id, const SaveVote& vote) {
+  const auto orphan = save.orphans.find(*vote.part);
+  if (orphan == save.orphans.end() || save.all_voted) return;
+  if (!vote.written || !rewritten_part_counts(save, vote)) {
+    if (orphan->second.writer != id) return;
+    orphan->second.writer = 0;
+    orphans_pending = true;
+    return;
+  }
+  if (!save.records.emplace(save.participants[*vote.part], vote.record).second) return;
+  orphan->second.writer = 0;
+  save.bytes += vote.bytes;
+  say_of(save, EventKind::kLog,
+         "part " + std::to_string(*vote.part) + ", whose writer is lost, was written by " + named(id));
+  check_votes(save);
+}
+
+// A version that was held in the view of the save is compared as the save is. One that was held in a later
+// view, as its base, is compared there: the save waits for that.
+bool Coordinator::State::rewritten_part_counts(Save& save, const SaveVote& vote) {
+  if (!limits.rules.rewrites_checked || vote.held_in == save.in) return true;
+  if (vote.held_in != view.generation) return false;
+  if (!base_confirmed) {
+    save.base_confirmed = false;
+    save.compared_in = view.generation;
+  }
+  return true;
 }
 
 void Coordinator::State::check_votes(Save& save) {
@@ -223,44 +258,107 @@ void Coordinator::State::pace_saves(Version version) {
 }
 
 // A participant that has voted has written and closed its part: its death takes nothing away, once its state
-// was compared with the others'. Else it fails the save. A publisher's death hands publishing on, which never
-// overwrites.
+// was compared with the others'. Before that it fails the save: nobody can say any more whether its state was
+// right. One that has not voted leaves its part to others. A publisher's death hands publishing on, which
+// never overwrites.
 void Coordinator::State::save_member_lost(MemberId id) {
   std::vector<uint64_t> failed;
   std::vector<uint64_t> orphaned;
-  for (const auto& [save_id, save] : saves) {
+  for (auto& [save_id, save] : saves) {
     if (!save.takes_part.contains(id)) continue;
-    const bool needed = !save.records.contains(id) || !save.base_confirmed;
-    if (!save.all_voted && needed) failed.push_back(save_id);
     if (save.all_voted && save.publisher == id) orphaned.push_back(save_id);
+    if (save.all_voted) continue;
+    if (!save.base_confirmed) {
+      failed.push_back(save_id);
+      continue;
+    }
+    orphan_part(save, id);
   }
   for (uint64_t save_id : failed)
-    close_save(save_id, false, "a participant was lost before it voted and its state was compared");
+    close_save(save_id, false, "a participant was lost before its state was compared with the others'");
   for (uint64_t save_id : orphaned) {
     if (saves.contains(save_id)) publish(saves.at(save_id));  // unless the job ended over the failed one
   }
 }
 
-// A node has connected anew: what was under way to and from its members is lost, and a vote is not said
-// twice. Such a save fails at once, so that nothing, least of all a stop-save, waits for it until its
-// deadline. Publishing is asked for again; it never overwrites.
-void Coordinator::State::save_messages_lost(const NodeRecord& node) {
-  const auto behind_it = [&](MemberId id) { return lives(id) && members.at(id).member.node == node.id; };
+// What this participant was to write, of its own or instead of another, is to be written by somebody else.
+void Coordinator::State::orphan_part(Save& save, MemberId participant) {
+  if (!save.records.contains(participant)) {
+    const auto place = std::ranges::find(save.participants, participant);
+    save.orphans.try_emplace(static_cast<uint32_t>(place - save.participants.begin()));
+    orphans_pending = true;
+  }
+  for (auto& [part, orphan] : save.orphans) {
+    if (orphan.writer != participant) continue;
+    orphan.writer = 0;
+    orphans_pending = true;
+  }
+}
+
+// Losses that come together are looked at together: who is lost with the writer is not asked.
+void Coordinator::State::settle_orphans() {
+  orphans_pending = false;
   std::vector<uint64_t> failed;
+  for (auto& [id, save] : saves) {
+    if (!save.all_voted && !find_rewriters(save)) failed.push_back(id);
+  }
+  for (uint64_t id : failed) {
+    close_save(
+        id, false,
+        "a participant was lost before it voted, and nobody who is left holds what its part has any more");
+  }
+}
+
+// False: there is a part that nobody is left to be asked for.
+bool Coordinator::State::find_rewriters(Save& save) {
+  for (auto& [part, orphan] : save.orphans) {
+    if (orphan.writer != 0 || save.records.contains(save.participants[part])) continue;
+    const auto writer = choose_rewriter(candidates_for(save, part));
+    if (!writer || phase == Phase::kEnded) return false;
+    orphan.writer = *writer;
+    orphan.asked.insert(*writer);
+    SaveRewrite rewrite{save.id, part, save.version, save.in, {}, save.tier};
+    for (uint32_t shard = 0; shard < save.writers.size(); ++shard) {
+      if (save.writers[shard] == part) rewrite.shards.push_back(shard);
+    }
+    to_member(*writer, std::move(rewrite));
+  }
+  return true;
+}
+
+std::vector<RewriteCandidate> Coordinator::State::candidates_for(const Save& save, uint32_t part) const {
+  const Orphan& orphan = save.orphans.at(part);
+  std::map<MemberId, uint32_t> parts;
+  for (const auto& [other, of_others] : save.orphans) ++parts[of_others.writer];
+  // In a later view the map says where shards are to be, and a member itself knows what it has kept.
+  const bool map_tells = view.generation == save.in;
+  std::vector<RewriteCandidate> candidates;
+  for (MemberId id : save.participants) {
+    if (!lives(id) || orphan.asked.contains(id) || id == save.participants[part]) continue;
+    RewriteCandidate candidate{id, save.records.contains(id), parts[id], true};
+    const std::vector<uint32_t> held = map_tells ? view.shards_of(id) : std::vector<uint32_t>();
+    for (uint32_t shard = 0; map_tells && shard < save.writers.size(); ++shard) {
+      if (save.writers[shard] == part && !std::ranges::binary_search(held, shard))
+        candidate.has_shards = false;
+    }
+    candidates.push_back(candidate);
+  }
+  return candidates;
+}
+
+// A node has connected anew: what was under way to and from its members is lost, and a vote is not said
+// twice. Others are asked for their parts at once, so that nothing, least of all a stop-save, waits for them
+// until its deadline. Publishing is asked for again; it never overwrites.
+void Coordinator::State::save_messages_lost(const NodeRecord& node) {
   std::vector<uint64_t> unpublished;
-  for (const auto& entry : saves) {
-    const Save& save = entry.second;
-    const bool vote_missing = std::any_of(
-        save.participants.begin(), save.participants.end(),
-        [&](MemberId id) { return behind_it(id) && !save.all_voted && !save.records.contains(id); });
-    if (vote_missing) failed.push_back(save.id);
-    if (save.all_voted && behind_it(save.publisher)) unpublished.push_back(save.id);
+  for (auto& [id, save] : saves) {
+    for (MemberId participant : save.participants) {
+      const bool behind_it = lives(participant) && members.at(participant).member.node == node.id;
+      if (behind_it && !save.all_voted) orphan_part(save, participant);
+      if (behind_it && save.all_voted && save.publisher == participant) unpublished.push_back(id);
+    }
   }
-  for (uint64_t save_id : failed)
-    close_save(save_id, false, "node " + node.name + " connected anew before all had voted");
-  for (uint64_t save_id : unpublished) {
-    if (saves.contains(save_id)) publish(saves.at(save_id));
-  }
+  for (uint64_t id : unpublished) publish(saves.at(id));
 }
 
 void Coordinator::State::fail_unvoted_saves(const std::string& why, std::optional<Tier> tier) {

@@ -23,6 +23,7 @@
 #include "runtime/control/coordinator.h"
 #include "runtime/control/notice_plan.h"
 #include "runtime/control/save_interval.h"
+#include "runtime/control/save_rewrite.h"
 
 namespace muster::control {
 
@@ -101,18 +102,26 @@ struct Lesson {
   Instant deadline = 0;
 };
 
+// A part of a save whose writer, or its vote, is lost: who is to write it instead.
+struct Orphan {
+  MemberId writer = 0;  // 0: nobody yet
+  std::set<MemberId> asked;
+};
+
 struct Save {
   uint64_t id = 0;
   Tier tier = Tier::kShared;
   NodeId node = 0;  // whose, where it is local
   Version version = 0;
   std::vector<MemberId> participants;
+  std::vector<uint32_t> writers;            // by shard: a part
   std::unordered_set<MemberId> takes_part;  // the same, to be asked with each vote
   std::map<MemberId, ByteBuffer> records;
-  std::set<MemberId> lost;
+  std::map<uint32_t, Orphan> orphans;  // by part
   bool stop = false;
   bool base_confirmed = false;  // the participants' states were compared; no manifest before that
   Generation in;                // the view in which it was opened
+  Generation compared_in;       // the view whose base is to be confirmed for that
   bool all_voted = false;
   MemberId publisher = 0;
   uint64_t bytes = 0;
@@ -232,6 +241,7 @@ struct Coordinator::State {
   std::optional<Version> last_save_waits;  // the run's last save, until the one before it is closed
   SaveSpeed save_speed;                    // as it is without a limit of the members'
   bool saves_are_held_back = false;        // there is one
+  bool orphans_pending = false;            // parts of saves that nobody has been asked for yet
   bool paces_saves = false;                // when to save is left to the leader
   SavePace pace;
   SaveSchedules schedules;     // as the members have been told
@@ -425,6 +435,12 @@ struct Coordinator::State {
   bool shared_save_open() const;
   void save_member_lost(MemberId id);
   void check_votes(Save& save);
+  void on_rewritten(Save& save, MemberId id, const SaveVote& vote);
+  bool rewritten_part_counts(Save& save, const SaveVote& vote);
+  void orphan_part(Save& save, MemberId participant);
+  void settle_orphans();
+  bool find_rewriters(Save& save);
+  std::vector<RewriteCandidate> candidates_for(const Save& save, uint32_t part) const;
   void publish(Save& save);
   void close_save(uint64_t id, bool durable, const std::string& why);
   void saves_overdue();
@@ -444,6 +460,7 @@ struct Coordinator::State {
   void stop_answers_overdue();
   void stop_save_closed(bool durable, const std::string& why);
   void abandon_stop_save();
+  bool goes_on_with_stop_save();
   void check_notice_deadline();
   NoticePlan plan_until(Instant notice_deadline, uint32_t nodes_staying, uint32_t nodes_holding) const;
   void say_plan(const NoticePlan& plan);

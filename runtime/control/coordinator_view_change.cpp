@@ -422,7 +422,7 @@ void Coordinator::State::go() {
     node.newest_local_save = node.newest_local_durable == view.base ? view.base : kNoVersion;
   last_save_waits.reset();
   begin_pace();
-  if (stop) open_save(view.base, true);
+  if (stop && !goes_on_with_stop_save()) open_save(view.base, true);
   to_view(Go{view.generation});
   if (!limits.rules.digest_checked) confirm_base();
 }
@@ -489,7 +489,7 @@ void Coordinator::State::confirm_saves() {
   std::vector<uint64_t> uncompared;
   for (auto& [id, save] : saves) {
     if (save.base_confirmed) continue;
-    const bool is_compared = save.in == view.generation || view.shards.shards() == 0;
+    const bool is_compared = save.compared_in == view.generation || view.shards.shards() == 0;
     save.base_confirmed = is_compared;
     (is_compared ? confirmed : uncompared).push_back(id);
   }

@@ -117,6 +117,7 @@ struct MemberCore::State {
   void on(const LessonOver& over, MemberActions& out);
   void on(const SaveOpen& save, MemberActions& out);
   void on(const SaveClosed& closed, MemberActions& out);
+  std::string why_not_rewrite(const SaveRewrite& wanted) const;
   void on(const End& end, MemberActions& out);
   void on(const LeaderLink& link, MemberActions& out);
   void on(const RescueAsk& ask, MemberActions& out);
@@ -406,6 +407,23 @@ void MemberCore::State::on(const SaveClosed& closed, MemberActions& out) {
   out.push_back(Forward{closed});
 }
 
+// A part is written from bytes that are compared with the others', or will be, as the save's are: a version
+// of the same number that was computed again after a fallback belongs to another save.
+std::string MemberCore::State::why_not_rewrite(const SaveRewrite& wanted) const {
+  if (update_open || install_open || install_due || torn || version == kNoVersion)
+    return "no whole version is held";
+  if (!limits.rules.rewrites_checked) return "";
+  if (lesson || version != wanted.version)
+    return "version " + std::to_string(wanted.version) + " is not held any more, or not yet";
+  const auto opened = std::ranges::find(entered.lineage, wanted.opened_in, &LineageEntry::generation);
+  if (opened == entered.lineage.end()) return "the version held is not of the save's history";
+  const bool fell_back = std::any_of(opened + 1, entered.lineage.end(),
+                                     [&](const LineageEntry& later) { return later.base < wanted.version; });
+  if (fell_back) return "the version held was computed again since";
+  const bool has_shards = std::ranges::all_of(wanted.shards, [&](uint32_t s) { return shards.contains(s); });
+  return has_shards ? "" : "not all shards of the part are held";
+}
+
 // ---- permits
 
 std::string MemberCore::State::refusal_of_view(const Generation& generation) const {
@@ -620,6 +638,9 @@ MemberActions MemberCore::at_boundary(uint64_t plan, Version version) {
 }
 
 bool MemberCore::waiting_at_boundary() const { return state_->plan_waiting != 0; }
+std::string MemberCore::why_not_rewrite(const SaveRewrite& wanted) const {
+  return state_->ended ? "the run is over" : state_->why_not_rewrite(wanted);
+}
 Version MemberCore::version() const { return state_->torn ? kNoVersion : state_->version; }
 std::vector<uint32_t> MemberCore::shards() const {
   if (state_->torn) return {};

@@ -48,7 +48,7 @@ struct LeaveLoop {  // the program's loop ends
   std::string why;
 };
 // Messages that the session itself answers, unchanged: Teach, Learn, LessonOver, LearnUntil, SaveOpen,
-// SavePublish, SaveClosed, SaveSchedule, SaveHurry, Proceed, PlanNumber, BaseConfirmed.
+// SavePublish, SaveClosed, SaveSchedule, SaveHurry, SaveRewrite, Proceed, PlanNumber, BaseConfirmed.
 struct Forward {
   Message message;
 };
@@ -117,6 +117,10 @@ class MemberCore {
   bool boundary_due(uint64_t combined) const;
   MemberActions at_boundary(uint64_t plan, Version version);
   bool waiting_at_boundary() const;
+
+  // Rule 24: "" where this member holds what the part has: the save's version, whole, of the save's own
+  // history, and the shards. Else why it cannot write it.
+  std::string why_not_rewrite(const SaveRewrite& wanted) const;
 
   Version version() const;
   std::vector<uint32_t> shards() const;       // of that version, which count as held

@@ -5,6 +5,7 @@
 // the receiver checks generation and attempt before it believes.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -169,6 +170,10 @@ struct SaveVote {
   uint64_t bytes = 0;      // that it has written; 0 where it has linked an older file
   Duration stalled = 0;    // that updates were made to wait since it was held
   Duration held_back = 0;  // by a limit of the rate of saves: its disk had nothing to do
+  // Of a part that SaveRewrite has asked for; the member's own is another vote. Not written: the next is
+  // asked.
+  std::optional<uint32_t> part;
+  Generation held_in;  // with `part`: the view in which the member had the version
 };
 
 // Answer of the publisher to SavePublish. Publishing never overwrites, so a second publisher is harmless.
@@ -329,6 +334,16 @@ struct SaveSchedule {
 struct SaveHurry {
   uint64_t save = 0;
 };
+// Write this part of the open save as well, into a file of your own, if you still hold what it has: whoever
+// was to write it is lost, or its vote is. Answered by a SaveVote for the part, at once where it is not held.
+struct SaveRewrite {
+  uint64_t save = 0;
+  uint32_t part = 0;  // of participants[part]
+  Version version = 0;
+  Generation opened_in;          // the view in which the save was opened: its history is the save's
+  std::vector<uint32_t> shards;  // that the part has
+  Tier tier = Tier::kShared;
+};
 struct SavePublish {
   uint64_t save = 0;
   std::vector<ByteBuffer> records;  // by participant
@@ -398,7 +413,7 @@ using Message =
                  Leaving, NodeWelcome, NodeRefused, Evict, EndJob, Agree, Install, Go, PlanNumber, Proceed,
                  Teach, Learn, LessonOver, LearnUntil, SaveOpen, SavePublish, SaveClosed, End, WorkerEvent,
                  Neighbours, LeaderLink, RescueHello, RescueRefused, RescueAsk, RescueReport, RescueOver,
-                 BaseDigest, BaseConfirmed, SaveSchedule, SaveHurry>;
+                 BaseDigest, BaseConfirmed, SaveSchedule, SaveHurry, SaveRewrite>;
 
 // What travels: a message and the member that sent it or shall get it; 0 is the node's agent itself.
 struct Envelope {

@@ -259,10 +259,18 @@ SaveDue read(const fb::SaveDue& m) {
 
 Offset<fb::SaveVote> write(FlatBufferBuilder& to, const SaveVote& m) {
   const auto record = write(to, m.record);
-  return fb::CreateSaveVote(to, m.save, m.written, record, write(to, m.why), m.bytes, m.stalled, m.held_back);
+  const auto held_in = write(m.held_in);
+  const flatbuffers::Optional<uint32_t> part =
+      m.part ? flatbuffers::Optional<uint32_t>(*m.part) : flatbuffers::nullopt;
+  return fb::CreateSaveVote(to, m.save, m.written, record, write(to, m.why), m.bytes, m.stalled, m.held_back,
+                            part, m.part ? &held_in : nullptr);
 }
 SaveVote read(const fb::SaveVote& m) {
-  return {m.save(), m.written(), read(*m.record()), read(*m.why()), m.bytes(), m.stalled(), m.held_back()};
+  SaveVote vote{m.save(),  m.written(), read(*m.record()), read(*m.why()),
+                m.bytes(), m.stalled(), m.held_back()};
+  if (const auto part = m.part()) vote.part = *part;
+  if (m.held_in() != nullptr) vote.held_in = read(*m.held_in());
+  return vote;
 }
 
 Offset<fb::SavePublished> write(FlatBufferBuilder& to, const SavePublished& m) {
@@ -390,6 +398,17 @@ Offset<fb::SaveHurry> write(FlatBufferBuilder& to, const SaveHurry& m) {
   return fb::CreateSaveHurry(to, m.save);
 }
 SaveHurry read(const fb::SaveHurry& m) { return {m.save()}; }
+
+Offset<fb::SaveRewrite> write(FlatBufferBuilder& to, const SaveRewrite& m) {
+  const auto opened_in = write(m.opened_in);
+  return fb::CreateSaveRewrite(to, m.save, m.part, m.version, &opened_in, write(to, m.shards),
+                               m.tier == Tier::kLocal);
+}
+SaveRewrite read(const fb::SaveRewrite& m) {
+  SaveRewrite rewrite{m.save(), m.part(), m.version(), read(*m.opened_in()), {}, tier_of(m.local())};
+  rewrite.shards = read(m.shards());
+  return rewrite;
+}
 
 Offset<fb::SavePublish> write(FlatBufferBuilder& to, const SavePublish& m) {
   std::vector<Offset<fb::Bytes>> records;

@@ -692,6 +692,7 @@ void World::forward(Process& process, const Message& message) {
     record.version = save->version;
     record.lineage = save->lineage;
     record.participants = {save->participants.begin(), save->participants.end()};
+    record.open = *save;
     record.opened_at = std::min(record.opened_at, now);
     if (save->rescue) {
       const MemberCore& core = *process.core;
@@ -706,6 +707,7 @@ void World::forward(Process& process, const Message& message) {
     }
     write_part(process, *save);
   }
+  if (const auto* rewrite = std::get_if<SaveRewrite>(&message)) rewrite_part(process, *rewrite);
   if (const auto* schedule = std::get_if<SaveSchedule>(&message)) process.schedules.add(*schedule);
   if (const auto* publish_message = std::get_if<SavePublish>(&message)) {
     after_for(id, between(5 * kMillisecond, 80 * kMillisecond) * disk_slowness(),
@@ -726,16 +728,53 @@ void World::write_part(Process& process, const SaveOpen& save) {
     return;
   }
   const bool fails = options.faults && random.chance(0.01);
+  const Duration time = between(10 * kMillisecond, 300 * kMillisecond) * disk_slowness() * process.slowness;
+  // How much memory there is for copies, and so how long the lease lasts, differs. Not drawn in turn: without
+  // losses this changes no schedule.
+  const Duration held = time / 4 * static_cast<Duration>(mix64(save.save ^ process.id) % 5);
+  process.staging[save.save] = {now + held, *state};
+  after_for(process.id, time, [this, id = process.id, save, state = *state, fails] {
+    SaveRecord& record = saves.at(save.save);
+    record.write_failed = record.write_failed || fails;
+    if (fails) return say(id, SaveVote{save.save, false, {}, "the disk is full"});
+    if (!write_shards(save, id, state))
+      return say(id, SaveVote{save.save, false, {}, "it does not hold its shards of the version"});
+    record.written.insert(id);
+    record.bad = record.bad || state.state != truth_of(save.version);
+    say(id, SaveVote{save.save, true, {}, ""});
+  });
+}
+
+// What the process has of the save's version, and the view in which it has it. While its own part is copied
+// the state stays as it was.
+std::optional<std::pair<Process::SaveCopy, Generation>> World::held_for(const Process& process,
+                                                                        const SaveRewrite& wanted) const {
+  const auto staging = process.staging.find(wanted.save);
+  if (staging == process.staging.end()) return std::nullopt;  // it takes no part in the save yet
+  if (now < staging->second.until) return std::pair(staging->second.copy, wanted.opened_in);
+  const bool whole = !process.writing && !process.core->install_due();
+  if (!whole || !process.core->why_not_rewrite(wanted).empty()) return std::nullopt;
+  return std::pair(Process::SaveCopy{process.state, process.shards}, process.core->view().generation);
+}
+
+void World::rewrite_part(Process& process, const SaveRewrite& wanted) {
+  SaveVote vote{wanted.save, false, {}, "the state has moved on"};
+  vote.part = wanted.part;
+  const auto held = held_for(process, wanted);
+  trace(named(process.id) + (held ? " takes" : " refuses") + " part " + std::to_string(wanted.part) +
+        " of the save of version " + std::to_string(wanted.version));
+  if (!held) return say(process.id, vote);
+  vote.held_in = held->second;
+  const bool fails = options.faults && random.chance(0.05);
   after_for(process.id, between(10 * kMillisecond, 300 * kMillisecond) * disk_slowness() * process.slowness,
-            [this, id = process.id, save, state = *state, fails] {
-              SaveRecord& record = saves.at(save.save);
-              record.write_failed = record.write_failed || fails;
-              if (fails) return say(id, SaveVote{save.save, false, {}, "the disk is full"});
-              if (!write_shards(save, id, state))
-                return say(id, SaveVote{save.save, false, {}, "it does not hold its shards of the version"});
-              record.written.insert(id);
-              record.bad = record.bad || state.state != truth_of(save.version);
-              say(id, SaveVote{save.save, true, {}, ""});
+            [this, id = process.id, state = held->first, fails, vote]() mutable {
+              SaveRecord& record = saves.at(vote.save);
+              const MemberId instead_of = record.open.participants.at(*vote.part);
+              if (fails || !write_shards(record.open, instead_of, state)) return say(id, vote);
+              record.rewritten += record.written.insert(instead_of).second ? 1 : 0;
+              record.bad = record.bad || state.state != truth_of(record.version);
+              vote.written = true;
+              say(id, vote);
             });
 }
 
@@ -744,10 +783,12 @@ void World::publish(Process& process, uint64_t save) {
   check_publish(record);
   if (record.tier == Tier::kLocal) {
     ++outcome.local_saves;
+    outcome.rewrites += record.rewritten;
     return say(process.id, SavePublished{save, true, ""});
   }
   const bool is_new = folder.emplace(save, record).second;
   if (is_new && record.rescue) ++outcome.rescues;
+  if (is_new) outcome.rewrites += record.rewritten;
   if (goes_on(record) && record.version >= durable.first) durable = {record.version, record.lineage};
   say(process.id, SavePublished{save, true, ""});
 }

@@ -60,6 +60,7 @@ struct Outcome {
   uint64_t saves = 0;
   uint64_t paced_saves = 0;  // those that came when the leader had said
   uint64_t local_saves = 0;  // published
+  uint64_t rewrites = 0;     // parts of published saves, written by another than was to write them
   uint64_t rescues = 0;      // saves without the leader
   uint64_t faults = 0;
   uint64_t leaders = 0;

@@ -88,6 +88,11 @@ struct Process {
   bool must_restore = false;
   std::optional<LearnUntil> learn_until;
   std::vector<SaveOpen> saves_waiting;  // the version is not reached yet
+  struct Staging {
+    Instant until = 0;  // then the lease ends
+    SaveCopy copy;
+  };
+  std::map<uint64_t, Staging> staging;  // by save
 
   // What the checks remember.
   bool reported = false;
@@ -209,6 +214,8 @@ struct SaveRecord {
   bool bad = false;
   bool write_failed = false;
   bool rescue = false;
+  uint64_t rewritten = 0;  // parts, by another than was to write them
+  SaveOpen open;
   Instant opened_at = kNever;
 };
 
@@ -411,6 +418,9 @@ struct World {
   void forward(Process& process, const Message& message);
   void copy_for_learner(uint64_t lesson);
   void write_part(Process& process, const SaveOpen& save);
+  void rewrite_part(Process& process, const SaveRewrite& wanted);
+  std::optional<std::pair<Process::SaveCopy, Generation>> held_for(const Process& process,
+                                                                   const SaveRewrite& wanted) const;
   void publish(Process& process, uint64_t save);
   void save_if_due(Process& process);
   void save_if_due(Process& process, Tier tier, bool due);

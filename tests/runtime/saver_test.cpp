@@ -499,6 +499,86 @@ TEST_F(SaverTest, WhatAFailedSaveHasWrittenGoesAtOnce) {
   EXPECT_NE(shard_of(113), "");
 }
 
+// ---- a part of a lost rank (PROTOCOL 24)
+
+// This rank is participant 1 of two; participant 0 is lost before it has made the folder.
+class LostPart : public SaverTest {
+ protected:
+  static constexpr uint64_t kSave = 212;
+
+  void open(bool holds) {
+    ASSERT_TRUE(checkpoint::Folder::own(files_, folder_, "the one that is lost").ok());
+    if (holds) saver_->hold(112, false, now());
+    SaveOpen open;
+    open.save = kSave;
+    open.version = 112;
+    open.stop = !holds;
+    open.participants = {kSelf - 1, kSelf};
+    saver_->open(open, kSelf);
+  }
+  static SaveRewrite asked(uint32_t part) { return {kSave, part, 112, {5, 6}}; }
+  std::optional<SaveVote> voted(std::optional<uint32_t> part) {
+    return await([&]() -> std::optional<SaveVote> {
+      for (const Message& message : messages_)
+        if (const auto* vote = std::get_if<SaveVote>(&message); vote != nullptr && vote->part == part)
+          return *vote;
+      return {};
+    });
+  }
+  size_t shards() const {
+    size_t count = 0;
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(folder_))
+      count += entry.path().filename().string().starts_with("shard-") ? 1 : 0;
+    return count;
+  }
+};
+
+// In a file beside what that one has left, or leaves later, which goes once the save is published.
+TEST_F(LostPart, IsWrittenAsThatRankWouldHave) {
+  open(true);
+  saver_->rewrite(asked(0), control::Generation{5, 7});
+  const auto part = voted(0), own = voted(std::nullopt);
+  ASSERT_TRUE(part && own);
+  ASSERT_TRUE(part->written) << part->why;
+  ASSERT_TRUE(own->written) << own->why;
+  const auto record = checkpoint::decode_shard_record(ByteSpan(part->record).first(checkpoint::kVoteBytes));
+  ASSERT_TRUE(record.ok());
+  EXPECT_EQ(record->identity.participant, 0u);
+  EXPECT_EQ(record->identity.participants, 2u);
+  const std::string left =
+      std::filesystem::path(shard_of(112)).parent_path() / "shard-000000-00000000000000aa.h5";
+  std::ofstream(left) << "half of it";
+  saver_->publish({kSave, {part->record, own->record}});
+  const auto published = said<SavePublished>(kSave);
+  ASSERT_TRUE(published && published->published);
+  saver_->closed({kSave, true, "", 112});
+  EXPECT_TRUE(emitted(EventKind::kSaveVerified, 112)) << "who published verifies in the first one's place";
+  EXPECT_FALSE(std::filesystem::exists(left));
+  EXPECT_EQ(shards(), 2u);
+}
+
+TEST_F(LostPart, IsRefusedAtOnceWhereTheStateHasMovedOn) {
+  open(false);
+  saver_->rewrite(asked(0), std::nullopt);
+  // Its own part waits for the folder, which nobody makes; this answer does not.
+  const auto part = voted(0);
+  ASSERT_TRUE(part.has_value());
+  EXPECT_FALSE(part->written);
+  EXPECT_FALSE(part->why.empty());
+}
+
+TEST_F(LostPart, OfASaveThatIsOverIsNotWritten) {
+  open(true);
+  saver_->closed({kSave, false, "rank 0 has no space", 112});
+  saver_->rewrite(asked(0), control::Generation{5, 7});
+  const auto part = voted(0);
+  ASSERT_TRUE(part.has_value());
+  EXPECT_FALSE(part->written);
+  // No lease is left behind: the state may change.
+  EXPECT_TRUE(state_.begin_write(now() + 20 * kSecond).ok());
+  state_.cancel_write();
+}
+
 // A run that silently began at step 0 beside the shards of another looked as if it had resumed.
 TEST_F(SaverTest, ShardsWithoutAnyManifestAreTold) {
   ASSERT_TRUE(saver_->take_folder(true).ok());

@@ -11,7 +11,20 @@ using Forming = LeaderTest;
 using Loss = LeaderTest;
 using Ending = LeaderTest;
 using Joining = LeaderTest;
-using Saving = LeaderTest;
+class Saving : public LeaderTest {
+ protected:
+  static SaveVote rewritten(uint64_t save, uint32_t part, ByteBuffer record, Generation held_in) {
+    SaveVote vote{save, true, std::move(record), ""};
+    vote.part = part;
+    vote.held_in = held_in;
+    return vote;
+  }
+  void refuse(NodeId node, MemberId member, uint64_t save, uint32_t part) {
+    SaveVote vote{save, false, {}, "the state has moved on"};
+    vote.part = part;
+    say(node, member, vote);
+  }
+};
 using Notices = LeaderTest;
 
 // ---- forming
@@ -1093,7 +1106,7 @@ TEST_F(Saving, IsVotedPublishedByOneAndClosed) {
   EXPECT_TRUE(has_event(last, EventKind::kSaveDurable));
 }
 
-TEST_F(Saving, SurvivesAViewChangeUnlessAParticipantIsLostBeforeItVoted) {
+TEST_F(Saving, SurvivesAViewChangeAndWhoIsLostAfterItsVote) {
   form(3, 1);
   say(1, 100, SaveDue{leader->view().generation, 10});
   const uint64_t save = sent<SaveOpen>(last)[0].second.save;
@@ -1110,7 +1123,7 @@ TEST_F(Saving, SurvivesAViewChangeUnlessAParticipantIsLostBeforeItVoted) {
 }
 
 // A vote is not said twice: what waited for one until the save's deadline was the stop-save of a notice.
-TEST_F(Saving, AVoteThatAConnectionTookWithItFailsTheSaveAtOnce) {
+TEST_F(Saving, APartWhoseVoteAConnectionTookWithItIsWrittenByAnotherOrFailsTheSaveAtOnce) {
   form(2, 1);
   say(1, 100, SaveDue{leader->view().generation, 10});
   const uint64_t save = sent<SaveOpen>(last)[0].second.save;
@@ -1118,6 +1131,11 @@ TEST_F(Saving, AVoteThatAConnectionTookWithItFailsTheSaveAtOnce) {
   last.clear();
   carry(leader->disconnected(now, 2, "reset by peer"));
   node_comes(2, 1);
+  const auto asked = sent<SaveRewrite>(last);
+  ASSERT_EQ(asked.size(), 1u);
+  EXPECT_EQ(asked[0].first, 100u);
+  EXPECT_EQ(asked[0].second.part, 1u);
+  refuse(1, 100, save, 1);
   const auto closed = sent<SaveClosed>(last);
   ASSERT_EQ(closed.size(), 2u);
   EXPECT_EQ(closed[0].second.save, save);
@@ -1137,13 +1155,91 @@ TEST_F(Saving, APublisherThatConnectsAnewIsAskedAgain) {
   EXPECT_EQ(sent<SavePublish>(last)[0].first, 100u);
 }
 
-TEST_F(Saving, DeathBeforeTheVoteFailsThatSaveAlone) {
+TEST_F(Saving, DeathBeforeTheVoteFailsThatSaveAloneWhereNobodyHoldsThePart) {
   form(2, 1);
   say(1, 100, SaveDue{leader->view().generation, 10});
+  const uint64_t save = sent<SaveOpen>(last)[0].second.save;
   gone(2, 200);
+  EXPECT_FALSE(has_event(last, EventKind::kSaveFailed));
+  refuse(1, 100, save, 1);
   EXPECT_TRUE(has_event(last, EventKind::kSaveFailed));
   ASSERT_EQ(sent<SaveClosed>(last).size(), 1u);
   EXPECT_FALSE(sent<SaveClosed>(last)[0].second.durable);
+}
+
+TEST_F(Saving, APartOfTheLostIsWrittenByAnotherUnderTheLostOnesPlace) {
+  form(3, 1);
+  const Generation opened_in = leader->view().generation;
+  say(1, 100, SaveDue{opened_in, 10});
+  const uint64_t save = sent<SaveOpen>(last)[0].second.save;
+  say(1, 100, SaveVote{save, true, ByteBuffer(1), ""});
+  gone(2, 200);
+  const auto asked = sent<SaveRewrite>(last);
+  ASSERT_EQ(asked.size(), 1u);
+  EXPECT_EQ(asked[0].first, 300u) << "who has not voted still has the version";
+  EXPECT_EQ(asked[0].second.part, 1u);
+  EXPECT_EQ(asked[0].second.version, 10);
+  EXPECT_EQ(asked[0].second.opened_in, opened_in);
+  refuse(3, 300, save, 1);
+  ASSERT_EQ(sent<SaveRewrite>(last).size(), 1u);
+  EXPECT_EQ(sent<SaveRewrite>(last)[0].first, 100u);
+  say(1, 100, rewritten(save, 1, ByteBuffer(7), opened_in));
+  EXPECT_TRUE(sent<SavePublish>(last).empty()) << "its own part is to come";
+  say(3, 300, SaveVote{save, true, ByteBuffer(3), ""});
+  ASSERT_EQ(sent<SavePublish>(last).size(), 1u);
+  EXPECT_EQ(sent<SavePublish>(last)[0].second.records[1].size(), 7u);
+}
+
+TEST_F(Saving, WhoIsLostWithAPartOfAnotherLeavesBoth) {
+  form(4, 1);
+  const Generation opened_in = leader->view().generation;
+  say(1, 100, SaveDue{opened_in, 10});
+  const uint64_t save = sent<SaveOpen>(last)[0].second.save;
+  gone(1, 100);
+  ASSERT_EQ(sent<SaveRewrite>(last).size(), 1u);
+  ASSERT_EQ(sent<SaveRewrite>(last)[0].first, 200u);
+  gone(2, 200);
+  const auto asked = sent<SaveRewrite>(last);
+  ASSERT_EQ(asked.size(), 2u);
+  EXPECT_NE(asked[0].first, asked[1].first) << "spread over who is left";
+  say(3, 300, rewritten(save, 0, ByteBuffer(7), opened_in));
+  say(4, 400, rewritten(save, 1, ByteBuffer(8), opened_in));
+  for (NodeId node : {3, 4}) say(node, id(node, 0), SaveVote{save, true, {}, ""});
+  ASSERT_EQ(sent<SavePublish>(last).size(), 1u);
+  EXPECT_EQ(sent<SavePublish>(last)[0].first, 300u) << "the first that is left publishes";
+  EXPECT_EQ(sent<SavePublish>(last)[0].second.records[0].size(), 7u);
+}
+
+// What was held in another view than the save's counts once its states were compared, or never.
+TEST_F(Saving, APartThatWasHeldInALaterViewWaitsForItsBase) {
+  form(3, 1);
+  say(1, 100, SaveDue{leader->view().generation, 10});
+  const uint64_t save = sent<SaveOpen>(last)[0].second.save;
+  gone(3, 300);
+  for (NodeId node : {1, 2}) say(node, id(node, 0), SaveVote{save, true, {}, ""});
+  undigested = {200};
+  report(1, 100, 10);
+  report(2, 200, 10);
+  ASSERT_EQ(leader->phase(), "running");
+  say(1, 100, rewritten(save, 2, ByteBuffer(7), leader->view().generation));
+  EXPECT_TRUE(sent<SavePublish>(last).empty()) << "the states are still compared";
+  last.clear();
+  tell_base(2, 200, leader->view().generation);
+  EXPECT_EQ(sent<SavePublish>(last).size(), 1u);
+}
+
+TEST_F(Saving, APartThatWasHeldInAViewThatIsOverDoesNotCount) {
+  form(3, 1);
+  say(1, 100, SaveDue{leader->view().generation, 10});
+  const uint64_t save = sent<SaveOpen>(last)[0].second.save;
+  for (NodeId node : {1, 2}) say(node, id(node, 0), SaveVote{save, true, {}, ""});
+  gone(3, 300);
+  Generation neither = leader->view().generation;
+  ++neither.counter;
+  say(1, 100, rewritten(save, 2, ByteBuffer(7), neither));
+  EXPECT_TRUE(sent<SavePublish>(last).empty());
+  ASSERT_EQ(sent<SaveRewrite>(last).size(), 1u) << "the next is asked";
+  EXPECT_EQ(sent<SaveRewrite>(last)[0].first, 200u);
 }
 
 // A save of nobody is voted by nobody: it stood in the way of all later ones until its deadline, and held up
@@ -1168,6 +1264,8 @@ TEST_F(Saving, TheLastSaveThatWaitsIsOpenedAnewInTheNextView) {
   say(1, 100, SaveDue{leader->view().generation, 10});
   say(1, 100, SaveDue{leader->view().generation, 20, true});
   gone(2, 200);
+  EXPECT_FALSE(has_event(last, EventKind::kSaveStarted));
+  refuse(1, 100, sent<SaveRewrite>(last).at(0).second.save, 1);
   EXPECT_FALSE(has_event(last, EventKind::kSaveStarted));
   report(1, 100, 20);
   ASSERT_EQ(leader->phase(), "running");
@@ -1315,6 +1413,11 @@ TEST_F(Notices, LossDuringTheStopSaveSavesTheNextBaseBeforeAnyStep) {
   report(1, 100, 8);
   report(2, 200, 7);
   gone(2, 200);
+  const auto asked = sent<SaveRewrite>(last);
+  ASSERT_EQ(asked.size(), 1u);
+  SaveVote refused{asked[0].second.save, false, {}, "the part is not held"};
+  refused.part = 1;
+  say(1, 100, refused);
   report(1, 100, 8);
   bool bound_first = false;
   for (const Send& send : all_of_kind<Send>(last)) {
@@ -1324,6 +1427,29 @@ TEST_F(Notices, LossDuringTheStopSaveSavesTheNextBaseBeforeAnyStep) {
     }
   }
   EXPECT_TRUE(bound_first);
+}
+
+// Nobody waits for a view to save what is there already.
+TEST_F(Notices, LossDuringTheStopSaveIsMadeUpForByWhoHoldsTheVersion) {
+  form(2, 1);
+  const Generation opened_in = leader->view().generation;
+  say(1, 0, notice_of(Scope::kJob));
+  report(1, 100, 8);
+  report(2, 200, 8);
+  const uint64_t save = sent<SaveOpen>(last).at(0).second.save;
+  gone(2, 200);
+  ASSERT_EQ(sent<SaveRewrite>(last).size(), 1u);
+  report(1, 100, 8);
+  ASSERT_EQ(leader->phase(), "running");
+  EXPECT_TRUE(sent<SaveOpen>(last).empty()) << "the base is being saved";
+  SaveVote vote{save, true, {}, ""};
+  say(1, 100, vote);
+  vote.part = 1;
+  vote.held_in = opened_in;
+  say(1, 100, vote);
+  ASSERT_EQ(sent<SavePublish>(last).size(), 1u);
+  say(1, 100, SavePublished{save, true, ""});
+  ASSERT_FALSE(sent<EndJob>(last).empty());
 }
 
 TEST_F(Notices, BeforeTheFirstViewEndTheJobAtOnce) {

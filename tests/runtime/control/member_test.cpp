@@ -340,6 +340,35 @@ TEST_F(MemberTest, ALocalSaveIsNotReportedAsOne) {
   EXPECT_EQ(reports[0].second.durable, kNoVersion);
 }
 
+// PROTOCOL 24: what the lost one's part has, and nothing else of that number.
+TEST_F(MemberTest, ALostPartIsWrittenOnlyFromTheSavesVersionOnItsHistory) {
+  step();
+  step();
+  const auto why_not = [&](Version version) {
+    return core->why_not_rewrite(SaveRewrite{9, 1, version, gen(1), {}, Tier::kShared});
+  };
+  EXPECT_EQ(why_not(2), "");
+  EXPECT_NE(why_not(1), "") << "the state has moved on";
+  ASSERT_TRUE(core->open_update(gen(1), 2).granted);
+  EXPECT_NE(why_not(2), "") << "it is being written";
+  core->update_closed(now);
+  EXPECT_EQ(why_not(3), "");
+  EXPECT_NE(core->why_not_rewrite(SaveRewrite{9, 1, 3, gen(1), {0}, Tier::kShared}), "") << "no shard 0";
+  agree(1);
+  EXPECT_EQ(why_not(3), "") << "the view is over, the state as it was";
+  enter(2, 3);
+  EXPECT_EQ(why_not(3), "") << "the next view begins with it";
+  agree(2);
+  enter(3, 2, {{200, 100}});
+  ASSERT_TRUE(core->open_install(gen(3)).granted);
+  core->state_installed(now, 2);
+  step();
+  ASSERT_EQ(core->version(), 3);
+  EXPECT_NE(why_not(3), "") << "computed again since";
+  EXPECT_NE(core->why_not_rewrite(SaveRewrite{9, 1, 3, gen(2), {}, Tier::kShared}), "")
+      << "of another history";
+}
+
 // PROTOCOL 12, 25: versions 1 and 2 were saved in generation 1; generation 2 begins at version 1.
 TEST_F(MemberTest, ASaveThatIsOffTheBranchIsNotReportedAsOne) {
   step();

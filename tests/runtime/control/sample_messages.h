@@ -40,7 +40,7 @@ inline std::vector<Message> all_messages() {
       LearnFailed{8, "too slow", true},
       Progress{g, 44, 12'000'000, 3},
       SaveDue{g, 45, true, Tier::kLocal},
-      SaveVote{9, true, ByteBuffer(1000, std::byte{7}), "no", 5000, 6000, 7000},
+      SaveVote{9, true, ByteBuffer(1000, std::byte{7}), "no", 5000, 6000, 7000, 0, g},
       SavePublished{9, true, "done"},
       Leaving{75, 46, "told"},
       NodeWelcome{g, 500, 3},
@@ -72,7 +72,8 @@ inline std::vector<Message> all_messages() {
       BaseDigest{g, d, {{0, d}, {2, d}}},
       BaseConfirmed{g},
       SaveSchedule{50, 7},
-      SaveHurry{19}};
+      SaveHurry{19},
+      SaveRewrite{20, 3, 51, g, {4, 5}, Tier::kLocal}};
 }
 
 }  // namespace muster::control

@@ -390,6 +390,30 @@ TEST_F(ShardedView, ASaveNamesWhoWritesWhichShard) {
   for (uint32_t writer = 0; writer < 4; ++writer) EXPECT_EQ(parts[writer], 2) << "shared out";
 }
 
+// PROTOCOL 24.
+TEST_F(ShardedView, ALostPartGoesToWhoHoldsItsShards) {
+  form(2, 1);
+  progress_all(4);
+  say(1, 100, SaveDue{leader->view().generation, 4});
+  const SaveOpen open = sent<SaveOpen>(last).at(0).second;
+  gone(2, 200);
+  const auto asked = sent<SaveRewrite>(last);
+  ASSERT_EQ(asked.size(), 1u);
+  EXPECT_EQ(asked[0].first, 100u);
+  EXPECT_EQ(asked[0].second.shards.size(), 4u);
+  for (const uint32_t shard : asked[0].second.shards) EXPECT_EQ(open.writers.at(shard), 1u);
+}
+
+TEST_F(ShardedView, ALostPartWhoseShardsNobodyHoldsFailsItsSave) {
+  sharding.copies = 1;
+  form(2, 1);
+  progress_all(4);
+  say(1, 100, SaveDue{leader->view().generation, 4});
+  gone(2, 200);
+  EXPECT_THAT(sent<SaveRewrite>(last), IsEmpty());
+  EXPECT_TRUE(has_event(last, EventKind::kSaveFailed));
+}
+
 // In the next view a copy that was sent for this one, and that its holder has saved, need not be one any
 // more: nobody would compare it.
 TEST_F(ShardedView, ASaveWhoseShardsWereNotComparedEndsWithItsView) {

@@ -25,7 +25,7 @@ std::string told(Options options) {
 
 TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
   uint64_t views = 0, differences = 0, planned = 0, waited = 0, sent_in_parts = 0, caught_up = 0, saves = 0,
-           paced = 0, rescues = 0, faults = 0, finished = 0;
+           paced = 0, rewrites = 0, rescues = 0, faults = 0, finished = 0;
   for (uint64_t seed = 1; seed <= 2000; ++seed) {
     Options options;
     options.seed = seed;
@@ -39,6 +39,7 @@ TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
     sent_in_parts += outcome.sent_in_parts;
     saves += outcome.saves;
     paced += outcome.paced_saves;
+    rewrites += outcome.rewrites;
     rescues += outcome.rescues;
     faults += outcome.faults;
     finished += outcome.exit_code == 0 ? 1 : 0;
@@ -52,6 +53,7 @@ TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
   EXPECT_GT(differences, 200u);
   EXPECT_GT(saves, 2000u);
   EXPECT_GT(paced, 1000u);
+  EXPECT_GT(rewrites, 40u);
   EXPECT_GT(rescues, 50u);
   EXPECT_GT(faults, 4000u);
   EXPECT_GT(finished, 1000u);
