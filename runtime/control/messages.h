@@ -21,7 +21,7 @@ struct NodeHello {
   NodeId node = 0;
   std::string name;
   std::string job;         // agents of different jobs refuse each other
-  uint32_t protocol = 8;   // a different major refuses with a sentence
+  uint32_t protocol = 9;   // a different major refuses with a sentence
   uint32_t workers = 0;    // --nproc
   uint32_t nodes_min = 1;  // --nnodes; must equal the leader's
   uint32_t nodes_max = 1;
@@ -53,6 +53,13 @@ struct NoticeRaised {
   MemberId member = 0;      // for kRank
   Duration time_left = -1;  // to the deadline, when sent; -1: not known
   std::string source;       // "SIGTERM to the agent on node a"
+};
+
+// Answer to StoreOffer.
+struct StoreAnswer {
+  uint64_t term = 0;
+  uint32_t port = 0;  // where it listens, and does not answer yet; 0: it cannot
+  std::string why;
 };
 
 struct Heartbeat {};  // both ways, also between agent and worker
@@ -190,8 +197,8 @@ struct Leaving {
 struct NodeWelcome {
   Generation newest;  // newest generation of the store, counter 0 if none yet
   Duration heartbeat_every = 0;
-  uint64_t term =
-      0;  // counts the leaders that the store has had: of two, the lower is fenced. 0: only one ever
+  uint64_t term = 0;  // counts the leaders that the store has had: of two, the lower is fenced. 0: the
+                      // first of an embedded one
 };
 struct NodeRefused {
   std::string why;
@@ -217,6 +224,22 @@ struct Neighbour {
 };
 struct Neighbours {
   std::vector<Neighbour> nodes;
+};
+
+// The embedded store's node is being drained: would this node hold the store, and lead with `term`? It leads
+// only when StoreMoved names it.
+struct StoreOffer {
+  uint64_t term = 0;
+  View view;  // the newest, which the store holds
+};
+// The leader has given the store away for good, and says nothing else from then on: it is at this place.
+struct StoreMoved {
+  uint64_t term = 0;  // of the leader there
+  NodeId node = 0;
+  std::string name;
+  std::string host;
+  uint32_t port = 0;
+  NodeId former = 0;  // where the leader was
 };
 
 // ---- leader → member
@@ -393,7 +416,7 @@ using Message =
                  Leaving, NodeWelcome, NodeRefused, Evict, EndJob, Agree, Install, Go, PlanNumber, Proceed,
                  Teach, Learn, LessonOver, LearnUntil, SaveOpen, SavePublish, SaveClosed, End, WorkerEvent,
                  Neighbours, LeaderLink, RescueHello, RescueRefused, RescueAsk, RescueReport, RescueOver,
-                 BaseDigest, BaseConfirmed, SaveSchedule, SaveHurry>;
+                 BaseDigest, BaseConfirmed, SaveSchedule, SaveHurry, StoreOffer, StoreAnswer, StoreMoved>;
 
 // What travels: a message and the member that sent it or shall get it; 0 is the node's agent itself.
 struct Envelope {

@@ -72,7 +72,10 @@ inline std::vector<Message> all_messages() {
       BaseDigest{g, d, {{0, d}, {2, d}}},
       BaseConfirmed{g},
       SaveSchedule{50, 7},
-      SaveHurry{19}};
+      SaveHurry{19},
+      StoreOffer{20, view()},
+      StoreAnswer{21, 40003, "no"},
+      StoreMoved{22, 6, "b", "10.0.0.6", 40004, 5}};
 }
 
 }  // namespace muster::control
