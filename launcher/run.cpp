@@ -254,6 +254,8 @@ class Agent {
     signal_watch_.reset();
     node_.reset();
     leader_.reset();
+    former_leader_.reset();
+    prepared_.reset();
     election_.reset();
   }
 
@@ -343,10 +345,9 @@ class Agent {
     show_probes();
     if (notice.may_acknowledge) to_acknowledge_ = notice.id;
     const Duration left = notice.deadline == kNever ? -1 : std::max<Duration>(0, notice.deadline - now());
-    // The embedded store goes with this agent, and the job with the store: it stops while all can be saved.
-    const bool takes_the_store = leader_ && !election_ && notice.scope == control::Scope::kNode;
-    const auto scope = takes_the_store ? control::Scope::kJob : notice.scope;
-    node_->notice(scope, 0, left, notice.words);
+    const bool takes_the_store =
+        values_.on("keep-store") && leader_ && !election_ && notice.scope == control::Scope::kNode;
+    node_->notice(takes_the_store ? control::Scope::kJob : notice.scope, 0, left, notice.words);
     const Duration margin = notice.source == notice::Source::kSignal ? 0 : std::min(kEndMargin, left / 5);
     if (left >= 0 && notice.deadline - margin < end_at_) {
       end_at_ = notice.deadline - margin;
@@ -494,6 +495,13 @@ class Agent {
 
   void open_account() {
     if (!leader_ && !plan_.etcd) return;
+    read_account();
+    // Where there are others one of them may go on with it, should the store move there.
+    const bool may_move = plan_.rendezvous && values_.range("nnodes").second > 1;
+    if (leader_) begin_account(may_move ? notice::AccountKey{hex_of(incarnation_), 1} : notice::AccountKey{});
+  }
+
+  void read_account() {
     if (!values_.text("account").empty()) {
       auto sink = output_.open_file(values_.text("account"));
       // What a job costs is worth less than the job.
@@ -503,7 +511,6 @@ class Agent {
         printer_.say("no account is kept: " + sink.error().message);
     }
     account_before_ = read_account_file();
-    if (leader_) begin_account({});
   }
 
   std::string read_account_file() {
@@ -593,14 +600,19 @@ class Agent {
     return address;
   }
 
-  void start_leader() { start_leader(std::make_unique<MemoryStore>(), {}); }
+  void start_leader() {
+    auto store = std::make_unique<MemoryStore>();
+    incarnation_ = store->incarnation();
+    start_leader(std::move(store), {});
+  }
 
   void start_leader(std::unique_ptr<Store> store, control::Takeover takeover) {
     LeaderOptions options;
     options.limits = leader_limits(values_);
     options.limits.embedded_store = !store->outlives_leader();
+    options.limits.own_node = id_;
     // An agent may be waiting for an address where nobody answers any more.
-    if (store->outlives_leader())
+    if (takeover.term != 0)
       options.limits.recover_wait = std::max(options.limits.recover_wait, kConnectTimeout + 2 * kSecond);
     leader_ends_ = false;
     options.secret = plan_.secret;
@@ -621,7 +633,45 @@ class Agent {
       maybe_begin_end();
     };
     callbacks.on_resign = [this](const std::string&) { loop_.post([this] { leader_resigned(); }); };
+    callbacks.on_gave_store = [this](const control::StoreMoved&) { loop_.post([this] { gave_store(); }); };
     leader_ = std::make_unique<LeaderHost>(loop_, std::move(store), std::move(options), std::move(callbacks));
+  }
+
+  // ---- the embedded store moves to another agent before this one's node is drained, or from another to this
+  // one. Agents that come later are sent on for as long as this process lives.
+
+  void gave_store() {
+    former_leader_ = std::move(leader_);
+    account_.reset();  // the next leader keeps it
+    maybe_begin_end();
+  }
+
+  // At the rendezvous's port where it is free: so an agent that is given this host finds it.
+  Result<uint16_t> prepare_store(const control::StoreOffer& offer) {
+    prepared_.reset();
+    const bool leaves = board_.acted() || signalled_ || end_deadline_ != 0;
+    if (leaves) return Error{ErrorCode::kRetry, "the node is leaving"};
+    if (plan_.rendezvous) prepared_ = listen_anywhere(plan_.rendezvous->port);
+    if (!prepared_) prepared_ = listen_anywhere();
+    if (!prepared_) return Error{ErrorCode::kEnvironment, "it cannot listen for other agents"};
+    printer_.say("makes ready to lead, with term " + std::to_string(offer.term));
+    return prepared_->port();
+  }
+
+  std::function<std::unique_ptr<Link>()> hold_store(const control::StoreOffer& offer,
+                                                    control::NodeId former) {
+    auto store = moved_store(offer.view);
+    if (!store.ok()) {
+      printer_.say("cannot lead: " + store.error().message);
+      return [] { return nullptr; };
+    }
+    printer_.say("leads, as leader " + std::to_string(offer.term) + " of this run, at port " +
+                 std::to_string(prepared_->port()) + ", from generation " + to_string(offer.view.generation));
+    read_account();
+    begin_account({hex_of(offer.view.generation.incarnation), offer.term});
+    start_leader(std::move(store).value(), {offer.view, offer.term, former});
+    leader_->listen(std::move(prepared_));
+    return here().local;
   }
 
   // The embedded store's agent has no other leader to look for.
@@ -705,9 +755,9 @@ class Agent {
     return here();
   }
 
-  std::unique_ptr<Listener> listen_anywhere() {
+  std::unique_ptr<Listener> listen_anywhere(uint16_t port = 0) {
     for (const char* any : {"::", "0.0.0.0"}) {
-      const auto addresses = resolve_now(any, 0);
+      const auto addresses = resolve_now(any, port);
       int error_number = 0;
       if (!addresses.ok()) continue;
       auto listener = Listener::open(loop_, addresses->front(), &error_number);
@@ -748,9 +798,10 @@ class Agent {
     if (plan_.etcd)
       look_for_leaders(options);
     else if (leader_)
-      options.local_leader = [this] { return leader_->attach(); };
+      options.local_leader = here().local;
     else
-      follow_leader(options);
+      options.leaders.push_back({plan_.rendezvous->host, plan_.rendezvous->port, plan_.secret});
+    if (plan_.rendezvous) prepare_for_loss(options);
 
     NodeCallbacks callbacks;
     callbacks.on_event = sink;
@@ -773,10 +824,14 @@ class Agent {
     if (!placing.words.empty()) printer_.show("agent", {EventKind::kLog, now(), 0, -1, -1, 0, placing.words});
   }
 
-  // Another agent leads. Should it be lost, this one meets the others at a port of its own.
-  void follow_leader(NodeOptions& options) {
-    options.leaders.push_back({plan_.rendezvous->host, plan_.rendezvous->port, plan_.secret});
+  // Should the leader be lost, this agent meets the others at a port of its own. Should its node be drained,
+  // the store may be moved here.
+  void prepare_for_loss(NodeOptions& options) {
     prepare_rescue(options);
+    options.prepare_store = [this](const control::StoreOffer& offer) { return prepare_store(offer); };
+    options.hold_store = [this](const control::StoreOffer& offer, control::NodeId former) {
+      return hold_store(offer, former);
+    };
   }
 
   // The workers' state is saved only when there was time for several elections.
@@ -892,6 +947,8 @@ class Agent {
   Timer end_timer_;
   std::unique_ptr<Election> election_;  // where the store is etcd
   std::unique_ptr<LeaderHost> leader_;
+  std::unique_ptr<LeaderHost> former_leader_;  // it has given the store away
+  std::unique_ptr<Listener> prepared_;         // to lead, should the store come here
   std::unique_ptr<NodeAgent> node_;
   bool signalled_ = false;
   Instant end_at_ = kNever;  // without more patience
@@ -912,6 +969,7 @@ class Agent {
   std::string to_acknowledge_;
   notice::Source scheduler_ = notice::Source::kSignal;  // whose job this is; kSignal: nobody's
 
+  uint64_t incarnation_ = 0;                // of the embedded store, where it began here
   std::optional<notice::Account> account_;  // of the agent that leads, or led last
   notice::AccountKey account_self_;
   std::string account_before_;  // what stood in its file when this agent started

@@ -24,6 +24,12 @@ View stored_form(View view) {
 
 Result<View> read_stored_view(ByteSpan bytes) { return decode_view(bytes); }
 
+Result<std::unique_ptr<Store>> moved_store(const View& view) {
+  MUSTER_ASSIGN(ByteBuffer bytes, encode(view));
+  return std::unique_ptr<Store>(
+      std::make_unique<MemoryStore>(view.generation.incarnation, kViewKey, std::move(bytes)));
+}
+
 struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
   // A connection; `node` is 0 until it said NodeHello.
   struct Peer {
@@ -224,6 +230,12 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
     for_each_node(many, [this](const Send& send) { carry_out(send); });
   }
   void carry_out(const Resign& resign) { stop_leading(resign.why); }
+  void carry_out(const GaveStore& gave) {
+    if (callbacks.on_gave_store) callbacks.on_gave_store(gave.to);
+  }
+  void carry_out(const PrepareStore&) { MUSTER_CHECK(false, "the leader has the store"); }
+  void carry_out(const HoldStore&) { MUSTER_CHECK(false, "the leader has the store"); }
+  void carry_out(const FollowLeader&) { MUSTER_CHECK(false, "the leader follows nobody"); }
   void carry_out(const Finish& finish) {
     if (callbacks.on_finish) callbacks.on_finish(finish.exit_code, finish.why);
   }

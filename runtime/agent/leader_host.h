@@ -17,7 +17,7 @@ struct LeaderOptions {
   size_t waiting_max =
       128;  // connections that have not said NodeHello; the busiest host's oldest makes place
   Duration hello_timeout = 10 * kSecond;
-  control::Takeover takeover;  // with a store that outlives leaders
+  control::Takeover takeover;  // with a store that outlives leaders, or was moved here
 };
 
 struct LeaderCallbacks {
@@ -26,6 +26,9 @@ struct LeaderCallbacks {
   std::function<void(int exit_code, const std::string& why)> on_finish;
   // It does not lead any more, and all its links are broken: the job may go on with another leader.
   std::function<void(const std::string& why)> on_resign;
+  // It has given the store away, and does not lead any more; agents that still come are told where to go, as
+  // long as it lives.
+  std::function<void(const control::StoreMoved& to)> on_gave_store;
 };
 
 // What of a view is kept in a store that others may read: not its members' addresses, which their agents tell
@@ -33,6 +36,8 @@ struct LeaderCallbacks {
 control::View stored_form(control::View view);
 Result<control::View> read_stored_view(ByteSpan bytes);
 constexpr char kViewKey[] = "view";
+// The embedded store of another agent, as it was moved here. Errors: as encode().
+Result<std::unique_ptr<Store>> moved_store(const control::View& view);
 
 class LeaderHost {
  public:

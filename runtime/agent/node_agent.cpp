@@ -39,6 +39,7 @@ struct NodeAgent::State : std::enable_shared_from_this<NodeAgent::State> {
   static NodeLimits limits_of(const NodeOptions& options) {
     NodeLimits limits = options.limits;
     if (options.rescue_listener) limits.rescue_port = options.rescue_listener->port();
+    limits.may_hold_store = options.prepare_store != nullptr;
     return limits;
   }
 
@@ -321,6 +322,37 @@ struct NodeAgent::State : std::enable_shared_from_this<NodeAgent::State> {
     if (callbacks.on_event) callbacks.on_event(event);
   }
   void carry_out(const Finish& f) { finish(f.exit_code, f.why); }
+
+  // ---- the embedded store moves (rule 12)
+
+  void carry_out(const PrepareStore& prepare) {
+    const auto port = options.prepare_store(prepare.offer);
+    apply(core.store_prepared(now(), prepare.offer.term, port.ok() ? *port : 0,
+                              port.ok() ? "" : port.error().message));
+  }
+
+  void carry_out(const HoldStore& hold) {
+    options.local_leader = options.hold_store(hold.offer, hold.former);
+    change_leader();
+  }
+
+  void carry_out(const FollowLeader& follow) {
+    const TlsSecret secret = options.leaders.empty() ? options.secret : options.leaders.front().secret;
+    options.leaders = {{follow.to.host, static_cast<uint16_t>(follow.to.port), secret}};
+    options.local_leader = nullptr;
+    change_leader();
+  }
+
+  // The core has been told that it has lost the one before.
+  void change_leader() {
+    is_connected = false;
+    drop_link();
+    refused_since.reset();
+    retry_after = kRetryFirst;
+    retry.after(0);
+  }
+
+  void carry_out(const GaveStore&) { MUSTER_CHECK(false, "a node does not lead"); }
   void carry_out(const Resign&) { MUSTER_CHECK(false, "a node does not lead"); }
   void carry_out(const SendMany&) { MUSTER_CHECK(false, "a node does not lead"); }
   void carry_out(const StoreView&) { MUSTER_CHECK(false, "a node has no store"); }

@@ -57,7 +57,13 @@ struct NodeOptions {
   // Where the leader is: another process, or a function that makes a link to the one of this process.
   std::vector<LeaderAddress> leaders;  // tried in turn; all mean the same leader
   std::function<std::unique_ptr<Link>()> local_leader;
-  FindLeader find_leader;                    // where leaders change; the two above are not used then
+  FindLeader find_leader;  // where leaders change; the two above are not used then
+  // Should the embedded store's node be drained. The first makes a listener and answers with its port; the
+  // second begins to lead there, and returns what makes a link to it. Null: this node takes no store.
+  std::function<Result<uint16_t>(const control::StoreOffer& offer)> prepare_store;
+  std::function<std::function<std::unique_ptr<Link>()>(const control::StoreOffer& offer,
+                                                       control::NodeId former)>
+      hold_store;
   TlsSecret secret;                          // of the job, for the other agents should the leader be lost
   Duration connect_timeout = 300 * kSecond;  // for the first connection
   // For the other agents, should the leader be lost (rule 12); null: nothing is saved then.

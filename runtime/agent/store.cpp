@@ -6,6 +6,11 @@ namespace muster::agent {
 
 MemoryStore::MemoryStore() : incarnation_(random_nonce()) {}
 
+MemoryStore::MemoryStore(uint64_t incarnation, const std::string& key, ByteBuffer value)
+    : incarnation_(incarnation) {
+  entries_[key] = {std::move(value), 1};
+}
+
 void MemoryStore::lead(std::function<void(Result<uint64_t>)> answer) { answer(++token_); }
 
 void MemoryStore::get(const std::string& key, std::function<void(Result<StoreEntry>)> answer) {

@@ -47,6 +47,8 @@ class Store {
 class MemoryStore final : public Store {
  public:
   MemoryStore();
+  // One that was moved here: what the other held under `key`, and its incarnation.
+  MemoryStore(uint64_t incarnation, const std::string& key, ByteBuffer value);
   uint64_t incarnation() const override { return incarnation_; }
   void lead(std::function<void(Result<uint64_t>)> answer) override;
   void get(const std::string& key, std::function<void(Result<StoreEntry>)> answer) override;

@@ -73,6 +73,8 @@ constexpr Option kOptions[] = {
      "under Slurm: so often a job that ended early asks to be queued again; 0: never"},
     {"requeue-marker", kText, "", 0, 0, kRun,
      "file in which muster counts launches without a step; write never into it to stop the requeues"},
+    {"keep-store", kSwitch, "0", 0, 0, kRun,
+     "a notice to the first agent's node stops the job; without it the store moves to another node"},
     {"quiet", kSwitch, "0", 0, 0, kRun, "print no events, only the workers' output and errors"},
     {"events", kText, "", 0, 0, kRun, "file to append all events to, one JSON object a line"},
     {"account", kText, "", 0, 0, kRun,

@@ -47,6 +47,27 @@ struct Resign {
   std::string why;
 };
 
+// Leader: it has given the store away, as StoreMoved has told all nodes. The host breaks no link: who still
+// comes is told where to go.
+struct GaveStore {
+  StoreMoved to;
+};
+
+// Node: make a listener for agents, which does not answer them yet; the host says NodeCore::store_prepared.
+struct PrepareStore {
+  StoreOffer offer;
+};
+// Node: the leader is here from now on. The host begins with Takeover{offer.view, offer.term, former},
+// answers at the listener that it has prepared, and connects this node to it.
+struct HoldStore {
+  StoreOffer offer;
+  NodeId former = 0;
+};
+// Node: the leader is elsewhere from now on. The host connects there, and nowhere else.
+struct FollowLeader {
+  StoreMoved to;
+};
+
 // Node: processes.
 struct SpawnWorker {
   uint32_t local_rank = 0;
@@ -56,7 +77,8 @@ struct SignalWorker {
   int signal = 0;
 };
 
-using Action = std::variant<Send, SendMany, StoreView, Finish, Resign, SpawnWorker, SignalWorker, Event>;
+using Action = std::variant<Send, SendMany, StoreView, Finish, Resign, GaveStore, PrepareStore, HoldStore,
+                            FollowLeader, SpawnWorker, SignalWorker, Event>;
 using Actions = std::vector<Action>;
 
 // Calls `f` with each message of `many`, as it goes to one node.

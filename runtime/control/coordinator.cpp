@@ -249,6 +249,7 @@ void Coordinator::State::forgive(Duration absence) {
   later(recover_until);
   later(leave_deadline);
   if (boundary) later(boundary->deadline);
+  if (store_move) later(store_move->deadline);
   for (auto& [id, lesson] : lessons) later(lesson.deadline);
   for (auto& [id, save] : saves) later(save.deadline);
 }
@@ -279,6 +280,7 @@ void Coordinator::State::tick() {
     if (now - progress_at >= limits.step_timeout) check_progress();
     if (stop && stop->step == Stop::kAsking && now >= phase_deadline) stop_answers_overdue();
     if (boundary && now >= boundary->deadline) boundary_overdue();
+    if (store_move && store_move->port == 0 && now >= store_move->deadline) store_refused("no answer");
     if (now >= leave_deadline) leavers_overdue();
   }
   saves_overdue();
@@ -314,6 +316,8 @@ Instant Coordinator::State::next_deadline() const {
   if (phase == Phase::kRunning) {
     next = std::min({next, suspect_at, leave_deadline, progress_at + limits.step_timeout});
     if (boundary) next = std::min(next, boundary->deadline);
+    if (store_move && store_move->port == 0) next = std::min(next, store_move->deadline);
+    if (store_move) possible_at(move_until(drain_deadline));
     for (const auto& [id, lesson] : lessons) next = std::min(next, lesson.deadline);
     for (const auto& [id, at] : learn_not_before) possible_at(at);
     possible_at(move_not_before);
@@ -343,7 +347,7 @@ Coordinator::~Coordinator() = default;
 
 Actions Coordinator::receive(Instant now, NodeId from, const Envelope& envelope) {
   State& state = *state_;
-  if (state.resigned) return {};
+  if (state.resigned) return state.answer_former(from, envelope);
   const bool something_is_due = now >= state.next_deadline();
   state.advance_to(now);
   const auto without_consequences = [&] {

@@ -48,6 +48,11 @@ struct Limits {
   Duration step_timeout = 600 * kSecond;  // a member that makes no progress for so long is a suspect
   bool fixed_world = false;               // mpirun, srun without agents: any loss ends the job as requeue
   bool embedded_store = true;             // this leader holds the store itself (rule 11)
+  // The node that the leader's process speaks for. Where the store is embedded it leaves with that node, and
+  // is moved first (rule 12). 0: it cannot be moved.
+  NodeId own_node = 0;
+  Duration store_offer_timeout = 2 * kSecond;  // StoreOffer → StoreAnswer
+  Duration move_reserve = 5 * kSecond;         // of a notice's time, for what follows the move of the store
   // Where the store is elsewhere: more than half of the nodes are silent for so long, and the leader resigns.
   Duration resign_wait = 1 * kSecond;
   Duration recover_wait = 5 * kSecond;  // a new leader waits so long for the nodes of the view that it found
@@ -107,9 +112,23 @@ struct LossDecision {
 LossDecision decide_loss(uint32_t nodes_in_view, uint32_t nodes_silent, bool holds_embedded_store,
                          Duration silent_for, const Limits& limits);
 
+// Who may hold the store when its node is drained, as far as the leader knows.
+struct StoreCandidate {
+  NodeId node = 0;
+  std::string name;
+  uint64_t order = 0;             // of joining
+  const char* why_not = nullptr;  // null: it can
+};
+struct StoreDecision {
+  NodeId node = 0;  // 0: nobody
+  std::string why;
+};
+// The first that joined of those that can. REQUIRES: the node that leaves is not among them.
+StoreDecision decide_store(const std::vector<StoreCandidate>& candidates);
+
 // ---- the machine
 
-// What a new leader finds in a store that outlives leaders.
+// What a new leader finds in a store that outlives leaders, or that was moved to it.
 struct Takeover {
   View view;          // the newest; counter 0: none was stored yet
   uint64_t term = 0;  // this leader's (NodeWelcome); 0: the store dies with its leader

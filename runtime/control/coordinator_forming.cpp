@@ -69,7 +69,8 @@ void Coordinator::State::tell_neighbours(NodeId newcomer) {
 bool Coordinator::State::choose_neighbours() {
   std::vector<const NodeRecord*> listening;
   for (const auto& [id, node] : nodes) {
-    if (node.connected && node.rescue_port != 0) listening.push_back(&node);
+    // Where the embedded store is, it is lost with that node.
+    if (node.connected && node.rescue_port != 0 && !holds_store(id)) listening.push_back(&node);
   }
   std::ranges::sort(listening, {}, &NodeRecord::order);
   if (listening.size() > kNeighboursMax) listening.resize(kNeighboursMax);

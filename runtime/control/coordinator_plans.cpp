@@ -74,7 +74,8 @@ Coordinator::State::Turnover Coordinator::State::turnover() const {
   Turnover turnover;
   const std::set<MemberId> slow_ones = slow_leavers();
   for (MemberId id : living_of(view)) {
-    const bool leaves = (drains(id) && now >= settle_notices_at) || slow_ones.contains(id);
+    const bool stays = store_leaves() && holds_store(members.at(id).member.node);  // until the store has gone
+    const bool leaves = (drains(id) && now >= settle_notices_at && !stays) || slow_ones.contains(id);
     (leaves ? turnover.leavers : turnover.next).push_back(members.at(id).member);
   }
   for (const auto& [id, lesson] : lessons) {
@@ -111,6 +112,8 @@ std::set<MemberId> Coordinator::State::keep_lonely_holders(Turnover& turnover, c
 }
 
 void Coordinator::State::finish_boundary() {
+  if (move_is_ready()) give_store();
+  if (resigned) return;
   Turnover those = turnover();
   const Holdings held = held_in_view();
   const std::set<MemberId> without_shards = keep_lonely_holders(those, held);
@@ -276,7 +279,7 @@ uint32_t Coordinator::State::nodes_holding() const {
 // is not theirs.
 void Coordinator::State::settle_drains() {
   if (stop) return;
-  if (!drains_wanted()) {
+  if (!drains_wanted() && !store_leaves()) {
     drain_deadline = kNever;
     hands_over = false;
     return;
@@ -288,9 +291,11 @@ void Coordinator::State::settle_drains() {
   if (drain_leaves_enough()) {
     hands_over = false;
     if (!told && drain_deadline != kNever) say_plan(plan_until(drain_deadline, nodes_able(), 0));
+    if (store_leaves()) return settle_move();
     if (!moves_wait) want_plan("members are being drained");
     return;
   }
+  if (store_leaves()) return stop_for_store("too few would be left");
   if (!told) {
     const NoticePlan plan = plan_until(drain_deadline, 0, nodes_holding());
     hands_over = plan.kind == NoticePlan::kHandOver;
@@ -319,7 +324,8 @@ void Coordinator::State::end_drained() {
     lesson_member_lost(id);
   }
   for (const auto& [id, node] : nodes) {
-    if (node.draining && !of_view(id)) to_node(id, EndJob{kExitRequeue, "the node is drained"});
+    if (node.draining && !of_view(id) && !holds_store(id))
+      to_node(id, EndJob{kExitRequeue, "the node is drained"});
   }
 }
 

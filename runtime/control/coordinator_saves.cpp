@@ -23,6 +23,7 @@ void Coordinator::State::on(NodeId, MemberId id, const SaveDue& due) {
   }
   newest_save = due.version;
   last_save_waits.reset();
+  if (due.last) store_move.reset();  // no boundary comes any more
   // Not opened, so nobody may keep its state still for it: the update that the stop-save waits for would
   // wait, too.
   if (stop) return to_view(SaveClosed{0, false, "the job is being stopped", due.version});
@@ -54,6 +55,7 @@ void Coordinator::State::local_save_due(MemberId id, const SaveDue& due) {
 
 const char* Coordinator::State::why_no_save_now(bool one_is_open) const {
   if (one_is_open) return "the save before it is still being written; save less often";
+  if (store_move && store_move->port != 0) return "the store is being moved";
   return phase != Phase::kRunning ? "the view is changing" : nullptr;
 }
 

@@ -4,6 +4,7 @@
 // losses that arrive together make one view. What each file does:
 //   forming      nodes and members come; the first view
 //   takeover     a new leader, from the store's view to the next; resigning
+//   move         the embedded store leaves its node before that is drained
 //   loss         who is lost, and why; evictions
 //   view_change  agree → store → install → go
 //   plans        boundaries: joins and drains without a revocation
@@ -145,6 +146,15 @@ struct Stop {
   std::optional<Version> only_finish;  // the save in flight, where it is all that fits (notice_plan.h)
 };
 
+// The embedded store is about to leave with its node.
+struct StoreMove {
+  NodeId to = 0;
+  uint64_t term = 0;
+  Generation offered;  // the view that `to` was told
+  uint32_t port = 0;   // where it will lead; 0: it has not answered
+  Instant deadline = 0;
+};
+
 struct Coordinator::State {
   explicit State(const Limits& given)
       : limits(given),
@@ -159,6 +169,11 @@ struct Coordinator::State {
   Instant recover_until = kNever;  // a view was found in the store, and its nodes are waited for
   NodeId former_leader = 0;        // its node; 0: not known
   bool resigned = false;
+  std::optional<StoreMove> store_move;
+  uint64_t offered_term = 1;          // the highest
+  std::set<NodeId> without_store;     // nodes that cannot hold it, or have not answered
+  std::string store_notice;           // to its node
+  std::optional<StoreMoved> gave_to;  // the store, for good
 
   Instant now = 0;
   Actions out;
@@ -311,6 +326,24 @@ struct Coordinator::State {
   bool waits_for_nodes() const;
   bool needs_former_leader() const;
   void resign(const std::string& why);
+
+  // ---- move
+  void on(NodeId from, MemberId, const StoreAnswer& answer);
+  bool holds_store(NodeId node) const {
+    return limits.embedded_store && node != 0 && node == limits.own_node;
+  }
+  bool store_leaves() const;
+  bool store_can_leave(NodeRecord& node, Instant deadline);
+  Instant move_until(Instant notice_deadline) const;
+  std::vector<StoreCandidate> store_candidates() const;
+  const char* why_no_store(const NodeRecord& node) const;
+  void settle_move();
+  void offer_store();
+  void store_refused(const std::string& why);
+  bool move_is_ready() const;
+  void give_store();
+  void stop_for_store(const std::string& why);
+  Actions answer_former(NodeId from, const Envelope& envelope) const;
 
   // ---- loss
   void on(NodeId from, MemberId, const MemberGone& gone);

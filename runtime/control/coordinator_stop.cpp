@@ -13,12 +13,18 @@ constexpr size_t kJobNoticesMax = 64;  // from as many nodes, and told anew when
 }  // namespace
 
 void Coordinator::State::on(NodeId from, MemberId, const NoticeRaised& notice) {
+  const Instant deadline = notice.time_left < 0 ? kNever : now + notice.time_left;
+  NodeRecord& node = nodes.at(from);
+  if (notice.scope == Scope::kNode && holds_store(from) && !store_can_leave(node, deadline)) {
+    // The store goes with the node, and the job with the store: it stops while all can be saved.
+    NoticeRaised to_job = notice;
+    to_job.scope = Scope::kJob;
+    return on(from, 0, to_job);
+  }
   if (phase == Phase::kEnded) {
     if (notice.scope == Scope::kJob) pass_on(from, notice, 0);
     return;
   }
-  NodeRecord& node = nodes.at(from);
-  const Instant deadline = notice.time_left < 0 ? kNever : now + notice.time_left;
   say(EventKind::kNotice, notice.source).amount = notice.time_left;
   if (notice.scope == Scope::kJob) job_notices.push_back({from, notice, now});
   if (job_notices.size() > kJobNoticesMax) job_notices.pop_front();
@@ -31,6 +37,7 @@ void Coordinator::State::on(NodeId from, MemberId, const NoticeRaised& notice) {
   drain_told = false;
   drains_noticed = true;
   if (notice.scope == Scope::kNode) {
+    if (holds_store(from)) store_notice = notice.source;
     node.draining = true;
     note_node(node);
   } else if (lives(notice.member)) {
@@ -67,6 +74,7 @@ void Coordinator::State::want_stop(int code, const std::string& why, Instant not
   stop->exit_code = code;
   stop->why = why;
   stop->notice_deadline = notice_deadline;
+  store_move.reset();
   hurry_saves();
   // They may keep the state still, and the disk busy, for nobody: the stop-save is of a later version.
   fail_unvoted_saves("the job is being stopped", Tier::kLocal);

@@ -1,6 +1,6 @@
-// A new leader of a store that outlives leaders: from the view that it finds to the next one. Its agents and
-// members tell it the rest again (NodeCore::leader_connected); what the former leader had under way is given
-// up.
+// A new leader of a store that outlives leaders, or that was moved to it: from the view that it finds to the
+// next one. Its agents and members tell it the rest again (NodeCore::leader_connected); what the former
+// leader had under way is given up.
 #include <algorithm>
 
 #include "runtime/base/check.h"
@@ -12,7 +12,7 @@ namespace muster::control {
 // written over it. Until they speak its nodes are silent since now, so that rule 11 holds for them, too.
 void Coordinator::State::take_over(Takeover found) {
   MUSTER_CHECK(found.term <= kTermsMax, "more leaders than numbers for them");
-  term = found.term;
+  term = offered_term = found.term;
   former_leader = found.former;
   if (limits.rules.terms_counted) {
     attempts = static_cast<uint32_t>(term - 1) << 20;

@@ -11,7 +11,8 @@ const char* name_of(const Message& message) {
       "Go",          "PlanNumber",  "Proceed",       "Teach",         "Learn",         "LessonOver",
       "LearnUntil",  "SaveOpen",    "SavePublish",   "SaveClosed",    "End",           "WorkerEvent",
       "Neighbours",  "LeaderLink",  "RescueHello",   "RescueRefused", "RescueAsk",     "RescueReport",
-      "RescueOver",  "BaseDigest",  "BaseConfirmed", "SaveSchedule",  "SaveHurry",     "SaveRewrite"};
+      "RescueOver",  "BaseDigest",  "BaseConfirmed", "SaveSchedule",  "SaveHurry",     "SaveRewrite",
+      "StoreOffer",  "StoreAnswer", "StoreMoved"};
   static_assert(std::size(kNames) == std::variant_size_v<Message>);
   return kNames[message.index()];
 }

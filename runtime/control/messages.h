@@ -56,6 +56,13 @@ struct NoticeRaised {
   std::string source;       // "SIGTERM to the agent on node a"
 };
 
+// Answer to StoreOffer.
+struct StoreAnswer {
+  uint64_t term = 0;
+  uint32_t port = 0;  // where it listens, and does not answer yet; 0: it cannot
+  std::string why;
+};
+
 struct Heartbeat {};  // both ways, also between agent and worker
 
 // ---- member → leader
@@ -195,8 +202,8 @@ struct Leaving {
 struct NodeWelcome {
   Generation newest;  // newest generation of the store, counter 0 if none yet
   Duration heartbeat_every = 0;
-  uint64_t term =
-      0;  // counts the leaders that the store has had: of two, the lower is fenced. 0: only one ever
+  uint64_t term = 0;  // counts the leaders that the store has had: of two, the lower is fenced. 0: the
+                      // first of an embedded one
 };
 struct NodeRefused {
   std::string why;
@@ -222,6 +229,22 @@ struct Neighbour {
 };
 struct Neighbours {
   std::vector<Neighbour> nodes;
+};
+
+// The embedded store's node is being drained: would this node hold the store, and lead with `term`? It leads
+// only when StoreMoved names it.
+struct StoreOffer {
+  uint64_t term = 0;
+  View view;  // the newest, which the store holds
+};
+// The leader has given the store away for good, and says nothing else from then on: it is at this place.
+struct StoreMoved {
+  uint64_t term = 0;  // of the leader there
+  NodeId node = 0;
+  std::string name;
+  std::string host;
+  uint32_t port = 0;
+  NodeId former = 0;  // where the leader was
 };
 
 // ---- leader → member
@@ -407,13 +430,13 @@ struct WorkerEvent {
   Event event;
 };
 
-using Message =
-    std::variant<NodeHello, MemberGone, NodeReady, NoticeRaised, Heartbeat, MemberHello, Started, Report,
-                 Ready, Suspect, AtBoundary, Level, LearnFailed, Progress, SaveDue, SaveVote, SavePublished,
-                 Leaving, NodeWelcome, NodeRefused, Evict, EndJob, Agree, Install, Go, PlanNumber, Proceed,
-                 Teach, Learn, LessonOver, LearnUntil, SaveOpen, SavePublish, SaveClosed, End, WorkerEvent,
-                 Neighbours, LeaderLink, RescueHello, RescueRefused, RescueAsk, RescueReport, RescueOver,
-                 BaseDigest, BaseConfirmed, SaveSchedule, SaveHurry, SaveRewrite>;
+using Message = std::variant<NodeHello, MemberGone, NodeReady, NoticeRaised, Heartbeat, MemberHello, Started,
+                             Report, Ready, Suspect, AtBoundary, Level, LearnFailed, Progress, SaveDue,
+                             SaveVote, SavePublished, Leaving, NodeWelcome, NodeRefused, Evict, EndJob, Agree,
+                             Install, Go, PlanNumber, Proceed, Teach, Learn, LessonOver, LearnUntil, SaveOpen,
+                             SavePublish, SaveClosed, End, WorkerEvent, Neighbours, LeaderLink, RescueHello,
+                             RescueRefused, RescueAsk, RescueReport, RescueOver, BaseDigest, BaseConfirmed,
+                             SaveSchedule, SaveHurry, SaveRewrite, StoreOffer, StoreAnswer, StoreMoved>;
 
 // What travels: a message and the member that sent it or shall get it; 0 is the node's agent itself.
 struct Envelope {

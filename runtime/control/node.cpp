@@ -65,10 +65,12 @@ struct NodeCore::State {
   bool welcomed = false;  // once
   Instant leader_lost_at = kNever;
   Instant leader_heard_at = 0;
-  uint64_t incarnation = 0;        // of the store behind the leader; 0: not yet told
-  uint64_t term = 0;               // of the newest leader
-  bool fenced = false;             // who answers is an older one
-  Instant stalled_since = kNever;  // leaders come and cannot go on
+  uint64_t incarnation = 0;           // of the store behind the leader; 0: not yet told
+  uint64_t term = 0;                  // of the newest leader
+  std::optional<StoreOffer> offered;  // this node has made ready for it, or is about to
+  uint64_t moved_term = 0;            // of the newest leader that an older one has named
+  bool fenced = false;                // who answers is an older one
+  Instant stalled_since = kNever;     // leaders come and cannot go on
   Instant term_since = 0;
   bool leader_gone = false;  // for good
   bool rescuing = false;     // since the leader was lost
@@ -138,6 +140,9 @@ struct NodeCore::State {
   void on(const EndJob& end);
   void on(const Neighbours& message) { neighbours = message.nodes; }
   void on(const NoticeRaised& notice);
+  void on(const StoreOffer& offer);
+  void on(const StoreMoved& moved);
+  const char* why_no_store() const;
   template <typename Other>
   void on(const Other&) {}
 
@@ -199,7 +204,7 @@ void NodeCore::State::on(const NodeWelcome& welcome) {
     fenced = true;
     return;
   }
-  if (welcome.term > term && term != 0) close_leftovers();
+  if (welcome.term > term) close_leftovers();
   if (welcome.term == term) stalled_since = kNever;
   if (welcome.term != term) term_since = now;
   term = welcome.term;
@@ -240,6 +245,35 @@ void NodeCore::State::give_leaders_up() {
   leader_lost_at = kNever;
   lose_leader("no leader could go on for longer than the deadline");
   leader_gone = true;
+}
+
+// ---- the embedded store moves (rule 12)
+
+const char* NodeCore::State::why_no_store() const {
+  if (!limits.may_hold_store) return "nobody could reach it here";
+  if (ending) return "it is ending";
+  const bool leaves = std::any_of(notices.begin(), notices.end(), [](const Noticed& noticed) {
+    return noticed.message.scope != Scope::kRank;
+  });
+  return leaves ? "it has a notice itself" : nullptr;
+}
+
+void NodeCore::State::on(const StoreOffer& offer) {
+  if (offer.term <= std::max(term, moved_term)) return;
+  if (const char* why = why_no_store(); why != nullptr) return to_leader(StoreAnswer{offer.term, 0, why});
+  if (offered && offered->term >= offer.term) return;  // it came twice
+  offered = offer;
+  out.push_back(PrepareStore{offer});
+}
+
+// True whenever it comes: whoever says so is silent since. One that comes late names an older leader.
+void NodeCore::State::on(const StoreMoved& moved) {
+  if (moved.term <= std::max(term, moved_term) || ending) return;
+  moved_term = moved.term;
+  lose_leader("the store moves to node " + moved.name + ", whose agent leads from now on");
+  if (moved.node != id) return out.push_back(FollowLeader{moved});
+  if (offered && offered->term == moved.term)
+    out.push_back(HoldStore{*std::exchange(offered, std::nullopt), moved.former});
 }
 
 // Saves and lessons of the former leader: nobody will close them any more.
@@ -608,8 +642,7 @@ Actions NodeCore::leader_connected(Instant now) {
   for (const Slot& slot : state.slots) {
     if (slot.phase != Slot::kRunning || !slot.hello) continue;
     state.to_leader(*slot.hello, slot.member);
-    if (slot.started && state.limits.leader_changes && state.limits.rules.start_is_kept)
-      state.to_leader(*slot.started, slot.member);
+    if (slot.started && state.limits.rules.start_is_kept) state.to_leader(*slot.started, slot.member);
     if (slot.leaving) state.to_leader(*slot.leaving, slot.member);
   }
   for (const State::Noticed& noticed : state.notices) {
@@ -777,6 +810,15 @@ Actions NodeCore::notice(Instant now, Scope scope, uint32_t local_rank, Duration
   state.to_leader(message);
   if (scope != Scope::kRank) state.note_deadline(time_left);
   state.finish_by_notice();
+  return state.take();
+}
+
+Actions NodeCore::store_prepared(Instant now, uint64_t term, uint32_t port, const std::string& why) {
+  State& state = *state_;
+  state.advance_to(now);
+  if (!state.offered || state.offered->term != term) return {};
+  state.to_leader(StoreAnswer{term, port, why});
+  if (port == 0) state.offered.reset();
   return state.take();
 }
 

@@ -39,7 +39,8 @@ struct NodeLimits {
   // The store outlives leaders: who leads may change, and a leader that is out of reach is no proof of
   // anything.
   bool leader_changes = false;
-  RuleSwitches rules;  // test-only
+  bool may_hold_store = false;  // should the embedded store's node be drained
+  RuleSwitches rules;           // test-only
 };
 
 class NodeCore {
@@ -55,6 +56,9 @@ class NodeCore {
   Actions leader_connected(Instant now);
   Actions leader_lost(Instant now, const std::string& why);
   Actions from_leader(Instant now, const Envelope& envelope);
+
+  // Answer to PrepareStore: where the listener is. Port 0: there is none, and why.
+  Actions store_prepared(Instant now, uint64_t term, uint32_t port, const std::string& why);
 
   Actions worker_spawned(Instant now, uint32_t local_rank, int process_id);
   Actions spawn_failed(Instant now, uint32_t local_rank, const std::string& why);

@@ -37,7 +37,9 @@ struct RuleSwitches {
   bool terms_counted = true;         // rule 14: a new leader's numbers are above the former's
   bool takeover_waits = true;        // rule 11: a new leader waits for the nodes of the view that it found
   bool takeover_evicts = true;       // rule 13: a new leader excludes members of older views that still run
-  bool start_is_kept = true;         // rule 5: agents tell a new leader what the run has started from
+  bool former_leader_is_silent = true;  // rule 12: who has given the store away writes nothing any more
+  bool store_moves_at_boundary = true;  // rule 16: the store moves while no step is under way
+  bool start_is_kept = true;            // rule 5: agents tell a new leader what the run has started from
 };
 
 }  // namespace muster::control

@@ -410,6 +410,24 @@ SaveRewrite read(const fb::SaveRewrite& m) {
   return rewrite;
 }
 
+Offset<fb::StoreOffer> write(FlatBufferBuilder& to, const StoreOffer& m) {
+  return fb::CreateStoreOffer(to, m.term, write(to, m.view));
+}
+StoreOffer read(const fb::StoreOffer& m) { return {m.term(), read(*m.view())}; }
+
+Offset<fb::StoreAnswer> write(FlatBufferBuilder& to, const StoreAnswer& m) {
+  return fb::CreateStoreAnswer(to, m.term, m.port, write(to, m.why));
+}
+StoreAnswer read(const fb::StoreAnswer& m) { return {m.term(), m.port(), read(*m.why())}; }
+
+Offset<fb::StoreMoved> write(FlatBufferBuilder& to, const StoreMoved& m) {
+  const auto name = write(to, m.name);
+  return fb::CreateStoreMoved(to, m.term, m.node, name, write(to, m.host), m.port, m.former);
+}
+StoreMoved read(const fb::StoreMoved& m) {
+  return {m.term(), m.node(), read(*m.name()), read(*m.host()), m.port(), m.former()};
+}
+
 Offset<fb::SavePublish> write(FlatBufferBuilder& to, const SavePublish& m) {
   std::vector<Offset<fb::Bytes>> records;
   records.reserve(m.records.size());
@@ -625,6 +643,7 @@ Result<Envelope> decode_envelope(ByteSpan bytes) {
     MUSTER_TRY(check_transfers(install->transfers));
   }
   if (const auto* learn = std::get_if<Learn>(&message)) MUSTER_TRY(check_shards(learn->view));
+  if (const auto* offer = std::get_if<StoreOffer>(&message)) MUSTER_TRY(check_shards(offer->view));
   Envelope envelope{frame->member(), std::move(message), {}};
   if (frame->others() != nullptr) envelope.others = read(*frame->others());
   return envelope;

@@ -12,6 +12,7 @@ constexpr Duration kVanished = 15 * kSecond;
 
 void World::start() {
   if (!options.shared_store) {
+    limits.own_node = mix64(options.seed * 1000) | 1;  // agent 0's
     leads.push_back(std::make_unique<Lead>());
     newest().core = std::make_unique<Coordinator>(limits, "job", incarnation, now);
   }
@@ -48,16 +49,33 @@ Agent* World::agent_of(NodeId node) {
 void World::connect(size_t index) {
   Agent& agent = *agents[index];
   if (options.shared_store) return look(index);
-  if (leader_refuses && agent.alive && !agent.finished && !agent.connected) {
-    if (++agent.refusals < 3)
-      return after(between(50 * kMillisecond, 300 * kMillisecond), [this, index] { connect(index); });
-    return agent_event(index, [this, index] {
-      Agent& self = *agents[index];
-      if (!self.finished) agent_does(index, self.core->leader_gone(agent_now(self), "connection refused"));
-    });
+  if (agent.alive && !agent.finished && !agent.connected) connect_embedded(index);
+}
+
+// Where it was told that the leader is: at first beside agent 0.
+void World::connect_embedded(size_t index) {
+  Agent& agent = *agents[index];
+  const Agent& host = *agents[agent.place];
+  for (size_t i = 0; i < leads.size(); ++i) {
+    const Lead& lead = *leads[i];
+    if (lead.seat != agent.place || lead.term != agent.place_term) continue;
+    if (!lead.over) return leader_finished ? void() : connect_to(index, i);
+    return lead.vanished || (leader_finished && !leader_lost) ? void() : refused(index);
   }
-  if (!agent.alive || agent.finished || agent.connected || leader_finished) return;
-  connect_to(index, 0);
+  if (!host.alive && !host.vanished) return refused(index);
+  if (host.alive && host.finished) return refused(index);
+  // It listens, and does not lead yet; or its machine says nothing.
+  after(200 * kMillisecond, [this, index] { connect(index); });
+}
+
+void World::refused(size_t index) {
+  Agent& agent = *agents[index];
+  if (++agent.refusals < 3)
+    return after(between(50 * kMillisecond, 300 * kMillisecond), [this, index] { connect(index); });
+  agent_event(index, [this, index] {
+    Agent& self = *agents[index];
+    if (!self.finished) agent_does(index, self.core->leader_gone(agent_now(self), "connection refused"));
+  });
 }
 
 void World::connect_to(size_t index, size_t which) {
@@ -68,6 +86,7 @@ void World::connect_to(size_t index, size_t which) {
   }
   agent.leader = which;
   agent.connected = true;
+  agent.refusals = 0;
   agent.deaf_link = false;
   ++agent.link;
   agent.up_free_at = agent.down_free_at = now;
@@ -215,6 +234,8 @@ void World::leader_does(size_t which, const control::Actions& actions) {
       store_view(which, *store_action);
     } else if (const auto* resign = std::get_if<Resign>(&action)) {
       stop_leading(which, resign->why, false);
+    } else if (const auto* gave = std::get_if<GaveStore>(&action)) {
+      check_store_given(which, gave->to);
     } else if (const auto* finish = std::get_if<Finish>(&action)) {
       trace("leader finishes with " + std::to_string(finish->exit_code) + ": " + finish->why);
       leader_finished = lead.over = true;
@@ -258,7 +279,7 @@ void World::store_view(size_t which, const StoreView& request) {
   const uint64_t term = leads[which]->term;
   // As decided: who is heard again a moment later was silent then.
   if (term == store_term) check_store(request.view);
-  if (options.shared_store) check_taken_over(which, request.view);
+  if (term != 0) check_taken_over(which, request.view);
   Duration there = between(kMillisecond, 10 * kMillisecond);
   // One that lingers arrives when another may lead.
   if (options.shared_store && options.faults && random.chance(0.05)) there = between(there, 4 * kSecond);
@@ -273,8 +294,9 @@ void World::store_view(size_t which, const StoreView& request) {
     // An emptied store has lost the leader's token too, which guards each write beside the view (rule 14).
     const bool matches =
         request.expected.counter == 0 ? store_empty : !store_empty && held == request.expected;
-    const bool leads_still = !options.shared_store || (term == store_term && now < store_lease_until);
-    const bool fenced = !leads_still && options.rules.leader_fenced;
+    const bool leads_still = term == store_term && (!options.shared_store || now < store_lease_until);
+    // A store that was moved is another one: the former leader's own would take what it writes.
+    const bool fenced = options.shared_store && !leads_still && options.rules.leader_fenced;
     const bool written = matches && !foreign_leader && !store_emptied && !fenced;
     expect(!written || leads_still, "a leader whose place is another's has written a view");
     if (foreign_leader && held.counter < request.view.generation.counter) {
@@ -339,6 +361,12 @@ void World::agent_does(size_t index, const control::Actions& actions, bool own) 
       if (event->kind != EventKind::kJobEnded) continue;
       agent.ended_by_itself = true;
       check_saved_before_end(agent);
+    } else if (const auto* prepare = std::get_if<PrepareStore>(&action)) {
+      prepare_store(index, prepare->offer);
+    } else if (const auto* hold = std::get_if<HoldStore>(&action)) {
+      hold_store(index, *hold);
+    } else if (const auto* follow = std::get_if<FollowLeader>(&action)) {
+      follow_leader(index, follow->to);
     } else if (const auto* finish = std::get_if<Finish>(&action)) {
       trace("agent " + agent.name + " finishes with " + std::to_string(finish->exit_code) + ": " +
             finish->why);
@@ -348,6 +376,9 @@ void World::agent_does(size_t index, const control::Actions& actions, bool own) 
            ++i) {  // its part is over, the job's is not
         if (leads[i]->seat == index && !leads[i]->over && leads[i]->core->phase() != "ended")
           stop_leading(i, "its node's part is over", false);
+      }
+      for (const auto& lead : leads) {  // a former leader ends with its process
+        if (lead->seat == index && !options.shared_store && lead != leads.back()) lead->over = true;
       }
       after(10 * kMillisecond, [this, index] {
         cut_link(index, "the agent has finished", true);
@@ -466,6 +497,12 @@ void World::kill_agent(size_t index, bool silently) {
   for (size_t i = 0; i < leads.size() && options.shared_store; ++i) {
     if (leads[i]->seat == index && !leads[i]->over) stop_leading(i, "its agent is dead", silently);
   }
+  for (const auto& lead : leads) {
+    if (lead->seat != index || options.shared_store || lead == leads.back()) continue;
+    lead->over = true;
+    lead->vanished = silently;
+  }
+  agent.vanished = silently;
   for (MemberId id : agent.slots) {
     if (id != 0) kill_process(id, -SIGKILL);
   }

@@ -17,6 +17,42 @@ void World::plan_faults() {
     at(when, [this] { fault(); });
   }
   if (random.chance(0.4)) at(between(0, spread), [this] { add_agent(); });
+  if (!options.shared_store) drain_store_node();
+}
+
+// More often than notices hit it by chance. From numbers of its own, so that all else comes as it would.
+void World::drain_store_node() {
+  SeededRandom own(mix64(options.seed ^ 0x57073));
+  if (!own.chance(0.2)) return;
+  at(kSecond + static_cast<Duration>(own.below(9000)) * kMillisecond, [this] {
+    if (leader_finished) return;
+    ++outcome.faults;
+    lasts(0);
+    notice_on(newest().seat, Scope::kNode);
+  });
+}
+
+// Within the moments in which the old leader is none any more, and the new one may not know it yet.
+void World::fault_at_move(const StoreMoved& to) {
+  SeededRandom own(mix64(options.seed ^ mix64(to.term)));
+  if (!options.faults || options.bounded_rate || options.slow_code_only || !own.chance(0.5)) return;
+  const size_t both[] = {index_of(to.former), index_of(to.node)};
+  const size_t whom = both[own.below(2)];
+  const uint64_t kind = own.below(4);
+  const bool silently = own.chance(0.3);
+  const Duration time = static_cast<Duration>(own.below(9000)) * kMillisecond;
+  after(static_cast<Duration>(own.below(60)) * kMillisecond, [this, whom, kind, silently, time] {
+    if (leader_finished) return;
+    ++outcome.faults;
+    lasts(0);
+    if (kind == 0 && newest().seat == whom) return lose_store_node(silently);
+    if (kind == 0) return kill_agent(whom, silently);
+    lasts(time);
+    if (kind == 1) return suspend_node(whom, time);
+    const size_t index = kind == 2 ? whom : random.below(agents.size());
+    cut_link(index, "reset", random.chance(0.7));
+    after(time, [this, index] { connect(index); });
+  });
 }
 
 void World::one_death_after_another() {
@@ -155,7 +191,8 @@ void World::notice_on(size_t index, Scope scope) {
   Agent& agent = *agents[index];
   if (!agent.alive || !agent.connected || agent.finished) return;
   agent.noticed = true;
-  job_is_told = job_is_told || scope == Scope::kJob;
+  const bool of_store = scope == Scope::kNode && !options.shared_store && index == newest().seat;
+  job_is_told = job_is_told || scope == Scope::kJob || of_store;
   notices_given = true;
   const uint32_t local_rank = static_cast<uint32_t>(random.below(agent.slots.size()));
   const Duration left = between(kSecond, 30 * kSecond);
@@ -245,7 +282,7 @@ void World::fault() {
   if (kind <= 3 && victim != 0) {
     processes.at(victim)->evictable = true;
     kill_process(victim, -SIGKILL);
-  } else if (kind == 4 && index == 0 && !options.shared_store) {  // with the store
+  } else if (kind == 4 && !options.shared_store && index == newest().seat) {  // with the store
     lose_store_node(random.chance(0.3));
   } else if (kind == 4) {
     kill_agent(index, random.chance(0.3));

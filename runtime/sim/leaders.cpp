@@ -105,6 +105,65 @@ void World::lead(size_t index, const Look& found, Instant asked_at) {
   connect_to(index, which);
 }
 
+// ---- the embedded store moves, as launcher/run.cpp and runtime/agent/node_agent.cpp do it
+
+void World::prepare_store(size_t index, const StoreOffer& offer) {
+  const bool no_port = options.faults && random.chance(0.1);
+  after(between(kMillisecond, 10 * kMillisecond), [this, index, term = offer.term, no_port] {
+    agent_event(index, [this, index, term, no_port] {
+      Agent& agent = *agents[index];
+      if (!agent.finished)
+        agent_does(index, agent.core->store_prepared(agent_now(agent), term, no_port ? 0 : 1, "no port"));
+    });
+  });
+}
+
+void World::hold_store(size_t index, const HoldStore& hold) {
+  Agent& agent = *agents[index];
+  auto next = std::make_unique<Lead>();
+  next->seat = index;
+  next->term = hold.offer.term;
+  next->clock = agent.clock;
+  next->lease_until = kNever;
+  next->began = agent_now(agent);
+  next->found = hold.offer.view.generation;
+  next->former = hold.former;
+  Limits its = limits;
+  its.own_node = agent.id;
+  next->core = std::make_unique<Coordinator>(its, "job", incarnation, agent_now(agent),
+                                             Takeover{hold.offer.view, hold.offer.term, hold.former});
+  trace("agent " + agent.name + " holds the store and leads, term " + std::to_string(next->term));
+  leads.push_back(std::move(next));
+  schedule_leader(leads.size() - 1);
+  follow_leader(index, StoreMoved{hold.offer.term, agent.id, agent.name, "", 1, hold.former});
+}
+
+void World::follow_leader(size_t index, const StoreMoved& to) {
+  Agent& agent = *agents[index];
+  agent.place = index_of(to.node);
+  agent.place_term = to.term;
+  agent.refusals = 0;
+  agent.connected = agent.deaf_link = false;
+  ++agent.link;
+  after(between(kMillisecond, 30 * kMillisecond), [this, index] { connect(index); });
+}
+
+// 12, 16: one leader at a time, and no step is under way when it changes.
+void World::check_store_given(size_t which, const StoreMoved& to) {
+  trace("the store is given to " + agents[index_of(to.node)]->name);
+  ++outcome.moves;
+  expect(leads[which]->term == store_term, "a former leader gives the store away");
+  expect(to.term > store_term, "two leaders have one term");
+  store_term = to.term;
+  fault_at_move(to);
+  for (const Member& member : leads[which]->core->view().members) {
+    const Process& process = *processes.at(member.id);
+    if (!process.alive || process.frozen || proven_dead.contains(member.id)) continue;
+    expect(process.doing == Process::kIdle || process.doing == Process::kLeft,
+           named(member.id) + " makes a step while the store moves");
+  }
+}
+
 // Looked at before whatever a leader does.
 bool World::lease_over(size_t which) {
   if (!options.shared_store || leader_now(which) < leads[which]->lease_until) return false;
@@ -148,7 +207,7 @@ void World::stop_leading(size_t which, const std::string& why, bool silently) {
       store_lease_until = std::min(store_lease_until, now);
     seat.not_before = now + kHoldOff;
   } else {
-    leader_finished = leader_lost = leader_refuses = true;
+    leader_finished = leader_lost = true;
     outcome.exit_code = kExitRequeue;
   }
   for (size_t i = 0; i < agents.size() && !silently; ++i) {

@@ -37,14 +37,15 @@ void World::lose_store_node(bool silently) {
   if (leader_finished) return;
   trace(std::string("the store's node is lost") + (silently ? ", with its machine" : ""));
   leader_finished = leader_lost = true;
-  leader_refuses = !silently;
   newest().over = true;
+  newest().vanished = silently;
   ended_before = newest().core->phase() == "ended";
   group_faults = true;
   outcome.exit_code = kExitRequeue;
-  kill_agent(0, silently);
+  kill_agent(newest().seat, silently);
   if (silently) return;
-  for (size_t i = 1; i < agents.size(); ++i) {
+  for (size_t i = 0; i < agents.size(); ++i) {
+    if (agents[i]->leader + 1 != leads.size() || i == newest().seat) continue;
     after(between(kMillisecond, 20 * kMillisecond), [this, i] {
       cut_link(i, "connection closed", false);
       after(between(50 * kMillisecond, 300 * kMillisecond), [this, i] { connect(i); });

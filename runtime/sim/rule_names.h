@@ -46,6 +46,8 @@ inline constexpr NamedRule kRules[] = {
     {"terms_counted", &control::RuleSwitches::terms_counted, true},
     {"takeover_waits", &control::RuleSwitches::takeover_waits, true},
     {"takeover_evicts", &control::RuleSwitches::takeover_evicts, true},
+    {"former_leader_is_silent", &control::RuleSwitches::former_leader_is_silent},
+    {"store_moves_at_boundary", &control::RuleSwitches::store_moves_at_boundary},
     {"start_is_kept", &control::RuleSwitches::start_is_kept, true},
 };
 

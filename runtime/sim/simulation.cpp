@@ -66,6 +66,10 @@ World::World(const Options& given) : options(given), random(given.seed) {
   limits.quarantine.losses = 3;
   limits.quarantine.time = 5 * kSecond;
   limits.end_timeout = 15 * kSecond;
+  limits.recover_wait = 2 * kSecond;
+  limits.former_wait = 1500 * kMillisecond;
+  limits.store_offer_timeout = 500 * kMillisecond;
+  limits.move_reserve = 2 * kSecond;
   limits.rules = options.rules;
   node_limits.workers = limits.workers_per_node;
   node_limits.nodes_min = limits.nodes_min;
@@ -81,12 +85,11 @@ World::World(const Options& given) : options(given), random(given.seed) {
   node_limits.partition_wait = 12 * kSecond;
   node_limits.rescue_timeout = 90 * kSecond;
   node_limits.rescue_port = 1;  // it listens
+  node_limits.may_hold_store = !options.shared_store;
   node_limits.rules = options.rules;
   if (options.shared_store) {
     limits.embedded_store = false;
     limits.resign_wait = 300 * kMillisecond;
-    limits.recover_wait = 2 * kSecond;
-    limits.former_wait = 1500 * kMillisecond;
     node_limits.leader_changes = true;
     node_limits.rescue_after = 6 * kSecond;
   }
@@ -115,7 +118,8 @@ std::string World::named(MemberId id) const {
 }
 
 bool World::done() const {
-  if (!leader_finished && !options.shared_store) return false;
+  const bool nobody_leads = !options.shared_store && newest().term != store_term;  // who was named, never did
+  if (!leader_finished && !options.shared_store && !nobody_leads) return false;
   for (const auto& agent : agents) {
     if (agent->alive && !agent->finished) return false;
   }

@@ -14,6 +14,9 @@
 // elections whose answers are lost, former leaders that wake up, nodes that reach the leader and not the
 // store, or the reverse.
 //
+// Without, the store is embedded: it moves before its node is drained, while links break and agents freeze or
+// die.
+//
 // A connection keeps its order, as TCP does; only connections, workers and nodes overtake each other.
 //
 // With every third seed, unless the state is sharded, each node saves for itself too. Nothing resumes from
@@ -64,6 +67,7 @@ struct Outcome {
   uint64_t rescues = 0;      // saves without the leader
   uint64_t faults = 0;
   uint64_t leaders = 0;
+  uint64_t moves = 0;         // of the embedded store, to another node
   Duration after_faults = 0;  // from the last fault's end to the job's
   std::vector<std::string> trace;
 };

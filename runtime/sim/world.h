@@ -129,6 +129,7 @@ struct Agent {
   std::string name;
   std::unique_ptr<NodeCore> core;
   bool alive = true;
+  bool vanished = false;  // dead, with its machine
   bool finished = false;
   int exit_code = -1;
   bool connected = false;
@@ -153,6 +154,8 @@ struct Agent {
   bool noticed = false;
   RescueSide rescue;
   int refusals = 0;              // of connections, in a row
+  size_t place = 0;              // with the embedded store: the agent beside which it looks for the leader,
+  uint64_t place_term = 0;       // and that one's term
   bool found_the_end = false;    // in the store
   bool ended_by_itself = false;  // the job's end, or a lost leader: it kills what is left
 };
@@ -170,6 +173,7 @@ struct Lead {
   Instant began = 0;             // the same
   Generation found;              // in the store
   NodeId former = 0;             // the leader before was there
+  bool vanished = false;         // with its machine: nobody is even refused
 };
 
 struct Group {
@@ -246,7 +250,6 @@ struct World {
   std::vector<std::unique_ptr<Lead>> leads;
   bool leader_finished = false;
   bool leader_lost = false;     // with its node and the store (rule 12)
-  bool leader_refuses = false;  // its machine lives: who connects is refused
   bool ended_before = false;    // the job's end was decided before
   View store;                   // what the store holds
   uint64_t store_term = 0;      // of the newest leader that it has had
@@ -342,6 +345,12 @@ struct World {
   void look(size_t agent);
   void looked(size_t agent, const Look& found, Instant asked_at);
   void connect_to(size_t agent, size_t which);
+  void connect_embedded(size_t agent);
+  void refused(size_t agent);
+  void prepare_store(size_t agent, const StoreOffer& offer);
+  void hold_store(size_t agent, const HoldStore& hold);
+  void follow_leader(size_t agent, const StoreMoved& to);
+  void check_store_given(size_t which, const StoreMoved& to);
   void lead(size_t agent, const Look& found, Instant asked_at);
   void renew(size_t which);
   bool lease_over(size_t which);
@@ -432,6 +441,8 @@ struct World {
   void fault();
   void another_loss_soon(const View& view);
   void one_death_after_another();
+  void drain_store_node();
+  void fault_at_move(const StoreMoved& to);
   MemberId some_process(bool in_view);
   void freeze(MemberId id, Duration for_long);
   void freeze_agent(size_t agent, Duration for_long);

@@ -147,8 +147,10 @@ class Replay:
                 training.collect()
         if training.done():
             return
-        # A launch that ends, or whose store is told to go, takes nobody any more.
-        is_over = 0 in training.ends or (not self.store and training.seat in training.told)
+        # A launch that ends, or whose store has moved or is about to, takes nobody any more: who came later would lead
+        # a launch of its own, at the rendezvous that the first node has left.
+        seat_leaves = training.seat in training.told or training.seat not in training.agents
+        is_over = 0 in training.ends or (not self.store and seat_leaves)
         for name in self.wanted():
             if name not in training.agents and not (is_over and training.agents):
                 training.start(name)

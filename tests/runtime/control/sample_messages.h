@@ -73,7 +73,10 @@ inline std::vector<Message> all_messages() {
       BaseConfirmed{g},
       SaveSchedule{50, 7},
       SaveHurry{19},
-      SaveRewrite{20, 3, 51, g, {4, 5}, Tier::kLocal}};
+      SaveRewrite{20, 3, 51, g, {4, 5}, Tier::kLocal},
+      StoreOffer{20, view()},
+      StoreAnswer{21, 40003, "no"},
+      StoreMoved{22, 6, "b", "10.0.0.6", 40004, 5}};
 }
 
 }  // namespace muster::control

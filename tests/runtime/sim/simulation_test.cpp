@@ -25,7 +25,7 @@ std::string told(Options options) {
 
 TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
   uint64_t views = 0, differences = 0, planned = 0, waited = 0, sent_in_parts = 0, caught_up = 0, saves = 0,
-           paced = 0, rewrites = 0, rescues = 0, faults = 0, finished = 0;
+           paced = 0, rewrites = 0, rescues = 0, faults = 0, finished = 0, moves = 0;
   for (uint64_t seed = 1; seed <= 2000; ++seed) {
     Options options;
     options.seed = seed;
@@ -41,6 +41,7 @@ TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
     paced += outcome.paced_saves;
     rewrites += outcome.rewrites;
     rescues += outcome.rescues;
+    moves += outcome.moves;
     faults += outcome.faults;
     finished += outcome.exit_code == 0 ? 1 : 0;
   }
@@ -55,6 +56,7 @@ TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
   EXPECT_GT(paced, 1000u);
   EXPECT_GT(rewrites, 40u);
   EXPECT_GT(rescues, 50u);
+  EXPECT_GT(moves, 60u) << "the embedded store leaves nodes that are drained";
   EXPECT_GT(faults, 4000u);
   EXPECT_GT(finished, 1000u);
 }

@@ -1,0 +1,146 @@
+// Rule 12: draining the embedded store's node moves the store first. Another node's agent makes ready to
+// lead; when all members stand at a boundary this leader gives the store away for good and is silent, and the
+// other takes over as any new leader does (coordinator_takeover.cpp). Nothing is revoked within a step, so
+// none is repeated. The former leader's node then tells its notice to the new one, and is drained as any
+// other.
+//
+// INVARIANTS
+//  - One leader at a time: the other leads only when StoreMoved names it, and who has sent that writes
+//  nothing,
+//    and says nothing but the same to whoever still comes.
+//  - What cannot be moved in time is saved by all, as long as that fits into the notice's time.
+#include <algorithm>
+
+#include "runtime/control/coordinator_state.h"
+
+namespace muster::control {
+
+StoreDecision decide_store(const std::vector<StoreCandidate>& candidates) {
+  StoreDecision decision;
+  const StoreCandidate* first = nullptr;
+  std::string others;
+  for (const StoreCandidate& candidate : candidates) {
+    if (candidate.why_not != nullptr) {
+      others += std::string(others.empty() ? "" : ", ") + candidate.name + " " + candidate.why_not;
+    } else if (first == nullptr || candidate.order < first->order) {
+      first = &candidate;
+    }
+  }
+  if (first == nullptr) {
+    decision.why = "no other node can hold the store" + (others.empty() ? "" : ": " + others);
+    return decision;
+  }
+  decision.node = first->node;
+  decision.why = "node " + first->name + " joined first of those that stay";
+  if (!others.empty()) decision.why += " and can hold the store (" + others + ")";
+  return decision;
+}
+
+const char* Coordinator::State::why_no_store(const NodeRecord& node) const {
+  if (node.draining) return "is being drained";
+  if (!node.connected || node.silent_since != kNever) return "is out of reach";
+  if (!node_complete(node) || !of_view(node.id)) return "takes no part";
+  if (quarantine.holds(now, node.name)) return "is in quarantine";
+  return without_store.contains(node.id) ? "has refused, or not answered" : nullptr;
+}
+
+std::vector<StoreCandidate> Coordinator::State::store_candidates() const {
+  std::vector<StoreCandidate> candidates;
+  for (const auto& [id, node] : nodes) {
+    if (!holds_store(id)) candidates.push_back({id, node.name, node.order, why_no_store(node)});
+  }
+  return candidates;
+}
+
+bool Coordinator::State::store_leaves() const {
+  const auto node = nodes.find(limits.own_node);
+  return node != nodes.end() && holds_store(node->first) && node->second.draining;
+}
+
+// While a save by all would still fit.
+Instant Coordinator::State::move_until(Instant notice_deadline) const {
+  if (notice_deadline == kNever) return kNever;
+  const NoticePlan instead = plan_until(notice_deadline, 0, 0);
+  return notice_deadline - std::max(limits.move_reserve, instead.needs);
+}
+
+// As a notice to its node comes, which is draining then. Whether a node can take the store is seen when the
+// view runs.
+bool Coordinator::State::store_can_leave(NodeRecord& node, Instant deadline) {
+  const bool drained_before = std::exchange(node.draining, true);
+  const bool runs = phase != Phase::kForming && phase != Phase::kEnded && !stop && !limits.fixed_world;
+  const bool can = runs && drain_leaves_enough() && now < move_until(deadline);
+  if (!can) node.draining = drained_before;
+  note_node(node);
+  return can;
+}
+
+void Coordinator::State::stop_for_store(const std::string& why) {
+  say(EventKind::kLog, "the store stays on its node, which is being drained: " + why);
+  want_stop(kExitRequeue, store_notice, drain_deadline);
+}
+
+void Coordinator::State::settle_move() {
+  if (now >= move_until(drain_deadline)) return stop_for_store("too little of the notice's time is left");
+  const bool stands = store_move && store_move->offered == view.generation &&
+                      why_no_store(nodes.at(store_move->to)) == nullptr;
+  if (!stands) return offer_store();
+  if (store_move->port == 0 || !saves.empty()) return;  // a save would fail, with its leader gone
+  if (!limits.rules.store_moves_at_boundary) return give_store();
+  want_plan("the store moves to node " + nodes.at(store_move->to).name);
+}
+
+// A term of its own for each offer: an answer, or a StoreMoved, can only mean the one.
+void Coordinator::State::offer_store() {
+  store_move.reset();
+  const StoreDecision decision = decide_store(store_candidates());
+  if (decision.node == 0) return stop_for_store(decision.why);
+  if (offered_term >= kTermsMax) return stop_for_store("it has been moved too often");
+  store_move = StoreMove{.to = decision.node, .term = ++offered_term, .offered = view.generation};
+  store_move->deadline = now + limits.store_offer_timeout;
+  say(EventKind::kLog, "the store's node is being drained, so it is offered away: " + decision.why);
+  to_node(store_move->to, StoreOffer{store_move->term, view});
+}
+
+void Coordinator::State::on(NodeId from, MemberId, const StoreAnswer& answer) {
+  if (!store_move || from != store_move->to || answer.term != store_move->term || phase == Phase::kEnded)
+    return;
+  store_move->port = answer.port;
+  if (answer.port == 0) store_refused(answer.why);
+}
+
+void Coordinator::State::store_refused(const std::string& why) {
+  say(EventKind::kLog, "node " + nodes.at(store_move->to).name + " does not take the store: " + why);
+  without_store.insert(store_move->to);
+  store_move.reset();
+}
+
+bool Coordinator::State::move_is_ready() const {
+  return store_move && store_move->port != 0 && store_move->offered == view.generation && saves.empty() &&
+         store_leaves() && now >= settle_notices_at && now < move_until(drain_deadline) &&
+         why_no_store(nodes.at(store_move->to)) == nullptr;
+}
+
+// From here on this leader is none. Its successor is told first; who misses it asks again, and is told.
+void Coordinator::State::give_store() {
+  const NodeRecord& to = nodes.at(store_move->to);
+  gave_to = StoreMoved{store_move->term, to.id, to.name, to.rescue_host, store_move->port, limits.own_node};
+  say(EventKind::kLog, "the store moves to node " + to.name + ", which leads from now on, with term " +
+                           std::to_string(store_move->term));
+  to_node(to.id, *gave_to);
+  for (const auto& [id, node] : nodes) {
+    if (node.connected && id != to.id) to_node(id, *gave_to);
+  }
+  store_move.reset();
+  out.push_back(GaveStore{*gave_to});
+  if (!limits.rules.former_leader_is_silent) return;
+  phase = Phase::kEnded;
+  finished = resigned = true;
+}
+
+Actions Coordinator::State::answer_former(NodeId from, const Envelope& envelope) const {
+  if (!gave_to || !std::holds_alternative<NodeHello>(envelope.message)) return {};
+  return {Send{from, Envelope{0, *gave_to, {}}}};
+}
+
+}  // namespace muster::control
