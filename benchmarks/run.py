@@ -21,11 +21,13 @@ from bench_preemption import preemption
 from bench_recovery import overhead, recovery
 from bench_scale import scale
 from bench_training import training
+from compare import lines as lines_of_moves, moves, read_rows
 from torch_python import torch_python
 
 BENCHES = {"algorithms": algorithms, "checkpoint": checkpoint, "codecs": codecs, "collectives": collectives, "gpu": gpu, "leader": leader,
            "network": network, "overhead": overhead, "preemption": preemption, "recovery": recovery, "scale": scale,
            "training": training}
+BASELINE = Path(__file__).parent / "baseline"
 ROUNDS, ROUNDS_OF = 5, {"training": 3}
 
 
@@ -50,6 +52,7 @@ def main():
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}")
     parser.add_argument("--build", type=Path, required=True)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--baseline", type=Path, nargs="?", const=BASELINE, help="of an earlier run, or a folder of such: print what moved")
     parser.add_argument("--picture", type=Path, help="for the curves of training, as SVG")
     parser.add_argument("--rounds", type=int,
                         help=f"of the competitors' turns, where they take turns: {ROUNDS}; seeds of training: {ROUNDS_OF['training']}")
@@ -57,10 +60,11 @@ def main():
     unknown = [name for name in options.names if name not in BENCHES]
     if unknown:
         parser.error(f"unknown benchmark '{unknown[0]}'; there are: {', '.join(BENCHES)}")
+    peers = ", ".join(versions()) or "none of them is installed"
     print(f"machine: {processor()}, {os.cpu_count()} cores, Linux {platform.release()}")
-    print(f"peers: {', '.join(versions()) or 'none of them is installed'}")
+    print(f"peers: {peers}")
     print(f"{'bench':<12}{'case':<58}{'metric':<20}{'ours':>10}{'peer':>10}{'ratio':>7}{'of bound':>9}  peer")
-    lines = []
+    lines = [json.dumps({"machine": f"{processor()}, {os.cpu_count()} cores", "peers": peers})]
     benches = {**BENCHES, "training": functools.partial(training, picture_file=options.picture)}
     for name in options.names or BENCHES:
         for row in benches[name](options.build, options.rounds or ROUNDS_OF.get(name, ROUNDS)):
@@ -71,7 +75,17 @@ def main():
             lines.append(json.dumps(row))
     if options.json:
         options.json.write_text("\n".join(lines) + "\n")
+    if options.baseline:
+        print_moves(options.baseline, lines)
     return 0
+
+
+def print_moves(baseline, lines):
+    files = sorted(baseline.glob("*.jsonl")) if baseline.is_dir() else [baseline]
+    before = read_rows("".join(file.read_text() for file in files))
+    print(f"moved since {baseline}, by a quarter or more:")
+    for line in lines_of_moves(moves(before, read_rows("\n".join(lines)))):
+        print(line)
 
 
 if __name__ == "__main__":

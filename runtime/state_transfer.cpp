@@ -102,7 +102,8 @@ std::vector<StateTransfer::Parcel> StateTransfer::parcels(const control::Install
     if (one.source != self || one.gradient != gradient) continue;
     const auto alike = std::ranges::find_if(
         mine, [&](const Parcel& parcel) { return parcel.part == one.part && parcel.parts == one.parts; });
-    Parcel& parcel = alike != mine.end() ? *alike : mine.emplace_back(gradient, one.part, one.parts);
+    Parcel& parcel =
+        alike != mine.end() ? *alike : mine.emplace_back(Parcel{gradient, one.part, one.parts, {}});
     parcel.targets.push_back(one.target);
   }
   return mine;
