@@ -174,6 +174,7 @@ class SaveInChurn : public LeaderTest {
     say(1, 100, SaveDue{leader->view().generation, 1});
     ASSERT_EQ(sent<SaveOpen>(last).size(), 4u);
     save = sent<SaveOpen>(last)[0].second;
+    save_in = leader->view().generation;
   }
   // The group fails, and everybody is there again: a change of the view without a death.
   void churn() {
@@ -187,6 +188,7 @@ class SaveInChurn : public LeaderTest {
   void vote(MemberId id) { say(id / 100, id, SaveVote{save.save, true, {}, ""}); }
   bool failed() const { return has_event(all, EventKind::kSaveFailed); }
   SaveOpen save;
+  Generation save_in;
 };
 
 TEST_F(SaveInChurn, CompletesThoughEveryVoteIsInAnotherView) {
@@ -221,12 +223,42 @@ TEST_F(SaveInChurn, FrozenParticipantsLateVoteAndPublicationAreNotHeard) {
   for (const MemberId id : {100, 101, 201}) report(id / 100, id, 1);
   tick_at(now + limits.report_timeout);
   ASSERT_EQ(world(), (std::vector<MemberId>{100, 101, 201}));
-  ASSERT_TRUE(failed()) << "only this save fails";
+  const auto asked = sent<SaveRewrite>(all);
+  ASSERT_EQ(asked.size(), 1u) << "another is to write its part";
+  const auto [writer, rewrite] = asked[0];
   last.clear();
   vote(200);  // it wakes up, ends its file, and votes
   say(2, 200, SavePublished{save.save, true, ""});
   EXPECT_TRUE(sent<SavePublish>(last).empty());
   EXPECT_FALSE(has_event(all, EventKind::kSaveDurable));
+  SaveVote instead{save.save, true, ByteBuffer(3, std::byte{7}), ""};
+  instead.part = rewrite.part;
+  instead.held_in = save_in;
+  say(writer / 100, writer, instead);
+  ASSERT_EQ(sent<SavePublish>(last).size(), 1u);
+  EXPECT_EQ(sent<SavePublish>(last)[0].second.records.at(rewrite.part), instead.record)
+      << "not the late one's";
+  EXPECT_FALSE(failed());
+}
+
+TEST_F(SaveInChurn, FrozenParticipantsPartThatNobodyHoldsFailsOnlyThisSave) {
+  begin_save();
+  for (const MemberId id : {100, 101, 201}) vote(id);
+  say(1, 100, Suspect{leader->view().generation, {200}, "endpoint error"});
+  tick_at(now + limits.suspect_wait);
+  for (const MemberId id : {100, 101, 201}) report(id / 100, id, 1);
+  tick_at(now + limits.report_timeout);
+  for (size_t refused = 0; refused < sent<SaveRewrite>(Actions(all)).size(); ++refused) {
+    const auto [writer, rewrite] = sent<SaveRewrite>(Actions(all))[refused];
+    SaveVote refusal{save.save, false, {}, "not held any more"};
+    refusal.part = rewrite.part;
+    say(writer / 100, writer, refusal);
+  }
+  EXPECT_EQ(sent<SaveRewrite>(all).size(), 3u);
+  EXPECT_TRUE(failed());
+  vote(200);
+  EXPECT_TRUE(sent<SavePublish>(all).empty());
+  EXPECT_EQ(world(), (std::vector<MemberId>{100, 101, 201})) << "only this save fails";
 }
 
 // One that has voted has written and closed its part: its death takes nothing from the save.
