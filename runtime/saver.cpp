@@ -281,21 +281,22 @@ void Saver::rewrite(const control::SaveRewrite& rewrite, std::optional<control::
   const bool is_open = save_ && save_->open.save == rewrite.save && failed_save_ != rewrite.save;
   if (!is_open || off_ || rewrite.part >= save_->open.participants.size())
     return refuse("this rank does not take part in the save any more");
+  if (save_->progress->cancelled()) return refuse(kNotKept);  // a view change waits for that lease
   if (std::ranges::find(reading_, save_->progress) != reading_.end()) {
     state_.share_read();
     held_in = rewrite.opened_in;
   } else if (!held_in || !state_.acquire_read(now()).ok()) {
     return refuse(kNotKept);
   }
-  Rewrite taken{*save_, rewrite.part, *held_in, std::make_shared<checkpoint::StageProgress>()};
+  const std::shared_ptr<void> lease(nullptr, [this](void*) { state_.release_read(); });
+  Rewrite taken{*save_, rewrite.part, *held_in, std::make_shared<checkpoint::StageProgress>(), lease};
   rewriting_.push_back(taken.progress);
-  rewriter_.post([this, taken = std::move(taken)] { run_rewrite(taken); });
+  rewriter_.post([this, taken = std::move(taken)]() mutable { run_rewrite(std::move(taken)); });
 }
 
-void Saver::run_rewrite(const Rewrite& rewrite) {
-  bool held = true;
-  auto vote = stage_and_write(rewrite, held);
-  if (held) state_.release_read();
+void Saver::run_rewrite(Rewrite rewrite) {
+  auto vote = stage_and_write(rewrite);
+  rewrite.lease.reset();
   {
     const std::lock_guard lock(mutex_);
     std::erase(rewriting_, rewrite.progress);
@@ -312,7 +313,7 @@ void Saver::run_rewrite(const Rewrite& rewrite) {
 
 // As that rank would have: the same bytes under the name of another writer. Without the limit of the rate,
 // since the time of the save has begun with the lost one's part.
-Result<control::SaveVote> Saver::stage_and_write(const Rewrite& rewrite, bool& held) {
+Result<control::SaveVote> Saver::stage_and_write(Rewrite& rewrite) {
   const control::SaveOpen& open = rewrite.save.open;
   const World world{rewrite.part, static_cast<uint32_t>(open.participants.size()), open.writers};
   MUSTER_ASSIGN(const checkpoint::SavePlan plan, checkpoint::plan_save(specs(), world.count, world.writers));
@@ -321,10 +322,7 @@ Result<control::SaveVote> Saver::stage_and_write(const Rewrite& rewrite, bool& h
   options.write.writer_nonce = random_nonce();
   options.staging_bytes_max = staging_bytes_max(is_last(rewrite.save));
   options.folder = [&] { return folder_of(rewrite); };
-  options.staged = [&] {
-    held = false;
-    state_.release_read();
-  };
+  options.staged = [&] { rewrite.lease.reset(); };
   MUSTER_TRY(state_.wait_readable(now() + kReadTimeout));
   MUSTER_ASSIGN(const checkpoint::TensorReader tensors, reader(world));
   checkpoint::StagingBuffer memory;  // as large as needed, and only now
@@ -340,11 +338,13 @@ Result<control::SaveVote> Saver::stage_and_write(const Rewrite& rewrite, bool& h
 Result<std::string> Saver::folder_of(const Rewrite& rewrite) {
   const std::string path = path_of(rewrite.save.id);
   if (rewrite.part == 0) {
-    MUSTER_ASSIGN(const auto found, files_.stat(path));
+    MUSTER_ASSIGN(auto found, files_.stat(path));
     if (found) return path;
     MUSTER_ASSIGN(checkpoint::Folder beside, checkpoint::Folder::guest(files_, options_.folder));
     auto begun = beside.begin_save(rewrite.save.id);
-    if (begun.ok()) return begun;  // else that one may have been quicker
+    if (begun.ok()) return begun;
+    MUSTER_ASSIGN(found, files_.stat(path));
+    if (!found) return begun;  // else that one was quicker
   }
   MUSTER_TRY(wait_for_folder(rewrite.save, path));
   return path;

@@ -158,11 +158,12 @@ class Saver {
     uint32_t part = 0;
     control::Generation held_in;
     std::shared_ptr<checkpoint::StageProgress> progress;
+    std::shared_ptr<void> lease;  // its end releases it
   };
 
   void refuse(control::Version version);
-  void run_rewrite(const Rewrite& rewrite);
-  Result<control::SaveVote> stage_and_write(const Rewrite& rewrite, bool& held);
+  void run_rewrite(Rewrite rewrite);
+  Result<control::SaveVote> stage_and_write(Rewrite& rewrite);
   Result<std::string> folder_of(const Rewrite& rewrite);
   void remove_unnamed(const checkpoint::Manifest& manifest);
   void run(const Save& save, bool held);

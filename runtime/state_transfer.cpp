@@ -1,6 +1,7 @@
 #include "runtime/state_transfer.h"
 
 #include <algorithm>
+#include <set>
 #include <thread>
 
 #include "collectives/feed.h"
@@ -42,6 +43,16 @@ Status first_failure(const std::vector<Status>& ends, const std::vector<control:
     if (given.ok()) given = ends[i];
   }
   return given;
+}
+
+// Of one target.
+bool are_one_whole(const std::vector<control::Transfer>& transfers) {
+  std::set<uint32_t> parts;
+  for (const control::Transfer& one : transfers) {
+    const bool alike = one.parts == transfers.size() && one.gradient == transfers.front().gradient;
+    if (!alike || one.part >= one.parts || !parts.insert(one.part).second) return false;
+  }
+  return true;
 }
 
 // Of all contents one after the other.
@@ -183,6 +194,8 @@ Status StateTransfer::take(const control::Install& install, std::vector<control:
     if (one.target == self) mine.push_back(one);
   }
   if (mine.empty()) return ok();
+  if (!are_one_whole(mine))
+    return Error{ErrorCode::kRetry, "the state is to come in parts that are no whole: nothing was installed"};
   staged_gradient = mine.front().gradient;
   const TransferHeader due = staged_gradient ? TransferHeader{install.view.base - 1, gradient_bytes}
                                              : TransferHeader{install.view.base, state.bytes()};
@@ -196,9 +209,16 @@ Status StateTransfer::take(const control::Install& install, std::vector<control:
     ends[i].status = take_part(install, mine[i], due, ends[i].source_failed);
   };
   std::vector<std::thread> threads;
-  for (size_t i = 1; i < mine.size(); ++i)
-    threads.push_back(start_thread("muster-take", [&take_one, i] { take_one(i); }));
-  take_one(0);
+  std::vector<size_t> left = {0};  // for this thread
+  for (size_t i = 1; i < mine.size(); ++i) {
+    auto thread = try_start_thread("muster-take", [&take_one, i] { take_one(i); });
+    if (thread) {
+      threads.push_back(*std::move(thread));
+    } else {
+      left.push_back(i);
+    }
+  }
+  for (const size_t i : left) take_one(i);
   for (std::thread& thread : threads) thread.join();
   Status taken = ok();
   for (size_t i = 0; i < mine.size(); ++i) {

@@ -317,7 +317,7 @@ Instant Coordinator::State::next_deadline() const {
     next = std::min({next, suspect_at, leave_deadline, progress_at + limits.step_timeout});
     if (boundary) next = std::min(next, boundary->deadline);
     if (store_move && store_move->port == 0) next = std::min(next, store_move->deadline);
-    if (store_move) possible_at(move_until(drain_deadline));
+    if (store_move) possible_at(move_until(store_deadline, store_noticed_at));
     for (const auto& [id, lesson] : lessons) next = std::min(next, lesson.deadline);
     for (const auto& [id, at] : learn_not_before) possible_at(at);
     possible_at(move_not_before);
@@ -372,9 +372,10 @@ Actions Coordinator::receive(Instant now, NodeId from, const Envelope& envelope)
 
 Actions Coordinator::disconnected(Instant now, NodeId node, const std::string& why) {
   State& state = *state_;
+  if (state.resigned) return {};
   state.advance_to(now);
   const auto record = state.nodes.find(node);
-  if (record == state.nodes.end() || state.resigned) return {};
+  if (record == state.nodes.end()) return {};
   record->second.connected = false;
   state.note_node(record->second);
   state.node_fell_silent(record->second, why);

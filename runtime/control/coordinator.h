@@ -53,6 +53,7 @@ struct Limits {
   NodeId own_node = 0;
   Duration store_offer_timeout = 2 * kSecond;  // StoreOffer → StoreAnswer
   Duration move_reserve = 5 * kSecond;         // of a notice's time, for what follows the move of the store
+  Duration move_patience = 10 * kSecond;       // for the move, where a notice tells no time
   // Where the store is elsewhere: more than half of the nodes are silent for so long, and the leader resigns.
   Duration resign_wait = 1 * kSecond;
   Duration recover_wait = 5 * kSecond;  // a new leader waits so long for the nodes of the view that it found

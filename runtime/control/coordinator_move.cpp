@@ -15,6 +15,14 @@
 
 namespace muster::control {
 
+namespace {
+
+bool is_loopback(const std::string& host) {
+  return host == "::1" || host.starts_with("127.") || host.starts_with("::ffff:127.");
+}
+
+}  // namespace
+
 StoreDecision decide_store(const std::vector<StoreCandidate>& candidates) {
   StoreDecision decision;
   const StoreCandidate* first = nullptr;
@@ -41,7 +49,15 @@ const char* Coordinator::State::why_no_store(const NodeRecord& node) const {
   if (!node.connected || node.silent_since != kNever) return "is out of reach";
   if (!node_complete(node) || !of_view(node.id)) return "takes no part";
   if (quarantine.holds(now, node.name)) return "is in quarantine";
+  if (is_loopback(node.rescue_host) && some_are_elsewhere()) return "is known by a loopback address only";
   return without_store.contains(node.id) ? "has refused, or not answered" : nullptr;
+}
+
+bool Coordinator::State::some_are_elsewhere() const {
+  return std::ranges::any_of(nodes, [](const auto& entry) {
+    const NodeRecord& node = entry.second;
+    return node.connected && !node.rescue_host.empty() && !is_loopback(node.rescue_host);
+  });
 }
 
 std::vector<StoreCandidate> Coordinator::State::store_candidates() const {
@@ -57,11 +73,18 @@ bool Coordinator::State::store_leaves() const {
   return node != nodes.end() && holds_store(node->first) && node->second.draining;
 }
 
-// While a save by all would still fit.
-Instant Coordinator::State::move_until(Instant notice_deadline) const {
-  if (notice_deadline == kNever) return kNever;
-  const NoticePlan instead = plan_until(notice_deadline, 0, 0);
-  return notice_deadline - std::max(limits.move_reserve, instead.needs);
+// While a save by all would still fit. How long that takes is not known before one was measured.
+Instant Coordinator::State::move_until(Instant deadline, Instant noticed_at) const {
+  if (deadline == kNever) return noticed_at + limits.move_patience;
+  const NoticePlan instead = plan_until(deadline, 0, 0);
+  const Duration save = instead.needs >= 0 ? instead.needs : (deadline - noticed_at) / 2;
+  return deadline - std::max(limits.move_reserve, save);
+}
+
+bool Coordinator::State::others_drain() const {
+  return std::ranges::any_of(view.members, [&](const Member& member) {
+    return lives(member.id) && drains(member.id) && !holds_store(member.node);
+  });
 }
 
 // As a notice to its node comes, which is draining then. Whether a node can take the store is seen when the
@@ -69,7 +92,9 @@ Instant Coordinator::State::move_until(Instant notice_deadline) const {
 bool Coordinator::State::store_can_leave(NodeRecord& node, Instant deadline) {
   const bool drained_before = std::exchange(node.draining, true);
   const bool runs = phase != Phase::kForming && phase != Phase::kEnded && !stop && !limits.fixed_world;
-  const bool can = runs && drain_leaves_enough() && now < move_until(deadline);
+  // Just after a takeover those that will stay have not all come.
+  const bool enough = recover_until != kNever || drain_leaves_enough();
+  const bool can = runs && enough && now < move_until(deadline, now);
   if (!can) node.draining = drained_before;
   note_node(node);
   return can;
@@ -77,15 +102,19 @@ bool Coordinator::State::store_can_leave(NodeRecord& node, Instant deadline) {
 
 void Coordinator::State::stop_for_store(const std::string& why) {
   say(EventKind::kLog, "the store stays on its node, which is being drained: " + why);
-  want_stop(kExitRequeue, store_notice, drain_deadline);
+  want_stop(kExitRequeue, store_notice, store_deadline);
 }
 
 void Coordinator::State::settle_move() {
-  if (now >= move_until(drain_deadline)) return stop_for_store("too little of the notice's time is left");
+  if (now >= move_until(store_deadline, store_noticed_at))
+    return stop_for_store("too little of the notice's time is left");
   const bool stands = store_move && store_move->offered == view.generation &&
                       why_no_store(nodes.at(store_move->to)) == nullptr;
   if (!stands) return offer_store();
-  if (store_move->port == 0 || !saves.empty()) return;  // a save would fail, with its leader gone
+  if (store_move->port == 0 || !saves.empty()) {  // a save would fail, with its leader gone
+    if (others_drain()) want_plan("members are being drained");
+    return;
+  }
   if (!limits.rules.store_moves_at_boundary) return give_store();
   want_plan("the store moves to node " + nodes.at(store_move->to).name);
 }
@@ -117,7 +146,7 @@ void Coordinator::State::store_refused(const std::string& why) {
 
 bool Coordinator::State::move_is_ready() const {
   return store_move && store_move->port != 0 && store_move->offered == view.generation && saves.empty() &&
-         store_leaves() && now >= settle_notices_at && now < move_until(drain_deadline) &&
+         store_leaves() && now >= settle_notices_at && now < move_until(store_deadline, store_noticed_at) &&
          why_no_store(nodes.at(store_move->to)) == nullptr;
 }
 

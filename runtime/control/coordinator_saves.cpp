@@ -118,7 +118,13 @@ void Coordinator::State::on(NodeId, MemberId id, const SaveVote& vote) {
   Save& save = found->second;
   if (!save.takes_part.contains(id)) return;
   if (vote.part) return on_rewritten(save, id, vote);
-  if (!vote.written) return close_save(save.id, false, named(id) + ": " + vote.why);
+  if (!vote.written) {
+    // Of a part that others write, or have written.
+    const auto place =
+        static_cast<uint32_t>(std::ranges::find(save.participants, id) - save.participants.begin());
+    if (save.all_voted || save.records.contains(id) || save.orphans.contains(place)) return;
+    return close_save(save.id, false, named(id) + ": " + vote.why);
+  }
   // A vote that was given up may come all the same, before that of who writes the part instead or after it.
   if (!save.records.emplace(id, vote.record).second) return;
   save.bytes += vote.bytes;
@@ -133,18 +139,35 @@ void Coordinator::State::on(NodeId, MemberId id, const SaveVote& vote) {
 void Coordinator::State::on_rewritten(Save& save, MemberId id, const SaveVote& vote) {
   const auto orphan = save.orphans.find(*vote.part);
   if (orphan == save.orphans.end() || save.all_voted) return;
+  if (save.records.contains(save.participants[*vote.part])) return;
   if (!vote.written || !rewritten_part_counts(save, vote)) {
     if (orphan->second.writer != id) return;
     orphan->second.writer = 0;
     orphans_pending = true;
     return;
   }
-  if (!save.records.emplace(save.participants[*vote.part], vote.record).second) return;
+  save.records.emplace(save.participants[*vote.part], vote.record);
   orphan->second.writer = 0;
   save.bytes += vote.bytes;
   say_of(save, EventKind::kLog,
          "part " + std::to_string(*vote.part) + ", whose writer is lost, was written by " + named(id));
   check_votes(save);
+}
+
+// Whoever of an open save's participants was sent its version, or a shard of it, as this view was formed
+// writes what nobody has compared yet: the save waits for this view's comparison.
+void Coordinator::State::compare_saves_again() {
+  std::set<MemberId> fetched;
+  for (const Transfer& transfer : change.transfers) fetched.insert(transfer.target);
+  for (const ShardMove& move : change.moves) fetched.insert(move.target);
+  for (auto& [id, save] : saves) {
+    const bool concerned = std::ranges::any_of(save.participants, [&](MemberId participant) {
+      return fetched.contains(participant) && !save.records.contains(participant);
+    });
+    if (save.all_voted || save.version != view.base || !concerned) continue;
+    save.base_confirmed = false;
+    save.compared_in = view.generation;
+  }
 }
 
 // A version that was held in the view of the save is compared as the save is. One that was held in a later

@@ -170,9 +170,11 @@ struct Coordinator::State {
   NodeId former_leader = 0;        // its node; 0: not known
   bool resigned = false;
   std::optional<StoreMove> store_move;
-  uint64_t offered_term = 1;          // the highest
-  std::set<NodeId> without_store;     // nodes that cannot hold it, or have not answered
-  std::string store_notice;           // to its node
+  uint64_t offered_term = 1;       // the highest
+  std::set<NodeId> without_store;  // nodes that cannot hold it, or have not answered
+  std::string store_notice;        // to its node
+  Instant store_noticed_at = kNever;
+  Instant store_deadline = kNever;    // of the notices to its node, the nearest
   std::optional<StoreMoved> gave_to;  // the store, for good
 
   Instant now = 0;
@@ -334,9 +336,11 @@ struct Coordinator::State {
   }
   bool store_leaves() const;
   bool store_can_leave(NodeRecord& node, Instant deadline);
-  Instant move_until(Instant notice_deadline) const;
+  Instant move_until(Instant deadline, Instant noticed_at) const;
+  bool others_drain() const;
   std::vector<StoreCandidate> store_candidates() const;
   const char* why_no_store(const NodeRecord& node) const;
+  bool some_are_elsewhere() const;
   void settle_move();
   void offer_store();
   void store_refused(const std::string& why);
@@ -468,6 +472,7 @@ struct Coordinator::State {
   bool shared_save_open() const;
   void save_member_lost(MemberId id);
   void check_votes(Save& save);
+  void compare_saves_again();
   void on_rewritten(Save& save, MemberId id, const SaveVote& vote);
   bool rewritten_part_counts(Save& save, const SaveVote& vote);
   void orphan_part(Save& save, MemberId participant);
@@ -493,7 +498,6 @@ struct Coordinator::State {
   void stop_answers_overdue();
   void stop_save_closed(bool durable, const std::string& why);
   void abandon_stop_save();
-  bool goes_on_with_stop_save();
   void check_notice_deadline();
   NoticePlan plan_until(Instant notice_deadline, uint32_t nodes_staying, uint32_t nodes_holding) const;
   void say_plan(const NoticePlan& plan);

@@ -37,7 +37,11 @@ void Coordinator::State::on(NodeId from, MemberId, const NoticeRaised& notice) {
   drain_told = false;
   drains_noticed = true;
   if (notice.scope == Scope::kNode) {
-    if (holds_store(from)) store_notice = notice.source;
+    if (holds_store(from)) {
+      store_notice = notice.source;
+      store_noticed_at = std::min(store_noticed_at, now);
+      store_deadline = std::min(store_deadline, deadline);
+    }
     node.draining = true;
     note_node(node);
   } else if (lives(notice.member)) {
@@ -168,29 +172,15 @@ void Coordinator::State::stop_save_closed(bool durable, const std::string& why) 
   }
 }
 
-// The next view's base is saved instead, unless all parts of the open save are already written, or others
-// write those of the lost: then it goes on, and may be durable before there is another view.
+// The next view's base is saved instead, unless all parts of the open save are already written. Parts of the
+// lost are not waited for: the bound that keeps permits at the save's version ends with the view, and the
+// next view's own save gives it anew.
 void Coordinator::State::abandon_stop_save() {
   stop->step = Stop::kWanted;
   for (const auto& [id, save] : saves) {
-    if (save.stop && !save.all_voted && save.orphans.empty())
+    if (save.stop && !save.all_voted)
       return close_save(uint64_t{id}, false, "the view changed before all had voted");
   }
-}
-
-// The view that begins has the version of the open stop-save as its base, which its members hold as they did:
-// they need no other one. Permits are bounded by that version as they were.
-bool Coordinator::State::goes_on_with_stop_save() {
-  const auto open = std::ranges::find_if(
-      saves, [](const auto& entry) { return entry.second.stop && !entry.second.orphans.empty(); });
-  if (open == saves.end()) return false;
-  if (open->second.version == view.base) {
-    stop->step = Stop::kSaving;
-    return true;
-  }
-  if (!open->second.all_voted)
-    close_save(uint64_t{open->first}, false, "the next view begins before its version");
-  return false;
 }
 
 void Coordinator::State::check_notice_deadline() {

@@ -19,6 +19,7 @@ constexpr uint32_t kStoreTriesMax = 3;
 void Coordinator::State::begin_view_change(const std::string& why) {
   if (phase == Phase::kInstalling && !change.moves.empty()) moves_failed();
   change = Change{};
+  store_move.reset();  // the next view is offered anew
   change.why = why;
   change.began = now;
   change.asked = ++attempts;
@@ -287,6 +288,7 @@ void Coordinator::State::next_is_stored() {
 
 void Coordinator::State::install() {
   const View old = adopt(change.next);
+  store_move.reset();
   phase = Phase::kInstalling;
   phase_deadline = now + ready_timeout();
   change.attempt = ++attempts;
@@ -422,7 +424,8 @@ void Coordinator::State::go() {
     node.newest_local_save = node.newest_local_durable == view.base ? view.base : kNoVersion;
   last_save_waits.reset();
   begin_pace();
-  if (stop && !goes_on_with_stop_save()) open_save(view.base, true);
+  compare_saves_again();
+  if (stop) open_save(view.base, true);
   to_view(Go{view.generation});
   if (!limits.rules.digest_checked) confirm_base();
 }

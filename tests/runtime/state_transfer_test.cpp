@@ -459,6 +459,16 @@ TEST_P(OverEachWay, SeveralSourcesSendAPartEach) {
   }
 }
 
+TEST_P(OverEachWay, PartsThatAreNoWholeAreNotWaitedFor) {
+  open_parts(2);
+  std::erase_if(install.transfers, [](const control::Transfer& one) { return one.part == 1; });
+  const Ended ended = one(2);
+  ASSERT_FALSE(ended.status.ok());
+  EXPECT_THAT(ended.status.error().message, ::testing::HasSubstr("no whole"));
+  EXPECT_FALSE(ended.staged);
+  EXPECT_TRUE(ended.suspects.empty());
+}
+
 TEST_P(OverEachWay, OneOfSeveralSourcesThatIsGoneIsSuspectedAndNothingIsStaged) {
   open_parts(3);
   holders[1]->endpoint.reset();

@@ -1211,6 +1211,44 @@ TEST_F(Saving, WhoIsLostWithAPartOfAnotherLeavesBoth) {
 }
 
 // What was held in another view than the save's counts once its states were compared, or never.
+// Its agent has connected anew, so its vote was taken for lost.
+TEST_F(Saving, ARefusalOfAPartThatAnotherWritesHarmsNothing) {
+  form(3, 1);
+  const Generation opened_in = leader->view().generation;
+  say(1, 100, SaveDue{opened_in, 10});
+  const uint64_t save = sent<SaveOpen>(last)[0].second.save;
+  for (const MemberId voted : {100, 300}) say(voted / 100, voted, SaveVote{save, true, ByteBuffer(1), ""});
+  node_comes(2, 1);
+  ASSERT_EQ(sent<SaveRewrite>(last).size(), 1u);
+  const MemberId writer = sent<SaveRewrite>(last)[0].first;
+  say(2, 200, SaveVote{save, false, {}, "the disk is full"});
+  EXPECT_FALSE(has_event(all, EventKind::kSaveFailed));
+  say(writer / 100, writer, rewritten(save, 1, ByteBuffer(7), opened_in));
+  EXPECT_EQ(sent<SavePublish>(last).size(), 1u);
+  say(2, 200, SaveVote{save, false, {}, "the disk is full"});
+  EXPECT_FALSE(has_event(all, EventKind::kSaveFailed));
+}
+
+// It was at the version before when the save was opened, and got the version as the next view was formed.
+TEST_F(Saving, WhoWasSentTheVersionVotesForWhatIsStillToBeCompared) {
+  form(3, 1);
+  const Generation opened_in = leader->view().generation;
+  say(1, 100, SaveDue{opened_in, 10});
+  const uint64_t save = sent<SaveOpen>(last)[0].second.save;
+  for (const MemberId voted : {100, 300}) say(voted / 100, voted, SaveVote{save, true, ByteBuffer(1), ""});
+  say(1, 100, Suspect{opened_in, {200}, "endpoint error"});
+  tick_at(now + limits.suspect_wait);
+  undigested = {300};
+  report(1, 100, 10);
+  report(2, 200, 8);
+  report(3, 300, 10);
+  ASSERT_EQ(leader->phase(), "running");
+  say(2, 200, SaveVote{save, true, ByteBuffer(2), ""});
+  EXPECT_TRUE(sent<SavePublish>(all).empty());
+  tell_base(3, 300, leader->view().generation);
+  EXPECT_EQ(sent<SavePublish>(all).size(), 1u);
+}
+
 TEST_F(Saving, APartThatWasHeldInALaterViewWaitsForItsBase) {
   form(3, 1);
   say(1, 100, SaveDue{leader->view().generation, 10});
@@ -1413,11 +1451,6 @@ TEST_F(Notices, LossDuringTheStopSaveSavesTheNextBaseBeforeAnyStep) {
   report(1, 100, 8);
   report(2, 200, 7);
   gone(2, 200);
-  const auto asked = sent<SaveRewrite>(last);
-  ASSERT_EQ(asked.size(), 1u);
-  SaveVote refused{asked[0].second.save, false, {}, "the part is not held"};
-  refused.part = 1;
-  say(1, 100, refused);
   report(1, 100, 8);
   bool bound_first = false;
   for (const Send& send : all_of_kind<Send>(last)) {
@@ -1427,29 +1460,6 @@ TEST_F(Notices, LossDuringTheStopSaveSavesTheNextBaseBeforeAnyStep) {
     }
   }
   EXPECT_TRUE(bound_first);
-}
-
-// Nobody waits for a view to save what is there already.
-TEST_F(Notices, LossDuringTheStopSaveIsMadeUpForByWhoHoldsTheVersion) {
-  form(2, 1);
-  const Generation opened_in = leader->view().generation;
-  say(1, 0, notice_of(Scope::kJob));
-  report(1, 100, 8);
-  report(2, 200, 8);
-  const uint64_t save = sent<SaveOpen>(last).at(0).second.save;
-  gone(2, 200);
-  ASSERT_EQ(sent<SaveRewrite>(last).size(), 1u);
-  report(1, 100, 8);
-  ASSERT_EQ(leader->phase(), "running");
-  EXPECT_TRUE(sent<SaveOpen>(last).empty()) << "the base is being saved";
-  SaveVote vote{save, true, {}, ""};
-  say(1, 100, vote);
-  vote.part = 1;
-  vote.held_in = opened_in;
-  say(1, 100, vote);
-  ASSERT_EQ(sent<SavePublish>(last).size(), 1u);
-  say(1, 100, SavePublished{save, true, ""});
-  ASSERT_FALSE(sent<EndJob>(last).empty());
 }
 
 TEST_F(Notices, BeforeTheFirstViewEndTheJobAtOnce) {

@@ -163,6 +163,86 @@ TEST_F(StoreMoving, BoundaryThatDoesNotComeInTimeMeansASaveByAll) {
   EXPECT_TRUE(told().empty());
 }
 
+TEST_F(StoreMoving, HalfOfTheNoticesTimeIsLeftForASaveThatWasNeverMeasured) {
+  run(3);
+  drain(kStore, 60 * kSecond);
+  accepts(2);
+  tick_at(now + 20 * kSecond);
+  EXPECT_FALSE(stops());
+  tick_at(now + 10 * kSecond);
+  EXPECT_TRUE(stops());
+}
+
+TEST_F(StoreMoving, NoticeThatTellsNoTimeIsNotTriedForLong) {
+  run(3);
+  drain(kStore, -1);
+  accepts(2);
+  tick_at(now + limits.move_patience / 2);
+  EXPECT_FALSE(stops());
+  tick_at(now + limits.move_patience / 2);
+  EXPECT_TRUE(stops());
+}
+
+// While an open save keeps the store where it is, another node's time runs out: that node leaves, and the job
+// goes on.
+TEST_F(StoreMoving, AnotherNodesDeadlineIsNotTheStores) {
+  run(4);
+  say(1, id(1, 0), SaveDue{leader->view().generation, 3});
+  ASSERT_EQ(sent<SaveOpen>(all).size(), 4u);
+  drain(3, 10 * kSecond);
+  drain(kStore, 3600 * kSecond);
+  accepts(2);
+  all_at_boundary(4);
+  EXPECT_EQ(world(), (std::vector<MemberId>{id(1, 0), id(2, 0), id(4, 0)}))
+      << "it does not wait for the save";
+  tick_at(now + 11 * kSecond);
+  EXPECT_FALSE(stops());
+  EXPECT_TRUE(told().empty());
+}
+
+// Who was offered the store is lost with its node before it has answered, and while another notice settles
+// nothing is offered anew.
+TEST_F(StoreMoving, NodeThatIsLostBeforeItAnswersIsForgotten) {
+  run(4);
+  drain(kStore);
+  ASSERT_EQ(offers().back().first, 2u);
+  tick_at(now + limits.store_offer_timeout - limits.heartbeat_every - limits.notice_settle / 2);
+  ASSERT_EQ(offers().size(), 1u);
+  cut_off({2});
+  NoticeRaised notice;
+  notice.scope = Scope::kNode;
+  notice.time_left = 60 * kSecond;
+  say(3, 0, notice);
+  for (NodeId node : {1, 3, 4}) report(node, id(node, 0), 5);
+  tick_at(now + limits.notice_settle / 2);  // when it would have had to answer
+  ASSERT_EQ(leader->phase(), "running");
+  EXPECT_EQ(leader->view().members.size(), 3u);
+  tick_at(now + limits.notice_settle);
+  EXPECT_EQ(offers().back().first, 4u);
+}
+
+TEST_F(StoreMoving, ANodeThatOthersCannotReachDoesNotGetTheStore) {
+  limits.own_node = kStore;
+  begin(1, 3, 1);
+  for (const NodeId node : {1, 2, 3}) {
+    alive.insert(node);
+    NodeHello hello;
+    hello.node = node;
+    hello.name = "n" + std::to_string(node);
+    hello.job = "job";
+    hello.workers = 1;
+    hello.nodes_min = limits.nodes_min;
+    hello.nodes_max = limits.nodes_max;
+    hello.rescue_host = node == 3 ? "10.0.0.3" : "127.0.0.1";
+    hello.rescue_port = 4000;
+    say(node, 0, hello);
+    member_comes(node, 0);
+  }
+  drain(kStore);
+  ASSERT_EQ(offers().size(), 1u);
+  EXPECT_EQ(offers()[0].first, 3u);
+}
+
 // What was offered is an older view: the other would lead members that are none any more.
 TEST_F(StoreMoving, ViewThatChangesMeanwhileIsOfferedAnew) {
   run(3);
