@@ -160,7 +160,8 @@ void Coordinator::State::compare_saves_again() {
   std::set<MemberId> fetched;
   for (const Transfer& transfer : change.transfers) fetched.insert(transfer.target);
   for (const ShardMove& move : change.moves) fetched.insert(move.target);
-  for (auto& [id, save] : saves) {
+  for (auto& entry : saves) {
+    Save& save = entry.second;
     const bool concerned = std::ranges::any_of(save.participants, [&](MemberId participant) {
       return fetched.contains(participant) && !save.records.contains(participant);
     });
