@@ -54,9 +54,10 @@ const char* Coordinator::State::why_no_store(const NodeRecord& node) const {
 }
 
 bool Coordinator::State::some_are_elsewhere() const {
-  return std::ranges::any_of(nodes, [](const auto& entry) {
+  return std::ranges::any_of(nodes, [&](const auto& entry) {
     const NodeRecord& node = entry.second;
-    return node.connected && !node.rescue_host.empty() && !is_loopback(node.rescue_host);
+    const bool has_address = node.connected && !node.rescue_host.empty();
+    return has_address && !holds_store(node.id) && !is_loopback(node.rescue_host);
   });
 }
 

@@ -221,26 +221,40 @@ TEST_F(StoreMoving, NodeThatIsLostBeforeItAnswersIsForgotten) {
   EXPECT_EQ(offers().back().first, 4u);
 }
 
-TEST_F(StoreMoving, ANodeThatOthersCannotReachDoesNotGetTheStore) {
-  limits.own_node = kStore;
-  begin(1, 3, 1);
-  for (const NodeId node : {1, 2, 3}) {
-    alive.insert(node);
-    NodeHello hello;
-    hello.node = node;
-    hello.name = "n" + std::to_string(node);
-    hello.job = "job";
-    hello.workers = 1;
-    hello.nodes_min = limits.nodes_min;
-    hello.nodes_max = limits.nodes_max;
-    hello.rescue_host = node == 3 ? "10.0.0.3" : "127.0.0.1";
-    hello.rescue_port = 4000;
-    say(node, 0, hello);
-    member_comes(node, 0);
+class StoreMovingByAddress : public StoreMoving {
+ protected:
+  // Three nodes, the leader's first, as they are known to others.
+  void run_at(const std::vector<std::string>& hosts) {
+    limits.own_node = kStore;
+    begin(1, 3, 1);
+    for (const NodeId node : {1, 2, 3}) {
+      alive.insert(node);
+      NodeHello hello;
+      hello.node = node;
+      hello.name = "n" + std::to_string(node);
+      hello.job = "job";
+      hello.workers = 1;
+      hello.nodes_min = limits.nodes_min;
+      hello.nodes_max = limits.nodes_max;
+      hello.rescue_host = hosts[node - 1];
+      hello.rescue_port = 4000;
+      say(node, 0, hello);
+      member_comes(node, 0);
+    }
+    drain(kStore);
   }
-  drain(kStore);
+};
+
+TEST_F(StoreMovingByAddress, ANodeThatOthersCannotReachDoesNotGetTheStore) {
+  run_at({"127.0.0.1", "127.0.0.1", "10.0.0.3"});
   ASSERT_EQ(offers().size(), 1u);
   EXPECT_EQ(offers()[0].first, 3u);
+}
+
+TEST_F(StoreMovingByAddress, WhereAllThatStayAreOnOneHostAnyGetsIt) {
+  run_at({"the-first-host", "127.0.0.1", "127.0.0.1"});
+  ASSERT_EQ(offers().size(), 1u);
+  EXPECT_EQ(offers()[0].first, 2u);
 }
 
 // What was offered is an older view: the other would lead members that are none any more.
