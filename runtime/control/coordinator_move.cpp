@@ -5,8 +5,7 @@
 // other.
 //
 // INVARIANTS
-//  - One leader at a time: the other leads only when StoreMoved names it, and who has sent that writes
-//  nothing,
+//  - One leader at a time: the other leads only when StoreMoved names it; who has sent that writes nothing,
 //    and says nothing but the same to whoever still comes.
 //  - What cannot be moved in time is saved by all, as long as that fits into the notice's time.
 #include <algorithm>
@@ -109,9 +108,7 @@ void Coordinator::State::stop_for_store(const std::string& why) {
 void Coordinator::State::settle_move() {
   if (now >= move_until(store_deadline, store_noticed_at))
     return stop_for_store("too little of the notice's time is left");
-  const bool stands = store_move && store_move->offered == view.generation &&
-                      why_no_store(nodes.at(store_move->to)) == nullptr;
-  if (!stands) return offer_store();
+  if (!store_move || why_no_store(nodes.at(store_move->to)) != nullptr) return offer_store();
   if (store_move->port == 0 || !saves.empty()) {  // a save would fail, with its leader gone
     if (others_drain()) want_plan("members are being drained");
     return;
@@ -126,7 +123,7 @@ void Coordinator::State::offer_store() {
   const StoreDecision decision = decide_store(store_candidates());
   if (decision.node == 0) return stop_for_store(decision.why);
   if (offered_term >= kTermsMax) return stop_for_store("it has been moved too often");
-  store_move = StoreMove{.to = decision.node, .term = ++offered_term, .offered = view.generation};
+  store_move = StoreMove{.to = decision.node, .term = ++offered_term};
   store_move->deadline = now + limits.store_offer_timeout;
   say(EventKind::kLog, "the store's node is being drained, so it is offered away: " + decision.why);
   to_node(store_move->to, StoreOffer{store_move->term, view});
@@ -146,8 +143,8 @@ void Coordinator::State::store_refused(const std::string& why) {
 }
 
 bool Coordinator::State::move_is_ready() const {
-  return store_move && store_move->port != 0 && store_move->offered == view.generation && saves.empty() &&
-         store_leaves() && now >= settle_notices_at && now < move_until(store_deadline, store_noticed_at) &&
+  return store_move && store_move->port != 0 && saves.empty() && store_leaves() && now >= settle_notices_at &&
+         now < move_until(store_deadline, store_noticed_at) &&
          why_no_store(nodes.at(store_move->to)) == nullptr;
 }
 

@@ -146,12 +146,11 @@ struct Stop {
   std::optional<Version> only_finish;  // the save in flight, where it is all that fits (notice_plan.h)
 };
 
-// The embedded store is about to leave with its node.
+// The embedded store is about to leave with its node. An offer ends with the view that it tells.
 struct StoreMove {
   NodeId to = 0;
   uint64_t term = 0;
-  Generation offered;  // the view that `to` was told
-  uint32_t port = 0;   // where it will lead; 0: it has not answered
+  uint32_t port = 0;  // where it will lead; 0: it has not answered
   Instant deadline = 0;
 };
 
