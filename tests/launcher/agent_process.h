@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -51,9 +52,14 @@ class AgentProcess {
     posix_spawn_file_actions_adddup2(&files, ends[1], 2);
     std::vector<char*> argv, env;
     for (std::string& word : words) argv.push_back(word.data());
-    for (char** entry = environ; *entry != nullptr; ++entry)
-      if (std::strncmp(*entry, "MUSTER_", 7) != 0) env.push_back(*entry);
     for (std::string& variable : variables) env.push_back(variable.data());
+    const auto given = [&](const char* entry) {
+      return std::ranges::any_of(variables, [&](const std::string& variable) {
+        return std::strncmp(entry, variable.c_str(), variable.find('=') + 1) == 0;
+      });
+    };
+    for (char** entry = environ; *entry != nullptr; ++entry)
+      if (std::strncmp(*entry, "MUSTER_", 7) != 0 && !given(*entry)) env.push_back(*entry);
     argv.push_back(nullptr);
     env.push_back(nullptr);
     if (posix_spawn(&process_, argv[0], &files, nullptr, argv.data(), env.data()) != 0) std::abort();
