@@ -22,18 +22,28 @@ uint64_t lesson_tag(uint64_t lesson, uint64_t item) { return mix64(lesson ^ mix6
 
 // ---- teaching
 
+// Of the state, for the lessons that hold it; the first one's thread makes it.
+struct Teacher::Copy {
+  Result<LargeBuffer> memory = Error{ErrorCode::kEnded, "the lessons ended before they began"};
+  bool ready = false;  // the memory has been asked for
+  control::Version version =
+      control::kNoVersion;  // until it has begun; then there is a lease until it is made
+  bool made = false;        // or never will be
+};
+
+using Gradient = std::shared_ptr<const std::vector<float>>;  // one for all lessons
+
 struct Teacher::Lesson {
   control::Teach teach;
-  control::Version next = control::kNoVersion;           // whose gradient is logged next
-  control::Version state_version = control::kNoVersion;  // until it has begun
-  std::deque<std::pair<control::Version, std::vector<float>>> log;
+  std::shared_ptr<Copy> copy;                   // until it has been sent
+  control::Version next = control::kNoVersion;  // whose gradient is logged next
+  std::deque<std::pair<control::Version, Gradient>> log;
   uint64_t log_bytes = 0;
   bool over = false;
   bool lags = false;
   bool unwanted = false;  // the leader ended it, or the run is over: what is under way is for nobody
   bool sends_state = false;
   bool finished = false;
-  std::condition_variable changed;
   std::thread thread;
 };
 
@@ -49,20 +59,35 @@ void Teacher::prepare(const control::Teach& teach, Notify ready) {
   auto lesson = std::make_shared<Lesson>();
   lesson->teach = teach;
   const std::lock_guard lock(mutex_);
+  const auto shared = std::ranges::find_if(lessons_, [](const auto& one) {
+    return one->copy && one->copy->version == control::kNoVersion && !one->copy->made;
+  });
+  const bool first = shared == lessons_.end();
+  lesson->copy = first ? std::make_shared<Copy>() : (*shared)->copy;
   lessons_.push_back(lesson);
-  lesson->thread =
-      start_thread("muster-teach", [this, lesson, ready = std::move(ready)] { this->teach(*lesson, ready); });
+  lesson->thread = start_thread("muster-teach", [this, lesson, first, ready = std::move(ready)] {
+    if (first) make(*lesson->copy, ready);
+    this->teach(*lesson);
+  });
 }
 
-bool Teacher::begin(uint64_t nonce, control::Version version) {
+bool Teacher::wanted(const Copy& copy) const {
+  return std::ranges::any_of(
+      lessons_, [&](const auto& lesson) { return lesson->copy.get() == &copy && !lesson->over; });
+}
+
+void Teacher::begin(control::Version version) {
   const std::lock_guard lock(mutex_);
   for (const auto& lesson : lessons_) {
-    if (lesson->teach.lesson != nonce || lesson->over) continue;
-    if (!state_.acquire_read(now()).ok()) return false;
-    lesson->next = lesson->state_version = version;
-    lesson->changed.notify_all();
+    Copy* const copy = lesson->copy.get();
+    if (copy == nullptr || !copy->ready || copy->made || lesson->over) continue;
+    if (copy->version == control::kNoVersion) {
+      if (!state_.acquire_read(now()).ok()) return;
+      copy->version = version;
+    }
+    if (lesson->next == control::kNoVersion) lesson->next = copy->version;
   }
-  return true;
+  changed_.notify_all();
 }
 
 void Teacher::end(uint64_t nonce) {
@@ -71,20 +96,19 @@ void Teacher::end(uint64_t nonce) {
   for (const auto& lesson : lessons_) {
     if (lesson->teach.lesson != nonce) continue;
     lesson->over = lesson->unwanted = true;
-    lesson->changed.notify_all();
   }
+  changed_.notify_all();
 }
 
 void Teacher::end_all() {
   const std::lock_guard lock(mutex_);
-  for (const auto& lesson : lessons_) {
-    lesson->over = lesson->unwanted = true;
-    lesson->changed.notify_all();
-  }
+  for (const auto& lesson : lessons_) lesson->over = lesson->unwanted = true;
+  changed_.notify_all();
 }
 
 void Teacher::note(control::Version version, std::span<const float> gradient) {
   const std::lock_guard lock(mutex_);
+  Gradient copy;
   for (const auto& lesson : lessons_) {
     if (lesson->over || version != lesson->next) continue;
     lesson->next = version + 1;
@@ -94,10 +118,11 @@ void Teacher::note(control::Version version, std::span<const float> gradient) {
     if (!fits && (limits_.log_bytes_max == 0 || !lesson->log.empty())) {
       lesson->over = lesson->lags = true;  // the learner starts again, or all take one bounded stall
     } else {
-      lesson->log.emplace_back(version, std::vector<float>(gradient.begin(), gradient.end()));
+      if (!copy) copy = std::make_shared<const std::vector<float>>(gradient.begin(), gradient.end());
+      lesson->log.emplace_back(version, copy);
     }
-    lesson->changed.notify_all();
   }
+  changed_.notify_all();
 }
 
 Status Teacher::send(Lesson& lesson, uint64_t item, ByteSpan bytes) {
@@ -106,24 +131,43 @@ Status Teacher::send(Lesson& lesson, uint64_t item, ByteSpan bytes) {
   return endpoint_.send(peer, lesson_tag(lesson.teach.lesson, item), bytes, deadline).wait();
 }
 
-// False: it was ended before. Else there is a lease.
-bool Teacher::await_begin(Lesson& lesson) {
-  std::unique_lock lock(mutex_);
-  lesson.changed.wait(lock, [&] { return lesson.over || lesson.state_version != control::kNoVersion; });
-  return lesson.state_version != control::kNoVersion;
-}
-
-// Because the next update waits for the lease, which ends here.
-Result<LargeBuffer> Teacher::copy_state(Result<LargeBuffer> memory) {
+// A copy, because the next update waits for the lease, which ends here.
+Status Teacher::copy_state(const Result<LargeBuffer>& memory) {
   const Status readable = state_.wait_readable(now() + limits_.item_timeout);
   if (memory.ok() && readable.ok()) state_.copy_to(*memory);
   state_.release_read();
-  MUSTER_TRY(readable);
-  return memory;
+  return readable;
 }
 
-Status Teacher::send_state(Lesson& lesson, const LargeBuffer& copy) {
-  const Instant deadline = now() + control::lesson_time(copy.size(), limits_.item_timeout);
+void Teacher::make(Copy& copy, const Notify& ready) {
+  auto memory = LargeBuffer::allocate(state_.bytes());
+  if (memory.ok()) memory->populate();
+  {
+    const std::lock_guard lock(mutex_);
+    copy.ready = true;
+  }
+  ready();
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return copy.version != control::kNoVersion || !wanted(copy); });
+  if (copy.version != control::kNoVersion) {
+    lock.unlock();
+    if (const Status copied = copy_state(memory); !copied.ok()) memory = copied.error();
+    lock.lock();
+    copy.memory = std::move(memory);
+  }
+  copy.made = true;
+  changed_.notify_all();
+}
+
+Status Teacher::send_state(Lesson& lesson, const Copy& copy) {
+  if (!copy.memory.ok()) return copy.memory.error();
+  const LargeBuffer& bytes = *copy.memory;
+  const Instant deadline = now() + control::lesson_time(bytes.size(), limits_.item_timeout);
+  // The transport's connection may take longer to make than a step, and the state may go another way.
+  const GradientHeader greeting{.version = GradientHeader::kGreets};
+  MUSTER_ASSIGN(const PeerId peer, endpoint_.peer(lesson.teach.learner.contact));
+  const Work greeted =
+      endpoint_.send(peer, lesson_tag(lesson.teach.lesson, kGreetingItem), bytes_of(greeting), deadline);
   // Nobody else waits for this feed, so a slow learner has its time.
   FeedSource feed(endpoint_, lesson_tag(lesson.teach.lesson, kFeedItem), deadline, limits_.item_timeout, [&] {
     const std::lock_guard lock(mutex_);
@@ -131,11 +175,18 @@ Status Teacher::send_state(Lesson& lesson, const LargeBuffer& copy) {
   });
   feed.pace([&] { return share_of(lesson); });
   feed.add(lesson.teach.learner.contact);
-  feed.note(bytes_of(LessonHeader{lesson.state_version, copy.size()}));
+  feed.note(bytes_of(LessonHeader{copy.version, bytes.size()}));
   DigestStream digest;
-  feed.run({copy}, [&](ByteSpan bytes) { digest.add(bytes); });
-  feed.note(bytes_of(digest.digest()));
-  return feed.finish().front();
+  feed.run({bytes}, [&](ByteSpan piece) { digest.add(piece); });
+  const auto waiting = [&] {
+    const std::lock_guard lock(mutex_);
+    return lesson.log.size();
+  };
+  feed.note(bytes_of(StateEnd{digest.digest(), waiting()}));
+  const Status fed = feed.finish().front();
+  if (!fed.ok()) endpoint_.cancel(greeted);
+  const Status arrived = greeted.wait();  // the greeting must live until then
+  return fed.ok() ? arrived : fed;
 }
 
 double Teacher::share_of(const Lesson& lesson) const {
@@ -146,39 +197,40 @@ double Teacher::share_of(const Lesson& lesson) const {
   return limits_.share / static_cast<double>(std::clamp<std::ptrdiff_t>(sending, 1, kShared));
 }
 
-// From a copy, which is given back when it has gone.
-Status Teacher::teach_state(Lesson& lesson, const Notify& ready) {
-  auto memory = LargeBuffer::allocate(state_.bytes());
-  if (memory.ok()) memory->populate();
-  ready();
-  if (!await_begin(lesson)) return Error{ErrorCode::kEnded, "the lesson ended before it began"};
-  MUSTER_ASSIGN(const LargeBuffer copy, copy_state(std::move(memory)));
-  const auto sends = [&](bool yes) {
-    const std::lock_guard lock(mutex_);
-    lesson.sends_state = yes;
-  };
-  sends(true);
-  Status sent = send_state(lesson, copy);
-  sends(false);
+// The copy is given back when it has gone to all that it is for.
+Status Teacher::teach_state(Lesson& lesson) {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return lesson.unwanted || lesson.copy->made; });
+  Status sent = Error{ErrorCode::kEnded, "the lesson ended before it began"};
+  if (lesson.next != control::kNoVersion && lesson.copy->made) {
+    lesson.sends_state = true;
+    lock.unlock();
+    sent = send_state(lesson, *lesson.copy);
+    lock.lock();
+    lesson.sends_state = false;
+  }
+  const std::shared_ptr<Copy> sent_copy = std::move(lesson.copy);
+  lock.unlock();  // to give back much memory takes time, and an update may note its gradient
   return sent;
 }
 
-void Teacher::teach(Lesson& lesson, const Notify& ready) {
-  Status sent = teach_state(lesson, ready);
-  uint64_t item = kFeedItem + 1;
+void Teacher::teach(Lesson& lesson) {
+  Status sent = teach_state(lesson);
+  uint64_t item = kGreetingItem + 1;
   while (sent.ok()) {
     std::unique_lock lock(mutex_);
-    lesson.changed.wait(lock, [&] { return lesson.over || !lesson.log.empty(); });
+    changed_.wait(lock, [&] { return lesson.over || !lesson.log.empty(); });
     if (lesson.log.empty()) break;
-    auto [version, gradient] = std::move(lesson.log.front());
+    const auto [version, gradient] = std::move(lesson.log.front());
     lesson.log.pop_front();
+    const uint64_t waiting = lesson.log.size();
     lock.unlock();
-    const ByteSpan bytes = std::as_bytes(std::span<const float>(gradient));
-    sent = send(lesson, item, bytes_of(GradientHeader{version, gradient.size(), digest_of(bytes)}));
+    const ByteSpan bytes = std::as_bytes(std::span(*gradient));
+    sent = send(lesson, item, bytes_of(GradientHeader{version, gradient->size(), digest_of(bytes), waiting}));
     if (sent.ok()) sent = send(lesson, item + 1, bytes);
     item += 2;
     lock.lock();
-    lesson.log_bytes -= gradient.size() * sizeof(float);
+    lesson.log_bytes -= gradient->size() * sizeof(float);
   }
   GradientHeader last;
   {
@@ -247,7 +299,7 @@ std::optional<std::vector<float>> Learner::take_gradient(control::Version versio
 
 bool Learner::level() const {
   const std::lock_guard lock(mutex_);
-  return !snapshot_ && gradients_.empty();
+  return !snapshot_ && gradients_.empty() && to_come_ == 0;
 }
 
 bool Learner::lags() const {
@@ -268,8 +320,9 @@ bool Learner::is_stopping() const {
 void Learner::learn() {
   Status status = receive_snapshot();
   notify_();
+  if (status.ok()) status = receive_greeting();
   bool more = status.ok();
-  for (uint64_t item = kFeedItem + 1; more; item += 2) {
+  for (uint64_t item = kGreetingItem + 1; more; item += 2) {
     auto received = receive_gradient(item);
     more = received.ok() && *received;
     if (!received.ok()) status = received.error();
@@ -292,6 +345,13 @@ Status Learner::receive(uint64_t item, MutableByteSpan bytes, Duration timeout) 
   }
 }
 
+Status Learner::receive_greeting() {
+  GradientHeader header{};
+  MUSTER_TRY(receive(kGreetingItem, writable_bytes_of(header), limits_.item_timeout));
+  if (header.version == GradientHeader::kGreets) return ok();
+  return Error{ErrorCode::kMisuse, "the teacher begins with something that is no greeting"};
+}
+
 Status Learner::receive_snapshot() {
   MUSTER_ASSIGN(LargeBuffer bytes, LargeBuffer::allocate(state_bytes_));
   FeedTarget feed(endpoint_, learn_.source.contact, lesson_tag(learn_.lesson, kFeedItem),
@@ -306,14 +366,15 @@ Status Learner::receive_snapshot() {
   feed.extend(now() + control::lesson_time(state_bytes_, limits_.item_timeout));
   DigestStream arrived;
   MUSTER_TRY(feed.run(bytes, [&](ByteSpan piece) { arrived.add(piece); }));
-  Digest digest;
-  MUSTER_TRY(feed.note(writable_bytes_of(digest)));
-  if (arrived.digest() != digest) {
+  StateEnd end;
+  MUSTER_TRY(feed.note(writable_bytes_of(end)));
+  if (arrived.digest() != end.digest) {
     return Error{ErrorCode::kRetry,
                  "the state received from the teacher does not match its digest; asking again"};
   }
   const std::lock_guard lock(mutex_);
   snapshot_ = Snapshot{header.version, std::move(bytes)};
+  to_come_ = end.waiting;
   return ok();
 }
 
@@ -357,6 +418,7 @@ Result<bool> Learner::receive_gradient(uint64_t item) {
     return behind_by_too_much();
   }
   gradients_.emplace_back(header.version, std::move(gradient));
+  to_come_ = header.waiting;
   return true;
 }
 

@@ -1,14 +1,16 @@
 // Joining without a stall (PROTOCOL 17): a teacher sends a learner one version of the state and then each
 // reduced gradient, over the data plane, until the learner is level and joins the next view.
 //
-// On the data plane a lesson is a feed (feed.h), of a LessonHeader, the state and its digest, and then a
-// sequence of items under tags derived from the lesson's nonce and the item's number: pairs of a
+// On the data plane a lesson is a feed (feed.h), of a LessonHeader, the state and a StateEnd, and a sequence
+// of items under tags derived from the lesson's nonce and the item's number: a greeting, which is a
+// GradientHeader without data, so that the two are connected before any gradient hurries, and then pairs of a
 // GradientHeader and the gradient's floats.
 //
 // INVARIANTS
 //  - Gradients go out in the order of their versions, each once: a step that is repeated under a new view has
 //  the same
 //    bits (canonical mode), so its second reduction is skipped.
+//  - One copy of the state serves all lessons that begin at one version: an update waits once for them.
 //  - What waits to be sent is bounded; a learner that falls behind by more is told so by the end of its
 //  lesson.
 #pragma once
@@ -43,17 +45,24 @@ struct LessonHeader {
   int64_t version;
   uint64_t state_bytes;
 };
+struct StateEnd {
+  Digest digest{};
+  uint64_t waiting = 0;  // gradients that the teacher has yet to send
+};
 struct GradientHeader {
-  static constexpr int64_t kOver = -1;  // no data follows
-  static constexpr int64_t kLags = -2;  // likewise, since more wait to be sent than may
+  static constexpr int64_t kOver = -1;    // no data follows
+  static constexpr int64_t kLags = -2;    // likewise, since more wait to be sent than may
+  static constexpr int64_t kGreets = -3;  // likewise; the first
   int64_t version = kOver;
   uint64_t count = 0;
-  Digest digest{};  // of the data
+  Digest digest{};       // of the data
+  uint64_t waiting = 0;  // after this one
 };
 
-// The tags of a lesson: the feed's, and after it those of items 1, 2, …
+// The tags of a lesson: the feed's, the greeting's, and then the gradients' in pairs.
 uint64_t lesson_tag(uint64_t lesson, uint64_t item);
 constexpr uint64_t kFeedItem = 0;
+constexpr uint64_t kGreetingItem = 1;
 
 // The teaching side of a Run. All calls from any thread.
 class Teacher {
@@ -63,13 +72,14 @@ class Teacher {
   Teacher(Endpoint& endpoint, State& state, LessonLimits limits = {});
   ~Teacher();
 
-  // Gets the memory for the copy of the state, since its pages take longer than the copying, for which an
-  // update waits. `ready` is called once begin() may be, on a thread of the lesson's, without any lock.
+  // Gets the memory for a copy of the state, since its pages take longer than the copying, for which an
+  // update waits; or shares the copy of lessons that have not begun yet. `ready` is called once begin() may
+  // be, on a thread of a lesson's, without any lock.
   void prepare(const control::Teach& teach, Notify ready);
-  // Begins with the state as it is now, which is `version`. The caller guarantees that the reduction of
-  // `version` has not been noted yet. A read lease is taken here and held until the copy is made. False, and
-  // nothing begun, while an update is open. A lesson that has ended meanwhile does not begin.
-  bool begin(uint64_t lesson, control::Version version);
+  // Begins the lessons that are ready with the state as it is now, which is `version`. The caller guarantees
+  // that the reduction of `version` has not been noted yet. A read lease is taken here and held until the
+  // copy is made. Nothing begins while an update is open, nor a lesson that has ended meanwhile.
+  void begin(control::Version version);
   void end(uint64_t lesson);
   void end_all();
 
@@ -77,12 +87,14 @@ class Teacher {
   void note(control::Version version, std::span<const float> gradient);
 
  private:
+  struct Copy;
   struct Lesson;
-  void teach(Lesson& lesson, const Notify& ready);
-  Status teach_state(Lesson& lesson, const Notify& ready);
-  bool await_begin(Lesson& lesson);
-  Result<LargeBuffer> copy_state(Result<LargeBuffer> memory);
-  Status send_state(Lesson& lesson, const LargeBuffer& copy);
+  bool wanted(const Copy& copy) const;
+  void make(Copy& copy, const Notify& ready);
+  Status copy_state(const Result<LargeBuffer>& memory);
+  void teach(Lesson& lesson);
+  Status teach_state(Lesson& lesson);
+  Status send_state(Lesson& lesson, const Copy& copy);
   double share_of(const Lesson& lesson) const;
   Status send(Lesson& lesson, uint64_t item, ByteSpan bytes);
   void reap(bool all);
@@ -91,6 +103,7 @@ class Teacher {
   State& state_;
   const LessonLimits limits_;
   mutable std::mutex mutex_;
+  std::condition_variable changed_;
   std::vector<std::shared_ptr<Lesson>> lessons_;
 };
 
@@ -113,7 +126,7 @@ class Learner {
 
   // The gradient of `version`, once it has arrived.
   std::optional<std::vector<float>> take_gradient(control::Version version);
-  bool level() const;  // nothing has arrived that was not taken
+  bool level() const;  // all was taken that the teacher had to send when it sent the newest
 
   uint64_t lesson() const { return learn_.lesson; }
   std::optional<std::string> failure() const;
@@ -122,6 +135,7 @@ class Learner {
  private:
   void learn();
   bool is_stopping() const;
+  Status receive_greeting();
   Status receive_snapshot();
   Result<bool> receive_gradient(uint64_t item);
   Error behind_by_too_much() const;
@@ -138,6 +152,7 @@ class Learner {
   std::optional<Snapshot> snapshot_;
   std::deque<std::pair<control::Version, std::vector<float>>> gradients_;
   uint64_t waiting_bytes_ = 0;  // of gradients_
+  uint64_t to_come_ = 0;        // gradients that waited at the teacher when it sent the newest
   std::optional<std::string> failure_;
   bool lags_ = false;
   std::thread thread_;

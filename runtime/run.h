@@ -292,7 +292,6 @@ class Run final : private Session::Listener {
   Tiers savers_;
   std::optional<control::SaveOpen> stop_save_;  // an urgent save of a version that is still to be reached
   std::map<Tier, std::pair<control::Version, uint64_t>> save_said_;  // version, and counter of its generation
-  std::vector<uint64_t> lessons_waiting_;                            // ready to begin
   // After what its lessons' threads use: its end, which waits for them, comes before that of the rest.
   Teacher teacher_;
   std::optional<control::Learn> learn_asked_;

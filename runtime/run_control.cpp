@@ -62,16 +62,14 @@ void Run::perform_one(control::MemberAction& action) {
 
 void Run::forward(const control::Message& message) {
   if (const auto* teach = std::get_if<control::Teach>(&message)) {
-    teacher_.prepare(*teach, [this, lesson = teach->lesson] {
+    teacher_.prepare(*teach, [this] {
       const std::lock_guard lock(mutex_);
-      lessons_waiting_.push_back(lesson);
       if (now() - step_began_ < step_took_ / 2) begin_lessons();
     });
   } else if (const auto* learn = std::get_if<control::Learn>(&message)) {
     learn_asked_ = *learn;
   } else if (const auto* over = std::get_if<control::LessonOver>(&message)) {
     teacher_.end(over->lesson);
-    std::erase(lessons_waiting_, over->lesson);
   } else if (const auto* until = std::get_if<control::LearnUntil>(&message)) {
     learn_plan_ = until->plan;
   } else if (const auto* save = std::get_if<control::SaveOpen>(&message)) {
@@ -138,7 +136,7 @@ void Run::open_rescue_save(control::SaveOpen save) {
 // waits for what is copied, and less where a step's computing lies between.
 void Run::begin_lessons() {
   if (update_open_ || reduced_ready_) return;
-  std::erase_if(lessons_waiting_, [&](uint64_t lesson) { return teacher_.begin(lesson, core_.version()); });
+  teacher_.begin(core_.version());
 }
 
 void Run::say(control::Message message) {

@@ -1,6 +1,7 @@
 // Learners (rule 17): they catch up while the others train, and join at a planned boundary, all of a batch at
 // once.
 #include <algorithm>
+#include <tuple>
 
 #include "runtime/control/coordinator_state.h"
 #include "runtime/control/transfer_time.h"
@@ -9,6 +10,10 @@ namespace muster::control {
 
 namespace {
 constexpr uint32_t kLessonTriesMax = 2;
+// Whom one source teaches together. It copies its state once for all of them, and an update may wait for
+// that: as few as can are to copy theirs. But it sends it to each, so what it sends in all stays this small.
+constexpr int kPupilsTogetherMax = 8;
+constexpr uint64_t kTaughtTogetherBytesMax = 1ULL << 30;
 constexpr uint32_t kRetryDoublingsMax = 7;
 }  // namespace
 
@@ -93,28 +98,36 @@ void Coordinator::State::start_lessons() {
   }
 }
 
-// Near first, then the one with the fewest pupils.
-MemberId Coordinator::State::source_for(MemberId learner) const {
+// One that teaches already, while it may take another; then the one with the fewest pupils; near first.
+// `before` taught the learner in vain.
+MemberId Coordinator::State::source_for(MemberId learner, MemberId before) const {
   const NodeId home = members.at(learner).member.node;
+  std::map<MemberId, int> pupils_of;
+  for (const auto& [id, lesson] : lessons) ++pupils_of[lesson.source];
+  const auto takes_another = [&](int pupils) {
+    const auto then = static_cast<uint64_t>(pupils) + 1;
+    return pupils > 0 && pupils < kPupilsTogetherMax &&
+           then * state_size.replicated <= kTaughtTogetherBytesMax;
+  };
   MemberId best = 0;
-  std::pair<int, int> best_cost{INT32_MAX, INT32_MAX};
+  std::optional<std::tuple<bool, int, bool>> best_cost;
   for (MemberId id : living_of(view)) {
-    const int pupils = static_cast<int>(std::count_if(
-        lessons.begin(), lessons.end(), [&](const auto& entry) { return entry.second.source == id; }));
-    const int far = members.at(id).member.node == home ? 0 : 1;
-    if (std::pair(pupils, far) < best_cost) {
-      best_cost = {pupils, far};
-      best = id;
-    }
+    const auto entry = pupils_of.find(id);
+    const int pupils = entry == pupils_of.end() ? 0 : entry->second;
+    const bool far = members.at(id).member.node != home;
+    const std::tuple cost(id == before, takes_another(pupils) ? -1 : pupils, far);
+    if (best_cost && *best_cost <= cost) continue;
+    best_cost = cost;
+    best = id;
   }
   return best;
 }
 
-void Coordinator::State::teach(MemberId learner, uint32_t tries) {
+void Coordinator::State::teach(MemberId learner, uint32_t tries, MemberId before) {
   Lesson lesson;
   lesson.id = nonce();
   lesson.learner = learner;
-  lesson.source = source_for(learner);
+  lesson.source = source_for(learner, before);
   lesson.tries = tries;
   lesson.deadline = now + limits.learn_timeout + lesson_time(state_size.replicated, 0);
   lessons[learner] = lesson;
@@ -150,7 +163,7 @@ void Coordinator::State::fail_lesson(MemberId learner, const std::string& why, b
   to_member(lesson.source, LessonOver{lesson.id});
   to_member(learner, LessonOver{lesson.id});
   const bool again = phase == Phase::kRunning && !losses_pending && !stop && !lesson.held && lives(learner);
-  if (again && lesson.tries < kLessonTriesMax) return teach(learner, lesson.tries + 1);
+  if (again && lesson.tries < kLessonTriesMax) return teach(learner, lesson.tries + 1, lesson.source);
   if (again && lags && limits.rules.laggards_waited_for) {
     cannot_keep_up.insert(learner);
   } else {

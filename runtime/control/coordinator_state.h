@@ -448,8 +448,8 @@ struct Coordinator::State {
   void on(NodeId from, MemberId id, const LearnFailed& failed);
   void start_lessons();
   std::vector<MemberId> learners_due() const;
-  void teach(MemberId learner, uint32_t tries);
-  MemberId source_for(MemberId learner) const;
+  void teach(MemberId learner, uint32_t tries, MemberId before = 0);
+  MemberId source_for(MemberId learner, MemberId before) const;
   void fail_lesson(MemberId learner, const std::string& why, bool lags);
   void cancel_lessons(const std::string& why);
   void lesson_member_lost(MemberId id);

@@ -42,31 +42,32 @@ class LessonTest : public ::testing::TestWithParam<bool> {
   LessonLimits limits;
   std::atomic<int> notices = 0;
 
-  control::Teach teach() const {
+  control::Teach teach(uint64_t lesson = kLesson) const {
     control::Teach message;
-    message.lesson = kLesson;
+    message.lesson = lesson;
     message.learner.contact = young.endpoint->contact();
     return message;
   }
   // As soon as it is ready to.
-  bool start(Teacher& teacher, control::Version version) const {
+  void start(Teacher& teacher, control::Version version) const {
     prepare(teacher);
-    return teacher.begin(kLesson, version);
+    teacher.begin(version);
   }
   void prepare(Teacher& teacher) const {
     const auto ready = std::make_shared<std::promise<void>>();
     teacher.prepare(teach(), [ready] { ready->set_value(); });
     ready->get_future().wait();
   }
-  control::Learn learn() const {
+  control::Learn learn(uint64_t lesson = kLesson) const {
     control::Learn message;
-    message.lesson = kLesson;
+    message.lesson = lesson;
     message.source.contact = old.endpoint->contact();
     return message;
   }
-  std::unique_ptr<Learner> learner(uint64_t state_bytes = kFloats * sizeof(float)) {
+  std::unique_ptr<Learner> learner(uint64_t state_bytes = kFloats * sizeof(float),
+                                   uint64_t lesson = kLesson) {
     return std::make_unique<Learner>(
-        *young.endpoint, learn(), state_bytes, [this] { ++notices; }, limits);
+        *young.endpoint, learn(lesson), state_bytes, [this] { ++notices; }, limits);
   }
   template <typename Condition>
   static bool soon(Condition condition) {
@@ -93,7 +94,7 @@ class LessonTest : public ::testing::TestWithParam<bool> {
 TEST_P(LessonTest, TheStateAndThenEachGradientArrive) {
   Teacher teacher(*old.endpoint, old.state, limits);
   const auto pupil = learner();
-  ASSERT_TRUE(start(teacher, 7));
+  start(teacher, 7);
   ASSERT_TRUE(soon([&] { return pupil->has_snapshot(); })) << pupil->failure().value_or("nothing came");
   const auto snapshot = pupil->take_snapshot();
   EXPECT_EQ(snapshot->version, 7);
@@ -116,10 +117,10 @@ TEST_P(LessonTest, ALessonThatIsPreparedKeepsNoUpdateWaiting) {
   Teacher teacher(*old.endpoint, old.state, limits);
   prepare(teacher);
   ASSERT_TRUE(old.state.begin_write(now()).ok());
-  EXPECT_FALSE(teacher.begin(kLesson, 7)) << "beside an open update";
+  teacher.begin(7);  // not beside an open update
   old.state.end_write();
   const auto pupil = learner();
-  EXPECT_TRUE(teacher.begin(kLesson, 8));
+  teacher.begin(8);
   ASSERT_TRUE(soon([&] { return pupil->has_snapshot(); })) << pupil->failure().value_or("nothing came");
   EXPECT_EQ(pupil->take_snapshot()->version, 8);
 }
@@ -128,9 +129,80 @@ TEST_P(LessonTest, ALessonThatHasEndedDoesNotBegin) {
   Teacher teacher(*old.endpoint, old.state, limits);
   prepare(teacher);
   teacher.end(kLesson);
-  EXPECT_TRUE(teacher.begin(kLesson, 7)) << "there is nothing to wait for";
+  teacher.begin(7);
   EXPECT_TRUE(old.state.begin_write(now()).ok()) << "a lease that nobody gives back";
   old.state.end_write();
+}
+
+// Else it would be waited for at the boundary, with all that the teacher has still to send.
+TEST_P(LessonTest, ALearnerIsNotLevelWhileItsTeacherHasGradientsForIt) {
+  const auto pupil = learner();
+  const ByteBuffer state(kFloats * sizeof(float));
+  const auto begun = feed();
+  begun->run({state}, [](ByteSpan) {});
+  begun->note(bytes_of(StateEnd{digest_of(ByteSpan(state)), 2}));
+  ASSERT_TRUE(begun->finish().front().ok());
+  ASSERT_TRUE(soon([&] { return pupil->has_snapshot(); })) << pupil->failure().value_or("nothing came");
+  (void)pupil->take_snapshot();
+  EXPECT_FALSE(pupil->level()) << "two are to come";
+  const PeerId peer = old.endpoint->peer(young.endpoint->contact()).value();
+  const auto send = [&](uint64_t item, ByteSpan bytes) {
+    ASSERT_TRUE(old.endpoint->send(peer, lesson_tag(kLesson, item), bytes, now() + kSoon).wait().ok());
+  };
+  send(kGreetingItem, bytes_of(GradientHeader{.version = GradientHeader::kGreets}));
+  const std::vector<float> floats = {1, 2};
+  const ByteSpan bytes = std::as_bytes(std::span(floats));
+  for (uint64_t left : {1, 0}) {
+    const uint64_t item = kGreetingItem + 1 + 2 * (1 - left);
+    send(item,
+         bytes_of(GradientHeader{static_cast<int64_t>(8 - left), floats.size(), digest_of(bytes), left}));
+    send(item + 1, bytes);
+    EXPECT_EQ(gradient(*pupil, static_cast<control::Version>(8 - left)), floats);
+    EXPECT_EQ(pupil->level(), left == 0);
+  }
+}
+
+// One lease, one copy: also where the first of them has ended before it began.
+TEST_P(LessonTest, LessonsThatBeginTogetherShareACopy) {
+  Teacher teacher(*old.endpoint, old.state, limits);
+  std::atomic<int> asked = 0;
+  const std::vector<uint64_t> lessons = {1, 2, 3};
+  for (const uint64_t lesson : lessons) teacher.prepare(teach(lesson), [&] { ++asked; });
+  ASSERT_TRUE(soon([&] { return asked > 0; }));
+  teacher.end(1);
+  const auto second = learner(kFloats * sizeof(float), 2);
+  const auto third = learner(kFloats * sizeof(float), 3);
+  teacher.begin(7);
+  teacher.begin(8);  // nothing is left to begin
+  for (Learner* pupil : {second.get(), third.get()}) {
+    ASSERT_TRUE(soon([&] { return pupil->has_snapshot(); })) << pupil->failure().value_or("nothing came");
+    const auto snapshot = pupil->take_snapshot();
+    EXPECT_EQ(snapshot->version, 7);
+    ASSERT_TRUE(young.state.install(snapshot->bytes, kNever).ok());
+    EXPECT_EQ(young.state.digest(), old.state.digest());
+  }
+  const std::vector<float> sent = {1, 2};
+  teacher.note(7, sent);
+  EXPECT_EQ(gradient(*second, 7), sent);
+  EXPECT_EQ(gradient(*third, 7), sent);
+  EXPECT_EQ(asked, 1) << "one copy for all";
+  ASSERT_TRUE(old.state.begin_write(now() + kSoon).ok()) << "a lease that nobody gives back";
+  old.state.end_write();
+}
+
+// What began before has another version.
+TEST_P(LessonTest, ALessonThatComesLaterHasItsOwnCopy) {
+  Teacher teacher(*old.endpoint, old.state, limits);
+  const auto first = learner();
+  start(teacher, 7);
+  ASSERT_TRUE(soon([&] { return first->has_snapshot(); })) << first->failure().value_or("nothing came");
+  std::atomic<int> asked = 0;
+  teacher.prepare(teach(2), [&] { ++asked; });
+  ASSERT_TRUE(soon([&] { return asked > 0; }));
+  const auto second = learner(kFloats * sizeof(float), 2);
+  teacher.begin(9);
+  ASSERT_TRUE(soon([&] { return second->has_snapshot(); })) << second->failure().value_or("nothing came");
+  EXPECT_EQ(second->take_snapshot()->version, 9);
 }
 
 // Its thread waits for nobody: what is left of the state is not sent.
@@ -140,7 +212,7 @@ TEST_P(LessonTest, AnEndedLessonDoesNotGoOnSlowly) {
   const Instant begin = now();
   {
     Teacher teacher(*old.endpoint, old.state, limits);
-    ASSERT_TRUE(start(teacher, 7));
+    start(teacher, 7);
   }
   EXPECT_LT(now() - begin, kSoon);
 }
@@ -151,7 +223,7 @@ TEST_P(LessonTest, ALessonWhoseGradientsPileUpGetsAllOfTheTime) {
   limits.log_bytes_max = 100;
   Teacher teacher(*old.endpoint, old.state, limits);
   const auto pupil = learner();
-  ASSERT_TRUE(start(teacher, 7));
+  start(teacher, 7);
   teacher.note(7, std::vector<float>(10, 1.0F));
   ASSERT_TRUE(soon([&] { return pupil->has_snapshot(); })) << pupil->failure().value_or("nothing came");
 }
@@ -159,7 +231,7 @@ TEST_P(LessonTest, ALessonWhoseGradientsPileUpGetsAllOfTheTime) {
 TEST_P(LessonTest, AStateOfAnotherSizeIsRefused) {
   Teacher teacher(*old.endpoint, old.state, limits);
   const auto pupil = learner(8);
-  ASSERT_TRUE(start(teacher, 7));
+  start(teacher, 7);
   ASSERT_TRUE(soon([&] { return pupil->failure().has_value(); }));
   EXPECT_THAT(*pupil->failure(), ::testing::HasSubstr("this process registered 8"));
 }
@@ -171,7 +243,7 @@ TEST_P(LessonTest, BytesThatDoNotMatchTheirDigestAreNeverInstalled) {
   state[5] = std::byte{1};
   const auto lying = feed();
   lying->run({state}, [](ByteSpan) {});
-  lying->note(bytes_of(digest));
+  lying->note(bytes_of(StateEnd{digest}));
   (void)lying->finish();
   ASSERT_TRUE(soon([&] { return pupil->failure().has_value(); }));
   EXPECT_THAT(*pupil->failure(), ::testing::HasSubstr("does not match its digest"));
@@ -183,7 +255,7 @@ TEST_P(LessonTest, AGradientThatDoesNotMatchItsDigestIsNotApplied) {
   const ByteBuffer state(kFloats * sizeof(float));
   const auto begun = feed();
   begun->run({state}, [](ByteSpan) {});
-  begun->note(bytes_of(digest_of(ByteSpan(state))));
+  begun->note(bytes_of(StateEnd{digest_of(ByteSpan(state))}));
   ASSERT_TRUE(begun->finish().front().ok());
   std::vector<float> floats = {1, 2};
   const GradientHeader header{7, floats.size(), digest_of(std::as_bytes(std::span(floats)))};
@@ -192,8 +264,9 @@ TEST_P(LessonTest, AGradientThatDoesNotMatchItsDigestIsNotApplied) {
   const auto send = [&](uint64_t item, ByteSpan bytes) {
     ASSERT_TRUE(old.endpoint->send(peer, lesson_tag(kLesson, item), bytes, now() + kSoon).wait().ok());
   };
-  send(kFeedItem + 1, bytes_of(header));
-  send(kFeedItem + 2, std::as_bytes(std::span(floats)));
+  send(kGreetingItem, bytes_of(GradientHeader{.version = GradientHeader::kGreets}));
+  send(kGreetingItem + 1, bytes_of(header));
+  send(kGreetingItem + 2, std::as_bytes(std::span(floats)));
   ASSERT_TRUE(soon([&] { return pupil->failure().has_value(); }));
   EXPECT_THAT(*pupil->failure(), ::testing::HasSubstr("gradient of version 7 does not match its digest"));
   EXPECT_FALSE(pupil->take_gradient(7));
@@ -211,7 +284,7 @@ TEST_P(LessonTest, ALearnerThatFallsTooFarBehindBeginsAgain) {
   limits.log_bytes_max = 4 * kFloats * sizeof(float);
   Teacher teacher(*old.endpoint, old.state);
   const auto pupil = learner();
-  ASSERT_TRUE(start(teacher, 0));
+  start(teacher, 0);
   const std::vector<float> big(kFloats, 1.0F);
   for (control::Version version = 0; version < 2; ++version) teacher.note(version, big);
   EXPECT_EQ(gradient(*pupil, 0), big);
@@ -227,7 +300,7 @@ TEST_P(LessonTest, OneGradientMayWaitWhateverItsSize) {
   limits.log_bytes_max = 1;
   Teacher teacher(*old.endpoint, old.state, limits);
   const auto pupil = learner();
-  ASSERT_TRUE(start(teacher, 0));
+  start(teacher, 0);
   const std::vector<float> big(kFloats, 1.0F);
   for (control::Version version = 0; version < 5; ++version) {
     teacher.note(version, big);
@@ -240,7 +313,7 @@ TEST_P(LessonTest, OneGradientMayWaitWhateverItsSize) {
 TEST_P(LessonTest, ATeacherWhoseLogIsFullSaysThatTheLearnerLags) {
   Teacher teacher(*old.endpoint, old.state, LessonLimits{.log_bytes_max = 0});
   const auto pupil = learner();
-  ASSERT_TRUE(start(teacher, 0));
+  start(teacher, 0);
   teacher.note(0, std::vector<float>(kFloats, 1.0F));
   ASSERT_TRUE(soon([&] { return pupil->failure().has_value(); }));
   EXPECT_TRUE(pupil->lags()) << *pupil->failure();
@@ -249,7 +322,7 @@ TEST_P(LessonTest, ATeacherWhoseLogIsFullSaysThatTheLearnerLags) {
 TEST_P(LessonTest, ALessonThatIsEndedDoesNotLag) {
   Teacher teacher(*old.endpoint, old.state);
   const auto pupil = learner();
-  ASSERT_TRUE(start(teacher, 0));
+  start(teacher, 0);
   ASSERT_TRUE(soon([&] { return pupil->has_snapshot(); }));
   teacher.end_all();
   ASSERT_TRUE(soon([&] { return pupil->failure().has_value(); }));

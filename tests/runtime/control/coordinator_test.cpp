@@ -858,7 +858,6 @@ TEST_F(Loss, GroupThatFailsWithoutADeathIsFormedAnew) {
 
 TEST_F(Joining, AllWorkersOfANewNodeJoinAtOneBoundaryAndNoStepIsRepeated) {
   NEW_NODE_LEARNS(learn);
-  EXPECT_NE(learn[0].second.source.id, learn[1].second.source.id) << "the sources share the work";
   say(2, 200, Level{3});
   EXPECT_TRUE(sent<PlanNumber>(last).empty()) << "the other is not level yet";
   say(2, 201, Level{3});
@@ -894,11 +893,24 @@ TEST_F(Joining, LearnersDeathChangesNoView) {
   EXPECT_EQ(leader->view().generation, old);
 }
 
+// For whose copy of the state an update may wait.
+TEST_F(Joining, OneSourceTeachesAllLearnersOfASmallState) {
+  NEW_NODE_LEARNS(learn);
+  EXPECT_EQ(learn[0].second.source.id, learn[1].second.source.id);
+}
+
+TEST_F(Joining, SourcesShareTheWorkOfALargeState) {
+  size.replicated = 600ULL << 20;
+  NEW_NODE_LEARNS(learn);
+  EXPECT_NE(learn[0].second.source.id, learn[1].second.source.id);
+}
+
 TEST_F(Joining, FailedLessonIsRepeatedOnceAndThenRests) {
   NEW_NODE_LEARNS(learn);
   say(2, 200, LearnFailed{learn[0].second.lesson, "the log overflowed"});
   const auto again = sent<Learn>(last);
   ASSERT_EQ(again.size(), 1u);
+  EXPECT_NE(again[0].second.source.id, learn[0].second.source.id) << "that one may be at fault";
   say(2, 200, LearnFailed{again[0].second.lesson, "the log overflowed"});
   EXPECT_TRUE(sent<Learn>(last).empty());
 }
@@ -1067,7 +1079,7 @@ TEST_F(Joining, WhoCannotKeepUpDoesNotJoinBeyondMax) {
 TEST_F(Joining, LossDuringLessonsEndsThem) {
   NEW_NODE_LEARNS(learn);
   gone(1, 101);
-  EXPECT_EQ(sent<LessonOver>(last).size(), 3u) << "both learners, and the source that lives";
+  EXPECT_EQ(sent<LessonOver>(last).size(), 4u) << "both learners, and for each its source, which lives";
   report(1, 100, 4);
   EXPECT_EQ(world(), (std::vector<MemberId>{100}));
 }
