@@ -42,12 +42,15 @@ beginning. The replay ends with the last event, or with --hours.
 What is printed:
   goodput      the part of the time that went into steps which were kept. The rest is listed by what it was
                lost to; all parts together are the whole time.
+  slower       what the steps would have taken less in a world of MAX nodes; goodput less this is the throughput.
   throughput   steps, as part of what MAX nodes without any loss make. Never more than the part of MAX nodes
                that was there, if --reduce is 0 and the lanes divide evenly among MAX nodes.
   restarting   the same for a job that cannot shrink or grow: all is killed at a loss in its world, and starts
                again from its newest save with the nodes that are there; with its own best interval.
-  intervals    of saves, around the best; what is skipped was due while the one before was being written.
-  minimum      worlds around the best MIN of muster run --nnodes MIN:MAX.
+  saves        intervals around the best, and Young's and Daly's. Where survivors have the state at each loss of
+               the replay, none is told (null): what saves are for has not happened. What is skipped was due
+               while the one before was being written.
+  minimum      worlds around the best MIN of muster run --nnodes MIN:MAX, the smallest of several.
 
 Exit codes: 0, or 78 with a sentence that says what is wrong, in which line of which file, and what to do.
 
@@ -105,7 +108,7 @@ struct SimCommand::Flags {
   double join_ms = 0;
   bool json = false;
   bool external_store = false;
-  PlanOptions plan;
+  PlanOptions plan{.lesson_share = LessonLimits{}.share};
 
   Status read_nodes() {
     const char* const end = nodes.data() + nodes.size();
@@ -149,7 +152,6 @@ struct SimCommand::Flags {
     plan.view_change_s = view_change_ms / 1000;
     plan.join_s = join_ms / 1000;
     plan.store_on_node = !external_store;
-    plan.lesson_share = LessonLimits{}.share;
     return read_interval();
   }
 
@@ -194,8 +196,9 @@ SimCommand::SimCommand(CLI::App& app)
   option("--step", f.plan.step_s, "SECONDS", "of computing in a step, with MAX nodes");
   option("--reduce", f.plan.reduce_s, "SECONDS", "of a step that do not shrink with the world");
   option("--state", f.state_gb, "GB", "of state, one replica");
-  option("--network", f.network_gb_s, "GB/s",
-         "of a node; each of a joiner's ranks copies the state, at a quarter of it");
+  option("--network", f.network_gb_s, "GB/s", "of a node; each rank of a joiner copies the state");
+  option("--lesson-share", f.plan.lesson_share, "PART",
+         "of the network, for joiners while the others train; 1, if gradients come faster than they go");
   option("--storage", f.storage_gb_s, "GB/s", "of all nodes together: saving and restoring");
   option("--stall", f.plan.stall_s, "SECONDS", "that a save stops training; it is written beside it");
   option("--interval", f.interval, "SECONDS",
@@ -296,6 +299,7 @@ nlohmann::json to_json(const PlanReport& report) {
   return {{"total_s", report.total_s},
           {"useful_s", report.useful_s},
           {"goodput", report.goodput},
+          {"slower_s", report.slower_s},
           {"throughput", report.full_rate},
           {"availability", report.availability},
           {"steps", report.steps},
@@ -332,10 +336,9 @@ nlohmann::json to_json(const Findings& found, const PlanOptions& options) {
   nlohmann::json json = to_json(found.report);
   const double mtbf = mtbf_of(found.report);
   json["interval_s"] = found.interval_s;  // 0: paced
-  json["saves_needed"] = found.intervals.matters;
   json["restarting"] = to_json(found.restarting);
   json["restarting"]["interval_s"] = found.restarting_interval_s;
-  json["best_interval_s"] = found.intervals.best;
+  json["best_interval_s"] = found.intervals.matters ? nlohmann::json(found.intervals.best) : nullptr;
   json["intervals"] = to_json(found.intervals);
   json["best_minimum_nodes"] = found.minimums.best;
   json["minimums"] = to_json(found.minimums);
@@ -356,7 +359,8 @@ void print_report(const PlanReport& report) {
   std::printf("goodput      %6.2f %% of %.1f h; %.0f steps of %.3g s\n", 100 * report.goodput,
               report.total_s / 3600, report.steps, report.mean_step_s);
   std::printf(
-      "throughput   %6.2f %% of a full world without loss; nodes were there for %.2f %% of it, %.1f in the "
+      "throughput   %6.2f %% of a full world without loss; %.2f %% of its nodes were there, %.1f nodes in "
+      "the "
       "world on average\n",
       100 * report.full_rate, 100 * report.availability, report.mean_world);
   std::printf(
@@ -374,6 +378,8 @@ void print_report(const PlanReport& report) {
                sim::name_of(static_cast<control::NoticePlan::Kind>(i));
   }
   if (!notices.empty()) std::printf("notices      %s\n", notices.c_str());
+  std::printf("slower       %31.1f s  %7.3f %%, since the world was smaller than MAX\n", report.slower_s,
+              100 * report.slower_s / report.total_s);
   for (size_t i = 0; i < sim::kCauses; ++i) {
     if (report.lost_s[i] <= 0) continue;
     std::printf("lost to      %-18s %12.1f s  %7.3f %%\n", name_of(static_cast<Cause>(i)), report.lost_s[i],
@@ -386,10 +392,9 @@ void print_intervals(const Findings& found, const PlanOptions& options) {
     std::printf("saves        every %.4g s of training here", found.interval_s);
   else
     std::printf("saves        paced by what they cost and by losses, as MUSTER_CHECKPOINT_AUTO does");
-  if (found.intervals.matters)
-    std::printf("; best: every %.4g s\n", found.intervals.best);
-  else
-    std::printf("; no loss of this replay needs a save\n");
+  if (!found.intervals.matters)
+    return void(std::printf("; no loss of this replay needs a save, so it says nothing of intervals\n"));
+  std::printf("; best: every %.4g s\n", found.intervals.best);
   for (const auto& [value, report] : around_best(found.intervals, 2, 5))
     std::printf("  every %10.4g s: goodput %6.2f %%, %.0f steps, %llu saves%s\n", value, 100 * report.goodput,
                 report.steps, static_cast<unsigned long long>(report.saves),

@@ -587,7 +587,9 @@ class Replay {
   PlanReport finish() {
     report_.total_s = trace_.end;
     report_.goodput = report_.useful_s / trace_.end;
-    report_.full_rate = report_.steps * (options_.step_s + options_.reduce_s) / trace_.end;
+    const double at_full = report_.steps * (options_.step_s + options_.reduce_s);
+    report_.slower_s = std::max(0.0, report_.useful_s - at_full);
+    report_.full_rate = at_full / trace_.end;
     report_.availability = available_s_ / (options_.nodes_max * trace_.end);
     report_.cost = report_.node_hours * options_.price_per_node_hour;
     report_.cost_per_1000_steps = report_.steps > 0 ? 1000 * report_.cost / report_.steps : 0;
@@ -670,6 +672,7 @@ Status check(const Trace& trace, const PlanOptions& options) {
   if (options.ranks_per_node < 1 || options.ranks_per_node > 1024)
     return misuse("a node has 1 to 1024 ranks");
   MUSTER_TRY(check_numbers(options));
+  if (options.lesson_share > 1) return misuse("the joiners' share of the network must be 1 at most");
   if (options.lanes > 0 && options.lanes < uint64_t{options.nodes_max} * options.ranks_per_node)
     return misuse("of " + std::to_string(options.lanes) + " lanes not every one of " +
                   std::to_string(uint64_t{options.nodes_max} * options.ranks_per_node) +

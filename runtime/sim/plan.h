@@ -31,7 +31,7 @@ struct PlanOptions {
   double reduce_s = 0;     // the part of a step that does not shrink with the world
   double state_bytes = 0;  // of one replica
   double network_bytes_per_s = 1e10;  // of one node: a joiner's copies of the state
-  double lesson_share = 0.25;         // of the network, for a joiner while the others train (LessonLimits)
+  double lesson_share = 0.25;         // of the network, for joiners while the others train (LessonLimits)
   double storage_bytes_per_s = 1e10;  // of all together: saving and restoring
   double stall_s = 0;                 // a save stops training so long; the writing goes on beside it
   double interval_s = 600;       // of saves, in seconds of training; 0: as MUSTER_CHECKPOINT_AUTO decides
@@ -77,6 +77,7 @@ struct PlanReport {
   std::array<double, kCauses> lost_s{};
   double steps = 0;
   double goodput = 0;    // useful part of the time
+  double slower_s = 0;   // of useful_s: what the same steps would have taken less in a world of nodes_max
   double full_rate = 0;  // steps, as part of what nodes_max nodes without any loss would have made
   // Nodes that were there, up to nodes_max, as part of nodes_max: the most that full_rate can be where
   // reduce_s is 0 and the lanes are dealt evenly to nodes_max nodes.

@@ -154,6 +154,7 @@ TEST(Plan, EverySecondIsBookedOnce) {
     EXPECT_GE(report.useful_s, 0) << "seed " << seed;
     for (const double part : report.lost_s) EXPECT_GE(part, 0) << "seed " << seed;
     EXPECT_NEAR(report.goodput, report.useful_s / report.total_s, 1e-9);
+    EXPECT_NEAR(report.goodput - report.slower_s / report.total_s, report.full_rate, 1e-9) << "seed " << seed;
   }
 }
 
@@ -505,6 +506,7 @@ TEST(Plan, NonsenseIsRefused) {
   expect("network's bandwidth must be above 0", [](PlanOptions& o) { o.network_bytes_per_s = -1; });
   expect("notice must be a number", [](PlanOptions& o) { o.notice_s = std::nan(""); });
   expect("reduction's time must be a number", [](PlanOptions& o) { o.reduce_s = INFINITY; });
+  expect("share of the network must be 1", [](PlanOptions& o) { o.lesson_share = 2; });
   expect("price must be a number", [](PlanOptions& o) { o.price_per_node_hour = -1; });
   expect("mind the unit", [](PlanOptions& o) { o.state_bytes = 1e19; });
   expect("gives it up after 600 s", [](PlanOptions& o) { o.state_bytes = 1e13; });
