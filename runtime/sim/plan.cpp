@@ -110,7 +110,8 @@ class Replay {
     std::ranges::stable_sort(timeline_, {}, [](const Happening& one) { return std::pair(one.at, one.kind); });
   }
 
-  // Of the lanes, the rank that has most of them is waited for.
+  // The rank that has most lanes is waited for; as assign_lanes deals them (collectives/lane_tree.h), no rank
+  // has more than it must.
   double step_s() const {
     const auto ranks = [&](size_t nodes) { return static_cast<double>(nodes) * options_.ranks_per_node; };
     const double lanes = options_.lanes;

@@ -279,6 +279,35 @@ TEST(PlanDecisions, SurvivorsOfTheStoreSave) {
   EXPECT_NEAR(lost(silent, Cause::kFrozen), 30 - 10, 1e-9) << "partition_wait, from the loss of the leader";
 }
 
+TEST(PlanDecisions, WhoIsLostWithTheLeaderIsWaitedFor) {
+  Small small(4, "250500,remove,a\n250500,remove,b\n", 1000);
+  small.options.hosts_vanish = false;
+  const PlanReport report = small.run();
+  EXPECT_NEAR(lost(report, Cause::kDetection), 1 + 2, 1e-9) << "RescueLimits::gather";
+  EXPECT_EQ(report.rollbacks, 0U);
+}
+
+TEST(PlanDecisions, AFirstViewWaitsForMore) {
+  Small small(2, "1500,add,c\n", 1000);
+  small.options.nodes_max = 3;
+  small.options.limits.form_wait = 2 * kSecond;
+  const PlanReport report = small.run();
+  EXPECT_NEAR(lost(report, Cause::kWaiting), 2, 1e-9);
+  EXPECT_EQ(report.joins, 0U);
+  EXPECT_NEAR(report.mean_world, 3, 1e-9);
+  small.options.nodes_max = 2;
+  EXPECT_EQ(lost(small.run(), Cause::kWaiting), 0) << "nobody else is wanted";
+}
+
+TEST(PlanDecisions, WithoutElasticityALossCostsAllSinceTheSave) {
+  Small small(3, "250500,remove,c\n", 1000);
+  small.options.elastic = false;
+  const PlanReport report = small.run();
+  EXPECT_EQ(report.requeues, 1U);
+  EXPECT_NEAR(lost(report, Cause::kRollback) + lost(report, Cause::kRepeated), 50.5, 1e-3);
+  EXPECT_NEAR(report.mean_world, (250.5 * 3 + (1000 - 250.5 - 60) * 2) / (1000 - 60), 1e-3);
+}
+
 TEST(PlanDecisions, ALeaderIsReplacedWithEtcd) {
   Small small(3, "250500,remove,a\n300000,remove,b\n", 1000);
   small.options.store_on_node = false;
@@ -457,11 +486,13 @@ TEST(PlanSearch, NoNeighbourOfTheBestIntervalIsBetter) {
     const double best = steps(search.best);
     ASSERT_GT(search.tried.size(), 50U);
     bool rolls_back = false;
+    double most = 0;
+    for (const auto& [value, report] : search.tried) most = std::max(most, report.steps);
+    EXPECT_GE(best, most * (1 - 1.001e-4)) << "seed " << seed;
     for (const auto& [value, report] : search.tried) {
       EXPECT_EQ(steps(value), report.steps);
-      EXPECT_GE(best, report.steps * (1 - 1.001e-4)) << "seed " << seed << ": " << value;
       if (value > search.best) {
-        EXPECT_LT(report.steps, best * (1 + 1e-4)) << "seed " << seed;
+        EXPECT_LT(report.steps, most * (1 - 0.999e-4)) << "seed " << seed << ": a longer one does as well";
       }
       rolls_back = rolls_back || report.rollbacks > 0;
     }
