@@ -280,6 +280,7 @@ class Replay {
     Node& node = nodes_[id];
     ++node.ticket;
     idle_.erase(id);
+    held_.erase(id);
     learning_.erase(id);
     std::erase(level_, id);
   }
@@ -294,10 +295,12 @@ class Replay {
   }
 
   // Nodes that could run the program, but for those that are on their way out.
-  size_t able() const { return world_.size() + learning_.size() + level_.size() + idle_.size(); }
+  size_t able() const {
+    return world_.size() + learning_.size() + level_.size() + idle_.size() + held_.size();
+  }
 
   void settle(double at) {
-    if (release_at_ <= at) release_at_ = kForever;
+    if (release_at_ <= at) look_again();
     if (!told_.empty()) drain();
     if (!going_.empty()) lose();
     if (job_ == Job::kForming && form_at_ <= at) form();
@@ -308,22 +311,32 @@ class Replay {
   }
 
   void teach_idle() {
+    if (!held_.empty() && able() - held_.size() < options_.nodes_min) look_again();
     std::vector<uint32_t> pupils;
-    for (uint32_t id : idle_) {
-      if (world_.size() + learning_.size() + pupils.size() >= options_.nodes_max) break;
-      const bool held = quarantine_.holds(clock(), trace_.nodes[id]);
-      if (!held || able() - idle_.size() + pupils.size() < options_.nodes_min) pupils.push_back(id);
+    size_t taught = world_.size() + learning_.size();
+    while (!idle_.empty() && taught < options_.nodes_max) {
+      const uint32_t id = *idle_.begin();
+      idle_.erase(idle_.begin());
+      const bool needed = taught < options_.nodes_min;
+      if (any_quarantine_ && !needed && quarantine_.holds(clock(), trace_.nodes[id])) {
+        held_.insert(id);
+        continue;
+      }
+      pupils.push_back(id);
+      ++taught;
     }
     learning_.insert(pupils.begin(), pupils.end());
     for (uint32_t id : pupils) {
-      idle_.erase(id);
       nodes_[id].phase = Node::kLearning;
       arrivals_.push({now_ + lesson_s(), id, ++nodes_[id].ticket});
     }
-    const Instant release = quarantine_.next_release(clock());
-    if (!idle_.empty() && release != kNever) release_at_ = std::max(now_, seconds(release));
-    if (!idle_.empty() && release != kNever && release_at_ <= now_)
-      release_at_ = std::nextafter(now_, kForever);
+    if (!held_.empty())
+      release_at_ = std::max(std::nextafter(now_, kForever), seconds(quarantine_.next_release(clock())));
+  }
+  // Whether those in quarantine are still held, or are needed.
+  void look_again() {
+    release_at_ = kForever;
+    idle_.merge(held_);
   }
 
   void take_level() {
@@ -342,6 +355,7 @@ class Replay {
 
   void new_launch() {
     quarantine_ = control::Quarantine(options_.limits.quarantine);
+    any_quarantine_ = false;
     pace_.emplace(seconds(options_.limits.node_mtbf));
     speed_ = {};
     due_steps_.reset();
@@ -367,7 +381,7 @@ class Replay {
     if (idle_.size() < options_.nodes_min) return;
     job_ = Job::kRunning;
     std::swap(idle_, world_);
-    if (quarantine_.next_release(clock()) != kNever) leave_out_quarantined();
+    if (any_quarantine_) leave_out_quarantined();
     while (world_.size() > options_.nodes_max) leave_out(std::prev(world_.end()));
     leader_ = *world_.begin();
     if (durable_.steps > 0) pause(Cause::kRestart, write_s());
@@ -400,6 +414,7 @@ class Replay {
     idle_.insert(level_.begin(), level_.end());
     learning_.clear();
     level_.clear();
+    look_again();
     if (idle_.size() < world_.size()) std::swap(idle_, world_);  // a large world is not gone through
     idle_.merge(world_);
     world_.clear();
@@ -427,7 +442,9 @@ class Replay {
     pace_->nodes_lost(going_.size());
     for (uint32_t id : going_) {
       world_.erase(id);
-      if (quarantine_.lost(clock(), trace_.nodes[id])) ++report_.quarantines;
+      if (!quarantine_.lost(clock(), trace_.nodes[id])) continue;
+      ++report_.quarantines;
+      any_quarantine_ = true;
     }
     const bool leader_lost = std::ranges::find(going_, leader_) != going_.end();
     const bool others_lost = going_.size() > 1;
@@ -605,6 +622,7 @@ class Replay {
   std::vector<Happening> timeline_;
   std::vector<Node> nodes_;
   std::set<uint32_t> idle_;
+  std::set<uint32_t> held_;  // idle, and in quarantine when last looked at
   std::set<uint32_t> world_;
   std::set<uint32_t> learning_;
   std::vector<uint32_t> level_;  // have learnt, and are in the next view
@@ -628,6 +646,7 @@ class Replay {
   Mark pending_;
   double pending_at_ = kForever;
   control::Quarantine quarantine_;
+  bool any_quarantine_ = false;  // in this launch
   std::optional<control::SavePace> pace_;
   control::SaveSpeed speed_;
   double world_seconds_ = 0;
