@@ -606,8 +606,9 @@ class Agent {
     start_leader(std::move(store), {});
   }
 
-  void start_leader(std::unique_ptr<Store> store, control::Takeover takeover) {
+  void start_leader(std::unique_ptr<Store> store, control::Takeover takeover, HostPort former = {}) {
     LeaderOptions options;
+    options.former = std::move(former);
     options.limits = leader_limits(values_);
     options.limits.embedded_store = !store->outlives_leader();
     options.limits.own_node = id_;
@@ -702,6 +703,7 @@ class Agent {
       const bool own = standing->what == Standing::kLed && standing->leader.node == id_;
       if (standing->what != Standing::kVacant && standing->what != Standing::kWait && !own) account_.reset();
       if (standing->what == Standing::kLed) {
+        newest_leader_ = standing->leader;
         place.address = {standing->leader.host, standing->leader.port, plan_.secret};
       } else if (standing->what == Standing::kEnded) {
         place.ended = standing->ended;
@@ -747,10 +749,14 @@ class Agent {
       }
       takeover.view = std::move(view).value();
     }
+    const bool known =
+        won.former != 0 && newest_leader_.node == won.former && newest_leader_.term + 1 == won.term;
+    takeover.former_heard_at = known ? node_->leader_heard_at(newest_leader_.term) : kNever;
     begin_account({hex_of(won.incarnation), won.term});
     printer_.say("leads, as leader " + std::to_string(won.term) + " of this run" +
                  (won.view.empty() ? "" : ", from generation " + to_string(takeover.view.generation)));
-    start_leader(election_->store_of(won), std::move(takeover));
+    const HostPort former = known ? HostPort{newest_leader_.host, newest_leader_.port} : HostPort{};
+    start_leader(election_->store_of(won), std::move(takeover), former);
     leader_->listen(std::move(listener));
     return here();
   }
@@ -946,6 +952,7 @@ class Agent {
   Timer grace_timer_;
   Timer end_timer_;
   std::unique_ptr<Election> election_;  // where the store is etcd
+  LeaderKey newest_leader_;             // that this agent has found there
   std::unique_ptr<LeaderHost> leader_;
   std::unique_ptr<LeaderHost> former_leader_;  // it has given the store away
   std::unique_ptr<Listener> prepared_;         // to lead, should the store come here

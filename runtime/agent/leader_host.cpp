@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <deque>
 #include <map>
+#include <optional>
 #include <set>
 
 #include "runtime/agent/admission.h"
+#include "runtime/agent/knock.h"
 #include "runtime/base/check.h"
 #include "runtime/control/wire.h"
 
@@ -58,6 +60,9 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
     });
     timer.at(core.next_deadline());
     lease_timer.at(store->lease_until());
+    if (options.former.port == 0) return;
+    knock.emplace(loop, options.former.host, options.former.port, KnockTimes{},
+                  [this](bool answers) { apply(core.former_answers(now(), answers)); });
   }
 
   // After what has already arrived: a leader that was starved of the processor must not take the heartbeats
@@ -173,6 +178,7 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
     }
     applying = false;
     if (over) return;
+    if (knock && core.phase() != "agreeing") knock.reset();
     timer.at(core.next_deadline());
     lease_timer.at(store->lease_until());
   }
@@ -182,6 +188,7 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
     if (std::exchange(over, true)) return;
     log("does not lead any more: " + why);
     queue.clear();
+    knock.reset();
     for (Timer* each : {&timer, &end_timer, &lease_timer}) each->cancel();
     loop.post([keep = shared_from_this()] {
       keep->listeners.clear();
@@ -324,6 +331,7 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
   Waiting waiting;
   BoundedLog complaints;
   std::map<NodeId, PeerPtr> nodes;
+  std::optional<Knock> knock;  // at the former leader's
   std::deque<Action> queue;
   bool applying = false;
   bool over = false;
@@ -338,6 +346,7 @@ LeaderHost::LeaderHost(Loop& loop, std::unique_ptr<Store> store, LeaderOptions o
 LeaderHost::~LeaderHost() {
   state_->over = true;
   state_->listeners.clear();
+  state_->knock.reset();
   state_->callbacks = {};
   for (Timer* timer : {&state_->timer, &state_->end_timer, &state_->lease_timer}) timer->cancel();
   state_->nodes.clear();

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "runtime/agent/link.h"
+#include "runtime/agent/settings.h"
 #include "runtime/agent/store.h"
 #include "runtime/control/coordinator.h"
 
@@ -18,6 +19,9 @@ struct LeaderOptions {
       128;  // connections that have not said NodeHello; the busiest host's oldest makes place
   Duration hello_timeout = 10 * kSecond;
   control::Takeover takeover;  // with a store that outlives leaders, or was moved here
+  // Where the leader before was reached: it is asked there whether it answers, until this one's view is
+  // stored. Port 0: not known.
+  HostPort former;
 };
 
 struct LeaderCallbacks {

@@ -247,6 +247,7 @@ void Coordinator::State::forgive(Duration absence) {
   since(progress_at);
   later(phase_deadline);
   later(recover_until);
+  since(former_heard_at);
   later(leave_deadline);
   if (boundary) later(boundary->deadline);
   if (store_move) later(store_move->deadline);
@@ -313,6 +314,8 @@ Instant Coordinator::State::next_deadline() const {
   possible_at(recover_until);
   if (recover_until != kNever && change.heard_again != kNever)
     possible_at(change.heard_again + limits.former_wait);
+  if (recover_until != kNever && former_heard_at != kNever)
+    possible_at(former_heard_at + limits.node_silence);
   if (phase == Phase::kRunning) {
     next = std::min({next, suspect_at, leave_deadline, progress_at + limits.step_timeout});
     if (boundary) next = std::min(next, boundary->deadline);
@@ -394,6 +397,15 @@ Actions Coordinator::stored(Instant now, uint32_t attempt, bool stored, const Vi
   } else if (attempt == state.change.attempt) {
     state.resign("another leader has written generation " + to_string(current.generation));
   }
+  state.settle();
+  return state.take();
+}
+
+Actions Coordinator::former_answers(Instant now, bool answers) {
+  State& state = *state_;
+  state.advance_to(now);
+  if (state.finished) return {};
+  state.former_unanswered = !answers;
   state.settle();
   return state.take();
 }

@@ -58,7 +58,8 @@ struct Limits {
   Duration resign_wait = 1 * kSecond;
   Duration recover_wait = 5 * kSecond;  // a new leader waits so long for the nodes of the view that it found
   // The former leader's node is the only one that has not come: so long after the newest of the others, at
-  // most. Its agent, if it lives, looks for a leader once a second as they do, and etcd may be slow.
+  // most. Its agent, if it lives, looks for a leader once a second as they do, and etcd may be slow. No
+  // longer than until its silence is believed, where its host does not answer either (former_answers()).
   Duration former_wait = 2 * kSecond;
   Duration suspect_wait =
       500 * kMillisecond;        // a group failed, nobody is known dead: form it anew after this
@@ -134,6 +135,8 @@ struct Takeover {
   View view;          // the newest; counter 0: none was stored yet
   uint64_t term = 0;  // this leader's (NodeWelcome); 0: the store dies with its leader
   NodeId former = 0;  // where the leader before it was; 0: not known, or there was none
+  // By this leader's own node, from there; kNever: it was no leader of that node's.
+  Instant former_heard_at = kNever;
 };
 // Attempts and plan numbers of each term are above those of all terms before, because members keep the
 // newest.
@@ -156,6 +159,11 @@ class Coordinator {
   // `current` equal to the view asked for counts as stored: an earlier attempt whose answer was lost (rule
   // 14).
   Actions stored(Instant now, uint32_t attempt, bool stored, const View& current);
+
+  // Whether the host of `Takeover::former` answers who connects to it: the host asks again and again, and
+  // says so each time this changes. Not said: not known, as where the agent there was never reached from
+  // here.
+  Actions former_answers(Instant now, bool answers);
 
   Actions tick(Instant now);
   Instant next_deadline() const;

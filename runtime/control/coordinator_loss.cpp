@@ -150,6 +150,7 @@ void Coordinator::State::node_heard(NodeRecord& node) {
   if (std::exchange(node.silent_since, kNever) == kNever) return;
   nodes_due.reset();
   change.awaited_from = 0;
+  if (node.id == former_leader) former_unanswered = false;
   say(EventKind::kLog, "node " + node.name + " is heard again");
   send_eviction(node.id);
   if (phase == Phase::kAgreeing || phase == Phase::kStoring) note_return(node.id);

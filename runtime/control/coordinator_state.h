@@ -165,8 +165,10 @@ struct Coordinator::State {
   std::string job;
   uint64_t incarnation = 0;
   uint64_t term = 0;
-  Instant recover_until = kNever;  // a view was found in the store, and its nodes are waited for
-  NodeId former_leader = 0;        // its node; 0: not known
+  Instant recover_until = kNever;    // a view was found in the store, and its nodes are waited for
+  NodeId former_leader = 0;          // its node; 0: not known
+  Instant former_heard_at = kNever;  // by this leader's node; kNever: not known
+  bool former_unanswered = false;    // its host does not answer who connects to it
   bool resigned = false;
   std::optional<StoreMove> store_move;
   uint64_t offered_term = 1;       // the highest
@@ -325,6 +327,7 @@ struct Coordinator::State {
   void found_member_speaks(MemberId id, const MemberHello& hello);
   bool is_leftover(const MemberHello& hello) const;
   bool waits_for_nodes() const;
+  bool former_is_gone() const;
   bool needs_former_leader() const;
   void resign(const std::string& why);
 

@@ -14,6 +14,7 @@ void Coordinator::State::take_over(Takeover found) {
   MUSTER_CHECK(found.term <= kTermsMax, "more leaders than numbers for them");
   term = offered_term = found.term;
   former_leader = found.former;
+  former_heard_at = found.former_heard_at;
   if (limits.rules.terms_counted) {
     attempts = static_cast<uint32_t>(term - 1) << 20;
     plan_number = (term - 1) << 32;
@@ -53,11 +54,20 @@ bool Coordinator::State::waits_for_nodes() const {
   return others || (any && needs_former_leader());
 }
 
+// It was silent for as long as of any node is believed, and what it is asked now does not arrive there: that
+// is no network which has healed, whose nodes are about to come.
+bool Coordinator::State::former_is_gone() const {
+  if (former_leader == 0 || !node_silent(former_leader)) return false;
+  if (!limits.rules.former_is_asked) return true;
+  return former_unanswered && former_heard_at != kNever && now >= former_heard_at + limits.node_silence;
+}
+
 // All other nodes have come, and their members have reported. The former leader's is the likeliest to be
 // gone: with what is left it would be excluded at once, had this leader seen it fall silent. It is needed
 // only where its members may hold what the others do not, or none of the others is in the view.
 bool Coordinator::State::needs_former_leader() const {
-  if (change.heard_again == kNever || now < change.heard_again + limits.former_wait) return true;
+  if (change.heard_again == kNever) return true;
+  if (now < change.heard_again + limits.former_wait && !former_is_gone()) return true;
   if (nodes_able() < limits.nodes_min) return true;  // the job could only be saved, and stop
   const auto reports = reports_of_living();
   const Version base = base_of(reports).base;

@@ -122,7 +122,9 @@ bool Coordinator::State::exclude_silent_nodes() {
     end_job(kExitRequeue, decision.why);
     return false;
   }
-  if (const Instant until = returns_until(); until != kNever && now < until) return false;
+  const bool others_may_return = silent != std::set{former_leader} || !former_is_gone();
+  const Instant until = others_may_return ? returns_until() : kNever;
+  if (until != kNever && now < until) return false;
   say(EventKind::kLog, decision.why);
   for (NodeId node : silent) {
     if (node_silent(node)) {
@@ -293,6 +295,7 @@ void Coordinator::State::install() {
   phase_deadline = now + ready_timeout();
   change.attempt = ++attempts;
   committed = false;
+  former_leader = 0;  // the takeover is over
   vouchers = change.holders;
   base_digests.clear();
   shard_digests.clear();

@@ -687,6 +687,10 @@ bool NodeCore::leader_is_silent(Instant now) const {
   return state_->connected && now - state_->leader_heard_at >= state_->limits.leader_silence;
 }
 
+Instant NodeCore::leader_heard_at(uint64_t term) const {
+  return term != 0 && term == state_->term ? state_->leader_heard_at : kNever;
+}
+
 uint64_t NodeCore::store_incarnation() const { return state_->incarnation; }
 
 bool NodeCore::leader_is_fenced() const { return state_->fenced; }

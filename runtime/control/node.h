@@ -82,6 +82,8 @@ class NodeCore {
   bool rescue_due(Instant now) const;
   void rescue_began();  // from now on rescue_timeout bounds the node's patience, until rescue_over()
   bool without_leader() const;
+  // The leader of this term, if it is the newest that was there; kNever: it is not.
+  Instant leader_heard_at(uint64_t term) const;
   uint64_t store_incarnation() const;  // of the store behind the leaders that it had; 0: it had none
   Actions rescue_over(Instant now, const RescueOver& over);
   const std::vector<Neighbour>& neighbours() const;

@@ -143,17 +143,20 @@ void World::check_store(const View& next) {
 }
 
 // 11: a new leader leaves nobody out unproven before it has waited for all; members on the former leader's
-// node not before it has waited for that.
+// node not before it has waited for that, or has found its host silent for as long as of any node is
+// believed.
 void World::check_taken_over(size_t which, const View& next) {
   const Lead& lead = *leads[which];
   const auto found = views_stored.find(lead.found);
   const bool first = found != views_stored.end() && next.generation.counter == lead.found.counter + 1;
   const Duration waited = leader_now(which) - lead.began;
   if (!first || waited >= limits.recover_wait) return;
+  const bool silent =
+      lead.former_heard_at != kNever && leader_now(which) - lead.former_heard_at >= limits.node_silence;
   for (const Member& member : found->second.members) {
     const bool kept = next.rank_of(member.id).has_value();
-    const bool waited_for = member.node == lead.former && waited >= limits.former_wait;
-    expect(kept || waited_for || proven_dead.contains(member.id),
+    const bool waited_for = waited >= limits.former_wait || (lead.former_unanswered && silent);
+    expect(kept || (member.node == lead.former && waited_for) || proven_dead.contains(member.id),
            "a new leader leaves out " + named(member.id) + " unheard");
   }
 }

@@ -10,6 +10,8 @@ constexpr Duration kMargin = kLease / 5;  // kept from it by the holder
 constexpr Duration kRenewEvery = kLease / 6;
 constexpr Duration kRequestTimeout = kSecond;
 constexpr Duration kHoldOff = 4 * kSecond;  // of an agent whose leader could not go on
+constexpr Duration kKnockEvery = 100 * kMillisecond;
+constexpr int kKnocksUntilTold = 2;
 
 }  // namespace
 
@@ -91,18 +93,44 @@ void World::lead(size_t index, const Look& found, Instant asked_at) {
   next->began = agent_now(agent);
   next->found = found.view.generation;
   next->former = found.former;
+  next->former_heard_at = agent.core->leader_heard_at(found.term - 1);
   // Whether its members were told before the former leader was lost, this one cannot know: they are asked.
   if (next->found.counter != 0) views_installed.emplace(next->found, found.view);
-  next->core = std::make_unique<Coordinator>(limits, "job", found.incarnation, agent_now(agent),
-                                             Takeover{found.view, found.term, found.former});
+  next->core =
+      std::make_unique<Coordinator>(limits, "job", found.incarnation, agent_now(agent),
+                                    Takeover{found.view, found.term, found.former, next->former_heard_at});
   trace("agent " + agent.name + " leads, term " + std::to_string(found.term) + ", from g" +
         std::to_string(found.view.generation.counter));
   leads.push_back(std::move(next));
   const size_t which = leads.size() - 1;
   renew(which);
+  if (leads[which]->former_heard_at != kNever) knock(which, 0);
   if (leads[which]->over) return after(100 * kMillisecond, [this, index] { connect(index); });
   schedule_leader(which);
   connect_to(index, which);
+}
+
+// At the former leader's host, until it answers or is not awaited any more.
+void World::knock(size_t which, int knocks) {
+  after(kKnockEvery, [this, which, knocks] {
+    leader_event(which, [this, which, knocks] {
+      Lead& lead = *leads[which];
+      if (lead.core->phase() != "agreeing") return;
+      const bool answers = host_answers(lead.former);
+      if (answers || knocks == kKnocksUntilTold) {
+        lead.former_unanswered = !answers;
+        leader_does(which, lead.core->former_answers(leader_now(which), answers));
+      }
+      if (!answers) knock(which, knocks + 1);
+    });
+  });
+}
+
+// Also for an agent that stands still, or has died: its machine refuses.
+bool World::host_answers(NodeId node) {
+  const Agent* agent = agent_of(node);
+  return agent != nullptr && !agent->vanished && now >= agent->up_blocked_until &&
+         now >= agent->down_blocked_until;
 }
 
 // ---- the embedded store moves, as launcher/run.cpp and runtime/agent/node_agent.cpp do it

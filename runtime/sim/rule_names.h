@@ -45,6 +45,7 @@ inline constexpr NamedRule kRules[] = {
     {"lease_checked", &control::RuleSwitches::lease_checked, true},
     {"terms_counted", &control::RuleSwitches::terms_counted, true},
     {"takeover_waits", &control::RuleSwitches::takeover_waits, true},
+    {"former_is_asked", &control::RuleSwitches::former_is_asked, true},
     {"takeover_evicts", &control::RuleSwitches::takeover_evicts, true},
     {"former_leader_is_silent", &control::RuleSwitches::former_leader_is_silent},
     {"store_moves_at_boundary", &control::RuleSwitches::store_moves_at_boundary},

@@ -173,7 +173,9 @@ struct Lead {
   Instant began = 0;             // the same
   Generation found;              // in the store
   NodeId former = 0;             // the leader before was there
-  bool vanished = false;         // with its machine: nobody is even refused
+  Instant former_heard_at = kNever;
+  bool former_unanswered = false;  // as it was told last
+  bool vanished = false;           // with its machine: nobody is even refused
 };
 
 struct Group {
@@ -353,6 +355,8 @@ struct World {
   void check_store_given(size_t which, const StoreMoved& to);
   void lead(size_t agent, const Look& found, Instant asked_at);
   void renew(size_t which);
+  void knock(size_t which, int knocks);
+  bool host_answers(NodeId node);
   bool lease_over(size_t which);
   bool anybody_of_the_run() const;
   void stop_leading(size_t which, const std::string& why, bool silently);

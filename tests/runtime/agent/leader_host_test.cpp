@@ -10,8 +10,10 @@
 #include <cerrno>
 #include <optional>
 
+#include "runtime/agent/knock.h"
 #include "runtime/control/wire.h"
 #include "tests/support/run_until.h"
+#include "tests/support/silent_port.h"
 
 namespace muster::agent {
 namespace {
@@ -93,6 +95,84 @@ TEST_F(LeaderHostTest, IdleConnectionsDoNotLockAgentsOut) {
   EXPECT_TRUE(std::holds_alternative<NodeWelcome>(*answer)) << name_of(*answer);
   EXPECT_GE(host_->refused(), 180u);
   EXPECT_LE(lines_.size(), 24u) << "a flood fills the log";
+}
+
+// ---- a new leader, of a view of nodes 1 and 2: node 1 led before, and only what its host answers tells
+// whether it is waited for
+
+class TakingOverHost : public testing::Test {
+ protected:
+  void take_over(uint16_t former_port) {
+    LeaderOptions options;
+    options.secret = secret_of_job();
+    options.former = {"127.0.0.1", former_port};
+    options.limits.embedded_store = false;
+    options.limits.nodes_max = 2;
+    options.limits.former_wait = options.limits.recover_wait = options.limits.return_wait = 3600 * kSecond;
+    View view;
+    view.generation = {5, 1};
+    view.base = 3;
+    view.lineage = {{view.generation, 3}};
+    view.members = {{100, 1, 0, "a", {}}, {200, 2, 0, "b", {}}};
+    options.takeover = {view, 2, 1, now() - options.limits.node_silence};
+    LeaderCallbacks callbacks;
+    callbacks.on_event = [this](const Event& event) {
+      installed_ = installed_ || event.kind == EventKind::kViewInstalled;
+    };
+    host_.emplace(loop_, moved_store(view).value(), std::move(options), std::move(callbacks));
+    link_ = host_->attach();
+    link_->start({[this] { say_hello(); }, [this](const Envelope& envelope) { answer(envelope); },
+                  [](const Error&) {}});
+  }
+  void say_hello() {
+    NodeHello hello;
+    hello.node = 2;
+    hello.name = "b";
+    hello.job = "job";
+    hello.workers = 1;
+    hello.nodes_max = 2;
+    MemberHello member;
+    member.member = {200, 2, 0, "b", {}};
+    member.installed = {5, 1};
+    EXPECT_TRUE(link_->send({0, hello}).ok());
+    EXPECT_TRUE(link_->send({200, member}).ok());
+  }
+  void answer(const Envelope& envelope) {
+    const auto* agree = std::get_if<Agree>(&envelope.message);
+    if (agree == nullptr) return;
+    Report report;
+    report.generation = report.installed = {5, 1};
+    report.attempt = agree->attempt;
+    report.version = 3;
+    EXPECT_TRUE(link_->send({200, report}).ok());
+    reported_ = true;
+  }
+
+  Loop loop_;
+  std::optional<LeaderHost> host_;
+  std::unique_ptr<Link> link_;
+  bool reported_ = false;
+  bool installed_ = false;
+};
+
+TEST_F(TakingOverHost, GoesOnWithoutTheFormerLeadersNodeWhereNothingAnswersThere) {
+  const SilentPort silent;
+  take_over(silent.port());
+  EXPECT_TRUE(run_until(loop_, [&] { return installed_; }));
+}
+
+TEST_F(TakingOverHost, WaitsForTheFormerLeadersNodeWhereItsHostRefuses) {
+  uint16_t port = 0;
+  {
+    const SilentPort closed;
+    port = closed.port();
+  }
+  take_over(port);
+  ASSERT_TRUE(run_until(loop_, [&] { return reported_; }));
+  const Instant until = now() + 3 * KnockTimes{}.patience;
+  // Reason for the wait: that nothing happens can only be seen by looking for a while.
+  ASSERT_TRUE(run_until(loop_, [&] { return now() >= until; }));
+  EXPECT_FALSE(installed_);
 }
 
 // ---- an agent that has the job's secret and sends what no agent would; and what others make of its bytes

@@ -13,6 +13,7 @@ class TakingOver : public LeaderTest {
  protected:
   View found;
   NodeId former = 0;  // where the leader before was, if that is known
+  Instant former_heard_at = kNever;
   uint32_t nodes_min = 1;
 
   void take_over(uint32_t nodes, Version base = 10, uint64_t term = 2) {
@@ -25,7 +26,8 @@ class TakingOver : public LeaderTest {
     if (base != kNoVersion) found.lineage.insert(found.lineage.begin(), {gen(1), 0});
     for (NodeId node = 1; node <= nodes; ++node)
       found.members.push_back({id(node, 0), node, 0, "n" + std::to_string(node), {}});
-    leader = std::make_unique<Coordinator>(limits, "job", 77, now, Takeover{found, term, former});
+    leader =
+        std::make_unique<Coordinator>(limits, "job", 77, now, Takeover{found, term, former, former_heard_at});
   }
   void speaks(NodeId node, MemberId member, Generation installed) {
     MemberHello hello;
@@ -39,7 +41,7 @@ class TakingOver : public LeaderTest {
   }
   void reports(NodeId node, Version version, Generation installed = gen(5)) {
     Report message;
-    message.generation = gen(5);
+    message.generation = leader->view().generation;
     message.attempt = asked();
     message.version = version;
     message.installed = installed;
@@ -113,6 +115,145 @@ TEST_F(TakingOver, FormerLeadersNodeThatComesInTimeStays) {
   EXPECT_EQ(leader->phase(), "running");
   EXPECT_EQ(world(), (std::vector<MemberId>{100, 200, 300}));
   EXPECT_EQ(leader->view().base, 13);
+}
+
+// Node 1 led, and was heard 4.3 s before node 2 takes over; its host does not answer.
+class FormerHostSilent : public TakingOver {
+ protected:
+  Instant believed = 0;
+
+  void take_over_alone(uint32_t nodes = 3, Instant heard_at = 5700 * kMillisecond) {
+    former = 1;
+    now = 10 * kSecond;
+    former_heard_at = heard_at;
+    believed = heard_at == kNever ? kNever : heard_at + limits.node_silence;
+    take_over(nodes);
+  }
+  void rest_comes() {
+    for (NodeId node : {2, 3}) {
+      comes(node);
+      reports(node, 12);
+    }
+  }
+  void answers(bool does) {
+    last.clear();
+    carry(leader->former_answers(now, does));
+  }
+  void former_is_waited_for() {
+    const Instant at = now + limits.former_wait;
+    tick_at(at - 1);
+    EXPECT_EQ(leader->phase(), "agreeing");
+    tick_at(at);
+    EXPECT_EQ(leader->phase(), "running");
+  }
+};
+
+TEST_F(FormerHostSilent, FormerLeadersNodeIsGoneOnceItsSilenceIsBelieved) {
+  take_over_alone();
+  rest_comes();
+  answers(false);
+  EXPECT_LT(believed, now + limits.return_wait) << "what another would be waited for";
+  tick_at(believed - 1);
+  EXPECT_EQ(leader->phase(), "agreeing");
+  EXPECT_EQ(leader->next_deadline(), believed);
+  tick_at(believed);
+  EXPECT_EQ(leader->phase(), "running") << "as if this leader had seen it fall silent";
+  EXPECT_EQ(world(), (std::vector<MemberId>{200, 300}));
+}
+
+TEST_F(FormerHostSilent, NodeThatIsBelievedToBeSilentIsAskedAllTheSame) {
+  take_over_alone(3, 5 * kSecond);
+  rest_comes();
+  EXPECT_EQ(leader->phase(), "agreeing") << "where a network has healed it is about to come";
+  answers(false);
+  EXPECT_EQ(leader->phase(), "running");
+}
+
+TEST_F(FormerHostSilent, HostThatAnswersIsWaitedFor) {
+  take_over_alone();
+  answers(false);
+  rest_comes();
+  answers(true);
+  former_is_waited_for();
+}
+
+TEST_F(FormerHostSilent, LeaderThatWasNeverHeardHereIsWaitedFor) {
+  take_over_alone(3, kNever);
+  rest_comes();
+  answers(false);
+  former_is_waited_for();
+}
+
+TEST_F(FormerHostSilent, NodeThatHasComeAndIsLostAgainIsWaitedFor) {
+  take_over_alone();
+  answers(false);
+  comes(1);
+  cut_off({1});
+  rest_comes();
+  EXPECT_LT(believed, now + limits.former_wait);
+  former_is_waited_for();  // what was heard of its host is old
+}
+
+TEST_F(FormerHostSilent, OtherNodesAreWaitedForToTheEnd) {
+  take_over_alone(5);
+  rest_comes();
+  comes(4);
+  reports(4, 12);
+  answers(false);
+  tick_at(10 * kSecond + limits.recover_wait - 1);
+  EXPECT_EQ(leader->phase(), "agreeing") << "node 5 did not lead";
+}
+
+TEST_F(FormerHostSilent, NodeIsWaitedForToTheEndWhereTheOthersLackAVersion) {
+  take_over_alone();
+  for (NodeId node : {2, 3}) {
+    comes(node);
+    reports(node, 9, gen(1));  // they were still to fetch the base of the view
+  }
+  answers(false);
+  tick_at(10 * kSecond + limits.recover_wait - 1);
+  EXPECT_EQ(leader->phase(), "agreeing");
+}
+
+TEST_F(FormerHostSilent, NodeIsWaitedForToTheEndWhereMinNeedsIt) {
+  nodes_min = 3;
+  take_over_alone();
+  rest_comes();
+  answers(false);
+  tick_at(10 * kSecond + limits.recover_wait - 1);
+  EXPECT_EQ(leader->phase(), "agreeing");
+}
+
+TEST_F(FormerHostSilent, NodeIsWaitedForToTheEndWhereTheViewHasNoOther) {
+  take_over_alone(1);
+  node_comes(2, 1);
+  answers(false);
+  tick_at(10 * kSecond + limits.recover_wait - 1);
+  EXPECT_EQ(leader->phase(), "agreeing");
+}
+
+TEST_F(FormerHostSilent, TimeInWhichTheLeaderDidNotRunIsNobodysSilence) {
+  take_over_alone();
+  rest_comes();
+  answers(false);
+  now += 3 * limits.heartbeat_every;
+  EXPECT_GE(now, believed);
+  carry(leader->tick(now));
+  EXPECT_EQ(leader->phase(), "agreeing") << "it was away for two heartbeats";
+}
+
+TEST_F(FormerHostSilent, IsForgottenWithTheNextView) {
+  take_over_alone(5, 5 * kSecond);
+  for (NodeId node : {1, 2, 3, 4, 5}) comes(node);
+  for (NodeId node : {1, 2, 3, 4, 5}) reports(node, 12);
+  ASSERT_EQ(leader->phase(), "running");
+  cut_off({1, 4});
+  answers(false);
+  comes(4);
+  for (NodeId node : {2, 3, 4, 5}) reports(node, 13, gen(6));
+  EXPECT_EQ(leader->phase(), "agreeing") << "node 4 is heard again, so node 1 may be about to come";
+  tick_at(now + limits.return_wait);
+  EXPECT_EQ(leader->phase(), "running");
 }
 
 // Without it the job would be saved, and stop.
@@ -435,6 +576,21 @@ TEST_F(Moving, AnotherRunsLeaderIsNoLeader) {
   core->leader_connected(now);
   core->from_leader(now, {0, NodeWelcome{Generation{78, 0}, kSecond, 1}});
   EXPECT_TRUE(core->leader_is_gone());
+}
+
+TEST_F(Moving, TellsWhenItHeardTheNewestLeader) {
+  start();
+  EXPECT_EQ(core->leader_heard_at(1), now);
+  core->from_leader(now + kSecond, {0, Heartbeat{}});
+  core->leader_lost(now + 3 * kSecond, "another leads");
+  EXPECT_EQ(core->leader_heard_at(1), now + kSecond);
+  EXPECT_EQ(core->leader_heard_at(2), kNever) << "it has never been there";
+  core->leader_connected(now + 4 * kSecond);
+  now += 4 * kSecond;
+  welcome(2);
+  EXPECT_EQ(core->leader_heard_at(2), now);
+  EXPECT_EQ(core->leader_heard_at(1), kNever) << "older than the newest";
+  EXPECT_EQ(core->leader_heard_at(0), kNever);
 }
 
 TEST_F(Moving, NoticesTimeGoesOn) {
