@@ -588,7 +588,7 @@ void World::copy_for_learner(uint64_t lesson) {
     return;
   }
   log.gradients.clear();
-  learner.staged = {source.version, source.state};
+  learner.taught = {source.version, source.state};
   const int64_t slowness = std::max(source.slowness, learner.slowness);
   after_for(log.learner, between(20 * kMillisecond, 300 * kMillisecond) * slowness, [this, lesson] {
     Process& self = *processes.at(lessons.at(lesson).learner);
@@ -600,20 +600,20 @@ void World::drive_learner(Process& process) {
   const MemberId id = process.id;
   const LessonLog& log = lessons.at(*process.lesson);
   if (!process.core->may_run()) return;
-  if (process.staged && process.version == kNoVersion) {
+  if (process.taught && process.version == kNoVersion) {
     if (!process.core->open_install(log.generation).granted) return;
     process.doing = Process::kWriting;
     process.writing = true;
     after_for(id, between(kMillisecond, 30 * kMillisecond),
-              [this, id, lesson = *process.lesson, staged = *process.staged] {
+              [this, id, lesson = *process.lesson, taught = *process.taught] {
                 Process& self = *processes.at(id);
                 self.writing = false;
                 ++self.writes;
                 self.doing = Process::kIdle;
-                const MemberActions actions = self.core->state_installed(process_now(self), staged.first);
+                const MemberActions actions = self.core->state_installed(process_now(self), taught.first);
                 self.version = self.core->version();
-                self.state = staged.second;
-                if (self.lesson == lesson) self.staged.reset();
+                self.state = taught.second;
+                if (self.lesson == lesson) self.taught.reset();
                 process_does(id, actions);
               });
     return;
@@ -654,6 +654,7 @@ void World::forward(Process& process, const Message& message) {
     process.lesson = learn->lesson;
     process.version = kNoVersion;
     process.staged.reset();
+    process.taught.reset();
     process.level_said = false;
     process.learn_until.reset();
     LessonLog& log = lessons[learn->lesson];

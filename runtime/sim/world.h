@@ -53,6 +53,7 @@ struct Process {
   bool writing = false;  // an update or installation is under way: reading now gives garbage
   uint64_t writes = 0;   // a read that spans a write gives garbage
   std::optional<std::pair<Version, Digest>> staged;
+  std::optional<std::pair<Version, Digest>> taught;  // likewise, by a lesson
   struct Copy {
     Version version = kNoVersion;
     Digest state;
