@@ -1,19 +1,16 @@
 #include "runtime/agent/tls.h"
 
-#include <openssl/core_names.h>
 #include <openssl/err.h>
-#include <openssl/kdf.h>
 #include <openssl/ssl.h>
 
 #include <algorithm>
-#include <array>
-#include <mutex>
 #include <optional>
+
+#include "runtime/crypto/crypto.h"
 
 namespace muster::agent {
 namespace {
 
-constexpr size_t kKeyBytes = 32;
 constexpr size_t kHandshakeBytesMax = 32 << 10;  // an unauthenticated peer may send so much
 constexpr size_t kFeedBytes = 16 << 10;
 constexpr unsigned char kAes128GcmSha256[2] = {0x13, 0x01};
@@ -30,47 +27,6 @@ struct Deleter {
 using SslContext = std::unique_ptr<SSL_CTX, Deleter<SSL_CTX_free>>;
 using Ssl = std::unique_ptr<SSL, Deleter<SSL_free>>;
 
-// The library is a guest: it reads no openssl.cnf of the host and leaves nothing to run at the program's
-// exit.
-void initialise_openssl() {
-  static std::once_flag once;
-  std::call_once(once,
-                 [] { OPENSSL_init_ssl(OPENSSL_INIT_NO_LOAD_CONFIG | OPENSSL_INIT_NO_ATEXIT, nullptr); });
-}
-
-std::string openssl_reason() {
-  const unsigned long code = ERR_peek_last_error();
-  const char* reason = code != 0 ? ERR_reason_error_string(code) : nullptr;
-  return reason != nullptr ? reason : "unknown reason";
-}
-
-Error openssl_error(const std::string& what) {
-  Error error{ErrorCode::kEnvironment, "OpenSSL cannot " + what + ": " + openssl_reason()};
-  ERR_clear_error();
-  return error;
-}
-
-Result<std::array<unsigned char, kKeyBytes>> derive_key(const TlsSecret& secret) {
-  std::array<unsigned char, kKeyBytes> key{};
-  std::unique_ptr<EVP_KDF, Deleter<EVP_KDF_free>> kdf(EVP_KDF_fetch(nullptr, "HKDF", nullptr));
-  std::unique_ptr<EVP_KDF_CTX, Deleter<EVP_KDF_CTX_free>> context(EVP_KDF_CTX_new(kdf.get()));
-  if (!context) return openssl_error("offer HKDF");
-  char digest[] = "SHA256";
-  char salt[] = "muster control plane 1";
-  auto bytes = secret.secret;
-  auto info = secret.job;
-  const OSSL_PARAM parameters[] = {
-      OSSL_PARAM_construct_utf8_string(OSSL_KDF_PARAM_DIGEST, digest, 0),
-      OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_SALT, salt, sizeof salt - 1),
-      OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_KEY, bytes.data(), bytes.size()),
-      OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_INFO, info.data(), info.size()),
-      OSSL_PARAM_construct_end()};
-  if (EVP_KDF_derive(context.get(), key.data(), key.size(), parameters) != 1)
-    return openssl_error("derive a key");
-  OPENSSL_cleanse(bytes.data(), bytes.size());
-  return key;
-}
-
 // For the log: what an unauthenticated peer sent is shown short, and printable.
 std::string shown(std::string text) {
   if (text.size() > 64) text = text.substr(0, 64) + "…";
@@ -85,7 +41,7 @@ struct TlsEngine::State {
   TlsRole role = TlsRole::kClient;
   std::string job;
   std::string identity;
-  std::array<unsigned char, kKeyBytes> key{};
+  crypto::Key key{};
   SslContext context;
   Ssl ssl;
   BIO* from_socket = nullptr;  // owned by ssl
@@ -98,13 +54,14 @@ struct TlsEngine::State {
   ByteBuffer plain;
   std::optional<Error> failed;
 
-  ~State() { OPENSSL_cleanse(key.data(), key.size()); }
+  ~State() { crypto::forget(key); }
 
   SSL_SESSION* session_of_key() const {
     const SSL_CIPHER* cipher = SSL_CIPHER_find(ssl.get(), kAes128GcmSha256);
     SSL_SESSION* session = SSL_SESSION_new();
     if (cipher == nullptr || session == nullptr ||
-        SSL_SESSION_set1_master_key(session, key.data(), key.size()) != 1 ||
+        SSL_SESSION_set1_master_key(session, reinterpret_cast<const unsigned char*>(key.data()),
+                                    key.size()) != 1 ||
         SSL_SESSION_set_cipher(session, cipher) != 1 ||
         SSL_SESSION_set_protocol_version(session, TLS1_3_VERSION) != 1) {
       SSL_SESSION_free(session);
@@ -141,11 +98,11 @@ struct TlsEngine::State {
 
   Status prepare() {
     context.reset(SSL_CTX_new(role == TlsRole::kServer ? TLS_server_method() : TLS_client_method()));
-    if (!context) return openssl_error("make a TLS context");
+    if (!context) return crypto::failure("make a TLS context");
     SSL_CTX* c = context.get();
     if (SSL_CTX_set_min_proto_version(c, TLS1_3_VERSION) != 1 ||
         SSL_CTX_set_ciphersuites(c, "TLS_AES_128_GCM_SHA256") != 1)
-      return openssl_error("set up TLS 1.3");
+      return crypto::failure("set up TLS 1.3");
     SSL_CTX_set_num_tickets(c, 0);
     SSL_CTX_set_session_cache_mode(c, SSL_SESS_CACHE_OFF);
     // A server that answered with a certificate instead of the key must fail: no authority is trusted.
@@ -161,7 +118,8 @@ struct TlsEngine::State {
     ssl.reset(SSL_new(context.get()));
     from_socket = BIO_new(BIO_s_mem());
     to_socket = BIO_new(BIO_s_mem());
-    if (!ssl || from_socket == nullptr || to_socket == nullptr) return openssl_error("make a TLS connection");
+    if (!ssl || from_socket == nullptr || to_socket == nullptr)
+      return crypto::failure("make a TLS connection");
     BIO_set_mem_eof_return(from_socket, -1);
     SSL_set_bio(ssl.get(), from_socket, to_socket);
     SSL_set_app_data(ssl.get(), this);
@@ -188,7 +146,8 @@ struct TlsEngine::State {
         text = "refused an agent with a wrong secret; give every agent of job '" + shown(job) +
                "' the same secret file";
       else
-        text = "refused a connection that does not speak Muster's protocol (" + openssl_reason() + ")";
+        text =
+            "refused a connection that does not speak Muster's protocol (" + crypto::failure_reason() + ")";
     } else if (reason == SSL_R_TLSV1_ALERT_DECRYPT_ERROR || reason == SSL_R_SSLV3_ALERT_ILLEGAL_PARAMETER) {
       text = "the leader refused this agent's secret; give every agent of job '" + shown(job) +
              "' the same secret file";
@@ -196,7 +155,7 @@ struct TlsEngine::State {
       text = "the leader runs another job than '" + shown(job) +
              "'; give both the same --job, or use another --rdzv port";
     } else {
-      text = "what answers does not speak Muster's protocol (" + openssl_reason() +
+      text = "what answers does not speak Muster's protocol (" + crypto::failure_reason() +
              "); check the host and port of --rdzv";
     }
     return {ErrorCode::kMisuse, text};
@@ -250,7 +209,8 @@ struct TlsEngine::State {
       }
       // In TLS 1.3 the client is done before the server has judged it: the refusal comes as an alert here.
       if (role == TlsRole::kClient && plain.empty()) return fail(refusal());
-      return fail({ErrorCode::kMisuse, "the encrypted connection was damaged (" + openssl_reason() + ")"});
+      return fail(
+          {ErrorCode::kMisuse, "the encrypted connection was damaged (" + crypto::failure_reason() + ")"});
     }
   }
 };
@@ -259,7 +219,7 @@ TlsEngine::TlsEngine(std::unique_ptr<State> state) : state_(std::move(state)) {}
 TlsEngine::~TlsEngine() = default;
 
 Result<std::unique_ptr<TlsEngine>> TlsEngine::create(TlsRole role, const TlsSecret& secret) {
-  initialise_openssl();
+  crypto::initialise();
   if (secret.secret.size() < kSecretBytesMin) {
     return Error{ErrorCode::kMisuse, "the job's secret has " + std::to_string(secret.secret.size()) +
                                          " bytes; use at least " + std::to_string(kSecretBytesMin)};
@@ -268,7 +228,7 @@ Result<std::unique_ptr<TlsEngine>> TlsEngine::create(TlsRole role, const TlsSecr
   state->role = role;
   state->job = secret.job;
   state->identity = kIdentityPrefix + secret.job;
-  MUSTER_ASSIGN(state->key, derive_key(secret));
+  MUSTER_ASSIGN(state->key, crypto::derive_key(secret.secret, "muster control plane 1", secret.job));
   MUSTER_TRY(state->prepare());
   MUSTER_TRY(state->open());
   if (role == TlsRole::kClient) MUSTER_TRY(state->handshake());
@@ -289,7 +249,7 @@ Status TlsEngine::send(ByteSpan plain) {
     ERR_clear_error();
     if (SSL_write(state_->ssl.get(), part.data(), static_cast<int>(part.size())) !=
         static_cast<int>(part.size()))
-      return state_->fail({ErrorCode::kRetry, "cannot encrypt (" + openssl_reason() + ")"});
+      return state_->fail({ErrorCode::kRetry, "cannot encrypt (" + crypto::failure_reason() + ")"});
   }
   return ok();
 }
