@@ -47,7 +47,11 @@ std::string numbers_of(const Event& event) {
       return version + ", " + std::to_string(event.amount) + " bytes";
     case EventKind::kNotice:
       return event.amount >= 0 ? "time left " + std::to_string(event.amount / kSecond) + " s" : "";
+    case EventKind::kPlanned:
+      return std::to_string(event.amount);
     case EventKind::kNoticePlan:
+    case EventKind::kRefused:
+    case EventKind::kLeaderChanged:
     case EventKind::kPreemptionCost:
       return "";
     case EventKind::kSafeToKill:
@@ -87,7 +91,7 @@ Status EventPrinter::append_json_to(const std::string& path) {
   return ok();
 }
 
-void EventPrinter::show(const std::string& source, const Event& event) {
+void EventPrinter::show(const std::string& source, const Event& event, bool always) {
   if (json_) {
     nlohmann::json line = {{"time_ms", wall_time_ms()},
                            {"at_ns", event.at},
@@ -102,7 +106,7 @@ void EventPrinter::show(const std::string& source, const Event& event) {
     if (event.tier == Tier::kLocal) line["tier"] = "local";
     output_.write(*json_, line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
   }
-  if (quiet_ || !is_for_people(event.kind)) return;
+  if ((quiet_ && !always) || !is_for_people(event.kind)) return;
   output_.write(2, "muster " + time_of_day() + " [" + node_name_ + (source == "agent" ? "" : " " + source) +
                        "] " + words_of(event) + "\n");
 }

@@ -14,8 +14,9 @@ class EventPrinter {
   EventPrinter(agent::Output& output, std::string node_name, bool quiet);
 
   Status append_json_to(const std::string& path);
-  void show(const std::string& source, const Event& event);  // source: "agent", "leader", "worker 2"
-  void say(const std::string& text);                         // an error or a state of the agent: always shown
+  // source: "agent", "leader", "worker 2"; `always`: also where nothing but errors is to be shown.
+  void show(const std::string& source, const Event& event, bool always = false);
+  void say(const std::string& text);  // an error or a state of the agent: always shown
 
  private:
   agent::Output& output_;

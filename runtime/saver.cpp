@@ -933,8 +933,7 @@ Status Saver::keep_to_branch(const checkpoint::Lineage& branch) {
 Status Saver::abandon_others(const checkpoint::Lineage& branch, const std::string& why) {
   MUSTER_ASSIGN(const auto abandoned, folder_->abandon_for(branch, why));
   for (const checkpoint::VersionId& id : abandoned) {
-    tell(EventKind::kVersionRejected, static_cast<control::Version>(id.version),
-         "abandoned: " + to_string(id));
+    tell(EventKind::kAbandoned, static_cast<control::Version>(id.version), to_string(id) + ": " + why);
   }
   if (options_.tier == Tier::kLocal && !abandoned.empty()) prune(control::kNoVersion);
   return ok();

@@ -186,7 +186,7 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
   // What is under way to the agents is cut off: whoever leads next tells them what counts.
   void stop_leading(const std::string& why) {
     if (std::exchange(over, true)) return;
-    log("does not lead any more: " + why);
+    tell(EventKind::kLeaderChanged, "does not lead any more: " + why);
     queue.clear();
     knock.reset();
     for (Timer* each : {&timer, &end_timer, &lease_timer}) each->cancel();
@@ -306,13 +306,14 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
     if (!over) apply(core.stored(now(), attempt, stored, current));
   }
 
-  void log(const std::string& text) {
-    if (callbacks.on_event) callbacks.on_event({EventKind::kLog, now(), 0, -1, -1, 0, text});
+  void log(const std::string& text) { tell(EventKind::kLog, text); }
+  void tell(EventKind kind, const std::string& text) {
+    if (callbacks.on_event) callbacks.on_event({kind, now(), 0, -1, -1, 0, text});
   }
 
   // What strangers can cause is not logged without bound.
   void complain(std::string text) {
-    if (const auto line = complaints.say(now(), std::move(text))) log(*line);
+    if (const auto line = complaints.say(now(), std::move(text))) tell(EventKind::kRefused, *line);
   }
 
   Loop& loop;

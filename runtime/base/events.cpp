@@ -9,7 +9,9 @@ std::string_view to_string(EventKind kind) {
       "learner",       "learner level",  "notice",       "save started", "save staged",   "save durable",
       "save verified", "save failed",    "resumed",      "rejected",     "frozen",        "permit refused",
       "job ended",     "rescued",        "safe to kill", "notice plan",  "cost",          "stale",
-      "quarantined",   "straggler"};
+      "quarantined",   "straggler",      "refused",      "plan",         "leader",        "decision",
+      "observed",      "abandoned"};
+  static_assert(std::size(kNames) == static_cast<size_t>(kNewestEventKind) + 1, "each kind has a name");
   const auto index = static_cast<size_t>(kind);
   return index < std::size(kNames) ? kNames[index] : "unknown";
 }

@@ -47,7 +47,16 @@ enum class EventKind : uint16_t {
   kStale = 29,  // version; text: which tensors of the state have not changed, or have, and should not
   kNodeQuarantined = 30,  // text: name and why; amount: nanoseconds
   kStraggler = 31,  // subject: rank; amount: nanoseconds that a microbatch takes there; text: beside others
+  kRefused = 32,    // text: which connection, node or worker is turned away, and why
+  kPlanned = 33,    // a planned change; amount: the plan's number; text: why
+  kLeaderChanged = 34,  // text: who leads, who leads no more, where the store goes or stays, and why
+  kDecided = 35,        // another decision; text: what, and why
+  kObserved = 36,       // text: what decisions rest on, and no other event says
+  kAbandoned = 37,      // version: saved on a branch that the job has left; text: its name, and why
 };
+
+// A new kind is appended, gets its name in to_string(), and its place in runtime/audit/policy.cpp.
+constexpr EventKind kNewestEventKind = EventKind::kAbandoned;
 
 std::string_view to_string(EventKind kind);
 

@@ -236,8 +236,8 @@ void Coordinator::State::forgive(Duration absence) {
   const auto since = [&](Instant& moment) {
     if (moment != kNever) moment = std::min(now, moment + absence);
   };
-  say(EventKind::kLog, "the leader did not run for " + std::to_string(absence / kMillisecond) +
-                           " ms; that counts as nobody's silence");
+  say(EventKind::kObserved, "the leader did not run for " + std::to_string(absence / kMillisecond) +
+                                " ms; that counts as nobody's silence");
   for (auto& [id, node] : nodes) {
     since(node.heard_at);
     since(node.silent_since);

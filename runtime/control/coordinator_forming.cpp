@@ -22,7 +22,7 @@ std::string Coordinator::State::refusal(const NodeHello& hello) const {
 
 void Coordinator::State::on(NodeId from, MemberId, const NodeHello& hello) {
   if (std::string why = refusal(hello); !why.empty()) {
-    say(EventKind::kLog, "node " + hello.name + " is refused: " + why);
+    say(EventKind::kRefused, "node " + hello.name + ": " + why);
     return to_node(from, NodeRefused{std::move(why), kExitMisuse});
   }
   const bool known = nodes.contains(from);
@@ -120,7 +120,7 @@ bool Coordinator::State::admit(NodeId, MemberId id, const MemberHello& hello) {
     end_job(kExitMisuse, why);
     return false;
   }
-  say(EventKind::kLog, why);
+  say(EventKind::kRefused, why);
   to_member(id, End{kExitMisuse, why});
   return false;
 }
@@ -192,7 +192,7 @@ void Coordinator::State::form_first_view() {
 
 // Every member of the view is lost and the agents live: start as at the beginning, from the newest save.
 void Coordinator::State::reform() {
-  say(EventKind::kLog, "no member is left; the next view starts from the newest save");
+  say(EventKind::kDecided, "no member is left; the next view starts from the newest save");
   View none = view;
   none.members.clear();
   adopt(std::move(none));

@@ -159,7 +159,7 @@ void Coordinator::State::on(NodeId, MemberId, const LearnFailed& failed) {
 void Coordinator::State::fail_lesson(MemberId learner, const std::string& why, bool lags) {
   const Lesson lesson = lessons.at(learner);
   lessons.erase(learner);
-  say(EventKind::kLog, named(learner) + " could not learn: " + why);
+  say(EventKind::kDecided, named(learner) + " could not learn: " + why);
   to_member(lesson.source, LessonOver{lesson.id});
   to_member(learner, LessonOver{lesson.id});
   const bool again = phase == Phase::kRunning && !losses_pending && !stop && !lesson.held && lives(learner);
@@ -174,7 +174,7 @@ void Coordinator::State::fail_lesson(MemberId learner, const std::string& why, b
 }
 
 void Coordinator::State::cancel_lessons(const std::string& why) {
-  if (!lessons.empty()) say(EventKind::kLog, "lessons end: " + why);
+  if (!lessons.empty()) say(EventKind::kDecided, "lessons end: " + why);
   for (const auto& [learner, lesson] : std::exchange(lessons, {})) {
     to_member(lesson.source, LessonOver{lesson.id});
     to_member(learner, LessonOver{lesson.id});

@@ -32,7 +32,7 @@ void Coordinator::State::on(NodeId from, MemberId, const MemberGone& gone) {
 void Coordinator::State::slot_given_up(NodeRecord& node, const MemberGone& gone) {
   node.given_up[gone.local_rank] = gone.exit_code;
   const std::string where = "worker " + std::to_string(gone.local_rank) + " on node " + node.name;
-  say(EventKind::kLog, where + " is given up: " + gone.why).subject = gone.local_rank;
+  say(EventKind::kDecided, where + " is given up: " + gone.why).subject = gone.local_rank;
   const bool joins = phase != Phase::kForming && !in_view(gone.member);
   if (gone.exit_code == kExitMisuse && !joins) return end_job(kExitMisuse, where + ": " + gone.why);
   if (phase == Phase::kForming) {
@@ -52,8 +52,8 @@ void Coordinator::State::slot_given_up(NodeRecord& node, const MemberGone& gone)
 // The node has reaped what an Evict named. Each process was already told by its own MemberGone, which alone
 // counts: two Evicts of one generation could otherwise be confused.
 void Coordinator::State::on(NodeId from, MemberId, const NodeReady& ready) {
-  say(EventKind::kLog, "node " + nodes.at(from).name + " has no process left from before generation " +
-                           to_string(ready.generation));
+  say(EventKind::kObserved, "node " + nodes.at(from).name + " has no process left from before generation " +
+                                to_string(ready.generation));
 }
 
 void Coordinator::State::lose_member(MemberId id, const std::string& why, bool reaped) {
@@ -151,7 +151,7 @@ void Coordinator::State::node_heard(NodeRecord& node) {
   nodes_due.reset();
   change.awaited_from = 0;
   if (node.id == former_leader) former_unanswered = false;
-  say(EventKind::kLog, "node " + node.name + " is heard again");
+  say(EventKind::kObserved, "node " + node.name + " is heard again");
   send_eviction(node.id);
   if (phase == Phase::kAgreeing || phase == Phase::kStoring) note_return(node.id);
   if (phase == Phase::kAgreeing) ask_again(node.id);

@@ -101,7 +101,7 @@ bool Coordinator::State::store_can_leave(NodeRecord& node, Instant deadline) {
 }
 
 void Coordinator::State::stop_for_store(const std::string& why) {
-  say(EventKind::kLog, "the store stays on its node, which is being drained: " + why);
+  say(EventKind::kLeaderChanged, "the store stays on its node, which is being drained: " + why);
   want_stop(kExitRequeue, store_notice, store_deadline);
 }
 
@@ -125,7 +125,7 @@ void Coordinator::State::offer_store() {
   if (offered_term >= kTermsMax) return stop_for_store("it has been moved too often");
   store_move = StoreMove{.to = decision.node, .term = ++offered_term};
   store_move->deadline = now + limits.store_offer_timeout;
-  say(EventKind::kLog, "the store's node is being drained, so it is offered away: " + decision.why);
+  say(EventKind::kLeaderChanged, "the store's node is being drained, so it is offered away: " + decision.why);
   to_node(store_move->to, StoreOffer{store_move->term, view});
 }
 
@@ -137,7 +137,8 @@ void Coordinator::State::on(NodeId from, MemberId, const StoreAnswer& answer) {
 }
 
 void Coordinator::State::store_refused(const std::string& why) {
-  say(EventKind::kLog, "node " + nodes.at(store_move->to).name + " does not take the store: " + why);
+  say(EventKind::kLeaderChanged,
+      "node " + nodes.at(store_move->to).name + " does not take the store: " + why);
   without_store.insert(store_move->to);
   store_move.reset();
 }
@@ -152,8 +153,9 @@ bool Coordinator::State::move_is_ready() const {
 void Coordinator::State::give_store() {
   const NodeRecord& to = nodes.at(store_move->to);
   gave_to = StoreMoved{store_move->term, to.id, to.name, to.rescue_host, store_move->port, limits.own_node};
-  say(EventKind::kLog, "the store moves to node " + to.name + ", which leads from now on, with term " +
-                           std::to_string(store_move->term));
+  say(EventKind::kLeaderChanged, "the store moves to node " + to.name +
+                                     ", which leads from now on, with term " +
+                                     std::to_string(store_move->term));
   to_node(to.id, *gave_to);
   for (const auto& [id, node] : nodes) {
     if (node.connected && id != to.id) to_node(id, *gave_to);

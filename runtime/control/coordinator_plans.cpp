@@ -35,7 +35,7 @@ void Coordinator::State::want_plan(const std::string& why) {
   if (phase != Phase::kRunning || stop || plan_pending || boundary) return;
   ++plan_number;
   plan_pending = true;
-  say(EventKind::kLog, "plan " + std::to_string(plan_number) + ": " + why);
+  say(EventKind::kPlanned, why).amount = plan_number;
   to_view(PlanNumber{plan_number});
 }
 
@@ -199,7 +199,7 @@ void Coordinator::State::note_stragglers(MemberId id, const Progress& progress) 
     if (replacements[{member.node_name, member.local_rank}] < kReplacementsMax) {
       slow.insert(verdict.member);
     } else {
-      say(EventKind::kLog, "it is not replaced: another process was as slow in its place");
+      say(EventKind::kDecided, "it is not replaced: another process was as slow in its place");
     }
   }
   std::erase_if(slow, [&](MemberId member) { return !stragglers.is_slow(member); });

@@ -149,7 +149,7 @@ void Coordinator::State::on_rewritten(Save& save, MemberId id, const SaveVote& v
   save.records.emplace(save.participants[*vote.part], vote.record);
   orphan->second.writer = 0;
   save.bytes += vote.bytes;
-  say_of(save, EventKind::kLog,
+  say_of(save, EventKind::kObserved,
          "part " + std::to_string(*vote.part) + ", whose writer is lost, was written by " + named(id));
   check_votes(save);
 }
@@ -212,8 +212,14 @@ void Coordinator::State::close_save(uint64_t id, bool durable, const std::string
   const Save save = std::move(found->second);
   saves.erase(found);
   to_each(save.participants, SaveClosed{id, durable, why, save.version, save.tier});
-  say_of(save, durable ? EventKind::kSaveDurable : EventKind::kSaveFailed, why,
-         durable ? static_cast<int64_t>(save.bytes) : 0);
+  if (durable) {
+    const std::string parts = std::to_string(save.participants.size());
+    say_of(save, EventKind::kSaveDurable,
+           "all of " + parts + (parts == "1" ? " part" : " parts") + " written, manifest published",
+           static_cast<int64_t>(save.bytes));
+  } else {
+    say_of(save, EventKind::kSaveFailed, why);
+  }
   if (save.tier == Tier::kLocal) {
     const auto node = nodes.find(save.node);
     if (durable && node != nodes.end()) node->second.newest_local_durable = save.version;
@@ -280,7 +286,7 @@ void Coordinator::State::pace_saves(Version version) {
   schedules.add(next);
   pace_measured = facts->cost_s.has_value();
   to_view(next);
-  say(EventKind::kLog, "saves every " + interval.why).version = next.from;
+  say(EventKind::kDecided, "saves every " + interval.why).version = next.from;
 }
 
 // A participant that has voted has written and closed its part: its death takes nothing away, once its state

@@ -186,7 +186,7 @@ void Coordinator::State::abandon_stop_save() {
 void Coordinator::State::check_notice_deadline() {
   if (!stop || stop->deadline_missed || now < stop->notice_deadline) return;
   stop->deadline_missed = true;
-  say(EventKind::kLog, "the notice's deadline is past and the stop-save is not durable; it goes on");
+  say(EventKind::kDecided, "the notice's deadline is past and the stop-save is not durable; it goes on");
 }
 
 }  // namespace muster::control

@@ -99,7 +99,7 @@ void Coordinator::State::resign(const std::string& why) {
   if (phase == Phase::kEnded) return;
   phase = Phase::kEnded;
   finished = resigned = true;
-  say(EventKind::kLog, "the leader resigns: " + why);
+  say(EventKind::kLeaderChanged, "the leader resigns: " + why);
   out.push_back(Resign{why});
 }
 

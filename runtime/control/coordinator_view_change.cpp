@@ -125,7 +125,7 @@ bool Coordinator::State::exclude_silent_nodes() {
   const bool others_may_return = silent != std::set{former_leader} || !former_is_gone();
   const Instant until = others_may_return ? returns_until() : kNever;
   if (until != kNever && now < until) return false;
-  say(EventKind::kLog, decision.why);
+  say(EventKind::kDecided, decision.why);
   for (NodeId node : silent) {
     if (node_silent(node)) {
       lose_node(node, "silent");
@@ -183,7 +183,7 @@ void Coordinator::State::conclude_agreement() {
   if (next.empty()) return no_member_left();
   BaseDecision decision = base_of(reports);
   if (decision.base == kNoVersion && !started.empty()) {
-    say(EventKind::kLog, decision.error + ": the members start again from the newest save");
+    say(EventKind::kDecided, decision.error + ": the members start again from the newest save");
   }
   if (nodes_able() < limits.nodes_min) {
     want_stop(kExitRequeue, "fewer than MIN nodes are left: " + change.why, drain_deadline);
@@ -517,7 +517,7 @@ void Coordinator::State::on(NodeId, MemberId id, const Started& message) {
     newest_durable = message.durable;
     newest_save = newest_durable == view.base ? view.base : kNoVersion;
     for (auto& [node_id, node] : nodes) node.newest_local_durable = kNoVersion;
-    say(EventKind::kLog, "the run starts at version " + std::to_string(message.version));
+    say(EventKind::kDecided, "the run starts at version " + std::to_string(message.version));
   } else if (message.version != view.base || message.digest != start_state) {
     return end_job(kExitMisuse, named(id) + " starts at version " + std::to_string(message.version) +
                                     ", state " + to_string(message.digest) + "; the others at version " +

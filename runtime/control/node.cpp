@@ -666,7 +666,7 @@ Actions NodeCore::leader_gone(Instant now, const std::string& why) {
   state.advance_to(now);
   if (state.leader_gone || state.ending || state.limits.leader_changes) return {};
   state.leader_gone = true;
-  state.say(EventKind::kLog, "the leader is gone for good: " + why);
+  state.say(EventKind::kObserved, "the leader is gone for good: " + why);
   if (state.limits.rescue_port == 0 || !state.welcomed) {
     state.begin_ending(kExitRequeue, "the leader is gone: " + why);
     state.term_at = now;

@@ -213,6 +213,7 @@ void World::leader_does(size_t which, const control::Actions& actions) {
   });
   for (const control::Action& action : actions) {
     if (lead.over) return;
+    check_reason("the leader", action);
     const auto say = [&](const Send& send) {
       const Agent* to = agent_of(send.node);
       if (to != nullptr && to->leader != which) return;
@@ -340,6 +341,7 @@ void World::agent_event(size_t index, Action action) {
 void World::agent_does(size_t index, const control::Actions& actions, bool own) {
   Agent& agent = *agents[index];
   for (const control::Action& action : actions) {
+    check_reason("agent " + std::to_string(index), action);
     if (const auto* send = std::get_if<Send>(&action)) {
       if (send->node == 0) {
         up(index, send->envelope);

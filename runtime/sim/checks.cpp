@@ -1,6 +1,7 @@
 // The invariants. Each is checked where it could break first; the numbers are PROTOCOL's rules.
 #include <csignal>
 
+#include "runtime/audit/policy.h"
 #include "runtime/sim/world.h"
 
 namespace muster::sim {
@@ -102,6 +103,35 @@ void World::check_start_again(const Process& process, const View& view) {
       violate(named(process.id) + " starts again, and " + named(who.front()->id) +
               " holds a committed version");
   }
+}
+
+// Each decision says why: to the audit log, and to those who are told. A save that is durable needs no
+// reason.
+void World::check_reason(const std::string& who, const control::Action& action) {
+  const auto expect_reason = [&](const Message& message) {
+    std::visit(
+        [&]<typename M>(const M& m) {
+          if constexpr (requires { m.why; }) {
+            bool needed = true;
+            if constexpr (requires { m.durable; }) needed = !m.durable;
+            if constexpr (requires { m.written; }) needed = !m.written;
+            if constexpr (requires { m.lost; }) needed = m.lost;
+            if constexpr (requires { m.port; }) needed = m.port == 0;
+            if constexpr (requires { m.published; }) needed = !m.published;
+            expect(!needed || !m.why.empty(), who + " says " + name_of(message) + " without a reason");
+          }
+        },
+        message);
+  };
+  if (const auto* event = std::get_if<muster::Event>(&action))
+    expect(!audit::has_reason(event->kind) || !event->text.empty(),
+           who + " decides without a reason: " + std::string(to_string(event->kind)));
+  if (const auto* send = std::get_if<Send>(&action)) expect_reason(send->envelope.message);
+  if (const auto* many = std::get_if<SendMany>(&action)) expect_reason(many->message);
+  if (const auto* finish = std::get_if<Finish>(&action))
+    expect(!finish->why.empty(), who + " finishes without a reason");
+  if (const auto* resign = std::get_if<Resign>(&action))
+    expect(!resign->why.empty(), who + " resigns without a reason");
 }
 
 // 24: a save fails by its own participants only: one that was lost before its vote, could not write, or was

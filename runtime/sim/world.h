@@ -480,6 +480,7 @@ struct World {
   void check_signal(const Process& process, int signal, bool own);
   void check_leave(const Process& process, int code);
   void check_start_again(const Process& process, const View& view);
+  void check_reason(const std::string& who, const control::Action& action);
   void check_save_closed(const Lead& lead, const SaveClosed& closed, bool with_eviction);
   void check_rescue(size_t collector, const RescueOver& over);
   void check_rescue_report(const Process& process, const RescueReport& report);

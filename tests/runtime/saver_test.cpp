@@ -228,7 +228,7 @@ TEST_F(SaverTest, ANodeThatJoinsLeavesWhatItHasOfAnotherHistory) {
   start(options);  // in a view that went on from 100 without it
   lineage_.push_back({{7, 2}, 100});
   save(111);
-  EXPECT_TRUE(has(EventKind::kVersionRejected, 150) && has(EventKind::kVersionRejected, 151)) << "told";
+  EXPECT_TRUE(has(EventKind::kAbandoned, 150) && has(EventKind::kAbandoned, 151)) << "told";
   lineage_.push_back({{7, 3}, 111});  // what was saved in the view before still counts
   save(112);
   write(113);  // behind the pruning of 112 on the same thread

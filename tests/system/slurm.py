@@ -233,7 +233,7 @@ class Preemptions:
             self.cluster.ask("scontrol", "update", f"NodeName={drained}", "State=DRAIN", "Reason=rack 7")
             self.cluster.wait_state(job, ["COMPLETED"], 200)
             self.require_said(job, f"Slurm drains node {drained}: rack 7")
-            self.require_said(job, "plan 1: members are being drained")
+            self.require_said(job, "plan: 1: members are being drained")
             self.require_said(job, "muster: the node is drained (exit code 75)")
             self.require_said(job, "world 1 nodes 1")
             if self.cluster.restarts(job) != 0:

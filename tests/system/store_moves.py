@@ -55,7 +55,7 @@ class Moves(Training):
                 ended(self.agents[name], 0)
         if again := repeated(self.job):
             raise Failure(f"steps were repeated: {[event['version'] for event in again]}")
-        if (moves := self.said("log", "which leads from now on")) != len(drained):
+        if (moves := self.said("leader", "which leads from now on")) != len(drained):
             raise Failure(f"the store moved {moves} times, not {len(drained)}")
         self.check_result(reference)
         require_no_processes(self.job)

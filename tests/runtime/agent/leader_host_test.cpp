@@ -31,7 +31,7 @@ class LeaderHostTest : public testing::Test {
     options.hello_timeout = 60 * kSecond;  // idle connections keep their places for the test's length
     LeaderCallbacks callbacks;
     callbacks.on_event = [this](const Event& event) {
-      if (event.kind == EventKind::kLog) lines_.push_back(event.text);
+      if (event.kind == EventKind::kLog || event.kind == EventKind::kRefused) lines_.push_back(event.text);
     };
     host_.emplace(loop_, std::make_unique<MemoryStore>(), std::move(options), std::move(callbacks));
     int error_number = 0;
