@@ -7,6 +7,7 @@
 #include "collectives/mpi/mpi_table.h"
 #include "collectives/transport/ucx_table.h"
 #include "kernels/cuda_table.h"
+#include "launcher/audit.h"
 #include "launcher/bench.h"
 #include "launcher/ckpt.h"
 #include "launcher/host_limits.h"
@@ -215,6 +216,8 @@ int main(int argc, char** argv) {
   account_command->add_option("file", account_path, "that muster run was given as --account")->required();
   InfoFlags info_flags;
   CLI::App* info_command = info_flags.add_to(app);
+  launcher::AuditCommand audit;
+  audit.add_to(app);
   launcher::CkptCommand ckpt;
   ckpt.add_to(app);
   const launcher::SimCommand sim_command(app);
@@ -225,6 +228,7 @@ int main(int argc, char** argv) {
     if (error.get_exit_code() == 0) return app.exit(error);
     return fail(std::string(error.what()) + "; see: muster --help");
   }
+  if (audit.parsed()) return audit.run();
   if (ckpt.parsed()) return ckpt.run();
   if (notice_command->parsed()) return give_notice(notice_flags);
   if (account_command->parsed()) return show_account(account_path);

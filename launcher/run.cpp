@@ -16,6 +16,7 @@
 #include <optional>
 #include <sstream>
 
+#include "launcher/audit_log.h"
 #include "launcher/election.h"
 #include "launcher/event_printer.h"
 #include "launcher/notice_server.h"
@@ -37,6 +38,7 @@ using namespace agent;
 
 constexpr Duration kFlushWait = 3 * kSecond;
 constexpr Duration kLateFlushWait = 500 * kMillisecond;  // where a deadline is over
+constexpr Duration kAuditWait = 2 * kSecond;             // for the disk, at the end
 constexpr Duration kReapWait = 10 * kSecond;
 constexpr Duration kAskCloudEvery =
     5 * kSecond;  // as AWS recommends; Azure asks for no more than once a second
@@ -57,6 +59,7 @@ struct Plan {
   std::optional<HostPort> rendezvous;
   std::optional<EtcdAccess> etcd;  // in its place
   TlsSecret secret;
+  bool has_secret = false;  // it was given; else it is made for this launch
   std::vector<std::string> clouds;
 };
 
@@ -192,7 +195,8 @@ Result<Plan> make_plan(const OptionValues& values, std::vector<std::string> comm
   MUSTER_TRY(check_rendezvous(values, plan));
   MUSTER_TRY(check_notices(values, plan));
   MUSTER_TRY(check_log_dir(values.text("log-dir")));
-  if (plan.secret.secret.empty()) plan.secret.secret = random_bytes(32);
+  plan.has_secret = !plan.secret.secret.empty();
+  if (!plan.has_secret) plan.secret.secret = random_bytes(32);
   return plan;
 }
 
@@ -263,16 +267,64 @@ class Agent {
     const Status started = start();
     if (!started.ok()) {
       printer_.say(started.error().message);
-      return started.error().code == ErrorCode::kRetry ? kExitRequeue : kExitMisuse;
+      const int code = started.error().code == ErrorCode::kRetry ? kExitRequeue : kExitMisuse;
+      end_why_ = started.error().message;
+      close_audit(code);
+      return code;
     }
     loop_.run();
     acknowledge();
-    return exit_code_.value_or(kExitRequeue);
+    const int code = exit_code_.value_or(kExitRequeue);
+    close_audit(code);
+    return code;
   }
 
  private:
+  // ---- all that this agent hears of, to its readers
+
+  void tell(const std::string& source, const Event& event) {
+    if (audit_) audit_->note(source, event);
+    printer_.show(source, event);
+  }
+
+  // What this agent has decided itself: said always.
+  void decide(EventKind kind, const std::string& text, int64_t amount = 0) {
+    const Event event{kind, now(), 0, -1, -1, amount, text};
+    if (audit_) audit_->note("agent", event);
+    printer_.show("agent", event, true);
+  }
+
+  // A log that cannot be trusted, or is another agent's, must not be gone on with in silence; a full disk is
+  // met later, and ends nothing.
+  Status open_audit() {
+    if (!values_.is_set("audit")) return ok();
+    AuditOptions options;
+    options.path = values_.text("audit");
+    if (plan_.has_secret) options.secret = plan_.secret.secret;
+    options.job = plan_.secret.job;
+    options.node = plan_.node_name;
+    options.incarnation = hex_of(id_);
+    options.on_trouble = [this](std::string words) {
+      loop_.post([this, words = std::move(words)] { printer_.say(words); });
+    };
+    std::string found;
+    MUSTER_ASSIGN(audit_, AuditLog::open(real_files(), std::move(options), found));
+    printer_.say("the audit log " + values_.text("audit") + " " + found);
+    return ok();
+  }
+
+  void close_audit(int code) {
+    if (!audit_) return;
+    audit_->note_end(code, end_why_);
+    const auto closed = audit_->close(kAuditWait);
+    printer_.say(closed.ok() ? "the audit log " + values_.text("audit") + " ends with " + *closed
+                             : closed.error().message);
+    audit_.reset();
+  }
+
   Status start() {
     if (values_.is_set("events")) MUSTER_TRY(printer_.append_json_to(values_.text("events")));
+    MUSTER_TRY(open_audit());
     MUSTER_TRY(take_signals());
     if (prctl(PR_SET_CHILD_SUBREAPER, 1) != 0)
       printer_.say("cannot adopt the workers' orphans (prctl): processes they leave behind may survive them");
@@ -333,8 +385,8 @@ class Agent {
       if (action.kind == notice::BoardAction::kAct)
         tell_leader(action.notice);
       else
-        printer_.say("notice from " + std::string(to_string(action.notice.source)) + ": " +
-                     action.notice.words + ": " + action.why);
+        decide(EventKind::kDecided, "notice from " + std::string(to_string(action.notice.source)) + ": " +
+                                        action.notice.words + ": " + action.why);
     }
     board_timer_.at(board_.next_deadline());
   }
@@ -475,7 +527,7 @@ class Agent {
       if (!verdict.ok())
         return printer_.say(verdict.error().message + "; the time left is not known, the save goes on");
       cancelled_ = cancelled_ || !verdict->again;
-      if (verdict->why != std::exchange(slurm_why_, verdict->why)) printer_.say(verdict->why);
+      if (verdict->why != std::exchange(slurm_why_, verdict->why)) decide(EventKind::kDecided, verdict->why);
       if (!exit_code_) raise(notice::Source::kSlurm, control::Scope::kJob, left, verdict->why);
     });
   }
@@ -486,7 +538,7 @@ class Agent {
       requeue_deadline_ = 0;
       if (account_sink_ && account_)
         output_.write(*account_sink_, account_->requeue_line(wall_time_ms(), asked, words));
-      printer_.say(words);
+      decide(EventKind::kDecided, words);
     });
   }
 
@@ -545,12 +597,15 @@ class Agent {
 
   void show_cost(const notice::Account::Entry& entry) {
     if (account_sink_ && !entry.line.empty()) output_.write(*account_sink_, entry.line);
-    if (!entry.event.text.empty()) printer_.show("agent", entry.event);
+    if (!entry.event.text.empty()) tell("agent", entry.event);
   }
 
   // No more patience: the workers are killed, and the job may be started again.
   void stop_now(const std::string& why) {
-    if (!exit_code_) printer_.say("stopping at once: " + why + what_is_saved());
+    if (!exit_code_) {
+      end_why_ = why;
+      decide(EventKind::kDecided, "stopping at once: " + why + what_is_saved());
+    }
     exit_code_ = exit_code_.value_or(kExitRequeue);
     begin_end();
     flush_deadline_ = std::min(flush_deadline_, now() + kLateFlushWait);
@@ -603,6 +658,8 @@ class Agent {
   void start_leader() {
     auto store = std::make_unique<MemoryStore>();
     incarnation_ = store->incarnation();
+    tell("agent", {EventKind::kLeaderChanged, now(), 0, -1, -1, 1,
+                   "leads, and has the store, of incarnation " + hex_of(incarnation_)});
     start_leader(std::move(store), {});
   }
 
@@ -626,7 +683,7 @@ class Agent {
         progressed_ = true;
       }
       account(event);
-      printer_.show("leader", event);
+      tell("leader", event);
     };
     callbacks.on_finish = [this](int code, const std::string&) {
       leader_finished_ = true;
@@ -655,7 +712,8 @@ class Agent {
     if (plan_.rendezvous) prepared_ = listen_anywhere(plan_.rendezvous->port);
     if (!prepared_) prepared_ = listen_anywhere();
     if (!prepared_) return Error{ErrorCode::kEnvironment, "it cannot listen for other agents"};
-    printer_.say("makes ready to lead, with term " + std::to_string(offer.term));
+    decide(EventKind::kLeaderChanged, "makes ready to lead, with term " + std::to_string(offer.term),
+           static_cast<int64_t>(offer.term));
     return prepared_->port();
   }
 
@@ -663,11 +721,13 @@ class Agent {
                                                     control::NodeId former) {
     auto store = moved_store(offer.view);
     if (!store.ok()) {
-      printer_.say("cannot lead: " + store.error().message);
+      decide(EventKind::kLeaderChanged, "cannot lead: " + store.error().message);
       return [] { return nullptr; };
     }
-    printer_.say("leads, as leader " + std::to_string(offer.term) + " of this run, at port " +
-                 std::to_string(prepared_->port()) + ", from generation " + to_string(offer.view.generation));
+    decide(EventKind::kLeaderChanged,
+           "leads, as leader " + std::to_string(offer.term) + " of this run, at port " +
+               std::to_string(prepared_->port()) + ", from generation " + to_string(offer.view.generation),
+           static_cast<int64_t>(offer.term));
     read_account();
     begin_account({hex_of(offer.view.generation.incarnation), offer.term});
     start_leader(std::move(store).value(), {offer.view, offer.term, former});
@@ -753,8 +813,10 @@ class Agent {
         won.former != 0 && newest_leader_.node == won.former && newest_leader_.term + 1 == won.term;
     takeover.former_heard_at = known ? node_->leader_heard_at(newest_leader_.term) : kNever;
     begin_account({hex_of(won.incarnation), won.term});
-    printer_.say("leads, as leader " + std::to_string(won.term) + " of this run" +
-                 (won.view.empty() ? "" : ", from generation " + to_string(takeover.view.generation)));
+    decide(EventKind::kLeaderChanged,
+           "leads, as leader " + std::to_string(won.term) + " of this run" +
+               (won.view.empty() ? "" : ", from generation " + to_string(takeover.view.generation)),
+           static_cast<int64_t>(won.term));
     const HostPort former = known ? HostPort{newest_leader_.host, newest_leader_.port} : HostPort{};
     start_leader(election_->store_of(won), std::move(takeover), former);
     leader_->listen(std::move(listener));
@@ -779,7 +841,7 @@ class Agent {
       if (event.kind == EventKind::kRescued) saved_ = std::max(saved_, event.version);
       account(event);
       trained_ = trained_ || (event.kind == EventKind::kJobEnded && event.amount == 0);
-      printer_.show("agent", event);
+      tell("agent", event);
     };
     ProcessOptions processes;
     processes.command = plan_.command;
@@ -816,7 +878,7 @@ class Agent {
       if (event.kind == EventKind::kViewReady) in_view_ = true;
       if (event.kind == EventKind::kResumed) saved_ = std::max(saved_, event.amount);
       account(event);
-      printer_.show("worker " + std::to_string(slot), event);
+      tell("worker " + std::to_string(slot), event);
     };
     callbacks.on_finish = [this](int code, const std::string& why) { node_finished(code, why); };
     node_ = std::make_unique<NodeAgent>(loop_, std::move(options), std::move(workers), std::move(callbacks));
@@ -827,7 +889,7 @@ class Agent {
                                     values_.text("cpu-claims"));
     claim_ = std::move(placing.claim);
     processes.places = std::move(placing.places);
-    if (!placing.words.empty()) printer_.show("agent", {EventKind::kLog, now(), 0, -1, -1, 0, placing.words});
+    if (!placing.words.empty()) tell("agent", {EventKind::kLog, now(), 0, -1, -1, 0, placing.words});
   }
 
   // Should the leader be lost, this agent meets the others at a port of its own. Should its node be drained,
@@ -884,6 +946,7 @@ class Agent {
     node_finished_ = true;
     if (!exit_code_) {
       exit_code_ = code;
+      end_why_ = why;
       if (code != 0) printer_.say(why + " (exit code " + std::to_string(code) + ")");
     }
     maybe_begin_end();
@@ -918,8 +981,9 @@ class Agent {
     event.kind = EventKind::kSafeToKill;
     event.at = now();
     event.version = saved_;
+    event.text = "no worker runs on this node any more";
     event.amount = board_.deadline() == kNever ? -1 : board_.deadline() - now();
-    printer_.show("agent", event);
+    tell("agent", event);
     if (server_) server_->safe_to_kill();
     end_account(event.at);
   }
@@ -947,6 +1011,7 @@ class Agent {
   WorkerProcesses* processes_ = nullptr;  // owned by node_
   Output output_;
   EventPrinter printer_;
+  std::unique_ptr<AuditLog> audit_;
   UniqueFd signal_fd_;
   std::unique_ptr<FdWatch> signal_watch_;
   Timer grace_timer_;
@@ -964,6 +1029,7 @@ class Agent {
   bool leader_ends_ = false;  // the job, as the leader of this process has decided
   int leader_code_ = 0;
   std::optional<int> exit_code_;
+  std::string end_why_;
   Instant end_deadline_ = 0;
   Instant flush_deadline_ = 0;
 

@@ -1,0 +1,18 @@
+// Audit files, read: line by line, with bounded memory whatever is in them.
+#pragma once
+
+#include <functional>
+
+#include "runtime/audit/verifier.h"
+#include "runtime/base/files.h"
+
+namespace muster::launcher {
+
+// Checks the chain of `file` from its beginning; `use` gets each record that holds. Errors: as File::pread.
+Result<audit::Report> verify_audit(File& file, audit::VerifierOptions options,
+                                   const std::function<void(const audit::Record&)>& use = {});
+
+// "line 7 is changed: …", for people.
+std::string words_of(const audit::Fault& fault);
+
+}  // namespace muster::launcher

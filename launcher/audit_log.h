@@ -1,0 +1,55 @@
+// The agent's reader of the event stream that writes the audit log (--audit), on a thread of its own: neither
+// heartbeats nor the training wait for the disk. One agent writes one file; another is refused.
+//
+// A disk that is full, or fails, ends nothing: it is told, records wait in memory, and are written when the
+// disk takes them again. What was beyond that room is lost, and the chain says how much, and where.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "runtime/audit/record.h"
+#include "runtime/base/bytes.h"
+#include "runtime/base/files.h"
+
+namespace muster::launcher {
+
+struct AuditOptions {
+  std::string path;
+  std::optional<ByteBuffer> secret;  // of the job, where it has one: the chain is sealed with it
+  std::string job;
+  std::string node;
+  std::string incarnation;                      // of this agent
+  std::function<void(std::string)> on_trouble;  // a sentence for people; on the writing thread
+  Duration retry_every = kSecond;
+  size_t waiting_max = 4096;  // records in memory
+};
+
+class AuditLog {
+ public:
+  // A file that is there is checked from its beginning, and goes on where it ends; a line that a crash has
+  // torn is cut off, and a record keeps it. `words` says what was found, with the newest hash. Errors:
+  // kMisuse: its chain is broken, or another job's, or another agent writes it: nothing in it is changed;
+  // kEnvironment: it cannot be read.
+  static Result<std::unique_ptr<AuditLog>> open(FileSystem& files, AuditOptions options, std::string& words);
+  ~AuditLog();  // as close(0)
+
+  // Any event, on any thread; those that are not audited are left out.
+  void note(const std::string& source, const Event& event);
+
+  // The last record: what the agent ends with.
+  void note_end(int exit_code, const std::string& why);
+
+  // Writes what waits, for so long at most. "300 records, head 0f…": for the operator to keep. Errors: what
+  // was not written, and why.
+  Result<std::string> close(Duration wait);
+
+ private:
+  struct State;
+  explicit AuditLog(std::shared_ptr<State> state);
+  std::shared_ptr<State> state_;  // a thread that a dead disk holds may outlive the log
+};
+
+}  // namespace muster::launcher

@@ -1,0 +1,383 @@
+// The writer of the audit log: goes on where a file ends, refuses what it must not touch, and outlives disks
+// that fail.
+#include "launcher/audit_log.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
+
+#include <atomic>
+#include <filesystem>
+#include <fstream>
+#include <mutex>
+#include <sstream>
+#include <thread>
+
+#include "launcher/audit_file.h"
+#include "tests/forwarding_files.h"
+
+namespace muster::launcher {
+namespace {
+
+using namespace audit;
+using ::testing::HasSubstr;
+namespace fs = std::filesystem;
+
+// A disk that refuses to write, or to sync, while it is told to.
+struct Moods {
+  std::atomic<bool> refuses_writes = false;
+  std::atomic<bool> refuses_syncs = false;
+  std::atomic<int> syncs = 0;
+  std::atomic<bool> hangs = false;
+};
+
+class MoodyFile final : public File {
+ public:
+  MoodyFile(std::unique_ptr<File> inner, Moods& moods) : inner_(std::move(inner)), moods_(moods) {}
+  Result<size_t> pread(MutableByteSpan bytes, uint64_t offset) override {
+    return inner_->pread(bytes, offset);
+  }
+  Status pwrite(ByteSpan bytes, uint64_t offset) override {
+    while (moods_.hangs) std::this_thread::yield();
+    if (!moods_.refuses_writes) return inner_->pwrite(bytes, offset);
+    (void)inner_->pwrite(bytes.first(bytes.size() / 2), offset);  // as a disk does that becomes full
+    return Error{ErrorCode::kEnvironment, "No space left on device"};
+  }
+  std::unique_ptr<WriteQueue> write_queue(const WriteQueueOptions& options) override {
+    return inner_->write_queue(options);
+  }
+  Status allocate(uint64_t bytes) override { return inner_->allocate(bytes); }
+  Status truncate(uint64_t bytes) override { return inner_->truncate(bytes); }
+  Status sync_data() override {
+    ++moods_.syncs;
+    if (moods_.refuses_syncs) return Error{ErrorCode::kEnvironment, "Input/output error"};
+    return inner_->sync_data();
+  }
+  Status sync() override { return inner_->sync(); }
+  Result<uint64_t> size() override { return inner_->size(); }
+  bool direct() const override { return inner_->direct(); }
+  Status close() override { return inner_->close(); }
+
+ private:
+  std::unique_ptr<File> inner_;
+  Moods& moods_;
+};
+
+class MoodyFiles final : public testing::ForwardingFiles {
+ public:
+  explicit MoodyFiles(Moods& moods) : ForwardingFiles(real_files()), moods_(moods) {}
+  Result<std::unique_ptr<File>> open(const std::string& path, OpenMode mode, bool direct) override {
+    MUSTER_ASSIGN(auto file, inner_.open(path, mode, direct));
+    return std::unique_ptr<File>(std::make_unique<MoodyFile>(std::move(file), moods_));
+  }
+
+ private:
+  Moods& moods_;
+};
+
+class AuditLogTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string name = (fs::temp_directory_path() / "muster_audit_XXXXXX").string();
+    ASSERT_NE(mkdtemp(name.data()), nullptr);
+    folder_ = name;
+    path_ = (folder_ / "audit.log").string();
+  }
+  void TearDown() override {
+    moods_.hangs = false;
+    log_.reset();
+    fs::remove_all(folder_);
+  }
+
+  AuditOptions options() {
+    AuditOptions options;
+    options.path = path_;
+    options.job = "job";
+    options.node = "a";
+    options.incarnation = "00000000000000aa";
+    options.retry_every = 2 * kMillisecond;
+    options.on_trouble = [this](std::string words) {
+      const std::lock_guard lock(mutex_);
+      troubles_.push_back(std::move(words));
+    };
+    return options;
+  }
+  Status open() { return open(options()); }
+  Status open(AuditOptions options) {
+    MUSTER_ASSIGN(log_, AuditLog::open(files_, std::move(options), words_));
+    return ok();
+  }
+  void note(const std::string& text, EventKind kind = EventKind::kDecided) {
+    log_->note("leader", {kind, now(), 3, 12, -1, 0, text});
+  }
+  void close() {
+    const auto closed = log_->close(10 * kSecond);
+    EXPECT_TRUE(closed.ok()) << closed.error().message;
+    log_.reset();
+  }
+  std::string trouble() {
+    const std::lock_guard lock(mutex_);
+    std::string all;
+    for (const std::string& words : troubles_) all += words + "\n";
+    return all;
+  }
+  bool until(const std::function<bool()>& there) {
+    const Instant deadline = now() + 20 * kSecond;
+    while (!there() && now() < deadline) std::this_thread::yield();
+    return there();
+  }
+  std::string text() const {
+    std::ostringstream text;
+    text << std::ifstream(path_, std::ios::binary).rdbuf();
+    return text.str();
+  }
+  void put(const std::string& text) const {
+    std::ofstream(path_, std::ios::binary | std::ios::trunc) << text;
+  }
+  Report report(std::vector<Record>* records = nullptr) const {
+    auto file = real_files().open(path_, OpenMode::kRead);
+    return verify_audit(**file, {},
+                        [&](const Record& record) {
+                          if (records != nullptr) records->push_back(record);
+                        })
+        .value();
+  }
+
+  fs::path folder_;
+  std::string path_;
+  Moods moods_;
+  MoodyFiles files_{moods_};
+  std::string words_;
+  std::mutex mutex_;
+  std::vector<std::string> troubles_;
+  std::unique_ptr<AuditLog> log_;
+};
+
+TEST_F(AuditLogTest, GoesOnWhereTheFileEnds) {
+  for (int launch = 0; launch < 3; ++launch) {
+    ASSERT_TRUE(open().ok());
+    note("first");
+    note("a step", EventKind::kStepCommitted);
+    log_->note("worker 0", {EventKind::kMemberLost, 1, 3, 1, -1, 0, "only follows"});
+    log_->note_end(75, "preempted");
+    close();
+  }
+  std::vector<Record> records;
+  const Report found = report(&records);
+  EXPECT_FALSE(found.fault);
+  ASSERT_EQ(records.size(), 9u) << text();
+  EXPECT_EQ(records[3].event, kOpened);
+  EXPECT_EQ(records[4].text, "first");
+  EXPECT_EQ(records[4].generation, 3u);
+  EXPECT_EQ(records[4].version, 12);
+  EXPECT_EQ(records[8].event, kAgentEnded);
+  EXPECT_EQ(records[8].amount, 75);
+  EXPECT_THAT(words_, HasSubstr("after 6 records"));
+}
+
+TEST_F(AuditLogTest, ATornLineIsCutOffAndKeptInARecord) {
+  ASSERT_TRUE(open().ok());
+  note("first");
+  note("second");
+  close();
+  const std::string whole = text();
+  const size_t last = whole.rfind('\n', whole.size() - 2) + 1;
+  for (size_t cut = last + 1; cut < whole.size(); cut += 13) {
+    put(whole.substr(0, cut));
+    ASSERT_TRUE(open().ok());
+    close();
+    std::vector<Record> records;
+    const Report found = report(&records);
+    ASSERT_FALSE(found.fault) << words_of(*found.fault);
+    if (cut + 1 == whole.size()) continue;  // the record is whole
+    ASSERT_EQ(records.size(), 4u);
+    EXPECT_EQ(records[3].event, kMended);
+    EXPECT_EQ(records[3].amount, static_cast<int64_t>(cut - last));
+    EXPECT_THAT(records[3].text,
+                HasSubstr(to_hex(as_bytes(whole.substr(last, std::min<size_t>(cut - last, 200))))));
+  }
+  put(whole.substr(0, whole.size() - 1));
+  ASSERT_TRUE(open().ok());
+  close();
+  EXPECT_EQ(report().records, 4u) << "only the line feed was missing";
+  put(whole.substr(0, 5));
+  ASSERT_TRUE(open().ok()) << "the first line may be torn, too";
+  close();
+  EXPECT_EQ(report().records, 2u);
+}
+
+TEST_F(AuditLogTest, WhatItMustNotTouchIsLeftAsItIs) {
+  ASSERT_TRUE(open().ok());
+  note("first");
+  close();
+  std::string changed = text();
+  changed[changed.find("first")] = 'F';
+  for (const std::string& bytes : {changed, std::string("my thesis, without a line feed"),
+                                   std::string("my thesis\n"), std::string("{"), std::string(1000, '\0')}) {
+    put(bytes);
+    const Status refused = open();
+    if (bytes == "{") {  // as torn as a first line can be
+      EXPECT_TRUE(refused.ok());
+      close();
+      continue;
+    }
+    ASSERT_FALSE(refused.ok()) << bytes;
+    EXPECT_EQ(refused.error().code, ErrorCode::kMisuse);
+    EXPECT_EQ(text(), bytes);
+  }
+  put("");
+  ASSERT_TRUE(open().ok());
+  close();
+  AuditOptions other = options();
+  other.job = "another";
+  EXPECT_THAT(open(other).error().message, HasSubstr("job 'job'"));
+  other = options();
+  other.secret = ByteBuffer(32, std::byte{7});
+  EXPECT_FALSE(open(other).ok()) << "a log without a seal does not get one in its middle";
+}
+
+TEST_F(AuditLogTest, OneAgentWritesOneFile) {
+  ASSERT_TRUE(open().ok());
+  std::string words;
+  const auto second = AuditLog::open(files_, options(), words);
+  ASSERT_FALSE(second.ok());
+  EXPECT_THAT(second.error().message, HasSubstr("another agent"));
+  close();
+}
+
+TEST_F(AuditLogTest, AFullDiskIsToldAndNothingIsLostThatMemoryHolds) {
+  ASSERT_TRUE(open().ok());
+  note("before");
+  ASSERT_TRUE(until([&] { return report().records == 2; }));
+  moods_.refuses_writes = true;
+  for (int i = 0; i < 100; ++i) note("while " + std::to_string(i));
+  ASSERT_TRUE(until([&] { return trouble().find("No space left") != std::string::npos; })) << trouble();
+  EXPECT_THAT(trouble(), HasSubstr("training goes on"));
+  moods_.refuses_writes = false;
+  ASSERT_TRUE(until([&] { return trouble().find("written again; nothing was lost") != std::string::npos; }));
+  note("after");
+  close();
+  std::vector<Record> records;
+  const Report found = report(&records);
+  EXPECT_FALSE(found.fault);
+  ASSERT_EQ(records.size(), 104u);
+  EXPECT_EQ(records[101].text, "while 99");
+  EXPECT_EQ(records[102].event, kGap);
+  EXPECT_THAT(records[102].text, HasSubstr("No space left"));
+}
+
+TEST_F(AuditLogTest, WhatHasNoRoomIsCountedWhereItBelongs) {
+  AuditOptions small = options();
+  small.waiting_max = 10;
+  ASSERT_TRUE(open(small).ok());
+  ASSERT_TRUE(until([&] { return report().records == 1; }));
+  moods_.refuses_writes = true;
+  note("the first that fails");
+  ASSERT_TRUE(until([&] { return !trouble().empty(); }));
+  for (int i = 0; i < 50; ++i) note("number " + std::to_string(i));
+  moods_.refuses_writes = false;
+  ASSERT_TRUE(until([&] { return trouble().find("records were lost") != std::string::npos; }));
+  close();
+  std::vector<Record> records;
+  EXPECT_FALSE(report(&records).fault);
+  int64_t noted = 0;
+  int64_t lost = 0;
+  for (const Record& record : records) {
+    if (record.event == kGap) lost += record.amount;
+    if (record.text.starts_with("number")) ++noted;
+  }
+  EXPECT_GT(lost, 0);
+  EXPECT_EQ(noted + lost, 50);
+}
+
+TEST_F(AuditLogTest, WhatASyncThatFailedMayHaveLostIsWrittenAgain) {
+  ASSERT_TRUE(open().ok());
+  ASSERT_TRUE(until([&] { return moods_.syncs > 0; }));
+  const size_t durable = text().size();
+  moods_.refuses_syncs = true;
+  note("must be durable", EventKind::kSaveDurable);
+  ASSERT_TRUE(until([&] { return trouble().find("Input/output error") != std::string::npos; }));
+  fs::resize_file(path_, durable);  // what the page cache showed was lost
+  moods_.refuses_syncs = false;
+  close();
+  EXPECT_FALSE(report().fault);
+  EXPECT_THAT(text(), HasSubstr("must be durable"));
+}
+
+TEST_F(AuditLogTest, OnlyWhatSomebodyActsOnIsSyncedAtOnce) {
+  ASSERT_TRUE(open().ok());
+  ASSERT_TRUE(until([&] { return moods_.syncs == 1; }));
+  note("may wait");
+  ASSERT_TRUE(until([&] { return report().records == 2; }));
+  EXPECT_EQ(moods_.syncs, 1);
+  note("written and published", EventKind::kSaveDurable);
+  ASSERT_TRUE(until([&] { return moods_.syncs == 2; }));
+  note("may wait, and not for ever");
+  EXPECT_TRUE(until([&] { return moods_.syncs == 3; }));
+  close();
+}
+
+TEST_F(AuditLogTest, ADiskThatHangsHoldsNobody) {
+  moods_.hangs = true;
+  ASSERT_TRUE(open().ok());
+  const Instant began = now();
+  for (int i = 0; i < 10000; ++i) note("event");
+  const auto closed = log_->close(50 * kMillisecond);
+  EXPECT_LT(now() - began, 10 * kSecond);
+  ASSERT_FALSE(closed.ok());
+  EXPECT_THAT(closed.error().message, HasSubstr("does not answer"));
+  moods_.hangs = false;
+  ASSERT_TRUE(until([&] {
+    return fs::exists(path_) && !text().empty() && text().back() == '\n' && text().size() > 100000;
+  }));
+  // Reason for the wait: the thread that was left alone still holds the file of this test, and nothing tells
+  // its end.
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));
+}
+
+// A real limit of the kernel's in place of a disk that is full.
+TEST_F(AuditLogTest, AFileThatMayGrowNoMoreIsMetInTheSameWay) {
+  signal(SIGXFSZ, SIG_IGN);
+  rlimit before{};
+  getrlimit(RLIMIT_FSIZE, &before);
+  ASSERT_TRUE(open().ok());
+  ASSERT_TRUE(until([&] { return report().records == 1; }));
+  rlimit small = before;
+  small.rlim_cur = text().size() + 100;  // less than a record
+  setrlimit(RLIMIT_FSIZE, &small);
+  note("too much");
+  EXPECT_TRUE(until([&] { return trouble().find("cannot be written") != std::string::npos; })) << trouble();
+  setrlimit(RLIMIT_FSIZE, &before);
+  close();
+  std::vector<Record> records;
+  EXPECT_FALSE(report(&records).fault);
+  ASSERT_GE(records.size(), 2u);
+  EXPECT_EQ(records[1].text, "too much");
+}
+
+// Files of any bytes: verify says something, and takes no more memory than a line.
+TEST_F(AuditLogTest, AnyBytesAreAnsweredInWords) {
+  const auto fault_of = [&](const std::string& bytes) {
+    put(bytes);
+    const Report found = report();
+    EXPECT_TRUE(found.fault);
+    return found.fault ? words_of(*found.fault) : "";
+  };
+  EXPECT_THAT(fault_of(""), HasSubstr("empty"));
+  EXPECT_THAT(fault_of("\n"), HasSubstr("line 1: changed"));
+  EXPECT_THAT(fault_of(std::string(100, '\0')), HasSubstr("torn"));
+  EXPECT_THAT(fault_of(std::string(64 << 20, 'x') + "\n"), HasSubstr("line 1: changed"));
+  EXPECT_THAT(fault_of(std::string(300000, '[') + "\n"), HasSubstr("line 1: changed"));
+  EXPECT_THAT(fault_of("\xff\xfe\n\x80\n"), HasSubstr("line 1: changed"));
+  uint64_t state = 5;
+  for (int round = 0; round < 200; ++round) {
+    std::string bytes(1 + state % 5000, '\0');
+    for (char& c : bytes)
+      c = static_cast<char>((state = state * 6364136223846793005u + 1442695040888963407u) >> 56);
+    EXPECT_FALSE(fault_of(bytes).empty());
+  }
+}
+
+}  // namespace
+}  // namespace muster::launcher

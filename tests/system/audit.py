@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""A worker is killed, a stranger knocks with a wrong secret: the leader's audit log tells both, with reasons, its chain
+holds, and shows each kind of tampering."""
+import argparse
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from rig import Failure, Training, require_no_processes, run_tests, wait_until
+
+
+class Audited(Training):
+    def audit_log(self, name):
+        return self.job.folder / f"audit-{name}.jsonl"
+
+    def start(self, name):
+        program = self.program(checkpoint_every=50)
+        self.agents[name] = self.job.start(name, 2, program, "1:2", on_line=self.on_line,
+                                           extra=["--audit", self.audit_log(name), "--restart-delay", 0.1, "--form-wait", 2])
+
+    def audit(self, *arguments):
+        done = subprocess.run([self.job.muster, "audit", *map(str, arguments)], capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stdout + done.stderr
+
+    def verify(self, path, *arguments):
+        return self.audit("verify", path, "--secret-file", self.job.secret, *arguments)
+
+    def require(self, condition, what):
+        if not condition:
+            raise Failure(what)
+
+    def knock_with_a_wrong_secret(self):
+        wrong = self.job.folder / "wrong"
+        wrong.write_text(secrets.token_hex(32))
+        wrong.chmod(0o600)
+        subprocess.run([self.job.muster, "run", "--nnodes", "1:2", "--rdzv", f"127.0.0.1:{self.job.port}", "--secret-file", wrong,
+                        "--rdzv-timeout", "2", "--", "/bin/true"], capture_output=True, timeout=60)
+
+    def run(self):
+        self.job.new_launch()
+        self.start("a")
+        wait_until(lambda: any(event["event"] == "node joined" for event in self.agents["a"].events()), 30, "the store")
+        self.start("b")
+        wait_until(lambda: self.nodes_in_view() >= {"a", "b"}, 60, "a view of both nodes")
+        self.until_step(20)
+        self.knock_with_a_wrong_secret()
+        os.kill(self.agents["b"].worker_pids()[1], signal.SIGKILL)
+        for name in "ab":
+            if (code := self.agents[name].wait(120)) != 0:
+                raise Failure(f"agent {name} ended with {code}:\n" + "\n".join(self.agents[name].lines[-20:]))
+        self.check_log()
+        self.check_tampering()
+        require_no_processes(self.job)
+
+    def check_log(self):
+        for name in "ab":
+            code, text = self.verify(self.audit_log(name))
+            self.require(code == 0 and "hmac-sha256" in text, f"verify of node {name}'s log: {code}, {text}")
+        code, text = self.audit("show", self.audit_log("a"), "--json", "--secret-file", self.job.secret)
+        self.require(code == 0, f"show: {code}, {text[-500:]}")
+        records = json.loads(text)["records"]
+        lost = [record for record in records if record["event"] == "member lost" and "on node b" in record["text"]]
+        self.require(lost and "killed by signal 9" in lost[0]["text"], f"no record of the killed worker and why: {lost}")
+        installed = [record for record in records if record["event"] == "view installed" and record["seq"] > lost[0]["seq"]]
+        self.require(installed and installed[0]["generation"] > lost[0]["generation"] and installed[0]["amount"] == 3
+                     and installed[0]["text"], f"no record of the view without it: {installed}")
+        self.require(any(record["event"] == "refused" and "wrong secret" in record["text"] for record in records),
+                     "no record of the agent with a wrong secret")
+        for event in ("save durable", "save verified", "plan", "leader", "job ended"):
+            self.require(any(record["event"] == event and (record["text"] or event == "save verified") for record in records),
+                         f"no record of '{event}'")
+        last = records[-1]
+        self.require(last["event"] == "agent ended" and last["amount"] == 0, f"the last record is {last}")
+        head = json.loads(self.verify(self.audit_log("a"), "--json")[1])["logs"][0]["head"]
+        self.require(any(f"head {head}" in line for line in self.agents["a"].lines), "the agent has not told its head")
+        _, people = self.audit("show", self.audit_log("a"))
+        self.require("killed by signal 9" in people and "NOT checked" in people, f"show without the secret:\n{people[-800:]}")
+
+    def check_tampering(self):
+        lines = self.audit_log("a").read_text().splitlines(keepends=True)
+        head = json.loads(lines[-1])["hash"]
+        lost = next(i for i, line in enumerate(lines) if '"event":"member lost"' in line)
+        changed = lines.copy()
+        changed[lost] = changed[lost].replace("signal 9", "signal 8")
+        swapped = lines.copy()
+        swapped[lost - 1], swapped[lost] = swapped[lost], swapped[lost - 1]
+        path = self.job.folder / "tampered.jsonl"
+        for what, tampered, line, more in (("changed", changed, lost + 1, []), ("missing", lines[:lost] + lines[lost + 1:], lost + 1, []),
+                                           ("reordered", swapped, lost, []), ("torn", lines[:-1] + [lines[-1][:50]], len(lines), []),
+                                           ("truncated", lines[:-3], len(lines) - 3, ["--head", head])):
+            path.write_text("".join(tampered))
+            code, text = self.verify(path, *more)
+            self.require(code == 1 and f"line {line}: {what}" in text, f"{what}: {code}, {text}")
+        code, text = self.audit("verify", self.audit_log("a"))
+        self.require(code == 2 and "--secret-file" in text, f"without the secret: {code}, {text}")
+        broken = changed
+        path.write_text("".join(broken))
+        refused = subprocess.run([self.job.muster, "run", "--audit", path, "--secret-file", self.job.secret, "--job", "muster", "--", "/bin/true"],
+                                 capture_output=True, text=True, timeout=60)
+        self.require(refused.returncode == 78 and "left as it is" in refused.stderr, f"a broken log: {refused.returncode}, {refused.stderr}")
+        self.require(path.read_text() == "".join(broken), "a broken log was written to")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--build", type=Path, help="the build folder; default: build/dev")
+    parser.add_argument("--steps", type=int, default=1500)
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
+
+    def test():
+        audited = Audited(options, "audit")
+        try:
+            audited.run()
+        finally:
+            audited.job.close()
+
+    return run_tests([("a killed worker and a stranger are told, and tampering shows", test)], "audit")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
