@@ -16,7 +16,6 @@ namespace {
 
 using namespace audit;
 
-constexpr Duration kSyncEvery = kSecond;     // of records that nobody acts on at once
 constexpr size_t kTailBytesMax = 256 << 10;  // of lines that are not known to be durable
 constexpr size_t kTornBytesKept = 256;       // of a torn line, in the record of it
 
@@ -99,7 +98,7 @@ struct AuditLog::State {
     if (failing_since != kNever) {
       until(now() + options.retry_every);
     } else if (!tail.empty()) {
-      until(unsynced_since + kSyncEvery);
+      until(unsynced_since + options.sync_every);
     } else {
       wake.wait(lock, [&] { return closing || !queue.empty(); });
     }
@@ -112,7 +111,7 @@ struct AuditLog::State {
       const bool more = encode(synced);
       const bool was_failing = failing_since != kNever;
       Status wrote = write_tail();
-      if (wrote.ok() && (synced || was_failing || more || now() - unsynced_since >= kSyncEvery))
+      if (wrote.ok() && (synced || was_failing || more || now() - unsynced_since >= options.sync_every))
         wrote = sync_tail();
       if (!wrote.ok()) return failed(wrote.error());
       if (was_failing) recovered();

@@ -24,7 +24,8 @@ struct AuditOptions {
   std::string incarnation;                      // of this agent
   std::function<void(std::string)> on_trouble;  // a sentence for people; on the writing thread
   Duration retry_every = kSecond;
-  size_t waiting_max = 4096;  // records in memory
+  Duration sync_every = kSecond;  // of records that nobody acts on at once
+  size_t waiting_max = 4096;      // records in memory
 };
 
 class AuditLog {

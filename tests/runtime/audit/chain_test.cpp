@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cctype>
 #include <random>
 
 #include "runtime/audit/policy.h"
@@ -143,6 +144,16 @@ TEST_P(Chains, ATornLastLineIsNotCalledChanged) {
   const Report whole = check(lines_, options(), false);
   EXPECT_FALSE(whole.fault) << "nothing but the line feed is missing";
   EXPECT_FALSE(whole.whole);
+}
+
+// Else a line could be changed without that the chain notices.
+TEST_P(Chains, AHashIsWrittenInOneWay) {
+  Lines changed = lines_;
+  std::string& line = changed[2];
+  for (size_t at = line.size() - 66; at < line.size() - 2; ++at)
+    line[at] = static_cast<char>(std::toupper(static_cast<unsigned char>(line[at])));
+  ASSERT_NE(line, lines_[2]);
+  expect_fault(check(changed, options()), FaultKind::kChanged, 3);
 }
 
 TEST(Chain, NothingIsNoLog) { expect_fault(check({}), FaultKind::kEmpty, 1); }

@@ -1362,7 +1362,7 @@ TEST_F(LocalSaving, IsOfOneNodesMembersWhenTheyAreAtTheVersion) {
   const auto events = all_of_kind<Event>(last);
   ASSERT_EQ(events.size(), 1u);
   EXPECT_EQ(events[0].tier, Tier::kLocal);
-  EXPECT_EQ(events[0].text, "node n1");
+  EXPECT_EQ(events[0].text, "node n1: all of 2 parts written, manifest published");
 }
 
 TEST_F(LocalSaving, AFailedOneFailsNoOther) {
