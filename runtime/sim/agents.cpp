@@ -505,6 +505,7 @@ void World::kill_agent(size_t index, bool silently) {
     lead->vanished = silently;
   }
   agent.vanished = silently;
+  note_too_few_stay();
   for (MemberId id : agent.slots) {
     if (id != 0) kill_process(id, -SIGKILL);
   }

@@ -187,12 +187,22 @@ void World::partition(Duration for_long, bool one_way) {
   }
 }
 
+// 27: where fewer than MIN nodes stay, notices to each of the others are one to the job, for good.
+void World::note_too_few_stay() {
+  const auto staying = std::ranges::count_if(
+      agents, [](const auto& agent) { return agent->alive && !agent->finished && !agent->told_to_leave; });
+  const bool any_told = std::ranges::any_of(agents, [](auto& agent) { return agent->told_to_leave; });
+  job_is_told = job_is_told || (any_told && staying < static_cast<std::ptrdiff_t>(limits.nodes_min));
+}
+
 void World::notice_on(size_t index, Scope scope) {
   Agent& agent = *agents[index];
   if (!agent.alive || !agent.connected || agent.finished) return;
   agent.noticed = true;
   const bool of_store = scope == Scope::kNode && !options.shared_store && index == newest().seat;
   job_is_told = job_is_told || scope == Scope::kJob || of_store;
+  agent.told_to_leave = agent.told_to_leave || scope == Scope::kNode;
+  note_too_few_stay();
   notices_given = true;
   const uint32_t local_rank = static_cast<uint32_t>(random.below(agent.slots.size()));
   const Duration left = between(kSecond, 30 * kSecond);

@@ -153,6 +153,7 @@ struct Agent {
   std::vector<MemberId> slots;  // living process by local rank, or 0
   std::vector<Instant> worker_free_at;
   bool noticed = false;
+  bool told_to_leave = false;  // by a notice to the node
   RescueSide rescue;
   int refusals = 0;              // of connections, in a row
   size_t place = 0;              // with the embedded store: the agent beside which it looks for the leader,
@@ -455,6 +456,7 @@ struct World {
   void suspend_node(size_t agent, Duration for_long);
   void partition(Duration for_long, bool one_way);
   void notice_on(size_t agent, Scope scope);
+  void note_too_few_stay();
   void network_fault(uint64_t kind);
   void host_fault(uint64_t kind);
   void lasts(Duration for_long) { quiet_at = std::max(quiet_at, now + for_long); }

@@ -155,6 +155,15 @@ TEST(Simulation, AGradientIsGivenByWhoHasIt) {
   }
 }
 
+// Each node had a notice of its own, and the stop waited for an open save whose lost parts were written by
+// others: meanwhile steps are made, and no shard is given the copies that it lacks, for the job is to end.
+TEST(Simulation, NothingIsMendedOnceEachNodeIsToLeave) {
+  Options options;
+  options.seed = 63014090;
+  options.shared_store = true;
+  EXPECT_EQ(simulate(options).violation, "") << told(options);
+}
+
 // The checker of rule 11, which once took these lawful schedules for breaches.
 class Silence : public ::testing::Test {
  protected:
