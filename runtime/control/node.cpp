@@ -192,7 +192,8 @@ void NodeCore::State::lose_leader(const std::string& why) {
 }
 
 void NodeCore::State::on(const NodeWelcome& welcome) {
-  if (incarnation != 0 && welcome.newest.incarnation != incarnation) {
+  const bool another = incarnation != 0 && welcome.newest.incarnation != incarnation;
+  if (another && limits.rules.stores_told_apart) {
     // Its generations mean nothing here, and its members' state is older than what the workers hold.
     lose_leader("another store answers at the rendezvous");
     leader_gone = true;

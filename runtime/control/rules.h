@@ -17,6 +17,7 @@ struct RuleSwitches {
   bool shards_given_first = true;  // rule 16: a member that alone holds a shard leaves when another has it
   bool transfers_are_staged = true;  // rule 4: a state on its way is whole before any of it is installed
   bool evict_before_ready = true;    // rule 13: excluded processes are reaped before Go
+  bool stores_told_apart = true;     // rule 9: an agent follows no leader over another store
   bool own_absence_noticed = true;   // detection: who did not run itself calls nobody silent for that time
   bool store_guarded = true;         // rule 14: a failed guard makes the leader resign
   bool frozen_refuses = true;        // rule 10: no permit while the leader is lost

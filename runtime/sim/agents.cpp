@@ -15,6 +15,7 @@ void World::start() {
     limits.own_node = mix64(options.seed * 1000) | 1;  // agent 0's
     leads.push_back(std::make_unique<Lead>());
     newest().core = std::make_unique<Coordinator>(limits, "job", incarnation, now);
+    newest().incarnation = incarnation;
   }
   duplicates = options.faults && random.chance(0.3);
   if (!options.shared_store) schedule_leader(0);
@@ -28,6 +29,7 @@ size_t World::add_agent() {
   agent->id = mix64(options.seed * 1000 + index) | 1;
   agent->name = std::string(1, static_cast<char>('a' + index % 26));
   agent->core = std::make_unique<NodeCore>(agent->id, agent->name, "job", node_limits, now);
+  agent->place = first_place;
   agent->slots.resize(node_limits.workers);
   agent->worker_free_at.resize(node_limits.workers);
   agents.push_back(std::move(agent));
@@ -52,9 +54,10 @@ void World::connect(size_t index) {
   if (agent.alive && !agent.finished && !agent.connected) connect_embedded(index);
 }
 
-// Where it was told that the leader is: at first beside agent 0.
+// Where it was told that the leader is: at first at the address that it was started with.
 void World::connect_embedded(size_t index) {
   Agent& agent = *agents[index];
+  if (agent.core->leader_is_gone()) return;
   const Agent& host = *agents[agent.place];
   for (size_t i = 0; i < leads.size(); ++i) {
     const Lead& lead = *leads[i];
@@ -277,10 +280,9 @@ void World::schedule_leader(size_t which) {
 
 // One key, guarded. The write may happen and its answer be lost; then nobody answers.
 void World::store_view(size_t which, const StoreView& request) {
-  const uint64_t term = leads[which]->term;
   // As decided: who is heard again a moment later was silent then.
-  if (term == store_term) check_store(request.view);
-  if (term != 0) check_taken_over(which, request.view);
+  if (leads_store(*leads[which])) check_store(request.view);
+  if (leads[which]->term != 0) check_taken_over(which, request.view);
   Duration there = between(kMillisecond, 10 * kMillisecond);
   // One that lingers arrives when another may lead.
   if (options.shared_store && options.faults && random.chance(0.05)) there = between(there, 4 * kSecond);
@@ -289,13 +291,13 @@ void World::store_view(size_t which, const StoreView& request) {
   const bool request_lost = (store_fails && random.chance(0.02)) || now < store_away_until ||
                             now < agents[leads[which]->seat]->store_cut_until;
   if (answer_lost || request_lost) ++outcome.faults;
-  after(there, [this, which, term, request, answer_lost, request_lost] {
+  after(there, [this, which, request, answer_lost, request_lost] {
     if (request_lost) return;
     const Generation held = store_empty ? Generation{} : store.generation;
     // An emptied store has lost the leader's token too, which guards each write beside the view (rule 14).
     const bool matches =
         request.expected.counter == 0 ? store_empty : !store_empty && held == request.expected;
-    const bool leads_still = term == store_term && (!options.shared_store || now < store_lease_until);
+    const bool leads_still = leads_store(*leads[which]) && (!options.shared_store || now < store_lease_until);
     // A store that was moved is another one: the former leader's own would take what it writes.
     const bool fenced = options.shared_store && !leads_still && options.rules.leader_fenced;
     const bool written = matches && !foreign_leader && !store_emptied && !fenced;
@@ -388,8 +390,7 @@ void World::agent_does(size_t index, const control::Actions& actions, bool own) 
       });
     }
   }
-  if (agent.connected && options.shared_store &&
-      (agent.core->leader_is_gone() || agent.core->leader_is_fenced())) {
+  if (agent.connected && (agent.core->leader_is_gone() || agent.core->leader_is_fenced())) {
     cut_link(index, "it is no leader any more", true);
     after(200 * kMillisecond, [this, index] { connect(index); });
   }

@@ -59,6 +59,7 @@ void World::check_lag(Process& process, uint64_t lesson) {
 // node; what was committed is not lost while somebody in the view holds it.
 void World::check_enter(const Process& process, const View& view, bool planned) {
   const std::string who = named(process.id) + " in g" + std::to_string(view.generation.counter);
+  check_run(process, view);
   const auto stored = views_stored.find(view.generation);
   expect(stored != views_stored.end() && stored->second.members == view.members,
          who + ": not the stored view");

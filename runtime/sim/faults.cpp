@@ -274,10 +274,7 @@ void World::host_fault(uint64_t kind) {
       after(time, [this, id] { processes.at(id)->slowness = 1; });
     }
   } else if (kind == 7 && random.chance(0.3)) {
-    trace("the store is restarted, and is empty");
-    store_empty = store_emptied = true;
-    store_lease_until = 0;
-    group_faults = true;
+    empty_store();
   }
 }
 

@@ -33,8 +33,10 @@ void World::look(size_t index) {
     Look found;
     const uint64_t of_run = agents[index]->core->store_incarnation();
     const bool was_in_it = of_run == incarnation;
+    if (!lost && store_emptied && stands && of_run == 0) another_run_begins(0);
     if (!lost && !store_emptied) {
       found.term = store_term;
+      found.incarnation = incarnation;
       if (end_recorded && was_in_it) {
         found.what = Look::kEnded;
       } else if (now < store_lease_until) {
@@ -76,7 +78,8 @@ void World::looked(size_t index, const Look& found, Instant asked_at) {
   if (found.what == Look::kWon) return lead(index, found, asked_at);
   if (found.what == Look::kLed) {
     for (size_t i = 0; i < leads.size(); ++i) {
-      if (leads[i]->term == found.term && !leads[i]->over) return connect_to(index, i);
+      const bool is_it = leads[i]->term == found.term && leads[i]->incarnation == found.incarnation;
+      if (is_it && !leads[i]->over) return connect_to(index, i);
     }
   }
   after(between(100 * kMillisecond, 300 * kMillisecond), [this, index] { connect(index); });
@@ -87,6 +90,7 @@ void World::lead(size_t index, const Look& found, Instant asked_at) {
   Agent& agent = *agents[index];
   auto next = std::make_unique<Lead>();
   next->seat = index;
+  next->incarnation = found.incarnation;
   next->term = found.term;
   next->clock = agent.clock;
   next->lease_until = asked_at + kLease - kMargin;
@@ -150,6 +154,7 @@ void World::hold_store(size_t index, const HoldStore& hold) {
   Agent& agent = *agents[index];
   auto next = std::make_unique<Lead>();
   next->seat = index;
+  next->incarnation = agent.core->store_incarnation();
   next->term = hold.offer.term;
   next->clock = agent.clock;
   next->lease_until = kNever;
@@ -158,7 +163,7 @@ void World::hold_store(size_t index, const HoldStore& hold) {
   next->former = hold.former;
   Limits its = limits;
   its.own_node = agent.id;
-  next->core = std::make_unique<Coordinator>(its, "job", incarnation, agent_now(agent),
+  next->core = std::make_unique<Coordinator>(its, "job", next->incarnation, agent_now(agent),
                                              Takeover{hold.offer.view, hold.offer.term, hold.former});
   trace("agent " + agent.name + " holds the store and leads, term " + std::to_string(next->term));
   leads.push_back(std::move(next));
@@ -180,7 +185,7 @@ void World::follow_leader(size_t index, const StoreMoved& to) {
 void World::check_store_given(size_t which, const StoreMoved& to) {
   trace("the store is given to " + agents[index_of(to.node)]->name);
   ++outcome.moves;
-  expect(leads[which]->term == store_term, "a former leader gives the store away");
+  expect(leads_store(*leads[which]), "a former leader gives the store away");
   expect(to.term > store_term, "two leaders have one term");
   store_term = to.term;
   fault_at_move(to);
@@ -196,7 +201,7 @@ void World::check_store_given(size_t which, const StoreMoved& to) {
 bool World::lease_over(size_t which) {
   if (!options.shared_store || leader_now(which) < leads[which]->lease_until) return false;
   if (!options.rules.lease_checked) {
-    expect(leads[which]->term == store_term, "a leader goes on though its lease is over and another leads");
+    expect(leads_store(*leads[which]), "a leader goes on though its lease is over and another leads");
     return false;
   }
   stop_leading(which, "its lease is over", false);
@@ -209,7 +214,7 @@ void World::renew(size_t which) {
     const Instant asked_at = leader_now(which);
     const bool lost = now < store_away_until || now < agents[lead.seat]->store_cut_until;
     after(between(kMillisecond, 10 * kMillisecond), [this, which, asked_at, lost] {
-      if (lost || leads[which]->term != store_term || now >= store_lease_until) return;
+      if (lost || !leads_store(*leads[which]) || now >= store_lease_until) return;
       store_lease_until = now + kLease;
       after(between(kMillisecond, 10 * kMillisecond), [this, which, asked_at] {
         leader_event(which, [this, which, asked_at] {
@@ -231,8 +236,7 @@ void World::stop_leading(size_t which, const std::string& why, bool silently) {
   Agent& seat = *agents[lead.seat];
   if (options.shared_store) {
     const bool reaches = now >= store_away_until && now >= seat.store_cut_until;
-    if (seat.alive && lead.term == store_term && reaches)
-      store_lease_until = std::min(store_lease_until, now);
+    if (seat.alive && leads_store(lead) && reaches) store_lease_until = std::min(store_lease_until, now);
     seat.not_before = now + kHoldOff;
   } else {
     leader_finished = leader_lost = true;
@@ -251,7 +255,7 @@ void World::stop_leading(size_t which, const std::string& why, bool silently) {
 bool World::record_end(size_t which, const EndJob& end) {
   const Lead& lead = *leads[which];
   const bool reaches = now >= store_away_until && now >= agents[lead.seat]->store_cut_until;
-  if (!reaches || store_emptied || lead.term != store_term || now >= store_lease_until) {
+  if (!reaches || store_emptied || !leads_store(lead) || now >= store_lease_until) {
     stop_leading(which, "the store does not take the job's end", false);
     return false;
   }

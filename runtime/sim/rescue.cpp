@@ -43,6 +43,7 @@ void World::lose_store_node(bool silently) {
   group_faults = true;
   outcome.exit_code = kExitRequeue;
   kill_agent(newest().seat, silently);
+  store_may_come_back();
   if (silently) return;
   for (size_t i = 0; i < agents.size(); ++i) {
     if (agents[i]->leader + 1 != leads.size() || i == newest().seat) continue;

@@ -26,6 +26,7 @@ inline constexpr NamedRule kRules[] = {
     {"shards_given_first", &control::RuleSwitches::shards_given_first},
     {"transfers_are_staged", &control::RuleSwitches::transfers_are_staged},
     {"evict_before_ready", &control::RuleSwitches::evict_before_ready},
+    {"stores_told_apart", &control::RuleSwitches::stores_told_apart},
     {"own_absence_noticed", &control::RuleSwitches::own_absence_noticed},
     {"store_guarded", &control::RuleSwitches::store_guarded},
     {"frozen_refuses", &control::RuleSwitches::frozen_refuses},

@@ -118,7 +118,7 @@ std::string World::named(MemberId id) const {
 }
 
 bool World::done() const {
-  const bool nobody_leads = !options.shared_store && newest().term != store_term;  // who was named, never did
+  const bool nobody_leads = !options.shared_store && !leads_store(newest());  // who was named, never did
   if (!leader_finished && !options.shared_store && !nobody_leads) return false;
   for (const auto& agent : agents) {
     if (agent->alive && !agent->finished) return false;

@@ -7,12 +7,13 @@
 // or messages first when they go on; suspended machines and clocks that jump; links that delay, repeat, stand
 // still one way or both, break at one end or both, and come back; partitions; a store that is away, loses
 // requests or answers, has another leader, or is restarted empty; deaths of processes, agents and machines,
-// also of the one with the leader and the store; slow disks, slow user code, starved nodes; notices, alone
-// and staggered over nodes; a flipped bit in memory.
+// also of the one with the leader and the store, which may come back empty while agents of the run before
+// still live; slow disks, slow user code, starved nodes; notices, alone and staggered over nodes; a flipped
+// bit in memory.
 //
 // With Options::shared_store the store is apart from all nodes, as etcd is, and leaders change: their lease,
 // elections whose answers are lost, former leaders that wake up, nodes that reach the leader and not the
-// store, or the reverse.
+// store, or the reverse; and it may lose all its keys, and be used again.
 //
 // Without, the store is embedded: it moves before its node is drained, while links break and agents freeze or
 // die.
@@ -68,6 +69,7 @@ struct Outcome {
   uint64_t faults = 0;
   uint64_t leaders = 0;
   uint64_t moves = 0;         // of the embedded store, to another node
+  uint64_t runs = 1;          // in stores that came back empty, each begins another one
   Duration after_faults = 0;  // from the last fault's end to the job's
   std::vector<std::string> trace;
 };

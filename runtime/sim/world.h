@@ -164,7 +164,8 @@ struct Agent {
 
 struct Lead {
   std::unique_ptr<Coordinator> core;
-  size_t seat = 0;  // its agent
+  size_t seat = 0;           // its agent
+  uint64_t incarnation = 0;  // of its store
   uint64_t term = 0;
   bool over = false;  // dead, resigned, or finished
   Instant tick_at = kNever;
@@ -259,6 +260,7 @@ struct World {
   uint64_t store_term = 0;      // of the newest leader that it has had
   NodeId store_leader = 0;      // where that one is, or was
   uint64_t incarnation = 4242;  // of the store, or of the newest run in it
+  size_t first_place = 0;       // the agent at the address that all are started with
   Instant store_lease_until = 0;
   std::optional<EndJob> end_recorded;
   bool store_empty = true;
@@ -361,8 +363,19 @@ struct World {
   bool host_answers(NodeId node);
   bool lease_over(size_t which);
   bool anybody_of_the_run() const;
+  // Others may have its term, in a store that was emptied since, or in another.
+  bool leads_store(const Lead& lead) const {
+    return lead.term == store_term && lead.incarnation == incarnation;
+  }
   void stop_leading(size_t which, const std::string& why, bool silently);
   bool record_end(size_t which, const EndJob& end);
+
+  // ---- stores that come back empty (empty_stores.cpp)
+  void empty_store();
+  void another_run_begins(uint64_t nodes);
+  void store_may_come_back();
+  void begin_again();
+  void check_run(const Process& process, const View& view);
 
   // ---- the store's node is lost (rescue.cpp)
   void lose_store_node(bool silently);

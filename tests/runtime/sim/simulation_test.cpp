@@ -25,7 +25,7 @@ std::string told(Options options) {
 
 TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
   uint64_t views = 0, differences = 0, planned = 0, waited = 0, sent_in_parts = 0, caught_up = 0, saves = 0,
-           paced = 0, rewrites = 0, rescues = 0, faults = 0, finished = 0, moves = 0;
+           paced = 0, rewrites = 0, rescues = 0, faults = 0, finished = 0, moves = 0, runs = 0;
   for (uint64_t seed = 1; seed <= 2000; ++seed) {
     Options options;
     options.seed = seed;
@@ -42,6 +42,7 @@ TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
     rewrites += outcome.rewrites;
     rescues += outcome.rescues;
     moves += outcome.moves;
+    runs += outcome.runs - 1;
     faults += outcome.faults;
     finished += outcome.exit_code == 0 ? 1 : 0;
   }
@@ -57,13 +58,14 @@ TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
   EXPECT_GT(rewrites, 40u);
   EXPECT_GT(rescues, 50u);
   EXPECT_GT(moves, 60u) << "the embedded store leaves nodes that are drained";
+  EXPECT_GT(runs, 10u) << "an empty store is used again";
   EXPECT_GT(faults, 4000u);
   EXPECT_GT(finished, 1000u);
 }
 
 // The store is apart from all nodes: leaders are lost, resign, wake up after their lease, and are replaced.
 TEST(Simulation, InvariantsHoldWhileLeadersChange) {
-  uint64_t leaders = 0, views = 0, finished = 0;
+  uint64_t leaders = 0, views = 0, finished = 0, runs = 0;
   constexpr uint64_t kSchedules = 1000;
   for (uint64_t seed = 1; seed <= kSchedules; ++seed) {
     Options options;
@@ -72,11 +74,13 @@ TEST(Simulation, InvariantsHoldWhileLeadersChange) {
     const Outcome outcome = simulate(options);
     ASSERT_EQ(outcome.violation, "") << "seed " << seed << "\n" << told(options);
     leaders += outcome.leaders;
+    runs += outcome.runs - 1;
     views += outcome.views;
     finished += outcome.exit_code == 0 ? 1 : 0;
   }
   EXPECT_GT(leaders, kSchedules + kSchedules / 4) << "leaders do change";
   EXPECT_GT(views, kSchedules);
+  EXPECT_GT(runs, 10u) << "an empty store is used again";
   EXPECT_GT(finished, kSchedules / 2);
 }
 
