@@ -203,11 +203,11 @@ void World::check_learn(const Learn& learn) {
                       std::to_string(learn.view.generation.counter));
 }
 
-// Each update is of all microbatches exactly once: every member of one view contributed from the same state.
-// Looked at where it is applied: a flipped bit may take part in a reduction, whose result is then dropped
-// (5).
+// Every member of one view contributed from the same state, and all together each microbatch once. Looked at
+// where it is applied: a flipped bit may take part in a reduction, whose result is then dropped (5).
 void World::check_reduction(const Group& group, Version version) {
   const auto& reduction = group.reductions.at(version);
+  check_microbatches(reduction, version);
   const Digest right = corrupted ? reduction.states.begin()->second : truth_of(version);
   for (const Member& member : group.view.members) {
     const auto state = reduction.states.find(member.id);

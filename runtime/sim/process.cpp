@@ -259,6 +259,7 @@ void World::enter_view(Process& process, const EnterView& enter) {
   if (process.version == enter.base) process.state_in = process.entered;
   process.revoked_since = false;
   process.was_in_view = true;
+  take_lanes(process, process.core->view());
   process.reported = false;
   process.lesson.reset();
   process.learn_until.reset();
@@ -388,6 +389,7 @@ void World::contribute(Process& process, Generation generation, Version version)
   expect(!reduction.states.contains(process.id),
          named(process.id) + " contributes twice to step " + std::to_string(version));
   reduction.states[process.id] = process.writing ? kGarbage : process.state;
+  compute_microbatches(process, reduction);
   reduction.plan = std::max(reduction.plan, process.core->plan());
   if (reduction.states.size() < group.view.members.size()) return;
   reduction.complete = true;

@@ -43,6 +43,7 @@ World::World(const Options& given) : options(given), random(given.seed) {
     SeededRandom own(mix64(options.seed));
     sharding = {static_cast<uint32_t>(1 + own.below(12)), static_cast<uint32_t>(1 + own.below(3))};
   }
+  choose_lanes();
   saves_locally = sharding.shards == 0 && options.seed % 3 == 0;
   limits.nodes_max = 2 + static_cast<uint32_t>(random.below(3));
   limits.nodes_min = 1 + static_cast<uint32_t>(random.below(limits.nodes_max - 1));

@@ -23,6 +23,8 @@
 // With every third seed, unless the state is sharded, each node saves for itself too. Nothing resumes from
 // that here.
 //
+// Each process computes the microbatches that the production division of lanes gives its rank.
+//
 // With every fourth seed the state is sharded, in one to twelve shards of one to three copies; with a quarter
 // of these nobody keeps a gradient that others may lack.
 #pragma once

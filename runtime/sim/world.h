@@ -11,6 +11,7 @@
 #include <set>
 #include <utility>
 
+#include "collectives/lane_tree.h"
 #include "runtime/base/random.h"
 #include "runtime/control/coordinator.h"
 #include "runtime/control/member.h"
@@ -50,6 +51,7 @@ struct Process {
   Version version = kNoVersion;
   Digest state;
   Generation state_in;   // the view that it was last entered with
+  LaneRange lanes;       // whose microbatches it computes, by the view that it knows
   bool writing = false;  // an update or installation is under way: reading now gives garbage
   uint64_t writes = 0;   // a read that spans a write gives garbage
   std::optional<std::pair<Version, Digest>> staged;
@@ -188,6 +190,7 @@ struct Group {
   std::set<MemberId> restoring;
   struct Reduction {
     std::map<MemberId, Digest> states;
+    std::vector<uint32_t> taken;  // how often each microbatch was
     uint64_t plan = 0;
     bool complete = false;
   };
@@ -247,6 +250,9 @@ struct World {
   bool saves_locally = false;   // also on each node, for its own members
   Sharding sharding;            // of the state; none: all hold all
   bool keeps_gradients = true;  // of the newest update
+  int lanes = 1;
+  int microbatches = 1;                                     // a multiple of the lanes
+  std::map<size_t, std::vector<LaneRange>> lane_divisions;  // by world size
   Limits limits;
   NodeLimits node_limits;
   MemberLimits member_limits;
@@ -427,6 +433,12 @@ struct World {
   void enter_view(Process& process, const EnterView& enter);
   void restore(Process& process, Generation generation);
   void revoke(Process& process, const RevokeGroup& revoke);
+
+  // ---- lanes (lanes.cpp)
+  void choose_lanes();
+  void take_lanes(Process& process, const View& view);
+  void compute_microbatches(const Process& process, Group::Reduction& reduction) const;
+  void check_microbatches(const Group::Reduction& reduction, Version version);
 
   // ---- shards (shards.cpp)
   void update_shards(Process& process, const Process::Ready& ready);
