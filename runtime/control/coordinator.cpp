@@ -104,7 +104,7 @@ std::vector<const NodeRecord*> Coordinator::State::complete_nodes() const {
 
 // Not where the others of the view are too few without it.
 bool Coordinator::State::held_in_quarantine(const NodeRecord& node) const {
-  if (!quarantine.holds(now, node.name)) return false;
+  if (!limits.rules.quarantine_kept || !quarantine.holds(now, node.name)) return false;
   std::set<NodeId> others;
   for (MemberId id : living_of(view)) others.insert(members.at(id).member.node);
   others.erase(node.id);

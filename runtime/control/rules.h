@@ -24,6 +24,7 @@ struct RuleSwitches {
   bool plan_baseline = true;         // rule 16: every member of a view starts from the same plan number
   bool boundary_awaits_all = true;   // rule 16: a planned view waits for every member's boundary
   bool joins_wait_for_step = true;   // rule 18: a join waits until a step was committed in the view
+  bool quarantine_kept = true;       // detection: who fails again and again is not taught for a time
   bool laggards_waited_for = true;   // rule 17: a learner that cannot keep up is sent the state at a boundary
   bool end_awaits_all = true;        // rule 19: nobody is told to end before all hold the last version
   bool save_needs_all_votes = true;  // rule 24: no manifest before every participant has voted

@@ -223,6 +223,7 @@ void World::leader_does(size_t which, const control::Actions& actions) {
       if (const auto* closed = std::get_if<SaveClosed>(&send.envelope.message))
         check_save_closed(lead, *closed, with_eviction);
       if (const auto* end = std::get_if<EndJob>(&send.envelope.message)) check_finished(lead, *end);
+      if (std::holds_alternative<Learn>(send.envelope.message)) check_taught(which, send.envelope.member);
       if (const auto* open = std::get_if<SaveOpen>(&send.envelope.message))
         expect(save_leads.emplace(open->save, which).first->second == which,
                "two leaders give one name to two saves");
@@ -254,6 +255,7 @@ void World::leader_does(size_t which, const control::Actions& actions) {
             std::to_string(event->generation) + " " + event->text);
       if (event->kind == EventKind::kSaveDurable && event->tier == Tier::kShared) ++outcome.saves;
       if (paced && event->kind == EventKind::kSaveStarted && event->text == "periodic") ++outcome.paced_saves;
+      if (event->kind == EventKind::kNodeQuarantined) note_quarantine(which, *event);
       const bool ends = event->kind == EventKind::kJobEnded && options.shared_store;
       if (ends && !record_end(which, {static_cast<int>(event->amount), event->text})) return;
     }
@@ -282,6 +284,7 @@ void World::schedule_leader(size_t which) {
 void World::store_view(size_t which, const StoreView& request) {
   // As decided: who is heard again a moment later was silent then.
   if (leads_store(*leads[which])) check_store(request.view);
+  check_first_view(which, request.view);
   if (leads[which]->term != 0) check_taken_over(which, request.view);
   Duration there = between(kMillisecond, 10 * kMillisecond);
   // One that lingers arrives when another may lead.

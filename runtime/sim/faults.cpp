@@ -8,6 +8,8 @@ namespace muster::sim {
 void World::plan_faults() {
   if (options.slow_code_only) return;
   if (options.bounded_rate) return one_death_after_another();
+  if (flaky) fail_again_and_again();
+  if (flaky && options.seed % 2 == 0) return;  // nothing beside it, so that the node must be taken again
   const uint64_t count = random.below(7);
   const Duration spread = between(2 * kSecond, 12 * kSecond);
   Instant when = 0;

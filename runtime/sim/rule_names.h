@@ -33,6 +33,7 @@ inline constexpr NamedRule kRules[] = {
     {"plan_baseline", &control::RuleSwitches::plan_baseline},
     {"boundary_awaits_all", &control::RuleSwitches::boundary_awaits_all},
     {"joins_wait_for_step", &control::RuleSwitches::joins_wait_for_step},
+    {"quarantine_kept", &control::RuleSwitches::quarantine_kept},
     {"laggards_waited_for", &control::RuleSwitches::laggards_waited_for},
     {"end_awaits_all", &control::RuleSwitches::end_awaits_all},
     {"save_needs_all_votes", &control::RuleSwitches::save_needs_all_votes},

@@ -51,9 +51,9 @@ int main(int argc, char** argv) {
     }
   }
   const uint64_t first = options.seed;
-  uint64_t events = 0, leaders = 0, moves = 0, runs = 0, views = 0, planned = 0, differences = 0, waited = 0,
-           caught_up = 0, saves = 0, paced = 0, local = 0, rewrites = 0, rescues = 0, faults = 0,
-           shards_moved = 0, broken = 0;
+  uint64_t events = 0, leaders = 0, moves = 0, runs = 0, quarantines = 0, views = 0, planned = 0,
+           differences = 0, waited = 0, caught_up = 0, saves = 0, paced = 0, local = 0, rewrites = 0,
+           rescues = 0, faults = 0, shards_moved = 0, broken = 0;
   std::map<int, uint64_t> codes;
   muster::Duration longest = 0;
   for (uint64_t seed = first; seed < first + seeds; ++seed) {
@@ -76,6 +76,7 @@ int main(int argc, char** argv) {
     leaders += outcome.leaders;
     moves += outcome.moves;
     runs += outcome.runs - 1;
+    quarantines += outcome.quarantines;
     planned += outcome.planned;
     waited += outcome.waited;
     differences += outcome.differences;
@@ -91,8 +92,8 @@ int main(int argc, char** argv) {
     ++codes[outcome.exit_code];
   }
   std::printf(
-      "%llu seeds, %llu events, %llu leaders, %llu moves of the store, %llu empty stores used again, %llu "
-      "views (%llu planned, %llu "
+      "%llu seeds, %llu events, %llu leaders, %llu moves of the store, %llu empty stores used again, "
+      "%llu quarantines, %llu views (%llu planned, %llu "
       "waited, %llu differences told), "
       "%llu caught up, %llu "
       "saves, %llu "
@@ -101,13 +102,13 @@ int main(int argc, char** argv) {
       "faults;",
       static_cast<unsigned long long>(seeds), static_cast<unsigned long long>(events),
       static_cast<unsigned long long>(leaders), static_cast<unsigned long long>(moves),
-      static_cast<unsigned long long>(runs), static_cast<unsigned long long>(views),
-      static_cast<unsigned long long>(planned), static_cast<unsigned long long>(waited),
-      static_cast<unsigned long long>(differences), static_cast<unsigned long long>(caught_up),
-      static_cast<unsigned long long>(saves), static_cast<unsigned long long>(paced),
-      static_cast<unsigned long long>(local), static_cast<unsigned long long>(rewrites),
-      static_cast<unsigned long long>(rescues), static_cast<unsigned long long>(shards_moved),
-      static_cast<unsigned long long>(faults));
+      static_cast<unsigned long long>(runs), static_cast<unsigned long long>(quarantines),
+      static_cast<unsigned long long>(views), static_cast<unsigned long long>(planned),
+      static_cast<unsigned long long>(waited), static_cast<unsigned long long>(differences),
+      static_cast<unsigned long long>(caught_up), static_cast<unsigned long long>(saves),
+      static_cast<unsigned long long>(paced), static_cast<unsigned long long>(local),
+      static_cast<unsigned long long>(rewrites), static_cast<unsigned long long>(rescues),
+      static_cast<unsigned long long>(shards_moved), static_cast<unsigned long long>(faults));
   for (const auto& [code, count] : codes)
     std::printf(" exit %d: %llu", code, static_cast<unsigned long long>(count));
   std::printf("; at most %.1f s from the last fault to the end\n", muster::seconds(longest));

@@ -44,6 +44,9 @@ World::World(const Options& given) : options(given), random(given.seed) {
     sharding = {static_cast<uint32_t>(1 + own.below(12)), static_cast<uint32_t>(1 + own.below(3))};
   }
   choose_lanes();
+  flaky = options.faults && !options.bounded_rate && !options.slow_code_only &&
+          mix64(options.seed ^ 0xf1a) % 33 == 0;
+  if (flaky && !paced) options.steps *= 4;
   saves_locally = sharding.shards == 0 && options.seed % 3 == 0;
   limits.nodes_max = 2 + static_cast<uint32_t>(random.below(3));
   limits.nodes_min = 1 + static_cast<uint32_t>(random.below(limits.nodes_max - 1));

@@ -9,7 +9,7 @@
 // requests or answers, has another leader, or is restarted empty; deaths of processes, agents and machines,
 // also of the one with the leader and the store, which may come back empty while agents of the run before
 // still live; slow disks, slow user code, starved nodes; notices, alone and staggered over nodes; a flipped
-// bit in memory.
+// bit in memory; a node whose workers die again and again.
 //
 // With Options::shared_store the store is apart from all nodes, as etcd is, and leaders change: their lease,
 // elections whose answers are lost, former leaders that wake up, nodes that reach the leader and not the
@@ -70,7 +70,8 @@ struct Outcome {
   uint64_t rescues = 0;      // saves without the leader
   uint64_t faults = 0;
   uint64_t leaders = 0;
-  uint64_t moves = 0;         // of the embedded store, to another node
+  uint64_t moves = 0;  // of the embedded store, to another node
+  uint64_t quarantines = 0;
   uint64_t runs = 1;          // in stores that came back empty, each begins another one
   Duration after_faults = 0;  // from the last fault's end to the job's
   std::vector<std::string> trace;

@@ -179,8 +179,10 @@ struct Lead {
   Generation found;              // in the store
   NodeId former = 0;             // the leader before was there
   Instant former_heard_at = kNever;
-  bool former_unanswered = false;  // as it was told last
-  bool vanished = false;           // with its machine: nobody is even refused
+  bool former_unanswered = false;         // as it was told last
+  bool vanished = false;                  // with its machine: nobody is even refused
+  std::map<NodeId, Instant> quarantined;  // until when, by its own clock
+  std::map<MemberId, Instant> taught;     // since when, by the world's
 };
 
 struct Group {
@@ -248,6 +250,7 @@ struct World {
 
   bool paced = false;           // when to save is left to the leader
   bool saves_locally = false;   // also on each node, for its own members
+  bool flaky = false;           // a node fails again and again
   Sharding sharding;            // of the state; none: all hold all
   bool keeps_gradients = true;  // of the newest update
   int lanes = 1;
@@ -433,6 +436,15 @@ struct World {
   void enter_view(Process& process, const EnterView& enter);
   void restore(Process& process, Generation generation);
   void revoke(Process& process, const RevokeGroup& revoke);
+
+  // ---- nodes that fail again and again (flaky_nodes.cpp)
+  void fail_again_and_again();
+  void next_failure(size_t agent, uint64_t left);
+  void note_quarantine(size_t which, const muster::Event& event);
+  void check_taught(size_t which, MemberId learner);
+  void check_first_view(size_t which, const View& next);
+  void check_healed(size_t which, NodeId node, Instant until);
+  size_t nodes_alive_beside(const View& view, NodeId node) const;
 
   // ---- lanes (lanes.cpp)
   void choose_lanes();

@@ -25,7 +25,8 @@ std::string told(Options options) {
 
 TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
   uint64_t views = 0, differences = 0, planned = 0, waited = 0, sent_in_parts = 0, caught_up = 0, saves = 0,
-           paced = 0, rewrites = 0, rescues = 0, faults = 0, finished = 0, moves = 0, runs = 0;
+           paced = 0, rewrites = 0, rescues = 0, faults = 0, finished = 0, moves = 0, runs = 0,
+           quarantines = 0;
   for (uint64_t seed = 1; seed <= 2000; ++seed) {
     Options options;
     options.seed = seed;
@@ -42,6 +43,7 @@ TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
     rewrites += outcome.rewrites;
     rescues += outcome.rescues;
     moves += outcome.moves;
+    quarantines += outcome.quarantines;
     runs += outcome.runs - 1;
     faults += outcome.faults;
     finished += outcome.exit_code == 0 ? 1 : 0;
@@ -59,6 +61,7 @@ TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
   EXPECT_GT(rescues, 50u);
   EXPECT_GT(moves, 60u) << "the embedded store leaves nodes that are drained";
   EXPECT_GT(runs, 10u) << "an empty store is used again";
+  EXPECT_GT(quarantines, 15u);
   EXPECT_GT(faults, 4000u);
   EXPECT_GT(finished, 1000u);
 }
