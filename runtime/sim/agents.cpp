@@ -105,6 +105,7 @@ void World::half_open(size_t index, Duration for_long) {
   agent.reset_ever = true;
   trace("link of " + agent.name + ": half-open");
   leader_event(agent.leader, [this, node = agent.id, which = agent.leader] {
+    leads[which]->links.erase(node);
     leader_does(which, leads[which]->core->disconnected(leader_now(which), node, "connection reset"));
   });
   after(for_long, [this, index, link = agent.link] {
@@ -119,15 +120,18 @@ void World::cut_link(size_t index, const std::string& why, bool both_know) {
   if (!agent.connected) return;
   agent.connected = false;
   agent.reset_ever = true;
-  ++agent.link;
-  trace("link of " + agent.name + ": " + why);
   const NodeId node = agent.id;
-  const uint64_t link = agent.link;
+  const uint64_t link = agent.link++;
+  trace("link of " + agent.name + ": " + why);
+  agent.former_link = link;
+  agent.former_link_is_late_by = static_cast<Duration>(mix64(node ^ link) % 400) * kMillisecond;
   if (both_know) {
     after(between(kMillisecond, 20 * kMillisecond), [this, node, link, why, which = agent.leader] {
       leader_event(which, [this, node, link, why, which] {
-        if (agent_of(node)->link == link)
-          leader_does(which, leads[which]->core->disconnected(leader_now(which), node, why));
+        const auto known = leads[which]->links.find(node);
+        if (known == leads[which]->links.end() || known->second != link) return;
+        leads[which]->links.erase(known);
+        leader_does(which, leads[which]->core->disconnected(leader_now(which), node, why));
       });
     });
   }
@@ -143,12 +147,15 @@ void World::up(size_t index, Envelope envelope) {
   const Instant sent = now + between(100 * kMicrosecond, 5 * kMillisecond);
   agent.up_free_at = std::max({agent.up_free_at, sent, agent.up_blocked_until + 1});
   for (int i = 0; i < copies; ++i) {
-    at(agent.up_free_at, [this, index, link = agent.link, envelope] {
-      const auto deliver = [this, index, link, envelope] {
-        leader_event(agents[index]->leader, [this, index, link, envelope] {
-          if (agents[index]->link == link && !agents[index]->deaf_link) deliver_up(index, envelope);
+    at(agent.up_free_at, [this, index, which = agent.leader, link = agent.link, envelope] {
+      const auto deliver = [this, index, which, link, envelope] {
+        leader_event(which, [this, index, which, link, envelope] {
+          if (arrives(which, index, link, envelope.message)) deliver_up(which, index, envelope);
         });
       };
+      // Read by a leader that is busy, after the break; all as late as each other, so FIFO.
+      if (overlaps && link == agents[index]->former_link)
+        return after(agents[index]->former_link_is_late_by, deliver);
       // What is sent during a cut arrives one nanosecond later: FIFO.
       if (now >= agents[index]->up_blocked_until) return deliver();
       at(agents[index]->up_blocked_until, deliver);
@@ -156,11 +163,21 @@ void World::up(size_t index, Envelope envelope) {
   }
 }
 
-void World::deliver_up(size_t index, const Envelope& envelope) {
+// A leader knows a node by one connection. A hello on a newer one replaces it, and what the older one still
+// carries is nobody's then (LeaderHost::identify).
+bool World::arrives(size_t which, size_t index, uint64_t link, const Message& message) {
+  const Agent& from = *agents[index];
+  uint64_t& known = leads[which]->links[from.id];
+  const bool carries = link == from.link ? !from.deaf_link : overlaps && link == from.former_link;
+  if (!carries) return false;
+  if (std::holds_alternative<NodeHello>(message)) known = std::max(known, link);
+  return link == known;
+}
+
+void World::deliver_up(size_t which, size_t index, const Envelope& envelope) {
   Agent& from = *agents[index];
   if (!std::holds_alternative<Heartbeat>(envelope.message)) from.spoke_at = now;
   if (const auto* gone = std::get_if<MemberGone>(&envelope.message)) proven_dead.insert(gone->member);
-  const size_t which = from.leader;
   leader_does(which, leads[which]->core->receive(leader_now(which), from.id, envelope));
 }
 
@@ -172,6 +189,9 @@ void World::down(NodeId node, Envelope envelope) {
   }
   Agent* agent = agent_of(node);
   if (agent == nullptr || !agent->connected || !agent->alive || agent->deaf_link) return;
+  const auto known = leads[agent->leader]->links.find(node);
+  if (known == leads[agent->leader]->links.end() || known->second != agent->link)
+    return;  // the older one is dead
   if (const auto* learn = std::get_if<Learn>(&envelope.message)) check_learn(*learn);
   const int copies = duplicates && random.chance(0.02) ? 2 : 1;
   const Instant sent = now + between(100 * kMicrosecond, 5 * kMillisecond);

@@ -101,7 +101,7 @@ void World::check_healed(size_t which, NodeId node, Instant until) {
   size_t waiting = 0;
   for (const MemberId id : agent.slots) waiting += id != 0 && processes.at(id)->alive ? 1 : 0;
   const bool is_taught = std::ranges::any_of(lead.taught, [&](const auto& entry) {
-    return agents[processes.at(entry.first)->agent]->id == node && entry.second > now - kTakenWithin;
+    return agents[processes.at(entry.first)->agent]->id == node && entry.second >= now - kTakenWithin;
   });
   expect(waiting < agent.slots.size() || is_taught,
          "node " + agent.name + " has left its quarantine, and nobody is taught there");

@@ -44,6 +44,7 @@ World::World(const Options& given) : options(given), random(given.seed) {
     sharding = {static_cast<uint32_t>(1 + own.below(12)), static_cast<uint32_t>(1 + own.below(3))};
   }
   choose_lanes();
+  overlaps = options.faults && mix64(options.seed ^ 0x0e71a) % 3 == 0;
   flaky = options.faults && !options.bounded_rate && !options.slow_code_only &&
           mix64(options.seed ^ 0xf1a) % 33 == 0;
   if (flaky && !paced) options.steps *= 4;

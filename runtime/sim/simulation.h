@@ -18,7 +18,8 @@
 // Without, the store is embedded: it moves before its node is drained, while links break and agents freeze or
 // die.
 //
-// A connection keeps its order, as TCP does; only connections, workers and nodes overtake each other.
+// A connection keeps its order, as TCP does; only connections, workers and nodes overtake each other. With
+// every third seed what a broken connection carried is read late, before or after the hello on the next one.
 //
 // With every third seed, unless the state is sharded, each node saves for itself too. Nothing resumes from
 // that here.

@@ -146,7 +146,9 @@ struct Agent {
   bool looks = false;           // asks the store who leads
   Instant store_cut_until = 0;  // what it asks the store before is lost
   Instant not_before = 0;       // it stands for no election
-  bool deaf_link = false;       // half-open: the leader has dropped it, the agent does not know yet
+  uint64_t former_link = 0;     // the connection before: what it carried may still arrive
+  Duration former_link_is_late_by = 0;
+  bool deaf_link = false;  // half-open: the leader has dropped it, the agent does not know yet
   bool frozen = false;
   std::vector<Action> held;
   Duration clock = 0;
@@ -181,6 +183,7 @@ struct Lead {
   Instant former_heard_at = kNever;
   bool former_unanswered = false;         // as it was told last
   bool vanished = false;                  // with its machine: nobody is even refused
+  std::map<NodeId, uint64_t> links;       // the connection by which it knows a node
   std::map<NodeId, Instant> quarantined;  // until when, by its own clock
   std::map<MemberId, Instant> taught;     // since when, by the world's
 };
@@ -250,6 +253,7 @@ struct World {
 
   bool paced = false;           // when to save is left to the leader
   bool saves_locally = false;   // also on each node, for its own members
+  bool overlaps = false;        // what a broken connection carried may arrive while the next one is made
   bool flaky = false;           // a node fails again and again
   Sharding sharding;            // of the state; none: all hold all
   bool keeps_gradients = true;  // of the newest update
@@ -343,7 +347,8 @@ struct World {
   void agent_does(size_t agent, const control::Actions& actions, bool own = false);
   Instant leader_now(size_t which) const { return now + leads[which]->clock; }
   Instant agent_now(const Agent& agent) const { return now + agent.clock; }
-  void deliver_up(size_t agent, const Envelope& envelope);
+  bool arrives(size_t which, size_t agent, uint64_t link, const Message& message);
+  void deliver_up(size_t which, size_t agent, const Envelope& envelope);
   void answer_store(size_t which, const StoreView& request, bool written);
   void store_view(size_t which, const StoreView& store_view);
   void up(size_t agent, Envelope envelope);
