@@ -48,6 +48,8 @@ void Coordinator::State::on(NodeId, MemberId id, const AtBoundary& at) {
   }
   if (at.generation != view.generation || !in_view(id) || at.plan > plan_number) return;
   progress_at = now;
+  // Said again over a new connection, or read late from the old one. As a boundary it would never be reached.
+  if (at.plan <= proceeded_plan) return to_member(id, Proceed{proceeded_plan});
   if (!boundary) {
     boundary = Boundary{.plan = at.plan, .version = at.version, .first = id};
     boundary->deadline = now + limits.boundary_timeout;
@@ -121,7 +123,8 @@ void Coordinator::State::finish_boundary() {
   sort_by_rank(next);
   ShardPlacement placement = place_shards(next, held, sharding, without_shards);
   if ((leavers.size() + joined == 0 && placement.moves.empty()) || next.empty()) {
-    to_view(Proceed{boundary->plan});
+    proceeded_plan = boundary->plan;
+    to_view(Proceed{proceeded_plan});
     boundary.reset();
     return;
   }

@@ -239,6 +239,7 @@ struct Coordinator::State {
   uint64_t plan_number = 0;
   bool plan_pending = false;  // plan_number is out, its boundary not yet reached
   std::optional<Boundary> boundary;
+  uint64_t proceeded_plan = 0;  // whose boundary changed no view, the newest
   Instant settle_notices_at = kNever;
   Instant drain_deadline = kNever;  // the nearest of the notices to nodes and ranks of the view
   bool drain_told = false;          // the plan for it

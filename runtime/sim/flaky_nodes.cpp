@@ -9,6 +9,7 @@ namespace {
 
 // Beside a running view without a fault; longer than Limits::learn_retry_wait, form_wait and a lesson.
 constexpr Duration kTakenWithin = 4 * kSecond;
+constexpr Version kStepsUntilTaken = 4;
 
 }  // namespace
 
@@ -46,9 +47,18 @@ void World::note_quarantine(size_t which, const muster::Event& event) {
     if (!event.text.starts_with(agent->name + ":")) continue;
     const Instant until = leader_now(which) + event.amount;
     lead.quarantined[agent->id] = until;
-    after(event.amount + kTakenWithin,
-          [this, which, node = agent->id, until] { check_healed(which, node, until); });
+    after(event.amount, [this, which, node = agent->id, until] {
+      after(kTakenWithin, [this, which, node, until, before = newest_of(leads[which]->core->view())] {
+        check_healed(which, node, until, before);
+      });
+    });
   }
+}
+
+Version World::newest_of(const View& view) const {
+  Version newest = kNoVersion;
+  for (const Member& member : view.members) newest = std::max(newest, processes.at(member.id)->version);
+  return newest;
 }
 
 size_t World::nodes_alive_beside(const View& view, NodeId node) const {
@@ -82,8 +92,9 @@ void World::check_first_view(size_t which, const View& next) {
   }
 }
 
-// A node without a loss since is taken again: a process that waits there is taught, or is in the view.
-void World::check_healed(size_t which, NodeId node, Instant until) {
+// A node without a loss since is taken again: a process that waits there is taught, or is in the view. Not
+// while the others make no steps, since joins wait for one (rule 18); `before`: their version at its release.
+void World::check_healed(size_t which, NodeId node, Instant until, Version before) {
   const Lead& lead = *leads[which];
   const Agent& agent = *agent_of(node);
   const bool same = lead.quarantined.at(node) == until && which + 1 == leads.size() && !lead.over;
@@ -94,10 +105,8 @@ void World::check_healed(size_t which, NodeId node, Instant until) {
   const auto on_node = [&](const Member& member) { return member.node == node; };
   const bool has_members = std::ranges::any_of(view.members, on_node);
   if (has_members || nodes_alive_beside(view, node) >= limits.nodes_max) return;
-  bool runs_on = false;  // long enough for a join
-  for (const Member& member : view.members)
-    runs_on = runs_on || processes.at(member.id)->version + 5 < options.steps;
-  if (!runs_on) return;
+  const Version newest = newest_of(view);
+  if (newest < before + kStepsUntilTaken || newest + 5 >= options.steps) return;  // it ends before a join
   size_t waiting = 0;
   for (const MemberId id : agent.slots) waiting += id != 0 && processes.at(id)->alive ? 1 : 0;
   const bool is_taught = std::ranges::any_of(lead.taught, [&](const auto& entry) {

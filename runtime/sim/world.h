@@ -448,7 +448,8 @@ struct World {
   void note_quarantine(size_t which, const muster::Event& event);
   void check_taught(size_t which, MemberId learner);
   void check_first_view(size_t which, const View& next);
-  void check_healed(size_t which, NodeId node, Instant until);
+  void check_healed(size_t which, NodeId node, Instant until, Version before);
+  Version newest_of(const View& view) const;  // that a member holds
   size_t nodes_alive_beside(const View& view, NodeId node) const;
 
   // ---- lanes (lanes.cpp)

@@ -893,6 +893,25 @@ TEST_F(Joining, LearnersDeathChangesNoView) {
   EXPECT_EQ(leader->view().generation, old);
 }
 
+// A member says it again when its node has a new connection, maybe beside what the old one still carried.
+TEST_F(Joining, WhoSaysAgainThatItStandsAtABoundaryWhichIsOverIsToldToProceed) {
+  NEW_NODE_LEARNS(learn);
+  const Generation old = leader->view().generation;
+  for (const MemberId member : {200, 201}) say(2, member, Level{3});
+  for (const MemberId member : {200, 201}) gone(2, member);
+  for (const MemberId member : {100, 101}) say(1, member, AtBoundary{old, 1, 5});
+  ASSERT_EQ(sent<Proceed>(last).size(), 2u);
+  say(1, 101, AtBoundary{old, 1, 5});
+  ASSERT_EQ(sent<Proceed>(last).size(), 1u);
+  EXPECT_EQ(sent<Proceed>(last)[0].second.plan, 1u);
+  for (int seconds = 0; seconds < 60; ++seconds) {  // steps are made: no boundary is waited for
+    tick_at(now + kSecond);
+    progress_all(6 + seconds);
+  }
+  EXPECT_TRUE(sent<Evict>(all).empty());
+  EXPECT_EQ(leader->view().generation, old);
+}
+
 // For whose copy of the state an update may wait.
 TEST_F(Joining, OneSourceTeachesAllLearnersOfASmallState) {
   NEW_NODE_LEARNS(learn);
