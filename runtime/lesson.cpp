@@ -12,9 +12,21 @@
 namespace muster {
 namespace {
 
-constexpr std::ptrdiff_t kShared = 4;               // more lessons than so many do not become slower still
+constexpr std::ptrdiff_t kShared = 8;               // more lessons than so many do not become slower still
 constexpr uint64_t kGradientBytesMax = 1ULL << 37;  // what a peer may have this process allocate
-constexpr Duration kPoll = 200 * kMillisecond;  // how soon an ended lesson is noticed while nothing arrives
+constexpr Duration kPoll = 200 * kMillisecond;      // how soon an ended lesson is noticed while nothing moves
+
+// The end of a transfer, or kEnded once `closing` says so: then its memory is the caller's again.
+template <typename Closing>
+Status await(Endpoint& endpoint, const Work& work, const Closing& closing) {
+  while (true) {
+    if (Status status = work.wait(now() + kPoll); status.ok()) return status;
+    if (work.test()) return work.wait();
+    if (!closing()) continue;  // at its deadline the transfer ends by itself
+    endpoint.cancel(work);     // or what is about to be given back would be read or written still
+    return Error{ErrorCode::kEnded, "the lesson is over"};
+  }
+}
 
 }  // namespace
 
@@ -77,6 +89,7 @@ bool Teacher::wanted(const Copy& copy) const {
 }
 
 void Teacher::begin(control::Version version) {
+  if (version == control::kNoVersion) return;  // an update was torn
   const std::lock_guard lock(mutex_);
   for (const auto& lesson : lessons_) {
     Copy* const copy = lesson->copy.get();
@@ -128,7 +141,13 @@ void Teacher::note(control::Version version, std::span<const float> gradient) {
 Status Teacher::send(Lesson& lesson, uint64_t item, ByteSpan bytes) {
   MUSTER_ASSIGN(const PeerId peer, endpoint_.peer(lesson.teach.learner.contact));
   const Instant deadline = now() + control::lesson_time(bytes.size(), limits_.item_timeout);
-  return endpoint_.send(peer, lesson_tag(lesson.teach.lesson, item), bytes, deadline).wait();
+  return await(endpoint_, endpoint_.send(peer, lesson_tag(lesson.teach.lesson, item), bytes, deadline),
+               [&] { return is_unwanted(lesson); });
+}
+
+bool Teacher::is_unwanted(const Lesson& lesson) const {
+  const std::lock_guard lock(mutex_);
+  return lesson.unwanted;
 }
 
 // A copy, because the next update waits for the lease, which ends here.
@@ -169,10 +188,8 @@ Status Teacher::send_state(Lesson& lesson, const Copy& copy) {
   const Work greeted =
       endpoint_.send(peer, lesson_tag(lesson.teach.lesson, kGreetingItem), bytes_of(greeting), deadline);
   // Nobody else waits for this feed, so a slow learner has its time.
-  FeedSource feed(endpoint_, lesson_tag(lesson.teach.lesson, kFeedItem), deadline, limits_.item_timeout, [&] {
-    const std::lock_guard lock(mutex_);
-    return lesson.unwanted;
-  });
+  FeedSource feed(endpoint_, lesson_tag(lesson.teach.lesson, kFeedItem), deadline, limits_.item_timeout,
+                  [&] { return is_unwanted(lesson); });
   feed.pace([&] { return share_of(lesson); });
   feed.add(lesson.teach.learner.contact);
   feed.note(bytes_of(LessonHeader{copy.version, bytes.size()}));
@@ -184,8 +201,7 @@ Status Teacher::send_state(Lesson& lesson, const Copy& copy) {
   };
   feed.note(bytes_of(StateEnd{digest.digest(), waiting()}));
   const Status fed = feed.finish().front();
-  if (!fed.ok()) endpoint_.cancel(greeted);
-  const Status arrived = greeted.wait();  // the greeting must live until then
+  const Status arrived = await(endpoint_, greeted, [&] { return !fed.ok() || is_unwanted(lesson); });
   return fed.ok() ? arrived : fed;
 }
 
@@ -220,7 +236,7 @@ void Teacher::teach(Lesson& lesson) {
   while (sent.ok()) {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return lesson.over || !lesson.log.empty(); });
-    if (lesson.log.empty()) break;
+    if (lesson.unwanted || lesson.log.empty()) break;
     const auto [version, gradient] = std::move(lesson.log.front());
     lesson.log.pop_front();
     const uint64_t waiting = lesson.log.size();
@@ -335,14 +351,8 @@ void Learner::learn() {
 Status Learner::receive(uint64_t item, MutableByteSpan bytes, Duration timeout) {
   MUSTER_ASSIGN(const PeerId peer, endpoint_.peer(learn_.source.contact));
   const Instant deadline = timeout == kNever ? kNever : now() + timeout;
-  const Work work = endpoint_.recv(peer, lesson_tag(learn_.lesson, item), bytes, deadline);
-  while (true) {
-    if (Status status = work.wait(now() + kPoll); status.ok()) return status;
-    if (work.test()) return work.wait();
-    if (!is_stopping()) continue;  // at its deadline the transfer ends by itself
-    endpoint_.cancel(work);        // or it would go on writing into memory that is about to be given back
-    return Error{ErrorCode::kEnded, "the learner is closing"};
-  }
+  return await(endpoint_, endpoint_.recv(peer, lesson_tag(learn_.lesson, item), bytes, deadline),
+               [this] { return is_stopping(); });
 }
 
 Status Learner::receive_greeting() {

@@ -97,6 +97,7 @@ class Teacher {
   Status send_state(Lesson& lesson, const Copy& copy);
   double share_of(const Lesson& lesson) const;
   Status send(Lesson& lesson, uint64_t item, ByteSpan bytes);
+  bool is_unwanted(const Lesson& lesson) const;
   void reap(bool all);
 
   Endpoint& endpoint_;

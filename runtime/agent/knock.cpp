@@ -45,6 +45,8 @@ struct Knock::State : std::enable_shared_from_this<Knock::State> {
     loop.post([weak = weak_from_this()] {
       const auto self = weak.lock();
       if (!self || self->over) return;
+      const auto due = static_cast<uint64_t>(self->times.patience / self->times.every);
+      if (self->knocks < due) return self->patience.after(self->times.every);  // it had no time to ask
       self->silent = true;
       self->tell(false);
     });

@@ -98,15 +98,16 @@ void Coordinator::State::start_lessons() {
   }
 }
 
-// One that teaches already, while it may take another; then the one with the fewest pupils; near first.
-// `before` taught the learner in vain.
+// One that teaches already, while it may take another, or who on the learner's own node has no pupil; then
+// the one with the fewest pupils. `before` taught the learner in vain: then the work is spread, since that it
+// sends each gradient to many may be why.
 MemberId Coordinator::State::source_for(MemberId learner, MemberId before) const {
   const NodeId home = members.at(learner).member.node;
   std::map<MemberId, int> pupils_of;
   for (const auto& [id, lesson] : lessons) ++pupils_of[lesson.source];
   const auto takes_another = [&](int pupils) {
     const auto then = static_cast<uint64_t>(pupils) + 1;
-    return pupils > 0 && pupils < kPupilsTogetherMax &&
+    return before == 0 && pupils > 0 && pupils < kPupilsTogetherMax &&
            then * state_size.replicated <= kTaughtTogetherBytesMax;
   };
   MemberId best = 0;
@@ -115,7 +116,8 @@ MemberId Coordinator::State::source_for(MemberId learner, MemberId before) const
     const auto entry = pupils_of.find(id);
     const int pupils = entry == pupils_of.end() ? 0 : entry->second;
     const bool far = members.at(id).member.node != home;
-    const std::tuple cost(id == before, takes_another(pupils) ? -1 : pupils, far);
+    const int free = pupils == 0 && !far ? -1 : pupils;
+    const std::tuple cost(id == before, takes_another(pupils) ? (far ? -1 : -2) : free, far);
     if (best_cost && *best_cost <= cost) continue;
     best_cost = cost;
     best = id;

@@ -150,7 +150,8 @@ void Coordinator::State::node_heard(NodeRecord& node) {
   if (std::exchange(node.silent_since, kNever) == kNever) return;
   nodes_due.reset();
   change.awaited_from = 0;
-  if (node.id == former_leader) former_unanswered = false;
+  if (node.id == former_leader)
+    former_heard_at = kNever;  // it has come: former_is_gone() is no question any more
   say(EventKind::kObserved, "node " + node.name + " is heard again");
   send_eviction(node.id);
   if (phase == Phase::kAgreeing || phase == Phase::kStoring) note_return(node.id);

@@ -217,6 +217,21 @@ TEST_P(LessonTest, AnEndedLessonDoesNotGoOnSlowly) {
   EXPECT_LT(now() - begin, kSoon);
 }
 
+// A program that has stopped takes nothing: the end of the run does not wait for it.
+TEST_P(LessonTest, ALearnerThatTakesNothingDoesNotHoldUpTheEnd) {
+  auto teacher = std::make_unique<Teacher>(*old.endpoint, old.state, limits);
+  std::unique_ptr<Learner> pupil = learner();
+  start(*teacher, 7);
+  ASSERT_TRUE(soon([&] { return pupil->has_snapshot(); })) << pupil->failure().value_or("nothing came");
+  pupil.reset();
+  const Instant begin = now();
+  for (control::Version version = 7; version < 20; ++version)
+    teacher->note(version, std::vector<float>(kFloats, 1.0F));
+  teacher->end_all();
+  teacher.reset();
+  EXPECT_LT(now() - begin, kSoon);
+}
+
 // What would be too much to keep is sent at full speed rather than lost.
 TEST_P(LessonTest, ALessonWhoseGradientsPileUpGetsAllOfTheTime) {
   limits.share = 1e-6;

@@ -918,6 +918,22 @@ TEST_F(Joining, OneSourceTeachesAllLearnersOfASmallState) {
   EXPECT_EQ(learn[0].second.source.id, learn[1].second.source.id);
 }
 
+// Its gradients come through shared memory, and the other's would not.
+TEST_F(Joining, ASourceOnTheLearnersNodeComesBeforeOneThatTeachesElsewhere) {
+  form(2, 2);
+  gone(1, 101);
+  gone(2, 201);
+  report(1, 100, 4);
+  report(2, 200, 4);
+  ASSERT_EQ(leader->phase(), "running");
+  member_comes(1, 1, 110);
+  member_comes(2, 1, 210);
+  progress_all(5);
+  const auto learn = sent<Learn>(all);
+  ASSERT_EQ(learn.size(), 2u);
+  for (const auto& [learner, lesson] : learn) EXPECT_EQ(lesson.source.node, learner / 100);
+}
+
 TEST_F(Joining, SourcesShareTheWorkOfALargeState) {
   size.replicated = 600ULL << 20;
   NEW_NODE_LEARNS(learn);
