@@ -2,6 +2,7 @@
 
 #include <time.h>
 
+#include <algorithm>
 #include <cstdio>
 
 #include "launcher/audit_file.h"
@@ -16,9 +17,9 @@ namespace {
 using namespace audit;
 
 constexpr char kHelp[] =
-    "check the audit logs of muster run --audit, and show them; exit code 0: fine, 1: a log was changed, 2: "
-    "it "
-    "could not look, 78: the command is wrong";
+    "check the audit logs of muster run --audit, one of each agent, and show them; exit code 0: fine, 1: a "
+    "log "
+    "was changed, 2: it could not look, or lacks the secret to check, 78: the command is wrong";
 
 std::string time_text(int64_t time_ms) {
   const time_t seconds = static_cast<time_t>(time_ms / 1000);
@@ -30,19 +31,6 @@ std::string time_text(int64_t time_ms) {
   std::snprintf(milliseconds, sizeof milliseconds, ".%03d",
                 static_cast<int>(time_ms % 1000 < 0 ? 0 : time_ms % 1000));
   return text + std::string(milliseconds) + "Z";
-}
-
-// What a file says must not steer the terminal of who reads it.
-std::string harmless(std::string text) {
-  for (size_t at = 0; at < text.size(); ++at) {
-    const auto byte = static_cast<unsigned char>(text[at]);
-    // Also the control characters U+0080 to U+009F, which UTF-8 writes in two bytes.
-    const bool second =
-        byte == 0xc2 && at + 1 < text.size() && static_cast<unsigned char>(text[at + 1]) < 0xa0;
-    if (byte < 0x20 || byte == 0x7f) text[at] = '?';
-    if (second) text.replace(at, 2, "?");
-  }
-  return text;
 }
 
 std::optional<EventKind> kind_of(const std::string& name) {
@@ -80,7 +68,8 @@ Json to_json(const std::string& path, const Report& report) {
   Json json = {{"file", path},
                {"holds", !report.fault},
                {"records", report.records},
-               {"head", to_hex(report.end.head)}};
+               {"head", to_hex(report.end.head)},
+               {"nodes", report.nodes}};
   if (report.opening) json.update({{"job", report.opening->job}, {"seal", to_string(report.opening->seal)}});
   if (report.anchored) json["anchored"] = *report.anchored;
   if (report.fault)
@@ -89,15 +78,26 @@ Json to_json(const std::string& path, const Report& report) {
   return json;
 }
 
+std::string nodes_text(const Report& report) {
+  std::string text;
+  for (const std::string& node : report.nodes) text += (text.empty() ? "" : ", ") + node;
+  return (report.nodes.size() == 1 ? ", of node " : ", of the nodes ") + text;
+}
+
+// The first record says that a secret is needed, and none was given.
+bool is_sealed(const Report& report) {
+  return report.fault && report.fault->kind == FaultKind::kSeal && report.fault->line == 1;
+}
+
 void print_report(const std::string& path, const Report& report) {
   if (report.fault) {
-    std::printf("%s: %s; %llu records before it hold\n", path.c_str(),
-                harmless(launcher::words_of(*report.fault)).c_str(),
-                static_cast<unsigned long long>(report.records));
+    const std::string line = path + ": " + launcher::words_of(*report.fault) + "; " +
+                             std::to_string(report.records) + " records before it hold";
+    std::printf("%s\n", harmless(line).c_str());
     return;
   }
   std::string line = path + ": holds: " + std::to_string(report.records) + " records of job " +
-                     report.opening->job + ", " + time_text(report.first_ms) + " to " +
+                     report.opening->job + nodes_text(report) + ", " + time_text(report.first_ms) + " to " +
                      time_text(report.last_ms) + ", " + std::string(to_string(report.opening->seal)) +
                      ", head " + to_hex(report.end.head);
   if (report.anchored)
@@ -106,15 +106,29 @@ void print_report(const std::string& path, const Report& report) {
   std::printf("%s\n", harmless(line).c_str());
 }
 
-// What was found out, as an exit code. A file that lacks the seal it should have was found out.
+// What was found out, as an exit code. A file that lacks the seal it should have was found out; so was one
+// that changes its seal on the way.
 int code_of(const Report& report, bool with_secret) {
   if (!report.fault) return 0;
-  const bool blind =
-      report.fault->kind == FaultKind::kFormat || (report.fault->kind == FaultKind::kSeal && !with_secret);
+  const bool blind = report.fault->kind == FaultKind::kFormat || (is_sealed(report) && !with_secret);
   return blind ? kExitTrouble : kExitFound;
 }
 
-Result<VerifierOptions> options_of(const std::string& head, const std::string& secret_file) {
+// What was found in one file is not hidden by that another could not be looked at.
+int worse_of(int code, int other) {
+  return code == kExitFound || other == kExitFound ? kExitFound : std::max(code, other);
+}
+
+// As muster run takes it, so that the same environment serves both.
+Result<std::optional<ByteBuffer>> secret_of(const std::optional<std::string>& secret_file) {
+  MUSTER_ASSIGN(OptionValues values, OptionValues::from_environment());
+  if (secret_file) MUSTER_TRY(values.set("secret-file", *secret_file, "--secret-file"));
+  MUSTER_ASSIGN(ByteBuffer secret, agent::read_secret(values));
+  if (secret.empty()) return std::optional<ByteBuffer>();
+  return std::optional(std::move(secret));
+}
+
+Result<VerifierOptions> options_of(const std::string& head, const std::optional<std::string>& secret_file) {
   VerifierOptions options;
   if (!head.empty()) {
     const ByteBuffer bytes = from_hex(head);
@@ -124,23 +138,27 @@ Result<VerifierOptions> options_of(const std::string& head, const std::string& s
     options.anchor.emplace();
     std::copy(bytes.begin(), bytes.end(), options.anchor->begin());
   }
-  if (!secret_file.empty()) {
-    OptionValues values;
-    MUSTER_TRY(values.set("secret-file", secret_file, "--secret-file"));
-    MUSTER_ASSIGN(options.secret, agent::read_secret(values));
-  }
+  MUSTER_ASSIGN(options.secret, secret_of(secret_file));
   return options;
+}
+
+Result<Report> verify_file(const std::string& path, const VerifierOptions& options,
+                           const std::function<void(const Record&)>& use = {}) {
+  MUSTER_ASSIGN(auto file, real_files().open(path, OpenMode::kRead));
+  return verify_audit(*file, options, use);
 }
 
 int verify(const std::vector<std::string>& paths, const VerifierOptions& options, bool json) {
   int code = 0;
   Json list = Json::array();
   for (const std::string& path : paths) {
-    auto file = real_files().open(path, OpenMode::kRead);
-    if (!file.ok()) return report(file.error());
-    const auto found = verify_audit(**file, options);
-    if (!found.ok()) return report(found.error());
-    code = std::max(code, code_of(*found, options.secret.has_value()));
+    const auto found = verify_file(path, options);
+    if (!found.ok()) {
+      code = worse_of(code, report(found.error()));
+      list.push_back({{"file", path}, {"error", found.error().message}});
+      continue;
+    }
+    code = worse_of(code, code_of(*found, options.secret.has_value()));
     if (json)
       list.push_back(to_json(path, *found));
     else
@@ -152,8 +170,6 @@ int verify(const std::vector<std::string>& paths, const VerifierOptions& options
 
 // Without the secret a sealed file is shown all the same, and the end says that nobody has checked it.
 int show(const std::string& path, VerifierOptions options, bool json) {
-  auto file = real_files().open(path, OpenMode::kRead);
-  if (!file.ok()) return report(file.error());
   Json list = Json::array();
   const auto use = [&](const Record& record) {
     if (json)
@@ -161,22 +177,28 @@ int show(const std::string& path, VerifierOptions options, bool json) {
     else
       print_line(record);
   };
-  auto found = verify_audit(**file, options, use);
-  const bool blind = found.ok() && found->fault && found->fault->kind == FaultKind::kSeal && !options.secret;
+  const bool with_secret = options.secret.has_value();
+  auto found = verify_file(path, options, use);
+  const bool blind = found.ok() && is_sealed(*found) && !with_secret;
   if (blind) {
     options.unchecked = true;
-    found = verify_audit(**file, options, use);
+    found = verify_file(path, options, use);
   }
   if (!found.ok()) return report(found.error());
   if (json) print({{"records", list}, {"checked", !blind}, {"log", to_json(path, *found)}});
   if (found->fault)
-    std::fprintf(stderr, "muster: %s: %s\n", path.c_str(),
-                 harmless(launcher::words_of(*found->fault)).c_str());
-  else if (blind)
+    std::fprintf(stderr, "muster: %s\n", harmless(path + ": " + launcher::words_of(*found->fault)).c_str());
+  if (blind)
     std::fprintf(stderr,
                  "muster: %s is sealed with the job's secret, and was NOT checked: give --secret-file\n",
-                 path.c_str());
-  return code_of(*found, options.secret.has_value());
+                 harmless(path).c_str());
+  return worse_of(code_of(*found, with_secret), blind ? kExitTrouble : 0);
+}
+
+// A full disk or a closed pipe must not pass for an answer.
+int with_output(int code) {
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return code;
+  return worse_of(code, report({ErrorCode::kEnvironment, "the answer could not be written to its end"}));
 }
 
 }  // namespace
@@ -187,14 +209,16 @@ void AuditCommand::add_to(CLI::App& app) {
   const auto add = [this](const char* name, const char* help) {
     CLI::App* command = audit_->add_subcommand(name, help);
     command->add_flag("--json", json_, "one JSON object");
-    command->add_option("--secret-file", secret_file_, "the job's secret, with which its log is sealed");
+    command->add_option("--secret-file", secret_file_,
+                        "the job's secret, with which its log is sealed (also MUSTER_SECRET_FILE)");
     return command;
   };
   verify_ = add("verify", "check every record, and name the first that does not fit");
   verify_->add_option("FILE", files_)->required();
-  verify_->add_option(
-      "--head", head_,
-      "a head that was printed before: the log must still have that record; so a cut end shows");
+  verify_->add_option("--head", head_,
+                      "a head that was printed before, and was kept elsewhere than the log: the log must "
+                      "still have that record; "
+                      "so a cut end shows, and an older or another log in its place");
   CLI::App* show_command = add("show", "the decisions, with their reasons");
   show_command->add_option("FILE", files_)->required()->expected(1);
 }
@@ -205,8 +229,10 @@ int AuditCommand::run() const {
         {ErrorCode::kMisuse, "--head is of one log, and " + std::to_string(files_.size()) + " are named"});
   auto options = options_of(head_, secret_file_);
   if (!options.ok()) return report(options.error());
-  return verify_->parsed() ? verify(files_, *options, json_)
-                           : show(files_.front(), *std::move(options), json_);
+  const int code =
+      verify_->parsed() ? verify(files_, *options, json_) : show(files_.front(), *options, json_);
+  if (options->secret) crypto::forget(*options->secret);
+  return with_output(code);
 }
 
 }  // namespace muster::launcher

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,7 +19,7 @@ class AuditCommand {
   CLI::App* verify_ = nullptr;
   std::vector<std::string> files_;
   std::string head_;
-  std::string secret_file_;
+  std::optional<std::string> secret_file_;
   bool json_ = false;
 };
 

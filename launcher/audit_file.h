@@ -12,6 +12,10 @@ namespace muster::launcher {
 Result<audit::Report> verify_audit(File& file, audit::VerifierOptions options,
                                    const std::function<void(const audit::Record&)>& use = {});
 
+// What a file says must not steer the terminal of who reads it, nor turn the order of what it shows: control
+// characters and marks of direction become '?'.
+std::string harmless(std::string text);
+
 // "line 7 is changed: …", for people.
 std::string words_of(const audit::Fault& fault);
 

@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <optional>
 #include <sstream>
 
@@ -39,6 +40,7 @@ using namespace agent;
 constexpr Duration kFlushWait = 3 * kSecond;
 constexpr Duration kLateFlushWait = 500 * kMillisecond;  // where a deadline is over
 constexpr Duration kAuditWait = 2 * kSecond;             // for the disk, at the end
+constexpr Duration kLookAtAuditEvery = 1 * kSecond;
 constexpr Duration kReapWait = 10 * kSecond;
 constexpr Duration kAskCloudEvery =
     5 * kSecond;  // as AWS recommends; Azure asks for no more than once a second
@@ -191,6 +193,9 @@ Result<Plan> make_plan(const OptionValues& values, std::vector<std::string> comm
   plan.command = std::move(command);
   plan.node_name = values.is_set("node-name") ? values.text("node-name") : default_node_name();
   plan.secret.job = values.text("job");
+  if (audit::canonical_name(plan.secret.job) != plan.secret.job)
+    return misuse("--job is longer than " + std::to_string(audit::kNameBytesMax) +
+                  " bytes, or is not UTF-8; give the job a shorter name, in UTF-8");
   MUSTER_ASSIGN(plan.secret.secret, read_secret(values));
   MUSTER_TRY(check_rendezvous(values, plan));
   MUSTER_TRY(check_notices(values, plan));
@@ -198,6 +203,15 @@ Result<Plan> make_plan(const OptionValues& values, std::vector<std::string> comm
   plan.has_secret = !plan.secret.secret.empty();
   if (!plan.has_secret) plan.secret.secret = random_bytes(32);
   return plan;
+}
+
+// By whatever names; of names that lead to no file yet, by the folders that they lead to.
+bool is_same_file(const std::string& path, const std::string& other) {
+  std::error_code failed;
+  if (std::filesystem::equivalent(path, other, failed)) return true;
+  const auto target = std::filesystem::weakly_canonical(path, failed);
+  if (failed) return false;
+  return target == std::filesystem::weakly_canonical(other, failed) && !failed;
 }
 
 // Descriptors 0 to 2 exist, so that no pipe of ours becomes a standard stream.
@@ -249,7 +263,8 @@ class Agent {
         end_timer_(loop_, [this] { try_to_end(); }),
         board_(values.duration("notice-lead")),
         board_timer_(loop_, [this] { act(board_.tick(now())); }),
-        probe_timer_(loop_, [this] { touch_probes(); }) {}
+        probe_timer_(loop_, [this] { touch_probes(); }),
+        audit_timer_(loop_, [this] { look_at_audit(); }) {}
 
   ~Agent() {
     watches_.clear();
@@ -294,10 +309,20 @@ class Agent {
     printer_.show("agent", event, true);
   }
 
-  // A log that cannot be trusted, or is another agent's, must not be gone on with in silence; a full disk is
-  // met later, and ends nothing.
+  // Whatever else is appended to it breaks its chain.
+  Status check_audit_alone() const {
+    for (const char* option : {"events", "account"}) {
+      if (values_.is_set(option) && is_same_file(values_.text(option), values_.text("audit")))
+        return misuse("--audit and --" + std::string(option) + " name the same file; give each its own");
+    }
+    return ok();
+  }
+
+  // A log that cannot be trusted, or is another agent's, must not be gone on with in silence. A full disk
+  // ends nothing.
   Status open_audit() {
     if (!values_.is_set("audit")) return ok();
+    MUSTER_TRY(check_audit_alone());
     AuditOptions options;
     options.path = values_.text("audit");
     if (plan_.has_secret) options.secret = plan_.secret.secret;
@@ -310,15 +335,22 @@ class Agent {
     std::string found;
     MUSTER_ASSIGN(audit_, AuditLog::open(real_files(), std::move(options), found));
     printer_.say("the audit log " + values_.text("audit") + " " + found);
-    return ok();
+    look_at_audit();
+    return check_audit_alone();  // a name that led nowhere before may lead to it now
+  }
+
+  void look_at_audit() {
+    audit_->tell_of_hang();
+    audit_timer_.after(kLookAtAuditEvery);
   }
 
   void close_audit(int code) {
     if (!audit_) return;
     audit_->note_end(code, end_why_);
-    const auto closed = audit_->close(kAuditWait);
+    const auto closed = audit_->close(is_late_ ? kLateFlushWait : kAuditWait);
     printer_.say(closed.ok() ? "the audit log " + values_.text("audit") + " ends with " + *closed
                              : closed.error().message);
+    audit_timer_.cancel();
     audit_.reset();
   }
 
@@ -412,7 +444,8 @@ class Agent {
     if (to_acknowledge_.empty() || !safe_said_) return;
     const std::atomic<bool> never = false;
     const auto told = acknowledge_azure(metadata_url(), to_acknowledge_, never);
-    printer_.say(told.ok() ? *told : told.error().message + "; it takes the machine at its deadline");
+    decide(EventKind::kDecided, told.ok() ? *told + ": no worker runs on this node any more"
+                                          : told.error().message + "; it takes the machine at its deadline");
   }
 
   std::string metadata_url() const {
@@ -609,6 +642,7 @@ class Agent {
     exit_code_ = exit_code_.value_or(kExitRequeue);
     begin_end();
     flush_deadline_ = std::min(flush_deadline_, now() + kLateFlushWait);
+    is_late_ = true;
   }
 
   // Only the agent with the store has heard of every save.
@@ -1032,10 +1066,12 @@ class Agent {
   std::string end_why_;
   Instant end_deadline_ = 0;
   Instant flush_deadline_ = 0;
+  bool is_late_ = false;  // nobody waits for the end any more
 
   notice::NoticeBoard board_;
   Timer board_timer_;
   Timer probe_timer_;
+  Timer audit_timer_;
   std::vector<std::unique_ptr<Watch>> watches_;
   std::unique_ptr<NoticeServer> server_;
   bool safe_said_ = false;

@@ -33,7 +33,7 @@ constexpr Duration kHolderWait = kSecond;
 constexpr char kIncarnation[] = "MUSTER_INCARNATION";
 // Not for workers, or not as an agent that was started by a worker has them.
 constexpr std::string_view kNotInherited[] = {"MUSTER_SECRET", "MUSTER_ETCD_",
-                                              "MUSTER_CPUS=", "MUSTER_LOCAL_DEVICE="};
+                                              "MUSTER_AUDIT=", "MUSTER_CPUS=", "MUSTER_LOCAL_DEVICE="};
 
 Error system_error(const std::string& what) {
   return {ErrorCode::kEnvironment, "cannot " + what + ": " + std::strerror(errno)};

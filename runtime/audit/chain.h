@@ -36,6 +36,9 @@ std::optional<Line> split_line(std::string_view line);  // without its line feed
 class Chain {
  public:
   Chain(std::optional<Key> key, Position position) : key_(key), position_(position) {}
+  ~Chain() {
+    if (key_) crypto::forget(*key_);
+  }
 
   // The record's line, with its line feed; the record gets the next number. Errors: kEnvironment, and then
   // nothing has changed.

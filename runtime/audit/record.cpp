@@ -81,6 +81,12 @@ class Reader {
 
 std::string_view to_string(Seal seal) { return seal == Seal::kSha256 ? "sha256" : "hmac-sha256"; }
 
+std::string canonical_name(const std::string& name) { return fitted(name, kNameBytesMax); }
+
+bool is_whole_object(std::string_view line) {
+  return line.size() <= kLineBytesMax && parse(std::string(line)).has_value();
+}
+
 std::string canonical_content(const Record& record) {
   Writer out;
   out.number("seq", record.sequence);
@@ -133,6 +139,7 @@ Result<Record> read_content(std::string_view content) {
       return Error{ErrorCode::kMisuse, "it is of format " + std::to_string(opening.format) +
                                            ", and this muster reads up to " + std::to_string(kFormatVersion) +
                                            "; use a newer one"};
+    if (opening.format == 0) return no_record("no format has the number 0");
     if (seal == to_string(Seal::kHmacSha256)) opening.seal = Seal::kHmacSha256;
     record.opening = opening;
   }

@@ -57,10 +57,17 @@ constexpr std::string_view kMended = "audit mended";     // amount: bytes of a t
 constexpr std::string_view kGap = "audit gap";           // amount: records that were lost; text: why
 constexpr std::string_view kAgentEnded = "agent ended";  // amount: exit code; text: why
 
+// A name as its record has it: cut, or with U+FFFD, where it is too long or is not UTF-8. What it gives stays
+// as it is when it goes through again.
+std::string canonical_name(const std::string& name);
+
 // Of what is too long, or is not UTF-8, as it will be read again.
 std::string canonical_content(const Record& record);  // `{"seq":0,…"text":"…"`, without the last brace
 
 // Errors: kDropCheckpoint: it is no canonical form of a record; kMisuse: of a later format.
 Result<Record> read_content(std::string_view content);
+
+// Whether nothing is missing at its end, as it is of a line that a crash has torn.
+bool is_whole_object(std::string_view line);
 
 }  // namespace muster::audit

@@ -8,6 +8,11 @@ std::string_view to_string(FaultKind kind) {
   return kNames[static_cast<size_t>(kind)];
 }
 
+Verifier::~Verifier() {
+  if (options_.secret) crypto::forget(*options_.secret);
+  if (key_) crypto::forget(*key_);
+}
+
 void Verifier::fail(FaultKind kind, std::string words) {
   report_.fault = Fault{kind, line_, std::move(words)};
 }
@@ -19,7 +24,8 @@ std::optional<Record> Verifier::add(std::string_view line, bool whole) {
     return std::nullopt;
   }
   auto record = check(line);
-  if (!record && !whole && report_.fault->kind != FaultKind::kSeal)
+  // Of a line that is whole but for its line feed, what is wrong with it is no crash's doing.
+  if (!record && !whole && !is_whole_object(line))
     fail(FaultKind::kTorn, "it ends in its middle, as a crash may leave it, or it was cut there");
   if (!record) return record;
   report_.bytes += line.size() + (whole ? 1 : 0);
@@ -30,7 +36,11 @@ std::optional<Record> Verifier::add(std::string_view line, bool whole) {
 std::optional<Record> Verifier::check(std::string_view line) {
   const auto parts = line.size() <= kLineBytesMax ? split_line(line) : std::nullopt;
   if (!parts) {
-    fail(FaultKind::kChanged, "it is no record of an audit log");
+    const bool has_hole = line.find('\0') != std::string_view::npos;
+    fail(FaultKind::kChanged,
+         has_hole ? "it has NUL bytes, as a power failure leaves them where writes were not yet durable; the "
+                    "next muster run --audit mends that near the end of a file"
+                  : "it is no record of an audit log");
     return std::nullopt;
   }
   auto read = read_content(parts->content);
@@ -45,10 +55,7 @@ std::optional<Record> Verifier::check(std::string_view line) {
     return std::nullopt;
   }
   if (record.sequence == 0 && !begin(record)) return std::nullopt;
-  if (record.opening && record.opening->seal != report_.opening->seal) {
-    fail(FaultKind::kSeal, "it says that what follows is sealed in another way");
-    return std::nullopt;
-  }
+  if (record.opening && !continues(*record.opening)) return std::nullopt;
   const auto hash =
       options_.unchecked ? Result<Hash>(parts->hash) : hash_of(key_, report_.end.head, parts->content);
   if (!hash.ok() || *hash != parts->hash) {
@@ -59,6 +66,8 @@ std::optional<Record> Verifier::check(std::string_view line) {
   }
   if (report_.records++ == 0) report_.first_ms = record.time_ms;
   report_.last_ms = record.time_ms;
+  if (record.opening && report_.nodes.size() < kNodesMax) report_.nodes.insert(record.node);
+  if (record.opening) report_.last_node = record.node;
   report_.end = {record.sequence + 1, *hash};
   if (options_.anchor == *hash) report_.anchored = record.sequence;
   return record;
@@ -74,9 +83,10 @@ bool Verifier::begin(const Record& record) {
   if (options_.unchecked) return true;
   const bool sealed = record.opening->seal == Seal::kHmacSha256;
   if (sealed != options_.secret.has_value()) {
-    fail(FaultKind::kSeal, sealed ? "it is sealed with the job's secret: give the same --secret-file"
-                                  : "it is not sealed with a secret, so anybody could have written it anew; "
-                                    "check it without --secret-file if that is what you expect");
+    fail(FaultKind::kSeal,
+         sealed ? "it is sealed with the job's secret: give the same --secret-file"
+                : "it is not sealed with a secret, so anybody could have written it anew; "
+                  "check it without --secret-file and MUSTER_SECRET_FILE if that is what you expect");
     return false;
   }
   if (!sealed) return true;
@@ -87,6 +97,15 @@ bool Verifier::begin(const Record& record) {
   }
   key_ = *key;
   return true;
+}
+
+// Job and seal are those of the first record, for good.
+bool Verifier::continues(const Opening& opening) {
+  if (opening.seal != report_.opening->seal)
+    fail(FaultKind::kSeal, "it says that what follows is sealed in another way");
+  else if (opening.job != report_.opening->job)
+    fail(FaultKind::kChanged, "it says that what follows is of job '" + opening.job + "'");
+  return !report_.fault;
 }
 
 void Verifier::judge_order(const Record& record) {

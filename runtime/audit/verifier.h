@@ -3,6 +3,7 @@
 #pragma once
 
 #include <optional>
+#include <set>
 #include <string>
 
 #include "runtime/audit/chain.h"
@@ -27,6 +28,8 @@ struct Fault {
   std::string words;
 };
 
+constexpr size_t kNodesMax = 64;
+
 struct Report {
   uint64_t records = 0;  // that hold, from the first on
   uint64_t bytes = 0;    // their lines, line feeds included
@@ -36,6 +39,8 @@ struct Report {
   std::optional<Opening> opening;     // of the first record
   std::optional<uint64_t> anchored;   // the number of the record whose hash was kept elsewhere
   int64_t first_ms = 0, last_ms = 0;  // wall times
+  std::set<std::string> nodes;        // whose agents wrote it; kNodesMax at most
+  std::string last_node;              // of the newest opening
 };
 
 struct VerifierOptions {
@@ -47,6 +52,9 @@ struct VerifierOptions {
 class Verifier {
  public:
   explicit Verifier(VerifierOptions options) : options_(std::move(options)) {}
+  ~Verifier();  // forgets the secret
+  Verifier(const Verifier&) = delete;
+  Verifier& operator=(const Verifier&) = delete;
 
   // The next line, without its line feed; `whole`: it had one. The record, if all holds up to here.
   // REQUIRES: lines longer than kLineBytesMax are handed over cut, but still longer than that.
@@ -58,6 +66,7 @@ class Verifier {
  private:
   std::optional<Record> check(std::string_view line);
   bool begin(const Record& record);
+  bool continues(const Opening& opening);
   void judge_order(const Record& record);
   void look_for_missing(std::string_view line);
   void fail(FaultKind kind, std::string words);

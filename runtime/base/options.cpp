@@ -78,9 +78,8 @@ constexpr Option kOptions[] = {
     {"quiet", kSwitch, "0", 0, 0, kRun, "print no events, only the workers' output and errors"},
     {"events", kText, "", 0, 0, kRun, "file to append all events to, one JSON object a line"},
     {"audit", kText, "", 0, 0, kRun,
-     "file of this agent alone, to which its decisions are appended, with their reasons, in a chain that "
-     "shows "
-     "changes (see: muster audit)"},
+     "file of this agent alone, named for its node, as in audit-$(hostname).log, to which its decisions are "
+     "appended, with their reasons, in a chain that shows changes (see: muster audit)"},
     {"account", kText, "", 0, 0, kRun,
      "file that the job's launches share: what each preemption cost, one JSON object a line"},
     {"restarts", kInteger, "3", 0, 1000, kRun,

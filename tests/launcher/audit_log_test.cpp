@@ -30,6 +30,8 @@ struct Moods {
   std::atomic<bool> refuses_syncs = false;
   std::atomic<int> syncs = 0;
   std::atomic<bool> hangs = false;
+  std::atomic<bool> refuses_opening = false;
+  std::atomic<bool> refuses_locks = false;
 };
 
 class MoodyFile final : public File {
@@ -68,8 +70,13 @@ class MoodyFiles final : public testing::ForwardingFiles {
  public:
   explicit MoodyFiles(Moods& moods) : ForwardingFiles(real_files()), moods_(moods) {}
   Result<std::unique_ptr<File>> open(const std::string& path, OpenMode mode, bool direct) override {
+    if (moods_.refuses_opening) return Error{ErrorCode::kEnvironment, "Disk quota exceeded"};
     MUSTER_ASSIGN(auto file, inner_.open(path, mode, direct));
     return std::unique_ptr<File>(std::make_unique<MoodyFile>(std::move(file), moods_));
+  }
+  Result<std::unique_ptr<FileLock>> lock(const std::string& path) override {
+    if (moods_.refuses_locks) return Error{ErrorCode::kEnvironment, "No space left on device"};
+    return inner_.lock(path);
   }
 
  private:
@@ -213,8 +220,9 @@ TEST_F(AuditLogTest, WhatItMustNotTouchIsLeftAsItIs) {
   close();
   std::string changed = text();
   changed[changed.find("first")] = 'F';
-  for (const std::string& bytes : {changed, std::string("my thesis, without a line feed"),
-                                   std::string("my thesis\n"), std::string("{"), std::string(1000, '\0')}) {
+  for (const std::string& bytes :
+       {changed, std::string("my thesis, without a line feed"), std::string("my thesis\n"), std::string("{"),
+        std::string("\0\0\1 a picture", 12)}) {
     put(bytes);
     const Status refused = open();
     if (bytes == "{") {  // as torn as a first line can be
@@ -235,6 +243,174 @@ TEST_F(AuditLogTest, WhatItMustNotTouchIsLeftAsItIs) {
   other = options();
   other.secret = ByteBuffer(32, std::byte{7});
   EXPECT_FALSE(open(other).ok()) << "a log without a seal does not get one in its middle";
+}
+
+TEST_F(AuditLogTest, AJobsNameIsTheSameInTheKeyAndInTheRecords) {
+  for (const std::string& job : {std::string(300, 'j'), std::string("bad \xff")}) {
+    fs::remove(path_);
+    AuditOptions named = options();
+    named.job = job;
+    named.secret = ByteBuffer(32, std::byte{7});
+    for (int launch = 0; launch < 2; ++launch) {
+      const Status opened = open(named);
+      ASSERT_TRUE(opened.ok()) << opened.error().message;
+      close();
+    }
+    auto file = real_files().open(path_, OpenMode::kRead);
+    EXPECT_FALSE(verify_audit(**file, {named.secret, {}}).value().fault);
+  }
+}
+
+// Two writers of one file by two names would each cut off what the other wrote.
+TEST_F(AuditLogTest, OneAgentWritesOneFileWhateverItIsCalled) {
+  ASSERT_TRUE(open().ok());
+  fs::create_symlink(path_, folder_ / "symbolic");
+  fs::create_hard_link(path_, folder_ / "hard");
+  for (const char* name : {"symbolic", "hard"}) {
+    AuditOptions other = options();
+    other.path = (folder_ / name).string();
+    std::string words;
+    const auto second = AuditLog::open(files_, other, words);
+    ASSERT_FALSE(second.ok()) << name;
+    EXPECT_EQ(second.error().code, ErrorCode::kMisuse);
+    EXPECT_THAT(second.error().message, HasSubstr("another agent"));
+  }
+  close();
+}
+
+TEST_F(AuditLogTest, ADiskThatRefusesAtTheStartEndsNothing) {
+  for (std::atomic<bool>* refuses : {&moods_.refuses_opening, &moods_.refuses_locks}) {
+    troubles_.clear();
+    fs::remove(path_);
+    *refuses = true;
+    AuditOptions sealed = options();
+    sealed.secret = ByteBuffer(32, std::byte{7});
+    ASSERT_TRUE(open(sealed).ok());
+    EXPECT_THAT(trouble(), HasSubstr("training goes on"));
+    note("before the disk answers");
+    *refuses = false;
+    ASSERT_TRUE(
+        until([&] { return trouble().find("written again; nothing was lost") != std::string::npos; }));
+    close();
+    auto file = real_files().open(path_, OpenMode::kRead);
+    std::vector<std::string> events;
+    const Report found = verify_audit(**file, {sealed.secret, {}}, [&](const Record& record) {
+                           events.push_back(record.event);
+                         }).value();
+    EXPECT_FALSE(found.fault);
+    EXPECT_THAT(events, ::testing::ElementsAre(kOpened, "decision", kGap));
+  }
+}
+
+TEST_F(AuditLogTest, ADiskThatNeverTakesTheFileIsToldAtTheEnd) {
+  moods_.refuses_opening = true;
+  ASSERT_TRUE(open().ok());
+  note("lost");
+  const auto closed = log_->close(10 * kSecond);
+  ASSERT_FALSE(closed.ok());
+  EXPECT_THAT(closed.error().message, HasSubstr("Disk quota exceeded"));
+}
+
+TEST_F(AuditLogTest, ANameThatNoFileCanHaveIsRefused) {
+  for (const fs::path& path : {folder_ / "no" / "such" / "folder", folder_}) {
+    AuditOptions wrong = options();
+    wrong.path = path.string();
+    const Status refused = open(wrong);
+    ASSERT_FALSE(refused.ok()) << path;
+    EXPECT_EQ(refused.error().code, ErrorCode::kMisuse);
+  }
+}
+
+// After a power failure: pages that were not written yet read as NULs, whatever lies behind them.
+TEST_F(AuditLogTest, AHoleAtTheEndIsCutOffAndKeptInARecord) {
+  ASSERT_TRUE(open().ok());
+  for (const char* text : {"first", "second", "third", "fourth"}) note(text);
+  close();
+  const std::string whole = text();
+  const size_t line_end = whole.find('\n', whole.find("first")) + 1;
+  for (const size_t begin : {line_end, line_end + 20, line_end - 1, size_t{0}}) {
+    std::string holed = whole;
+    std::fill_n(holed.begin() + static_cast<std::ptrdiff_t>(begin), 300, '\0');
+    put(holed);
+    const Status opened = open();
+    ASSERT_TRUE(opened.ok()) << opened.error().message;
+    close();
+    std::vector<Record> records;
+    EXPECT_FALSE(report(&records).fault);
+    const size_t kept = begin >= line_end ? 2 : begin == 0 ? 0 : 1;
+    ASSERT_EQ(records.size(), kept + 2) << "hole at " << begin;
+    EXPECT_EQ(records.back().event, kMended);
+    EXPECT_EQ(records.back().amount, static_cast<int64_t>(whole.size() - (kept == 2   ? line_end
+                                                                          : kept == 1 ? whole.find('\n') + 1
+                                                                                      : 0)));
+    EXPECT_THAT(records.back().text, HasSubstr("power failure"));
+  }
+  put(std::string(1000, '\0'));
+  EXPECT_TRUE(open().ok()) << "a file that was made, and nothing more";
+  close();
+  std::string far = whole.substr(0, line_end) + std::string(400 << 10, '\0');
+  put(far);
+  EXPECT_FALSE(open().ok()) << "no crash leaves so much";
+  EXPECT_EQ(text(), far);
+}
+
+TEST_F(AuditLogTest, WhatLacksOnlyItsLineFeedIsNotTakenForTorn) {
+  AuditOptions sealed = options();
+  sealed.secret = ByteBuffer(32, std::byte{7});
+  ASSERT_TRUE(open(sealed).ok());
+  close();
+  put(text().substr(0, text().size() - 1));
+  const std::string before = text();
+  sealed.secret = ByteBuffer(32, std::byte{8});
+  EXPECT_FALSE(open(sealed).ok()) << "sealed with another secret";
+  EXPECT_EQ(text(), before);
+}
+
+TEST_F(AuditLogTest, WhoGoesOnWithAnothersFileSaysSo) {
+  ASSERT_TRUE(open().ok());
+  close();
+  EXPECT_THAT(words_, ::testing::Not(HasSubstr("node")));
+  AuditOptions other = options();
+  other.node = "b\x1b[2J";
+  ASSERT_TRUE(open(other).ok());
+  close();
+  EXPECT_THAT(words_, HasSubstr("node a wrote it before"));
+  ASSERT_TRUE(open().ok());
+  close();
+  EXPECT_THAT(words_, HasSubstr("node b?[2J wrote it before"));
+}
+
+TEST_F(AuditLogTest, AFilesWordsDoNotSteerTheTerminal) {
+  AuditOptions hostile = options();
+  hostile.job = "job\x1b]0;title\x07 \xe2\x80\xae";
+  ASSERT_TRUE(open(hostile).ok());
+  close();
+  const Status refused = open();
+  ASSERT_FALSE(refused.ok());
+  EXPECT_THAT(refused.error().message, HasSubstr("job?]0;title? ?"));
+  EXPECT_EQ(harmless("a\xe2\x81\xa6"
+                     "b\xc2\x9b"
+                     "c\xd8\x9c"
+                     "d\xe2\x80\x8f"
+                     "€ grün"),
+            "a?b?c?d?€ grün");
+}
+
+TEST_F(AuditLogTest, AHangIsToldWhileItLasts) {
+  AuditOptions impatient = options();
+  impatient.hang_after = 5 * kMillisecond;
+  moods_.hangs = true;
+  ASSERT_TRUE(open(impatient).ok());
+  ASSERT_TRUE(until([&] {
+    log_->tell_of_hang();
+    return !trouble().empty();
+  }));
+  EXPECT_THAT(trouble(), HasSubstr("does not answer"));
+  for (int i = 0; i < 10; ++i) log_->tell_of_hang();
+  EXPECT_EQ(troubles_.size(), 1u) << trouble();
+  moods_.hangs = false;
+  ASSERT_TRUE(until([&] { return trouble().find("written again") != std::string::npos; }));
+  close();
 }
 
 TEST_F(AuditLogTest, OneAgentWritesOneFile) {

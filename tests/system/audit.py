@@ -22,8 +22,9 @@ class Audited(Training):
         self.agents[name] = self.job.start(name, 2, program, "1:2", on_line=self.on_line,
                                            extra=["--audit", self.audit_log(name), "--restart-delay", 0.1, "--form-wait", 2])
 
-    def audit(self, *arguments):
-        done = subprocess.run([self.job.muster, "audit", *map(str, arguments)], capture_output=True, text=True, timeout=60)
+    def audit(self, *arguments, environment=None):
+        done = subprocess.run([self.job.muster, "audit", *map(str, arguments)], capture_output=True, text=True, timeout=60,
+                              env=os.environ | {name: str(value) for name, value in (environment or {}).items()})
         return done.returncode, done.stdout + done.stderr
 
     def verify(self, path, *arguments):
@@ -54,6 +55,8 @@ class Audited(Training):
                 raise Failure(f"agent {name} ended with {code}:\n" + "\n".join(self.agents[name].lines[-20:]))
         self.check_log()
         self.check_tampering()
+        self.check_answers()
+        self.check_names()
         require_no_processes(self.job)
 
     def check_log(self):
@@ -79,6 +82,10 @@ class Audited(Training):
         self.require(any(f"head {head}" in line for line in self.agents["a"].lines), "the agent has not told its head")
         _, people = self.audit("show", self.audit_log("a"))
         self.require("killed by signal 9" in people and "NOT checked" in people, f"show without the secret:\n{people[-800:]}")
+        code, _ = self.audit("show", self.audit_log("a"))
+        self.require(code == 2, f"show without the secret ended with {code}, as if it were checked")
+        code, text = self.audit("verify", self.audit_log("a"), environment={"MUSTER_SECRET_FILE": self.job.secret})
+        self.require(code == 0 and "of node a," in text, f"verify with MUSTER_SECRET_FILE: {code}, {text}")
 
     def check_tampering(self):
         lines = self.audit_log("a").read_text().splitlines(keepends=True)
@@ -103,6 +110,40 @@ class Audited(Training):
                                  capture_output=True, text=True, timeout=60)
         self.require(refused.returncode == 78 and "left as it is" in refused.stderr, f"a broken log: {refused.returncode}, {refused.stderr}")
         self.require(path.read_text() == "".join(broken), "a broken log was written to")
+
+    def check_answers(self):
+        """What was found in one file is told and counts, whatever another file or the output does."""
+        good, bad, none = self.audit_log("a"), self.job.folder / "tampered.jsonl", self.job.folder / "none"
+        for files, expected in (((none, bad, good), 1), ((none, good), 2), ((bad, none), 1), ((good, good), 0)):
+            code, text = self.verify(files[0], *files[1:])
+            self.require(code == expected and text.count("holds: ") == files.count(good), f"verify of {files}: {code}, {text}")
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([self.job.muster, "audit", "show", good, "--secret-file", self.job.secret], stdout=full,
+                                  stderr=subprocess.PIPE, timeout=60)
+        self.require(done.returncode == 2, f"show to a full disk ended with {done.returncode}")
+
+    def run_alone(self, *options, program=("/bin/true",), environment=None):
+        done = subprocess.run([self.job.muster, "run", "--quiet", *map(str, options), "--", *program], capture_output=True, text=True,
+                              timeout=60, env=os.environ | (environment or {}))
+        return done.returncode, done.stdout + done.stderr
+
+    def check_names(self):
+        """One file is one log, whatever leads to it; a job's name is what its records can hold."""
+        log, other, link = (self.job.folder / name for name in ("alone.log", "other.log", "link.log"))
+        self.require(self.run_alone("--audit", log)[0] == 0, "an agent alone")
+        os.link(log, other)
+        link.symlink_to(self.job.folder / "later.log")
+        for options in (("--audit", log, "--events", log), ("--audit", log, "--events", other), ("--audit", log, "--account", other),
+                        ("--audit", self.job.folder / "later.log", "--account", link), ("--audit", log, "--job", "j" * 300),
+                        ("--audit", self.job.folder / "no" / "log"), ("--audit", log, "--job", b"\xff".decode(errors="surrogateescape"))):
+            code, text = self.run_alone(*options)
+            self.require(code == 78, f"run {options}: {code}, {text}")
+        code, text = self.run_alone("--audit", other, "--node-name", "successor")
+        self.require(code == 0 and "wrote it before" in text, f"another node goes on: {code}, {text}")
+        code, text = self.audit("verify", log)
+        self.require(code == 0 and "of the nodes" in text, f"a log of two nodes: {code}, {text}")
+        code, text = self.run_alone(program=("/bin/sh", "-c", "echo audit=$MUSTER_AUDIT."), environment={"MUSTER_AUDIT": str(log)})
+        self.require(code == 0 and "audit=." in text, f"a worker got its agent's --audit: {code}, {text}")
 
 
 def main():

@@ -146,6 +146,14 @@ TEST_P(Chains, ATornLastLineIsNotCalledChanged) {
   EXPECT_FALSE(whole.whole);
 }
 
+// Else who goes on with the file would cut it off, as a crash's.
+TEST_P(Chains, OfALineThatLacksOnlyItsLineFeedTheFaultIsTold) {
+  Lines changed = lines_;
+  changed.back()[changed.back().find("because")] = 'B';
+  expect_fault(check(changed, options(), false), FaultKind::kChanged, changed.size());
+  expect_fault(check({lines_[1]}, options(), false), FaultKind::kMissing, 1);
+}
+
 // Else a line could be changed without that the chain notices.
 TEST_P(Chains, AHashIsWrittenInOneWay) {
   Lines changed = lines_;
@@ -170,6 +178,39 @@ TEST(Chain, AForgedRecordNeedsTheSecret) {
   expect_fault(check(written(false), {secret(), {}}), FaultKind::kSeal, 1);
   expect_fault(check(written(true)), FaultKind::kSeal, 1);
   expect_fault(check(written(true), {secret('x'), {}}), FaultKind::kChanged, 1);
+}
+
+TEST(Chain, AFirstRecordThatCannotBeReadIsNotTorn) {
+  expect_fault(check(written(true, 1), {secret('x'), {}}, false), FaultKind::kChanged, 1);
+  Record later = opened(Seal::kSha256);
+  later.opening->format = 2;
+  std::string line = Chain(std::nullopt, {}).append(later).value();
+  line.pop_back();
+  expect_fault(check({line}, {}, false), FaultKind::kFormat, 1);
+}
+
+// With what it has written its agent stays an agent of one job, whatever is appended.
+TEST(Chain, ALaterOpeningNamesTheSameJobAndSeal) {
+  for (const bool other_job : {true, false}) {
+    Chain chain(std::nullopt, {});
+    Record second = opened(other_job ? Seal::kSha256 : Seal::kHmacSha256);
+    if (other_job) second.opening->job = "another";
+    Lines lines = {chain.append(opened(Seal::kSha256)).value(), chain.append(second).value()};
+    for (std::string& line : lines) line.pop_back();
+    const Report report = check(lines);
+    expect_fault(report, other_job ? FaultKind::kChanged : FaultKind::kSeal, 2);
+  }
+}
+
+TEST(Chain, TheNodesThatWroteItAreNamed) {
+  Chain chain(std::nullopt, {});
+  Record second = opened(Seal::kSha256);
+  second.node = "b";
+  Lines lines = {chain.append(opened(Seal::kSha256)).value(), chain.append(second).value()};
+  for (std::string& line : lines) line.pop_back();
+  const Report report = check(lines);
+  EXPECT_EQ(report.nodes, (std::set<std::string>{"a", "b"}));
+  EXPECT_EQ(report.last_node, "b");
 }
 
 // A chain without a key that was written anew from some record on is consistent in itself.
@@ -244,6 +285,21 @@ TEST(Record, ALaterFormatIsToldAsThat) {
   const auto read = read_content(canonical_content(record));
   ASSERT_FALSE(read.ok());
   EXPECT_EQ(read.error().code, ErrorCode::kMisuse);
+}
+
+TEST(Record, NoFormatHasTheNumberZero) {
+  Record record = opened(Seal::kSha256);
+  record.opening->format = 0;
+  EXPECT_FALSE(read_content(canonical_content(record)).ok());
+}
+
+TEST(Record, ANameHasOneForm) {
+  EXPECT_EQ(canonical_name("grün"), "grün");
+  for (const std::string& name : {std::string(300, 'j'), std::string("bad \xff")}) {
+    const std::string once = canonical_name(name);
+    EXPECT_NE(once, name);
+    EXPECT_EQ(canonical_name(once), once);
+  }
 }
 
 // Random bytes, lines of records with random damage, depth, length: words, and no crash.
