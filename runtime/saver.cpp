@@ -679,7 +679,8 @@ void Saver::note_verified_and_prune(const Save& save) {
   // On a full disk there is space only now.
   if (!noted.ok()) noted = folder_->mark_verified(save.id);
   if (!noted.ok()) return tell(EventKind::kLog, save.open.version, noted.error().message);
-  tell(EventKind::kSaveVerified, save.open.version, "");
+  tell(EventKind::kSaveVerified, save.open.version,
+       "its files were read back, and fit its manifest's digests");
 }
 
 // What a failed save has written takes space that the next one may need.
@@ -705,7 +706,22 @@ void Saver::prune(control::Version version) {
     if (save_ && failed_save_ != save_->open.save) policy.live_nonces.insert(save_->id.nonce);
   }
   auto pruned = folder_->prune(policy, wall_time_ms());
-  if (!pruned.ok()) tell(EventKind::kLog, version, pruned.error().message);
+  if (!pruned.ok()) return tell(EventKind::kLog, version, pruned.error().message);
+  for (const std::string& folder : pruned->removed) tell_of_removal(policy, folder);
+}
+
+// A person who looks for a save finds here why it is gone.
+void Saver::tell_of_removal(const checkpoint::RetentionPolicy& policy, const std::string& folder) {
+  const auto id = checkpoint::parse_save_name(folder.substr(folder.rfind('/') + 1));
+  if (!id) return;
+  std::string why =
+      "the retention keeps the newest " + std::to_string(policy.keep_last) + " that are verified";
+  if (policy.keep_every != 0) why += ", multiples of " + std::to_string(policy.keep_every);
+  if (policy.keep_younger_ms > 0)
+    why += ", those younger than " + std::to_string(policy.keep_younger_ms / 1000) + " s";
+  why += ", and it is none of these";
+  if (policy.failed_nonces.contains(id->nonce)) why = "the save failed, and nobody will publish it";
+  tell(EventKind::kDecided, static_cast<control::Version>(id->version), "removed " + folder + ": " + why);
 }
 
 control::Version Saver::durable() const {

@@ -190,6 +190,7 @@ class Saver {
   void note_verified_and_prune(const Save& save);
   void clear_failed(const Save& save);
   void prune(control::Version version);  // which is only told
+  void tell_of_removal(const checkpoint::RetentionPolicy& policy, const std::string& folder);
   Result<checkpoint::Folder*> folder();
   Duration own_timeout(bool rescue) const;
   Status become(bool first);

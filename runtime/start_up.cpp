@@ -308,7 +308,7 @@ Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
       continue;
     }
     if (!choice.unjudged.empty() && group.rank() == 0) {
-      emit(EventKind::kLog, control::kNoVersion,
+      emit(EventKind::kDecided, control::kNoVersion,
            unjudged_folders(choice) + ": newer saves there, if there are any, are given up");
     }
     start->durable = choice.durable_at(proposal);
@@ -397,7 +397,7 @@ Result<std::optional<Run::Start>> Run::try_restore(Group& group, const Proposal&
         ErrorCode::kEnvironment,
         verdict == all ? read.error().message : "another rank lacks what it needs to read " + to_string(id)};
     if (proposal.tier == Tier::kShared) return why;
-    emit(EventKind::kLog, start.version, why.message, 0, -1, proposal.tier);
+    emit(EventKind::kDecided, start.version, "it is passed over: " + why.message, 0, -1, proposal.tier);
     unread.add(proposal, why);
     return std::optional<Start>();
   }

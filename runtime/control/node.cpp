@@ -121,7 +121,8 @@ struct NodeCore::State {
   void signal_all(int signal);
   bool any_process() const;
   void process_ended(uint32_t local_rank, int code, const std::string& why);
-  void decide_restart(uint32_t local_rank, int code, MemberGone& report);
+  // What follows, in words; why a slot is given up stands in the message.
+  std::string decide_restart(uint32_t local_rank, int code, MemberGone& report);
   bool whole_node_dies_young() const;
   void give_up_all(int code, const std::string& why);
   void report(MemberGone gone_now);
@@ -469,9 +470,9 @@ void NodeCore::State::process_ended(uint32_t local_rank, int code, const std::st
   const bool said_so = slot.leaving || slot.member == 0;  // a program that never joins ends as it likes
   const auto ends_well = [](int candidate) { return candidate == 0 || candidate == kExitRequeue; };
   message.orderly = said_so && ends_well(meant) && ends_well(code);
-  say(EventKind::kWorkerEnded, message.why, local_rank, code);
   if (code != 0) note_bad_end(slot, code, why);
-  decide_restart(local_rank, message.exit_code, message);
+  const std::string next = decide_restart(local_rank, message.exit_code, message);
+  say(EventKind::kWorkerEnded, message.why + next, local_rank, code);
   for (auto& [generation, waiting] : evictions) waiting.erase(slot.member);
   slot.kill_why.clear();
   slot.member = 0;
@@ -483,11 +484,11 @@ void NodeCore::State::process_ended(uint32_t local_rank, int code, const std::st
   finish_if_empty();
 }
 
-void NodeCore::State::decide_restart(uint32_t local_rank, int code, MemberGone& message) {
+std::string NodeCore::State::decide_restart(uint32_t local_rank, int code, MemberGone& message) {
   Slot& slot = slots[local_rank];
   if (message.orderly || ending) {
     slot.phase = Slot::kEnded;
-    return;
+    return message.orderly ? "; it is not started again" : "; it is not started again, this node is ending";
   }
   const bool killed = code == 128 + SIGKILL;  // from outside: says nothing about the program
   const bool quick = now - slot.spawned_at <= limits.quick_death && !killed;
@@ -500,12 +501,14 @@ void NodeCore::State::decide_restart(uint32_t local_rank, int code, MemberGone& 
     message.given_up = true;
     message.why += code == kExitMisuse ? "; not to be started again"
                                        : "; ended " + std::to_string(slot.deaths.size()) + " times, given up";
-    return;
+    return "";
   }
   slot.phase = Slot::kIdle;
   Duration delay = limits.restart_delay;
   for (size_t i = 1; i < slot.deaths.size() && delay < limits.restart_window; ++i) delay *= 2;
-  slot.respawn_at = now + std::min(delay, std::max(limits.restart_delay, limits.restart_window));
+  delay = std::min(delay, std::max(limits.restart_delay, limits.restart_window));
+  slot.respawn_at = now + delay;
+  return "; it is started again in " + std::to_string(delay / kMillisecond) + " ms";
 }
 
 bool NodeCore::State::whole_node_dies_young() const {

@@ -216,7 +216,8 @@ TEST_F(LocalTier, AnOlderSharedVersionIsTakenInsteadOfWhatCannotBeJudgedAndTold)
   damage(local_ + "/node-b", "branch-");
   run_to_the_end();
   EXPECT_THAT(said_, HasSubstr("resumed: version 7:"));
-  EXPECT_THAT(said_, ContainsRegex("the folder of node b, [^ ]*node-b, cannot be judged: newer saves there"));
+  EXPECT_THAT(said_, ContainsRegex(
+                         "decision: the folder of node b, [^ ]*node-b, cannot be judged: newer saves there"));
 }
 
 // PROTOCOL 20.

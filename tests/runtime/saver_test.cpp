@@ -114,10 +114,11 @@ class SaverTest : public ::testing::Test {
     });
   }
 
-  bool emitted(EventKind kind, Version version) {
+  bool emitted(EventKind kind, Version version, const std::string& text = "") {
     return await([&] {
-      return std::any_of(events_.begin(), events_.end(),
-                         [&](const Event& e) { return e.kind == kind && e.version == version; });
+      return std::any_of(events_.begin(), events_.end(), [&](const Event& e) {
+        return e.kind == kind && e.version == version && e.text.find(text) != std::string::npos;
+      });
     });
   }
 
@@ -202,10 +203,11 @@ TEST_F(SaverTest, WhatIsDurableIsReadBackAndOldVersionsGo) {
   for (Version version = 111; version <= 114; ++version) {
     write(version);
     close(version);
-    ASSERT_TRUE(emitted(EventKind::kSaveVerified, version));
+    ASSERT_TRUE(emitted(EventKind::kSaveVerified, version, "read back"));
     EXPECT_EQ(saver_->durable(), version);
     EXPECT_EQ(saver_->outcome(version), "");
   }
+  EXPECT_TRUE(emitted(EventKind::kDecided, 112, "the retention keeps the newest 2")) << "and so it is gone";
   write(115);  // behind the pruning of 112 on the same thread
   EXPECT_EQ(shard_of(112), "");
   EXPECT_NE(shard_of(113), "");

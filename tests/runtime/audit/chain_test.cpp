@@ -358,6 +358,7 @@ TEST(Policy, EachKindHasAPlaceAndDecisionsAreIn) {
     EXPECT_FALSE(is_audited(kind, true)) << "a worker's word of it only follows";
   }
   EXPECT_TRUE(is_audited(EventKind::kAbandoned, true)) << "only a worker knows";
+  EXPECT_TRUE(is_audited(EventKind::kDecided, true)) << "of a save that is removed only a worker knows";
   EXPECT_FALSE(is_audited(EventKind::kStepCommitted, false));
   EXPECT_FALSE(is_audited(static_cast<EventKind>(999), false));
 }

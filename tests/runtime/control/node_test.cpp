@@ -75,9 +75,14 @@ TEST_F(NodeTest, SlotThatDiesTooOftenIsGivenUp) {
   start(2);
   for (uint32_t death = 0; death <= limits.restarts_max; ++death) {
     now += 20 * kSecond;
-    const auto gone = sent<MemberGone>(core->worker_exited(now, 0, 2));
+    const Actions actions = core->worker_exited(now, 0, 2);
+    const auto gone = sent<MemberGone>(actions);
     ASSERT_EQ(gone.size(), 1u);
     EXPECT_EQ(gone[0].second.given_up, death == limits.restarts_max);
+    const auto events = all_of_kind<Event>(actions);
+    ASSERT_FALSE(events.empty());
+    const char* next = death == limits.restarts_max ? "given up" : "it is started again in";
+    EXPECT_NE(events[0].text.find(next), std::string::npos) << events[0].text;
     EXPECT_EQ(gone[0].second.exit_code, 2);
     now += 20 * kSecond;
     const auto spawned = all_of_kind<SpawnWorker>(core->tick(now));
