@@ -74,8 +74,12 @@ class Audited(Training):
         self.require(any(record["event"] == "refused" and "wrong secret" in record["text"] for record in records),
                      "no record of the agent with a wrong secret")
         for event in ("save durable", "save verified", "plan", "leader", "job ended"):
-            self.require(any(record["event"] == event and (record["text"] or event == "save verified") for record in records),
+            self.require(any(record["event"] == event and record["text"] for record in records),
                          f"no record of '{event}'")
+        self.require(any(record["event"] == "decision" and record["from"].startswith("worker") and "the retention keeps" in record["text"]
+                         for record in records), "no record of a save that was removed, and why")
+        self.require(any(record["event"] == "worker ended" and record["text"].endswith("; it is not started again") for record in records),
+                     "no record of what follows the end of a worker")
         last = records[-1]
         self.require(last["event"] == "agent ended" and last["amount"] == 0, f"the last record is {last}")
         head = json.loads(self.verify(self.audit_log("a"), "--json")[1])["logs"][0]["head"]
