@@ -10,7 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rig import Failure, Training, require_no_processes, run_tests, wait_until
+from rig import REQUEUE, TOP, Failure, Training, require_no_processes, run_tests, wait_until
+
+sys.path.insert(0, str(TOP / "tests" / "fakes"))
+from metadata import Azure  # noqa: E402
 
 
 class Audited(Training):
@@ -57,6 +60,7 @@ class Audited(Training):
         self.check_tampering()
         self.check_answers()
         self.check_names()
+        self.check_answer_to_azure()
         require_no_processes(self.job)
 
     def check_log(self):
@@ -148,6 +152,19 @@ class Audited(Training):
         self.require(code == 0 and "of the nodes" in text, f"a log of two nodes: {code}, {text}")
         code, text = self.run_alone(program=("/bin/sh", "-c", "echo audit=$MUSTER_AUDIT."), environment={"MUSTER_AUDIT": str(log)})
         self.require(code == 0 and "audit=." in text, f"a worker got its agent's --audit: {code}, {text}")
+
+    def check_answer_to_azure(self):
+        log = self.job.folder / "azure.log"
+        fake = Azure()
+        try:
+            fake.schedule("E-1", "Preempt", 4)
+            code, text = self.run_alone("--audit", log, "--notices", "azure", program=("/bin/sleep", "60"),
+                                        environment={"MUSTER_METADATA_URL": fake.url})
+            self.require(code == REQUEUE and fake.acknowledged == ["E-1"], f"a preemption: {code}, {fake.acknowledged}, {text}")
+        finally:
+            fake.close()
+        _, text = self.audit("show", log)
+        self.require("told Azure that it may begin with event E-1: no worker runs" in text, f"no record of the answer to Azure:\n{text}")
 
 
 def main():
