@@ -29,6 +29,7 @@ using sim::Tried;
 
 constexpr double kGiga = 1e9;
 constexpr size_t kTraceBytesMax = 1 << 30;
+constexpr int kExitUnwritten = 74;      // as EX_IOERR of sysexits.h
 constexpr double kResetDetect = 0.025;  // seconds: docs/ARCHITECTURE.md, "What a loss costs"
 
 constexpr const char* kManual = R"(
@@ -50,9 +51,14 @@ What is printed:
   saves        intervals around the best, and Young's and Daly's. Where survivors have the state at each loss of
                the replay, none is told (null): what saves are for has not happened. What is skipped was due
                while the one before was being written.
-  minimum      worlds around the best MIN of muster run --nnodes MIN:MAX, the smallest of several.
+  minimum      worlds around the best MIN of muster run --nnodes MIN:MAX, the smallest of several. Every one is
+               tried where MAX is below 128, else every (MAX / 64)th from 1 on; and the given one.
 
-Exit codes: 0, or 78 with a sentence that says what is wrong, in which line of which file, and what to do.
+The trace is replayed about 130 times, 190 for large clusters. A replay's time grows with its events, of which it
+may have three million, and with the saves that are made in it, a million at most: either takes minutes.
+
+Exit codes: 0, or 78 with a sentence that says what is wrong, in which line of which file, and what to do; 74 where
+what was found could not be written.
 
 Example: 12 to 16 nodes of 8 GPUs, 140 GB of state, steps of 8 s, notices of two minutes, at 12 an hour
   muster sim --trace spot.csv --nodes 12:16 --step 8 --state 140 --network 12 --storage 20 --stall 1
@@ -186,7 +192,7 @@ SimCommand::SimCommand(CLI::App& app)
   option("--trace", f.trace_file, "FILE", "lines of time_ms,add|remove,node");
   option("--random", f.random_mtbf_h, "HOURS", "instead: MAX nodes, each failing once in so many hours");
   option("--repair", f.random_repair_min, "MINUTES", "with --random: until a node is back");
-  option("--seed", f.seed, "NUMBER", "with --random");
+  option("--seed", f.seed, "NUMBER", "with --random")->check(CLI::NonNegativeNumber);
   option("--hours", f.hours, "HOURS", "length of the replay; 0: to the trace's last event, of --random 24");
   option("--nodes", f.nodes, "MIN:MAX", "nodes in the world, as muster run --nnodes; more are spares")
       ->required();
@@ -214,6 +220,10 @@ SimCommand::SimCommand(CLI::App& app)
   option("--start", f.plan.start_s, "SECONDS", "until a node's workers run");
   option("--restart", f.plan.restart_s, "SECONDS", "until the scheduler has restarted the job");
   option("--notice", f.plan.notice_s, "SECONDS", "before a node goes; 0: none");
+  option(
+      "--notice-lead", f.plan.notice_lead_s, "SECONDS",
+      "as muster run --notice-lead: an earlier notice is acted on so long before the node goes, as those of "
+      "clouds, files and calls are; of signals, which are acted on at once, give what --notice has");
   option("--price", f.plan.price_per_node_hour, "PRICE", "of a node and hour, spares included");
   command_->add_flag("--external-store", f.external_store,
                      "etcd, with --rdzv-lease 5: the loss of no node ends the job");
@@ -248,14 +258,18 @@ double seconds_since(std::chrono::steady_clock::time_point began) {
 Result<Findings> find(const Trace& trace, PlanOptions options, bool search) {
   const auto began = std::chrono::steady_clock::now();
   if (const auto valid = plan(trace, options); !valid.ok()) return valid.error();
+  if (search) {  // what is fallen back to: said now, and not after all searches
+    options.interval_s = 0;
+    if (const auto paced = plan(trace, options); !paced.ok()) return paced.error();
+  }
   Findings found;
   found.intervals = search_interval(trace, options);
   if (search) options.interval_s = found.intervals.matters ? found.intervals.best : 0;
   found.interval_s = options.interval_s;
-  found.minimums = search_minimum(trace, options);
   const auto one_began = std::chrono::steady_clock::now();
   MUSTER_ASSIGN(found.report, plan(trace, options));
   found.replay_s = seconds_since(one_began);
+  found.minimums = search_minimum(trace, options);
   PlanOptions restarting = options;
   restarting.elastic = false;
   found.restarting_interval_s = restarting.interval_s = search_interval(trace, restarting).best;
@@ -440,7 +454,9 @@ int SimCommand::run() const {
   } else {
     print(*found, f.plan);
   }
-  return 0;
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return 0;
+  fail("what was found could not be written in full to the standard output; is it closed, or its disk full?");
+  return kExitUnwritten;
 }
 
 }  // namespace muster::launcher

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <optional>
 #include <queue>
 #include <set>
@@ -15,7 +16,8 @@ namespace muster::sim {
 namespace {
 
 constexpr double kForever = 1e300;
-constexpr double kSavesMax = 1e7;
+constexpr double kSavesMax = 1e6;
+constexpr double kStepsMax = 1e15;
 constexpr double kFirstLook = 0.125;  // seconds: SavePace believes a step's length after eight and a second
 
 Duration to_duration(double seconds) { return static_cast<Duration>(std::min(seconds, 9e9) * 1e9); }
@@ -46,20 +48,24 @@ class Replay {
     new_launch();
   }
 
-  PlanReport run() {
+  // Nothing: more saves than kSavesMax.
+  std::optional<PlanReport> run() {
     size_t next = 0;
-    while (true) {
+    while (turns_ <= kSavesMax) {
       const double event_at = next < timeline_.size() ? timeline_[next].at : kForever;
       const double arrival_at = arrivals_.empty() ? kForever : arrivals_.top().at;
       const double at = std::min({event_at, arrival_at, form_at_, release_at_});
-      if (at > trace_.end) break;
+      if (at > trace_.end) {
+        advance(trace_.end);
+        break;
+      }
       advance(at);
       // All that happens at one moment makes one view.
       for (; next < timeline_.size() && timeline_[next].at == at; ++next) apply(timeline_[next]);
       for (; !arrivals_.empty() && arrivals_.top().at == at; arrivals_.pop()) arrive(arrivals_.top());
       settle(at);
     }
-    advance(trace_.end);
+    if (turns_ > kSavesMax) return std::nullopt;
     return finish();
   }
 
@@ -97,18 +103,21 @@ class Replay {
 
   // ---- what the trace and the options say
 
-  // A notice comes before each removal, where there are any, but not before the node.
+  // A notice comes before each removal, where there are any, but not before the node. What happens at one
+  // moment keeps the trace's order: a node may go and come again at once.
   void make_timeline() {
     std::vector<double> added(trace_.nodes.size());
     for (const TraceEvent& event : trace_.events) {
       if (event.add) added[event.node] = event.at;
-      timeline_.push_back({event.at, event.add ? Happening::kAdd : Happening::kRemove, event.node});
-      if (!event.add && options_.notice_s > 0)
+      if (!event.add && notice_s() > 0)
         timeline_.push_back(
-            {std::max(event.at - options_.notice_s, added[event.node]), Happening::kNotice, event.node});
+            {std::max(event.at - notice_s(), added[event.node]), Happening::kNotice, event.node});
+      timeline_.push_back({event.at, event.add ? Happening::kAdd : Happening::kRemove, event.node});
     }
-    std::ranges::stable_sort(timeline_, {}, [](const Happening& one) { return std::pair(one.at, one.kind); });
+    std::ranges::stable_sort(timeline_, {}, &Happening::at);
   }
+  // From when it is acted on.
+  double notice_s() const { return std::min(options_.notice_s, options_.notice_lead_s); }
 
   // The rank that has most lanes is waited for; as assign_lanes deals them (collectives/lane_tree.h), no rank
   // has more than it must.
@@ -148,7 +157,7 @@ class Replay {
   // Books the time up to `at`.
   void advance(double at) {
     count_nodes(at);
-    while (now_ < at) {
+    while (now_ < at && turns_ <= kSavesMax) {
       if (!pauses_.empty()) {
         Pause& first = pauses_.front();
         const double part = std::min(first.left_s, at - now_);
@@ -191,6 +200,7 @@ class Replay {
     note_steps(part, step);
     pass(part);
     if (!due) return;
+    ++turns_;
     if (is_paced() && !due_steps_) {  // looks again whether the length of a step is known
       look_at_ = report_.steps + std::max(1.0, kFirstLook / step);
       pace_saves();
@@ -263,18 +273,20 @@ class Replay {
         arrivals_.push({what.at + options_.start_s, what.node, ++node.ticket});
         return;
       case Happening::kNotice:
-        if (world_.contains(what.node)) return told_.push_back(what.node);
+        if (is_in_world(what.node)) told_.push_back(what.node);
         leave(what.node);
         node.phase = Node::kLeaving;
         return;
       case Happening::kRemove:
         --present_;
-        if (world_.contains(what.node)) going_.push_back(what.node);
+        if (is_in_world(what.node)) going_.push_back(what.node);
         leave(what.node);
         node.phase = Node::kAbsent;
         return;
     }
   }
+  // And not told or lost at this moment, as another that comes under the same name is not.
+  bool is_in_world(uint32_t id) const { return world_.contains(id) && nodes_[id].phase == Node::kReady; }
   // From wherever it was beside the world.
   void leave(uint32_t id) {
     Node& node = nodes_[id];
@@ -303,6 +315,7 @@ class Replay {
     if (release_at_ <= at) look_again();
     if (!told_.empty()) drain();
     if (!going_.empty()) lose();
+    if (job_ == Job::kForming && is_full()) form_at_ = std::min(form_at_, now_ + paused_s());
     if (job_ == Job::kForming && form_at_ <= at) form();
     if (job_ == Job::kQueued && idle_.size() >= options_.nodes_min) start_launch();
     if (job_ != Job::kRunning) return;
@@ -370,8 +383,13 @@ class Replay {
     wait_for_more();
   }
   void wait_for_more() {
-    const bool full = idle_.size() >= options_.nodes_max;
-    form_at_ = now_ + paused_s() + (full ? 0 : seconds(options_.limits.form_wait));
+    form_at_ = now_ + paused_s() + (is_full() ? 0 : seconds(options_.limits.form_wait));
+  }
+  // As settle_forming: nobody else is wanted.
+  bool is_full() const {
+    if (idle_.size() < options_.nodes_max) return false;
+    const auto healthy = [&](uint32_t id) { return !quarantine_.holds(clock(), trace_.nodes[id]); };
+    return !any_quarantine_ || std::ranges::count_if(idle_, healthy) >= options_.nodes_max;
   }
 
   // As form_first_view: the quarantined come last, and only if they are needed.
@@ -455,7 +473,10 @@ class Replay {
   void go_on_without(bool leader_lost, bool others_lost) {
     const bool store_lost = leader_lost && options_.store_on_node;
     if (world_.empty() || !options_.elastic) return begin_anew(store_lost);
-    if (store_lost) return rescue(others_lost);
+    if (store_lost) {
+      pauses_.clear();
+      return rescue(others_lost);
+    }
     pause(Cause::kDetection, options_.detect_s);
     if (leader_lost) {
       pause(Cause::kLeaderChange,
@@ -497,7 +518,6 @@ class Replay {
     const auto& limits = options_.node_limits;
     const double gather_s = others_lost ? seconds(options_.rescue_limits.gather) : 0;
     const double unheard_s = seconds(std::max(limits.leader_silence, limits.rescue_after));
-    pauses_.clear();
     pause(Cause::kDetection,
           options_.hosts_vanish ? std::max(unheard_s, options_.detect_s) : options_.detect_s);
     pause(Cause::kDetection, gather_s);
@@ -552,12 +572,10 @@ class Replay {
     const control::NoticePlan plan = plan_drain();
     ++report_.notices[static_cast<size_t>(plan.kind)];
     const bool leader_leaves = std::ranges::find(told_, leader_) != told_.end();
-    for (uint32_t id : told_) {
-      world_.erase(id);
-      nodes_[id].phase = Node::kLeaving;
-    }
+    const bool others_leave = told_.size() > 1;
+    for (uint32_t id : told_) world_.erase(id);
     told_.clear();
-    if (plan.kind != control::NoticePlan::kShrink) return stop_by(plan);
+    if (plan.kind != control::NoticePlan::kShrink) return stop_by(plan, leader_leaves, others_leave);
     if (leader_leaves) {
       leader_ = *world_.begin();
       if (options_.store_on_node) ++report_.store_moves;
@@ -569,7 +587,7 @@ class Replay {
 
   control::NoticePlan plan_drain() const {
     control::NoticeFacts facts;
-    facts.left = to_duration(options_.notice_s);
+    facts.left = to_duration(notice_s());
     facts.state_bytes = static_cast<uint64_t>(options_.state_bytes);
     facts.speed = speed_;
     facts.newest_durable = durable_.steps > 0 ? version_of(durable_) : control::kNoVersion;
@@ -589,17 +607,28 @@ class Replay {
   }
   static control::Version version_of(const Mark& mark) { return static_cast<control::Version>(mark.steps); }
 
-  void stop_by(const control::NoticePlan& plan) {
+  void stop_by(const control::NoticePlan& plan, bool leader_leaves, bool others_leave) {
     using control::NoticePlan;
     const double first = pending_at_ < kForever ? pending_at_ - now_ : 0;
     pauses_.clear();
-    if (plan.kind == NoticePlan::kHandOver || first + save_s() <= options_.notice_s)
-      return stop(first + save_s());
-    // Cut off. What was in flight may have been finished.
-    pause(Cause::kStopSaves, std::min(options_.notice_s, first + save_s()));
-    if (first <= options_.notice_s && pending_at_ < kForever) durable_ = pending_;
+    if (plan.kind == NoticePlan::kFinishSave) return end_with_newest_save(first);
+    if (plan.kind == NoticePlan::kHandOver || first + save_s() <= notice_s()) return stop(first + save_s());
+    if (!options_.elastic || world_.empty()) return end_with_newest_save(notice_s());
+    pause(Cause::kStopSaves, notice_s());
+    cut_off(leader_leaves, others_leave);
+  }
+  // One in flight counts if it can be finished.
+  void end_with_newest_save(double within_s) {
+    pause(Cause::kStopSaves, within_s);
+    if (pending_at_ - now_ <= within_s) durable_ = pending_;
     roll_back();
     requeue();
+  }
+  // Those who stay have made no step since, and hold the state still: they save it without the others.
+  void cut_off(bool leader_leaves, bool others_leave) {
+    if (leader_leaves && options_.store_on_node) return rescue(others_leave);
+    pause(Cause::kDetection, options_.detect_s);
+    stop(save_s());
   }
 
   PlanReport finish() {
@@ -640,7 +669,8 @@ class Replay {
   double form_at_ = kForever;
   double release_at_ = kForever;  // from quarantine
   double since_save_ = 0;         // seconds of training
-  double look_at_ = 0;            // steps, where saves are paced and nothing is known yet
+  double turns_ = 0;    // saves, and looks whether one is due: the work of a replay, beside its events
+  double look_at_ = 0;  // steps, where saves are paced and nothing is known yet
   std::optional<double> due_steps_;
   Mark durable_;
   Mark pending_;
@@ -655,6 +685,16 @@ class Replay {
 };
 
 Error misuse(const std::string& what) { return {ErrorCode::kMisuse, what}; }
+Error too_many_saves() {
+  return misuse("more than a million saves would be made; give a longer --interval, or a shorter trace");
+}
+
+// Any number: of a bandwidth that is almost nothing, the time is beyond all integers.
+std::string shown(double number) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.3g", number);
+  return text;
+}
 
 Status check_numbers(const PlanOptions& options) {
   const struct {
@@ -675,6 +715,7 @@ Status check_numbers(const PlanOptions& options) {
                  {"the time of a node's start", options.start_s, true},
                  {"the time of a restart", options.restart_s, true},
                  {"the time of a notice", options.notice_s, true},
+                 {"the time that a notice waits for", options.notice_lead_s, true},
                  {"the leader's lease", options.lease_s, true},
                  {"the price", options.price_per_node_hour, true}};
   for (const auto& [name, value, may_be_0] : numbers) {
@@ -701,22 +742,22 @@ Status check(const Trace& trace, const PlanOptions& options) {
   const auto bytes = static_cast<uint64_t>(options.state_bytes);
   if (arrives_s > seconds(control::transfer_time(bytes, options.limits.ready_timeout)))
     return misuse(
-        "the state would take " + std::to_string(static_cast<int64_t>(arrives_s)) +
+        "the state would take " + shown(arrives_s) +
         " s to a node, and the runtime gives up what is slower than 32 MB/s; give a faster network");
   const double save_s = options.stall_s + options.state_bytes / options.storage_bytes_per_s;
   if (save_s > seconds(options.limits.save_timeout))
-    return misuse("a save would take " + std::to_string(static_cast<int64_t>(save_s)) +
-                  " s, and the runtime gives it up after " +
+    return misuse("a save would take " + shown(save_s) + " s, and the runtime gives it up after " +
                   std::to_string(options.limits.save_timeout / kSecond) +
                   " s; give a faster storage, or a smaller state");
   if (!(trace.end > 0)) return misuse("everything in the trace is at time 0; say for how long with --hours");
   if (const uint32_t most = most_present(trace); most < options.nodes_min)
     return misuse("there are never more than " + std::to_string(most) + " nodes at once, and MIN is " +
                   std::to_string(options.nodes_min) + ": the job would never start; give a smaller MIN");
-  if (options.interval_s > 0 && trace.end / options.interval_s > kSavesMax)
-    return misuse("more than ten million saves would be made; give a longer interval, or a shorter trace");
-  if (options.interval_s <= 0 && trace.end / (options.step_s + options.reduce_s) > 1e10)
-    return misuse("more than ten thousand million steps would be paced; give --interval, or a shorter trace");
+  const double steps = trace.end / (options.step_s + options.reduce_s);
+  if (steps > kStepsMax)
+    return misuse("about " + shown(steps) +
+                  " steps would be made, which nobody can count; mind the unit of the step's time");
+  if (options.interval_s > 0 && trace.end / options.interval_s > kSavesMax) return too_many_saves();
   return ok();
 }
 
@@ -724,7 +765,9 @@ Status check(const Trace& trace, const PlanOptions& options) {
 
 Result<PlanReport> plan(const Trace& trace, const PlanOptions& options) {
   MUSTER_TRY(check(trace, options));
-  return Replay(trace, options).run();
+  std::optional<PlanReport> report = Replay(trace, options).run();
+  if (!report) return too_many_saves();
+  return *std::move(report);
 }
 
 // ---- searches
@@ -768,7 +811,9 @@ Search search_minimum(const Trace& trace, PlanOptions options) {
   Search search;
   const uint32_t most = std::min(options.nodes_max, most_present(trace));
   const uint32_t stride = std::max<uint32_t>(1, options.nodes_max / 64);
-  for (uint32_t candidate = 1; candidate <= most; candidate += stride) {
+  std::set<uint32_t> candidates{options.nodes_min};
+  for (uint32_t candidate = 1; candidate <= most; candidate += stride) candidates.insert(candidate);
+  for (const uint32_t candidate : candidates) {
     options.nodes_min = candidate;
     if (auto report = plan(trace, options); report.ok()) search.tried.push_back({double(candidate), *report});
   }

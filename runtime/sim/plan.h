@@ -42,6 +42,7 @@ struct PlanOptions {
   double start_s = 5;            // of a node's workers
   double restart_s = 60;         // of the whole job, by the scheduler
   double notice_s = 0;           // before a node goes; 0: none
+  double notice_lead_s = 120;    // an earlier notice is acted on so long before (--notice-lead)
   double lease_s = 5;            // of the leader, where the store is etcd (--rdzv-lease)
   double price_per_node_hour = 0;
   bool elastic = true;  // false: any loss in the world restarts the job from its newest save
@@ -99,8 +100,8 @@ struct PlanReport {
   std::array<uint64_t, kNoticePlans> notices{};  // by what was done with them
 };
 
-// Errors: kMisuse for options that make no sense, alone or with the trace, and for more than ten million
-// saves.
+// Errors: kMisuse for options that make no sense, alone or with the trace, and for more than a million saves,
+// or looks of the pace whether one is due. The time it takes grows with the events and with these.
 Result<PlanReport> plan(const Trace& trace, const PlanOptions& options);
 
 // ---- searches
@@ -118,7 +119,8 @@ struct Search {
 // forbids, and the whole trace: the longest with which as many steps are made as with any, but for one in
 // ten thousand. Steps jump with single losses, so no finer grid says more.
 Search search_interval(const Trace& trace, PlanOptions options);
-// Of minimum worlds, the smallest with which most steps are made; of large clusters every 64th part is tried.
+// Of minimum worlds, the smallest with which most steps are made; of large clusters every 64th part of MAX is
+// tried, and the given one.
 Search search_minimum(const Trace& trace, PlanOptions options);
 
 }  // namespace muster::sim

@@ -78,6 +78,8 @@ class Reader {
     if (present_[node] && line.add) return shown(line.node) + " is added, and is there already";
     if (!present_[node] && !line.add)
       return shown(line.node) + " is removed, and is not there" + (is_new ? ": it was never added" : "");
+    if (static_cast<double>(trace.events.size()) >= kTraceEventsMax)
+      return "more than three million events; take a shorter part of the trace";
     present_[node] = line.add;
     trace.end = at;
     trace.events.push_back({at, line.add, node});
@@ -122,7 +124,7 @@ Result<Trace> random_trace(const RandomTrace& options) {
   if (!(options.end_s > 0) || !(options.end_s <= kTraceEndMax))
     return misuse("the time that is drawn must be above 0 and at most 100 years");
   if (!(2 * options.nodes * (1 + options.end_s / (options.mtbf_s + options.repair_s)) < kTraceEventsMax))
-    return misuse("more than 20 million events would be drawn; take a shorter time, or rarer failures");
+    return misuse("more than three million events would be drawn; take a shorter time, or rarer failures");
   SeededRandom random(options.seed);
   const auto exponential = [&](double mean) {
     const double uniform = (static_cast<double>(random.next() >> 11) + 0.5) * 0x1p-53;

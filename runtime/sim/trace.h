@@ -26,11 +26,11 @@ struct Trace {
 
 constexpr double kTraceEndMax = 100 * 365 * 86400.0;  // seconds; beyond it somebody has mistaken the unit
 constexpr uint32_t kTraceNodesMax = 1'000'000;
-constexpr double kTraceEventsMax = 2e7;
+constexpr double kTraceEventsMax = 3e6;  // two of each node, and more
 
 // Lines may end with CR LF, and empty ones are passed over. Names are of printable ASCII. Errors: kMisuse,
-// with `name` and the line: times that go back, a node that is added twice or removed while absent, anything
-// else.
+// with `name` and the line: times that go back, a node that is added twice or removed while absent,
+// more than kTraceEventsMax lines, anything else.
 Result<Trace> parse_trace(std::string_view text, const std::string& name);
 
 struct RandomTrace {

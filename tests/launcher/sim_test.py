@@ -72,6 +72,8 @@ def good(sim):
     assert sim.json(*base, "--interval", "auto")["interval_s"] == 0
     assert sim.json(*base, "--hours", 0.25)["total_s"] == 900
     assert sim.json(*base, "--notice", 120)["notices"]["shrink"] >= 1
+    early, late = (sim.json(*base, "--notice", 300, *lead)["steps"] for lead in (("--notice-lead", 300), ()))
+    assert late == sim.json(*base, "--notice", 120)["steps"] > early, (late, early)
     assert sim.json(*base, "--loss", "reset")["lost_s"]["detection"] == 0.025
     kept = sim.json("--trace", sim.file("0,add,a\n0,add,b\n600000,remove,a\n1200000,add,a\n"), *base[2:], "--external-store")
     assert (kept["requeues"], kept["rollbacks"], kept["best_interval_s"]) == (0, 0, None)
@@ -140,24 +142,49 @@ def bad_options(sim):
     why("100 years", "--hours", "1e9")
     why("mind the unit", "--state", "1e18")
     why("gives it up after 600 s", "--state", "1e6")
+    why("would take 1e+300 s, and", "--state", 1, "--storage", "1e-300")
+    why("would take 1e+300 s to a node", "--state", 1, "--network", "1e-300")
+    for number in ("1e-310", "1e-15"):
+        for interval in ("best", "auto", "600"):
+            why("mind the unit of the step's time", "--step", number, "--interval", interval)
+    why("a notice waits for must be a number", "--notice-lead", "nan")
     why("slower than 32 MB/s", "--state", 10, "--network", 0.01)
-    why("ten million saves", "--interval", "1e-9")
+    why("a million saves", "--interval", "1e-9")
     why("1 to 1024 ranks", "--ranks-per-node", 0)
     why("of 4 lanes not every one of 16 ranks", "--lanes", 4)
     why("give vanish or reset", "--loss", "perhaps")
     why("either --trace FILE or --random HOURS", "--random", 3)
+    for option in ("--seed", "--lanes", "--ranks-per-node"):
+        sim.run("--random", 3, "--nodes", "1:2", option, "-1", code=78)
     for number in ("nan", "-3", "0"):
         assert sim.run("--random", number, "--nodes", "1:2", code=78)
-    assert "20 million events" in sim.run("--random", "1e-9", "--repair", "1e-9", "--nodes", "1:2", code=78)
+    assert "three million events" in sim.run("--random", "1e-9", "--repair", "1e-9", "--nodes", "1:2", code=78)
     assert "100 years at most" in sim.run("--random", 1, "--hours", "inf", "--nodes", "1:2", code=78)
     for arguments in ((), ("--nodes", "1:2"), ("--trace", trace), ("--trace", trace, "--nodes", "1:2", "--step", "fast"),
                       ("--frobnicate",)):
         sim.run(*arguments, code=78)
 
 
+def nothing_runs_for_hours(sim):
+    base = ("--random", 1, "--repair", 1, "--nodes", "1:100", "--external-store")
+    assert "three million events" in sim.run(*base, "--hours", 87600, code=78)
+    assert sim.took < 20, sim.took
+    # Losses every 36 s, whose saves cost nothing: paced, they are too many; and that is said before the searches.
+    assert "a million saves" in sim.run(*base, "--hours", 5000, code=78)
+    assert sim.instrumented or sim.took < 20, sim.took  # 2 s on an idle machine
+
+
+def unwritten(sim):
+    """What does not arrive is no success."""
+    command = f"'{sim.muster}' sim --random 10 --nodes 2:4"
+    for end in (">/dev/full", "--json >/dev/full", ">&-"):
+        done = subprocess.run(["sh", "-c", f"{command} {end}"], capture_output=True, timeout=60)
+        assert done.returncode == 74 and b"could not be written" in done.stderr, (end, done)
+
+
 def manual(sim):
     text = sim.run("--help")
-    for word in ("SECONDS", "GB/s", "MS", "HOURS", "MIN:MAX", "time_ms,add|remove,node", "Exit codes", "Example", "78"):
+    for word in ("SECONDS", "GB/s", "MS", "HOURS", "MIN:MAX", "time_ms,add|remove,node", "Exit codes", "Example", "78", "74", "MAX / 64", "three million"):
         assert word in text, word
 
 
@@ -209,7 +236,7 @@ def main():
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="muster-sim-") as folder:
         sim = Sim(options.muster, Path(folder), options.instrumented)
-        for test in (good, bad_files, bad_options, manual, hundred_thousand_ranks, recorded):
+        for test in (good, bad_files, bad_options, nothing_runs_for_hours, unwritten, manual, hundred_thousand_ranks, recorded):
             skipped = test(sim)
             print(f"{test.__name__}: {'skipped, ' + skipped if skipped else 'ok'}", flush=True)
     return 0
