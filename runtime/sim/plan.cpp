@@ -767,7 +767,7 @@ Result<PlanReport> plan(const Trace& trace, const PlanOptions& options) {
   MUSTER_TRY(check(trace, options));
   std::optional<PlanReport> report = Replay(trace, options).run();
   if (!report) return too_many_saves();
-  return *std::move(report);
+  return *report;
 }
 
 // ---- searches
