@@ -16,9 +16,10 @@ from pathlib import Path
 
 from rig import REQUEUE, STEP_LINE, Failure, Training, require_no_processes, run_tests, stacks_of, wait_until
 
-# A window so short that no death counts by the time of the next: the delay before a restart doubles with each that does.
-AGENT_OPTIONS = ["--worker-silence", 2, "--node-silence", 4, "--partition-wait", 2, "--restart-delay", 0.05,
-                 "--restart-window", 1, "--form-wait", 0.5, "--quiet"]
+# A window so short that no death counts by the time of the next: the delay before a restart doubles with each that does. Nor is
+# the node that loses them left out.
+AGENT_OPTIONS = ["--quarantine-losses", 0, "--worker-silence", 2, "--node-silence", 4, "--partition-wait", 2,
+                 "--restart-delay", 0.05, "--restart-window", 1, "--form-wait", 0.5, "--quiet"]
 FOREVER = 100000000
 WARM_ROUNDS = 3
 WORKERS = 2
