@@ -561,6 +561,9 @@ TEST_F(LostPart, IsWrittenAsThatRankWouldHave) {
 
 TEST_F(LostPart, IsRefusedAtOnceWhereTheStateHasMovedOn) {
   open(false);
+  // Not before the own part is staged, whose lease would serve.
+  ASSERT_TRUE(state_.begin_write(now() + 20 * kSecond).ok());
+  state_.end_write();
   saver_->rewrite(asked(0), std::nullopt);
   // Its own part waits for the folder, which nobody makes; this answer does not.
   const auto part = voted(0);
