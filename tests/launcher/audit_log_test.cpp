@@ -36,13 +36,14 @@ struct Moods {
 
 class MoodyFile final : public File {
  public:
-  MoodyFile(std::unique_ptr<File> inner, Moods& moods) : inner_(std::move(inner)), moods_(moods) {}
+  MoodyFile(std::unique_ptr<File> inner, std::shared_ptr<Moods> moods)
+      : inner_(std::move(inner)), moods_(std::move(moods)) {}
   Result<size_t> pread(MutableByteSpan bytes, uint64_t offset) override {
     return inner_->pread(bytes, offset);
   }
   Status pwrite(ByteSpan bytes, uint64_t offset) override {
-    while (moods_.hangs) std::this_thread::yield();
-    if (!moods_.refuses_writes) return inner_->pwrite(bytes, offset);
+    while (moods_->hangs) std::this_thread::yield();
+    if (!moods_->refuses_writes) return inner_->pwrite(bytes, offset);
     (void)inner_->pwrite(bytes.first(bytes.size() / 2), offset);  // as a disk does that becomes full
     return Error{ErrorCode::kEnvironment, "No space left on device"};
   }
@@ -52,8 +53,8 @@ class MoodyFile final : public File {
   Status allocate(uint64_t bytes) override { return inner_->allocate(bytes); }
   Status truncate(uint64_t bytes) override { return inner_->truncate(bytes); }
   Status sync_data() override {
-    ++moods_.syncs;
-    if (moods_.refuses_syncs) return Error{ErrorCode::kEnvironment, "Input/output error"};
+    ++moods_->syncs;
+    if (moods_->refuses_syncs) return Error{ErrorCode::kEnvironment, "Input/output error"};
     return inner_->sync_data();
   }
   Status sync() override { return inner_->sync(); }
@@ -63,24 +64,25 @@ class MoodyFile final : public File {
 
  private:
   std::unique_ptr<File> inner_;
-  Moods& moods_;
+  const std::shared_ptr<Moods> moods_;
 };
 
 class MoodyFiles final : public testing::ForwardingFiles {
  public:
-  explicit MoodyFiles(Moods& moods) : ForwardingFiles(real_files()), moods_(moods) {}
+  explicit MoodyFiles(std::shared_ptr<Moods> moods)
+      : ForwardingFiles(real_files()), moods_(std::move(moods)) {}
   Result<std::unique_ptr<File>> open(const std::string& path, OpenMode mode, bool direct) override {
-    if (moods_.refuses_opening) return Error{ErrorCode::kEnvironment, "Disk quota exceeded"};
+    if (moods_->refuses_opening) return Error{ErrorCode::kEnvironment, "Disk quota exceeded"};
     MUSTER_ASSIGN(auto file, inner_.open(path, mode, direct));
     return std::unique_ptr<File>(std::make_unique<MoodyFile>(std::move(file), moods_));
   }
   Result<std::unique_ptr<FileLock>> lock(const std::string& path) override {
-    if (moods_.refuses_locks) return Error{ErrorCode::kEnvironment, "No space left on device"};
+    if (moods_->refuses_locks) return Error{ErrorCode::kEnvironment, "No space left on device"};
     return inner_.lock(path);
   }
 
  private:
-  Moods& moods_;
+  const std::shared_ptr<Moods> moods_;
 };
 
 class AuditLogTest : public ::testing::Test {
@@ -153,8 +155,10 @@ class AuditLogTest : public ::testing::Test {
 
   fs::path folder_;
   std::string path_;
-  Moods moods_;
-  MoodyFiles files_{moods_};
+  const std::shared_ptr<Moods> shared_moods_ =
+      std::make_shared<Moods>();  // a thread left alone asks for them
+  Moods& moods_ = *shared_moods_;
+  MoodyFiles files_{shared_moods_};
   std::string words_;
   std::mutex mutex_;
   std::vector<std::string> troubles_;
@@ -512,9 +516,6 @@ TEST_F(AuditLogTest, ADiskThatHangsHoldsNobody) {
   ASSERT_TRUE(until([&] {
     return fs::exists(path_) && !text().empty() && text().back() == '\n' && text().size() > 100000;
   }));
-  // Reason for the wait: the thread that was left alone still holds the file of this test, and nothing tells
-  // its end.
-  std::this_thread::sleep_for(std::chrono::milliseconds(200));
 }
 
 // A real limit of the kernel's in place of a disk that is full.
