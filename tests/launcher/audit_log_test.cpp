@@ -88,7 +88,8 @@ class MoodyFiles final : public testing::ForwardingFiles {
 class AuditLogTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    std::string name = (fs::temp_directory_path() / "muster_audit_XXXXXX").string();
+    std::string name =
+        (fs::temp_directory_path() / "muster_audit_XXXXXX").string();  // mkdtemp fills in the X
     ASSERT_NE(mkdtemp(name.data()), nullptr);
     folder_ = name;
     path_ = (folder_ / "audit.log").string();
