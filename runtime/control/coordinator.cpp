@@ -117,7 +117,7 @@ bool Coordinator::State::drains(MemberId id) const {
 }
 
 bool Coordinator::State::node_complete(const NodeRecord& node) const {
-  return node.connected && !node.draining && node.living >= node.workers;
+  return node.connected && !node.draining && node.members.size() >= node.workers;
 }
 
 uint32_t Coordinator::State::nodes_able() const {
@@ -161,7 +161,7 @@ MemberRecord& Coordinator::State::seat(const Member& member) {
     outsiders.insert(member.id);
   }
   NodeRecord& node = nodes[member.node];
-  ++node.living;
+  node.members.push_back(member.id);
   note_node(node);
   return record;
 }
@@ -174,12 +174,12 @@ void Coordinator::State::unseat(MemberId id) {
   members.erase(record);
   outsiders.erase(id);
   have_left.erase(id);
-  --node.living;
+  std::erase(node.members, id);
   note_node(node);
 }
 
 void Coordinator::State::note_node(NodeRecord& node) {
-  nodes_due.reset();
+  note_due(node);
   if (node_complete(node)) {
     complete.insert(node.id);
   } else {
@@ -288,6 +288,26 @@ void Coordinator::State::tick() {
   check_notice_deadline();
 }
 
+Instant Coordinator::State::due_of(const NodeRecord& node) const {
+  Instant next = kNever;
+  const auto possible_at = [&](Instant at) {
+    if (at > now) next = std::min(next, at);
+  };
+  if (node.silent_since == kNever) {
+    if (node.connected) next = node.heard_at + limits.node_silence;
+  } else {
+    possible_at(node.silent_since + limits.partition_wait);
+    if (!limits.embedded_store) possible_at(node.silent_since + limits.resign_wait);
+  }
+  possible_at(node.hello_at + limits.form_wait);
+  return next;
+}
+
+// Its record has changed. To look at all nodes for that would make a world's forming quadratic.
+void Coordinator::State::note_due(const NodeRecord& node) {
+  if (nodes_due) nodes_due = std::min(*nodes_due, due_of(node));
+}
+
 Instant Coordinator::State::next_deadline() const {
   if (finished) return kNever;
   Instant next = std::min({heartbeat_at, phase_deadline, form_at, quarantine.next_release(now)});
@@ -297,14 +317,7 @@ Instant Coordinator::State::next_deadline() const {
   };
   if (!nodes_due) {
     const Instant rest = std::exchange(next, kNever);
-    for (const auto& [id, node] : nodes) {
-      if (node.connected && node.silent_since == kNever)
-        next = std::min(next, node.heard_at + limits.node_silence);
-      if (node.silent_since != kNever) possible_at(node.silent_since + limits.partition_wait);
-      if (node.silent_since != kNever && !limits.embedded_store)
-        possible_at(node.silent_since + limits.resign_wait);
-      possible_at(node.hello_at + limits.form_wait);
-    }
+    for (const auto& [id, node] : nodes) next = std::min(next, due_of(node));
     nodes_due = std::exchange(next, rest);
   }
   next = std::min(next, *nodes_due);

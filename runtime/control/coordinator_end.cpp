@@ -68,7 +68,9 @@ void Coordinator::State::end_job(int code, const std::string& why) {
   std::vector<uint64_t> open;
   for (const auto& [id, save] : saves) open.push_back(id);
   for (uint64_t id : open) close_save(id, false, "the job ends");
-  for (const auto& [id, record] : members) to_member(id, End{code, why});
+  std::vector<MemberId> all;
+  for (const auto& [id, node] : nodes) all.insert(all.end(), node.members.begin(), node.members.end());
+  to_each(all, End{code, why});
   for (const auto& [id, node] : nodes) {
     if (node.connected) to_node(id, EndJob{code, why});
   }

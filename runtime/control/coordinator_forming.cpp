@@ -143,7 +143,7 @@ void Coordinator::State::on(NodeId from, MemberId id, const MemberHello& hello) 
   paces_saves = paces_saves || hello.paces_saves;
   NodeRecord& node = nodes.at(from);
   node.hello_at = now;
-  nodes_due.reset();
+  note_due(node);
   node.ended.erase(hello.member.local_rank);
   if (node.draining) to_member(id, End{kExitRequeue, "its node is being drained"});
 }

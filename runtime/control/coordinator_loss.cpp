@@ -119,7 +119,7 @@ void Coordinator::State::node_fell_silent(NodeRecord& node, const std::string& w
   const NodeId id = node.id;
   if (node.silent_since == kNever) {
     node.silent_since = now;
-    nodes_due.reset();
+    note_due(node);
     say(EventKind::kNodeLost, node.name + ": " + why);
   }
   if (living_on_node(id).empty() || phase == Phase::kEnded || phase == Phase::kForming)
@@ -129,18 +129,13 @@ void Coordinator::State::node_fell_silent(NodeRecord& node, const std::string& w
 }
 
 void Coordinator::State::lose_node(NodeId id, const std::string& why) {
-  std::vector<MemberId> its;
-  for (const auto& [member, record] : members) {
-    if (record.member.node == id) its.push_back(member);
-  }
-  for (MemberId member : its) lose_member(member, why, false);
   const auto node = nodes.find(id);
   if (node == nodes.end()) return;
+  for (MemberId member : std::vector(node->second.members)) lose_member(member, why, false);
   node->second.was_in_view = false;
   if (node->second.connected) return;
   nodes.erase(node);
   complete.erase(id);
-  nodes_due.reset();
 }
 
 // A silent node speaks again. Is it still in the view, its members are asked like the others; was it
@@ -148,7 +143,7 @@ void Coordinator::State::lose_node(NodeId id, const std::string& why) {
 void Coordinator::State::node_heard(NodeRecord& node) {
   node.heard_at = now;
   if (std::exchange(node.silent_since, kNever) == kNever) return;
-  nodes_due.reset();
+  note_due(node);
   change.awaited_from = 0;
   if (node.id == former_leader)
     former_heard_at = kNever;  // it has come: former_is_gone() is no question any more

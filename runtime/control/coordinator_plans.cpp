@@ -235,7 +235,7 @@ std::set<MemberId> Coordinator::State::slow_leavers() const {
 bool Coordinator::State::awaits_vote(MemberId id) const {
   return std::ranges::any_of(saves, [&](const auto& entry) {
     const Save& save = entry.second;
-    if (!save.takes_part.contains(id) || save.all_voted) return false;
+    if (!save.parts.contains(id) || save.all_voted) return false;
     return !save.records.contains(id) ||
            std::ranges::any_of(save.orphans, [&](const auto& orphan) { return orphan.second.writer == id; });
   });

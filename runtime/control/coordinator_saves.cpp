@@ -87,14 +87,17 @@ SaveOpen Coordinator::State::open_save(Save save, const std::string& what) {
   save.opened_at = now;
   save.deadline = now + limits.save_timeout;
   say_of(save, EventKind::kSaveStarted, what);
+  for (uint32_t part = 0; part < save.participants.size(); ++part) save.parts[save.participants[part]] = part;
   SaveOpen open{.save = save.id, .version = save.version, .lineage = view.lineage};
-  open.participants = save.participants;
+  if (phase == Phase::kRunning && save.participants.size() == view.members.size())
+    open.all_of = view.generation;
+  else
+    open.participants = save.participants;
   open.stop = save.stop;
-  open.writers = shard_writers(save.participants);
+  open.writers = shard_writers(save.parts);
   open.tier = save.tier;
   to_each(save.participants, open);
   save.writers = open.writers;
-  save.takes_part = {save.participants.begin(), save.participants.end()};
   saves[save.id] = std::move(save);
   return open;
 }
@@ -116,13 +119,11 @@ void Coordinator::State::on(NodeId, MemberId id, const SaveVote& vote) {
   const auto found = saves.find(vote.save);
   if (found == saves.end()) return;
   Save& save = found->second;
-  if (!save.takes_part.contains(id)) return;
+  if (!save.parts.contains(id)) return;
   if (vote.part) return on_rewritten(save, id, vote);
   if (!vote.written) {
     // Of a part that others write, or have written.
-    const auto place =
-        static_cast<uint32_t>(std::ranges::find(save.participants, id) - save.participants.begin());
-    if (save.all_voted || save.records.contains(id) || save.orphans.contains(place)) return;
+    if (save.all_voted || save.records.contains(id) || save.orphans.contains(save.parts.at(id))) return;
     return close_save(save.id, false, named(id) + ": " + vote.why);
   }
   // A vote that was given up may come all the same, before that of who writes the part instead or after it.
@@ -297,7 +298,7 @@ void Coordinator::State::save_member_lost(MemberId id) {
   std::vector<uint64_t> failed;
   std::vector<uint64_t> orphaned;
   for (auto& [save_id, save] : saves) {
-    if (!save.takes_part.contains(id)) continue;
+    if (!save.parts.contains(id)) continue;
     if (save.all_voted && save.publisher == id) orphaned.push_back(save_id);
     if (save.all_voted) continue;
     if (!save.base_confirmed) {
@@ -316,8 +317,7 @@ void Coordinator::State::save_member_lost(MemberId id) {
 // What this participant was to write, of its own or instead of another, is to be written by somebody else.
 void Coordinator::State::orphan_part(Save& save, MemberId participant) {
   if (!save.records.contains(participant)) {
-    const auto place = std::ranges::find(save.participants, participant);
-    save.orphans.try_emplace(static_cast<uint32_t>(place - save.participants.begin()));
+    save.orphans.try_emplace(save.parts.at(participant));
     orphans_pending = true;
   }
   for (auto& [part, orphan] : save.orphans) {
@@ -343,39 +343,54 @@ void Coordinator::State::settle_orphans() {
 
 // False: there is a part that nobody is left to be asked for.
 bool Coordinator::State::find_rewriters(Save& save) {
-  for (auto& [part, orphan] : save.orphans) {
-    if (orphan.writer != 0 || save.records.contains(save.participants[part])) continue;
-    const auto writer = choose_rewriter(candidates_for(save, part));
-    if (!writer || phase == Phase::kEnded) return false;
+  std::map<uint32_t, std::vector<uint32_t>> wanted;  // part → its shards
+  for (const auto& [part, orphan] : save.orphans) {
+    if (orphan.writer == 0 && !save.records.contains(save.participants[part])) wanted[part];
+  }
+  if (wanted.empty()) return true;
+  if (phase == Phase::kEnded) return false;
+  for (uint32_t shard = 0; shard < save.writers.size(); ++shard) {
+    if (const auto of = wanted.find(save.writers[shard]); of != wanted.end()) of->second.push_back(shard);
+  }
+  Rewriters rewriters = rewriters_for(save);
+  // In a later view the map says where shards are to be, and a member itself knows what it has kept.
+  const bool map_tells = view.generation == save.in;
+  for (auto& [part, shards] : wanted) {
+    Orphan& orphan = save.orphans.at(part);
+    const auto can = [&, own = save.participants[part]](MemberId id) {
+      return id != own && !orphan.asked.contains(id);
+    };
+    const auto writer = map_tells && !shards.empty() ? rewriters.choose_among(holders_of(shards), can)
+                                                     : rewriters.choose(can);
+    if (!writer) return false;
     orphan.writer = *writer;
     orphan.asked.insert(*writer);
-    SaveRewrite rewrite{save.id, part, save.version, save.in, {}, save.tier};
-    for (uint32_t shard = 0; shard < save.writers.size(); ++shard) {
-      if (save.writers[shard] == part) rewrite.shards.push_back(shard);
-    }
-    to_member(*writer, std::move(rewrite));
+    to_member(*writer, SaveRewrite{save.id, part, save.version, save.in, std::move(shards), save.tier});
   }
   return true;
 }
 
-std::vector<RewriteCandidate> Coordinator::State::candidates_for(const Save& save, uint32_t part) const {
-  const Orphan& orphan = save.orphans.at(part);
+Rewriters Coordinator::State::rewriters_for(const Save& save) const {
   std::map<MemberId, uint32_t> parts;
-  for (const auto& [other, of_others] : save.orphans) ++parts[of_others.writer];
-  // In a later view the map says where shards are to be, and a member itself knows what it has kept.
-  const bool map_tells = view.generation == save.in;
+  for (const auto& [part, orphan] : save.orphans) ++parts[orphan.writer];
   std::vector<RewriteCandidate> candidates;
   for (MemberId id : save.participants) {
-    if (!lives(id) || orphan.asked.contains(id) || id == save.participants[part]) continue;
-    RewriteCandidate candidate{id, save.records.contains(id), parts[id], true};
-    const std::vector<uint32_t> held = map_tells ? view.shards_of(id) : std::vector<uint32_t>();
-    for (uint32_t shard = 0; map_tells && shard < save.writers.size(); ++shard) {
-      if (save.writers[shard] == part && !std::ranges::binary_search(held, shard))
-        candidate.has_shards = false;
-    }
-    candidates.push_back(candidate);
+    if (!lives(id)) continue;
+    const auto of_others = parts.find(id);
+    candidates.push_back({id, save.records.contains(id), of_others == parts.end() ? 0 : of_others->second});
   }
-  return candidates;
+  return Rewriters(candidates);
+}
+
+// Members of the view that hold all these shards of it. REQUIRES: there are shards.
+std::vector<MemberId> Coordinator::State::holders_of(const std::vector<uint32_t>& shards) const {
+  std::vector<MemberId> holders;
+  for (const uint32_t rank : view.shards.holders(shards.front())) {
+    const bool has_all = std::ranges::all_of(
+        shards, [&](uint32_t shard) { return std::ranges::count(view.shards.holders(shard), rank) > 0; });
+    if (has_all) holders.push_back(view.members[rank].id);
+  }
+  return holders;
 }
 
 // A node has connected anew: what was under way to and from its members is lost, and a vote is not said
@@ -384,10 +399,10 @@ std::vector<RewriteCandidate> Coordinator::State::candidates_for(const Save& sav
 void Coordinator::State::save_messages_lost(const NodeRecord& node) {
   std::vector<uint64_t> unpublished;
   for (auto& [id, save] : saves) {
-    for (MemberId participant : save.participants) {
-      const bool behind_it = lives(participant) && members.at(participant).member.node == node.id;
-      if (behind_it && !save.all_voted) orphan_part(save, participant);
-      if (behind_it && save.all_voted && save.publisher == participant) unpublished.push_back(id);
+    for (MemberId participant : node.members) {
+      if (!save.parts.contains(participant)) continue;
+      if (!save.all_voted) orphan_part(save, participant);
+      if (save.all_voted && save.publisher == participant) unpublished.push_back(id);
     }
   }
   for (uint64_t id : unpublished) publish(saves.at(id));

@@ -101,13 +101,12 @@ BaseVerdict Coordinator::State::judge_shards() const {
 
 // By shard: which of a save's participants writes it. Fewer than there are shards: nobody is left for the
 // next one.
-std::vector<uint32_t> Coordinator::State::shard_writers(const std::vector<MemberId>& participants) const {
-  const auto place_of = [&](uint32_t rank) {
-    return std::find(participants.begin(), participants.end(), view.members[rank].id);
-  };
+std::vector<uint32_t> Coordinator::State::shard_writers(
+    const std::unordered_map<MemberId, uint32_t>& parts) const {
+  const auto part_of = [&](uint32_t rank) { return parts.find(view.members[rank].id); };
   std::vector<uint32_t> writers =
-      spread_over_holders(view.shards, [&](uint32_t rank) { return place_of(rank) != participants.end(); });
-  for (uint32_t& writer : writers) writer = static_cast<uint32_t>(place_of(writer) - participants.begin());
+      spread_over_holders(view.shards, [&](uint32_t rank) { return part_of(rank) != parts.end(); });
+  for (uint32_t& writer : writers) writer = part_of(writer)->second;
   return writers;
 }
 

@@ -18,7 +18,6 @@
 #include <deque>
 #include <set>
 #include <unordered_map>
-#include <unordered_set>
 #include <utility>
 
 #include "runtime/control/coordinator.h"
@@ -34,8 +33,8 @@ struct NodeRecord {
   NodeId id = 0;
   std::string name;
   uint32_t workers = 0;
-  uint64_t order = 0;   // of joining: the topology order of ranks
-  uint32_t living = 0;  // members
+  uint64_t order = 0;             // of joining: the topology order of ranks
+  std::vector<MemberId> members;  // living
   bool connected = false;
   bool draining = false;
   bool was_in_view = false;
@@ -115,8 +114,8 @@ struct Save {
   NodeId node = 0;  // whose, where it is local
   Version version = 0;
   std::vector<MemberId> participants;
-  std::vector<uint32_t> writers;            // by shard: a part
-  std::unordered_set<MemberId> takes_part;  // the same, to be asked with each vote
+  std::vector<uint32_t> writers;                 // by shard: a part
+  std::unordered_map<MemberId, uint32_t> parts;  // of each of them
   std::map<MemberId, ByteBuffer> records;
   std::map<uint32_t, Orphan> orphans;  // by part
   bool stop = false;
@@ -308,7 +307,9 @@ struct Coordinator::State {
   View adopt(View next);  // returns the view before
   MemberRecord& seat(const Member& member);
   void unseat(MemberId id);
-  void note_node(NodeRecord& node);  // after a change to what makes it complete, or due
+  void note_node(NodeRecord& node);       // after a change to what makes it complete, or due
+  void note_due(const NodeRecord& node);  // after a change to what makes it due
+  Instant due_of(const NodeRecord& node) const;
   void note_version(MemberRecord& record, Version version);
 
   // ---- forming
@@ -445,7 +446,7 @@ struct Coordinator::State {
   void moves_failed();
   void on_shard_digests(MemberId id, const std::vector<ShardDigest>& digests);
   BaseVerdict judge_shards() const;
-  std::vector<uint32_t> shard_writers(const std::vector<MemberId>& participants) const;
+  std::vector<uint32_t> shard_writers(const std::unordered_map<MemberId, uint32_t>& parts) const;
 
   // ---- lessons
   void on(NodeId from, MemberId id, const Level& level);
@@ -481,7 +482,8 @@ struct Coordinator::State {
   void orphan_part(Save& save, MemberId participant);
   void settle_orphans();
   bool find_rewriters(Save& save);
-  std::vector<RewriteCandidate> candidates_for(const Save& save, uint32_t part) const;
+  Rewriters rewriters_for(const Save& save) const;
+  std::vector<MemberId> holders_of(const std::vector<uint32_t>& shards) const;
   void publish(Save& save);
   void close_save(uint64_t id, bool durable, const std::string& why);
   void saves_overdue();

@@ -131,9 +131,8 @@ bool Coordinator::State::exclude_silent_nodes() {
       lose_node(node, "silent");
       continue;
     }
-    for (MemberId id : living_of(view)) {  // its newcomers were not asked
-      if (members.at(id).member.node == node) lose_member(id, "no report in time", false);
-    }
+    // Its newcomers were not asked.
+    for (MemberId id : living_on_node(node)) lose_member(id, "no report in time", false);
   }
   change.silent_excluded.merge(silent);
   return true;

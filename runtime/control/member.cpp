@@ -115,7 +115,7 @@ struct MemberCore::State {
   void on(const Learn& learn, MemberActions& out);
   void on(const LearnUntil& until, MemberActions& out);
   void on(const LessonOver& over, MemberActions& out);
-  void on(const SaveOpen& save, MemberActions& out);
+  void on(const SaveOpen& open, MemberActions& out);
   void on(const SaveClosed& closed, MemberActions& out);
   std::string why_not_rewrite(const SaveRewrite& wanted) const;
   void on(const End& end, MemberActions& out);
@@ -395,10 +395,16 @@ void MemberCore::State::on(const LessonOver& over, MemberActions& out) {
   out.push_back(Forward{over});
 }
 
-void MemberCore::State::on(const SaveOpen& save, MemberActions& out) {
+void MemberCore::State::on(const SaveOpen& open, MemberActions& out) {
+  SaveOpen save = open;
+  if (save.all_of.counter != 0) {
+    if (known.generation != save.all_of)
+      return out.push_back(to_leader(SaveVote{.save = save.save, .why = "its view is not known here"}));
+    for (const Member& member : known.members) save.participants.push_back(member.id);
+  }
   if (save.stop) stop_at = save.version;
   if (save.tier == Tier::kShared) saves_under_way[save.save] = save.version;
-  out.push_back(Forward{save});
+  out.push_back(Forward{std::move(save)});
 }
 
 void MemberCore::State::on(const SaveClosed& closed, MemberActions& out) {

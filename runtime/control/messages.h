@@ -22,7 +22,7 @@ struct NodeHello {
   NodeId node = 0;
   std::string name;
   std::string job;         // agents of different jobs refuse each other
-  uint32_t protocol = 10;  // a different major refuses with a sentence
+  uint32_t protocol = 11;  // a different major refuses with a sentence
   uint32_t workers = 0;    // --nproc
   uint32_t nodes_min = 1;  // --nnodes; must equal the leader's
   uint32_t nodes_max = 1;
@@ -336,12 +336,14 @@ struct LearnUntil {
 };
 
 // Write your part of `version` into the folder of `save`. Part i of n belongs to participants[i]; the staged
-// copy was taken when the member reached the version.
+// copy was taken when the member reached the version. Where all members of a view take part, the view is
+// named in place of them: each member has it, and thousands of copies of thousands of names are saved.
 struct SaveOpen {
   uint64_t save = 0;  // nonce; names the folder together with the version
   Version version = 0;
   Lineage lineage;
   std::vector<MemberId> participants;
+  Generation all_of;    // of the view whose members they are, in rank order; 0: as named
   bool stop = false;    // an urgent save: reach `version`, grant no permit beyond it, save, and wait for End
   bool rescue = false;  // the leader is lost: the frozen member saves what it holds; `lineage` is its own
   std::vector<uint32_t> writers;  // by shard: which of the participants writes it

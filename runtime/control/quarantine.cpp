@@ -20,6 +20,8 @@ std::optional<Duration> Quarantine::lost(Instant now, const std::string& node) {
   if (record.losses.size() < limits_.losses) return std::nullopt;
   const Duration held = limits_.time << record.doublings;
   record.until = now + held;
+  releases_.erase(releases_.begin(), releases_.upper_bound(now));
+  releases_.insert(record.until);
   record.doublings = std::min(record.doublings + 1, QuarantineLimits::kDoublingsMax);
   record.losses.clear();
   return held;
@@ -31,11 +33,8 @@ bool Quarantine::holds(Instant now, const std::string& node) const {
 }
 
 Instant Quarantine::next_release(Instant now) const {
-  Instant next = kNever;
-  for (const auto& [node, record] : records_) {
-    if (record.until > now) next = std::min(next, record.until);
-  }
-  return next;
+  const auto next = releases_.upper_bound(now);
+  return next == releases_.end() ? kNever : *next;
 }
 
 void Quarantine::forget_healthy(Instant now) {

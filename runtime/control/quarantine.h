@@ -8,6 +8,7 @@
 #include <deque>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 
 #include "runtime/base/clock.h"
@@ -45,6 +46,7 @@ class Quarantine {
 
   QuarantineLimits limits_;
   std::map<std::string, Record> records_;
+  std::multiset<Instant> releases_;  // to come, as of the newest quarantine
 };
 
 }  // namespace muster::control

@@ -1,18 +1,42 @@
 #include "runtime/control/save_rewrite.h"
 
-#include <tuple>
-
 namespace muster::control {
 
-std::optional<MemberId> choose_rewriter(std::span<const RewriteCandidate> candidates) {
-  const RewriteCandidate* best = nullptr;
-  const auto order = [](const RewriteCandidate& of) { return std::tuple(of.voted, of.parts); };
+Rewriters::Rewriters(std::span<const RewriteCandidate> candidates) {
   for (const RewriteCandidate& candidate : candidates) {
-    if (!candidate.has_shards) continue;
-    if (best == nullptr || order(candidate) < order(*best)) best = &candidate;
+    const Place place{candidate.voted, candidate.parts, ids_.size()};
+    ids_.push_back(candidate.id);
+    places_.insert(places_.end(), place);
+    place_of_.emplace(candidate.id, place);
   }
-  if (best == nullptr) return std::nullopt;
-  return best->id;
+}
+
+MemberId Rewriters::take(const Place& place) {
+  const auto [voted, parts, order] = place;
+  const MemberId id = ids_[order];
+  places_.erase(place);
+  const Place next{voted, parts + 1, order};
+  places_.insert(next);
+  place_of_[id] = next;
+  return id;
+}
+
+std::optional<MemberId> Rewriters::choose(const Can& can) {
+  for (const Place& place : places_) {
+    if (can(ids_[std::get<size_t>(place)])) return take(Place(place));
+  }
+  return std::nullopt;
+}
+
+std::optional<MemberId> Rewriters::choose_among(std::span<const MemberId> ids, const Can& can) {
+  std::optional<Place> best;
+  for (const MemberId id : ids) {
+    const auto found = place_of_.find(id);
+    if (found == place_of_.end() || !can(id)) continue;
+    if (!best || found->second < *best) best = found->second;
+  }
+  if (!best) return std::nullopt;
+  return take(*best);
 }
 
 }  // namespace muster::control

@@ -5,8 +5,12 @@
 // other, the likeliest first, and who does not hold it says so at once.
 #pragma once
 
+#include <functional>
 #include <optional>
+#include <set>
 #include <span>
+#include <tuple>
+#include <unordered_map>
 
 #include "runtime/control/types.h"
 
@@ -14,13 +18,29 @@ namespace muster::control {
 
 struct RewriteCandidate {
   MemberId id = 0;
-  bool voted = false;      // its own part is written: as a rule it has gone on since
-  uint32_t parts = 0;      // of others, that it has been asked for and has not answered
-  bool has_shards = true;  // those of the part, as far as the leader knows
+  bool voted = false;  // its own part is written: as a rule it has gone on since
+  uint32_t parts = 0;  // of others, that it has been asked for and has not answered
 };
 
-// Of those that have the shards: who has not voted yet, and so still copies; then who has the fewest parts of
-// others; then the first. Empty: nobody is left to be asked.
-std::optional<MemberId> choose_rewriter(std::span<const RewriteCandidate> candidates);
+// The candidates, the likeliest first: who has not voted yet, and so still copies; then who has the fewest
+// parts of others; then the first. To choose is fast whatever their number: many writers may be lost at once.
+class Rewriters {
+ public:
+  explicit Rewriters(std::span<const RewriteCandidate> candidates);
+
+  using Can = std::function<bool(MemberId)>;
+  // The likeliest that can, which has one part more from then on. Empty: nobody is left to be asked.
+  std::optional<MemberId> choose(const Can& can);
+  // The same of those among these, in any order, that are candidates: the holders of shards are few.
+  std::optional<MemberId> choose_among(std::span<const MemberId> ids, const Can& can);
+
+ private:
+  using Place = std::tuple<bool, uint32_t, size_t>;  // voted, parts, order
+  MemberId take(const Place& place);
+
+  std::vector<MemberId> ids_;  // by order
+  std::set<Place> places_;
+  std::unordered_map<MemberId, Place> place_of_;
+};
 
 }  // namespace muster::control

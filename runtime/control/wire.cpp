@@ -381,11 +381,12 @@ LearnUntil read(const fb::LearnUntil& m) { return {m.plan(), m.version()}; }
 Offset<fb::SaveOpen> write(FlatBufferBuilder& to, const SaveOpen& m) {
   const auto lineage = write(to, m.lineage);
   const auto participants = write(to, m.participants);
-  return fb::CreateSaveOpen(to, m.save, m.version, lineage, participants, m.stop, m.rescue,
+  const auto all_of = write(m.all_of);
+  return fb::CreateSaveOpen(to, m.save, m.version, lineage, participants, &all_of, m.stop, m.rescue,
                             write(to, m.writers), m.tier == Tier::kLocal);
 }
 SaveOpen read(const fb::SaveOpen& m) {
-  return {m.save(), m.version(), read(*m.lineage()), read(*m.participants()),
+  return {m.save(), m.version(), read(*m.lineage()), read(*m.participants()), read(*m.all_of()),
           m.stop(), m.rescue(),  read(m.writers()),  tier_of(m.local())};
 }
 

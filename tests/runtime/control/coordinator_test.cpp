@@ -1637,7 +1637,7 @@ TEST_F(HandingOver, WhoStaysSavesWhenTheOthersHaveLeft) {
   ASSERT_EQ(opens.size(), 1u);
   EXPECT_TRUE(opens[0].second.stop);
   EXPECT_EQ(opens[0].second.version, 16);
-  EXPECT_EQ(opens[0].second.participants, std::vector<MemberId>{100});
+  EXPECT_EQ(participants_of(opens[0].second, leader->view()), std::vector<MemberId>{100});
   gone(2, 200);
   EXPECT_EQ(leader->phase(), "running") << "it is no loss";
   say(1, 100, SaveVote{opens[0].second.save, true, {}, "", 2000000});

@@ -190,6 +190,26 @@ TEST_F(MemberTest, StopSaveGrantsExactlyThePermitsUpToItsVersion) {
   EXPECT_FALSE(core->open_update(gen(1), 1).granted);
 }
 
+TEST_F(MemberTest, ASaveOfAllOfAViewIsOfItsMembersInRankOrder) {
+  SaveOpen save{.save = 7, .version = 1};
+  save.all_of = gen(1);
+  const auto forwarded = all_of_kind<Forward>(core->receive(now, save));
+  ASSERT_EQ(forwarded.size(), 1u);
+  EXPECT_EQ(std::get<SaveOpen>(forwarded[0].message).participants, (std::vector<MemberId>{100, 200}));
+}
+
+// The leader speaks in order, so this is its fault; the save must fail at once, and not at its deadline.
+TEST_F(MemberTest, ASaveOfAllOfAViewThatIsNotKnownIsVotedDown) {
+  SaveOpen save{.save = 7, .version = 1};
+  save.all_of = gen(2);
+  const auto actions = core->receive(now, save);
+  EXPECT_TRUE(all_of_kind<Forward>(actions).empty());
+  const auto votes = sent<SaveVote>(actions);
+  ASSERT_EQ(votes.size(), 1u);
+  EXPECT_EQ(votes[0].second.save, 7u);
+  EXPECT_FALSE(votes[0].second.written);
+}
+
 TEST_F(MemberTest, BoundBeforeGoHoldsInTheNewView) {
   agree(1);
   Install install;

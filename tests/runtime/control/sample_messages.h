@@ -57,7 +57,7 @@ inline std::vector<Message> all_messages() {
       Learn{13, member(5), view()},
       LessonOver{14},
       LearnUntil{15, 47},
-      SaveOpen{16, 48, {{g, 48}}, {1, 2}, true, true, {0, 1, 1}, Tier::kLocal},
+      SaveOpen{16, 48, {{g, 48}}, {1, 2}, g, true, true, {0, 1, 1}, Tier::kLocal},
       SavePublish{17, {ByteBuffer(3, std::byte{1}), ByteBuffer(), ByteBuffer(9, std::byte{2})}, Tier::kLocal},
       SaveClosed{18, true, "durable", 49, Tier::kLocal},
       End{1, "failed"},

@@ -385,7 +385,8 @@ TEST_F(ShardedView, ASaveNamesWhoWritesWhichShard) {
   for (uint32_t shard = 0; shard < 8; ++shard) {
     const uint32_t writer = open[0].second.writers.at(shard);
     ++parts[writer];
-    EXPECT_TRUE(std::ranges::count(leader->view().shards_of(open[0].second.participants.at(writer)), shard));
+    EXPECT_TRUE(std::ranges::count(
+        leader->view().shards_of(participants_of(open[0].second, leader->view()).at(writer)), shard));
   }
   for (uint32_t writer = 0; writer < 4; ++writer) EXPECT_EQ(parts[writer], 2) << "shared out";
 }

@@ -48,6 +48,15 @@ std::vector<std::pair<MemberId, T>> sent(const ActionVector& actions) {
   return found;
 }
 
+// As a member of `view` reads it.
+inline std::vector<MemberId> participants_of(const SaveOpen& open, const View& view) {
+  if (open.all_of.counter == 0) return open.participants;
+  EXPECT_EQ(open.all_of, view.generation);
+  std::vector<MemberId> ids;
+  for (const Member& member : view.members) ids.push_back(member.id);
+  return ids;
+}
+
 // Of the newest view that was told, by target: each node is told what concerns it.
 template <typename Part>
 std::vector<Part> told_parts(const Actions& actions, std::vector<Part> Install::*parts) {

@@ -174,6 +174,7 @@ class SaveInChurn : public LeaderTest {
     say(1, 100, SaveDue{leader->view().generation, 1});
     ASSERT_EQ(sent<SaveOpen>(last).size(), 4u);
     save = sent<SaveOpen>(last)[0].second;
+    save.participants = participants_of(save, leader->view());
     save_in = leader->view().generation;
   }
   // The group fails, and everybody is there again: a change of the view without a death.
