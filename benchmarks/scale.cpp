@@ -93,6 +93,8 @@ int main(int argc, char** argv) {
   show("lose a node in a save", crowd.save(1));
   show("lose a tenth", crowd.lose(nodes / 10));
   show("lose a tenth in a save", crowd.save(nodes / 10));
+  show("save on each node", crowd.save_locally());
+  show("drain a node", crowd.drain(1));
   show("a step of all", crowd.progress());
   if (crowd.saves_durable() != 3) give_up("a save");
   const sim::Crowd::Cost end = crowd.end();

@@ -105,10 +105,7 @@ std::vector<const NodeRecord*> Coordinator::State::complete_nodes() const {
 // Not where the others of the view are too few without it.
 bool Coordinator::State::held_in_quarantine(const NodeRecord& node) const {
   if (!limits.rules.quarantine_kept || !quarantine.holds(now, node.name)) return false;
-  std::set<NodeId> others;
-  for (MemberId id : living_of(view)) others.insert(members.at(id).member.node);
-  others.erase(node.id);
-  return others.size() >= limits.nodes_min;
+  return living_nodes - (node.of_view > 0 ? 1 : 0) >= limits.nodes_min;
 }
 
 bool Coordinator::State::drains(MemberId id) const {
@@ -120,14 +117,22 @@ bool Coordinator::State::node_complete(const NodeRecord& node) const {
   return node.connected && !node.draining && node.members.size() >= node.workers;
 }
 
+bool Coordinator::State::is_able(const NodeRecord& node) const {
+  const bool hopeless = node.given_up.size() + node.ended.size() >= node.workers;
+  return node.connected && !node.draining && !hopeless && (node.was_in_view || node_complete(node));
+}
+
 uint32_t Coordinator::State::nodes_able() const {
-  uint32_t count = 0;
-  for (const auto& [id, node] : nodes) {
-    const bool hopeless = node.given_up.size() + node.ended.size() >= node.workers;
-    if (!node.connected || node.draining || hopeless) continue;
-    if (node.was_in_view || node_complete(node)) ++count;
-  }
-  return count;
+  return static_cast<uint32_t>(
+      std::ranges::count_if(nodes, [&](const auto& entry) { return is_able(entry.second); }));
+}
+
+// As nodes_able() >= MIN; it is asked with each message while members are drained.
+bool Coordinator::State::enough_nodes_able() const {
+  uint32_t missing = limits.nodes_min;
+  for (auto node = nodes.begin(); missing > 0 && node != nodes.end(); ++node)
+    missing -= is_able(node->second) ? 1 : 0;
+  return missing == 0;
 }
 
 // ---- keeping
@@ -138,13 +143,13 @@ View Coordinator::State::adopt(View next) {
   first_ranks.clear();
   have_left.clear();
   outsiders.clear();
-  living = past_base = 0;
+  past_base = 0;
   for (uint32_t rank = 0; rank < view.members.size(); ++rank) {
     const Member& member = view.members[rank];
     ranks[member.id] = rank;
     first_ranks.try_emplace(member.node, rank);
-    living += lives(member.id) ? 1 : 0;
   }
+  for (auto& [id, node] : nodes) count_node(node);
   for (const auto& [id, record] : members) {
     if (!in_view(id)) outsiders.insert(id);
     if (in_view(id) && record.leaving) have_left.insert(id);
@@ -155,11 +160,7 @@ View Coordinator::State::adopt(View next) {
 MemberRecord& Coordinator::State::seat(const Member& member) {
   MemberRecord& record = members[member.id];
   record.member = member;
-  if (in_view(member.id)) {
-    ++living;
-  } else {
-    outsiders.insert(member.id);
-  }
+  if (!in_view(member.id)) outsiders.insert(member.id);
   NodeRecord& node = nodes[member.node];
   node.members.push_back(member.id);
   note_node(node);
@@ -170,7 +171,6 @@ void Coordinator::State::unseat(MemberId id) {
   const auto record = members.find(id);
   NodeRecord& node = nodes.at(record->second.member.node);
   if (in_view(id) && record->second.version > view.base) --past_base;
-  if (in_view(id)) --living;
   members.erase(record);
   outsiders.erase(id);
   have_left.erase(id);
@@ -178,7 +178,24 @@ void Coordinator::State::unseat(MemberId id) {
   note_node(node);
 }
 
+void Coordinator::State::count_node(NodeRecord& node) {
+  uint32_t of_view = 0;
+  uint32_t told = 0;
+  for (const MemberId id : node.members) {
+    if (!in_view(id)) continue;
+    ++of_view;
+    told += drains(id) ? 1 : 0;
+  }
+  living = living - node.of_view + of_view;
+  living_nodes = living_nodes - (node.of_view > 0 ? 1 : 0) + (of_view > 0 ? 1 : 0);
+  holding_nodes = holding_nodes - (node.of_view > node.drained ? 1 : 0) + (of_view > told ? 1 : 0);
+  drained_members = drained_members - node.drained + told;
+  node.of_view = of_view;
+  node.drained = told;
+}
+
 void Coordinator::State::note_node(NodeRecord& node) {
+  count_node(node);
   note_due(node);
   if (node_complete(node)) {
     complete.insert(node.id);
@@ -253,10 +270,12 @@ void Coordinator::State::forgive(Duration absence) {
   if (store_move) later(store_move->deadline);
   for (auto& [id, lesson] : lessons) later(lesson.deadline);
   for (auto& [id, save] : saves) later(save.deadline);
+  saves_due.reset();
 }
 
 void Coordinator::State::tick() {
   nodes_due.reset();
+  saves_due.reset();
   for (auto& [id, node] : nodes) {
     if (node.connected && node.silent_since == kNever && now - node.heard_at >= limits.node_silence) {
       node_fell_silent(node,
@@ -341,7 +360,11 @@ Instant Coordinator::State::next_deadline() const {
     if (settle_notices_at != kNever) possible_at(settle_notices_at);
   }
   if (phase == Phase::kInstalling) next = std::min(next, suspect_at);
-  for (const auto& [id, save] : saves) next = std::min(next, save.deadline);
+  if (!saves_due) {
+    saves_due = kNever;
+    for (const auto& [id, save] : saves) saves_due = std::min(*saves_due, save.deadline);
+  }
+  next = std::min(next, *saves_due);
   if (stop && !stop->deadline_missed) next = std::min(next, stop->notice_deadline);
   return next;
 }

@@ -43,6 +43,8 @@ void Coordinator::State::lesson_overdue(MemberId id) {
 // Joins wait until a step was committed in the view (rule 18). A new node's workers are waited for, so that
 // they join together; a node beyond MAX is a spare.
 std::vector<MemberId> Coordinator::State::learners_due() const {
+  constexpr size_t kViewEntriesToldMax =
+      1'000'000;  // at once, a few hundred bytes each; the others come next
   std::vector<MemberId> due;
   if ((!committed && limits.rules.joins_wait_for_step) || outsiders.empty()) return due;
   size_t room = limits.nodes_max > first_ranks.size() ? limits.nodes_max - first_ranks.size() : 0;
@@ -56,6 +58,9 @@ std::vector<MemberId> Coordinator::State::learners_due() const {
   for (const auto& [order, entry] : by_order) {
     const auto& [node, ids] = entry;
     if (!node->connected || node->draining || held_in_quarantine(*node)) continue;
+    // Each is told the whole view.
+    const size_t told = lessons.size() + due.size();
+    if (told > 0 && (told + ids.size()) * view.members.size() > kViewEntriesToldMax) break;
     const bool fresh = !of_view(node->id);
     const bool gathered = node_complete(*node) || now - node->hello_at >= limits.form_wait;
     if (fresh && (room == 0 || !gathered)) continue;

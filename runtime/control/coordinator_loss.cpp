@@ -144,7 +144,8 @@ void Coordinator::State::node_heard(NodeRecord& node) {
   node.heard_at = now;
   if (std::exchange(node.silent_since, kNever) == kNever) return;
   note_due(node);
-  change.awaited_from = 0;
+  if (const auto first = first_ranks.find(node.id); first != first_ranks.end())
+    change.awaited_from = std::min<size_t>(change.awaited_from, first->second);
   if (node.id == former_leader)
     former_heard_at = kNever;  // it has come: former_is_gone() is no question any more
   say(EventKind::kObserved, "node " + node.name + " is heard again");

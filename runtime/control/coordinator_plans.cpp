@@ -259,23 +259,9 @@ void Coordinator::State::evict_replaced() {
 
 // ---- drains
 
-bool Coordinator::State::drains_wanted() const {
-  const auto drains_too = [&](const Member& member) { return lives(member.id) && drains(member.id); };
-  return drains_noticed && std::ranges::any_of(view.members, drains_too);
-}
+bool Coordinator::State::drains_wanted() const { return drained_members > 0; }
 
-bool Coordinator::State::drain_leaves_enough() const {
-  return nodes_able() >= limits.nodes_min && nodes_holding() > 0;
-}
-
-// Nodes of the view that keep a living member when the drained have left.
-uint32_t Coordinator::State::nodes_holding() const {
-  std::set<NodeId> holding;
-  for (const Member& member : view.members) {
-    if (lives(member.id) && !drains(member.id)) holding.insert(member.node);
-  }
-  return static_cast<uint32_t>(holding.size());
-}
+bool Coordinator::State::drain_leaves_enough() const { return holding_nodes > 0 && enough_nodes_able(); }
 
 // Where too few would be left to go on, all save together if there is time for it. If not, those who leave do
 // so first, at a boundary, where all hold one version: nothing has to be sent, and the time of those who stay
@@ -300,13 +286,13 @@ void Coordinator::State::settle_drains() {
   }
   if (store_leaves()) return stop_for_store("too few would be left");
   if (!told) {
-    const NoticePlan plan = plan_until(drain_deadline, 0, nodes_holding());
+    const NoticePlan plan = plan_until(drain_deadline, 0, static_cast<uint32_t>(holding_nodes));
     hands_over = plan.kind == NoticePlan::kHandOver;
     if (hands_over) say_plan(plan);
   }
-  if (hands_over && nodes_holding() > 0 && !moves_wait)
+  if (hands_over && holding_nodes > 0 && !moves_wait)
     return want_plan("members are being drained, the others save");
-  if (hands_over && nodes_holding() > 0 && move_not_before < drain_deadline) return;
+  if (hands_over && holding_nodes > 0 && move_not_before < drain_deadline) return;
   hands_over = false;
   want_stop(kExitRequeue, "too few would be left after the drain", drain_deadline);
 }

@@ -43,9 +43,7 @@ void Coordinator::State::local_save_due(MemberId id, const SaveDue& due) {
   if (due.version <= node.newest_local_save)
     return to_member(id, SaveClosed{0, false, "already opened", due.version, Tier::kLocal});
   node.newest_local_save = due.version;
-  const bool one_is_open = std::any_of(saves.begin(), saves.end(), [&](const auto& entry) {
-    return entry.second.tier == Tier::kLocal && entry.second.node == node.id;
-  });
+  const bool one_is_open = saves.contains(node.local_save);
   Save save{.tier = Tier::kLocal, .node = node.id, .version = due.version};
   save.participants = living_on_node(node.id);
   const char* const why_not = stop ? "the job is being stopped" : why_no_save_now(one_is_open);
@@ -65,11 +63,6 @@ void Coordinator::State::skip_save(const Save& due, const std::string& why) {
   say_of(due, EventKind::kSaveFailed, "skipped: " + why);
 }
 
-bool Coordinator::State::shared_save_open() const {
-  return std::any_of(saves.begin(), saves.end(),
-                     [](const auto& entry) { return entry.second.tier == Tier::kShared; });
-}
-
 void Coordinator::State::say_of(const Save& save, EventKind kind, std::string text, int64_t amount) {
   const auto node = nodes.find(save.node);
   if (save.tier == Tier::kLocal && node != nodes.end())
@@ -86,6 +79,11 @@ SaveOpen Coordinator::State::open_save(Save save, const std::string& what) {
   save.in = save.compared_in = view.generation;
   save.opened_at = now;
   save.deadline = now + limits.save_timeout;
+  if (saves_due) saves_due = std::min(*saves_due, save.deadline);
+  if (save.tier == Tier::kShared)
+    ++shared_saves;
+  else
+    nodes.at(save.node).local_save = save.id;
   say_of(save, EventKind::kSaveStarted, what);
   for (uint32_t part = 0; part < save.participants.size(); ++part) save.parts[save.participants[part]] = part;
   SaveOpen open{.save = save.id, .version = save.version, .lineage = view.lineage};
@@ -128,6 +126,7 @@ void Coordinator::State::on(NodeId, MemberId id, const SaveVote& vote) {
   }
   // A vote that was given up may come all the same, before that of who writes the part instead or after it.
   if (!save.records.emplace(id, vote.record).second) return;
+  if (save.rewriters) save.rewriters->voted(id);
   save.bytes += vote.bytes;
   save.stalled = std::max(save.stalled, vote.stalled);
   save.held_back = std::min(save.held_back, std::max<Duration>(0, vote.held_back));
@@ -144,6 +143,7 @@ void Coordinator::State::on_rewritten(Save& save, MemberId id, const SaveVote& v
   if (!vote.written || !rewritten_part_counts(save, vote)) {
     if (orphan->second.writer != id) return;
     orphan->second.writer = 0;
+    save.unassigned.insert(*vote.part);
     orphans_pending = true;
     return;
   }
@@ -212,6 +212,7 @@ void Coordinator::State::close_save(uint64_t id, bool durable, const std::string
   if (found == saves.end()) return;
   const Save save = std::move(found->second);
   saves.erase(found);
+  if (save.tier == Tier::kShared) --shared_saves;
   to_each(save.participants, SaveClosed{id, durable, why, save.version, save.tier});
   if (durable) {
     const std::string parts = std::to_string(save.participants.size());
@@ -317,12 +318,15 @@ void Coordinator::State::save_member_lost(MemberId id) {
 // What this participant was to write, of its own or instead of another, is to be written by somebody else.
 void Coordinator::State::orphan_part(Save& save, MemberId participant) {
   if (!save.records.contains(participant)) {
-    save.orphans.try_emplace(save.parts.at(participant));
+    const uint32_t part = save.parts.at(participant);
+    if (save.orphans.try_emplace(part).second) save.unassigned.insert(part);
     orphans_pending = true;
   }
+  if (!save.rewriters) return;  // nobody has been asked for anything
   for (auto& [part, orphan] : save.orphans) {
     if (orphan.writer != participant) continue;
     orphan.writer = 0;
+    save.unassigned.insert(part);
     orphans_pending = true;
   }
 }
@@ -343,25 +347,30 @@ void Coordinator::State::settle_orphans() {
 
 // False: there is a part that nobody is left to be asked for.
 bool Coordinator::State::find_rewriters(Save& save) {
+  constexpr size_t kAskedMax =
+      64;  // for a part: when so many of the likeliest have gone on, so have the others
   std::map<uint32_t, std::vector<uint32_t>> wanted;  // part → its shards
-  for (const auto& [part, orphan] : save.orphans) {
-    if (orphan.writer == 0 && !save.records.contains(save.participants[part])) wanted[part];
+  for (const uint32_t part : save.unassigned) {
+    if (!save.records.contains(save.participants[part])) wanted[part];
   }
+  save.unassigned.clear();
   if (wanted.empty()) return true;
   if (phase == Phase::kEnded) return false;
   for (uint32_t shard = 0; shard < save.writers.size(); ++shard) {
     if (const auto of = wanted.find(save.writers[shard]); of != wanted.end()) of->second.push_back(shard);
   }
-  Rewriters rewriters = rewriters_for(save);
+  if (!save.rewriters || save.rewriters_in != view.generation) save.rewriters = rewriters_for(save);
+  save.rewriters_in = view.generation;
   // In a later view the map says where shards are to be, and a member itself knows what it has kept.
   const bool map_tells = view.generation == save.in;
   for (auto& [part, shards] : wanted) {
     Orphan& orphan = save.orphans.at(part);
+    if (orphan.asked.size() >= kAskedMax) return false;
     const auto can = [&, own = save.participants[part]](MemberId id) {
-      return id != own && !orphan.asked.contains(id);
+      return id != own && lives(id) && !orphan.asked.contains(id);
     };
-    const auto writer = map_tells && !shards.empty() ? rewriters.choose_among(holders_of(shards), can)
-                                                     : rewriters.choose(can);
+    const auto writer = map_tells && !shards.empty() ? save.rewriters->choose_among(holders_of(shards), can)
+                                                     : save.rewriters->choose(can);
     if (!writer) return false;
     orphan.writer = *writer;
     orphan.asked.insert(*writer);
@@ -372,7 +381,8 @@ bool Coordinator::State::find_rewriters(Save& save) {
 
 Rewriters Coordinator::State::rewriters_for(const Save& save) const {
   std::map<MemberId, uint32_t> parts;
-  for (const auto& [part, orphan] : save.orphans) ++parts[orphan.writer];
+  for (const auto& [part, orphan] : save.orphans)
+    for (const MemberId id : orphan.asked) ++parts[id];
   std::vector<RewriteCandidate> candidates;
   for (MemberId id : save.participants) {
     if (!lives(id)) continue;

@@ -35,6 +35,8 @@ struct NodeRecord {
   uint32_t workers = 0;
   uint64_t order = 0;             // of joining: the topology order of ranks
   std::vector<MemberId> members;  // living
+  uint32_t of_view = 0;           // of them, members of the view
+  uint32_t drained = 0;           // of these, told to leave
   bool connected = false;
   bool draining = false;
   bool was_in_view = false;
@@ -47,6 +49,7 @@ struct NodeRecord {
   std::map<uint32_t, int> ended;           // slot → exit code of an orderly end
   Version newest_local_save = kNoVersion;  // as newest_save and newest_durable, of its own folder
   Version newest_local_durable = kNoVersion;
+  uint64_t local_save = 0;  // that is open, or was the newest
 };
 
 struct MemberRecord {
@@ -116,8 +119,11 @@ struct Save {
   std::vector<MemberId> participants;
   std::vector<uint32_t> writers;                 // by shard: a part
   std::unordered_map<MemberId, uint32_t> parts;  // of each of them
+  std::optional<Rewriters> rewriters;            // as of the view `rewriters_in`
+  Generation rewriters_in;
   std::map<MemberId, ByteBuffer> records;
   std::map<uint32_t, Orphan> orphans;  // by part
+  std::set<uint32_t> unassigned;       // of these, those that nobody is asked for now
   bool stop = false;
   bool base_confirmed = false;  // the participants' states were compared; no manifest before that
   Generation in;                // the view in which it was opened
@@ -204,10 +210,12 @@ struct Coordinator::State {
   std::unordered_map<MemberId, uint32_t> ranks;
   std::unordered_map<NodeId, uint32_t> first_ranks;
   size_t living = 0;             // of its members
+  size_t living_nodes = 0;       // that have one of these
+  size_t holding_nodes = 0;      // that keep one when those have left who were told to
+  size_t drained_members = 0;    // of the living ones, told to leave, or their node was
   size_t past_base = 0;          // of them, those that have made a step in it
   std::set<MemberId> have_left;  // of them, those that have said Leaving
   std::set<MemberId> outsiders;  // living, and not in it
-  bool drains_noticed = false;   // some node or member has been told to leave
   Generation stored;             // generation in the store
   Change change;
   std::set<MemberId> started;
@@ -254,6 +262,8 @@ struct Coordinator::State {
   std::map<std::pair<std::string, uint32_t>, uint32_t> replacements;  // of slow ones: node's name, slot
 
   std::map<uint64_t, Save> saves;
+  size_t shared_saves = 0;                   // of them
+  mutable std::optional<Instant> saves_due;  // the earliest of their deadlines, or earlier
   Version newest_durable = kNoVersion;
   Version newest_save = kNoVersion;        // in this view: those who share a version anew may save it anew
   std::optional<Version> last_save_waits;  // the run's last save, until the one before it is closed
@@ -300,6 +310,8 @@ struct Coordinator::State {
   std::vector<const NodeRecord*> complete_nodes() const;
   bool held_in_quarantine(const NodeRecord& node) const;
   uint32_t nodes_able() const;  // nodes that count toward MIN
+  bool enough_nodes_able() const;
+  bool is_able(const NodeRecord& node) const;
   bool node_complete(const NodeRecord& node) const;
   bool drains(MemberId id) const;  // it, or its node, was told to leave
 
@@ -307,7 +319,8 @@ struct Coordinator::State {
   View adopt(View next);  // returns the view before
   MemberRecord& seat(const Member& member);
   void unseat(MemberId id);
-  void note_node(NodeRecord& node);       // after a change to what makes it complete, or due
+  void note_node(NodeRecord& node);  // after a change to its members, or what makes it complete, or due
+  void count_node(NodeRecord& node);
   void note_due(const NodeRecord& node);  // after a change to what makes it due
   Instant due_of(const NodeRecord& node) const;
   void note_version(MemberRecord& record, Version version);
@@ -428,7 +441,6 @@ struct Coordinator::State {
   bool drains_wanted() const;
   void settle_drains();
   bool drain_leaves_enough() const;
-  uint32_t nodes_holding() const;
   void stop_after_drain();
   void end_drained();
   void note_stragglers(MemberId id, const Progress& progress);
@@ -473,7 +485,7 @@ struct Coordinator::State {
   void open_save(Version version, bool for_stop);
   SaveOpen open_save(Save save, const std::string& what);
   void say_of(const Save& save, EventKind kind, std::string text, int64_t amount = 0);
-  bool shared_save_open() const;
+  bool shared_save_open() const { return shared_saves > 0; }
   void save_member_lost(MemberId id);
   void check_votes(Save& save);
   void compare_saves_again();

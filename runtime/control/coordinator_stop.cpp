@@ -35,7 +35,6 @@ void Coordinator::State::on(NodeId from, MemberId, const NoticeRaised& notice) {
   if (settle_notices_at == kNever || now > settle_notices_at) settle_notices_at = now + settle;
   drain_deadline = std::min(drain_deadline, deadline);
   drain_told = false;
-  drains_noticed = true;
   if (notice.scope == Scope::kNode) {
     if (holds_store(from)) {
       store_notice = notice.source;
@@ -45,7 +44,9 @@ void Coordinator::State::on(NodeId from, MemberId, const NoticeRaised& notice) {
     node.draining = true;
     note_node(node);
   } else if (lives(notice.member)) {
-    members.at(notice.member).draining = true;
+    MemberRecord& member = members.at(notice.member);
+    member.draining = true;
+    note_node(nodes.at(member.member.node));
   }
   if (stop) want_stop(stop->exit_code, stop->why, deadline);
   const bool all =

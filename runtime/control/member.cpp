@@ -397,12 +397,12 @@ void MemberCore::State::on(const LessonOver& over, MemberActions& out) {
 
 void MemberCore::State::on(const SaveOpen& open, MemberActions& out) {
   SaveOpen save = open;
+  if (save.stop) stop_at = save.version;
   if (save.all_of.counter != 0) {
     if (known.generation != save.all_of)
       return out.push_back(to_leader(SaveVote{.save = save.save, .why = "its view is not known here"}));
     for (const Member& member : known.members) save.participants.push_back(member.id);
   }
-  if (save.stop) stop_at = save.version;
   if (save.tier == Tier::kShared) saves_under_way[save.save] = save.version;
   out.push_back(Forward{std::move(save)});
 }

@@ -14,11 +14,22 @@ Rewriters::Rewriters(std::span<const RewriteCandidate> candidates) {
 MemberId Rewriters::take(const Place& place) {
   const auto [voted, parts, order] = place;
   const MemberId id = ids_[order];
-  places_.erase(place);
-  const Place next{voted, parts + 1, order};
-  places_.insert(next);
-  place_of_[id] = next;
+  move(id, {voted, parts + 1, order});
   return id;
+}
+
+void Rewriters::move(MemberId id, const Place& to) {
+  Place& place = place_of_.at(id);
+  places_.erase(place);
+  places_.insert(to);
+  place = to;
+}
+
+void Rewriters::voted(MemberId id) {
+  const auto found = place_of_.find(id);
+  if (found == place_of_.end()) return;
+  const auto [voted, parts, order] = found->second;
+  move(id, {true, parts, order});
 }
 
 std::optional<MemberId> Rewriters::choose(const Can& can) {

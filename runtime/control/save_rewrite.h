@@ -19,7 +19,7 @@ namespace muster::control {
 struct RewriteCandidate {
   MemberId id = 0;
   bool voted = false;  // its own part is written: as a rule it has gone on since
-  uint32_t parts = 0;  // of others, that it has been asked for and has not answered
+  uint32_t parts = 0;  // of others, that it has been asked for, whatever it answered
 };
 
 // The candidates, the likeliest first: who has not voted yet, and so still copies; then who has the fewest
@@ -33,10 +33,13 @@ class Rewriters {
   std::optional<MemberId> choose(const Can& can);
   // The same of those among these, in any order, that are candidates: the holders of shards are few.
   std::optional<MemberId> choose_among(std::span<const MemberId> ids, const Can& can);
+  // Its own part is written by now.
+  void voted(MemberId id);
 
  private:
   using Place = std::tuple<bool, uint32_t, size_t>;  // voted, parts, order
   MemberId take(const Place& place);
+  void move(MemberId id, const Place& to);
 
   std::vector<MemberId> ids_;  // by order
   std::set<Place> places_;

@@ -54,25 +54,51 @@ Crowd::Cost Crowd::form() {
       hear(node, id(node, slot), member);
     }
   }
-  drain();
+  drain_inbox();
   return cost_;
 }
 
 Crowd::Cost Crowd::lose(uint32_t nodes) {
   cost_ = Cost{};
   disconnect(nodes);
-  drain();
+  drain_inbox();
   return cost_;
 }
 
-Crowd::Cost Crowd::save(uint32_t lost) {
+Crowd::Cost Crowd::save_locally() {
+  cost_ = Cost{};
+  voting_ = nodes_;
+  ++version_;
+  for (NodeId node = 1; node <= nodes_; ++node)
+    hear(node, id(node, 0), SaveDue{leader_->view().generation, version_, false, Tier::kLocal});
+  drain_inbox();
+  return cost_;
+}
+
+Crowd::Cost Crowd::drain(uint32_t nodes) {
+  cost_ = Cost{};
+  for (NodeId node = nodes_ - nodes + 1; node <= nodes_; ++node) {
+    NoticeRaised notice;
+    notice.scope = Scope::kNode;
+    notice.source = "a test";
+    hear(node, 0, notice);
+  }
+  now_ += kSecond;  // in which other notices could have come
+  timed([&] { return leader_->tick(now_); });
+  drain_inbox();
+  nodes_ -= nodes;
+  return cost_;
+}
+
+Crowd::Cost Crowd::save(uint32_t lost, bool refused) {
   cost_ = Cost{};
   voting_ = nodes_ - lost;
+  refuses_ = refused;
   ++version_;
   hear(1, id(1, 0), SaveDue{leader_->view().generation, version_});
-  drain();
+  drain_inbox();
   disconnect(lost);
-  drain();
+  drain_inbox();
   return cost_;
 }
 
@@ -83,14 +109,14 @@ Crowd::Cost Crowd::progress() {
   all_say([&](NodeId node, MemberId member) {
     hear(node, member, Progress{generation, version_, 10 * kMillisecond, 1});
   });
-  drain();
+  drain_inbox();
   return cost_;
 }
 
 Crowd::Cost Crowd::end() {
   cost_ = Cost{};
   all_say([&](NodeId node, MemberId member) { hear(node, member, Leaving{0, version_, ""}); });
-  drain();
+  drain_inbox();
   return cost_;
 }
 
@@ -145,7 +171,7 @@ void Crowd::deliver(NodeId node, const Envelope& envelope) {
 }
 
 // What was answered travels while the leader still speaks.
-void Crowd::drain() {
+void Crowd::drain_inbox() {
   while (!stores_.empty() || !inbox_.empty()) {
     if (!stores_.empty()) {
       const StoreView store = std::move(stores_.front());
@@ -178,19 +204,21 @@ void Crowd::answer(NodeId node, MemberId member, const Message& message) {
       reply(Started{go->generation, version_, Digest{1, 2}, {}});
     else
       reply(BaseDigest{go->generation, Digest{1, 2}, {}});
+  } else if (const auto* plan = std::get_if<PlanNumber>(&message)) {
+    reply(AtBoundary{leader_->view().generation, plan->plan, version_});
   } else if (const auto* open = std::get_if<SaveOpen>(&message); open != nullptr && votes_now(node)) {
     SaveVote vote{.save = open->save, .written = true, .record = ByteBuffer(kRecordBytes)};
     vote.bytes = kPartBytes;
     reply(vote);
   } else if (const auto* rewrite = std::get_if<SaveRewrite>(&message)) {
-    SaveVote vote{.save = rewrite->save, .written = true, .record = ByteBuffer(kRecordBytes)};
+    SaveVote vote{.save = rewrite->save, .written = !refuses_, .record = ByteBuffer(kRecordBytes)};
     vote.part = rewrite->part;
     vote.held_in = rewrite->opened_in;
     reply(vote);
   } else if (const auto* publish = std::get_if<SavePublish>(&message)) {
     reply(SavePublished{publish->save, true, ""});
   } else if (const auto* closed = std::get_if<SaveClosed>(&message)) {
-    if (member == id(1, 0) && closed->durable) ++saves_durable_;
+    if (member == id(1, 0) && closed->durable && closed->tier == Tier::kShared) ++saves_durable_;
   } else if (std::holds_alternative<End>(message)) {
     MemberGone gone;
     gone.member = member;

@@ -37,8 +37,13 @@ class Crowd {
   // silence. The others' answers come when all of them were asked.
   Cost lose(uint32_t nodes);
   // One save, from the member that says it is due to the publisher's answer. `lost`: so many nodes go while
-  // it is open, before their members vote; their parts are written by others.
-  Cost save(uint32_t lost = 0);
+  // it is open, before their members vote; their parts are written by others,
+  // who still hold the version, or (`refused`) do not any more, so that the save fails.
+  Cost save(uint32_t lost = 0, bool refused = false);
+  // Each node saves for itself.
+  Cost save_locally();
+  // The last nodes are told to leave, and do so at a boundary.
+  Cost drain(uint32_t nodes);
 
   // Each member tells that it has made a step.
   Cost progress();
@@ -60,7 +65,7 @@ class Crowd {
   void all_say(Say&& say);
   void disconnect(uint32_t nodes);
   void deliver(control::NodeId node, const control::Envelope& envelope);
-  void drain();
+  void drain_inbox();
   void answer(control::NodeId node, control::MemberId member, const control::Message& message);
   bool votes_now(control::NodeId node) const { return node <= voting_; }
 
@@ -72,6 +77,7 @@ class Crowd {
   control::Version version_ = 10;
   control::Version base_ = control::kNoVersion;
   control::NodeId voting_ = 0;  // the nodes above it keep their votes to themselves
+  bool refuses_ = false;        // to write parts of others
   uint64_t saves_durable_ = 0;
   Cost cost_;
   std::deque<control::StoreView> stores_;

@@ -30,8 +30,12 @@ std::map<std::string, double> costs(uint32_t nodes) {
     note("a save", crowd.save());
     note("the loss of a tenth", crowd.lose(nodes / 10));
     note("the loss of a tenth in a save", crowd.save(nodes / 10));
-    note("a step of all", crowd.progress());
     EXPECT_EQ(crowd.saves_durable(), 2u);
+    note("the loss of a tenth in a save that nobody can mend", crowd.save(nodes / 10, true));
+    EXPECT_EQ(crowd.saves_durable(), 2u);
+    note("a save on each node", crowd.save_locally());
+    note("a node's drain", crowd.drain(1));
+    note("a step of all, after it", crowd.progress());
     const double end = crowd.end().leader_ms;
     EXPECT_TRUE(crowd.ended());
     best["the end"] = round == 0 ? end : std::min(best["the end"], end);
