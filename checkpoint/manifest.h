@@ -15,6 +15,7 @@
 
 namespace muster::checkpoint {
 
+constexpr const char* kManifestName = "manifest.json";
 constexpr uint64_t kManifestBytesMax = 64 * 1024 * 1024;
 constexpr size_t kLineageMax = 100'000;
 constexpr size_t kStepValueBytesMax = 64 * 1024;

@@ -7,7 +7,6 @@ namespace {
 
 static_assert(kBlockBytes == kDirectAlignment);
 constexpr uint64_t kWriteBytes = 4 * 1024 * 1024;
-constexpr uint64_t kVerifySlabs = 2;  // so that what was read is digested in the second-level cache
 constexpr uint64_t kVoteMagic = 0x3230'6574'6f76'756dULL;  // "muvote02"
 
 Error as_save_error(const ShardIdentity& identity, const Error& cause) {
@@ -162,7 +161,12 @@ Error ShardReader::too_short(uint64_t length) const {
 
 Result<ShardReader> ShardReader::open(FileSystem& files, const std::string& folder, const ShardRecord& record,
                                       uint64_t direct_bytes_min) {
-  const std::string path = folder + "/" + shard_file_name(record.identity.participant, record.writer_nonce);
+  return open_as(files, folder + "/" + shard_file_name(record.identity.participant, record.writer_nonce),
+                 record, direct_bytes_min);
+}
+
+Result<ShardReader> ShardReader::open_as(FileSystem& files, const std::string& path,
+                                         const ShardRecord& record, uint64_t direct_bytes_min) {
   const bool direct = record.geometry.file_bytes() >= direct_bytes_min;
   auto file = files.open(path, OpenMode::kRead, direct);
   if (!file.ok() && file.error().code == ErrorCode::kRetry) return std::move(file).error();
@@ -232,21 +236,27 @@ Status ShardReader::read(uint64_t first, uint64_t count, MutableByteSpan target)
   return ok();
 }
 
+Status ShardReader::read_metadata(MutableByteSpan target) {
+  MUSTER_TRY(read_exactly(target, 0));
+  if (digest_of(target) == entry(0)) return ok();
+  return damaged("its HDF5 metadata (bytes 0 to " + std::to_string(target.size()) +
+                 ") does not match its digest");
+}
+
+Status ShardReader::check_identity(ByteSpan first_slab) const {
+  const auto identity = identity_record(record_.identity_in_file(), geometry());
+  if (std::memcmp(first_slab.data(), identity.data(), sizeof identity) == 0) return ok();
+  return damaged("it belongs to another save or participant");
+}
+
 Status ShardReader::verify(const Progress& progress, const Stop& stop) {
   const uint64_t window_bytes = std::min(kVerifySlabs * kSlabBytes, geometry().payload_bytes);
   ByteBuffer bytes(std::max(geometry().metadata_bytes, window_bytes));
-  const MutableByteSpan metadata = MutableByteSpan(bytes).first(geometry().metadata_bytes);
-  MUSTER_TRY(read_exactly(metadata, 0));
-  if (digest_of(metadata) != entry(0))
-    return damaged("its HDF5 metadata (bytes 0 to " + std::to_string(metadata.size()) +
-                   ") does not match its digest");
-  const auto identity = identity_record(record_.identity_in_file(), geometry());
+  MUSTER_TRY(read_metadata(MutableByteSpan(bytes).first(geometry().metadata_bytes)));
   for (uint64_t i = 0; i < geometry().slab_count(); i += kVerifySlabs) {
     const uint64_t count = std::min(kVerifySlabs, geometry().slab_count() - i);
-    const uint64_t size = geometry().slab(i + count - 1).end - geometry().slab(i).begin;
-    MUSTER_TRY(read(i, count, MutableByteSpan(bytes).first(size)));
-    if (i == 0 && std::memcmp(bytes.data(), identity.data(), sizeof identity) != 0)
-      return damaged("it belongs to another save or participant");
+    MUSTER_TRY(read(i, count, MutableByteSpan(bytes).first(geometry().range_of(i, count).size())));
+    if (i == 0) MUSTER_TRY(check_identity(bytes));
     if (progress) progress(bytes_read_);
     if (stop && stop()) return Error{ErrorCode::kRetry, "the verification was stopped"};
   }

@@ -14,6 +14,9 @@ namespace muster::checkpoint {
 using Progress = std::function<void(uint64_t bytes_done)>;
 using Stop = std::function<bool()>;  // asked now and then; true ends the work with kRetry
 
+// Read at once to be verified: so that what was read is digested in the second-level cache.
+constexpr uint64_t kVerifySlabs = 2;
+
 // What a participant votes with: enough to find its shard and to know it.
 struct ShardRecord {
   ShardIdentity identity;
@@ -100,10 +103,17 @@ class ShardReader {
   // Errors: kDropCheckpoint, in a sentence that names the file and what is wrong with it.
   static Result<ShardReader> open(FileSystem& files, const std::string& folder, const ShardRecord& record,
                                   uint64_t direct_bytes_min = UINT64_MAX);
+  // The same of a file that has another name, as one that is still to get its own.
+  static Result<ShardReader> open_as(FileSystem& files, const std::string& path, const ShardRecord& record,
+                                     uint64_t direct_bytes_min = UINT64_MAX);
 
   // Reads slabs [first, first + count) of the payload into `target`, and verifies each.
   // REQUIRES: target has exactly their bytes; the file is not direct().
   Status read(uint64_t first, uint64_t count, MutableByteSpan target);
+  // Reads and verifies the metadata into `target`, which has exactly its bytes. REQUIRES: as read().
+  Status read_metadata(MutableByteSpan target);
+  // That slab 0, which was read, says whose shard this is. Errors: kDropCheckpoint.
+  Status check_identity(ByteSpan first_slab) const;
   // Reads and verifies the whole file: metadata, all slabs, identity. REQUIRES: as read().
   Status verify(const Progress& progress = {}, const Stop& stop = {});
 
@@ -119,6 +129,7 @@ class ShardReader {
   Error damaged(const std::string& what) const;
 
   const ShardGeometry& geometry() const { return record_.geometry; }
+  ByteSpan table() const { return table_.bytes().first(geometry().table_entries() * sizeof(Digest)); }
   bool direct() const { return file_->direct(); }
   uint64_t bytes_read() const { return bytes_read_; }  // by open(), read() and verify()
 

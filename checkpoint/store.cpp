@@ -13,7 +13,6 @@ namespace muster::checkpoint {
 namespace {
 
 constexpr uint64_t kSmallFileBytesMax = 16 * 1024 * 1024;
-constexpr const char* kManifestName = "manifest.json";
 constexpr const char* kVerifiedName = "verified.json";
 constexpr const char* kOwnerName = "owner.json";
 

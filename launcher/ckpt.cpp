@@ -36,6 +36,20 @@ void CkptCommand::add_to(CLI::App& app) {
   command->add_flag("--all", to.all, "all finished saves of the folder");
   command->add_flag("--mark", to.mark, "record those found good as verified; no job may run on the folder");
 
+  command = add("repair",
+                "rebuild what is damaged of a save, or of all, from its parity files; no job may run on the "
+                "folder",
+                ckpt_repair);
+  command->add_option("FOLDER[@VERSION]", to.first, "without VERSION all finished saves")->required();
+  command->add_option(
+      "VERSION", to.second,
+      "the same as FOLDER@VERSION; the save may also lack its manifest.json, if it has parity");
+  command->add_flag("--dry-run", to.dry_run, "only say what would be done");
+  command
+      ->add_option("--parity", to.parity,
+                   "write parity files for saves that have none and are right: one for so many shards")
+      ->check(CLI::Range(2, 64));
+
   command = add("diff", "compare the tensors of two saves", ckpt_diff);
   command->add_option("A", to.first, "FOLDER[@VERSION]")->required();
   command->add_option("B", to.second, "FOLDER[@VERSION]")->required();

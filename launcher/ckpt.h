@@ -25,6 +25,7 @@ struct CkptArguments {
   uint64_t keep = 2;
   uint64_t keep_every = 0;
   uint64_t keep_younger_s = 0;
+  uint32_t parity = 0;  // shards of a group
   bool json = false;
   bool all = false;
   bool mark = false;

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 
+#include "checkpoint/repair.h"
 #include "launcher/ckpt_text.h"
 #include "runtime/base/clock.h"
 
@@ -177,8 +178,34 @@ Status show_tensors(StateReader& state, const CkptArguments& arguments, Json& js
 
 struct Verdict {
   Json json;
-  bool good = false;
+  bool good = false;            // the save
+  bool parity_is_good = false;  // what it has of it
 };
+
+// What the save has beside its shards, to rebuild them from.
+void verify_parity_of(const Candidate& candidate, Verdict& verdict, bool quiet) {
+  Json problems = Json::array();
+  size_t count = 0;
+  const auto note = [&](const std::string& problem) { problems.push_back(problem); };
+  if (const auto save = read_manifest_json(real_files(), candidate.folder, candidate.id); save.ok()) {
+    const auto found = find_parity(real_files(), candidate.folder);
+    if (found.ok()) count = found->size();
+    ProgressBar bar("verifying its parity", bytes_of(save->manifest), quiet);
+    const auto damaged =
+        verify_parity(real_files(), candidate.folder, *save, [&](uint64_t bytes) { bar.show(bytes); });
+    if (!damaged.ok()) note(damaged.error().message);
+    for (size_t i = 0; damaged.ok() && i < damaged->size(); ++i) note((*damaged)[i].problem.message);
+  }
+  verdict.parity_is_good = problems.empty();
+  verdict.json["parity"] = {{"files", count}, {"problems", problems}};
+}
+
+// Whether `muster ckpt repair` would make a finished save right again.
+bool can_be_repaired(const Candidate& candidate) {
+  if (!candidate.finished) return false;
+  const auto repair = repair_save(real_files(), candidate.folder, candidate.id, {.dry_run = true});
+  return repair.ok() && repair->is_right();
+}
 
 Verdict verify_save(const Candidate& candidate, bool quiet) {
   Verdict verdict{to_json(candidate.id), !candidate.unusable || candidate.abandoned};
@@ -197,6 +224,8 @@ Verdict verify_save(const Candidate& candidate, bool quiet) {
       problems.push_back(verified.error().message);
     }
   }
+  verify_parity_of(candidate, verdict, quiet);
+  if (!verdict.good) verdict.json["repairable"] = can_be_repaired(candidate);
   verdict.json["good"] = verdict.good;
   verdict.json["state"] = state_text(candidate);
   verdict.json["problems"] = problems;
@@ -211,25 +240,10 @@ void print_verdict(const Candidate& candidate, const Verdict& verdict) {
               verdict.json["seconds"].get<double>());
   for (const Json& problem : verdict.json["problems"])
     std::printf("  %s\n", problem.get_ref<const std::string&>().c_str());
-}
-
-struct ToVerify {
-  std::string folder;
-  std::vector<Candidate> candidates;
-};
-
-Result<ToVerify> saves_to_verify(const CkptArguments& arguments) {
-  if (!arguments.all) {
-    MUSTER_ASSIGN(Chosen chosen, choose(arguments.first));
-    return ToVerify{std::move(chosen.folder), {std::move(chosen.candidate)}};
-  }
-  MUSTER_ASSIGN(Folder folder, Folder::look(real_files(), arguments.first));
-  MUSTER_ASSIGN(auto candidates, folder.versions());
-  ToVerify saves{folder.path(), {}};
-  std::copy_if(candidates.begin(), candidates.end(), std::back_inserter(saves.candidates),
-               [](const Candidate& candidate) { return candidate.finished; });
-  if (saves.candidates.empty()) return Error{ErrorCode::kMisuse, folder.path() + " holds no finished saves"};
-  return saves;
+  for (const Json& problem : verdict.json["parity"]["problems"])
+    std::printf("  %s\n", problem.get_ref<const std::string&>().c_str());
+  const bool is_repairable = verdict.good ? !verdict.parity_is_good : verdict.json["repairable"].get<bool>();
+  if (is_repairable) std::printf("  muster ckpt repair %s would make it right\n", candidate.folder.c_str());
 }
 
 // --- diff
@@ -377,7 +391,7 @@ int ckpt_show(const CkptArguments& arguments) {
 }
 
 int ckpt_verify(const CkptArguments& arguments) {
-  auto saves = saves_to_verify(arguments);
+  const auto saves = choose_some(arguments.first, arguments.all);
   if (!saves.ok()) return report(saves.error());
   std::optional<Folder> owned;
   if (arguments.mark) {
@@ -389,7 +403,7 @@ int ckpt_verify(const CkptArguments& arguments) {
   bool all_good = true;
   for (const Candidate& save : saves->candidates) {
     const Verdict verdict = verify_save(save, arguments.json);
-    all_good &= verdict.good;
+    all_good &= verdict.good && verdict.parity_is_good;
     if (!arguments.json) print_verdict(save, verdict);
     list.push_back(verdict.json);
     if (!owned || !verdict.good) continue;

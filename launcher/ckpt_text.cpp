@@ -167,6 +167,22 @@ Result<Chosen> choose(const std::string& name) {
   return none_such(wanted, candidates);
 }
 
+bool names_version(const std::string& name) { return !wanted_of(name).version.empty(); }
+
+Result<ChosenSaves> choose_some(const std::string& name, bool all) {
+  if (!all) {
+    MUSTER_ASSIGN(Chosen chosen, choose(name));
+    return ChosenSaves{std::move(chosen.folder), {std::move(chosen.candidate)}};
+  }
+  MUSTER_ASSIGN(Folder folder, Folder::look(real_files(), name));
+  MUSTER_ASSIGN(auto candidates, folder.versions());
+  ChosenSaves saves{folder.path(), {}};
+  std::copy_if(candidates.begin(), candidates.end(), std::back_inserter(saves.candidates),
+               [](const Candidate& candidate) { return candidate.finished; });
+  if (saves.candidates.empty()) return Error{ErrorCode::kMisuse, folder.path() + " holds no finished saves"};
+  return saves;
+}
+
 Result<StateReader> open_state(const Chosen& chosen) {
   if (!chosen.candidate.manifest) return *chosen.candidate.unusable;
   return StateReader::open(real_files(), chosen.candidate.folder, chosen.candidate.manifest);

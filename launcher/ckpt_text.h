@@ -55,6 +55,13 @@ struct Chosen {
 // FOLDER (its newest usable version), FOLDER@VERSION, FOLDER@VERSION-NONCE, or the folder of one save.
 // Errors: kMisuse: there is none such; the sentence names those that there are.
 Result<Chosen> choose(const std::string& name);
+// That one version or, with `all`, all saves of a folder that were finished, newest first.
+struct ChosenSaves {
+  std::string folder;
+  std::vector<checkpoint::Candidate> candidates;
+};
+Result<ChosenSaves> choose_some(const std::string& name, bool all);
+bool names_version(const std::string& name);
 Result<checkpoint::StateReader> open_state(const Chosen& chosen);
 
 // Reads a whole tensor in chunks of whole elements: use(offset, bytes).
@@ -72,6 +79,7 @@ std::string state_text(const checkpoint::Candidate& candidate);
 int ckpt_ls(const CkptArguments& arguments);
 int ckpt_show(const CkptArguments& arguments);
 int ckpt_verify(const CkptArguments& arguments);
+int ckpt_repair(const CkptArguments& arguments);
 int ckpt_diff(const CkptArguments& arguments);
 int ckpt_export(const CkptArguments& arguments);
 int ckpt_import(const CkptArguments& arguments);

@@ -240,6 +240,7 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
     train.save.every = known.checkpoint_every;
     train.save.keep = known.checkpoint_keep;
     train.save.stale_fails = known.stale_fails != 0;
+    train.save.parity = known.checkpoint_parity;
     train.local.folder = known.checkpoint_local_dir != nullptr ? known.checkpoint_local_dir : "";
     train.local.every = known.checkpoint_local_every;
     constexpr int32_t kRules =

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "checkpoint/parity.h"
 #include "runtime/base/check.h"
 #include "runtime/base/random.h"
 #include "runtime/base/threads.h"
@@ -68,6 +69,11 @@ Status check_options(const TrainOptions& options) {
                   std::to_string(options.save.every) +
                   "; keep at least 2, since the newest may turn out damaged, and save every 0 or more steps, "
                   "or as muster sees fit (-1)");
+  }
+  if (options.save.parity != 0 && (options.save.parity < checkpoint::kParityGroupMin ||
+                                   options.save.parity > checkpoint::kParityGroupMax)) {
+    return misuse("checkpoint_parity is " + std::to_string(options.save.parity) +
+                  "; give 2 to 64 shards for a group, or 0 for no parity");
   }
   return check_local(options);
 }

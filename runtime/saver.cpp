@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "checkpoint/index.h"
+#include "checkpoint/parity_file.h"
 #include "checkpoint/restore.h"
 #include "runtime/base/random.h"
 
@@ -656,7 +657,7 @@ void Saver::verify_newest() {
   worker_.post([this, verified_save = *save] { note_verified_and_prune(verified_save); });
 }
 
-Status Saver::verify(const Save& save) const {
+Status Saver::verify(const Save& save) {
   MUSTER_ASSIGN(checkpoint::Folder folder, checkpoint::Folder::look(files_, options_.folder));
   MUSTER_ASSIGN(const auto versions, folder.versions());
   const auto mine = std::find_if(versions.begin(), versions.end(),
@@ -664,10 +665,27 @@ Status Saver::verify(const Save& save) const {
   if (mine == versions.end() || !mine->manifest)
     return Error{ErrorCode::kDropCheckpoint,
                  to_string(save.id) + " is not in " + options_.folder + " any more"};
-  return verify_shards(files_, folder.save_folder(save.id), *mine->manifest, [this] {
+  const checkpoint::Stop stop = [this] {
     const std::lock_guard lock(mutex_);
     return stopping_;
-  });
+  };
+  if (options_.parity > 0) return verify_with_parity(*mine, stop);
+  return verify_shards(files_, mine->folder, *mine->manifest, stop);
+}
+
+// The save is as good without parity: what fails only there is told.
+Status Saver::verify_with_parity(const checkpoint::Candidate& candidate, const checkpoint::Stop& stop) {
+  // A job that has lost the folder writes no more to it.
+  MUSTER_TRY(checkpoint::Folder::join(files_, options_.folder, candidate.manifest->fence));
+  MUSTER_ASSIGN(const checkpoint::ManifestJson save,
+                checkpoint::read_manifest_json(files_, candidate.folder, candidate.id));
+  checkpoint::ParityOutcome outcome;
+  MUSTER_TRY(checkpoint::verify_with_parity(files_, candidate.folder, save,
+                                            static_cast<uint32_t>(options_.parity), outcome, {}, stop));
+  if (outcome.failure)
+    tell(EventKind::kLog, static_cast<control::Version>(candidate.id.version),
+         "the save is verified, but not all of its parity is there: " + outcome.failure->message);
+  return ok();
 }
 
 // Older versions go only when enough newer ones have been read back and found right. On the saving thread:

@@ -44,6 +44,7 @@ struct SaveOptions {
   uint64_t bytes_per_second_max = 0;  // of a periodic save on this rank; 0: no limit
   checkpoint::RestoreRules rules;     // what may differ between a checkpoint and this program
   bool link_unchanged = true;         // a shard with the bytes of an earlier one gets its file
+  int64_t parity = 0;        // shards of a group with a parity file; 0: none; of the shared tier only
   bool stale_fails = false;  // a periodic save with a tensor that should have changed is not published
 };
 
@@ -185,7 +186,8 @@ class Saver {
   Status keep_to_branch(const checkpoint::Lineage& branch);
   Status abandon_others(const checkpoint::Lineage& branch, const std::string& why);
   void verify_newest();
-  Status verify(const Save& save) const;
+  Status verify(const Save& save);
+  Status verify_with_parity(const checkpoint::Candidate& candidate, const checkpoint::Stop& stop);
   void tell_of_differences(const checkpoint::Manifest& manifest, const checkpoint::RestoreReport& report);
   void note_verified_and_prune(const Save& save);
   void clear_failed(const Save& save);

@@ -19,6 +19,7 @@ SaveOptions options_of_local(const SaveOptions& shared, const LocalSaveOptions& 
   options.bytes_per_second_max = 0;
   options.keep_every = 0;
   options.keep_younger_ms = 0;
+  options.parity = 0;
   return options;
 }
 

@@ -35,6 +35,7 @@ struct Options {
   bool shard_optimizer = false;
   uint64_t seed = 1;
   int64_t checkpoint_local_every = 0;
+  int64_t checkpoint_parity = 0;
   std::string checkpoint_dir, checkpoint_local_dir, ledger_dir, summary;
 };
 
@@ -80,6 +81,8 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--checkpoint-local-dir", o.checkpoint_local_dir,
                  "Where each node saves for itself, too; empty: nowhere");
   app.add_option("--checkpoint-local-every", o.checkpoint_local_every, "Steps between these saves");
+  app.add_option("--checkpoint-parity", o.checkpoint_parity,
+                 "Shards of a group with a parity file, 2 to 64; 0: none");
   app.add_option("--report-every", o.report_every, "Steps between lines")->capture_default_str();
   app.add_option(
          "--evaluate-every", o.evaluate_every,
@@ -135,6 +138,7 @@ int train(const Options& o) {
   options.checkpoint_every = o.checkpoint_every;                                                // M
   options.checkpoint_local_dir = o.checkpoint_local_dir.c_str();                                // M
   options.checkpoint_local_every = o.checkpoint_local_every;                                    // M
+  options.checkpoint_parity = o.checkpoint_parity;                                              // M
   options.gradient_memory = memory;                                                             // M
   options.stream = backend.stream();                                                            // M
   muster::Run run(session, state, options);                                                     // M

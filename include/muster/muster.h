@@ -317,6 +317,11 @@ typedef struct muster_train_options {
   const char* checkpoint_local_dir;
   int64_t checkpoint_local_every; /* steps between these saves, ≥ 1; 0: MUSTER_CHECKPOINT_LOCAL_EVERY. Of no
                                      meaning without a folder */
+  /* 2 to 64: while a save in checkpoint_dir is read back, each byte once as without this, files of parity are
+   * written beside its shards, one for a group of at most so many shards (a shard is what one process saved).
+   * Of each group one file can then be lost, or several damaged in different places, and `muster ckpt repair`
+   * rebuilds them. Space: of each save a part in so many, or a little more. 0: none */
+  int64_t checkpoint_parity;
 } muster_train_options;
 
 /* Fills in the defaults, so that a program sets only what it means. */

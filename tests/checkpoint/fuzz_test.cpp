@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 
+#include "checkpoint/parity_file.h"
 #include "checkpoint/safetensors.h"
 #include "tests/checkpoint/saves.h"
 
@@ -129,6 +130,58 @@ TEST(Fuzz, ShardFiles) {
       ASSERT_FALSE(verify_shards(files, folder->save_folder({3, 4}), *manifest).ok());
     }
   }
+}
+
+// Headers of parity files: flipped, and changed with a digest that was made right again. What is read names a
+// possible group and possible sizes; and none but the save's own is taken for its own.
+TEST(Fuzz, ParityHeaders) {
+  SeededRandom random(5);
+  MemoryFiles files;
+  auto folder = Folder::own(files, "ckpt", "a job");
+  ASSERT_OK(folder);
+  const WholeState state = WholeState::random({{"w", DType::kFloat32, {300, 400}, 0}}, 1);
+  ASSERT_OK(save(files, *folder, state, {3, 4}, {.participants = 3}));
+  const std::string path = folder->save_folder({3, 4});
+  const auto json = read_manifest_json(files, path, {3, 4});
+  ASSERT_OK(json);
+  ParityOutcome outcome;
+  ASSERT_OK(verify_with_parity(files, path, *json, 2, outcome));
+  const ParityLayout layout = ParityLayout::of(json->manifest, json->bytes, {0, 2});
+  ByteBuffer& contents = files.contents(path + "/" + parity_file_name({0, 2}));
+  const ByteBuffer good = contents;
+  constexpr size_t kWords = 15, kCheck = kWords * 8;  // the digest follows them
+  int accepted = 0;
+  for (int i = 0; i < rounds(); ++i) {
+    contents = good;
+    for (uint64_t change = 1 + random.below(3); change > 0; --change) {
+      const size_t word = random.below(kWords) * 8;
+      if (word == 8) continue;  // the format: a later minor version is read
+      uint64_t value = random.chance(0.5) ? random.below(9) : random.next() >> random.below(64);
+      if (random.chance(0.3)) value *= 4096;
+      std::memcpy(contents.data() + word, &value, sizeof value);
+    }
+    if (random.chance(0.9)) {
+      const Digest check = digest_of(ByteSpan(contents).first(kCheck));
+      std::memcpy(contents.data() + kCheck, &check, sizeof check);
+    }
+    const auto header = decode_parity_header(ByteSpan(contents).first(kBlockBytes));
+    if (header.ok()) {
+      ++accepted;
+      ASSERT_LT(header->layout.name.group, header->layout.name.groups);
+      ASSERT_LE(header->layout.name.groups, header->layout.participants);
+      ASSERT_LE(header->layout.manifest_bytes, kManifestBytesMax);
+    }
+    const bool is_same = contents == good;
+    auto parity = ParityFile::open(files, path, layout);
+    ASSERT_OK(parity);
+    ASSERT_EQ(parity->verify().ok(), is_same);
+    const auto copy = manifest_from_parity(files, path, {3, 4});
+    if (copy.ok()) {
+      ASSERT_EQ(copy->bytes, json->bytes);
+    }
+  }
+  EXPECT_GT(accepted, 0);
+  EXPECT_LT(accepted, rounds());
 }
 
 TEST(Fuzz, Votes) {

@@ -2,6 +2,7 @@
 """`muster ckpt` as people use it: files made here byte by byte, commands run, tables, JSON and exit codes held
 against what is known. With --peer FOLDER, files also go through the `safetensors` package in both directions."""
 import argparse
+import fcntl
 import json
 import os
 import struct
@@ -130,6 +131,85 @@ def verifies(ckpt, folder):
     manifest.write_bytes(text)
 
 
+def flip(path, at):
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1
+    path.write_bytes(raw)
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.glob("v*/*"))}
+
+
+def repairs(ckpt, folder):
+    tensors = {"w": ("F32", [400, 500], bytes(range(256)) * 3125), "b": ("F16", [30], bytes(60))}
+    (folder / "big.safetensors").write_bytes(safetensors(tensors))
+    for version in (1, 2):
+        ckpt("import", "big.safetensors", "rep", "--version", version, "--shards", 5)
+    root = folder / "rep"
+    shards = sorted(root.glob("v*2-*/shard-*"))
+    bare = contents(root)
+    flip(shards[3], 200_000 % shards[3].stat().st_size)
+    out = ckpt("repair", "rep", code=1)
+    assert shards[3].name in out and "lost" in out and "no parity file" in out, out
+    flip(shards[3], 200_000 % shards[3].stat().st_size)
+    assert contents(root) == bare and "nothing to repair in 2 saves" in ckpt("repair", "rep")
+
+    assert "dry run" in ckpt("repair", "rep", "--parity", 3, "--dry-run") and contents(root) == bare
+    assert ckpt("repair", "rep", "--parity", 3).count("written") == 4
+    good = contents(root)
+    assert {p: b for p, b in good.items() if "parity" not in p.name} == bare and len(good) == len(bare) + 4
+    verdict = ckpt.json("verify", "rep", "--all")["saves"]
+    assert [s["parity"] for s in verdict] == [{"files": 2, "problems": []}] * 2, verdict
+    ckpt("repair", "rep", "--parity", 1, code=78)
+
+    # Of each group one file, in both versions, and a manifest; found, foretold, and made right.
+    flip(shards[0], 5000)
+    shards[1].write_bytes(shards[1].read_bytes()[:9999])
+    manifest = next(root.glob("v*1-*/manifest.json"))
+    flip(manifest, 100)
+    sorted(root.glob("v*1-*/shard-*"))[4].unlink()
+    bad = contents(root)
+    verdict = ckpt.json("verify", "rep", "--all", code=1)["saves"]
+    assert [(s["good"], s["repairable"]) for s in verdict] == [(False, True)] * 2, verdict
+    assert "muster ckpt repair" in ckpt("verify", "rep@2", code=1)
+    foretold = ckpt.json("repair", "rep", "--dry-run")
+    assert contents(root) == bad
+    only = ckpt.json("repair", "rep", 2)
+    assert only["saves"] == foretold["saves"][:1] and only["saves"][0]["right"]
+    assert [(f["file"], f["outcome"]) for f in only["saves"][0]["files"]] == [
+        (shards[0].name, "rebuilt"), (shards[1].name, "rebuilt")], only
+    out = ckpt("repair", "rep")
+    assert "manifest.json" in out and "it is missing" in out and contents(root) == good, out
+    assert [s["was_right"] for s in ckpt.json("repair", "rep")["saves"]] == [True, True]
+
+    # Both files of a group in one place: named, and left as they are. And a parity file alone is repaired.
+    flip(shards[0], 5000)
+    flip(shards[2], 5000)
+    bad = contents(root)
+    out = ckpt("repair", "rep@2", code=1)
+    assert out.count("lost") == 2 and "participant 2" in out and contents(root) == bad, out
+    assert "would make it right" not in ckpt("verify", "rep@2", code=1)
+    flip(shards[0], 5000)
+    flip(shards[2], 5000)
+    parity = sorted(root.glob("v*2-*/parity-*"))[1]
+    flip(parity, 20_000)
+    out = ckpt("verify", "rep", code=1)
+    assert "good" in out and parity.name in out and "would make it right" in out, out
+    assert "written" in ckpt("repair", "rep") and contents(root) == good
+
+    # Without a manifest it is no checkpoint, unless somebody says that it is.
+    manifest.unlink()
+    assert contents(root) != good and "nothing to repair in 1 save" in ckpt("repair", "rep")
+    assert "manifest.json" in ckpt("repair", "rep", 1) and contents(root) == good
+    # A folder on which a job runs.
+    lock = open(root / "owner.lock", "r+b")
+    fcntl.lockf(lock, fcntl.LOCK_EX)
+    ckpt("repair", "rep", code=2)
+    ckpt("repair", "rep", "--dry-run")
+    lock.close()
+
+
 def refuses(ckpt, folder):
     assert "no version '300'; there are: 200, 100" in ckpt("show", "ckpt@300", code=78)
     assert "not a folder" in ckpt("ls", "nowhere", code=78)
@@ -143,7 +223,6 @@ def refuses(ckpt, folder):
     ckpt("frobnicate", code=78)
     ckpt("ls", code=78)
     lock = open(folder / "ckpt" / "owner.lock", "r+")
-    import fcntl
     fcntl.lockf(lock, fcntl.LOCK_EX)
     assert "belongs to another running process" in ckpt("prune", "ckpt", code=2)
     assert "belongs to another running process" in ckpt("import", "a.safetensors", "ckpt", code=2)
@@ -194,7 +273,7 @@ def main():
                 return 77
             peer(ckpt, folder)
             return 0
-        for check in (looks, exchanges, verifies, refuses, prunes):
+        for check in (looks, exchanges, verifies, repairs, refuses, prunes):
             check(ckpt, folder)
             print("ok", check.__name__)
     return 0

@@ -237,6 +237,10 @@ TEST(CApi, OptionsThatCannotHoldAreNamed) {
                 o.checkpoint_keep = 1;
               }),
               HasSubstr("checkpoint_keep is 1"));
+  for (const int64_t parity : {-1, 1, 65}) {
+    EXPECT_THAT(refused([parity](O& o) { o.checkpoint_parity = parity; }),
+                HasSubstr("checkpoint_parity is " + std::to_string(parity) + "; give 2 to 64 shards"));
+  }
   EXPECT_THAT(refused([](O& o) {
                 o.checkpoint_local_dir = "nvme";
                 o.checkpoint_local_every = 5;
@@ -319,6 +323,15 @@ TEST(CApi, AnOlderProgramSavesOnNoNode) {
                     offsetof(muster_train_options, shard_copies) + sizeof(int64_t),
                 "no field may lie in an older structure's padding");
   EXPECT_EQ(train(none, 0, MUSTER_CODEC_NONE, offsetof(muster_train_options, checkpoint_local_dir)),
+            train(none));
+}
+
+TEST(CApi, AnOlderProgramHasNoParity) {
+  Misuse none;
+  static_assert(offsetof(muster_train_options, checkpoint_parity) ==
+                    offsetof(muster_train_options, checkpoint_local_every) + sizeof(int64_t),
+                "no field may lie in an older structure's padding");
+  EXPECT_EQ(train(none, 0, MUSTER_CODEC_NONE, offsetof(muster_train_options, checkpoint_parity)),
             train(none));
 }
 

@@ -12,6 +12,7 @@
 #include <fstream>
 #include <thread>
 
+#include "checkpoint/parity_file.h"
 #include "tests/forwarding_files.h"
 
 namespace muster {
@@ -211,6 +212,42 @@ TEST_F(SaverTest, WhatIsDurableIsReadBackAndOldVersionsGo) {
   write(115);  // behind the pruning of 112 on the same thread
   EXPECT_EQ(shard_of(112), "");
   EXPECT_NE(shard_of(113), "");
+}
+
+TEST_F(SaverTest, ParityIsWrittenWhileASaveIsReadBack) {
+  write(110);
+  close(110);
+  ASSERT_TRUE(emitted(EventKind::kSaveVerified, 110));
+  const auto parity_of = [&](Version version) {
+    return std::filesystem::path(shard_of(version)).parent_path() / "parity-000000-of-000001.xor";
+  };
+  EXPECT_FALSE(std::filesystem::exists(parity_of(110))) << "nobody has asked for it";
+  SaveOptions options;
+  options.parity = 4;
+  start(options);
+  write(111);
+  close(111);
+  ASSERT_TRUE(emitted(EventKind::kSaveVerified, 111));
+  ASSERT_TRUE(std::filesystem::exists(parity_of(111)));
+  const std::string folder = parity_of(111).parent_path().string();
+  const auto save = checkpoint::read_manifest_json(files_, folder, {111, 211});
+  ASSERT_TRUE(save.ok()) << save.error().message;
+  const auto damaged = checkpoint::verify_parity(files_, folder, *save);
+  ASSERT_TRUE(damaged.ok());
+  EXPECT_TRUE(damaged->empty());
+  EXPECT_EQ(told(EventKind::kLog), "");
+}
+
+TEST_F(SaverTest, ParityThatCannotBeWrittenCostsTheSaveNothing) {
+  SaveOptions options;
+  options.parity = 2;
+  start(options);
+  write(111);
+  std::filesystem::create_directory(std::filesystem::path(shard_of(111)).parent_path() /
+                                    "parity-000000-of-000001.xor");  // in the way
+  close(111);
+  EXPECT_TRUE(emitted(EventKind::kLog, 111, "not all of its parity is there: the parity file"));
+  EXPECT_TRUE(emitted(EventKind::kSaveVerified, 111));
 }
 
 // A node that was away, with later versions of a history that the job has left. It removed each new save, as

@@ -1,0 +1,417 @@
+// What is damaged is rebuilt to the same bytes, or named and left alone; at every crash the save is as it was
+// or right.
+#include <gtest/gtest.h>
+
+#include "checkpoint/repair.h"
+#include "tests/checkpoint/saves.h"
+
+namespace muster::testing {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+constexpr VersionId kId{2, 12};
+
+// With slabs of their own in each shard, and lengths that differ.
+WholeState some_state(uint64_t seed) {
+  return WholeState::random({{"w", DType::kFloat32, {7, 40'000}, 0},
+                             {"b", DType::kInt16, {300'001}},
+                             {"e", DType::kInt8, {70, 3}, 1},
+                             {"n", DType::kInt64, {}}},
+                            seed);
+}
+
+using Contents = std::map<std::string, ByteBuffer>;
+
+struct Disk {
+  MemoryFiles files;
+  std::optional<Folder> folder;
+  Manifest manifest;
+  std::string path;
+
+  explicit Disk(uint32_t participants = 4, uint32_t group_size = 4, WholeState state = some_state(1)) {
+    folder.emplace(Folder::own(files, "ckpt", "a job").value());
+    manifest = save(files, *folder, state, kId, {.participants = participants}).value();
+    path = folder->save_folder(kId);
+    if (group_size != 0) write_parity(kId, group_size);
+    EXPECT_TRUE(folder->mark_verified(kId).ok());
+  }
+  void write_parity(VersionId id, uint32_t group_size) {
+    const std::string where = folder->save_folder(id);
+    const auto json = read_manifest_json(files, where, id);
+    ParityOutcome outcome;
+    EXPECT_TRUE(verify_with_parity(files, where, *json, group_size, outcome).ok());
+    EXPECT_FALSE(outcome.failure);
+  }
+  std::string shard(uint32_t p) const {
+    return path + "/" + shard_file_name(p, manifest.shards[p].writer_nonce);
+  }
+  std::string parity(uint32_t group = 0, uint32_t groups = 1) const {
+    return path + "/" + parity_file_name({group, groups});
+  }
+  // A byte of the payload's slab, so many from its beginning.
+  void flip_slab(uint32_t p, uint64_t slab, uint64_t at = 5) {
+    const ShardGeometry& g = manifest.shards[p].geometry;
+    files.contents(shard(p))[g.metadata_bytes + g.slab(slab).begin + at] ^= std::byte{1};
+  }
+  // Files written anew have new inodes, so all is looked up by name.
+  Contents contents() {
+    Contents all;
+    for (const std::string& name : files.all_files()) all[name] = files.contents(name);
+    return all;
+  }
+  Result<RepairReport> repair(RepairOptions options = {}) { return repair_save(files, path, kId, options); }
+};
+
+std::string text_of(const RepairReport& report) {
+  std::string text;
+  for (const FileRepair& file : report.files)
+    text += file.file + " | " + file.damage + " | " + to_string(file.what) + " | " + file.how + "\n";
+  return text;
+}
+
+std::string base_name(const std::string& path) { return path.substr(path.find_last_of('/') + 1); }
+
+TEST(Repair, TouchesNothingThatIsRight) {
+  Disk disk;
+  const Contents before = disk.contents();
+  const size_t operations = disk.files.log().size();
+  const auto report = disk.repair();
+  ASSERT_OK(report);
+  EXPECT_TRUE(report->was_right()) << text_of(*report);
+  EXPECT_EQ(disk.files.log().size(), operations);
+  EXPECT_GT(report->bytes_read, 0U);
+}
+
+// Each file of the save, damaged in each way: named, and rebuilt to what it was; but a dry run changes
+// nothing.
+TEST(Repair, EachFileDamagedInEachWay) {
+  Disk disk(3, 3);
+  const Contents good = disk.contents();
+  const auto check = [&](const std::string& name, const std::string& what) {
+    const Contents damaged = disk.contents();
+    const auto foretold = disk.repair({.dry_run = true});
+    ASSERT_TRUE(foretold.ok()) << name << " " << what << ": " << foretold.error().message;
+    ASSERT_EQ(disk.contents(), damaged) << name << " " << what;
+    const auto report = disk.repair();
+    ASSERT_TRUE(report.ok()) << name << " " << what << ": " << report.error().message;
+    ASSERT_EQ(text_of(*report), text_of(*foretold));
+    ASSERT_TRUE(report->is_right()) << name << " " << what << "\n" << text_of(*report);
+    ASSERT_THAT(text_of(*report), HasSubstr(base_name(name) + " | ")) << what;
+    ASSERT_EQ(disk.contents(), good) << name << " " << what;
+  };
+  for (const auto& [name, bytes] : good) {
+    if (!name.starts_with(disk.path) || name.ends_with("verified.json")) continue;
+    const size_t size = bytes.size();
+    for (size_t i = 0; i < size; i += std::max<size_t>(size / 40, 1) + i % 7) {
+      disk.files.contents(name)[i] ^= std::byte{0x20};
+      check(name, "flip " + std::to_string(i));
+      if (HasFatalFailure()) return;
+    }
+    for (const size_t length : {size_t{0}, size_t{1}, size / 2, size - 1, size + 1}) {
+      disk.files.contents(name).resize(length);
+      check(name, "length " + std::to_string(length));
+      if (HasFatalFailure()) return;
+    }
+    for (size_t begin = 0; begin < size; begin += std::max<size_t>(size / 9, 1)) {
+      ByteBuffer& at = disk.files.contents(name);
+      std::fill(at.begin() + static_cast<ptrdiff_t>(begin),
+                at.begin() + static_cast<ptrdiff_t>(std::min(begin + 5000, size)), std::byte{0});
+      if (at == bytes) continue;
+      check(name, "zeros at " + std::to_string(begin));
+      if (HasFatalFailure()) return;
+    }
+    // Without the manifest it is not a checkpoint; and nothing tells of the only parity file that a save had.
+    if (name.ends_with("manifest.json") || name == disk.parity()) continue;
+    ASSERT_OK(disk.files.unlink(name));
+    check(name, "deleted");
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST(Repair, SwappedAndDuplicatedFiles) {
+  Disk disk(4, 2);  // participants 0 and 2 are a group, 1 and 3 the other
+  const Contents good = disk.contents();
+  std::swap(disk.files.contents(disk.shard(0)), disk.files.contents(disk.shard(1)));
+  EXPECT_TRUE(disk.repair()->is_right());
+  EXPECT_EQ(disk.contents(), good);
+  disk.files.contents(disk.shard(3)) = good.at(disk.shard(2));
+  EXPECT_TRUE(disk.repair()->is_right());
+  EXPECT_EQ(disk.contents(), good);
+  std::swap(disk.files.contents(disk.parity(0, 2)), disk.files.contents(disk.parity(1, 2)));
+  const auto report = disk.repair();
+  EXPECT_THAT(text_of(*report), HasSubstr("belongs to another save, or another group of it | written"));
+  EXPECT_EQ(disk.contents(), good);
+  ASSERT_OK(disk.files.unlink(disk.parity(1, 2)));
+  EXPECT_THAT(text_of(*disk.repair()), HasSubstr("parity-000001-of-000002.xor"));
+  EXPECT_EQ(disk.contents(), good);
+  // Two shards of one group in each other's place are two losses.
+  std::swap(disk.files.contents(disk.shard(0)), disk.files.contents(disk.shard(2)));
+  const Contents swapped = disk.contents();
+  EXPECT_FALSE(disk.repair()->is_right());
+  EXPECT_EQ(disk.contents(), swapped);
+}
+
+TEST(Repair, ParityOfAnotherSaveRebuildsNothing) {
+  Disk disk(3, 3), other(3, 3, some_state(9));
+  disk.files.contents(disk.parity()) = other.files.contents(other.parity());
+  disk.flip_slab(1, 0);
+  const Contents damaged = disk.contents();
+  const auto report = disk.repair();
+  ASSERT_OK(report);
+  EXPECT_THAT(text_of(*report),
+              AllOf(HasSubstr("slab 0 damaged | lost"), HasSubstr("the parity file is damaged"),
+                    HasSubstr("belongs to another save")));
+  EXPECT_EQ(disk.contents(), damaged);
+}
+
+TEST(Repair, TwoDamagedFilesOfAGroup) {
+  Disk disk(4, 4);
+  const Contents good = disk.contents();
+  ASSERT_GE(disk.manifest.shards[1].geometry.slab_count(), 2U);
+  disk.flip_slab(1, 0);
+  disk.flip_slab(2, 1);
+  const auto apart = disk.repair();
+  ASSERT_OK(apart);
+  EXPECT_THAT(text_of(*apart),
+              AllOf(HasSubstr("slab 0 damaged | rebuilt"), HasSubstr("slab 1 damaged | rebuilt")));
+  EXPECT_EQ(disk.contents(), good);
+
+  disk.flip_slab(1, 0);
+  disk.flip_slab(2, 0, 700);
+  disk.flip_slab(2, 1);
+  const Contents damaged = disk.contents();
+  const auto same = disk.repair();
+  ASSERT_OK(same);
+  EXPECT_FALSE(same->is_right());
+  EXPECT_THAT(
+      text_of(*same),
+      AllOf(HasSubstr("slab 0 damaged | lost | slab 0 cannot be rebuilt: damaged there too in the file "
+                      "of participant 2"),
+            HasSubstr("slab 0 to 1 damaged | lost"), HasSubstr("participant 1")));
+  EXPECT_EQ(disk.contents(), damaged);
+}
+
+// One file is gone, and the table of another is torn: that one's contents still say what its table was.
+TEST(Repair, ATornTableBesideALostFile) {
+  Disk disk(3, 3);
+  const Contents good = disk.contents();
+  ASSERT_OK(disk.files.unlink(disk.shard(0)));
+  disk.files.contents(disk.shard(2)).back() ^= std::byte{1};
+  const auto report = disk.repair();
+  ASSERT_OK(report);
+  EXPECT_THAT(text_of(*report),
+              AllOf(HasSubstr("it is missing | rebuilt"),
+                    HasSubstr("its table of digests is damaged | rebuilt | from what is right")));
+  EXPECT_EQ(disk.contents(), good);
+}
+
+TEST(Repair, WithoutParity) {
+  Disk disk(2, 0);
+  const Contents good = disk.contents();
+  disk.files.contents(disk.shard(0)).back() ^= std::byte{1};  // of the table: it needs none
+  EXPECT_TRUE(disk.repair()->is_right());
+  EXPECT_EQ(disk.contents(), good);
+  disk.flip_slab(1, 0);
+  EXPECT_THAT(text_of(*disk.repair()),
+              HasSubstr("slab 0 damaged | lost | the save has no parity file for it"));
+  EXPECT_THAT(text_of(*disk.repair({.write_parity = 2})), ::testing::Not(HasSubstr("written")));
+  disk.flip_slab(1, 0);
+  EXPECT_EQ(disk.contents(), good);
+  EXPECT_THAT(text_of(*disk.repair({.dry_run = true, .write_parity = 2})), HasSubstr("has none | written"));
+  EXPECT_EQ(disk.contents(), good);
+  ASSERT_OK(disk.repair({.write_parity = 2}));
+  EXPECT_TRUE(disk.repair()->was_right());
+  disk.flip_slab(1, 0);
+  EXPECT_TRUE(disk.repair()->is_right());
+}
+
+TEST(Repair, ManifestsComeBackFromTheirCopy) {
+  Disk disk(3, 3);
+  const Contents good = disk.contents();
+  const std::string manifest = disk.path + "/manifest.json";
+  ASSERT_OK(disk.files.unlink(manifest));
+  EXPECT_THAT(disk.repair().error().message, HasSubstr("was never finished"));
+  EXPECT_TRUE(disk.repair({.missing_manifest = true})->is_right());
+  EXPECT_EQ(disk.contents(), good);
+  // A shard beside it.
+  disk.files.contents(manifest)[40] ^= std::byte{1};
+  disk.flip_slab(0, 0);
+  EXPECT_TRUE(disk.repair()->is_right());
+  EXPECT_EQ(disk.contents(), good);
+  // What is not whole does not become a checkpoint again.
+  disk.files.contents(manifest)[40] ^= std::byte{1};
+  disk.flip_slab(0, 0);
+  disk.flip_slab(1, 0);
+  const Contents damaged = disk.contents();
+  EXPECT_THAT(text_of(*disk.repair()),
+              HasSubstr("lost | there is a copy of it, but not all shards are right"));
+  EXPECT_EQ(disk.contents(), damaged);
+  // Nor another save's.
+  Disk other(3, 3);
+  const std::string folder = "ckpt/" + save_name({3, 7});
+  ASSERT_OK(other.files.make_directory(folder));
+  ASSERT_OK(other.files.link(other.parity(), folder + "/" + parity_file_name({0, 1})));
+  const auto report = repair_save(other.files, folder, {3, 7}, {.missing_manifest = true});
+  EXPECT_THAT(report.error().message, HasSubstr("belongs to version 2"));
+}
+
+// A file with two names: the version that is repaired gets a file of its own, the other one a link to that.
+TEST(Repair, SharedFiles) {
+  const WholeState state = some_state(1);
+  Disk disk(3, 3, state);
+  const auto second = save(disk.files, *disk.folder, state, {3, 13},
+                           {.participants = 3, .parent = kId, .earlier = &disk.manifest});
+  ASSERT_OK(second);
+  ASSERT_TRUE(second->shares());
+  const std::string folder = disk.folder->save_folder({3, 13});
+  const Contents good = disk.contents();
+  disk.flip_slab(1, 0);
+  const std::vector<OtherSave> saves = {{disk.path, std::make_shared<const Manifest>(disk.manifest)},
+                                        {folder, std::make_shared<const Manifest>(*second)}};
+  const auto first = disk.repair({.others = saves});
+  ASSERT_OK(first);
+  EXPECT_THAT(text_of(*first), HasSubstr("the damaged file is also that of version 3"));
+  EXPECT_NE(disk.contents(), good) << "the other name has the damage";
+  const auto linked = repair_save(disk.files, folder, {3, 13}, {.others = saves});
+  ASSERT_OK(linked);
+  EXPECT_THAT(text_of(*linked), HasSubstr("slab 0 damaged | linked | to the file of version 2"));
+  EXPECT_EQ(disk.contents(), good);
+}
+
+// Random saves, groups and damage: each file is what it was, or is named as lost and is what it was found as.
+TEST(Repair, RandomDamage) {
+  int rebuilt = 0, lost = 0;
+  for (uint64_t seed = 1; seed <= 60; ++seed) {
+    SeededRandom random(seed);
+    const auto participants = static_cast<uint32_t>(1 + random.below(9));
+    const auto group_size = static_cast<uint32_t>(2 + random.below(7));
+    Disk disk(participants, group_size, WholeState::random(random_specs(random, 5), seed));
+    const Contents good = disk.contents();
+    for (uint64_t left = 1 + random.below(3); left > 0; --left) {
+      const std::string name = disk.shard(static_cast<uint32_t>(random.below(participants)));
+      if (disk.files.stat(name)->has_value() && random.chance(0.2)) {
+        ASSERT_OK(disk.files.unlink(name));
+      } else if (disk.files.stat(name)->has_value()) {
+        ByteBuffer& bytes = disk.files.contents(name);
+        for (uint64_t i = 1 + random.below(3); i > 0 && !bytes.empty(); --i)
+          bytes[random.below(bytes.size())] ^= static_cast<std::byte>(1 + random.below(255));
+        if (random.chance(0.2)) bytes.resize(random.below(bytes.size() + 1));
+      }
+    }
+    Contents damaged = disk.contents();
+    const auto report = disk.repair();
+    ASSERT_OK(report);
+    Contents expected = good;
+    for (const FileRepair& file : report->files) {
+      (file.what == Repaired::kLost ? lost : rebuilt) += 1;
+      if (file.what != Repaired::kLost) continue;
+      const std::string name = disk.path + "/" + file.file;
+      if (damaged.contains(name))
+        expected[name] = damaged[name];
+      else
+        expected.erase(name);
+    }
+    ASSERT_EQ(disk.contents(), expected) << "seed " << seed << "\n" << text_of(*report);
+    if (report->is_right()) {
+      ASSERT_OK(verify_shards(disk.files, disk.path, disk.manifest));
+    }
+  }
+  EXPECT_GT(rebuilt, 40);
+  EXPECT_GT(lost, 5);
+}
+
+struct Crash {
+  CrashKind kind;
+  uint64_t seed;
+};
+
+// `check` of the disk after a cut at every operation from `begin` on, with what was not synced kept, dropped
+// or torn.
+template <typename Check>
+void cut_power_everywhere(const std::vector<Op>& log, size_t begin, Check check) {
+  for (size_t at = begin; at <= log.size(); ++at) {
+    for (const Crash& crash : {Crash{CrashKind::kKeepAll, 0}, Crash{CrashKind::kDropUnsynced, 0},
+                               Crash{CrashKind::kRandom, at}, Crash{CrashKind::kRandom, at + 1000}}) {
+      const auto disk = MemoryFiles::after_crash(log, at, crash.kind, crash.seed);
+      check(*disk, at);
+      if (::testing::Test::HasFatalFailure()) {
+        ADD_FAILURE() << "after operation " << at << ", kind " << static_cast<int>(crash.kind);
+        return;
+      }
+    }
+  }
+}
+
+TEST(Repair, PowerIsCutWhileParityIsWritten) {
+  Disk disk(3, 0);
+  const size_t begin = disk.files.log().size();
+  disk.write_parity(kId, 2);
+  ASSERT_GT(disk.files.log().size(), begin + 15);
+  const auto json = read_manifest_json(disk.files, disk.path, kId);
+  int complete = 0;
+  cut_power_everywhere(disk.files.log(), begin, [&](MemoryFiles& files, size_t at) {
+    const auto folder = Folder::look(files, "ckpt");
+    ASSERT_OK(folder);
+    ASSERT_EQ(Folder::look(files, "ckpt")->versions()->size(), 1U);
+    ASSERT_OK(verify_shards(files, disk.path, disk.manifest));
+    // What has the name of a parity file is whole.
+    const auto names = find_parity(files, disk.path);
+    for (const ParityName& name : *names) {
+      auto parity = ParityFile::open(files, disk.path, ParityLayout::of(json->manifest, json->bytes, name));
+      ASSERT_OK(parity->verify());
+      ++complete;
+    }
+    if (at == disk.files.log().size()) {
+      ASSERT_EQ(find_parity(files, disk.path)->size(), 2U) << "durable when it returns";
+    }
+  });
+  EXPECT_GT(complete, 10);
+}
+
+TEST(Repair, PowerIsCutWhileAShardIsRebuilt) {
+  Disk disk(3, 3);
+  const ByteBuffer good = disk.files.contents(disk.shard(1));
+  disk.flip_slab(1, 0);
+  // The damage as an operation, so that every crash has it.
+  const ByteBuffer bad = disk.files.contents(disk.shard(1));
+  {
+    auto file = disk.files.open(disk.shard(1), OpenMode::kReadWrite, false);
+    ASSERT_OK(file);
+    ASSERT_OK((*file)->pwrite(bad, 0));
+    ASSERT_OK((*file)->sync());
+  }
+  const size_t begin = disk.files.log().size();
+  ASSERT_TRUE(disk.repair()->is_right());
+  bool found_bad = false, found_good = false;
+  cut_power_everywhere(disk.files.log(), begin, [&](MemoryFiles& files, size_t at) {
+    const ByteBuffer& found = files.contents(disk.shard(1));
+    ASSERT_TRUE(found == bad || found == good) << "after operation " << at;
+    found_bad = found_bad || found == bad;
+    found_good = found_good || found == good;
+    if (at == disk.files.log().size()) {
+      ASSERT_EQ(found, good) << "durable when it returns";
+    }
+    // And a second repair completes the first.
+    const auto again = repair_save(files, disk.path, kId);
+    ASSERT_OK(again);
+    ASSERT_TRUE(again->is_right());
+    ASSERT_EQ(files.contents(disk.shard(1)), good);
+  });
+  EXPECT_TRUE(found_bad && found_good);
+}
+
+TEST(Repair, AFullDiskLeavesTheDamagedFile) {
+  Disk disk(3, 3);
+  disk.flip_slab(1, 0);
+  const Contents damaged = disk.contents();
+  disk.files.bytes_max = 1;
+  const auto report = disk.repair();
+  ASSERT_FALSE(report.ok());
+  EXPECT_THAT(report.error().message, HasSubstr("No space left"));
+  EXPECT_EQ(disk.contents(), damaged);
+}
+
+}  // namespace
+}  // namespace muster::testing
