@@ -213,6 +213,8 @@ class Run final : private Session::Listener {
   Result<std::optional<Start>> restore_newest(Group& group);
   Result<std::optional<Start>> try_restore(Group& group, const Proposal& proposal, const Findings& mine,
                                            UnreadSaves& unread);
+  Result<std::optional<Start>> try_repaired(Group& group, const Proposal& proposal, const Findings& mine,
+                                            UnreadSaves& unread);
   Status read_proposal(const Proposal& proposal, int rank, const Findings& mine, Start& start,
                        bool& lacks_tensors);
   Status note_branch(const Group& group, const control::Lineage& branch, const std::string& why);

@@ -945,6 +945,36 @@ void Saver::tell_of_differences(const checkpoint::Manifest& manifest,
     tell(EventKind::kLog, static_cast<control::Version>(manifest.id.version), "restored, " + text);
 }
 
+Result<checkpoint::RepairReport> Saver::repair_now(const checkpoint::Candidate& candidate, Instant deadline) {
+  MUSTER_ASSIGN(const auto versions, folder_->versions());
+  checkpoint::RepairOptions options;
+  for (const checkpoint::Candidate& other : versions)
+    if (other.manifest) options.others.push_back({other.folder, other.manifest});
+  options.stop = [deadline] { return now() >= deadline; };
+  return checkpoint::repair_save(files_, candidate.folder, candidate.id, options);
+}
+
+bool Saver::repair(const checkpoint::Candidate& candidate, Instant deadline) {
+  const auto parity = checkpoint::find_parity(files_, candidate.folder);
+  if (!parity.ok() || parity->empty()) return false;
+  const auto repaired = worker_.call([&]() -> std::optional<Result<checkpoint::RepairReport>> {
+    if (!folder_ || !folder_->owner()) return std::nullopt;
+    return repair_now(candidate, deadline);
+  });
+  if (!repaired) return false;
+  const auto version = static_cast<control::Version>(candidate.id.version);
+  if (!repaired->ok()) {
+    tell(EventKind::kLog, version, "it was not repaired: " + repaired->error().message);
+    return false;
+  }
+  for (const checkpoint::FileRepair& file : (*repaired)->files) {
+    tell(EventKind::kDecided, version,
+         file.file + " of " + to_string(candidate.id) + ", " + to_string(file.what) + " " + file.how + " (" +
+             file.damage + ")");
+  }
+  return !(*repaired)->was_right() && (*repaired)->is_right();
+}
+
 Status Saver::go_on_along(const control::Lineage& branch, const std::string& why) {
   return worker_.call([&]() -> Status {
     const bool is_owner = folder_ && folder_->owner();

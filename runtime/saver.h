@@ -20,6 +20,7 @@
 #include <string>
 
 #include "checkpoint/changes.h"
+#include "checkpoint/repair.h"
 #include "checkpoint/restore.h"
 #include "checkpoint/shard_save.h"
 #include "checkpoint/sharing.h"
@@ -137,6 +138,10 @@ class Saver {
                  MutableByteSpan staged, ShardBlocks& shards);
   // The byte ranges of a copy of the state that part `part` of `parts` reads.
   Result<std::vector<checkpoint::Range>> pieces(uint32_t part, uint32_t parts) const;
+  // A version that was found damaged, and has parity: the owner rebuilds what it can, and tells of it. True:
+  // the version was damaged here, and is right now. False where this rank is not the owner, or it takes
+  // longer.
+  bool repair(const checkpoint::Candidate& candidate, Instant deadline);
   // Training goes on along `branch`: later versions of other branches no longer count (PROTOCOL 25). The
   // owner calls it. A node's folder that take_folder() could not have follows with the next save in it.
   Status go_on_along(const control::Lineage& branch, const std::string& why);
@@ -199,6 +204,7 @@ class Saver {
   Status become(bool first, bool rescue, Duration wait);
   void leave_to_first();
   Result<Found> sort_out_versions();
+  Result<checkpoint::RepairReport> repair_now(const checkpoint::Candidate& candidate, Instant deadline);
   std::vector<checkpoint::TensorSpec> specs() const;
   void tell(EventKind kind, control::Version version, std::string text, int64_t amount = 0);
 

@@ -303,6 +303,9 @@ Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
   for (const Proposal& proposal : choice.proposals) {
     MUSTER_TRY(unread.may_try(proposal));
     MUSTER_ASSIGN(auto start, try_restore(group, proposal, mine, unread));
+    if (!start && proposal.tier == Tier::kShared) {
+      MUSTER_ASSIGN(start, try_repaired(group, proposal, mine, unread));
+    }
     if (!start) {
       refused.push_back(proposal.save.id);
       continue;
@@ -417,6 +420,19 @@ Result<std::optional<Run::Start>> Run::try_restore(Group& group, const Proposal&
   }
   start.lineage = to_control(proposal.save.lineage);
   return std::optional<Start>(std::move(start));
+}
+
+// A shared save that was found damaged. Rank 0, who owns the folder, repairs what it can from the save's
+// parity, within half the time that the others wait; all go by what it says.
+Result<std::optional<Run::Start>> Run::try_repaired(Group& group, const Proposal& proposal,
+                                                    const Findings& mine, UnreadSaves& unread) {
+  const Instant began = now();
+  const checkpoint::Candidate* const candidate = find(mine.shared.usable, proposal.save.id);
+  const bool repaired = group.rank() == 0 && candidate != nullptr &&
+                        savers_.shared().repair(*candidate, began + options_.step_timeout / 2);
+  MUSTER_ASSIGN(const bool is_right, any(group, repaired, began + options_.step_timeout));
+  if (!is_right) return std::optional<Start>();
+  return try_restore(group, proposal, mine, unread);
 }
 
 // This rank's part, where it has one. What the save lacks is as the program has it, also where nothing is

@@ -319,8 +319,9 @@ typedef struct muster_train_options {
                                      meaning without a folder */
   /* 2 to 64: while a save in checkpoint_dir is read back, each byte once as without this, files of parity are
    * written beside its shards, one for a group of at most so many shards (a shard is what one process saved).
-   * Of each group one file can then be lost, or several damaged in different places, and `muster ckpt repair`
-   * rebuilds them. Space: of each save a part in so many, or a little more. 0: none */
+   * Of each group one file can then be lost, or several damaged in different places: a start that meets the
+   * damage rebuilds them, and so does `muster ckpt repair`. Space: of each save a part in so many, or a
+   * little more. 0: none */
   int64_t checkpoint_parity;
 } muster_train_options;
 

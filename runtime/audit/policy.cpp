@@ -43,7 +43,7 @@ Policy policy_of(EventKind kind) {
     case EventKind::kSafeToKill:       // somebody kills
     case EventKind::kJobEnded:         // a scheduler starts the job again, or not
       return {Source::kControl, Care::kSynced};
-    case EventKind::kDecided:  // a worker says which save is passed over, and which is removed
+    case EventKind::kDecided:  // a worker says which save is passed over, repaired or removed
     case EventKind::kStale:
       return {Source::kAnyone, Care::kWritten};
     case EventKind::kSaveVerified:     // older saves are removed

@@ -250,6 +250,32 @@ TEST_F(SaverTest, ParityThatCannotBeWrittenCostsTheSaveNothing) {
   EXPECT_TRUE(emitted(EventKind::kSaveVerified, 111));
 }
 
+// As at a start: by the owner, and within its time.
+TEST_F(SaverTest, ADamagedVersionIsRepairedInTime) {
+  SaveOptions options;
+  options.parity = 2;
+  start(options);
+  write(111);
+  close(111);
+  ASSERT_TRUE(emitted(EventKind::kSaveVerified, 111));
+  const auto found = saver_->find_versions();
+  ASSERT_TRUE(found.ok());
+  ASSERT_EQ(found->usable.size(), 1U);
+  const checkpoint::Candidate& candidate = found->usable[0];
+  EXPECT_FALSE(saver_->repair(candidate, now() + 20 * kSecond)) << "nothing is damaged";
+  std::filesystem::resize_file(shard_of(111), 100);
+  EXPECT_FALSE(saver_->repair(candidate, now()));
+  EXPECT_TRUE(emitted(EventKind::kLog, 111, "it was not repaired: the repair was stopped"));
+  EXPECT_EQ(std::filesystem::file_size(shard_of(111)), 100U);
+  EXPECT_TRUE(saver_->repair(candidate, now() + 20 * kSecond));
+  EXPECT_TRUE(emitted(EventKind::kDecided, 111, "rebuilt from its group's other files (it has 100 bytes"));
+  EXPECT_TRUE(checkpoint::verify_shards(files_, candidate.folder, *candidate.manifest).ok());
+  std::filesystem::resize_file(shard_of(111), 100);
+  ASSERT_TRUE(saver_->take_folder(false).ok());
+  EXPECT_FALSE(saver_->repair(candidate, now() + 20 * kSecond)) << "another rank is the owner";
+  EXPECT_EQ(std::filesystem::file_size(shard_of(111)), 100U);
+}
+
 // A node that was away, with later versions of a history that the job has left. It removed each new save, as
 // older than those, from the second on.
 TEST_F(SaverTest, ANodeThatJoinsLeavesWhatItHasOfAnotherHistory) {

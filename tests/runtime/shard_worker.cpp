@@ -1,8 +1,8 @@
-// A worker of sharded_runs_test and local_tier_test: a training whose weights and momentum are sharded,
-// beside a replicated tensor.
+// A worker of sharded_runs_test, local_tier_test and others: a training whose weights and momentum are
+// sharded, beside a replicated tensor.
 //
 //   shard_worker FOLDER STEPS WORKERS KIND [step:N | reduce:N | update:N | after:N | again | wait:N |
-//   hang:N | slow:N | seed:2] …
+//   hang:N | slow:N | seed:2 | parity] …
 //
 // KIND: "sharded"; "one-copy", the same with one copy of each shard; "careless", the same with an update that
 // leaves a piece out on one rank; "late", with three copies, and one rank that makes the update of step 20
@@ -11,8 +11,8 @@
 // or "whole", which keeps all of it replicated. While there are fewer workers than WORKERS steps take a tenth
 // of a second, so that others can join. At each of the places one worker, the first to come there, kills
 // itself; at hang:N it hangs, and at slow:N it is slow from there on; at after:N it is rank 0 that kills
-// itself; at step N of wait:N all wait until they are killed. With seed:2 it is another job. Who sees the end
-// adds a line with the weights to FOLDER/results.
+// itself; at step N of wait:N all wait until they are killed. With seed:2 it is another job; with parity its
+// saves have that. Who sees the end adds a line with the weights to FOLDER/results.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -89,6 +89,7 @@ int train(int argc, char** argv) {
   options.lanes = kLanes;
   options.dataset_samples = 1000;
   if (places.contains("seed:2")) options.seed = 2;
+  if (places.contains("parity")) options.checkpoint_parity = 8;
   options.checkpoint_dir = checkpoints.c_str();
   options.checkpoint_every = 7;
   std::vector<float> extra(kFew);

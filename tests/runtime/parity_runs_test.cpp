@@ -1,0 +1,103 @@
+// Whole runs whose saves have parity: a shard that is damaged between two launches is rebuilt when the second
+// one starts, and costs no step.
+#include <gmock/gmock.h>
+
+#include <fstream>
+#include <map>
+#include <memory>
+
+#include "tests/runtime/worker_runs.h"
+
+namespace muster {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+using testing::Not;
+using testing_agents::AgentProcess;
+
+// Two workers save every 7 steps.
+class ParityRuns : public testing_agents::WorkerRuns {
+ protected:
+  // Until version `version`, the only one that this launch saves, has its parity; then all of it is killed.
+  void run_until_killed(const std::string& version, const std::string& step,
+                        const std::vector<std::string>& words = {"parity"}) {
+    fs::create_directories(folder_ + "/job");
+    std::vector<std::string> command = {MUSTER_COMMAND,   "run", "--nproc", "2",     "--",          WORKER,
+                                        folder_ + "/job", "20",  "1",       "whole", "wait:" + step};
+    command.insert(command.end(), words.begin(), words.end());
+    AgentProcess agent(command, {std::string("MUSTER_MODULE_PATH=") + std::getenv("MUSTER_MODULE_PATH")});
+    EXPECT_TRUE(agent.says("save verified: version " + version)) << agent.said();
+    std::vector<pid_t> workers;
+    for (const char* worker : {"0", "1"})
+      workers.push_back(
+          std::stoi(agent.finds(std::string("worker started: worker ") + worker + ", process ([0-9]+)")));
+    agent.signal(SIGKILL);
+    for (const pid_t worker : workers) kill(worker, SIGKILL);
+    agent.wait();
+  }
+
+  // By file name, of the saves of this version.
+  std::map<std::string, std::string> files_of(const std::string& version) {
+    std::map<std::string, std::string> files;
+    for (const auto& entry : fs::recursive_directory_iterator(folder_ + "/job/checkpoints")) {
+      const std::string save = entry.path().parent_path().filename().string();
+      if (std::atoll(save.c_str() + 1) == std::atoll(version.c_str()) && save[0] == 'v')
+        files[entry.path().string()] = testing_agents::file_text(entry.path().string());
+    }
+    return files;
+  }
+
+  // The first so many shards, in the same place.
+  void damage(const std::string& version, int shards) {
+    for (const auto& [path, text] : files_of(version)) {
+      if (path.find("/shard-") == std::string::npos || shards-- <= 0) continue;
+      std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+      file.seekp(static_cast<std::streamoff>(text.size() / 2));
+      file << "not what was saved here";
+    }
+  }
+
+  // With the bits of a run that was never touched.
+  void run_to_the_end() {
+    const std::string resumed = run("job", 2, {"20", "1", "whole", "parity"});
+    const std::string said = said_;
+    const std::string untouched = run("untouched", 1, {"20", "1", "whole"});
+    said_ = said;
+    ASSERT_THAT(untouched, HasSubstr("updates 20"));
+    EXPECT_EQ(resumed, untouched + untouched) << said_;
+  }
+};
+
+TEST_F(ParityRuns, ADamagedShardIsRebuiltAtTheStart) {
+  run_until_killed("7", "11");
+  const auto good = files_of("7");
+  damage("7", 1);
+  ASSERT_NE(files_of("7"), good);
+  run_to_the_end();
+  EXPECT_THAT(said_, HasSubstr("rejected: version 7"));
+  EXPECT_THAT(said_, HasSubstr("rebuilt from its group's other files"));
+  EXPECT_THAT(said_, HasSubstr("resumed: version 7"));
+  EXPECT_EQ(files_of("7"), good);
+}
+
+TEST_F(ParityRuns, WhatCannotBeRebuiltIsNamedAndAnOlderVersionServes) {
+  run_until_killed("7", "11");
+  run_until_killed("14", "18");
+  damage("14", 2);
+  run_to_the_end();
+  EXPECT_THAT(said_, HasSubstr("damaged there too in the file of participant 1"));
+  EXPECT_THAT(said_, HasSubstr("resumed: version 7"));
+}
+
+TEST_F(ParityRuns, WithoutParityAnOlderVersionServes) {
+  run_until_killed("7", "11", {});
+  run_until_killed("14", "18", {});
+  damage("14", 1);
+  run_to_the_end();
+  EXPECT_THAT(said_, HasSubstr("resumed: version 7"));
+  EXPECT_THAT(said_, Not(HasSubstr("rebuilt")));
+}
+
+}  // namespace
+}  // namespace muster
