@@ -76,7 +76,8 @@ Status repair_all(const ChosenSaves& saves, const std::vector<OtherSave>& others
     const auto repaired = repair_save(real_files(), save.folder, save.id, options);
     if (repaired.ok())
       tally.add(*repaired);
-    else if (repaired.error().code == ErrorCode::kDropCheckpoint)
+    else if (repaired.error().code == ErrorCode::kDropCheckpoint ||
+             repaired.error().code == ErrorCode::kMisuse)  // of a later format
       tally.add_unreadable(save.id, repaired.error());
     else
       return repaired.error();

@@ -669,14 +669,14 @@ Status Saver::verify(const Save& save) {
     const std::lock_guard lock(mutex_);
     return stopping_;
   };
-  if (options_.parity > 0) return verify_with_parity(*mine, stop);
+  // Who has lost the folder to another job writes no more to it.
+  const bool may_write = checkpoint::Folder::join(files_, options_.folder, fence_).ok();
+  if (options_.parity > 0 && may_write) return verify_with_parity(*mine, stop);
   return verify_shards(files_, mine->folder, *mine->manifest, stop);
 }
 
 // The save is as good without parity: what fails only there is told.
 Status Saver::verify_with_parity(const checkpoint::Candidate& candidate, const checkpoint::Stop& stop) {
-  // A job that has lost the folder writes no more to it.
-  MUSTER_TRY(checkpoint::Folder::join(files_, options_.folder, candidate.manifest->fence));
   MUSTER_ASSIGN(const checkpoint::ManifestJson save,
                 checkpoint::read_manifest_json(files_, candidate.folder, candidate.id));
   checkpoint::ParityOutcome outcome;
@@ -794,6 +794,7 @@ Status Saver::become(bool first, bool rescue, Duration wait) {
   }
   if (!owned.ok()) return std::move(owned).error();
   folder_.emplace(std::move(*owned));
+  fence_ = folder_->fence();
   return ok();
 }
 
@@ -973,6 +974,18 @@ bool Saver::repair(const checkpoint::Candidate& candidate, Instant deadline) {
              file.damage + ")");
   }
   return !(*repaired)->was_right() && (*repaired)->is_right();
+}
+
+void Saver::give_parity(const checkpoint::Candidate& candidate) {
+  if (options_.parity == 0) return;
+  const auto found = checkpoint::find_parity(files_, candidate.folder);
+  if (!found.ok() || !found->empty()) return;
+  Save save;
+  save.id = candidate.id;
+  save.open.version = static_cast<control::Version>(candidate.id.version);
+  const std::lock_guard lock(mutex_);
+  to_verify_ = save;
+  verifier_.post([this] { verify_newest(); });
 }
 
 Status Saver::go_on_along(const control::Lineage& branch, const std::string& why) {

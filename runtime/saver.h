@@ -11,6 +11,7 @@
 //    whatever becomes of it, this rank's own part and its vote are as without it, and the reverse.
 #pragma once
 
+#include <atomic>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -142,6 +143,9 @@ class Saver {
   // the version was damaged here, and is right now. False where this rank is not the owner, or it takes
   // longer.
   bool repair(const checkpoint::Candidate& candidate, Instant deadline);
+  // The run goes on from this version of the shared folder. Where it lacks parity that is asked for, as what
+  // is saved while a launch ends does, it is read back and gets it, in the background. The owner calls it.
+  void give_parity(const checkpoint::Candidate& candidate);
   // Training goes on along `branch`: later versions of other branches no longer count (PROTOCOL 25). The
   // owner calls it. A node's folder that take_folder() could not have follows with the next save in it.
   Status go_on_along(const control::Lineage& branch, const std::string& why);
@@ -238,7 +242,8 @@ class Saver {
   // Of saves that hold a lease: of the one that stages, and of those that wait for the worker with theirs.
   std::vector<std::shared_ptr<checkpoint::StageProgress>> reading_;
   std::vector<std::shared_ptr<checkpoint::StageProgress>> rewriting_;  // parts of others, of save_
-  uint64_t published_ = 0;  // the newest save that this rank has published
+  uint64_t published_ = 0;          // the newest save that this rank has published
+  std::atomic<uint64_t> fence_{0};  // of the folder, where this rank was its owner or guest
   checkpoint::VersionId parent_;
 
   // Only the worker thread touches these; and the writing thread of a save, for which the worker waits.

@@ -319,6 +319,8 @@ Result<std::optional<Run::Start>> Run::restore_newest(Group& group) {
     branch.push_back({view_.generation, start->version});
     MUSTER_TRY(note_branch(group, branch, "the job went on from " + to_string(proposal.save.id)));
     savers_.shared().note_start(proposal.save.id, start->durable, start->version);
+    if (proposal.tier == Tier::kShared && group.rank() == 0)
+      savers_.shared().give_parity(*find(mine.shared.usable, proposal.save.id));
     if (Saver* const local = savers_.local()) {
       const bool here = node_has(by_rank, ranks_of_node(), proposal.save, refused);
       local->note_start(proposal.save.id, here ? start->version : control::kNoVersion);

@@ -117,6 +117,27 @@ TEST(Parity, IsTheExclusiveOrOfEachPart) {
   }
 }
 
+TEST(Parity, SumsOfAnyLength) {
+  SeededRandom random(1);
+  for (size_t size = 0; size < 100; ++size) {
+    ByteBuffer a(size + 3), b(size);
+    for (std::byte& byte : a) byte = static_cast<std::byte>(random.next());
+    for (std::byte& byte : b) byte = static_cast<std::byte>(random.next());
+    ByteBuffer sum = a;
+    xor_into(sum, b);
+    for (size_t i = 0; i < sum.size(); ++i) ASSERT_EQ(sum[i], i < size ? a[i] ^ b[i] : a[i]) << size;
+  }
+}
+
+// As verify_shards does: by the identity in the file, which a manifest can be wrong about.
+TEST(Parity, OfAShardThatSaysItIsAnothersIsNotWritten) {
+  Saved saved(4);
+  saved.json.manifest.shards[1].written_by = {1, 11};
+  ParityOutcome outcome;
+  EXPECT_THAT(saved.write(4, outcome).error().message, HasSubstr("belongs to another save or participant"));
+  EXPECT_THAT(saved.names("parity-"), IsEmpty());
+}
+
 TEST(Parity, EachByteIsReadOnceForBoth) {
   Saved saved(4);
   std::multiset<std::pair<uint64_t, uint64_t>> reads;  // of which file, from where

@@ -402,6 +402,32 @@ TEST(Repair, PowerIsCutWhileAShardIsRebuilt) {
   EXPECT_TRUE(found_bad && found_good);
 }
 
+// Each operation of a repair fails in turn: the damaged file stays, with nothing beside it, until the new one
+// has its name.
+TEST(Repair, WhatCannotBeWrittenLeavesTheDamagedFile) {
+  for (int failing = 0;; ++failing) {
+    Disk disk(3, 3);
+    const Contents good = disk.contents();
+    disk.flip_slab(1, 0);
+    const Contents damaged = disk.contents();
+    int operations = 0;
+    disk.files.refuse = [&](const Op& op) -> std::optional<Error> {
+      if (op.kind == OpKind::kRead || op.kind == OpKind::kUnlink || ++operations <= failing)
+        return std::nullopt;
+      return Error{ErrorCode::kEnvironment, "the disk is broken"};
+    };
+    const auto report = disk.repair();
+    if (report.ok()) {
+      EXPECT_GT(failing, 8) << "the test is about failures";
+      EXPECT_EQ(disk.contents(), good);
+      break;
+    }
+    EXPECT_THAT(report.error().message, HasSubstr("the disk is broken"));
+    const Contents found = disk.contents();
+    EXPECT_TRUE(found == damaged || found == good) << "after operation " << failing;
+  }
+}
+
 TEST(Repair, AFullDiskLeavesTheDamagedFile) {
   Disk disk(3, 3);
   disk.flip_slab(1, 0);

@@ -90,6 +90,19 @@ TEST_F(ParityRuns, WhatCannotBeRebuiltIsNamedAndAnOlderVersionServes) {
   EXPECT_THAT(said_, HasSubstr("resumed: version 7"));
 }
 
+// What a launch saves as it ends is not read back in it.
+TEST_F(ParityRuns, AVersionWithoutParityGetsItWhenARunGoesOnFromIt) {
+  run_until_killed("7", "11", {});
+  const auto without = files_of("7");
+  run_until_killed("7", "11");
+  const auto with = files_of("7");
+  EXPECT_EQ(with.size(), without.size() + 1);
+  damage("7", 1);
+  run_to_the_end();
+  EXPECT_THAT(said_, HasSubstr("resumed: version 7"));
+  EXPECT_EQ(files_of("7"), with);
+}
+
 TEST_F(ParityRuns, WithoutParityAnOlderVersionServes) {
   run_until_killed("7", "11", {});
   run_until_killed("14", "18", {});
