@@ -6,10 +6,11 @@
 //     shard-<participant>-<writer>.h5
 //     manifest.json                 its presence makes the save a checkpoint
 //     verified.json                 all its bytes were read back and found right
+//     parity-<group>-of-<groups>.xor  where asked for (parity.h)
 //
-// What always holds: no published file is ever changed or overwritten; names appear only complete and synced;
-// and whatever is left behind by a crash at any moment, versions() shows the last published save or a newer
-// one.
+// What always holds: no published file is ever changed or overwritten, but for a damaged one by what it was
+// (repair.h); names appear only complete and synced; and whatever is left behind by a crash at any moment,
+// versions() shows the last published save or a newer one.
 #pragma once
 
 #include <memory>
