@@ -1,9 +1,34 @@
-// A file system that hands everything to another one: for tests that change one call of it.
+// A file system, and a file, that hand everything to another one: for tests that change one call of it.
 #pragma once
 
 #include "runtime/base/files.h"
 
 namespace muster::testing {
+
+class ForwardingFile : public File {
+ public:
+  explicit ForwardingFile(std::unique_ptr<File> inner) : inner_(std::move(inner)) {}
+  Result<size_t> pread(MutableByteSpan bytes, uint64_t offset) override {
+    return inner_->pread(bytes, offset);
+  }
+  Status pwrite(ByteSpan bytes, uint64_t offset) override { return inner_->pwrite(bytes, offset); }
+  std::unique_ptr<WriteQueue> write_queue(const WriteQueueOptions& options) override {
+    return inner_->write_queue(options);
+  }
+  Status allocate(uint64_t bytes) override { return inner_->allocate(bytes); }
+  Status truncate(uint64_t bytes) override { return inner_->truncate(bytes); }
+  Result<bool> clone(File& source, uint64_t offset, uint64_t bytes) override {
+    return inner_->clone(*static_cast<ForwardingFile&>(source).inner_, offset, bytes);
+  }
+  Status sync_data() override { return inner_->sync_data(); }
+  Status sync() override { return inner_->sync(); }
+  Result<uint64_t> size() override { return inner_->size(); }
+  bool direct() const override { return inner_->direct(); }
+  Status close() override { return inner_->close(); }
+
+ protected:
+  std::unique_ptr<File> inner_;
+};
 
 class ForwardingFiles : public FileSystem {
  public:

@@ -2,6 +2,8 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -79,6 +81,19 @@ class RealFile final : public File {
 
   Status truncate(uint64_t bytes) override {
     return outcome(::ftruncate(fd_.get(), static_cast<off_t>(bytes)), "set the length of", path_);
+  }
+  Result<bool> clone(File& source, uint64_t offset, uint64_t bytes) override {
+    const file_clone_range range{static_cast<RealFile&>(source).fd_.get(), offset, bytes, offset};
+    int rc = -1;
+    do {
+      rc = ::ioctl(fd_.get(), FICLONERANGE, &range);
+    } while (rc != 0 && errno == EINTR);
+    if (rc == 0) return true;
+    // As ioctl_ficlonerange(2) has them; ENOTTY is that of file systems that know no such call.
+    for (const int not_here : {EOPNOTSUPP, ENOTTY, ENOSYS, EXDEV, EINVAL, ETXTBSY}) {
+      if (errno == not_here) return false;
+    }
+    return failure("share bytes of an earlier file with", path_, errno);
   }
   Status sync_data() override { return outcome(::fdatasync(fd_.get()), "sync", path_); }
   Status sync() override { return outcome(::fsync(fd_.get()), "sync", path_); }

@@ -42,6 +42,12 @@ class File {
   // Makes the file at least this long and reserves its space, where the file system can.
   virtual Status allocate(uint64_t bytes) = 0;
   virtual Status truncate(uint64_t bytes) = 0;
+  // Gives this range the bytes that `source`, a file of the same file system, has in it, without copying: the
+  // two share them until either is written to, and neither depends on the other's name or life. As a write,
+  // it is durable once this file is synced. False: that cannot be had here (this file system, two of them,
+  // or a range that its blocks do not fit), and nothing was done. REQUIRES: both files have the range, and
+  // this one is open for writing.
+  virtual Result<bool> clone(File& source, uint64_t offset, uint64_t bytes) = 0;
   virtual Status sync_data() = 0;  // the bytes, and the length
   virtual Status sync() = 0;       // and the rest of the inode
   virtual Result<uint64_t> size() = 0;

@@ -20,7 +20,7 @@ void write_into(ByteBuffer& contents, const Op& op, size_t count) {
 }
 
 void change(ByteBuffer& contents, const Op& op) {
-  if (op.kind == OpKind::kWrite) write_into(contents, op, op.bytes.size());
+  if (op.kind == OpKind::kWrite || op.kind == OpKind::kClone) write_into(contents, op, op.bytes.size());
   if (op.kind == OpKind::kAllocate) contents.resize(std::max<size_t>(contents.size(), op.offset));
   if (op.kind == OpKind::kTruncate) contents.resize(op.offset);
 }
@@ -115,6 +115,19 @@ class MemoryFile final : public File {
   }
   Status truncate(uint64_t bytes) override {
     return files_.perform({OpKind::kTruncate, path_, "", inode_, bytes, {}});
+  }
+  // What the source has now, whatever becomes of it; it takes no space.
+  Result<bool> clone(File& source, uint64_t offset, uint64_t bytes) override {
+    const auto& other = static_cast<MemoryFile&>(source);
+    Op op{OpKind::kClone, path_, other.path_, inode_, offset, {}, other.inode_};
+    const ByteBuffer& theirs = files_.inodes_[other.inode_];
+    if (!files_.can_clone || offset % kDirectAlignment != 0 || bytes % kDirectAlignment != 0 ||
+        offset + bytes > theirs.size())
+      return false;
+    const auto first = theirs.begin() + static_cast<ptrdiff_t>(offset);
+    op.bytes.assign(first, first + static_cast<ptrdiff_t>(bytes));
+    MUSTER_TRY(files_.perform(std::move(op)));
+    return true;
   }
   Status sync_data() override { return files_.perform({OpKind::kSync, path_, "", inode_, 0, {}}); }
   Status sync() override { return sync_data(); }
@@ -287,6 +300,7 @@ struct Platters {
       case OpKind::kWrite:
       case OpKind::kAllocate:
       case OpKind::kTruncate:
+      case OpKind::kClone:
         unsynced[op.inode].push_back(&op);
         break;
       case OpKind::kSync:
@@ -328,7 +342,7 @@ struct Platters {
       for (const Op* op : ops) {
         if (keeps())
           change(synced[inode], *op);
-        else if (kind == CrashKind::kRandom && op->kind == OpKind::kWrite && random.chance(0.5))
+        else if (kind == CrashKind::kRandom && !op->bytes.empty() && random.chance(0.5))
           write_into(synced[inode], *op, random.below(op->bytes.size() + 1));
       }
     }

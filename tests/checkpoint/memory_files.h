@@ -1,8 +1,8 @@
 // A disk in memory that remembers each operation, can refuse any, and can be cut off from power after any.
 //
 // The model of a crash is the strictest that POSIX allows: bytes that were not synced may be lost, kept or
-// torn, each write for itself; names that were not synced with their directory may be lost or kept, each for
-// itself.
+// torn, each write and each clone for itself; names that were not synced with their directory may be lost or
+// kept, each for itself.
 #pragma once
 
 #include <functional>
@@ -20,6 +20,7 @@ enum class OpKind : uint8_t {
   kWrite,
   kAllocate,
   kTruncate,
+  kClone,
   kSync,
   kClose,
   kMakeDirectory,
@@ -35,10 +36,11 @@ enum class OpKind : uint8_t {
 struct Op {
   OpKind kind;
   std::string path;
-  std::string target;  // of link and rename
+  std::string target;  // of link and rename; of a clone, what it shares bytes with
   uint64_t inode = 0;
   uint64_t offset = 0;  // or length
   ByteBuffer bytes;
+  uint64_t source_inode = 0;  // of a clone
 };
 
 enum class CrashKind : uint8_t { kKeepAll, kDropUnsynced, kRandom };
@@ -48,6 +50,7 @@ class MemoryFiles final : public FileSystem {
   // Returns the reason to refuse this operation with, if any. Called before it happens.
   std::function<std::optional<Error>(const Op&)> refuse;
   uint64_t bytes_max = UINT64_MAX;
+  bool can_clone = false;  // as most file systems
 
   // All changes so far, in order; reads are not among them.
   const std::vector<Op>& log() const { return log_; }

@@ -34,36 +34,23 @@ struct Moods {
   std::atomic<bool> refuses_locks = false;
 };
 
-class MoodyFile final : public File {
+class MoodyFile final : public testing::ForwardingFile {
  public:
   MoodyFile(std::unique_ptr<File> inner, std::shared_ptr<Moods> moods)
-      : inner_(std::move(inner)), moods_(std::move(moods)) {}
-  Result<size_t> pread(MutableByteSpan bytes, uint64_t offset) override {
-    return inner_->pread(bytes, offset);
-  }
+      : ForwardingFile(std::move(inner)), moods_(std::move(moods)) {}
   Status pwrite(ByteSpan bytes, uint64_t offset) override {
     while (moods_->hangs) std::this_thread::yield();
     if (!moods_->refuses_writes) return inner_->pwrite(bytes, offset);
     (void)inner_->pwrite(bytes.first(bytes.size() / 2), offset);  // as a disk does that becomes full
     return Error{ErrorCode::kEnvironment, "No space left on device"};
   }
-  std::unique_ptr<WriteQueue> write_queue(const WriteQueueOptions& options) override {
-    return inner_->write_queue(options);
-  }
-  Status allocate(uint64_t bytes) override { return inner_->allocate(bytes); }
-  Status truncate(uint64_t bytes) override { return inner_->truncate(bytes); }
   Status sync_data() override {
     ++moods_->syncs;
     if (moods_->refuses_syncs) return Error{ErrorCode::kEnvironment, "Input/output error"};
     return inner_->sync_data();
   }
-  Status sync() override { return inner_->sync(); }
-  Result<uint64_t> size() override { return inner_->size(); }
-  bool direct() const override { return inner_->direct(); }
-  Status close() override { return inner_->close(); }
 
  private:
-  std::unique_ptr<File> inner_;
   const std::shared_ptr<Moods> moods_;
 };
 
