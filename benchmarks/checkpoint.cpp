@@ -4,8 +4,10 @@
 //
 // MODE: save, save_N (at most N MiB of staging a rank), restore, verify; raw_write, raw_read (O_DIRECT on
 // plain files by threads that pread) and raw_read_uring (the same by io_uring), the bounds; hdf5_write
-// (H5Dwrite and fsync); copies (ways of copying and digesting, in one process); manifest. Prints "METRIC
-// VALUE" lines; all times are of the slowest rank.
+// (H5Dwrite and fsync); changed and scattered (saves of which a tenth has changed, at one place or in every
+// tenth slab, written whole and with cloned slabs in turn, by one rank; FOLDER is where clones can be had);
+// copies (ways of copying and digesting, in one process); manifest. Prints "METRIC VALUE" lines; all times
+// are of the slowest rank.
 #include <fcntl.h>
 #include <hdf5.h>
 #include <sys/mman.h>
@@ -200,6 +202,62 @@ int save(const Bench& bench, uint64_t bound, Shared& shared) {
   std::printf("seconds %.4f\n", slowest(shared.seconds, bench.ranks) + seconds_since(began));
   std::printf("staged_seconds %.4f\n", slowest(shared.staged_seconds, bench.ranks));
   std::printf("copy_seconds %.4f\n", slowest(shared.copy_seconds, bench.ranks));
+  return 0;
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+void change_a_tenth(MutableByteSpan state, bool scattered, uint8_t turn) {
+  const uint64_t slabs = state.size() / kSlabBytes;
+  for (uint64_t slab = 0; slab < slabs; ++slab) {
+    const bool changes = scattered ? slab % 10 == 5 : slab < slabs / 10;
+    if (changes) state[slab * kSlabBytes + 8192] = static_cast<std::byte>(turn);
+  }
+}
+
+// Each time the whole of a save but its publication; files are removed after their turn.
+int save_changed(const Bench& bench, bool scattered) {
+  constexpr uint8_t kTurns = 9;
+  const StagingBuffer state = state_of(bench.bytes);
+  const auto shape = value_or_exit(make_shard_template(plan_save(specs_of(bench), 1).value(), 0));
+  StagingBuffer buffer;
+  uint64_t saves = 0;
+  const auto save_once = [&](const std::optional<EarlierShard>& earlier) {
+    SaveShardOptions options;
+    options.write.writer_nonce = ++saves;
+    options.folder = [&]() -> Result<std::string> { return bench.folder; };
+    options.earlier = earlier;
+    options.earlier_path = bench.folder + "/" + shard_file_name(0, 1);
+    StageProgress progress;
+    const Instant began = now();
+    auto report = value_or_exit(save_shard(real_files(), shape, {saves, saves},
+                                           read_from(tensors_of(state, bench)), buffer, options, progress));
+    if (saves > 1) (void)real_files().unlink(bench.folder + "/" + shard_file_name(0, saves));
+    return std::pair(seconds_since(began), std::move(report));
+  };
+  const auto [unused, first] = save_once(std::nullopt);
+  EarlierShard earlier{first.record, first.table, false};
+  std::vector<double> whole, cloned, whole_staged, cloned_staged;
+  uint64_t shared = 0;
+  for (uint8_t turn = 1; turn <= kTurns; ++turn) {
+    change_a_tenth(state.bytes(), scattered, turn);
+    const auto written = save_once(std::nullopt);
+    const auto sharing = save_once(earlier);
+    whole.push_back(written.first);
+    cloned.push_back(sharing.first);
+    whole_staged.push_back(static_cast<double>(written.second.staged_after) / 1e9);
+    cloned_staged.push_back(static_cast<double>(sharing.second.staged_after) / 1e9);
+    shared = sharing.second.cloned.bytes;
+    if (shared == 0) return fail("nothing was cloned: " + sharing.second.cloned.problem);
+  }
+  (void)real_files().unlink(bench.folder + "/" + shard_file_name(0, 1));
+  std::printf("whole_seconds %.4f\ncloned_seconds %.4f\n", median(whole), median(cloned));
+  std::printf("whole_staged_seconds %.4f\ncloned_staged_seconds %.4f\n", median(whole_staged),
+              median(cloned_staged));
+  std::printf("cloned_share %.4f\n", static_cast<double>(shared) / static_cast<double>(bench.bytes));
   return 0;
 }
 
@@ -456,6 +514,7 @@ int main(int argc, char** argv) {
   if (mode == "raw_write") return raw_write(bench, shared);
   if (mode == "raw_read") return raw_read(bench, shared);
   if (mode == "raw_read_uring") return raw_read_uring(bench, shared);
+  if (mode == "changed" || mode == "scattered") return save_changed(bench, mode == "scattered");
   if (mode == "copies") return copies(bench);
   if (mode == "hdf5_write") return hdf5_write(bench, shared);
   if (mode == "manifest") return manifest();

@@ -22,6 +22,7 @@ class JsonReader {
  public:
   explicit JsonReader(const Json& json, std::string path = "") : json_(json), path_(std::move(path)) {}
 
+  bool has(const char* field) const { return json_.is_object() && json_.contains(field); }
   uint64_t number(const char* field);
   int64_t signed_number(const char* field);
   std::string text(const char* field, size_t bytes_max = 4096);

@@ -123,6 +123,43 @@ JobConstants read_job(JsonReader& reader) {
   return job;
 }
 
+// Not in the entries of the shards, which readers of version 1.0 take only as long as they know them.
+Json clones_json(const Manifest& manifest) {
+  Json list = Json::array();
+  for (size_t p = 0; p < manifest.shards.size(); ++p) {
+    const ShardEntry& shard = manifest.shards[p];
+    if (shard.shares_with.nonce == 0) continue;
+    list.push_back(
+        Json::array({p, shard.shares_with.version, hex64(shard.shares_with.nonce), shard.shared_slabs}));
+  }
+  return list;
+}
+
+bool take_clone(const Json& json, Manifest& manifest) {
+  if (!json.is_array() || json.size() != 4) return false;
+  const auto participant = as_number(json[0]);
+  const auto version = as_number(json[1]);
+  const auto save = as_hex64(json[2]);
+  const auto slabs = as_number(json[3]);
+  if (!participant || !version || !save || !slabs || *participant >= manifest.shards.size()) return false;
+  ShardEntry& shard = manifest.shards[*participant];
+  const bool possible = *save != 0 && *slabs > 0 && *slabs <= shard.geometry.slab_count() &&
+                        VersionId{*version, *save} != manifest.id;
+  if (!possible || shard.shares_with.nonce != 0) return false;
+  shard.shares_with = {*version, *save};
+  shard.shared_slabs = *slabs;
+  return true;
+}
+
+void read_clones(JsonReader& reader, Manifest& manifest) {
+  if (!reader.has("clones")) return;
+  size_t i = 0;
+  for (const Json& json : reader.array("clones", kParticipantsMax)) {
+    if (!take_clone(json, manifest)) reader.fail("clones[" + std::to_string(i) + "]", "is malformed");
+    ++i;
+  }
+}
+
 std::map<std::string, ByteBuffer> read_step_values(JsonReader& reader) {
   std::map<std::string, ByteBuffer> values;
   for (const auto& [name, json] : reader.object("step_values").items()) {
@@ -262,12 +299,19 @@ ShardRecord Manifest::shard(uint32_t participant) const {
           entry.writer_nonce,
           entry.geometry,
           entry.root,
-          entry.written_by};
+          entry.written_by,
+          entry.shares_with,
+          entry.shared_slabs};
 }
 
 bool Manifest::shares() const {
   return std::any_of(shards.begin(), shards.end(),
                      [](const ShardEntry& shard) { return shard.written_by.nonce != 0; });
+}
+
+bool Manifest::clones() const {
+  return std::any_of(shards.begin(), shards.end(),
+                     [](const ShardEntry& shard) { return shard.shares_with.nonce != 0; });
 }
 
 Status adopt_shards(Manifest& manifest, std::span<const ShardRecord> records) {
@@ -286,7 +330,8 @@ Status adopt_shards(Manifest& manifest, std::span<const ShardRecord> records) {
                      std::to_string(records.size()) + " votes");
     if (seen[p]) return refused("participant " + std::to_string(p) + " voted twice");
     seen[p] = true;
-    shards[p] = {record.writer_nonce, record.geometry, record.root, record.written_by};
+    shards[p] = {record.writer_nonce, record.geometry,    record.root,
+                 record.written_by,   record.shares_with, record.shared_slabs};
   }
   manifest.shards = std::move(shards);
   return check_shards(manifest, "the manifest of " + to_string(manifest.id));
@@ -320,7 +365,7 @@ std::string encode(const Manifest& manifest) {
   }
   json.update({{"kind", "muster checkpoint"},
                {"format_major", major},
-               {"format_minor", kFormatMinor},
+               {"format_minor", manifest.clones() ? kClonedFormatMinor : kFormatMinor},
                {"nonce", hex64(manifest.id.nonce)},
                {"parent", to_json(manifest.parent)},
                {"saved_at_ms", manifest.saved_at_ms},
@@ -329,6 +374,7 @@ std::string encode(const Manifest& manifest) {
                {"slab_bytes", kSlabBytes},
                {"tensors", list_of(manifest.tensors)},
                {"shards", list_of(manifest.shards)}});
+  if (manifest.clones()) json["clones"] = clones_json(manifest);
   // Text that is not UTF-8 is replaced, never thrown about: names of tensors have been checked, the rest is
   // for display.
   return with_digest_line(json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
@@ -348,6 +394,7 @@ Result<Manifest> decode_manifest(ByteSpan bytes, const std::string& where) {
     reader.fail("shards", "has one that another save wrote, which this format version does not have");
   for (const ShardEntry& shard : manifest.shards)
     if (shard.written_by == manifest.id) reader.fail("shards", "has one that says twice who wrote it");
+  read_clones(reader, manifest);
   if (!reader.ok()) return damaged(where, reader.problem());
   MUSTER_TRY(check_shards(manifest, where));
   return manifest;

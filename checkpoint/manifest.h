@@ -47,7 +47,9 @@ struct ShardEntry {
   uint64_t writer_nonce = 0;
   ShardGeometry geometry;
   Digest root;
-  VersionId written_by = {};  // the earlier save whose file this one has a link to; nonce 0: none
+  VersionId written_by = {};   // the earlier save whose file this one has a link to; nonce 0: none
+  VersionId shares_with = {};  // as in ShardRecord
+  uint64_t shared_slabs = 0;
 };
 
 struct Manifest {
@@ -66,6 +68,7 @@ struct Manifest {
 
   ShardRecord shard(uint32_t participant) const;
   bool shares() const;  // it has a shard that an earlier save wrote
+  bool clones() const;  // it has a shard of which slabs are shared
 };
 
 // The shards of all participants, in any order, into manifest.shards.

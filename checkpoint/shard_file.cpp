@@ -7,7 +7,7 @@ namespace {
 
 static_assert(kBlockBytes == kDirectAlignment);
 constexpr uint64_t kWriteBytes = 4 * 1024 * 1024;
-constexpr uint64_t kVoteMagic = 0x3230'6574'6f76'756dULL;  // "muvote02"
+constexpr uint64_t kVoteMagic = 0x3330'6574'6f76'756dULL;  // "muvote03"
 
 Error as_save_error(const ShardIdentity& identity, const Error& cause) {
   return {ErrorCode::kDropCheckpoint, "the save of " + to_string(identity.id) + " failed for participant " +
@@ -34,11 +34,36 @@ ShardWriter::~ShardWriter() {
   (void)files_->unlink(path_);
 }
 
+namespace {
+
+// A file of another length would be refused with the same word as by a file system that cannot clone.
+Result<std::unique_ptr<File>> open_clone_source(FileSystem& files, const std::string& path,
+                                                const ShardGeometry& geometry) {
+  MUSTER_ASSIGN(auto source, files.open(path, OpenMode::kRead));
+  MUSTER_ASSIGN(const uint64_t length, source->size());
+  if (length == geometry.file_bytes()) return source;
+  return Error{ErrorCode::kDropCheckpoint, path + " has " + std::to_string(length) + " bytes instead of " +
+                                               std::to_string(geometry.file_bytes())};
+}
+
+}  // namespace
+
 Status ShardWriter::begin(const WriteOptions& options) {
   const ShardGeometry& geometry = shape_->geometry;
   const bool direct = geometry.file_bytes() >= options.direct_bytes_min;
   MUSTER_ASSIGN(file_, files_->open(path_, OpenMode::kCreate, direct));
-  MUSTER_TRY(file_->allocate(geometry.file_bytes()));
+  if (!options.clone_from.empty()) {
+    auto source = open_clone_source(*files_, options.clone_from, geometry);
+    if (source.ok())
+      clone_source_ = std::move(source).value();
+    else
+      cloned_.problem = source.error().message;
+  }
+  // What will be shared takes no space, and may not be there to reserve.
+  if (clone_source_)
+    MUSTER_TRY(file_->truncate(geometry.file_bytes()));
+  else
+    MUSTER_TRY(file_->allocate(geometry.file_bytes()));
   MUSTER_TRY(file_->pwrite(shape_->open_metadata.bytes().first(geometry.metadata_bytes), 0));
   queue_ = file_->write_queue({options.depth, options.registered, options.method});
   return ok();
@@ -52,6 +77,23 @@ Status ShardWriter::submit(ByteSpan bytes, uint64_t offset, uint64_t tag) {
 Result<uint64_t> ShardWriter::wait() {
   Result<uint64_t> tag = queue_->wait();
   return tag.ok() ? std::move(tag) : Result<uint64_t>(as_save_error(identity_, tag.error()));
+}
+
+Result<bool> ShardWriter::clone(Range range) {
+  if (!clone_source_) return false;
+  const uint64_t offset = shape_->geometry.metadata_bytes + range.begin;
+  const auto shared = file_->clone(*clone_source_, offset, range.size());
+  if (shared.ok() && *shared) {
+    cloned_.bytes += range.size();
+    return true;
+  }
+  cloned_.unsupported = shared.ok() && cloned_.bytes == 0;
+  cloned_.problem = shared.ok() ? "the file system refuses to share bytes of two files at " + path_
+                                : shared.error().message;
+  clone_source_.reset();
+  const Status reserved = file_->allocate(shape_->geometry.file_bytes());
+  if (!reserved.ok()) return as_save_error(identity_, reserved.error());
+  return false;
 }
 
 Status ShardWriter::sync_and_close(ByteSpan table) {
@@ -98,7 +140,7 @@ namespace {
 
 struct VoteBytes {
   uint64_t magic, version, nonce, participant, participants, writer_nonce, metadata_bytes, payload_bytes;
-  uint64_t written_by_version, written_by_nonce;
+  uint64_t written_by_version, written_by_nonce, shares_with_version, shares_with_nonce, shared_slabs;
   Digest root, check;
 };
 static_assert(sizeof(VoteBytes) == kVoteBytes);
@@ -122,6 +164,9 @@ ByteBuffer encode(const ShardRecord& record) {
                  record.geometry.payload_bytes,
                  record.written_by.version,
                  record.written_by.nonce,
+                 record.shares_with.version,
+                 record.shares_with.nonce,
+                 record.shared_slabs,
                  record.root,
                  {}};
   vote.check = check_of(vote);
@@ -146,7 +191,9 @@ Result<ShardRecord> decode_shard_record(ByteSpan bytes) {
                      vote.writer_nonce,
                      {vote.metadata_bytes, vote.payload_bytes},
                      vote.root,
-                     {vote.written_by_version, vote.written_by_nonce}};
+                     {vote.written_by_version, vote.written_by_nonce},
+                     {vote.shares_with_version, vote.shares_with_nonce},
+                     vote.shared_slabs};
 }
 
 Error ShardReader::damaged(const std::string& what) const {

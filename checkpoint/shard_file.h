@@ -25,7 +25,13 @@ struct ShardRecord {
   Digest root;
   // The earlier save that wrote the file, and so is in its identity; nonce 0: this one did.
   VersionId written_by = {};
+  // The save whose file was the first of those that this file shares bytes with, and how many of its slabs
+  // it took from one of them; nonce 0: it shares none that it took.
+  VersionId shares_with = {};
+  uint64_t shared_slabs = 0;
 
+  // Files of one participant with the same origin can have bytes in common, and be damaged together.
+  VersionId origin() const { return shares_with.nonce != 0 ? shares_with : identity_in_file().id; }
   // As the file says it.
   ShardIdentity identity_in_file() const {
     return {written_by.nonce != 0 ? written_by : identity.id, identity.participant, identity.participants};
@@ -33,7 +39,7 @@ struct ShardRecord {
 };
 
 // A vote on the wire: fixed size, little-endian, with a digest. PieceChanges may follow it (changes.h).
-constexpr size_t kVoteBytes = 112;
+constexpr size_t kVoteBytes = 136;
 ByteBuffer encode(const ShardRecord& record);
 // Errors: kMisuse; the sentence says what is wrong with the bytes.
 Result<ShardRecord> decode_shard_record(ByteSpan bytes);
@@ -44,6 +50,14 @@ struct WriteOptions {
   uint32_t depth = 8;                       // writes in flight
   IoMethod method = IoMethod::kUring;       // or the next one that is granted
   std::vector<MutableByteSpan> registered;  // memory from which the payload will come
+  std::string clone_from;  // the path of a file that clone() may take bytes from; empty: there is none
+};
+
+// What came of taking bytes from another file.
+struct Cloned {
+  uint64_t bytes = 0;
+  bool unsupported = false;  // the file system refused the first attempt, as it will refuse others
+  std::string problem;       // why no more were taken; empty: as many as was asked for
 };
 
 // One shard file while it is being written: its payload in any order, several writes at once. Until the
@@ -62,6 +76,12 @@ class ShardWriter {
   // are multiples of kBlockBytes.
   Status submit(ByteSpan bytes, uint64_t offset, uint64_t tag);
   Result<uint64_t> wait();
+  // Gives `range` of the payload the bytes that the file of WriteOptions::clone_from has there, without
+  // writing them. False: the range has to be written, and so have all that come later. REQUIRES: that file
+  // is of the same template.
+  Result<bool> clone(Range range);
+  bool clones() const { return clone_source_ != nullptr; }  // clone() may be asked
+  const Cloned& cloned() const { return cloned_; }
   // All tags have been returned. `table` is the slab table, aligned. When it returns a record, file and name
   // are durable.
   Result<ShardRecord> finish(ByteSpan table);
@@ -87,6 +107,8 @@ class ShardWriter {
   uint64_t writer_nonce_ = 0;
   std::unique_ptr<File> file_;  // null when finished or moved from
   std::unique_ptr<WriteQueue> queue_;
+  std::unique_ptr<File> clone_source_;  // null: nothing is taken from it, or not any more
+  Cloned cloned_;
 };
 
 // Writes a shard that was staged whole into `folder` as a new file. When it returns a record, file and name

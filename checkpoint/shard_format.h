@@ -18,6 +18,9 @@ namespace muster::checkpoint {
 
 constexpr uint32_t kFormatMajor = 1;
 constexpr uint32_t kFormatMinor = 0;
+// Of a manifest that says which of its files have bytes in common with other saves' files: a reader needs not
+// know.
+constexpr uint32_t kClonedFormatMinor = 1;
 // Of a manifest that has a shard which an earlier save wrote: readers of major version 1 would call it
 // damaged.
 constexpr uint32_t kSharedFormatMajor = 2;

@@ -22,6 +22,13 @@ struct Chunk {
   Range payload;
 };
 
+// What of a chunk is written at once.
+struct Part {
+  size_t chunk = 0;
+  Range payload;
+  ByteSpan bytes;
+};
+
 // What the two threads share. Whoever fails first says why, and the other stops.
 class ChunkPipe {
  public:
@@ -119,7 +126,8 @@ class ShardSave {
         progress_(progress),
         chunks_(memory.first(chunks * kChunkBytes)),
         table_bytes_(memory.subspan(chunks * kChunkBytes, shape->geometry.table_entries() * sizeof(Digest))),
-        pipe_(chunks) {}
+        pipe_(chunks),
+        parts_of_(chunks) {}
 
   Result<SaveShardReport> run(const TensorReader& reader) {
     const Instant began = now();
@@ -150,7 +158,7 @@ class ShardSave {
   }
 
   Status stage(const TensorReader& reader) {
-    if (options_.earlier) {
+    if (fits_earlier() && options_.earlier->seems_same) {
       MUSTER_ASSIGN(const bool same, has_earlier_bytes(reader));
       report_.linked = same && link();
     }
@@ -160,14 +168,19 @@ class ShardSave {
     return ok();
   }
 
+  // It is a file of this participant, with the same place for everything.
+  bool fits_earlier() const {
+    if (!options_.earlier) return false;
+    const std::vector<Digest>& table = *options_.earlier->table;
+    const ShardIdentity& theirs = options_.earlier->record.identity;
+    return theirs.participant == identity_.participant && theirs.participants == identity_.participants &&
+           table.size() == geometry().table_entries() && table[0] == shape_->metadata_digest;
+  }
+
   // Digests alone, up to the first slab that differs: what differed the last time comes first, so that a
   // state that changes costs next to nothing here.
   Result<bool> has_earlier_bytes(const TensorReader& reader) {
     const std::vector<Digest>& table = *options_.earlier->table;
-    const ShardIdentity& theirs = options_.earlier->record.identity;
-    if (theirs.participant != identity_.participant || theirs.participants != identity_.participants)
-      return false;
-    if (table.size() != geometry().table_entries() || table[0] != shape_->metadata_digest) return false;
     const auto identity = identity_record(options_.earlier->record.identity_in_file(), geometry());
     StageProgress unseen;  // nothing is staged until all is known to be the same
     const auto same = [&](PayloadFiller& filler, uint64_t slab) -> Result<bool> {
@@ -201,7 +214,13 @@ class ShardSave {
     const std::string path = *folder + "/" + shard_file_name(identity_.participant, nonce);
     if (!files_.link(options_.earlier_path, path).ok()) return false;
     const ShardRecord& earlier = options_.earlier->record;
-    report_.record = {identity_, nonce, geometry(), earlier.root, earlier.identity_in_file().id};
+    report_.record = {identity_,
+                      nonce,
+                      geometry(),
+                      earlier.root,
+                      earlier.identity_in_file().id,
+                      earlier.shares_with,
+                      earlier.shared_slabs};
     report_.table = options_.earlier->table;
     linked_in_ = *folder;
     return true;
@@ -266,34 +285,87 @@ class ShardSave {
     if (!pipe_.is_to_be_written()) return ok();
     WriteOptions options = options_.write;
     options.registered = {chunks_};
+    if (options_.clone && fits_earlier()) options.clone_from = options_.earlier_path;
     MUSTER_ASSIGN(ShardWriter writer, ShardWriter::create(files_, folder, shape_, identity_, options));
     report_.method = writer.method();
+    MUSTER_TRY(write_parts(writer));
+    if (pipe_.failure()) return ok();  // the copier's; the file goes with its writer
+    MUSTER_ASSIGN(report_.record, writer.finish(table_bytes_));
+    report_.cloned = writer.cloned();
+    if (report_.cloned.bytes == 0) return ok();
+    report_.record.shares_with = options_.earlier->record.origin();
+    report_.record.shared_slabs = cloned_slabs_;
+    return ok();
+  }
+
+  Status write_parts(ShardWriter& writer) {
     uint32_t in_flight = 0;
     while (true) {
       if (progress_.cancelled()) return cancelled("writing");
-      std::optional<Chunk> chunk;
-      if (in_flight < options.depth) chunk = pipe_.next(in_flight == 0);
-      if (chunk) {
+      const bool has_room = in_flight < options_.write.depth;
+      if (to_write_.empty() && has_room) {
+        if (const auto chunk = pipe_.next(in_flight == 0)) {
+          MUSTER_TRY(cut(writer, *chunk));
+          continue;
+        }
+      }
+      if (!to_write_.empty() && has_room) {
         for (; in_flight > 0 && is_too_soon(); --in_flight) MUSTER_TRY(take_written(writer));
-        hold_back(chunk->payload.size(), writer.direct());
-        if (progress_.cancelled()) return cancelled("writing");
-        MUSTER_TRY(writer.submit(memory_of(*chunk), chunk->payload.begin, chunk->index));
+        MUSTER_TRY(write_part(writer));
         ++in_flight;
       } else if (in_flight > 0) {
         MUSTER_TRY(take_written(writer));
         --in_flight;
       } else {
-        break;
+        return ok();
       }
     }
-    if (pipe_.failure()) return ok();  // the copier's; the file goes with its writer
-    MUSTER_ASSIGN(report_.record, writer.finish(table_bytes_));
+  }
+
+  // Clones what can be had of the chunk; the rest is to be written.
+  Status cut(ShardWriter& writer, const Chunk& chunk) {
+    const auto write = [&](Range payload) {
+      to_write_.push_back({chunk.index, payload,
+                           memory_of(chunk).subspan(payload.begin - chunk.payload.begin, payload.size())});
+    };
+    Status status = ok();
+    const auto take = [&](Range slabs, bool same) {
+      const Range payload = geometry().range_of(slabs.begin, slabs.size());
+      Result<bool> cloned = false;
+      if (same && status.ok()) cloned = writer.clone(payload);
+      if (!cloned.ok())
+        status = cloned.error();
+      else if (*cloned)
+        cloned_slabs_ += slabs.size();
+      else
+        write(payload);
+    };
+    if (writer.clones()) {
+      const auto* table = reinterpret_cast<const Digest*>(table_bytes_.data());
+      const uint64_t first = chunk.payload.begin / kSlabBytes;
+      for_each_run({table, geometry().table_entries()}, *options_.earlier->table, first,
+                   (chunk.payload.end + kSlabBytes - 1) / kSlabBytes - first, take);
+    } else {
+      write(chunk.payload);
+    }
+    MUSTER_TRY(status);
+    parts_of_[chunk.index] = to_write_.size();
+    if (to_write_.empty()) pipe_.give_back(chunk.index);
+    return ok();
+  }
+
+  Status write_part(ShardWriter& writer) {
+    const Part part = to_write_.front();
+    hold_back(part.bytes.size(), writer.direct());
+    if (progress_.cancelled()) return cancelled("writing");
+    MUSTER_TRY(writer.submit(part.bytes, part.payload.begin, part.chunk));
+    to_write_.pop_front();
     return ok();
   }
 
   Status take_written(ShardWriter& writer) {
-    MUSTER_ASSIGN(const uint64_t index, writer.wait());
-    pipe_.give_back(index);
+    MUSTER_ASSIGN(const uint64_t chunk, writer.wait());
+    if (--parts_of_[chunk] == 0) pipe_.give_back(chunk);
     return ok();
   }
 
@@ -326,6 +398,9 @@ class ShardSave {
   const MutableByteSpan chunks_;
   const MutableByteSpan table_bytes_;
   ChunkPipe pipe_;
+  std::deque<Part> to_write_;     // of the chunk that was taken last
+  std::vector<size_t> parts_of_;  // by chunk: those that are still to be written
+  uint64_t cloned_slabs_ = 0;
   uint64_t sent_ = 0;  // to the disk, by write_chunks()
   Instant rate_since_ = 0;
   uint64_t compared_bytes_ = 0;  // found the same as in options_.earlier

@@ -17,11 +17,13 @@ struct SaveShardOptions {
   uint64_t bytes_per_second_max = 0;  // written; 0: no limit. Until StageProgress::hurry()
   // Where to write; called once, on the writing thread, so that it may wait.
   std::function<Result<std::string>()> folder;
-  // A file with the same bytes, as it seems, and where it is. If all digests agree nothing is written: it
-  // gets a second name in `folder`. Where `folder` does not answer soon, or the link is refused, it is
-  // written.
+  // A file with the same bytes, as it seems, or many of them, and where it is. If all digests agree nothing
+  // is written: it gets a second name in `folder`. Where `folder` does not answer soon, or the link is
+  // refused, or not all is the same, there will be a new file, which shares with that one the slabs that are
+  // the same; all is copied first, so that what cannot be shared is written.
   std::optional<EarlierShard> earlier;
   std::string earlier_path;
+  bool clone = true;     // false: slabs are never shared, only whole files
   uint64_t suspect = 0;  // the slab to compare first
   // Called once on the calling thread, when the tensors have been copied and may change again.
   std::function<void()> staged;
@@ -36,6 +38,7 @@ struct SaveShardReport {
   std::vector<Digest> piece_digests;                 // see PayloadFiller
   std::shared_ptr<const std::vector<Digest>> table;  // of the slabs, metadata first
   bool linked = false;                               // to options.earlier
+  Cloned cloned;                                     // from options.earlier
   uint64_t suspect = 0;                              // the slab that was found different from it
 };
 

@@ -370,14 +370,14 @@ Status Folder::remove_save(const std::string& name) {
 
 namespace {
 
-// The files of versions that count as independent of each other.
+// The files of versions that count as independent of each other: none has bytes in common with another's.
 class IndependentFiles {
  public:
-  // False, and nothing is added: a version that was added before has one of these files.
+  // False, and nothing is added: a version that was added before shares bytes with one of these files.
   bool add(const Manifest& manifest) {
     std::vector<File> files;
     for (uint32_t p = 0; p < manifest.shards.size(); ++p) {
-      files.push_back({manifest.shard(p).identity_in_file().id, p});
+      files.push_back({manifest.shard(p).origin(), p});
       if (known_.contains(files.back())) return false;
     }
     known_.insert(files.begin(), files.end());
@@ -385,7 +385,7 @@ class IndependentFiles {
   }
 
  private:
-  using File = std::pair<VersionId, uint32_t>;  // the save that wrote it, and the participant
+  using File = std::pair<VersionId, uint32_t>;  // its origin, and the participant
   std::set<File> known_;
 };
 

@@ -123,8 +123,8 @@ class Folder {
   Result<std::vector<VersionId>> abandon_for(const Lineage& branch, const std::string& why);
 
   // Removes what the policy no longer keeps: a version only when keep_last newer ones on the branch are
-  // verified, and none of the policy's other reasons holds it. Of versions that share a file only the newest
-  // counts as one of the keep_last: the same damage would take both. Owner only.
+  // verified, and none of the policy's other reasons holds it. Of versions that share a file, or bytes of
+  // one, only the newest counts as one of the keep_last: the same damage would take both. Owner only.
   Result<PruneReport> prune(const RetentionPolicy& policy, int64_t now_ms);
   // What prune() would remove. Not only for the owner.
   Result<PruneReport> would_prune(const RetentionPolicy& policy, int64_t now_ms);

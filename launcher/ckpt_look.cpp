@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <map>
 
 #include "checkpoint/repair.h"
 #include "launcher/ckpt_text.h"
@@ -82,6 +83,39 @@ size_t shared_shards(const Manifest& manifest) {
                     [](const ShardEntry& shard) { return shard.written_by.nonce != 0; }));
 }
 
+// Shards of which an earlier save's file has a part, by participant.
+Json clones_json(const Manifest& manifest) {
+  Json list = Json::array();
+  for (size_t p = 0; p < manifest.shards.size(); ++p) {
+    const ShardEntry& shard = manifest.shards[p];
+    if (shard.shares_with.nonce == 0) continue;
+    list.push_back({{"shard", p},
+                    {"slabs", shard.geometry.slab_count()},
+                    {"shared_slabs", shard.shared_slabs},
+                    {"origin", to_json(shard.shares_with)}});
+  }
+  return list;
+}
+
+// "12 of 40 slabs with version 3 (save …)", by origin.
+std::vector<std::string> cloned_lines(const Manifest& manifest) {
+  struct Count {
+    uint64_t shared = 0, all = 0;
+  };
+  std::map<VersionId, Count> by_origin;
+  for (const ShardEntry& shard : manifest.shards) {
+    if (shard.shares_with.nonce == 0) continue;
+    Count& count = by_origin[shard.shares_with];
+    count.shared += shard.shared_slabs;
+    count.all += shard.geometry.slab_count();
+  }
+  std::vector<std::string> lines;
+  for (const auto& [origin, count] : by_origin)
+    lines.push_back(std::to_string(count.shared) + " of " + std::to_string(count.all) +
+                    " slabs with files that began with " + to_string(origin));
+  return lines;
+}
+
 Json header_json(const Candidate& candidate) {
   const Manifest& manifest = *candidate.manifest;
   Json lineage = Json::array();
@@ -91,6 +125,7 @@ Json header_json(const Candidate& candidate) {
   Json json = summary(candidate);
   json["saved_by"] = manifest.saved_by;
   json["shared_shards"] = shared_shards(manifest);
+  json["clones"] = clones_json(manifest);
   json["lineage"] = lineage;
   json["job"] = {{"microbatches", manifest.job.microbatches},
                  {"lanes", manifest.job.lanes},
@@ -122,6 +157,7 @@ void print_header(const Candidate& candidate) {
   if (const size_t shared = shared_shards(manifest); shared > 0)
     line("shared",
          std::to_string(shared) + " of these files with earlier versions, whose bytes were the same");
+  for (const std::string& text : cloned_lines(manifest)) line("shared", text);
   const JobConstants& job = manifest.job;
   line("job", "microbatches " + std::to_string(job.microbatches) + ", lanes " + std::to_string(job.lanes) +
                   ", seed " + std::to_string(job.seed) + ", codec " + job.codec);

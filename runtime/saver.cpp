@@ -392,12 +392,13 @@ Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, control:
   options.staging_bytes_max = staging_bytes_max(save.open.stop || save.open.rescue);
   options.bytes_per_second_max = is_last(save) ? 0 : options_.bytes_per_second_max;
   options.folder = [&] { return folder_of(save); };
-  options.earlier = std::exchange(to_link_, std::nullopt);
+  options.earlier = std::exchange(to_share_, std::nullopt);
   if (options.earlier) {
     const checkpoint::ShardRecord& earlier = options.earlier->record;
     options.earlier_path =
         path_of(earlier.identity.id) + "/" + checkpoint::shard_file_name(save.index, earlier.writer_nonce);
     options.suspect = history_.suspect;
+    options.clone = clones_;
   }
   const Instant began = now();
   options.staged = [&] {
@@ -410,9 +411,10 @@ Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, control:
   MUSTER_ASSIGN(const checkpoint::TensorReader tensors, reader(world));
   MUSTER_ASSIGN(checkpoint::SaveShardReport report,
                 save_shard(files_, template_, save.id, tensors, buffer_, options, *save.progress));
-  if (options.earlier && !report.linked) history_.suspect = report.suspect;
+  if (options.earlier && options.earlier->seems_same && !report.linked) history_.suspect = report.suspect;
+  note_cloning(save, report);
   history_.wrote(template_, {report.record, report.table}, report.piece_digests);
-  vote.bytes = report.linked ? 0 : template_->geometry.payload_bytes;
+  vote.bytes = report.linked ? 0 : template_->geometry.payload_bytes - report.cloned.bytes;
   vote.held_back = report.held_back;
   ByteBuffer record = encode(report.record);
   if (const auto changes = pieces_.note(template_, save.id.version, std::move(report.piece_digests))) {
@@ -570,13 +572,23 @@ Result<checkpoint::Manifest> Saver::publish_now(const Save& save, const control:
   return published.error();
 }
 
-// Not when the save begins, which holds the state. A version that was not found whole is not linked to, and
-// so does not spread.
-void Saver::look_for_link(const checkpoint::VersionId& id, bool durable) {
+// Not when the save begins, which holds the state. With a version that was not found whole nothing is
+// shared, so that it does not spread.
+void Saver::look_for_shared(const checkpoint::VersionId& id, bool durable) {
   history_.closed(id, durable);
   if (!options_.link_unchanged || !template_ || !folder_) return;
-  to_link_ = history_.to_link(template_);
-  if (to_link_ && !folder_->is_verified(to_link_->record.identity.id)) to_link_.reset();
+  to_share_ = history_.to_share(template_);
+  if (to_share_ && !folder_->is_verified(to_share_->record.identity.id)) to_share_.reset();
+}
+
+// What the file system cannot do is tried once, and told once.
+void Saver::note_cloning(const Save& save, const checkpoint::SaveShardReport& report) {
+  if (report.cloned.problem.empty()) return;
+  clones_ = clones_ && !report.cloned.unsupported;
+  tell(EventKind::kLog, save.open.version,
+       report.cloned.problem + (clones_ ? "; what this save could have shared with an earlier one is written"
+                                        : "; parts of the state that do not change are written with every "
+                                          "save, unless all of a file is the same; XFS and Btrfs can"));
 }
 
 // A state that may be wrong is told, and where the program wants that, refused: but not when it is the last
@@ -612,7 +624,7 @@ void Saver::closed(const control::SaveClosed& closed) {
   if (early_ && early_->open.save == closed.save) early_.reset();
   if (!save_ || save_->open.save != closed.save) return;
   const control::Version version = save_->open.version;
-  worker_.post([this, id = save_->id, durable = closed.durable] { look_for_link(id, durable); });
+  worker_.post([this, id = save_->id, durable = closed.durable] { look_for_shared(id, durable); });
   for (const auto& progress : std::exchange(rewriting_, {})) progress->cancel();  // another's was quicker
   if (!closed.durable) {
     failed_save_ = closed.save;

@@ -45,7 +45,7 @@ struct SaveOptions {
   uint64_t staging_bytes_max = 0;     // memory for copies on the way to disk; 0: as much as this rank saves
   uint64_t bytes_per_second_max = 0;  // of a periodic save on this rank; 0: no limit
   checkpoint::RestoreRules rules;     // what may differ between a checkpoint and this program
-  bool link_unchanged = true;         // a shard with the bytes of an earlier one gets its file
+  bool link_unchanged = true;         // what has the bytes of an earlier save's shard shares them
   int64_t parity = 0;        // shards of a group with a parity file; 0: none; of the shared tier only
   bool stale_fails = false;  // a periodic save with a tensor that should have changed is not published
 };
@@ -186,7 +186,8 @@ class Saver {
   void fault_in_some(const World& world);
   Result<checkpoint::TensorReader> reader(const World& world) const;
   uint64_t staging_bytes_max(bool last) const;
-  void look_for_link(const checkpoint::VersionId& id, bool durable);
+  void look_for_shared(const checkpoint::VersionId& id, bool durable);
+  void note_cloning(const Save& save, const checkpoint::SaveShardReport& report);
   Result<std::string> folder_of(const Save& save);  // runs on save_shard's writing thread
   std::string path_of(const checkpoint::VersionId& save) const;
   Status wait_for_folder(const Save& save, const std::string& folder);
@@ -252,10 +253,11 @@ class Saver {
   std::shared_ptr<const checkpoint::ShardTemplate> template_;
   World shape_of_;  // the template's
   checkpoint::StagingBuffer buffer_;
-  checkpoint::ShardHistory history_;                 // of this rank
-  std::optional<checkpoint::EarlierShard> to_link_;  // by the next save, if nothing changes
-  checkpoint::PieceHistory pieces_;                  // of this rank
-  checkpoint::ChangeGuard guard_;                    // of all; where this rank publishes
+  checkpoint::ShardHistory history_;                  // of this rank
+  std::optional<checkpoint::EarlierShard> to_share_;  // by the next save, what does not change
+  bool clones_ = true;                                // as far as is known, the folder's file system can
+  checkpoint::PieceHistory pieces_;                   // of this rank
+  checkpoint::ChangeGuard guard_;                     // of all; where this rank publishes
 
   Executor worker_;
   Executor rewriter_;  // parts of others: one waits behind another, none behind this rank's own

@@ -145,8 +145,8 @@ constexpr Option kOptions[] = {
     {"shared-memory", kSwitch, "1", 0, 0, kVariable,
      "ranks on one node share memory; 0: they use the network too, as on different nodes"},
     {"link-unchanged", kSwitch, "1", 0, 0, kVariable,
-     "a shard whose bytes did not change becomes a hard link to an earlier one; the newest that are kept "
-     "never share a file"},
+     "a shard whose bytes did not change becomes a hard link to an earlier one, and of one that did in part "
+     "the file system shares the rest, where it can; the newest that are kept never share bytes"},
     {"cpu-claims", kText, "/dev/shm/muster-cpus", 0, 0, kVariable,
      "file by which agents of one machine tell each other which cpus they have bound workers to"},
     {"module-path", kText, "", 0, 0, kVariable, "folder of libmuster_*.so"},

@@ -87,6 +87,35 @@ TEST(Crash, SaveIsAllOrNothing) {
   });
 }
 
+// From operation `begin` on, in saves of versions 3 and 4 beside 1 and 2: all versions that count are whole,
+// and the newest is the one that was published or is being published.
+template <typename StateOf>
+void cut_power_while_sharing(const std::vector<Op>& log, size_t begin, size_t third_done, size_t fourth_done,
+                             uint32_t parts, StateOf state_of_version) {
+  for (size_t at = begin; at <= log.size(); ++at) {
+    for (const Crash& crash : crashes(at)) {
+      const auto disk = MemoryFiles::after_crash(log, at, crash.kind, crash.seed);
+      auto found = Folder::own(*disk, "ckpt", "the next job");
+      ASSERT_OK(found);
+      const auto candidates = found->versions();
+      ASSERT_OK(candidates);
+      const auto good = usable(*candidates);
+      ASSERT_FALSE(good.empty()) << "after operation " << at;
+      for (const Candidate& candidate : *candidates) {
+        if (candidate.unusable) continue;
+        const WholeState expected = state_of_version(candidate.id.version);
+        ASSERT_EQ(compare_restored(*disk, *found, *candidate.manifest, expected, expected.specs, parts), "")
+            << to_string(candidate.id) << " after operation " << at << ", kind "
+            << static_cast<int>(crash.kind);
+        ASSERT_OK(verify_shards(*disk, candidate.folder, *candidate.manifest));
+      }
+      const uint64_t least = at < third_done ? 2 : at < fourth_done ? 3 : 4;
+      ASSERT_TRUE(good.front().version == least || good.front().version == least + 1)
+          << good.front().version << " after operation " << at;
+    }
+  }
+}
+
 // Versions 3 and 4 are links to the files of 1 and 2, which go meanwhile.
 TEST(Crash, LinkedSavesAreAllOrNothing) {
   const WholeState state = state_of(7);
@@ -113,28 +142,36 @@ TEST(Crash, LinkedSavesAreAllOrNothing) {
       files.log().begin() + static_cast<ptrdiff_t>(begin), files.log().end(),
       [](const Op& op) { return op.kind == OpKind::kLink && op.path.find("shard-") != std::string::npos; });
   EXPECT_EQ(links, 4) << "the test is about links";
-  for (size_t at = begin; at <= files.log().size(); ++at) {
-    for (const Crash& crash : crashes(at)) {
-      const auto disk = MemoryFiles::after_crash(files.log(), at, crash.kind, crash.seed);
-      auto found = Folder::own(*disk, "ckpt", "the next job");
-      ASSERT_OK(found);
-      const auto candidates = found->versions();
-      ASSERT_OK(candidates);
-      // All that count are whole, and the newest is the one that was published or is being published.
-      const auto good = usable(*candidates);
-      ASSERT_FALSE(good.empty()) << "after operation " << at;
-      for (const Candidate& candidate : *candidates) {
-        if (candidate.unusable) continue;
-        ASSERT_EQ(compare_restored(*disk, *found, *candidate.manifest, state, state.specs, 2), "")
-            << to_string(candidate.id) << " after operation " << at << ", kind "
-            << static_cast<int>(crash.kind);
-        ASSERT_OK(verify_shards(*disk, candidate.folder, *candidate.manifest));
-      }
-      const uint64_t least = at < done[1] ? 2 : at < done[2] ? 3 : 4;
-      ASSERT_TRUE(good.front().version == least || good.front().version == least + 1)
-          << good.front().version << " after operation " << at;
-    }
+  cut_power_while_sharing(files.log(), begin, done[1], done[2], 2, [&](uint64_t) { return state; });
+}
+
+// Of versions 3 and 4 most slabs are cloned from 1 and 2, which go meanwhile.
+TEST(Crash, SavesWithClonedSlabsAreAllOrNothing) {
+  MemoryFiles files;
+  files.can_clone = true;
+  auto folder = Folder::own(files, "ckpt", "a job");
+  ASSERT_OK(folder);
+  const auto large = [](uint64_t version) {
+    WholeState state = WholeState::random({{"w", DType::kUInt8, {7 * kSlabBytes}}}, 3);
+    state.tensors[0][kSlabBytes + 5] = static_cast<std::byte>(version);
+    return state;
+  };
+  std::vector<Manifest> saves;
+  std::vector<size_t> done;
+  for (uint64_t v = 1; v <= 4; ++v) {
+    auto saved =
+        save(files, *folder, large(v), {v, 10 + v},
+             {.participants = 1, .parent = {v - 1, 9 + v}, .earlier = v < 3 ? nullptr : &saves[v - 3]});
+    ASSERT_OK(saved);
+    saves.push_back(std::move(saved).value());
+    done.push_back(files.log().size());
+    ASSERT_OK(folder->mark_verified({v, 10 + v}));
+    ASSERT_OK(folder->prune({.keep_last = 2}, 0));
   }
+  size_t clones = 0;
+  for (const Op& op : files.log()) clones += op.kind == OpKind::kClone ? 1 : 0;
+  EXPECT_EQ(clones, 2U) << "the test is about clones";
+  cut_power_while_sharing(files.log(), done[1], done[2], done[3], 1, large);
 }
 
 // The same of a shard in three chunks with memory for two: its writes go in another order than they were

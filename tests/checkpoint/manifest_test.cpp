@@ -118,6 +118,43 @@ TEST(Manifest, ShardsOfEarlierSavesMakeItVersionTwo) {
   EXPECT_THAT(edited(",150,\"0000000000000abc\"", ",200,\"fedcba9876543210\""), HasSubstr("twice"));
 }
 
+// A reader that does not know of it reads the version all the same, so it is a matter of the minor version.
+TEST(Manifest, ClonedSlabsMakeItAnotherMinorVersion) {
+  Manifest manifest = sample();
+  manifest.shards[1].shares_with = {150, 0xabc};
+  manifest.shards[1].shared_slabs = 1;
+  const std::string text = encode(manifest);
+  EXPECT_THAT(text, HasSubstr("\"format_major\":1,\"format_minor\":1"));
+  const auto decoded = decode_manifest(as_bytes(text), "M");
+  ASSERT_OK(decoded);
+  EXPECT_EQ(encode(*decoded), text);
+  EXPECT_TRUE(decoded->clones());
+  EXPECT_FALSE(decoded->shares());
+  EXPECT_EQ(decoded->shard(1).origin(), (VersionId{150, 0xabc}));
+  EXPECT_EQ(decoded->shard(1).shared_slabs, 1U);
+  EXPECT_EQ(decoded->shard(1).identity_in_file().id, manifest.id);
+  EXPECT_EQ(decoded->shard(0).origin(), manifest.id);
+  // Linked by a later save, it is still one of the same origin.
+  manifest.shards[1].written_by = {170, 0xdef};
+  const auto linked = decode_manifest(as_bytes(encode(manifest)), "M");
+  ASSERT_OK(linked);
+  EXPECT_EQ(linked->shard(1).identity_in_file().id, (VersionId{170, 0xdef}));
+  EXPECT_EQ(linked->shard(1).origin(), (VersionId{150, 0xabc}));
+
+  const std::string body = *without_digest_line(as_bytes(text), "M");
+  const std::string clone = "[1,150,\"0000000000000abc\",1]";
+  for (const char* wrong :
+       {"[9,150,\"0000000000000abc\",1]", "[1,150,\"0000000000000abc\",0]", "[1,150,\"0000000000000000\",1]",
+        "[1,150,\"0000000000000abc\",9999999]", "[1,200,\"fedcba9876543210\",1]", "[1,150]", "7",
+        "[1,150,\"0000000000000abc\",1],[1,150,\"0000000000000abc\",1]"}) {
+    std::string changed = body;
+    const size_t at = changed.find(clone);
+    ASSERT_NE(at, std::string::npos);
+    EXPECT_THAT(refusal(with_digest_line(changed.replace(at, clone.size(), wrong))), HasSubstr("'clones["))
+        << wrong;
+  }
+}
+
 TEST(Manifest, OwnersOfShardsMakeItVersionThree) {
   Manifest manifest;
   manifest.id = {5, 9};

@@ -2,6 +2,7 @@
 """`muster ckpt` as people use it: files made here byte by byte, commands run, tables, JSON and exit codes held
 against what is known. With --peer FOLDER, files also go through the `safetensors` package in both directions."""
 import argparse
+import ctypes
 import fcntl
 import json
 import os
@@ -82,6 +83,33 @@ def looks(ckpt, folder):
     assert {"name": "f8", "only_in": "A"} in different["tensors"] and different["equal"] == 2
     assert "4 tensors equal, 0 different" in ckpt("diff", "ckpt@100", "ckpt@100")
     assert "only in B" in ckpt("diff", "ckpt@200", "ckpt@100", code=1)
+
+
+def digest_line(text):
+    """As small files of a checkpoint end."""
+    class Hash128(ctypes.Structure):
+        _fields_ = [("low", ctypes.c_uint64), ("high", ctypes.c_uint64)]
+    xxhash = ctypes.CDLL("libxxhash.so.0")
+    xxhash.XXH3_128bits.restype = Hash128
+    xxhash.XXH3_128bits.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
+    digest = xxhash.XXH3_128bits(text, len(text))
+    return b"xxh3-128 %016x%016x\n" % (digest.high, digest.low)
+
+
+def shows_what_is_shared(ckpt, folder):
+    manifest = next((folder / "ckpt").glob("v*100-*/manifest.json"))
+    text = manifest.read_bytes()
+    saved, line = text.splitlines(keepends=True)
+    assert line == digest_line(saved)
+    assert ckpt.json("show", "ckpt@100")["clones"] == []
+    fields = json.loads(saved)
+    fields["clones"] = [[0, 90, "00000000000000ab", 1]]
+    changed = json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+    manifest.write_bytes(changed + digest_line(changed))
+    assert ckpt.json("show", "ckpt@100")["clones"] == [
+        {"shard": 0, "slabs": 1, "shared_slabs": 1, "origin": {"version": 90, "nonce": "00000000000000ab"}}]
+    assert "1 of 1 slabs with files that began with version 90" in ckpt("show", "ckpt@100")
+    manifest.write_bytes(text)
 
 
 def exchanges(ckpt, folder):
@@ -273,7 +301,7 @@ def main():
                 return 77
             peer(ckpt, folder)
             return 0
-        for check in (looks, exchanges, verifies, repairs, refuses, prunes):
+        for check in (looks, shows_what_is_shared, exchanges, verifies, repairs, refuses, prunes):
             check(ckpt, folder)
             print("ok", check.__name__)
     return 0

@@ -22,6 +22,28 @@ using namespace control;
 
 constexpr MemberId kSelf = 7;
 
+// What a file system does with a clone.
+enum class Cloning : uint8_t { kCopies, kRefuses, kFails };
+
+class CloningFile final : public testing::ForwardingFile {
+ public:
+  CloningFile(std::unique_ptr<File> inner, Cloning cloning)
+      : ForwardingFile(std::move(inner)), cloning_(cloning) {}
+  // In place of the file system, which may not be able to.
+  Result<bool> clone(File& source, uint64_t offset, uint64_t bytes) override {
+    if (cloning_ == Cloning::kFails) return Error{ErrorCode::kEnvironment, "Input/output error"};
+    if (cloning_ == Cloning::kRefuses) return false;
+    checkpoint::StagingBuffer memory;  // aligned
+    MUSTER_TRY(memory.reserve(bytes));
+    MUSTER_TRY(source.pread(memory.bytes().first(bytes), offset));
+    MUSTER_TRY(inner_->pwrite(memory.bytes().first(bytes), offset));
+    return true;
+  }
+
+ private:
+  const Cloning cloning_;
+};
+
 // The real disk, on which one path does not answer until it is released.
 class SlowFiles final : public testing::ForwardingFiles {
  public:
@@ -53,13 +75,20 @@ class SlowFiles final : public testing::ForwardingFiles {
     changed_.wait(lock, [&] { return path != held_; });
     if (!lacking_.empty() && path.ends_with("/" + lacking_))
       return Error{ErrorCode::kRetry, "no descriptor is left for " + path};
-    return real_files().open(path, mode, direct);
+    MUSTER_ASSIGN(auto file, real_files().open(path, mode, direct));
+    if (!cloning_ || path.find("/shard-") == std::string::npos) return file;
+    return std::unique_ptr<File>(std::make_unique<CloningFile>(std::move(file), *cloning_));
+  }
+  void let_clone(Cloning cloning) {
+    const std::lock_guard lock(mutex_);
+    cloning_ = cloning;
   }
 
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
   std::string held_, lacking_;
+  std::optional<Cloning> cloning_;
   bool waits_ = false;
 };
 
@@ -862,6 +891,87 @@ TEST_F(SaverTest, AFileThatWasNotFoundWholeIsNotLinkedTo) {
   ASSERT_TRUE(try_to_write(113).published);
   EXPECT_GT(said<SaveVote>(213)->bytes, 0U);
   EXPECT_EQ(std::filesystem::hard_link_count(shard_of(113)), 1U);
+}
+
+// A state of 4 MiB, of which the first bytes change from save to save.
+class ClonesOfSaver : public SaverTest {
+ protected:
+  void SetUp() override {
+    SaverTest::SetUp();
+    ASSERT_TRUE(large_.add_replicated("w", weights_.data(), DType::kFloat32, {1 << 20}).ok());
+    large_.seal();
+    start_large({});
+  }
+  void TearDown() override {
+    saver_.reset();  // before its state
+    SaverTest::TearDown();
+  }
+  void start_large(SaveOptions options) {
+    saver_.reset();
+    options.folder = folder_;
+    options.keep = 2;
+    saver_.emplace(
+        large_, options, checkpoint::JobConstants{}, 1,
+        [this](Message message) { note(messages_, std::move(message)); },
+        [this](Event event) { note(events_, std::move(event)); }, files_);
+  }
+  // The bytes that it has written.
+  uint64_t save_next(Version version) {
+    weights_[3] += 1;
+    EXPECT_TRUE(try_to_write(version).published);
+    close(version);
+    EXPECT_TRUE(emitted(EventKind::kSaveVerified, version));
+    return said<SaveVote>(100 + static_cast<uint64_t>(version))->bytes;
+  }
+  std::string notes() {
+    const std::lock_guard lock(mutex_);
+    std::string text;
+    for (const Event& event : events_)
+      if (event.kind == EventKind::kLog) text += event.text + "\n";
+    return text;
+  }
+
+  std::vector<float> weights_ = std::vector<float>(1 << 20, 1.5F);
+  State large_;
+};
+
+TEST_F(ClonesOfSaver, WhatDoesNotChangeIsSharedAndTheNewestTwoShareNothing) {
+  files_.let_clone(Cloning::kCopies);
+  constexpr uint64_t kWhole = 4 << 20;
+  EXPECT_GE(save_next(111), kWhole);
+  EXPECT_GE(save_next(112), kWhole);
+  for (Version version = 113; version <= 116; ++version) {
+    EXPECT_LE(save_next(version), kWhole / 4) << version;
+    const auto found = saver_->find_versions();
+    ASSERT_EQ(found->usable.size(), 2U) << "those that share with nothing else that is kept";
+    const checkpoint::VersionId origin = found->usable[0].manifest->shard(0).origin();
+    EXPECT_EQ(origin.version, version % 2 == 0 ? 112U : 111U);
+    EXPECT_NE(origin, found->usable[1].manifest->shard(0).origin());
+  }
+  EXPECT_EQ(notes(), "");
+}
+
+TEST_F(ClonesOfSaver, AFileSystemThatCannotIsToldOfOnce) {
+  files_.let_clone(Cloning::kRefuses);
+  for (Version version = 111; version <= 115; ++version) EXPECT_GE(save_next(version), 4U << 20) << version;
+  EXPECT_THAT(notes(),
+              ::testing::MatchesRegex("the file system refuses to share bytes[^\n]*XFS and Btrfs can\n"));
+}
+
+TEST_F(ClonesOfSaver, AnErrorIsToldAndTriedAgain) {
+  files_.let_clone(Cloning::kFails);
+  for (Version version = 111; version <= 113; ++version) EXPECT_GE(save_next(version), 4U << 20) << version;
+  EXPECT_THAT(notes(), ::testing::HasSubstr("Input/output error; what this save could have shared"));
+  files_.let_clone(Cloning::kCopies);
+  EXPECT_LE(save_next(114), 1U << 20);
+}
+
+TEST_F(ClonesOfSaver, IsSwitchedOffWithTheLinks) {
+  files_.let_clone(Cloning::kCopies);
+  SaveOptions options;
+  options.link_unchanged = false;
+  start_large(options);
+  for (Version version = 111; version <= 114; ++version) EXPECT_GE(save_next(version), 4U << 20) << version;
 }
 
 TEST_F(SaverTest, LinksCanBeSwitchedOff) {
