@@ -174,13 +174,21 @@ Result<std::vector<ParityName>> find_parity(FileSystem& files, const std::string
 std::vector<ParityName> expected_parity(const std::vector<ParityName>& found, uint32_t participants) {
   std::map<uint32_t, uint32_t> count;  // by number of groups
   for (const ParityName& name : found)
-    if (name.groups <= participants) ++count[name.groups];
+    if (name.groups <= participants && parity_groups(participants, kParityGroupMax) <= name.groups)
+      ++count[name.groups];
   const auto most = std::max_element(count.begin(), count.end(),
                                      [](const auto& a, const auto& b) { return a.second < b.second; });
   std::vector<ParityName> expected;
   for (uint32_t group = 0; most != count.end() && group < most->first; ++group)
     expected.push_back({group, most->first});
   return expected;
+}
+
+void remove_leftovers(FileSystem& files, const std::string& folder) {
+  const auto names = files.list(folder);
+  if (!names.ok()) return;
+  for (const std::string& name : *names)
+    if (name.find(".tmp-") != std::string::npos) (void)files.unlink(folder + "/" + name);
 }
 
 Result<ManifestJson> read_manifest_json(FileSystem& files, const std::string& folder, const VersionId& id) {
@@ -268,7 +276,10 @@ Result<ParityFile> ParityFile::open(FileSystem& files, const std::string& folder
   auto file = files.open(parity.path_, OpenMode::kRead);
   if (!file.ok() && file.error().code == ErrorCode::kRetry) return std::move(file).error();
   if (!file.ok()) {
-    parity.problem_ = parity.damaged(file.error().message);
+    const auto there = files.stat(parity.path_);
+    parity.problem_ = there.ok() && !*there ? Error{ErrorCode::kDropCheckpoint,
+                                                    "the parity file " + parity.path_ + " is missing"}
+                                            : parity.damaged(file.error().message);
     return parity;
   }
   parity.file_ = std::move(*file);

@@ -28,6 +28,9 @@ Result<ManifestJson> read_manifest_json(FileSystem& files, const std::string& fo
 // The copy in a parity file of group 0, which is this save's. Errors: kDropCheckpoint: there is no good one.
 Result<ManifestJson> manifest_from_parity(FileSystem& files, const std::string& folder, const VersionId& id);
 
+// Files of the save's folder that were being written when the process ended. REQUIRES: nobody writes there.
+void remove_leftovers(FileSystem& files, const std::string& folder);
+
 struct ParityOutcome {
   uint32_t written = 0;          // files
   std::optional<Error> failure;  // of the first that could not be written; the save is as good as without

@@ -205,6 +205,7 @@ class GroupRepair {
   Status table_from_contents(Member& member) {
     std::vector<Digest> table(member.geometry().table_entries());
     for (uint64_t unit = 0; unit < unit_count(member.geometry()); ++unit) {
+      if (options_.stop && options_.stop()) return stopped();
       const Range range = unit_range(member.geometry(), unit);
       const MutableByteSpan bytes = MutableByteSpan(buffer_).first(range.size());
       MUSTER_ASSIGN(const bool read_all, read(member, range, bytes));
@@ -370,6 +371,13 @@ class SaveRepair {
 
   Result<RepairReport> run() {
     MUSTER_TRY(find_manifest());
+    if (!options_.dry_run) remove_leftovers(files_, folder_);
+    if (const Status mended = mend_all(); !mended.ok()) report_.ended_by = mended.error();
+    return std::move(report_);
+  }
+
+ private:
+  Status mend_all() {
     MUSTER_ASSIGN(const auto found, find_parity(files_, folder_));
     const auto participants = static_cast<uint32_t>(save_.manifest.shards.size());
     const std::vector<ParityName> names = expected_parity(found, participants);
@@ -378,11 +386,9 @@ class SaveRepair {
     }
     for (const ParityName& name : names) MUSTER_TRY(mend_group(name));
     if (names.empty() && options_.write_parity != 0 && report_.is_right()) MUSTER_TRY(write_first_parity());
-    if (manifest_damage_) MUSTER_TRY(put_manifest());
-    return std::move(report_);
+    return manifest_damage_ ? put_manifest() : ok();
   }
 
- private:
   Status find_manifest() {
     auto there = read_manifest_json(files_, folder_, report_.id);
     if (there.ok()) {
@@ -423,7 +429,7 @@ class SaveRepair {
     MUSTER_ASSIGN(ParityFile parity, ParityFile::open(files_, folder_, layout));
     if (parity.problem() && parity.problem()->code == ErrorCode::kMisuse) return *parity.problem();
     MUSTER_ASSIGN(const bool parity_is_right, mend_group(parity_members(name, layout.participants), &parity));
-    if (parity_is_right) return ok();
+    if (parity_is_right || !options_.mend_parity) return ok();
     FileRepair repair{parity_file_name(name),
                       parity.problem() ? parity.problem()->message : "it is not what its group's files give",
                       Repaired::kWritten, "from the shards of its group"};
@@ -460,11 +466,21 @@ class SaveRepair {
     MUSTER_TRY(group.look(members, parity, report_.bytes_read));
     report_.bytes_read += group.bytes_read();
     group_is_lost_ = false;
+    bool is_linked = false;
+    const auto before = static_cast<ptrdiff_t>(report_.files.size());
     for (Member& member : group.members()) {
       if (member.is_right()) continue;
       MUSTER_ASSIGN(FileRepair repair, mend(group, member));
       group_is_lost_ = group_is_lost_ || repair.what == Repaired::kLost;
+      is_linked = is_linked || repair.what == Repaired::kLinked;
       report_.files.push_back(std::move(repair));
+    }
+    // What could not be rebuilt beside a damaged file may be, beside the right one that is in its place now.
+    if (is_linked && group_is_lost_ && !options_.dry_run) {
+      const auto kept = std::remove_if(report_.files.begin() + before, report_.files.end(),
+                                       [](const FileRepair& file) { return file.what == Repaired::kLost; });
+      report_.files.erase(kept, report_.files.end());
+      return mend_group(members, parity);
     }
     return parity == nullptr || group.parity_is_right();
   }
@@ -551,14 +567,33 @@ const char* to_string(Repaired what) {
   return "?";
 }
 
+bool RepairReport::has_changed() const {
+  return std::any_of(files.begin(), files.end(), [](const FileRepair& file) {
+    return file.what == Repaired::kRebuilt || file.what == Repaired::kLinked;
+  });
+}
+
 bool RepairReport::is_right() const {
-  return std::none_of(files.begin(), files.end(),
-                      [](const FileRepair& file) { return file.what == Repaired::kLost; });
+  return !ended_by && std::none_of(files.begin(), files.end(),
+                                   [](const FileRepair& file) { return file.what == Repaired::kLost; });
 }
 
 Result<RepairReport> repair_save(FileSystem& files, const std::string& folder, const VersionId& id,
                                  const RepairOptions& options) {
   return SaveRepair(files, folder, id, options).run();
+}
+
+Result<bool> restore_manifest(FileSystem& files, const std::string& folder, const VersionId& id) {
+  const auto there = read_manifest_json(files, folder, id);
+  if (there.ok() || there.error().code == ErrorCode::kMisuse) return false;
+  if (there.error().code == ErrorCode::kRetry) return there.error();
+  MUSTER_ASSIGN(const auto status, files.stat(folder + "/" + kManifestName));
+  if (!status) return false;
+  const auto copy = manifest_from_parity(files, folder, id);
+  if (!copy.ok() && copy.error().code == ErrorCode::kRetry) return copy.error();
+  if (!copy.ok()) return false;
+  MUSTER_TRY(replace_file(files, folder, kManifestName, copy->bytes));
+  return true;
 }
 
 }  // namespace muster::checkpoint

@@ -36,8 +36,12 @@ struct RepairReport {
   VersionId id;
   std::vector<FileRepair> files;  // only those that were not right
   uint64_t bytes_read = 0;        // of what the save has, without the copies that were made
-  bool was_right() const { return files.empty(); }
-  bool is_right() const;  // now, or after a repair that is not only asked for
+  // What ended the repair before it was over; what the files say was done by then stays so. kRetry: it was
+  // stopped, or memory or descriptors are lacking; kMisuse: something is of a later format; else the disk.
+  std::optional<Error> ended_by;
+  bool was_right() const { return files.empty() && !ended_by; }
+  bool is_right() const;     // now, or after a repair that is not only asked for
+  bool has_changed() const;  // some file was, or would be, put in the place of another
 };
 
 // Another save of the same folder, which may have the same files by other names.
@@ -51,16 +55,23 @@ struct RepairOptions {
   // A save without a manifest was never finished, or was being removed: only who names it may mean another.
   bool missing_manifest = false;
   uint32_t write_parity = 0;  // for a save that has none and is right, in groups of so many; 0: none
+  bool mend_parity = true;    // damaged parity files are written anew
   std::vector<OtherSave> others;
   Progress progress;  // of the first reading
   Stop stop;
 };
 
 // `folder` is that of the save `id`. REQUIRES: unless it is a dry run the caller owns the checkpoint folder,
-// and nobody else writes to the save. Errors: kDropCheckpoint: there is no manifest, nor a copy of it, that
-// tells what the files should be; kMisuse: of a later format; kRetry: memory or descriptors are lacking, or
-// it was stopped; kEnvironment: the disk refuses what is written (what was repaired before stays so).
+// and nobody else writes to the save. Removes what repairs and parity files left behind that were begun and
+// never finished. Errors, before anything was done: kDropCheckpoint: there is no manifest, nor a copy of it,
+// that tells what the files should be; kMisuse: of a later format; kRetry: memory or descriptors are lacking.
 Result<RepairReport> repair_save(FileSystem& files, const std::string& folder, const VersionId& id,
                                  const RepairOptions& options = {});
+
+// Puts a damaged manifest.json back from its copy in a parity file, and looks at nothing else; for a start,
+// which verifies what it reads and cannot choose a save without it. False: there is no good copy, or the
+// manifest is right or missing (which a removal does first). REQUIRES: as repair_save. Errors: kRetry; of the
+// disk.
+Result<bool> restore_manifest(FileSystem& files, const std::string& folder, const VersionId& id);
 
 }  // namespace muster::checkpoint

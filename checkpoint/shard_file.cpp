@@ -87,7 +87,9 @@ Result<bool> ShardWriter::clone(Range range) {
     cloned_.bytes += range.size();
     return true;
   }
-  cloned_.unsupported = shared.ok() && cloned_.bytes == 0;
+  // Ranges that its larger blocks do not fit, as the last one of a file, are written, and others cloned.
+  if (shared.ok() && cloned_.bytes > 0) return false;
+  cloned_.unsupported = shared.ok();
   cloned_.problem = shared.ok() ? "the file system refuses to share bytes of two files at " + path_
                                 : shared.error().message;
   clone_source_.reset();

@@ -64,7 +64,8 @@ struct Cloned {
 // payload is synced the file carries HDF5's open-for-write flag, so that no HDF5 reader takes a torn one.
 class ShardWriter {
  public:
-  // A new file with its space reserved and its metadata written. REQUIRES: what is given outlives it.
+  // A new file with its metadata written and its space reserved, but where bytes may be cloned: then what is
+  // written takes its space as it is written. REQUIRES: what is given outlives it.
   static Result<ShardWriter> create(FileSystem& files, const std::string& folder,
                                     const std::shared_ptr<const ShardTemplate>& shape,
                                     const ShardIdentity& identity, const WriteOptions& options);
@@ -77,8 +78,8 @@ class ShardWriter {
   Status submit(ByteSpan bytes, uint64_t offset, uint64_t tag);
   Result<uint64_t> wait();
   // Gives `range` of the payload the bytes that the file of WriteOptions::clone_from has there, without
-  // writing them. False: the range has to be written, and so have all that come later. REQUIRES: that file
-  // is of the same template.
+  // writing them. False: the range has to be written; where the first was refused, or after an error, all
+  // that come later are refused, too. REQUIRES: that file is of the same template.
   Result<bool> clone(Range range);
   bool clones() const { return clone_source_ != nullptr; }  // clone() may be asked
   const Cloned& cloned() const { return cloned_; }

@@ -236,7 +236,7 @@ class ShardSave {
                      std::to_string(identity_.participant) + ": " + synced.error().message};
   }
 
-  // Fills the slab table too, which is complete before end() and read by the writer only after it.
+  // Fills the slab table too: a chunk's entries before the writer gets the chunk, all of it before end().
   Status copy_all(const TensorReader& reader) {
     const auto identity = identity_record(identity_, geometry());
     PayloadFiller filler(shape_->layout, bytes_of(identity), reader, progress_);

@@ -214,8 +214,9 @@ Status show_tensors(StateReader& state, const CkptArguments& arguments, Json& js
 
 struct Verdict {
   Json json;
-  bool good = false;            // the save
-  bool parity_is_good = false;  // what it has of it
+  bool good = false;                  // the save
+  bool parity_is_good = false;        // what it has of it
+  bool parity_can_be_mended = false;  // some of it is damaged or missing
 };
 
 // What the save has beside its shards, to rebuild them from.
@@ -230,7 +231,11 @@ void verify_parity_of(const Candidate& candidate, Verdict& verdict, bool quiet) 
     const auto damaged =
         verify_parity(real_files(), candidate.folder, *save, [&](uint64_t bytes) { bar.show(bytes); });
     if (!damaged.ok()) note(damaged.error().message);
-    for (size_t i = 0; damaged.ok() && i < damaged->size(); ++i) note((*damaged)[i].problem.message);
+    for (size_t i = 0; damaged.ok() && i < damaged->size(); ++i) {
+      const Error& problem = (*damaged)[i].problem;
+      note(problem.message);
+      verdict.parity_can_be_mended |= problem.code == ErrorCode::kDropCheckpoint;
+    }
   }
   verdict.parity_is_good = problems.empty();
   verdict.json["parity"] = {{"files", count}, {"problems", problems}};
@@ -278,7 +283,8 @@ void print_verdict(const Candidate& candidate, const Verdict& verdict) {
     std::printf("  %s\n", problem.get_ref<const std::string&>().c_str());
   for (const Json& problem : verdict.json["parity"]["problems"])
     std::printf("  %s\n", problem.get_ref<const std::string&>().c_str());
-  const bool is_repairable = verdict.good ? !verdict.parity_is_good : verdict.json["repairable"].get<bool>();
+  const bool is_repairable =
+      verdict.good ? verdict.parity_can_be_mended : verdict.json["repairable"].get<bool>();
   if (is_repairable) std::printf("  muster ckpt repair %s would make it right\n", candidate.folder.c_str());
 }
 

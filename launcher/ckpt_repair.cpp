@@ -16,7 +16,8 @@ struct Tally {
   Table table{{"version", "save", "file", "damage", "outcome", "how"}};
   bool has_rows = false;
   bool is_right = true;
-  std::vector<std::string> unreadable;  // saves of which not even the manifest is known
+  std::vector<std::string>
+      unreadable;  // saves of which not even the manifest is known, or that were not repaired to the end
 
   void add(const RepairReport& report) {
     Json files = Json::array();
@@ -30,7 +31,9 @@ struct Tally {
       has_rows = true;
     }
     is_right = is_right && report.is_right();
+    if (report.ended_by) unreadable.push_back(to_string(report.id) + ": " + report.ended_by->message);
     Json json = to_json(report.id);
+    if (report.ended_by) json["why"] = report.ended_by->message;
     json["was_right"] = report.was_right();
     json["right"] = report.is_right();
     json["files"] = files;
@@ -63,8 +66,15 @@ uint64_t bytes_to_read(const Candidate& candidate) {
   return candidate.manifest ? bytes_of(*candidate.manifest) : 0;
 }
 
-Status repair_all(const ChosenSaves& saves, const std::vector<OtherSave>& others,
-                  const CkptArguments& arguments, Tally& tally) {
+bool has_parity(const Candidate& save) {
+  const auto found = find_parity(real_files(), save.folder);
+  return found.ok() && !found->empty();
+}
+
+// What one trouble stops is one save. Those that have parity first: others may link to what is rebuilt there.
+void repair_all(ChosenSaves& saves, const std::vector<OtherSave>& others, const CkptArguments& arguments,
+                Tally& tally) {
+  std::stable_partition(saves.candidates.begin(), saves.candidates.end(), has_parity);
   for (const Candidate& save : saves.candidates) {
     ProgressBar bar("repairing " + to_string(save.id), bytes_to_read(save), arguments.json);
     RepairOptions options;
@@ -76,19 +86,15 @@ Status repair_all(const ChosenSaves& saves, const std::vector<OtherSave>& others
     const auto repaired = repair_save(real_files(), save.folder, save.id, options);
     if (repaired.ok())
       tally.add(*repaired);
-    else if (repaired.error().code == ErrorCode::kDropCheckpoint ||
-             repaired.error().code == ErrorCode::kMisuse)  // of a later format
-      tally.add_unreadable(save.id, repaired.error());
     else
-      return repaired.error();
+      tally.add_unreadable(save.id, repaired.error());
   }
-  return ok();
 }
 
 Result<Tally> repair(const CkptArguments& arguments) {
   const std::string name =
       arguments.second.empty() ? arguments.first : arguments.first + "@" + arguments.second;
-  MUSTER_ASSIGN(const ChosenSaves saves, choose_some(name, !names_version(name)));
+  MUSTER_ASSIGN(ChosenSaves saves, choose_some(name, !names_version(name)));
   std::optional<Folder> owned;
   if (!arguments.dry_run) {
     MUSTER_ASSIGN(owned, Folder::own(real_files(), saves.folder, who_am_i()));
@@ -99,7 +105,7 @@ Result<Tally> repair(const CkptArguments& arguments) {
   for (const Candidate& candidate : all)
     if (candidate.manifest) others.push_back({candidate.folder, candidate.manifest});
   Tally tally;
-  MUSTER_TRY(repair_all(saves, others, arguments, tally));
+  repair_all(saves, others, arguments, tally);
   return tally;
 }
 

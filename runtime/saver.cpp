@@ -586,9 +586,10 @@ void Saver::note_cloning(const Save& save, const checkpoint::SaveShardReport& re
   if (report.cloned.problem.empty()) return;
   clones_ = clones_ && !report.cloned.unsupported;
   tell(EventKind::kLog, save.open.version,
-       report.cloned.problem + (clones_ ? "; what this save could have shared with an earlier one is written"
-                                        : "; parts of the state that do not change are written with every "
-                                          "save, unless all of a file is the same; XFS and Btrfs can"));
+       report.cloned.problem +
+           (clones_ ? "; what this save could have shared with an earlier one is written"
+                    : "; parts of the state that do not change are written with every "
+                      "save, unless all of a file is the same; XFS and Btrfs with blocks of 4 KiB can"));
 }
 
 // A state that may be wrong is told, and where the program wants that, refused: but not when it is the last
@@ -833,6 +834,7 @@ Result<Saver::Found> Saver::find_versions() {
 
 Result<Saver::Found> Saver::sort_out_versions() {
   if (!folder_) MUSTER_TRY(become(false));
+  if (folder_->owner() && options_.tier == Tier::kShared) MUSTER_TRY(restore_manifests());
   auto versions = folder_->versions();
   if (!versions.ok() && versions.error().code == ErrorCode::kRetry) return std::move(versions).error();
   // Not a matter of which version: a person has to look, and starting again would not help.
@@ -854,6 +856,28 @@ Result<Saver::Found> Saver::sort_out_versions() {
     }
   }
   return found;
+}
+
+// A save whose manifest.json is damaged would be passed over, abandoned by what the run goes on from, and
+// removed, before anybody could put it back. REQUIRES: this rank owns the folder.
+Status Saver::restore_manifests() {
+  const auto versions = folder_->versions();
+  if (!versions.ok()) return ok();  // it is told by whoever lists them next
+  for (const checkpoint::Candidate& candidate : *versions) {
+    if (!candidate.finished || candidate.manifest || !candidate.unusable ||
+        candidate.unusable->code != ErrorCode::kDropCheckpoint)
+      continue;
+    const auto restored = checkpoint::restore_manifest(files_, candidate.folder, candidate.id);
+    if (!restored.ok() && restored.error().code == ErrorCode::kRetry) return restored.error();
+    const auto version = static_cast<control::Version>(candidate.id.version);
+    if (!restored.ok())
+      tell(EventKind::kLog, version, "its manifest was not put back: " + restored.error().message);
+    else if (*restored)
+      tell(EventKind::kDecided, version,
+           "manifest.json of " + to_string(candidate.id) + ", rebuilt from the copy in its parity (" +
+               candidate.unusable->message + ")");
+  }
+  return ok();
 }
 
 // A job that died in its first save, or manifests that someone removed.
@@ -963,7 +987,12 @@ Result<checkpoint::RepairReport> Saver::repair_now(const checkpoint::Candidate& 
   checkpoint::RepairOptions options;
   for (const checkpoint::Candidate& other : versions)
     if (other.manifest) options.others.push_back({other.folder, other.manifest});
-  options.stop = [deadline] { return now() >= deadline; };
+  // It is given when the run has gone on.
+  options.mend_parity = false;
+  options.stop = [this, deadline] {
+    const std::lock_guard lock(mutex_);
+    return stopping_ || now() >= deadline;
+  };
   return checkpoint::repair_save(files_, candidate.folder, candidate.id, options);
 }
 
@@ -985,13 +1014,17 @@ bool Saver::repair(const checkpoint::Candidate& candidate, Instant deadline) {
          file.file + " of " + to_string(candidate.id) + ", " + to_string(file.what) + " " + file.how + " (" +
              file.damage + ")");
   }
-  return !(*repaired)->was_right() && (*repaired)->is_right();
+  if ((*repaired)->ended_by)
+    tell(EventKind::kLog, version, "its repair was not finished: " + (*repaired)->ended_by->message);
+  return (*repaired)->has_changed();  // all that is needed of it is verified when it is read once more
 }
 
 void Saver::give_parity(const checkpoint::Candidate& candidate) {
   if (options_.parity == 0) return;
   const auto found = checkpoint::find_parity(files_, candidate.folder);
-  if (!found.ok() || !found->empty()) return;
+  if (!found.ok() || !candidate.manifest) return;
+  const auto participants = static_cast<uint32_t>(candidate.manifest->shards.size());
+  if (!found->empty() && found->size() >= checkpoint::expected_parity(*found, participants).size()) return;
   Save save;
   save.id = candidate.id;
   save.open.version = static_cast<control::Version>(candidate.id.version);

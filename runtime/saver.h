@@ -209,6 +209,7 @@ class Saver {
   Status become(bool first, bool rescue, Duration wait);
   void leave_to_first();
   Result<Found> sort_out_versions();
+  Status restore_manifests();
   Result<checkpoint::RepairReport> repair_now(const checkpoint::Candidate& candidate, Instant deadline);
   std::vector<checkpoint::TensorSpec> specs() const;
   void tell(EventKind kind, control::Version version, std::string text, int64_t amount = 0);

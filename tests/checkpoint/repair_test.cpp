@@ -280,6 +280,82 @@ TEST(Repair, SharedFiles) {
   EXPECT_EQ(disk.contents(), good);
 }
 
+// Two shards damaged in one place, of one of which another save has a right file.
+TEST(Repair, WhatIsLinkedHelpsToRebuildTheOthers) {
+  const WholeState state = some_state(1);
+  Disk disk(3, 3, state);
+  const auto second = save(disk.files, *disk.folder, state, {3, 13},
+                           {.participants = 3, .parent = kId, .earlier = &disk.manifest});
+  ASSERT_OK(second);
+  const std::string folder = disk.folder->save_folder({3, 13});
+  const std::vector<OtherSave> saves = {{disk.path, std::make_shared<const Manifest>(disk.manifest)},
+                                        {folder, std::make_shared<const Manifest>(*second)}};
+  const Contents good = disk.contents();
+  disk.flip_slab(1, 0);
+  ASSERT_OK(disk.repair({.others = saves}));  // the other save keeps the damaged file
+  ASSERT_OK(disk.files.unlink(folder + "/" + shard_file_name(1, second->shards[1].writer_nonce)));
+  ASSERT_OK(
+      disk.files.link(disk.shard(1), folder + "/" + shard_file_name(1, second->shards[1].writer_nonce)));
+  ASSERT_OK(disk.files.unlink(disk.shard(1)));
+  disk.flip_slab(0, 0);
+  const auto report = disk.repair({.others = saves});
+  ASSERT_OK(report);
+  EXPECT_TRUE(report->is_right()) << text_of(*report);
+  EXPECT_EQ(report->files.size(), 2U) << text_of(*report);
+  EXPECT_THAT(text_of(*report),
+              AllOf(HasSubstr("it is missing | linked"), HasSubstr("slab 0 damaged | rebuilt")));
+  for (const uint32_t p : {0U, 1U, 2U}) EXPECT_EQ(disk.files.contents(disk.shard(p)), good.at(disk.shard(p)));
+}
+
+TEST(Repair, WhatAKilledRepairLeftIsRemoved) {
+  Disk disk;
+  const Contents good = disk.contents();
+  for (const std::string& left : {disk.shard(1) + ".tmp-00112233", disk.parity() + ".tmp-44556677"})
+    ASSERT_OK(disk.files.open(left, OpenMode::kCreate, false));
+  ASSERT_OK(disk.repair({.dry_run = true}));
+  EXPECT_NE(disk.contents(), good);
+  ASSERT_OK(disk.repair());
+  EXPECT_EQ(disk.contents(), good);
+}
+
+// A start has to know what is usable again, though something else could not be done.
+TEST(Repair, WhatWasRebuiltIsToldThoughTheRestFails) {
+  Disk disk(3, 3);
+  const Contents good = disk.contents();
+  disk.flip_slab(1, 0);
+  disk.files.contents(disk.parity()).back() ^= std::byte{1};  // of its digests' padding
+  disk.files.refuse = [&](const Op& op) -> std::optional<Error> {
+    if (op.kind == OpKind::kRead || op.path.find("parity-") == std::string::npos) return std::nullopt;
+    return Error{ErrorCode::kEnvironment, "no space left"};
+  };
+  const auto report = disk.repair();
+  ASSERT_OK(report);
+  EXPECT_TRUE(report->has_changed());
+  EXPECT_FALSE(report->is_right());
+  ASSERT_TRUE(report->ended_by);
+  EXPECT_THAT(report->ended_by->message, HasSubstr("no space left"));
+  EXPECT_EQ(disk.files.contents(disk.shard(1)), good.at(disk.shard(1)));
+  disk.flip_slab(1, 0);
+  const auto without = disk.repair({.mend_parity = false});
+  ASSERT_OK(without);
+  EXPECT_TRUE(without->is_right()) << "shards alone were asked for";
+}
+
+TEST(Repair, AManifestAloneComesBackForAStart) {
+  Disk disk;
+  const Contents good = disk.contents();
+  const std::string manifest = disk.path + "/manifest.json";
+  EXPECT_FALSE(restore_manifest(disk.files, disk.path, kId).value()) << "it is right";
+  disk.files.contents(manifest)[20] ^= std::byte{4};
+  EXPECT_TRUE(restore_manifest(disk.files, disk.path, kId).value());
+  EXPECT_EQ(disk.contents(), good);
+  ASSERT_OK(disk.files.unlink(manifest));
+  EXPECT_FALSE(restore_manifest(disk.files, disk.path, kId).value()) << "a removal begins with it";
+  Disk without(3, 0);
+  without.files.contents(without.path + "/manifest.json")[20] ^= std::byte{4};
+  EXPECT_FALSE(restore_manifest(without.files, without.path, kId).value());
+}
+
 // Random saves, groups and damage: each file is what it was, or is named as lost and is what it was found as.
 TEST(Repair, RandomDamage) {
   int rebuilt = 0, lost = 0;
@@ -417,12 +493,13 @@ TEST(Repair, WhatCannotBeWrittenLeavesTheDamagedFile) {
       return Error{ErrorCode::kEnvironment, "the disk is broken"};
     };
     const auto report = disk.repair();
-    if (report.ok()) {
+    ASSERT_OK(report);
+    if (!report->ended_by) {
       EXPECT_GT(failing, 8) << "the test is about failures";
       EXPECT_EQ(disk.contents(), good);
       break;
     }
-    EXPECT_THAT(report.error().message, HasSubstr("the disk is broken"));
+    EXPECT_THAT(report->ended_by->message, HasSubstr("the disk is broken"));
     const Contents found = disk.contents();
     EXPECT_TRUE(found == damaged || found == good) << "after operation " << failing;
   }
@@ -434,8 +511,10 @@ TEST(Repair, AFullDiskLeavesTheDamagedFile) {
   const Contents damaged = disk.contents();
   disk.files.bytes_max = 1;
   const auto report = disk.repair();
-  ASSERT_FALSE(report.ok());
-  EXPECT_THAT(report.error().message, HasSubstr("No space left"));
+  ASSERT_OK(report);
+  ASSERT_TRUE(report->ended_by);
+  EXPECT_FALSE(report->has_changed());
+  EXPECT_THAT(report->ended_by->message, HasSubstr("No space left"));
   EXPECT_EQ(disk.contents(), damaged);
 }
 

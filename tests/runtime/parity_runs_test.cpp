@@ -81,6 +81,23 @@ TEST_F(ParityRuns, ADamagedShardIsRebuiltAtTheStart) {
   EXPECT_EQ(files_of("7"), good);
 }
 
+// Passed over at the start, the save would be abandoned, and removed.
+TEST_F(ParityRuns, ADamagedManifestIsPutBackAtTheStart) {
+  run_until_killed("7", "11");
+  const auto good = files_of("7");
+  for (const auto& [path, text] : good) {
+    if (path.find("/manifest.json") == std::string::npos) continue;
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(40);
+    file << "~";
+  }
+  ASSERT_NE(files_of("7"), good);
+  run_to_the_end();
+  EXPECT_THAT(said_, HasSubstr("rebuilt from the copy in its parity"));
+  EXPECT_THAT(said_, HasSubstr("resumed: version 7"));
+  EXPECT_EQ(files_of("7"), good);
+}
+
 TEST_F(ParityRuns, WhatCannotBeRebuiltIsNamedAndAnOlderVersionServes) {
   run_until_killed("7", "11");
   run_until_killed("14", "18");

@@ -294,7 +294,7 @@ TEST_F(SaverTest, ADamagedVersionIsRepairedInTime) {
   EXPECT_FALSE(saver_->repair(candidate, now() + 20 * kSecond)) << "nothing is damaged";
   std::filesystem::resize_file(shard_of(111), 100);
   EXPECT_FALSE(saver_->repair(candidate, now()));
-  EXPECT_TRUE(emitted(EventKind::kLog, 111, "it was not repaired: the repair was stopped"));
+  EXPECT_TRUE(emitted(EventKind::kLog, 111, "its repair was not finished: the repair was stopped"));
   EXPECT_EQ(std::filesystem::file_size(shard_of(111)), 100U);
   EXPECT_TRUE(saver_->repair(candidate, now() + 20 * kSecond));
   EXPECT_TRUE(emitted(EventKind::kDecided, 111, "rebuilt from its group's other files (it has 100 bytes"));
@@ -955,7 +955,8 @@ TEST_F(ClonesOfSaver, AFileSystemThatCannotIsToldOfOnce) {
   files_.let_clone(Cloning::kRefuses);
   for (Version version = 111; version <= 115; ++version) EXPECT_GE(save_next(version), 4U << 20) << version;
   EXPECT_THAT(notes(),
-              ::testing::MatchesRegex("the file system refuses to share bytes[^\n]*XFS and Btrfs can\n"));
+              ::testing::MatchesRegex(
+                  "the file system refuses to share bytes[^\n]*XFS and Btrfs with blocks of 4 KiB can\n"));
 }
 
 TEST_F(ClonesOfSaver, AnErrorIsToldAndTriedAgain) {
