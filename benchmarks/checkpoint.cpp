@@ -6,8 +6,9 @@
 // plain files by threads that pread) and raw_read_uring (the same by io_uring), the bounds; hdf5_write
 // (H5Dwrite and fsync); changed and scattered (saves of which a tenth has changed, at one place or in every
 // tenth slab, written whole and with cloned slabs in turn, by one rank; FOLDER is where clones can be had);
-// copies (ways of copying and digesting, in one process); manifest. Prints "METRIC VALUE" lines; all times
-// are of the slowest rank.
+// copies (ways of copying, digesting and tagging, in one process); seal (a shard saved and read back in turns
+// without a key and with one, in one process); manifest. Prints "METRIC VALUE" lines; all times are of the
+// slowest rank.
 #include <fcntl.h>
 #include <hdf5.h>
 #include <sys/mman.h>
@@ -402,6 +403,10 @@ int copies(const Bench& bench) {
   const auto copy = [](MutableByteSpan to, ByteSpan from) {
     std::memcpy(to.data(), from.data(), from.size());
   };
+  const crypto::Gmac gmac(crypto::Key{});
+  const auto tag = [&](ByteSpan bytes) {
+    return static_cast<uint64_t>(value_or_exit(gmac.tag(1, bytes))[0]) + 1;
+  };
   std::vector<Way> ways = {
       {"memcpy", [&] { copy(target.bytes().first(bench.bytes), source.bytes().first(bench.bytes)); }, {}},
       {"plain_digest", [&] { each_slab([&](auto to, auto) { sum += plain.digest(to).low; }); }, {}},
@@ -432,6 +437,15 @@ int copies(const Bench& bench) {
        {}},
       {"tiles_past_the_cache",
        [&] { each_slab([&](auto to, auto from) { sum += copy_and_digest(to, from).low; }); },
+       {}},
+      {"tag", [&] { each_slab([&](auto to, auto) { sum += tag(to); }); }, {}},
+      {"tiles_past_the_cache_and_tag",
+       [&] {
+         each_slab([&](auto to, auto from) {
+           sum += copy_and_digest(to, from).low;
+           sum += tag(from);
+         });
+       },
        {}}};
   for (int round = 0; round < 9; ++round) {
     for (Way& way : ways) {
@@ -445,6 +459,54 @@ int copies(const Bench& bench) {
     std::printf("%s_seconds %.4f\n", way.name, way.seconds[way.seconds.size() / 2]);
   }
   return sum == 0 ? 1 : 0;
+}
+
+// Interleaved, so that the machine's moods meet both alike.
+int seal(const Bench& bench) {
+  const SealKeyPtr key = value_or_exit(SealKey::of(random_bytes(kSealKeyBytesMin), "a key"));
+  const SavePlan plan = plan_save(specs_of(bench), 1).value();
+  const StagingBuffer state = state_of(bench.bytes);
+  struct Kind {
+    const char* name;
+    SealKeyPtr key;
+    std::vector<double> saved, staged, verified;
+  };
+  Kind kinds[] = {{"plain", nullptr, {}, {}, {}}, {"sealed", key, {}, {}, {}}};
+  StagingBuffer buffer;
+  for (int round = 0; round < 10; ++round) {
+    for (Kind& kind : kinds) {
+      const auto shape = value_or_exit(make_shard_template(plan, 0, kind.key != nullptr));
+      SaveShardOptions options;
+      options.write.writer_nonce = random_nonce();
+      options.folder = [&]() -> Result<std::string> { return bench.folder; };
+      options.key = kind.key;
+      StageProgress progress;
+      const Instant began = now();
+      const SaveShardReport report = value_or_exit(save_shard(
+          real_files(), shape, {1, 1}, read_from(tensors_of(state, bench)), buffer, options, progress));
+      const double saved = seconds_since(began);
+      const Instant read = now();
+      ShardReader reader =
+          value_or_exit(ShardReader::open(real_files(), bench.folder, report.record, kind.key));
+      if (const Status verified = reader.verify(); !verified.ok()) return fail(verified.error().message);
+      const double verified = seconds_since(read);
+      (void)real_files().unlink(bench.folder + "/" + shard_file_name(0, report.record.writer_nonce));
+      if (round == 0) continue;  // memory is touched for the first time
+      kind.saved.push_back(saved);
+      kind.staged.push_back(static_cast<double>(report.staged_after) / 1e9);
+      kind.verified.push_back(verified);
+    }
+  }
+  const auto median = [](std::vector<double>& seconds) {
+    std::sort(seconds.begin(), seconds.end());
+    return seconds[seconds.size() / 2];
+  };
+  for (Kind& kind : kinds) {
+    std::printf("%s_seconds %.4f\n", kind.name, median(kind.saved));
+    std::printf("%s_staged_seconds %.4f\n", kind.name, median(kind.staged));
+    std::printf("%s_verify_seconds %.4f\n", kind.name, median(kind.verified));
+  }
+  return 0;
 }
 
 int hdf5_write(const Bench& bench, Shared& shared) {
@@ -516,6 +578,7 @@ int main(int argc, char** argv) {
   if (mode == "raw_read_uring") return raw_read_uring(bench, shared);
   if (mode == "changed" || mode == "scattered") return save_changed(bench, mode == "scattered");
   if (mode == "copies") return copies(bench);
+  if (mode == "seal") return seal(bench);
   if (mode == "hdf5_write") return hdf5_write(bench, shared);
   if (mode == "manifest") return manifest();
   return fail("unknown mode '" + mode + "'");

@@ -145,6 +145,7 @@ Result<Manifest> import_safetensors(FileSystem& files, SafetensorsFile& source, 
   Manifest manifest = like;
   manifest.tensors = source.specs();
   manifest.shard_owners.clear();
+  manifest.key_id = id_of(manifest.key);
   MUSTER_ASSIGN(const SavePlan plan, plan_save(manifest.tensors, shards));
   MUSTER_ASSIGN(const std::string save_folder, folder.begin_save(manifest.id));
   uint64_t done = 0;
@@ -157,11 +158,12 @@ Result<Manifest> import_safetensors(FileSystem& files, SafetensorsFile& source, 
   std::vector<ShardRecord> records;
   StagingBuffer buffer;
   for (uint32_t p = 0; p < shards; ++p) {
-    MUSTER_ASSIGN(auto shape, make_shard_template(plan, p));
+    MUSTER_ASSIGN(auto shape, make_shard_template(plan, p, manifest.key != nullptr));
     StageProgress staging;
     SaveShardOptions options;
     options.write.writer_nonce = random_nonce();
     options.staging_bytes_max = kImportBytes;
+    options.key = manifest.key;
     options.folder = [&]() -> Result<std::string> { return save_folder; };
     MUSTER_ASSIGN(const SaveShardReport saved,
                   save_shard(files, shape, manifest.id, reader, buffer, options, staging));

@@ -44,8 +44,9 @@ class SafetensorsFile {
 };
 
 // Saves the tensors of `source` as a new version of `folder`, in `shards` shards, with what `like` says of
-// version, nonce, lineage, job and sample position. REQUIRES: the folder's owner.
-// Errors: kDropCheckpoint: that save failed; kMisuse; kEnvironment: libmuster_hdf5.so is missing.
+// version, nonce, lineage, job and sample position, sealed with its key. REQUIRES: the folder's owner, with
+// the same key. Errors: kDropCheckpoint: that save failed; kMisuse; kEnvironment: libmuster_hdf5.so is
+// missing.
 Result<Manifest> import_safetensors(FileSystem& files, SafetensorsFile& source, Folder& folder,
                                     const Manifest& like, uint32_t shards, const Progress& progress);
 

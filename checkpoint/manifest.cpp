@@ -6,6 +6,7 @@
 #include "checkpoint/json.h"
 #include "checkpoint/lineage_json.h"
 #include "checkpoint/manifest_json.h"
+#include "runtime/base/check.h"
 
 namespace muster::checkpoint {
 namespace {
@@ -24,9 +25,14 @@ Json to_json(const TensorSpec& spec) {
 Json to_json(const ShardEntry& shard) {
   Json json = Json::array({hex64(shard.writer_nonce), shard.geometry.metadata_bytes,
                            shard.geometry.payload_bytes, to_string(shard.root)});
-  if (shard.written_by.nonce == 0) return json;
-  json.push_back(shard.written_by.version);
-  json.push_back(hex64(shard.written_by.nonce));
+  const bool linked = shard.written_by.nonce != 0;
+  if (linked) {
+    json.push_back(shard.written_by.version);
+    json.push_back(hex64(shard.written_by.nonce));
+  }
+  if (!shard.geometry.sealed) return json;
+  if (linked) json.push_back(hex64(shard.seal.first_writer));
+  json.push_back(to_hex(shard.seal.tag));
   return json;
 }
 
@@ -69,8 +75,23 @@ std::optional<TensorSpec> as_tensor(const Json& json) {
   return spec;
 }
 
-std::optional<ShardEntry> as_shard(const Json& json) {
-  if (!json.is_array() || (json.size() != 4 && json.size() != 6)) return std::nullopt;
+// The last fields of a sealed shard: [first writer of a link, tag].
+std::optional<ShardSeal> as_seal(const Json& json, uint64_t key_id, uint64_t writer_nonce, bool linked) {
+  const auto first_writer = linked ? as_hex64(json[6]) : writer_nonce;
+  const auto* hex = json.back().get_ptr<const Json::string_t*>();
+  const ByteBuffer tag = hex != nullptr ? from_hex(*hex) : ByteBuffer();
+  ShardSeal seal{key_id, first_writer.value_or(0)};
+  if (!first_writer || tag.size() != seal.tag.size()) return std::nullopt;
+  std::ranges::copy(tag, seal.tag.begin());
+  return seal;
+}
+
+// `key_id`: of a sealed manifest, else 0.
+std::optional<ShardEntry> as_shard(const Json& json, uint64_t key_id) {
+  const bool sealed = key_id != 0;
+  const size_t plain = sealed ? 5 : 4, of_link = sealed ? 8 : 6;
+  if (!json.is_array() || (json.size() != plain && json.size() != of_link)) return std::nullopt;
+  const bool linked = json.size() == of_link;
   const auto nonce = as_hex64(json[0]);
   const auto metadata_bytes = as_number(json[1]);
   const auto payload_bytes = as_number(json[2]);
@@ -79,8 +100,13 @@ std::optional<ShardEntry> as_shard(const Json& json) {
   for (uint64_t size : {*metadata_bytes, *payload_bytes}) {
     if (size == 0 || size % kBlockBytes != 0 || size > kStateBytesMax) return std::nullopt;
   }
-  ShardEntry entry{*nonce, {*metadata_bytes, *payload_bytes}, *root};
-  if (json.size() == 4) return entry;
+  ShardEntry entry{*nonce, {*metadata_bytes, *payload_bytes, sealed}, *root};
+  if (sealed) {
+    const auto seal = as_seal(json, key_id, *nonce, linked);
+    if (!seal) return std::nullopt;
+    entry.seal = *seal;
+  }
+  if (!linked) return entry;
   const auto version = as_number(json[4]);
   const auto save = as_hex64(json[5]);
   if (!version || !save || *save == 0) return std::nullopt;
@@ -181,8 +207,14 @@ Manifest read_manifest(JsonReader& reader) {
   manifest.saved_by = reader.text("saved_by");
   manifest.fence = reader.number("fence");
   manifest.tensors = read_list<TensorSpec>(reader, "tensors", kTensorsMax, as_tensor);
-  manifest.shards = read_list<ShardEntry>(reader, "shards", kParticipantsMax, as_shard);
-  if (reader.number("format_major") < kShardedFormatMajor) return manifest;
+  const uint64_t major = reader.number("format_major");
+  if (major >= kSealedFormatMajor) {
+    manifest.key_id = reader.hex64("key_id");
+    if (manifest.key_id == 0) reader.fail("key_id", "is 0, which is no key's");
+  }
+  manifest.shards = read_list<ShardEntry>(reader, "shards", kParticipantsMax,
+                                          [&](const Json& json) { return as_shard(json, manifest.key_id); });
+  if (major < kShardedFormatMajor) return manifest;
   manifest.shard_owners = read_list<uint32_t>(reader, "shard_owners", kShardsMax, [](const Json& json) {
     const auto owner = as_number(json);
     return owner && *owner < kParticipantsMax ? std::optional(static_cast<uint32_t>(*owner)) : std::nullopt;
@@ -196,11 +228,57 @@ Status check_format(const Json& json, const std::string& where) {
   const uint64_t major = reader.number("format_major");
   const uint64_t minor = reader.number("format_minor");
   if (!reader.ok() || kind != "muster checkpoint") return damaged(where, "it is not a checkpoint's manifest");
-  if (major >= kFormatMajor && major <= kShardedFormatMajor) return ok();
+  if (major >= kFormatMajor && major <= kSealedFormatMajor) return ok();
   return Error{ErrorCode::kMisuse, where + " has format version " + std::to_string(major) + "." +
                                        std::to_string(minor) + ", and this Muster reads versions up to " +
-                                       std::to_string(kShardedFormatMajor) +
+                                       std::to_string(kSealedFormatMajor) +
                                        "; resume with the Muster that wrote it, or a later one"};
+}
+
+// What a manifest was sealed with, for a sentence.
+std::string key_text(uint64_t key_id) { return key_id == 0 ? "no key" : "the key " + hex64(key_id); }
+
+// A sealed text ends with its seal, and all of it that is before the seal's digits is under the seal: what
+// is behind them is always the same.
+constexpr std::string_view kSealBegins = ",\"seal\":\"";
+constexpr std::string_view kSealEnds = "\"}\n";
+constexpr size_t kSealDigits = 2 * sizeof(crypto::Hash);
+
+struct SealedText {
+  std::string_view covered;
+  std::string_view seal;
+};
+
+std::optional<SealedText> split_seal(std::string_view text) {
+  if (!text.ends_with(kSealEnds) || text.size() < kSealBegins.size() + kSealDigits + kSealEnds.size())
+    return std::nullopt;
+  const size_t covered = text.size() - kSealEnds.size() - kSealDigits;
+  if (!text.substr(0, covered).ends_with(kSealBegins)) return std::nullopt;
+  return SealedText{text.substr(0, covered), text.substr(covered, kSealDigits)};
+}
+
+Status check_seal(std::string_view text, const Json& json, const std::string& where, const SealKeyPtr& key) {
+  JsonReader reader(json);
+  const bool sealed = reader.number("format_major") >= kSealedFormatMajor;
+  const auto parts = split_seal(text);
+  if (sealed && !parts) return damaged(where, "it does not end with its seal");
+  if (!key) return ok();
+  if (!sealed)
+    return Error{ErrorCode::kMisuse,
+                 where + " is not sealed, and this process has " + key_text(key->id()) +
+                     ": who can write to the folder may have put it there; where you trust it, export it and "
+                     "import it with --key-file into a new folder, else remove it"};
+  const uint64_t key_id = reader.hex64("key_id");
+  if (!reader.ok()) return damaged(where, reader.problem());
+  if (key_id != key->id())
+    return Error{ErrorCode::kMisuse, where + " is sealed with " + key_text(key_id) +
+                                         ", and this process has " + key_text(key->id()) +
+                                         "; give the other one's file, or another folder"};
+  const auto seal = key->manifest_seal(parts->covered);
+  if (!seal.ok()) return Error{ErrorCode::kRetry, seal.error().message};
+  if (crypto::equal(as_bytes(to_hex(*seal)), as_bytes(parts->seal))) return ok();
+  return damaged(
+      where, "it does not fit its seal, though its digest fits: somebody has changed it who lacks the key");
 }
 
 // The lengths that the plan gives, against those that the manifest claims.
@@ -301,7 +379,8 @@ ShardRecord Manifest::shard(uint32_t participant) const {
           entry.root,
           entry.written_by,
           entry.shares_with,
-          entry.shared_slabs};
+          entry.shared_slabs,
+          entry.seal};
 }
 
 bool Manifest::shares() const {
@@ -330,8 +409,12 @@ Status adopt_shards(Manifest& manifest, std::span<const ShardRecord> records) {
                      std::to_string(records.size()) + " votes");
     if (seen[p]) return refused("participant " + std::to_string(p) + " voted twice");
     seen[p] = true;
-    shards[p] = {record.writer_nonce, record.geometry,    record.root,
-                 record.written_by,   record.shares_with, record.shared_slabs};
+    if (const uint64_t key_id = record.geometry.sealed ? record.seal.key_id : 0; key_id != manifest.key_id)
+      return refused("participant " + std::to_string(p) + " has sealed its part with " + key_text(key_id) +
+                     ", and this process with " + key_text(manifest.key_id) +
+                     "; give all processes the same checkpoint_key_file, or none");
+    shards[p] = {record.writer_nonce, record.geometry,     record.root, record.written_by,
+                 record.shares_with,  record.shared_slabs, record.seal};
   }
   manifest.shards = std::move(shards);
   return check_shards(manifest, "the manifest of " + to_string(manifest.id));
@@ -356,13 +439,18 @@ Result<std::string> without_digest_line(ByteSpan bytes, const std::string& where
   return std::string(text);
 }
 
-std::string encode(const Manifest& manifest) {
+namespace {
+
+// One line.
+std::string text_of(const Manifest& manifest) {
   Json json = context_json(manifest);
   uint32_t major = manifest.shares() ? kSharedFormatMajor : kFormatMajor;
-  if (!manifest.shard_owners.empty()) {
-    major = kShardedFormatMajor;
-    json["shard_owners"] = manifest.shard_owners;
+  if (!manifest.shard_owners.empty()) major = kShardedFormatMajor;
+  if (manifest.key_id != 0) {
+    major = kSealedFormatMajor;
+    json["key_id"] = hex64(manifest.key_id);
   }
+  if (major >= kShardedFormatMajor) json["shard_owners"] = manifest.shard_owners;
   json.update({{"kind", "muster checkpoint"},
                {"format_major", major},
                {"format_minor", manifest.clones() ? kClonedFormatMinor : kFormatMinor},
@@ -377,15 +465,34 @@ std::string encode(const Manifest& manifest) {
   if (manifest.clones()) json["clones"] = clones_json(manifest);
   // Text that is not UTF-8 is replaced, never thrown about: names of tensors have been checked, the rest is
   // for display.
-  return with_digest_line(json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
-Result<Manifest> decode_manifest(ByteSpan bytes, const std::string& where) {
+}  // namespace
+
+std::string encode(const Manifest& manifest) {
+  MUSTER_CHECK(manifest.key_id == 0, "a sealed manifest is written without its seal");
+  return with_digest_line(text_of(manifest));
+}
+
+Result<std::string> encode_sealed(const Manifest& manifest) {
+  MUSTER_CHECK(manifest.key && manifest.key->id() == manifest.key_id, "a manifest is sealed without its key");
+  std::string text = text_of(manifest);
+  text.resize(text.size() - 2);  // the brace and the line feed, which kSealEnds has
+  text += kSealBegins;
+  MUSTER_ASSIGN(const crypto::Hash seal, manifest.key->manifest_seal(text));
+  text += to_hex(seal);
+  text += kSealEnds;
+  return with_digest_line(std::move(text));
+}
+
+Result<Manifest> decode_manifest(ByteSpan bytes, const std::string& where, const SealKeyPtr& key) {
   if (bytes.size() > kManifestBytesMax) return damaged(where, "it is larger than a manifest can be");
   MUSTER_ASSIGN(const std::string text, without_digest_line(bytes, where));
   const std::optional<Json> json = parse_json(text);
   if (!json || !json->is_object()) return damaged(where, "it is not JSON");
   MUSTER_TRY(check_format(*json, where));
+  MUSTER_TRY(check_seal(text, *json, where, key));
   JsonReader reader(*json);
   Manifest manifest = read_manifest(reader);
   if (reader.number("slab_bytes") != kSlabBytes)
@@ -397,6 +504,7 @@ Result<Manifest> decode_manifest(ByteSpan bytes, const std::string& where) {
   read_clones(reader, manifest);
   if (!reader.ok()) return damaged(where, reader.problem());
   MUSTER_TRY(check_shards(manifest, where));
+  manifest.key = key;
   return manifest;
 }
 

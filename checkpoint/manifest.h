@@ -50,6 +50,7 @@ struct ShardEntry {
   VersionId written_by = {};   // the earlier save whose file this one has a link to; nonce 0: none
   VersionId shares_with = {};  // as in ShardRecord
   uint64_t shared_slabs = 0;
+  ShardSeal seal = {};  // where geometry.sealed; its key_id is the manifest's
 };
 
 struct Manifest {
@@ -65,6 +66,10 @@ struct Manifest {
   std::map<std::string, ByteBuffer> step_values;  // registered step-local values, small
   std::vector<ShardEntry> shards;                 // by participant
   std::vector<uint32_t> shard_owners;  // of sharded tensors, by shard: the participant that saved it
+  uint64_t key_id = 0;                 // of the key that seals it, and its shards; 0: it is not sealed
+  // Not in the file: the key with which the seal was found good, or is made. Whoever reads shards checks
+  // their tags with it. Null: no key was given, and digests are all there is to go by.
+  SealKeyPtr key = {};
 
   ShardRecord shard(uint32_t participant) const;
   bool shares() const;  // it has a shard that an earlier save wrote
@@ -78,11 +83,15 @@ Status adopt_shards(Manifest& manifest, std::span<const ShardRecord> records);
 // Where everything lies. Errors: kMisuse; not of a manifest that was decoded.
 Result<SavePlan> plan_of(const Manifest& manifest);
 
-// Text of JSON and a last line with its digest.
+// Text of JSON and a last line with its digest. REQUIRES: it is not sealed.
 std::string encode(const Manifest& manifest);
+// The same, with its seal. REQUIRES: the manifest has its key. Errors: kEnvironment, of OpenSSL.
+Result<std::string> encode_sealed(const Manifest& manifest);
 
-// Errors: kDropCheckpoint: damaged or inconsistent; kMisuse: of a later format. The sentence names `where`.
-Result<Manifest> decode_manifest(ByteSpan bytes, const std::string& where);
+// With a key the manifest has to be sealed with it, and is returned with it. Errors: kDropCheckpoint:
+// damaged, inconsistent or, with a key, changed by somebody who lacks it; kMisuse: of a later format or, with
+// a key, not sealed or sealed with another. The sentence names `where`.
+Result<Manifest> decode_manifest(ByteSpan bytes, const std::string& where, const SealKeyPtr& key = {});
 
 // Appends the line with the digest, and checks and takes it off again; for every small file of a folder.
 std::string with_digest_line(std::string text);

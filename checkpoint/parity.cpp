@@ -83,6 +83,7 @@ ParityLayout ParityLayout::of(const Manifest& manifest, ByteSpan manifest_json, 
     const ShardGeometry& shard = manifest.shards[p].geometry;
     layout.widest.metadata_bytes = std::max(layout.widest.metadata_bytes, shard.metadata_bytes);
     layout.widest.payload_bytes = std::max(layout.widest.payload_bytes, shard.payload_bytes);
+    layout.widest.sealed = shard.sealed;
   }
   layout.manifest_bytes = name.group == 0 ? manifest_json.size() : 0;
   layout.manifest = digest_of(manifest_json);
@@ -94,7 +95,7 @@ Range ParityLayout::unit(uint64_t unit) const {
   return {shards_offset() + range.begin, shards_offset() + range.end};
 }
 
-Range ParityLayout::table() const {
+Range ParityLayout::tables() const {
   return {shards_offset() + widest.table_offset(), shards_offset() + widest.file_bytes()};
 }
 

@@ -1,7 +1,7 @@
 // Parity of a save: which of its shards form a group, and where everything lies in a group's parity file.
 // Pure; parity_file.h writes and reads it, repair.h uses it. Format: docs/formats/checkpoint.md.
 //
-//   [header][copy of manifest.json, in group 0][metadata][payload][slab table][digests]
+//   [header][copy of manifest.json, in group 0][metadata][payload][tables][digests]
 //
 // The middle three parts are the exclusive or of these parts of all shards of the group, each as long as the
 // longest of them, the shorter ones filled up with zeros. So slab i of the file is the exclusive or of slabs
@@ -40,7 +40,7 @@ std::optional<ParityName> parse_parity_name(const std::string& name);
 std::vector<uint32_t> parity_members(const ParityName& name, uint32_t participants);  // ascending
 
 // What is verified and rebuilt at once: unit 0 is the metadata, unit 1 + i is slab i; as the entries of a
-// slab table count them. The slab table itself is not a unit.
+// slab table count them. The tables, which are one blob here, are not units.
 inline uint64_t unit_count(const ShardGeometry& geometry) { return 1 + geometry.slab_count(); }
 Range unit_range(const ShardGeometry& geometry, uint64_t unit);  // bytes of the shard file
 
@@ -48,18 +48,18 @@ struct ParityLayout {
   VersionId id;
   ParityName name;
   uint32_t participants = 1;
-  ShardGeometry widest;         // each part as long as the longest one
+  ShardGeometry widest;         // each part as long as the longest one; sealed as the save is
   uint64_t manifest_bytes = 0;  // of the copy; 0: it has none
-  Digest manifest;              // of the bytes of manifest.json
+  Digest manifest;              // of the bytes of manifest.json, which says also whether it is sealed
   friend bool operator==(const ParityLayout& a, const ParityLayout& b);
 
   static ParityLayout of(const Manifest& manifest, ByteSpan manifest_json, const ParityName& name);
 
   uint64_t shards_offset() const { return kBlockBytes + round_up(manifest_bytes, kBlockBytes); }
   Range unit(uint64_t unit) const;  // bytes of the parity file
-  Range table() const;              // of the exclusive or of slab tables
+  Range tables() const;             // of the exclusive or of the shards' tables, each end to end
   // A digest for each unit, then that of the tables, then zeros.
-  uint64_t digests_offset() const { return table().end; }
+  uint64_t digests_offset() const { return tables().end; }
   uint64_t digest_entries() const { return round_up(unit_count(widest) + 1, kBlockBytes / sizeof(Digest)); }
   uint64_t file_bytes() const { return digests_offset() + digest_entries() * sizeof(Digest); }
 };

@@ -47,9 +47,9 @@ class ParityWriter {
     attempt([&] { return file_->pwrite(bytes, begin); });
   }
 
-  void put_table(ByteSpan bytes) {
+  void put_tables(ByteSpan bytes) {
     digests_[unit_count(layout_.widest)] = digest_of(bytes);
-    attempt([&] { return file_->pwrite(bytes, layout_.table().begin); });
+    attempt([&] { return file_->pwrite(bytes, layout_.tables().begin); });
   }
 
   // When it succeeds, file and name are durable.
@@ -94,20 +94,19 @@ class GroupPass {
   Status run(FileSystem& files, const std::string& folder, const Manifest& manifest,
              const std::vector<uint32_t>& members) {
     for (const uint32_t p : members) {
-      MUSTER_ASSIGN(ShardReader reader, ShardReader::open(files, folder, manifest.shard(p)));
+      MUSTER_ASSIGN(ShardReader reader, ShardReader::open(files, folder, manifest.shard(p), manifest.key));
       readers_.push_back(std::move(reader));
     }
     const uint64_t run_bytes = std::min(kVerifySlabs * kSlabBytes, widest_.payload_bytes);
-    const uint64_t bytes =
-        std::max({run_bytes, widest_.metadata_bytes, widest_.table_entries() * sizeof(Digest)});
+    const uint64_t bytes = std::max({run_bytes, widest_.metadata_bytes, widest_.tables_bytes()});
     buffer_.resize(bytes);
     sum_.resize(bytes);
     MUSTER_TRY(fold_metadata());
     for (uint64_t i = 0; i < widest_.slab_count(); i += kVerifySlabs)
       MUSTER_TRY(fold_slabs(i, std::min(kVerifySlabs, widest_.slab_count() - i)));
-    const MutableByteSpan sum = cleared_sum(widest_.table_entries() * sizeof(Digest));
-    for (const ShardReader& reader : readers_) xor_into(sum, reader.table());
-    writer_.put_table(sum);
+    const MutableByteSpan sum = cleared_sum(widest_.tables_bytes());
+    for (const ShardReader& reader : readers_) xor_into(sum, reader.tables());
+    writer_.put_tables(sum);
     return ok();
   }
 
@@ -191,18 +190,20 @@ void remove_leftovers(FileSystem& files, const std::string& folder) {
     if (name.find(".tmp-") != std::string::npos) (void)files.unlink(folder + "/" + name);
 }
 
-Result<ManifestJson> read_manifest_json(FileSystem& files, const std::string& folder, const VersionId& id) {
+Result<ManifestJson> read_manifest_json(FileSystem& files, const std::string& folder, const VersionId& id,
+                                        const SealKeyPtr& key) {
   const std::string path = folder + "/" + kManifestName;
   ManifestJson json;
   MUSTER_ASSIGN(json.bytes, read_file(files, path, kManifestBytesMax));
-  MUSTER_ASSIGN(json.manifest, decode_manifest(json.bytes, path));
+  MUSTER_ASSIGN(json.manifest, decode_manifest(json.bytes, path, key));
   if (json.manifest.id == id) return json;
   return Error{ErrorCode::kDropCheckpoint, path + " belongs to " + to_string(json.manifest.id)};
 }
 
 namespace {
 
-Result<ManifestJson> manifest_copy(FileSystem& files, const std::string& path, const VersionId& id) {
+Result<ManifestJson> manifest_copy(FileSystem& files, const std::string& path, const VersionId& id,
+                                   const SealKeyPtr& key) {
   MUSTER_ASSIGN(const auto file, files.open(path, OpenMode::kRead));
   ByteBuffer block(kBlockBytes);
   MUSTER_ASSIGN(const size_t got, file->pread(block, 0));
@@ -213,19 +214,20 @@ Result<ManifestJson> manifest_copy(FileSystem& files, const std::string& path, c
   MUSTER_ASSIGN(const size_t copied, file->pread(json.bytes, kBlockBytes));
   if (copied != json.bytes.size() || digest_of(json.bytes) != header.layout.manifest)
     return Error{ErrorCode::kDropCheckpoint, path + ": the copy of the manifest in it is damaged"};
-  MUSTER_ASSIGN(json.manifest, decode_manifest(json.bytes, path));
+  MUSTER_ASSIGN(json.manifest, decode_manifest(json.bytes, path, key));
   if (json.manifest.id == id) return json;
   return Error{ErrorCode::kDropCheckpoint, path + " belongs to " + to_string(json.manifest.id)};
 }
 
 }  // namespace
 
-Result<ManifestJson> manifest_from_parity(FileSystem& files, const std::string& folder, const VersionId& id) {
+Result<ManifestJson> manifest_from_parity(FileSystem& files, const std::string& folder, const VersionId& id,
+                                          const SealKeyPtr& key) {
   MUSTER_ASSIGN(const auto names, find_parity(files, folder));
   Error why{ErrorCode::kDropCheckpoint, "no parity file has a copy of it"};
   for (const ParityName& name : names) {
     if (name.group != 0) continue;
-    auto copy = manifest_copy(files, folder + "/" + parity_file_name(name), id);
+    auto copy = manifest_copy(files, folder + "/" + parity_file_name(name), id, key);
     if (copy.ok() || is_kept(copy.error())) return copy;
     why = copy.error();
   }
@@ -333,7 +335,7 @@ Status ParityFile::check_manifest_copy() {
 Status ParityFile::verify(const Progress& progress, const Stop& stop) {
   if (problem_) return *problem_;
   ByteBuffer buffer(std::max({layout_.widest.metadata_bytes,
-                              std::min(kSlabBytes, layout_.widest.payload_bytes), layout_.table().size()}));
+                              std::min(kSlabBytes, layout_.widest.payload_bytes), layout_.tables().size()}));
   for (uint64_t unit = 0; unit < unit_count(layout_.widest); ++unit) {
     const Range range = layout_.unit(unit);
     const MutableByteSpan bytes = MutableByteSpan(buffer).first(range.size());
@@ -344,9 +346,9 @@ Status ParityFile::verify(const Progress& progress, const Stop& stop) {
     if (progress) progress(range.end);
     if (stop && stop()) return stopped();
   }
-  const MutableByteSpan table = MutableByteSpan(buffer).first(layout_.table().size());
-  MUSTER_TRY(read_table(table));
-  return table_fits(table) ? ok() : Status(damaged("its sum of slab tables does not match its digest"));
+  const MutableByteSpan tables = MutableByteSpan(buffer).first(layout_.tables().size());
+  MUSTER_TRY(read_tables(tables));
+  return tables_fit(tables) ? ok() : Status(damaged("its sum of tables does not match its digest"));
 }
 
 Result<std::vector<DamagedParity>> verify_parity(FileSystem& files, const std::string& folder,

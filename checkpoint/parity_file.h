@@ -18,15 +18,17 @@ Result<std::vector<ParityName>> find_parity(FileSystem& files, const std::string
 // name. Empty: it has none.
 std::vector<ParityName> expected_parity(const std::vector<ParityName>& found, uint32_t participants);
 
-// What manifest.json says, with its bytes.
+// What manifest.json says, with its bytes. With a key only one whose seal fits, as in decode_manifest.
 struct ManifestJson {
   Manifest manifest;
   ByteBuffer bytes;
 };
 // Errors: as decode_manifest, kDropCheckpoint where it is another save's, kRetry.
-Result<ManifestJson> read_manifest_json(FileSystem& files, const std::string& folder, const VersionId& id);
+Result<ManifestJson> read_manifest_json(FileSystem& files, const std::string& folder, const VersionId& id,
+                                        const SealKeyPtr& key = {});
 // The copy in a parity file of group 0, which is this save's. Errors: kDropCheckpoint: there is no good one.
-Result<ManifestJson> manifest_from_parity(FileSystem& files, const std::string& folder, const VersionId& id);
+Result<ManifestJson> manifest_from_parity(FileSystem& files, const std::string& folder, const VersionId& id,
+                                          const SealKeyPtr& key = {});
 
 // Files of the save's folder that were being written when the process ended. REQUIRES: nobody writes there.
 void remove_leftovers(FileSystem& files, const std::string& folder);
@@ -36,10 +38,10 @@ struct ParityOutcome {
   std::optional<Error> failure;  // of the first that could not be written; the save is as good as without
 };
 
-// As verify_shards, reading each byte once for both: groups of at most `group_size` shards get a parity file,
-// which replaces one of that name. Memory: two runs of slabs, or two shards' metadata where that is more, and
-// the slab tables of one group. Errors: as verify_shards; files of groups that were verified before stay.
-// REQUIRES: group_size from kParityGroupMin to kParityGroupMax.
+// As verify_shards, tags included where the manifest has its key, reading each byte once for both: groups of
+// at most `group_size` shards get a parity file, which replaces one of that name. Memory: two runs of slabs,
+// or two shards' metadata where that is more, and the tables of one group. Errors: as verify_shards; files of
+// groups that were verified before stay. REQUIRES: group_size from kParityGroupMin to kParityGroupMax.
 Status verify_with_parity(FileSystem& files, const std::string& folder, const ManifestJson& save,
                           uint32_t group_size, ParityOutcome& outcome, const Progress& progress = {},
                           const Stop& stop = {});
@@ -59,10 +61,10 @@ class ParityFile {
   const std::optional<Error>& problem() const { return problem_; }
   // Of `unit`, into all of its bytes, unverified. Errors: as pread; kDropCheckpoint where it ends before.
   Status read(uint64_t unit, MutableByteSpan target) { return read_exactly(target, layout_.unit(unit)); }
-  Status read_table(MutableByteSpan target) { return read_exactly(target, layout_.table()); }
+  Status read_tables(MutableByteSpan target) { return read_exactly(target, layout_.tables()); }
   // By its own digests. False also where those are damaged.
   bool fits(uint64_t unit, ByteSpan bytes) const { return !problem_ && entry(unit) == digest_of(bytes); }
-  bool table_fits(ByteSpan bytes) const { return fits(unit_count(layout_.widest), bytes); }
+  bool tables_fit(ByteSpan bytes) const { return fits(unit_count(layout_.widest), bytes); }
   const ParityLayout& layout() const { return layout_; }
 
   // Reads and verifies all of it. Errors: kDropCheckpoint, in a sentence that names the file and the place;

@@ -50,34 +50,36 @@ std::string units_text(const std::set<uint64_t>& units) {
 // One shard of a group, as it lies there.
 struct Member {
   ShardRecord record;
-  std::string name;            // of the file
-  std::unique_ptr<File> file;  // null: it cannot be opened
-  std::string trouble;         // with the file as such: missing, of a wrong length
-  std::vector<Digest> table;   // right, wherever it is from; empty: none is known
-  bool table_is_bad = false;   // in the file
-  std::set<uint64_t> bad;      // units
-  std::set<uint64_t> lost;     // of these, what cannot be rebuilt
-  std::set<uint32_t> with;     // participants whose damage is at the same place
-  bool parity_is_bad = false;  // at such a place
+  std::string name;               // of the file
+  std::unique_ptr<File> file;     // null: it cannot be opened
+  std::string trouble;            // with the file as such: missing, of a wrong length
+  std::optional<ShardTags> tags;  // with a key, of a sealed shard
+  ByteBuffer tables;              // right, wherever they are from; empty: none are known
+  bool tables_are_bad = false;    // in the file
+  std::set<uint64_t> bad;         // units
+  std::set<uint64_t> lost;        // of these, what cannot be rebuilt
+  std::set<uint32_t> with;        // participants whose damage is at the same place
+  bool parity_is_bad = false;     // at such a place
 
   const ShardGeometry& geometry() const { return record.geometry; }
   uint32_t participant() const { return record.identity.participant; }
+  Range tables_range() const { return {geometry().table_offset(), geometry().file_bytes()}; }
   bool has(uint64_t unit) const { return unit < unit_count(geometry()); }
-  bool is_right() const { return trouble.empty() && !table_is_bad && bad.empty(); }
-  bool can_be_rebuilt() const { return !table.empty() && lost.empty(); }
+  bool is_right() const { return trouble.empty() && !tables_are_bad && bad.empty(); }
+  bool can_be_rebuilt() const { return !tables.empty() && lost.empty(); }
 
   std::string damage() const {
     std::string text = trouble;
     const auto add = [&](const std::string& more) { text += (text.empty() ? "" : "; ") + more; };
     if (file == nullptr) return text;
-    if (!bad.empty() && !table.empty()) add(units_text(bad) + " damaged");
-    if (table_is_bad) add("its table of digests is damaged");
+    if (!bad.empty() && !tables.empty()) add(units_text(bad) + " damaged");
+    if (tables_are_bad) add("its table of digests is damaged");
     return text;
   }
 
   std::string why_lost(bool has_parity) const {
     if (!has_parity) return "the save has no parity file for it";
-    std::string text = table.empty() ? "its table of digests" : units_text(lost);
+    std::string text = tables.empty() ? "its table of digests" : units_text(lost);
     text += " cannot be rebuilt: ";
     std::string others;
     for (const uint32_t p : with) others += (others.empty() ? "" : ", ") + std::to_string(p);
@@ -87,7 +89,7 @@ struct Member {
   }
 };
 
-// Reads and mends one group. Memory: the members' slab tables, and a few units.
+// Reads and mends one group. Memory: the members' tables, and a few units.
 class GroupRepair {
  public:
   GroupRepair(FileSystem& files, std::string folder, const Manifest& manifest, const RepairOptions& options)
@@ -99,9 +101,9 @@ class GroupRepair {
     for (const uint32_t p : members) MUSTER_TRY(open(p));
     uint64_t widest = 0;
     for (const Member& member : members_) {
-      widest = std::max({widest, member.geometry().metadata_bytes,
-                         std::min(kSlabBytes, member.geometry().payload_bytes),
-                         member.geometry().table_entries() * sizeof(Digest)});
+      widest =
+          std::max({widest, member.geometry().metadata_bytes,
+                    std::min(kSlabBytes, member.geometry().payload_bytes), member.geometry().tables_bytes()});
       units_ = std::max(units_, unit_count(member.geometry()));
     }
     buffer_.resize(widest);
@@ -148,6 +150,10 @@ class GroupRepair {
       const auto status = files_.stat(folder_ + "/" + member.name);
       member.trouble = status.ok() && !*status ? "it is missing" : file.error().message;
     }
+    if (manifest_.key && member.geometry().sealed) {
+      MUSTER_ASSIGN(member.tags, manifest_.key->tags_of(member.record.identity_in_file(),
+                                                        member.record.seal.first_writer));
+    }
     members_.push_back(std::move(member));
     return ok();
   }
@@ -167,8 +173,9 @@ class GroupRepair {
     const Range range = unit_range(member.geometry(), unit);
     const MutableByteSpan bytes = MutableByteSpan(buffer).first(range.size());
     MUSTER_ASSIGN(const bool read_all, read(member, range, bytes));
-    if (!read_all || digest_of(bytes) != member.table[unit]) return std::optional<ByteSpan>();
-    return std::optional<ByteSpan>(bytes);
+    if (!read_all) return std::optional<ByteSpan>();
+    MUSTER_ASSIGN(const bool right, is_unit(member, unit, bytes));
+    return right ? std::optional<ByteSpan>(bytes) : std::nullopt;
   }
 
   MutableByteSpan cleared_sum(uint64_t bytes) {
@@ -179,76 +186,90 @@ class GroupRepair {
 
   // ---- tables: nothing else can be judged before them
 
+  // By the manifest's digest of them and, with a key, its tag.
+  static Result<bool> are_tables(const Member& member, ByteSpan tables) {
+    if (digest_of(tables) != member.record.root) return false;
+    return member.tags ? member.tags->fits_tables(tables, member.record.seal.tag) : Result<bool>(true);
+  }
+
   Status find_tables() {
     std::vector<Member*> without;
     for (Member& member : members_) {
-      std::vector<Digest> table(member.geometry().table_entries());
-      const auto bytes = std::as_writable_bytes(std::span(table));
-      MUSTER_ASSIGN(const bool read_all,
-                    read(member, {member.geometry().table_offset(), member.geometry().file_bytes()}, bytes));
-      if (read_all && digest_of(bytes) == member.record.root) {
-        member.table = std::move(table);
+      ByteBuffer tables(member.geometry().tables_bytes());
+      MUSTER_ASSIGN(const bool read_all, read(member, member.tables_range(), tables));
+      MUSTER_ASSIGN(const bool right, are_tables(member, tables));
+      if (read_all && right) {
+        member.tables = std::move(tables);
         continue;
       }
-      member.table_is_bad = true;
-      MUSTER_TRY(table_from_contents(member));
-      if (member.table.empty()) without.push_back(&member);
+      member.tables_are_bad = true;
+      MUSTER_TRY(tables_from_contents(member, std::move(tables)));
+      if (member.tables.empty()) without.push_back(&member);
     }
-    if (without.size() == 1 && parity_ != nullptr) return table_from_parity(*without.front());
+    if (without.size() == 1 && parity_ != nullptr) return tables_from_parity(*without.front());
     for (Member* member : without)
       for (const Member* other : without)
         if (other != member) member->with.insert(other->participant());
     return ok();
   }
 
-  // Where all but the table is right, that says what the table was.
-  Status table_from_contents(Member& member) {
-    std::vector<Digest> table(member.geometry().table_entries());
+  // Where all but the tables is right, that says what they were: the slab table, and with a key the tags.
+  // What nothing tells is as it is in `tables`, which were read. Tags of bytes that are not right stay here,
+  // so no nonce is used twice where anybody sees it.
+  Status tables_from_contents(Member& member, ByteBuffer tables) {
+    const uint64_t known = member.tags ? tables.size() : member.geometry().table_bytes();
+    std::fill_n(tables.begin(), known, std::byte{0});
+    const MutableByteSpan tag_table = MutableByteSpan(tables).subspan(member.geometry().table_bytes());
     for (uint64_t unit = 0; unit < unit_count(member.geometry()); ++unit) {
       if (options_.stop && options_.stop()) return stopped();
       const Range range = unit_range(member.geometry(), unit);
       const MutableByteSpan bytes = MutableByteSpan(buffer_).first(range.size());
       MUSTER_ASSIGN(const bool read_all, read(member, range, bytes));
       if (!read_all) return ok();
-      table[unit] = digest_of(bytes);
+      const Digest digest = digest_of(bytes);
+      std::memcpy(tables.data() + unit * sizeof digest, &digest, sizeof digest);
+      if (member.tags) MUSTER_TRY(write_tag(*member.tags, unit, bytes, tag_table));
     }
-    if (digest_of(std::as_bytes(std::span(table))) == member.record.root) member.table = std::move(table);
+    MUSTER_ASSIGN(const bool right, are_tables(member, tables));
+    if (right) member.tables = std::move(tables);
     return ok();
+  }
+
+  static Status write_tag(const ShardTags& tags, uint64_t unit, ByteSpan bytes, MutableByteSpan tag_table) {
+    return unit == 0 ? tags.write_metadata(bytes, tag_table) : tags.write_slab(unit - 1, bytes, tag_table);
   }
 
   MutableByteSpan sum_of_tables() {
     uint64_t bytes = 0;
-    for (const Member& member : members_)
-      bytes = std::max(bytes, member.geometry().table_entries() * sizeof(Digest));
+    for (const Member& member : members_) bytes = std::max(bytes, member.geometry().tables_bytes());
     const MutableByteSpan sum = cleared_sum(bytes);
-    for (const Member& member : members_) xor_into(sum, std::as_bytes(std::span(member.table)));
+    for (const Member& member : members_) xor_into(sum, member.tables);
     return sum;
   }
 
-  Status table_from_parity(Member& member) {
+  Status tables_from_parity(Member& member) {
     const MutableByteSpan sum = sum_of_tables();
     const MutableByteSpan kept = MutableByteSpan(buffer_).first(sum.size());
-    const Status got = parity_->read_table(kept);
+    const Status got = parity_->read_tables(kept);
     if (!got.ok() && got.error().code == ErrorCode::kRetry) return got;
-    if (!got.ok() || !parity_->table_fits(kept)) parity_is_right_ = false;
+    if (!got.ok() || !parity_->tables_fit(kept)) parity_is_right_ = false;
     xor_into(sum, kept);
-    const ByteSpan rebuilt = sum.first(member.geometry().table_entries() * sizeof(Digest));
-    if (!got.ok() || digest_of(rebuilt) != member.record.root) {
+    const ByteSpan rebuilt = sum.first(member.geometry().tables_bytes());
+    MUSTER_ASSIGN(const bool right, are_tables(member, rebuilt));
+    if (!got.ok() || !right)
       member.parity_is_bad = !parity_is_right_;
-      return ok();
-    }
-    member.table.resize(member.geometry().table_entries());
-    std::memcpy(member.table.data(), rebuilt.data(), rebuilt.size());
+    else
+      member.tables.assign(rebuilt.begin(), rebuilt.end());
     return ok();
   }
 
   Status check_parity_of_tables() {
     const bool all_known = std::none_of(members_.begin(), members_.end(),
-                                        [](const Member& member) { return member.table.empty(); });
+                                        [](const Member& member) { return member.tables.empty(); });
     if (parity_ == nullptr || !all_known) return ok();
     const MutableByteSpan sum = sum_of_tables();
     const MutableByteSpan kept = MutableByteSpan(buffer_).first(sum.size());
-    const Status got = parity_->read_table(kept);
+    const Status got = parity_->read_tables(kept);
     if (!got.ok() && got.error().code == ErrorCode::kRetry) return got;
     if (!got.ok() || !std::equal(sum.begin(), sum.end(), kept.begin())) parity_is_right_ = false;
     return ok();
@@ -262,7 +283,7 @@ class GroupRepair {
     for (Member& member : members_) {
       if (!member.has(unit)) continue;
       std::optional<ByteSpan> bytes;
-      if (!member.table.empty()) {
+      if (!member.tables.empty()) {
         MUSTER_ASSIGN(bytes, read_unit(member, unit, buffer_));
       }
       if (bytes)
@@ -292,9 +313,10 @@ class GroupRepair {
         parity_ != nullptr && got.ok() &&
         (bad.empty() ? std::equal(sum.begin(), sum.end(), kept.begin()) : parity_->fits(unit, kept));
     parity_is_right_ = parity_is_right_ && fits;
-    if (bad.size() == 1 && parity_ != nullptr && got.ok() && !bad.front()->table.empty()) {
+    if (bad.size() == 1 && parity_ != nullptr && got.ok() && !bad.front()->tables.empty()) {
       xor_into(sum, kept);
-      if (is_unit(*bad.front(), unit, sum)) return ok();
+      MUSTER_ASSIGN(const bool right, is_unit(*bad.front(), unit, sum));
+      if (right) return ok();
     }
     for (Member* member : bad) {
       member->lost.insert(unit);
@@ -305,8 +327,16 @@ class GroupRepair {
     return ok();
   }
 
-  static bool is_unit(const Member& member, uint64_t unit, ByteSpan bytes) {
-    return digest_of(bytes.first(unit_range(member.geometry(), unit).size())) == member.table[unit];
+  // Whether `bytes` begin with the unit, by its digest and, with a key, its tag.
+  static Result<bool> is_unit(const Member& member, uint64_t unit, ByteSpan bytes) {
+    const ByteSpan own = bytes.first(unit_range(member.geometry(), unit).size());
+    Digest expected;
+    std::memcpy(&expected, member.tables.data() + unit * sizeof expected, sizeof expected);
+    if (digest_of(own) != expected) return false;
+    if (!member.tags) return true;
+    const ByteSpan tag_table = ByteSpan(member.tables).subspan(member.geometry().table_bytes());
+    return unit == 0 ? member.tags->fits_metadata(own, tag_table)
+                     : member.tags->fits_slab(unit - 1, own, tag_table);
   }
 
   // ---- writing
@@ -319,10 +349,10 @@ class GroupRepair {
       MUSTER_TRY(file->pwrite(bytes, unit_range(member.geometry(), unit).begin));
       if (options_.stop && options_.stop()) return stopped();
     }
-    MUSTER_TRY(file->pwrite(std::as_bytes(std::span(member.table)), member.geometry().table_offset()));
+    MUSTER_TRY(file->pwrite(member.tables, member.geometry().table_offset()));
     MUSTER_TRY(file->sync());
     MUSTER_TRY(file->close());
-    MUSTER_ASSIGN(ShardReader reader, ShardReader::open_as(files_, temporary, member.record));
+    MUSTER_ASSIGN(ShardReader reader, ShardReader::open_as(files_, temporary, member.record, manifest_.key));
     return reader.verify({}, options_.stop);
   }
 
@@ -340,7 +370,8 @@ class GroupRepair {
     const MutableByteSpan kept = MutableByteSpan(buffer_).first(sum.size());
     MUSTER_TRY(parity_->read(unit, kept));
     xor_into(sum, kept);
-    if (!is_unit(wanted, unit, sum)) return changed(wanted);
+    MUSTER_ASSIGN(const bool right, is_unit(wanted, unit, sum));
+    if (!right) return changed(wanted);
     return ByteSpan(sum.first(size));
   }
 
@@ -390,7 +421,7 @@ class SaveRepair {
   }
 
   Status find_manifest() {
-    auto there = read_manifest_json(files_, folder_, report_.id);
+    auto there = read_manifest_json(files_, folder_, report_.id, options_.key);
     if (there.ok()) {
       save_ = std::move(*there);
       return ok();
@@ -400,7 +431,7 @@ class SaveRepair {
     MUSTER_ASSIGN(const auto status, files_.stat(folder_ + "/" + kManifestName));
     if (!status && !options_.missing_manifest)
       return Error{ErrorCode::kDropCheckpoint, to_string(report_.id) + " was never finished"};
-    auto copy = manifest_from_parity(files_, folder_, report_.id);
+    auto copy = manifest_from_parity(files_, folder_, report_.id, options_.key);
     if (!copy.ok())
       return Error{copy.error().code, folder_ + "/" + kManifestName +
                                           " cannot be restored: " + copy.error().message +
@@ -505,7 +536,7 @@ class SaveRepair {
   }
 
   static bool is_same_file(const ShardRecord& a, const ShardRecord& b) {
-    return a.root == b.root && a.identity_in_file() == b.identity_in_file();
+    return a.root == b.root && a.seal == b.seal && a.identity_in_file() == b.identity_in_file();
   }
 
   // That has a right file of the same bytes: one that was repaired there, as all its names had the damage.
@@ -583,13 +614,14 @@ Result<RepairReport> repair_save(FileSystem& files, const std::string& folder, c
   return SaveRepair(files, folder, id, options).run();
 }
 
-Result<bool> restore_manifest(FileSystem& files, const std::string& folder, const VersionId& id) {
-  const auto there = read_manifest_json(files, folder, id);
+Result<bool> restore_manifest(FileSystem& files, const std::string& folder, const VersionId& id,
+                              const SealKeyPtr& key) {
+  const auto there = read_manifest_json(files, folder, id, key);
   if (there.ok() || there.error().code == ErrorCode::kMisuse) return false;
   if (there.error().code == ErrorCode::kRetry) return there.error();
   MUSTER_ASSIGN(const auto status, files.stat(folder + "/" + kManifestName));
   if (!status) return false;
-  const auto copy = manifest_from_parity(files, folder, id);
+  const auto copy = manifest_from_parity(files, folder, id, key);
   if (!copy.ok() && copy.error().code == ErrorCode::kRetry) return copy.error();
   if (!copy.ok()) return false;
   MUSTER_TRY(replace_file(files, folder, kManifestName, copy->bytes));

@@ -57,6 +57,9 @@ struct RepairOptions {
   uint32_t write_parity = 0;  // for a save that has none and is right, in groups of so many; 0: none
   bool mend_parity = true;    // damaged parity files are written anew
   std::vector<OtherSave> others;
+  // With a key, of a save that is sealed with it: what its tags, or the manifest's seal, do not fit is damage
+  // too. Without one digests tell what is right, of sealed saves as of others.
+  SealKeyPtr key;
   Progress progress;  // of the first reading
   Stop stop;
 };
@@ -64,7 +67,8 @@ struct RepairOptions {
 // `folder` is that of the save `id`. REQUIRES: unless it is a dry run the caller owns the checkpoint folder,
 // and nobody else writes to the save. Removes what repairs and parity files left behind that were begun and
 // never finished. Errors, before anything was done: kDropCheckpoint: there is no manifest, nor a copy of it,
-// that tells what the files should be; kMisuse: of a later format; kRetry: memory or descriptors are lacking.
+// that tells what the files should be; kMisuse: of a later format or, with a key, not
+// sealed with it; kRetry: memory or descriptors are lacking.
 Result<RepairReport> repair_save(FileSystem& files, const std::string& folder, const VersionId& id,
                                  const RepairOptions& options = {});
 
@@ -72,6 +76,7 @@ Result<RepairReport> repair_save(FileSystem& files, const std::string& folder, c
 // which verifies what it reads and cannot choose a save without it. False: there is no good copy, or the
 // manifest is right or missing (which a removal does first). REQUIRES: as repair_save. Errors: kRetry; of the
 // disk.
-Result<bool> restore_manifest(FileSystem& files, const std::string& folder, const VersionId& id);
+Result<bool> restore_manifest(FileSystem& files, const std::string& folder, const VersionId& id,
+                              const SealKeyPtr& key = {});
 
 }  // namespace muster::checkpoint

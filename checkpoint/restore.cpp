@@ -136,7 +136,7 @@ class Batch {
     run_lanes(lanes_for(sources.size()), [&](size_t) {
       for (size_t i = next++; i < sources.size() && !failure_.before(i); i = next++) {
         const ShardRecord record = manifest.shard(sources[i].front().participant);
-        auto reader = ShardReader::open(files_, folder, record, options_.direct_bytes_min);
+        auto reader = ShardReader::open(files_, folder, record, manifest.key, options_.direct_bytes_min);
         if (reader.ok())
           shards_[i] = std::make_unique<OpenShard>(
               OpenShard{std::move(reader).value(), sources[i], CopyIndex(sources[i])});
@@ -226,7 +226,7 @@ class Batch {
       const Range slab = reader.geometry().slab(i);
       const ByteSpan bytes = buffer.subspan(slab.begin - all.begin, slab.size());
       if (const auto target = only_target(*read.shard, slab)) {
-        MUSTER_TRY(reader.check(i, copy_and_digest(*target, bytes)));
+        MUSTER_TRY(reader.check(i, bytes, copy_and_digest(*target, bytes)));
         continue;
       }
       MUSTER_TRY(reader.check(i, bytes));
@@ -301,7 +301,8 @@ Result<RestoreReport> restore(FileSystem& files, const std::string& folder, cons
 
 Status verify_shard(FileSystem& files, const std::string& folder, const Manifest& manifest,
                     uint32_t participant, const Progress& progress, const Stop& stop) {
-  MUSTER_ASSIGN(ShardReader reader, ShardReader::open(files, folder, manifest.shard(participant)));
+  MUSTER_ASSIGN(ShardReader reader,
+                ShardReader::open(files, folder, manifest.shard(participant), manifest.key));
   return reader.verify(progress, stop);
 }
 

@@ -7,7 +7,7 @@ namespace {
 
 static_assert(kBlockBytes == kDirectAlignment);
 constexpr uint64_t kWriteBytes = 4 * 1024 * 1024;
-constexpr uint64_t kVoteMagic = 0x3330'6574'6f76'756dULL;  // "muvote03"
+constexpr uint64_t kVoteMagic = 0x3430'6574'6f76'756dULL;  // "muvote04"
 
 Error as_save_error(const ShardIdentity& identity, const Error& cause) {
   return {ErrorCode::kDropCheckpoint, "the save of " + to_string(identity.id) + " failed for participant " +
@@ -98,9 +98,9 @@ Result<bool> ShardWriter::clone(Range range) {
   return false;
 }
 
-Status ShardWriter::sync_and_close(ByteSpan table) {
+Status ShardWriter::sync_and_close(ByteSpan tables) {
   MUSTER_TRY(file_->sync_data());
-  MUSTER_TRY(file_->pwrite(table, shape_->geometry.table_offset()));
+  MUSTER_TRY(file_->pwrite(tables, shape_->geometry.table_offset()));
   MUSTER_TRY(file_->pwrite(shape_->closed_metadata.bytes().first(kBlockBytes), 0));
   MUSTER_TRY(file_->sync());
   MUSTER_TRY(file_->close());
@@ -109,11 +109,11 @@ Status ShardWriter::sync_and_close(ByteSpan table) {
   return ok();
 }
 
-Result<ShardRecord> ShardWriter::finish(ByteSpan table) {
+Result<ShardRecord> ShardWriter::finish(ByteSpan tables) {
   queue_.reset();
-  const Status done = sync_and_close(table);
+  const Status done = sync_and_close(tables);
   if (!done.ok()) return as_save_error(identity_, done.error());
-  return ShardRecord{identity_, writer_nonce_, shape_->geometry, digest_of(table)};
+  return ShardRecord{identity_, writer_nonce_, shape_->geometry, digest_of(tables)};
 }
 
 Result<ShardRecord> write_shard(FileSystem& files, const std::string& folder, const StagedShard& staged,
@@ -135,7 +135,9 @@ Result<ShardRecord> write_shard(FileSystem& files, const std::string& folder, co
     ++in_flight;
   }
   for (; in_flight > 0; --in_flight) MUSTER_TRY(writer.wait());
-  return writer.finish(staged.file_bytes().subspan(geometry.table_offset()));
+  MUSTER_ASSIGN(ShardRecord record, writer.finish(staged.file_bytes().subspan(geometry.table_offset())));
+  record.seal = staged.seal;
+  return record;
 }
 
 namespace {
@@ -143,6 +145,8 @@ namespace {
 struct VoteBytes {
   uint64_t magic, version, nonce, participant, participants, writer_nonce, metadata_bytes, payload_bytes;
   uint64_t written_by_version, written_by_nonce, shares_with_version, shares_with_nonce, shared_slabs;
+  uint64_t key_id, first_writer;
+  crypto::Tag tag;
   Digest root, check;
 };
 static_assert(sizeof(VoteBytes) == kVoteBytes);
@@ -169,6 +173,9 @@ ByteBuffer encode(const ShardRecord& record) {
                  record.shares_with.version,
                  record.shares_with.nonce,
                  record.shared_slabs,
+                 record.geometry.sealed ? record.seal.key_id : 0,
+                 record.seal.first_writer,
+                 record.seal.tag,
                  record.root,
                  {}};
   vote.check = check_of(vote);
@@ -191,11 +198,12 @@ Result<ShardRecord> decode_shard_record(ByteSpan bytes) {
                       static_cast<uint32_t>(vote.participant),
                       static_cast<uint32_t>(vote.participants)},
                      vote.writer_nonce,
-                     {vote.metadata_bytes, vote.payload_bytes},
+                     {vote.metadata_bytes, vote.payload_bytes, vote.key_id != 0},
                      vote.root,
                      {vote.written_by_version, vote.written_by_nonce},
                      {vote.shares_with_version, vote.shares_with_nonce},
-                     vote.shared_slabs};
+                     vote.shared_slabs,
+                     {vote.key_id, vote.first_writer, vote.tag}};
 }
 
 Error ShardReader::damaged(const std::string& what) const {
@@ -209,19 +217,21 @@ Error ShardReader::too_short(uint64_t length) const {
 }
 
 Result<ShardReader> ShardReader::open(FileSystem& files, const std::string& folder, const ShardRecord& record,
-                                      uint64_t direct_bytes_min) {
+                                      const SealKeyPtr& key, uint64_t direct_bytes_min) {
   return open_as(files, folder + "/" + shard_file_name(record.identity.participant, record.writer_nonce),
-                 record, direct_bytes_min);
+                 record, key, direct_bytes_min);
 }
 
 Result<ShardReader> ShardReader::open_as(FileSystem& files, const std::string& path,
-                                         const ShardRecord& record, uint64_t direct_bytes_min) {
+                                         const ShardRecord& record, const SealKeyPtr& key,
+                                         uint64_t direct_bytes_min) {
   const bool direct = record.geometry.file_bytes() >= direct_bytes_min;
   auto file = files.open(path, OpenMode::kRead, direct);
   if (!file.ok() && file.error().code == ErrorCode::kRetry) return std::move(file).error();
   if (!file.ok()) return ShardReader(nullptr, path, record).damaged(file.error().message);
   ShardReader reader(std::move(file).value(), path, record);
-  MUSTER_TRY(reader.load_table());
+  MUSTER_TRY(reader.load_tables());
+  if (key) MUSTER_TRY(reader.check_seal(*key));
   return reader;
 }
 
@@ -234,19 +244,32 @@ Status ShardReader::read_exactly(MutableByteSpan target, uint64_t offset) {
   return ok();
 }
 
-Status ShardReader::load_table() {
+Status ShardReader::load_tables() {
   const Result<uint64_t> length = file_->size();
   if (!length.ok()) return damaged(length.error().message);
   if (*length != geometry().file_bytes())
     return damaged("it has " + std::to_string(*length) + " bytes instead of " +
                    std::to_string(geometry().file_bytes()));
-  const uint64_t table_bytes = geometry().table_entries() * sizeof(Digest);
-  const Status reserved = table_.reserve(table_bytes);
+  const Status reserved = table_.reserve(geometry().tables_bytes());
   if (!reserved.ok()) return Error{ErrorCode::kRetry, reserved.error().message};
-  const MutableByteSpan table = table_.bytes().first(table_bytes);
-  MUSTER_TRY(read_exactly(table, geometry().table_offset()));
-  if (digest_of(table) != record_.root) return damaged("its table of digests does not match the manifest");
+  const MutableByteSpan tables = table_.bytes().first(geometry().tables_bytes());
+  MUSTER_TRY(read_exactly(tables, geometry().table_offset()));
+  if (digest_of(tables) != record_.root) return damaged("its table of digests does not match the manifest");
   return ok();
+}
+
+// A manifest that was found good has it right whether the shard is sealed; a caller that has none has not.
+Status ShardReader::check_seal(const SealKey& key) {
+  if (!geometry().sealed) return damaged("it is not sealed");
+  MUSTER_ASSIGN(tags_, key.tags_of(record_.identity_in_file(), record_.seal.first_writer));
+  return check_tag(tags_->fits_tables(table_.bytes().first(geometry().tables_bytes()), record_.seal.tag),
+                   "its tables do");
+}
+
+Status ShardReader::check_tag(const Result<bool>& fits, const std::string& of) const {
+  if (!fits.ok()) return Error{ErrorCode::kRetry, fits.error().message};
+  if (*fits) return ok();
+  return damaged(of + " not fit the seal, though digests fit: somebody has changed it who lacks the key");
 }
 
 Digest ShardReader::entry(uint64_t index) const {
@@ -267,12 +290,18 @@ Status ShardReader::check_length(Range range, size_t got) const {
   return got == range.size() ? ok() : Status(too_short(geometry().metadata_bytes + range.begin + got));
 }
 
-Status ShardReader::check(uint64_t slab, const Digest& digest) const {
-  if (digest == entry(1 + slab)) return ok();
+std::string ShardReader::name_of(uint64_t slab) const {
   const Range range = geometry().slab(slab);
-  return damaged("slab " + std::to_string(slab) + " (bytes " +
-                 std::to_string(geometry().metadata_bytes + range.begin) + " to " +
-                 std::to_string(geometry().metadata_bytes + range.end) + ") does not match its digest");
+  return "slab " + std::to_string(slab) + " (bytes " +
+         std::to_string(geometry().metadata_bytes + range.begin) + " to " +
+         std::to_string(geometry().metadata_bytes + range.end) + ") does";
+}
+
+Status ShardReader::check(uint64_t slab, ByteSpan bytes, const Digest& digest) const {
+  if (digest != entry(1 + slab)) return damaged(name_of(slab) + " not match its digest");
+  if (!tags_) return ok();
+  const auto fits = tags_->fits_slab(slab, bytes, tag_table());
+  return fits.ok() && *fits ? ok() : check_tag(fits, name_of(slab));
 }
 
 Status ShardReader::read(uint64_t first, uint64_t count, MutableByteSpan target) {
@@ -287,9 +316,10 @@ Status ShardReader::read(uint64_t first, uint64_t count, MutableByteSpan target)
 
 Status ShardReader::read_metadata(MutableByteSpan target) {
   MUSTER_TRY(read_exactly(target, 0));
-  if (digest_of(target) == entry(0)) return ok();
-  return damaged("its HDF5 metadata (bytes 0 to " + std::to_string(target.size()) +
-                 ") does not match its digest");
+  if (digest_of(target) != entry(0))
+    return damaged("its HDF5 metadata (bytes 0 to " + std::to_string(target.size()) +
+                   ") does not match its digest");
+  return tags_ ? check_tag(tags_->fits_metadata(target, tag_table()), "its HDF5 metadata does") : ok();
 }
 
 Status ShardReader::check_identity(ByteSpan first_slab) const {

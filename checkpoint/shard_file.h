@@ -29,6 +29,7 @@ struct ShardRecord {
   // it took from one of them; nonce 0: it shares none that it took.
   VersionId shares_with = {};
   uint64_t shared_slabs = 0;
+  ShardSeal seal = {};  // where geometry.sealed
 
   // Files of one participant with the same origin can have bytes in common, and be damaged together.
   VersionId origin() const { return shares_with.nonce != 0 ? shares_with : identity_in_file().id; }
@@ -39,7 +40,7 @@ struct ShardRecord {
 };
 
 // A vote on the wire: fixed size, little-endian, with a digest. PieceChanges may follow it (changes.h).
-constexpr size_t kVoteBytes = 136;
+constexpr size_t kVoteBytes = 168;
 ByteBuffer encode(const ShardRecord& record);
 // Errors: kMisuse; the sentence says what is wrong with the bytes.
 Result<ShardRecord> decode_shard_record(ByteSpan bytes);
@@ -83,9 +84,9 @@ class ShardWriter {
   Result<bool> clone(Range range);
   bool clones() const { return clone_source_ != nullptr; }  // clone() may be asked
   const Cloned& cloned() const { return cloned_; }
-  // All tags have been returned. `table` is the slab table, aligned. When it returns a record, file and name
-  // are durable.
-  Result<ShardRecord> finish(ByteSpan table);
+  // All tags have been returned. `tables` are the slab table and, where the shape is sealed, the tag table,
+  // aligned; the record has no seal yet. When it returns a record, file and name are durable.
+  Result<ShardRecord> finish(ByteSpan tables);
   bool direct() const { return file_->direct(); }
   IoMethod method() const { return queue_->method(); }
 
@@ -98,7 +99,7 @@ class ShardWriter {
         shape_(std::move(shape)),
         identity_(identity) {}
   Status begin(const WriteOptions& options);
-  Status sync_and_close(ByteSpan table);
+  Status sync_and_close(ByteSpan tables);
 
   FileSystem* files_;
   std::string folder_;
@@ -121,14 +122,15 @@ Result<ShardRecord> write_shard(FileSystem& files, const std::string& folder, co
 // A shard that a manifest vouches for.
 class ShardReader {
  public:
-  // Checks the length and the slab table against the record. A file of at least `direct_bytes_min` bytes is
-  // read past the page cache, where that is granted: then begin() is the way to read it.
+  // Checks the length and the tables against the record. A file of at least `direct_bytes_min` bytes is
+  // read past the page cache, where that is granted: then begin() is the way to read it. With a key, which
+  // needs a sealed shard, tags are checked beside the digests from here on.
   // Errors: kDropCheckpoint, in a sentence that names the file and what is wrong with it.
   static Result<ShardReader> open(FileSystem& files, const std::string& folder, const ShardRecord& record,
-                                  uint64_t direct_bytes_min = UINT64_MAX);
+                                  const SealKeyPtr& key, uint64_t direct_bytes_min = UINT64_MAX);
   // The same of a file that has another name, as one that is still to get its own.
   static Result<ShardReader> open_as(FileSystem& files, const std::string& path, const ShardRecord& record,
-                                     uint64_t direct_bytes_min = UINT64_MAX);
+                                     const SealKeyPtr& key, uint64_t direct_bytes_min = UINT64_MAX);
 
   // Reads slabs [first, first + count) of the payload into `target`, and verifies each.
   // REQUIRES: target has exactly their bytes; the file is not direct().
@@ -147,19 +149,25 @@ class ShardReader {
   // That `got` bytes are what `range` of the payload has. Errors: kDropCheckpoint.
   Status check_length(Range range, size_t got) const;
   // That these are the bytes of the slab. Errors: kDropCheckpoint.
-  Status check(uint64_t slab, ByteSpan bytes) const { return check(slab, digest_of(bytes)); }
-  Status check(uint64_t slab, const Digest& digest) const;
+  Status check(uint64_t slab, ByteSpan bytes) const { return check(slab, bytes, digest_of(bytes)); }
+  Status check(uint64_t slab, ByteSpan bytes, const Digest& digest) const;
   Error damaged(const std::string& what) const;
 
   const ShardGeometry& geometry() const { return record_.geometry; }
-  ByteSpan table() const { return table_.bytes().first(geometry().table_entries() * sizeof(Digest)); }
+  ByteSpan tables() const { return table_.bytes().first(geometry().tables_bytes()); }
   bool direct() const { return file_->direct(); }
   uint64_t bytes_read() const { return bytes_read_; }  // by open(), read() and verify()
 
  private:
   ShardReader(std::unique_ptr<File> file, std::string path, ShardRecord record)
       : file_(std::move(file)), path_(std::move(path)), record_(record) {}
-  Status load_table();
+  Status load_tables();
+  Status check_seal(const SealKey& key);
+  Status check_tag(const Result<bool>& fits, const std::string& of) const;
+  std::string name_of(uint64_t slab) const;
+  ByteSpan tag_table() const {
+    return table_.bytes().subspan(geometry().table_bytes(), geometry().table_bytes());
+  }
   Status read_exactly(MutableByteSpan target, uint64_t offset);
   Error too_short(uint64_t length) const;
   Digest entry(uint64_t index) const;
@@ -167,7 +175,8 @@ class ShardReader {
   std::unique_ptr<File> file_;
   std::string path_;
   ShardRecord record_;
-  StagingBuffer table_;  // aligned, for direct reads
+  StagingBuffer table_;  // aligned, for direct reads; and the tag table
+  std::optional<ShardTags> tags_;
   uint64_t bytes_read_ = 0;
 };
 

@@ -88,14 +88,18 @@ void add_piece(Datasets& datasets, const SavePlan& plan, uint32_t participant, c
                offset, std::move(attributes));
 }
 
-Datasets datasets_of(const SavePlan& plan, uint32_t participant, const ShardLayout& layout) {
-  const ShardGeometry sizes = ShardGeometry::of(0, layout);  // positions from the end of the metadata
+Datasets datasets_of(const SavePlan& plan, uint32_t participant, const ShardLayout& layout, bool sealed) {
+  const ShardGeometry sizes = ShardGeometry::of(0, layout, sealed);  // positions from the end of the metadata
   Datasets datasets;
   datasets.add("muster/save", DType::kUInt64, {kShardIdentityBytes / 8}, kShardIdentityBytes, 0);
   for (size_t i = 0; i < layout.pieces.size(); ++i)
     add_piece(datasets, plan, participant, layout.pieces[i], layout.offsets[i]);
-  datasets.add("muster/slabs", DType::kUInt64, {sizes.table_entries(), 2},
-               sizes.table_entries() * sizeof(Digest), sizes.table_offset());
+  datasets.add("muster/slabs", DType::kUInt64, {sizes.table_entries(), 2}, sizes.table_bytes(),
+               sizes.table_offset());
+  if (sealed) {
+    datasets.add("muster/tags", DType::kUInt64, {sizes.table_entries(), 2}, sizes.table_bytes(),
+                 sizes.tag_table_offset());
+  }
   return datasets;
 }
 
@@ -113,15 +117,16 @@ std::array<uint64_t, kShardIdentityBytes / 8> identity_record(const ShardIdentit
           kSlabBytes};
 }
 
-Result<std::shared_ptr<const ShardTemplate>> make_shard_template(const SavePlan& plan, uint32_t participant) {
+Result<std::shared_ptr<const ShardTemplate>> make_shard_template(const SavePlan& plan, uint32_t participant,
+                                                                 bool sealed) {
   auto shard = std::make_shared<ShardTemplate>();
   shard->participant = participant;
   shard->participants = plan.participants();
   shard->layout = shard_layout(plan, participant);
-  const Datasets datasets = datasets_of(plan, participant, shard->layout);
+  const Datasets datasets = datasets_of(plan, participant, shard->layout, sealed);
   MUSTER_ASSIGN(Hdf5Image image, describe(datasets));
   const uint64_t metadata_bytes = image.closed_bytes.size();
-  shard->geometry = ShardGeometry::of(metadata_bytes, shard->layout);
+  shard->geometry = ShardGeometry::of(metadata_bytes, shard->layout, sealed);
   const bool rest_is_equal =
       std::memcmp(image.open_bytes.data() + kBlockBytes, image.closed_bytes.data() + kBlockBytes,
                   metadata_bytes - kBlockBytes) == 0;

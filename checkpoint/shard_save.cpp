@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "checkpoint/payload_filler.h"
+#include "runtime/base/check.h"
 #include "runtime/base/threads.h"
 
 namespace muster::checkpoint {
@@ -125,9 +126,11 @@ class ShardSave {
         options_(options),
         progress_(progress),
         chunks_(memory.first(chunks * kChunkBytes)),
-        table_bytes_(memory.subspan(chunks * kChunkBytes, shape->geometry.table_entries() * sizeof(Digest))),
+        table_bytes_(memory.subspan(chunks * kChunkBytes, shape->geometry.tables_bytes())),
         pipe_(chunks),
-        parts_of_(chunks) {}
+        parts_of_(chunks) {
+    MUSTER_CHECK(shape->geometry.sealed == (options.key != nullptr), "a shard with a tag table needs a key");
+  }
 
   Result<SaveShardReport> run(const TensorReader& reader) {
     const Instant began = now();
@@ -220,7 +223,8 @@ class ShardSave {
                       earlier.root,
                       earlier.identity_in_file().id,
                       earlier.shares_with,
-                      earlier.shared_slabs};
+                      earlier.shared_slabs,
+                      earlier.seal};
     report_.table = options_.earlier->table;
     linked_in_ = *folder;
     return true;
@@ -236,12 +240,16 @@ class ShardSave {
                      std::to_string(identity_.participant) + ": " + synced.error().message};
   }
 
-  // Fills the slab table too: a chunk's entries before the writer gets the chunk, all of it before end().
+  // Fills the slab table too: a chunk's entries before the writer gets the chunk, all of it before end(). The
+  // tags are the writer's.
   Status copy_all(const TensorReader& reader) {
     const auto identity = identity_record(identity_, geometry());
     PayloadFiller filler(shape_->layout, bytes_of(identity), reader, progress_);
     std::fill(table_bytes_.begin(), table_bytes_.end(), std::byte{0});
     set_table_entry(0, shape_->metadata_digest);
+    if (options_.key) {
+      MUSTER_ASSIGN(tags_, options_.key->tags_of(identity_, options_.write.writer_nonce));
+    }
     for (uint64_t at = 0; at < geometry().payload_bytes; at += kChunkBytes) {
       if (progress_.cancelled()) return cancelled("staging");
       const auto free = pipe_.take_free();
@@ -290,7 +298,9 @@ class ShardSave {
     report_.method = writer.method();
     MUSTER_TRY(write_parts(writer));
     if (pipe_.failure()) return ok();  // the copier's; the file goes with its writer
+    MUSTER_ASSIGN(const ShardSeal seal, seal_tables());
     MUSTER_ASSIGN(report_.record, writer.finish(table_bytes_));
+    report_.record.seal = seal;
     report_.cloned = writer.cloned();
     if (report_.cloned.bytes == 0) return ok();
     report_.record.shares_with = options_.earlier->record.origin();
@@ -349,6 +359,7 @@ class ShardSave {
       write(chunk.payload);
     }
     MUSTER_TRY(status);
+    MUSTER_TRY(tag(chunk));  // of all of it: what is cloned has other tags in the file that it is from
     parts_of_[chunk.index] = to_write_.size();
     if (to_write_.empty()) pipe_.give_back(chunk.index);
     return ok();
@@ -361,6 +372,26 @@ class ShardSave {
     MUSTER_TRY(writer.submit(part.bytes, part.payload.begin, part.chunk));
     to_write_.pop_front();
     return ok();
+  }
+
+  // On this thread, while the disk works on the chunks before: tags take three times as long as copies and
+  // digests, and the tensors are held for those.
+  Status tag(const Chunk& chunk) {
+    if (!tags_) return ok();
+    const MutableByteSpan tag_table = table_bytes_.subspan(geometry().table_bytes());
+    for (uint64_t slab = chunk.payload.begin / kSlabBytes; slab * kSlabBytes < chunk.payload.end; ++slab) {
+      const Range range = geometry().slab(slab);
+      MUSTER_TRY(tags_->write_slab(
+          slab, memory_of(chunk).subspan(range.begin - chunk.payload.begin, range.size()), tag_table));
+    }
+    return ok();
+  }
+
+  Result<ShardSeal> seal_tables() {
+    if (!tags_) return ShardSeal{};
+    const ByteSpan metadata = shape_->closed_metadata.bytes().first(geometry().metadata_bytes);
+    MUSTER_TRY(tags_->write_metadata(metadata, table_bytes_.subspan(geometry().table_bytes())));
+    return tags_->seal(table_bytes_);
   }
 
   Status take_written(ShardWriter& writer) {
@@ -397,6 +428,7 @@ class ShardSave {
   StageProgress& progress_;
   const MutableByteSpan chunks_;
   const MutableByteSpan table_bytes_;
+  std::optional<ShardTags> tags_;  // set before the first chunk
   ChunkPipe pipe_;
   std::deque<Part> to_write_;     // of the chunk that was taken last
   std::vector<size_t> parts_of_;  // by chunk: those that are still to be written
@@ -417,7 +449,7 @@ uint64_t chunks_for(const ShardGeometry& geometry, uint64_t staging_bytes_max) {
 }  // namespace
 
 uint64_t staging_bytes_for(const ShardGeometry& geometry, uint64_t staging_bytes_max) {
-  return chunks_for(geometry, staging_bytes_max) * kChunkBytes + geometry.table_entries() * sizeof(Digest);
+  return chunks_for(geometry, staging_bytes_max) * kChunkBytes + geometry.tables_bytes();
 }
 
 Result<SaveShardReport> save_shard(FileSystem& files, const std::shared_ptr<const ShardTemplate>& shape,

@@ -25,6 +25,7 @@ struct SaveShardOptions {
   std::string earlier_path;
   bool clone = true;     // false: slabs are never shared, only whole files
   uint64_t suspect = 0;  // the slab to compare first
+  SealKeyPtr key;        // where the shape is sealed
   // Called once on the calling thread, when the tensors have been copied and may change again.
   std::function<void()> staged;
 };

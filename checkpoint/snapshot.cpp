@@ -45,17 +45,25 @@ TensorReader read_from(const std::vector<ByteSpan>& tensors) {
 }
 
 Result<StagedShard> stage(std::shared_ptr<const ShardTemplate> shape, const VersionId& id,
-                          const TensorReader& reader, StagingBuffer buffer, StageProgress& progress) {
+                          const TensorReader& reader, StagingBuffer buffer, StageProgress& progress,
+                          const ShardTags* tags) {
+  MUSTER_CHECK(shape->geometry.sealed == (tags != nullptr), "a shard with a tag table needs tags");
   const ShardGeometry& geometry = shape->geometry;
   MUSTER_TRY(buffer.reserve(geometry.file_bytes()));
-  StagedShard staged{shape, {id, shape->participant, shape->participants}, std::move(buffer), {}};
+  StagedShard staged{shape, {id, shape->participant, shape->participants}, std::move(buffer), {}, {}};
   const MutableByteSpan file = staged.file_bytes();
   std::ranges::copy(shape->closed_metadata.bytes(), file.begin());
 
+  const MutableByteSpan tables = file.subspan(geometry.table_offset());
+  const MutableByteSpan tag_table = tables.subspan(geometry.table_bytes());
+  std::ranges::fill(tag_table, std::byte{0});
   std::vector<Digest> table(geometry.table_entries());
   table[0] = shape->metadata_digest;
   const auto identity = identity_record(staged.identity, geometry);
   PayloadFiller filler(shape->layout, bytes_of(identity), reader, progress);
+  if (tags != nullptr) {
+    MUSTER_TRY(tags->write_metadata(file.first(geometry.metadata_bytes), tag_table));
+  }
   for (uint64_t i = 0; i < geometry.slab_count(); ++i) {
     if (progress.cancelled())
       return Error{ErrorCode::kDropCheckpoint,
@@ -63,11 +71,13 @@ Result<StagedShard> stage(std::shared_ptr<const ShardTemplate> shape, const Vers
     const Range slab = geometry.slab(i);
     const MutableByteSpan bytes = file.subspan(geometry.metadata_bytes + slab.begin, slab.size());
     MUSTER_ASSIGN(table[1 + i], filler.fill(slab, bytes));
+    if (tags != nullptr) MUSTER_TRY(tags->write_slab(i, bytes, tag_table));
   }
-  const ByteSpan table_bytes = std::as_bytes(std::span(table));
-  std::copy(table_bytes.begin(), table_bytes.end(),
-            file.begin() + static_cast<ptrdiff_t>(geometry.table_offset()));
-  staged.root = digest_of(table_bytes);
+  std::ranges::copy(std::as_bytes(std::span(table)), tables.begin());
+  staged.root = digest_of(tables);
+  if (tags != nullptr) {
+    MUSTER_ASSIGN(staged.seal, tags->seal(tables));
+  }
   return staged;
 }
 

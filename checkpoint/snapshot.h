@@ -13,7 +13,7 @@
 #include <span>
 #include <type_traits>
 
-#include "checkpoint/shard_format.h"
+#include "checkpoint/seal.h"
 
 namespace muster::checkpoint {
 
@@ -61,14 +61,17 @@ struct StagedShard {
   std::shared_ptr<const ShardTemplate> shape;
   ShardIdentity identity;
   StagingBuffer buffer;  // may be larger than the file
-  Digest root;           // of the slab table
+  Digest root;           // of the slab table, or of both tables
+  ShardSeal seal;        // where it is sealed
 
   MutableByteSpan file_bytes() const { return buffer.bytes().first(shape->geometry.file_bytes()); }
 };
 
-// Nothing may change the tensors meanwhile. Any thread; it needs no other.
+// Nothing may change the tensors meanwhile. Any thread; it needs no other. `tags`: where the shape is sealed,
+// of this shard and the writer whose file it becomes.
 // Errors: kDropCheckpoint when cancelled; kEnvironment, out of memory; those of the reader.
 Result<StagedShard> stage(std::shared_ptr<const ShardTemplate> shape, const VersionId& id,
-                          const TensorReader& reader, StagingBuffer buffer, StageProgress& progress);
+                          const TensorReader& reader, StagingBuffer buffer, StageProgress& progress,
+                          const ShardTags* tags = nullptr);
 
 }  // namespace muster::checkpoint

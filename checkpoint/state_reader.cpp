@@ -57,7 +57,8 @@ Result<StateReader::OpenShard*> StateReader::shard(uint32_t participant) {
     shards_.splice(shards_.begin(), shards_, found);
     return shards_.front().get();
   }
-  MUSTER_ASSIGN(ShardReader reader, ShardReader::open(*files_, folder_, manifest_->shard(participant)));
+  MUSTER_ASSIGN(ShardReader reader,
+                ShardReader::open(*files_, folder_, manifest_->shard(participant), manifest_->key));
   if (shards_.size() == kOpenShardsMax) shards_.pop_back();
   shards_.push_front(
       std::make_unique<OpenShard>(std::move(reader), participant, shard_layout(plan_, participant)));

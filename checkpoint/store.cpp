@@ -128,6 +128,11 @@ Error as_save_error(const VersionId& id, const Error& cause) {
   return {ErrorCode::kDropCheckpoint, "the save of " + to_string(id) + " failed: " + cause.message};
 }
 
+Result<std::string> text_of(const Manifest& manifest) {
+  if (manifest.key) return encode_sealed(manifest);
+  return encode(manifest);
+}
+
 Json verified_text(ByteSpan manifest_bytes) {
   return {{"kind", "muster verified"}, {"manifest", to_string(digest_of(manifest_bytes))}};
 }
@@ -236,8 +241,11 @@ Status Folder::publish(const Manifest& manifest) {
     MUSTER_TRY(check_fence());
     Manifest published = manifest;
     published.fence = fence_;
-    const std::string text = encode(published);
-    MUSTER_TRY(decode_manifest(as_bytes(text), "the new manifest"));
+    published.key = key_;
+    if (manifest.key_id != id_of(key_))
+      return Error{ErrorCode::kMisuse, "its parts are not sealed with the key of the folder's owner"};
+    MUSTER_ASSIGN(const std::string text, text_of(published));
+    MUSTER_TRY(decode_manifest(as_bytes(text), "the new manifest", key_));
     return publish_file(*files_, save_folder(manifest.id), kManifestName, as_bytes(text));
   };
   const Status published = publish_once();
@@ -289,8 +297,13 @@ Result<Candidate> Folder::examine(const std::string& name) {
   const auto bytes = read_file(*files_, path, kManifestBytesMax);
   if (!bytes.ok() && bytes.error().code == ErrorCode::kRetry) return bytes.error();
   if (!bytes.ok()) return unusable(bytes.error());
-  auto manifest = decode_manifest(*bytes, path);
-  if (!manifest.ok()) return unusable(manifest.error());
+  auto manifest = decode_manifest(*bytes, path, key_);
+  if (!manifest.ok() && manifest.error().code == ErrorCode::kRetry) return manifest.error();
+  if (!manifest.ok()) {
+    candidate.foreign =
+        key_ && manifest.error().code == ErrorCode::kMisuse && decode_manifest(*bytes, path).ok();
+    return unusable(manifest.error());
+  }
   if (manifest->id != candidate.id)
     return unusable({ErrorCode::kDropCheckpoint,
                      path + " belongs to " + to_string(manifest->id) + "; use an older version"});

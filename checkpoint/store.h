@@ -31,7 +31,9 @@ struct Candidate {
   std::shared_ptr<const Manifest> manifest;  // null where it cannot be read
   bool finished = false;                     // a manifest was published
   bool abandoned = false;                    // on a branch that the job has left
-  // Why it cannot be used; empty: it can. kMisuse asks a person to act (a later format): do not fall back.
+  bool foreign = false;                      // not sealed with the key that was given
+  // Why it cannot be used; empty: it can. kMisuse asks a person to act (a later format, or foreign): do not
+  // fall back.
   std::optional<Error> unusable;
 };
 
@@ -84,6 +86,10 @@ class Folder {
   // To read only.
   static Result<Folder> look(FileSystem& files, const std::string& path);
 
+  // From now on what is published is sealed with this key, and only saves that are sealed with it are usable:
+  // of the others, those that are not sealed, or with another key, ask a person to act.
+  void use_key(SealKeyPtr key) { key_ = std::move(key); }
+
   const std::string& path() const { return path_; }
   uint64_t fence() const { return fence_; }
   bool owner() const { return lock_ != nullptr; }
@@ -94,8 +100,9 @@ class Folder {
   std::string save_folder(const VersionId& id) const;
 
   // Makes the save a checkpoint. REQUIRES: all its shards are written (adopt_shards). When it returns, the
-  // version is durable. Errors: kDropCheckpoint: it is not and will not be, or (another save of this name,
-  // another owner) must not be. An error of the last sync leaves open which; versions() then tells.
+  // version is durable. With a key its shards were sealed with it. Errors: kDropCheckpoint: it is not and
+  // will not be, or (another save of this name, another owner) must not be. An error of the last sync leaves
+  // open which; versions() then tells.
   Status publish(const Manifest& manifest);
 
   // Removes from a published save's folder the shard files that its manifest does not name: what participants
@@ -141,6 +148,7 @@ class Folder {
   std::string path_;
   uint64_t fence_ = 0;
   std::unique_ptr<FileLock> lock_;
+  SealKeyPtr key_;
 };
 
 // Creates the folder where missing, and the one that it lies in, for this user alone. For places where all

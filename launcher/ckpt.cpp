@@ -22,17 +22,24 @@ void CkptCommand::add_to(CLI::App& app) {
     return command;
   };
   CkptArguments& to = arguments_;
+  const auto add_key = [&to](CLI::App* command, const char* help) {
+    command->add_option("--key-file", to.key_file, std::string(help) + " [MUSTER_CHECKPOINT_KEY_FILE]");
+  };
+  constexpr const char* kCheckedWith = "the key of sealed saves: theirs is checked, and no other is read";
 
   CLI::App* command = add("ls", "the saves of a folder, newest first, with state, size and age", ckpt_ls);
   command->add_option("FOLDER", to.first)->required();
+  add_key(command, kCheckedWith);
 
   command = add("show", "what one save holds, tensor by tensor", ckpt_show);
   command->add_option("FOLDER[@VERSION]", to.first)->required();
+  add_key(command, kCheckedWith);
   command->add_flag("--stats", to.statistics, "read the values: least, greatest, mean, NaNs, magnitudes");
   command->add_option("--tensor", to.tensors, "only this tensor; may be repeated")->allow_extra_args(false);
 
   command = add("verify", "read every byte of a save and check it", ckpt_verify);
   command->add_option("FOLDER[@VERSION]", to.first)->required();
+  add_key(command, kCheckedWith);
   command->add_flag("--all", to.all, "all finished saves of the folder");
   command->add_flag("--mark", to.mark, "record those found good as verified; no job may run on the folder");
 
@@ -44,6 +51,7 @@ void CkptCommand::add_to(CLI::App& app) {
   command->add_option(
       "VERSION", to.second,
       "the same as FOLDER@VERSION; the save may also lack its manifest.json, if it has parity");
+  add_key(command, kCheckedWith);
   command->add_flag("--dry-run", to.dry_run, "only say what would be done");
   command
       ->add_option("--parity", to.parity,
@@ -53,11 +61,13 @@ void CkptCommand::add_to(CLI::App& app) {
   command = add("diff", "compare the tensors of two saves", ckpt_diff);
   command->add_option("A", to.first, "FOLDER[@VERSION]")->required();
   command->add_option("B", to.second, "FOLDER[@VERSION]")->required();
+  add_key(command, kCheckedWith);
   command->add_option("--tensor", to.tensors, "only this tensor; may be repeated")->allow_extra_args(false);
 
   command = add("export", "write tensors to a new safetensors file", ckpt_export);
   command->add_option("FOLDER[@VERSION]", to.first)->required();
   command->add_option("FILE", to.second)->required();
+  add_key(command, kCheckedWith);
   command->add_option("--tensor", to.tensors, "only this tensor; may be repeated")->allow_extra_args(false);
   command
       ->add_option(
@@ -68,6 +78,7 @@ void CkptCommand::add_to(CLI::App& app) {
   command = add("import", "save the tensors of a safetensors file as a version of a folder", ckpt_import);
   command->add_option("FILE", to.first)->required();
   command->add_option("FOLDER", to.second, "created where missing; no job may run on it")->required();
+  add_key(command, "seal the version with this key");
   command
       ->add_option_function<uint64_t>(
           "--version",
@@ -85,6 +96,9 @@ void CkptCommand::add_to(CLI::App& app) {
           "--job", to.job,
           "NAME=VALUE: a constant of the job that shall resume from it, as it names it when it refuses")
       ->allow_extra_args(false);
+
+  command = add("keygen", "write a new key that seals checkpoints, for checkpoint_key_file", ckpt_keygen);
+  command->add_option("FILE", to.first, "new, and readable by you alone")->required();
 
   command =
       add("index", "write the save's index.h5 anew, which shows h5py and h5dump whole tensors", ckpt_index);

@@ -19,6 +19,7 @@ struct CkptArguments {
   std::vector<std::string> tensors;
   std::string cast;              // a type
   std::vector<std::string> job;  // NAME=VALUE
+  std::string key_file;          // empty: none
   uint64_t version = 0;
   bool version_given = false;
   uint32_t shards = 1;

@@ -1,13 +1,19 @@
-// `muster ckpt export`, `import`, `index`, `prune`: they write. Import and prune become the folder's owner
-// first, so a folder on which a job runs is refused.
+// `muster ckpt export`, `import`, `keygen`, `index`, `prune`: they write. Import and prune become the
+// folder's owner first, so a folder on which a job runs is refused.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 
 #include "checkpoint/exchange.h"
 #include "checkpoint/index.h"
 #include "checkpoint/numbers.h"
 #include "launcher/ckpt_text.h"
 #include "runtime/base/clock.h"
+#include "runtime/base/handle.h"
 #include "runtime/base/options.h"
 #include "runtime/base/random.h"
 
@@ -63,8 +69,10 @@ Result<Manifest> describe_import(const SafetensorsFile& source, const CkptArgume
 
 Result<Manifest> import_file(const CkptArguments& arguments) {
   MUSTER_ASSIGN(SafetensorsFile source, SafetensorsFile::open(real_files(), arguments.first));
-  MUSTER_ASSIGN(const Manifest like, describe_import(source, arguments));
+  MUSTER_ASSIGN(Manifest like, describe_import(source, arguments));
+  MUSTER_ASSIGN(like.key, key_of(arguments));
   MUSTER_ASSIGN(Folder folder, Folder::own(real_files(), arguments.second, who_am_i()));
+  folder.use_key(like.key);
   uint64_t total = 0;
   for (const TensorSpec& spec : source.specs()) total += total_bytes(spec);
   ProgressBar bar("importing", total, arguments.json);
@@ -72,8 +80,23 @@ Result<Manifest> import_file(const CkptArguments& arguments) {
                             [&](uint64_t done) { bar.show(done); });
 }
 
+Status write_new_private_file(const std::string& path, ByteSpan bytes) {
+  const auto failed = [&path](const char* what) {
+    return Error{errno == EEXIST ? ErrorCode::kMisuse : ErrorCode::kEnvironment,
+                 std::string("cannot ") + what + " " + path + ": " + std::strerror(errno)};
+  };
+  const UniqueFd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (!file) return failed("create");
+  const bool written = ::write(file.get(), bytes.data(), bytes.size()) == static_cast<ssize_t>(bytes.size());
+  if (written && ::fsync(file.get()) == 0) return ok();
+  const Error error = failed("write");
+  ::unlink(path.c_str());  // half a key is worse than none
+  return error;
+}
+
 Result<ExportReport> export_file(const CkptArguments& arguments) {
-  MUSTER_ASSIGN(const Chosen chosen, choose(arguments.first));
+  MUSTER_ASSIGN(const SealKeyPtr key, key_of(arguments));
+  MUSTER_ASSIGN(const Chosen chosen, choose(arguments.first, key));
   MUSTER_ASSIGN(StateReader state, open_state(chosen));
   uint64_t total = 0;
   for (const TensorSpec& spec : state.manifest().tensors) total += total_bytes(spec);
@@ -116,6 +139,20 @@ int ckpt_import(const CkptArguments& arguments) {
     std::printf("%s: %s, %zu tensors, %s\n", arguments.second.c_str(), to_string(imported->id).c_str(),
                 imported->tensors.size(), human_bytes(bytes_of(*imported)).c_str());
   }
+  return 0;
+}
+
+int ckpt_keygen(const CkptArguments& arguments) {
+  ByteBuffer bytes = random_bytes(kSealKeyBytesMin);
+  const Status written = write_new_private_file(arguments.first, bytes);
+  const auto key = SealKey::of(std::move(bytes), arguments.first);
+  if (!written.ok()) return report(written.error());
+  if (!key.ok()) return report(key.error());
+  if (arguments.json)
+    print({{"file", arguments.first}, {"key_id", hex64((*key)->id())}});
+  else
+    std::printf("wrote %s, the key %s: keep a copy where the checkpoints are not\n", arguments.first.c_str(),
+                hex64((*key)->id()).c_str());
   return 0;
 }
 

@@ -43,6 +43,8 @@ Json summary(const Candidate& candidate) {
     json["tensors"] = candidate.manifest->tensors.size();
     json["sample_position"] = candidate.manifest->sample_position;
     json["parent"] = to_json(candidate.manifest->parent);
+    json["sealed"] = candidate.manifest->key_id != 0 ? Json(hex64(candidate.manifest->key_id)) : Json();
+    json["seal_checked"] = candidate.manifest->key != nullptr;
   }
   return json;
 }
@@ -141,6 +143,13 @@ Json header_json(const Candidate& candidate) {
   return json;
 }
 
+std::string seal_text(const Manifest& manifest) {
+  if (manifest.key_id == 0) return "no: digests tell accidents, not who changed it";
+  return "with the key " + hex64(manifest.key_id) +
+         (manifest.key ? ", which is the one given"
+                       : ", which was not given (--key-file) and is not checked");
+}
+
 void print_header(const Candidate& candidate) {
   const Manifest& manifest = *candidate.manifest;
   const auto line = [](const char* name, const std::string& value) {
@@ -158,6 +167,7 @@ void print_header(const Candidate& candidate) {
     line("shared",
          std::to_string(shared) + " of these files with earlier versions, whose bytes were the same");
   for (const std::string& text : cloned_lines(manifest)) line("shared", text);
+  line("sealed", seal_text(manifest));
   const JobConstants& job = manifest.job;
   line("job", "microbatches " + std::to_string(job.microbatches) + ", lanes " + std::to_string(job.lanes) +
                   ", seed " + std::to_string(job.seed) + ", codec " + job.codec);
@@ -220,11 +230,11 @@ struct Verdict {
 };
 
 // What the save has beside its shards, to rebuild them from.
-void verify_parity_of(const Candidate& candidate, Verdict& verdict, bool quiet) {
+void verify_parity_of(const Candidate& candidate, const SealKeyPtr& key, Verdict& verdict, bool quiet) {
   Json problems = Json::array();
   size_t count = 0;
   const auto note = [&](const std::string& problem) { problems.push_back(problem); };
-  if (const auto save = read_manifest_json(real_files(), candidate.folder, candidate.id); save.ok()) {
+  if (const auto save = read_manifest_json(real_files(), candidate.folder, candidate.id, key); save.ok()) {
     const auto found = find_parity(real_files(), candidate.folder);
     if (found.ok()) count = found->size();
     ProgressBar bar("verifying its parity", bytes_of(save->manifest), quiet);
@@ -242,13 +252,16 @@ void verify_parity_of(const Candidate& candidate, Verdict& verdict, bool quiet) 
 }
 
 // Whether `muster ckpt repair` would make a finished save right again.
-bool can_be_repaired(const Candidate& candidate) {
+bool can_be_repaired(const Candidate& candidate, const SealKeyPtr& key) {
   if (!candidate.finished) return false;
-  const auto repair = repair_save(real_files(), candidate.folder, candidate.id, {.dry_run = true});
+  RepairOptions options;
+  options.dry_run = true;
+  options.key = key;
+  const auto repair = repair_save(real_files(), candidate.folder, candidate.id, options);
   return repair.ok() && repair->is_right();
 }
 
-Verdict verify_save(const Candidate& candidate, bool quiet) {
+Verdict verify_save(const Candidate& candidate, const SealKeyPtr& key, bool quiet) {
   Verdict verdict{to_json(candidate.id), !candidate.unusable || candidate.abandoned};
   Json problems = Json::array();
   if (candidate.unusable) problems.push_back(candidate.unusable->message);
@@ -265,8 +278,8 @@ Verdict verify_save(const Candidate& candidate, bool quiet) {
       problems.push_back(verified.error().message);
     }
   }
-  verify_parity_of(candidate, verdict, quiet);
-  if (!verdict.good) verdict.json["repairable"] = can_be_repaired(candidate);
+  verify_parity_of(candidate, key, verdict, quiet);
+  if (!verdict.good) verdict.json["repairable"] = can_be_repaired(candidate, key);
   verdict.json["good"] = verdict.good;
   verdict.json["state"] = state_text(candidate);
   verdict.json["problems"] = problems;
@@ -377,8 +390,9 @@ Status diff_tensors(Sides& sides, const CkptArguments& arguments, DiffOutput& ou
 }
 
 Result<Sides> open_sides(const CkptArguments& arguments) {
-  MUSTER_ASSIGN(const Chosen a, choose(arguments.first));
-  MUSTER_ASSIGN(const Chosen b, choose(arguments.second));
+  MUSTER_ASSIGN(const SealKeyPtr key, key_of(arguments));
+  MUSTER_ASSIGN(const Chosen a, choose(arguments.first, key));
+  MUSTER_ASSIGN(const Chosen b, choose(arguments.second, key));
   MUSTER_ASSIGN(StateReader reader_a, open_state(a));
   MUSTER_ASSIGN(StateReader reader_b, open_state(b));
   return Sides{std::move(reader_a), std::move(reader_b)};
@@ -387,12 +401,15 @@ Result<Sides> open_sides(const CkptArguments& arguments) {
 }  // namespace
 
 int ckpt_ls(const CkptArguments& arguments) {
-  auto folder = Folder::look(real_files(), arguments.first);
+  const auto key = key_of(arguments);
+  if (!key.ok()) return report(key.error());
+  auto folder = look(arguments.first, *key);
   if (!folder.ok()) return report(folder.error());
   const auto candidates = folder->versions();
   if (!candidates.ok()) return report(candidates.error());
   Json saves = Json::array();
-  Table table({"version", "save", "state", "size", "age", "shards", "tensors", "samples", "parent"});
+  Table table(
+      {"version", "save", "state", "size", "age", "shards", "tensors", "samples", "parent", "sealed"});
   std::vector<std::string> reasons;
   for (const Candidate& candidate : *candidates) {
     const Manifest* manifest = candidate.manifest.get();
@@ -403,7 +420,8 @@ int ckpt_ls(const CkptArguments& arguments) {
                number(manifest ? manifest->shards.size() : 0),
                number(manifest ? manifest->tensors.size() : 0),
                number(manifest ? manifest->sample_position : 0),
-               manifest && manifest->parent.nonce != 0 ? std::to_string(manifest->parent.version) : "-"});
+               manifest && manifest->parent.nonce != 0 ? std::to_string(manifest->parent.version) : "-",
+               manifest && manifest->key_id != 0 ? hex64(manifest->key_id) : "-"});
     if (candidate.finished && candidate.unusable && !candidate.abandoned)
       reasons.push_back(candidate.unusable->message);
   }
@@ -419,7 +437,9 @@ int ckpt_ls(const CkptArguments& arguments) {
 }
 
 int ckpt_show(const CkptArguments& arguments) {
-  const auto chosen = choose(arguments.first);
+  const auto key = key_of(arguments);
+  if (!key.ok()) return report(key.error());
+  const auto chosen = choose(arguments.first, *key);
   if (!chosen.ok()) return report(chosen.error());
   auto state = open_state(*chosen);
   if (!state.ok()) return report(state.error());
@@ -433,7 +453,9 @@ int ckpt_show(const CkptArguments& arguments) {
 }
 
 int ckpt_verify(const CkptArguments& arguments) {
-  const auto saves = choose_some(arguments.first, arguments.all);
+  const auto key = key_of(arguments);
+  if (!key.ok()) return report(key.error());
+  const auto saves = choose_some(arguments.first, arguments.all, *key);
   if (!saves.ok()) return report(saves.error());
   std::optional<Folder> owned;
   if (arguments.mark) {
@@ -444,7 +466,7 @@ int ckpt_verify(const CkptArguments& arguments) {
   Json list = Json::array();
   bool all_good = true;
   for (const Candidate& save : saves->candidates) {
-    const Verdict verdict = verify_save(save, arguments.json);
+    const Verdict verdict = verify_save(save, *key, arguments.json);
     all_good &= verdict.good && verdict.parity_is_good;
     if (!arguments.json) print_verdict(save, verdict);
     list.push_back(verdict.json);

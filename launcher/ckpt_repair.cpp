@@ -72,8 +72,8 @@ bool has_parity(const Candidate& save) {
 }
 
 // What one trouble stops is one save. Those that have parity first: others may link to what is rebuilt there.
-void repair_all(ChosenSaves& saves, const std::vector<OtherSave>& others, const CkptArguments& arguments,
-                Tally& tally) {
+void repair_all(ChosenSaves& saves, const std::vector<OtherSave>& others, const SealKeyPtr& key,
+                const CkptArguments& arguments, Tally& tally) {
   std::stable_partition(saves.candidates.begin(), saves.candidates.end(), has_parity);
   for (const Candidate& save : saves.candidates) {
     ProgressBar bar("repairing " + to_string(save.id), bytes_to_read(save), arguments.json);
@@ -82,6 +82,7 @@ void repair_all(ChosenSaves& saves, const std::vector<OtherSave>& others, const 
     options.missing_manifest = !save.finished;  // only one that was named
     options.write_parity = arguments.parity;
     options.others = others;
+    options.key = key;
     options.progress = [&](uint64_t bytes) { bar.show(bytes); };
     const auto repaired = repair_save(real_files(), save.folder, save.id, options);
     if (repaired.ok())
@@ -94,18 +95,19 @@ void repair_all(ChosenSaves& saves, const std::vector<OtherSave>& others, const 
 Result<Tally> repair(const CkptArguments& arguments) {
   const std::string name =
       arguments.second.empty() ? arguments.first : arguments.first + "@" + arguments.second;
-  MUSTER_ASSIGN(ChosenSaves saves, choose_some(name, !names_version(name)));
+  MUSTER_ASSIGN(const SealKeyPtr key, key_of(arguments));
+  MUSTER_ASSIGN(ChosenSaves saves, choose_some(name, !names_version(name), key));
   std::optional<Folder> owned;
   if (!arguments.dry_run) {
     MUSTER_ASSIGN(owned, Folder::own(real_files(), saves.folder, who_am_i()));
   }
-  MUSTER_ASSIGN(Folder folder, Folder::look(real_files(), saves.folder));
+  MUSTER_ASSIGN(Folder folder, look(saves.folder, key));
   MUSTER_ASSIGN(const auto all, folder.versions());
   std::vector<OtherSave> others;
   for (const Candidate& candidate : all)
     if (candidate.manifest) others.push_back({candidate.folder, candidate.manifest});
   Tally tally;
-  repair_all(saves, others, arguments, tally);
+  repair_all(saves, others, key, arguments, tally);
   return tally;
 }
 

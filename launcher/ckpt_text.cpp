@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 
 #include "launcher/run.h"
 #include "runtime/base/clock.h"
+#include "runtime/seal_key_file.h"
 
 namespace muster::launcher {
 namespace {
@@ -156,12 +158,26 @@ std::string number_text(double value) {
   return text;
 }
 
-Result<Chosen> choose(const std::string& name) {
+Result<SealKeyPtr> key_of(const CkptArguments& arguments) {
+  if (!arguments.key_file.empty()) return read_seal_key(arguments.key_file);
+  const char* const file = std::getenv("MUSTER_CHECKPOINT_KEY_FILE");
+  return read_seal_key(file != nullptr ? file : "");
+}
+
+Result<Folder> look(const std::string& path, const SealKeyPtr& key) {
+  MUSTER_ASSIGN(Folder folder, Folder::look(real_files(), path));
+  folder.use_key(key);
+  return folder;
+}
+
+Result<Chosen> choose(const std::string& name, const SealKeyPtr& key) {
   const Wanted wanted = wanted_of(name);
-  MUSTER_ASSIGN(Folder folder, Folder::look(real_files(), wanted.folder));
+  MUSTER_ASSIGN(Folder folder, look(wanted.folder, key));
   MUSTER_ASSIGN(auto candidates, folder.versions());
   for (Candidate& candidate : candidates) {
-    if (wanted.version.empty() ? !candidate.unusable : matches(candidate.id, wanted.version))
+    const bool named = !wanted.version.empty() && matches(candidate.id, wanted.version);
+    if (candidate.foreign && (named || wanted.version.empty())) return *candidate.unusable;
+    if (wanted.version.empty() ? !candidate.unusable : named)
       return Chosen{folder.path(), std::move(candidate)};
   }
   return none_such(wanted, candidates);
@@ -169,12 +185,12 @@ Result<Chosen> choose(const std::string& name) {
 
 bool names_version(const std::string& name) { return !wanted_of(name).version.empty(); }
 
-Result<ChosenSaves> choose_some(const std::string& name, bool all) {
+Result<ChosenSaves> choose_some(const std::string& name, bool all, const SealKeyPtr& key) {
   if (!all) {
-    MUSTER_ASSIGN(Chosen chosen, choose(name));
+    MUSTER_ASSIGN(Chosen chosen, choose(name, key));
     return ChosenSaves{std::move(chosen.folder), {std::move(chosen.candidate)}};
   }
-  MUSTER_ASSIGN(Folder folder, Folder::look(real_files(), name));
+  MUSTER_ASSIGN(Folder folder, look(name, key));
   MUSTER_ASSIGN(auto candidates, folder.versions());
   ChosenSaves saves{folder.path(), {}};
   std::copy_if(candidates.begin(), candidates.end(), std::back_inserter(saves.candidates),
@@ -237,6 +253,7 @@ uint64_t bytes_of(const Manifest& manifest) {
 std::string state_text(const Candidate& candidate) {
   if (!candidate.finished) return "unfinished";
   if (candidate.abandoned) return "abandoned";
+  if (candidate.foreign) return "not of this key";
   if (candidate.unusable) return candidate.unusable->code == ErrorCode::kMisuse ? "newer format" : "damaged";
   return to_string(candidate.state);
 }

@@ -42,6 +42,11 @@ class ProgressBar {
   Instant shown_ = 0;
 };
 
+// That was given by --key-file or its variable. Errors: those of read_seal_key().
+Result<checkpoint::SealKeyPtr> key_of(const CkptArguments& arguments);
+// A folder to look at, with the key that was given for it.
+Result<checkpoint::Folder> look(const std::string& folder, const checkpoint::SealKeyPtr& key);
+
 std::string who_am_i();                // for the owner's file
 std::string age_text(int64_t age_ms);  // "3 h ago"
 std::string shape_text(const std::vector<uint64_t>& shape);
@@ -54,13 +59,14 @@ struct Chosen {
 };
 // FOLDER (its newest usable version), FOLDER@VERSION, FOLDER@VERSION-NONCE, or the folder of one save.
 // Errors: kMisuse: there is none such; the sentence names those that there are.
-Result<Chosen> choose(const std::string& name);
+// With a key: only what is sealed with it; kMisuse also where what was named, or is newer, is not.
+Result<Chosen> choose(const std::string& name, const checkpoint::SealKeyPtr& key = {});
 // That one version or, with `all`, all saves of a folder that were finished, newest first.
 struct ChosenSaves {
   std::string folder;
   std::vector<checkpoint::Candidate> candidates;
 };
-Result<ChosenSaves> choose_some(const std::string& name, bool all);
+Result<ChosenSaves> choose_some(const std::string& name, bool all, const checkpoint::SealKeyPtr& key);
 bool names_version(const std::string& name);
 Result<checkpoint::StateReader> open_state(const Chosen& chosen);
 
@@ -83,6 +89,7 @@ int ckpt_repair(const CkptArguments& arguments);
 int ckpt_diff(const CkptArguments& arguments);
 int ckpt_export(const CkptArguments& arguments);
 int ckpt_import(const CkptArguments& arguments);
+int ckpt_keygen(const CkptArguments& arguments);
 int ckpt_index(const CkptArguments& arguments);
 int ckpt_prune(const CkptArguments& arguments);
 

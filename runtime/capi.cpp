@@ -6,6 +6,7 @@
 
 #include "runtime/base/options.h"
 #include "runtime/run.h"
+#include "runtime/seal_key_file.h"
 #include "runtime/session.h"
 #include "runtime/state.h"
 
@@ -265,6 +266,7 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
     }
     train.gradient_memory = static_cast<muster::Memory>(known.gradient_memory);
     train.stream = known.stream;
+    std::string key_file = known.checkpoint_key_file != nullptr ? known.checkpoint_key_file : "";
     // A variable that is wrong was refused when the session was joined.
     if (const auto values = muster::OptionValues::from_environment(); values.ok()) {
       train.save.staging_bytes_max = static_cast<uint64_t>(values->integer("staging-mib")) << 20;
@@ -280,8 +282,15 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
         train.local.every = values->integer("checkpoint-local-every");
       // An interval, wherever it is from, asks for nothing where there is no folder.
       if (!saves_locally && train.local.every > 0) train.local.every = 0;
+      if (key_file.empty()) key_file = values->text("checkpoint-key-file");
       train.save.keep_every = static_cast<uint64_t>(values->integer("keep-every"));
       train.save.keep_younger_ms = values->duration("keep-younger") / muster::kMillisecond;
+    }
+    // A job that saves nothing needs no key, whatever the variable says.
+    if (!train.save.folder.empty()) {
+      auto key = muster::read_seal_key(key_file);
+      if (!key.ok()) return to_c(key);
+      train.save.key = *std::move(key);
     }
     if (known.step_timeout_seconds > 0) train.step_timeout = from_seconds(known.step_timeout_seconds);
     if (known.bucket_bytes > 0) train.bucket_bytes = known.bucket_bytes;

@@ -318,11 +318,13 @@ Result<control::SaveVote> Saver::stage_and_write(Rewrite& rewrite) {
   const control::SaveOpen& open = rewrite.save.open;
   const World world{rewrite.part, static_cast<uint32_t>(open.participants.size()), open.writers};
   MUSTER_ASSIGN(const checkpoint::SavePlan plan, checkpoint::plan_save(specs(), world.count, world.writers));
-  MUSTER_ASSIGN(const auto shape, checkpoint::make_shard_template(plan, world.index));
+  MUSTER_ASSIGN(const auto shape,
+                checkpoint::make_shard_template(plan, world.index, options_.key != nullptr));
   checkpoint::SaveShardOptions options;
   options.write.writer_nonce = random_nonce();
   options.staging_bytes_max = staging_bytes_max(is_last(rewrite.save));
   options.folder = [&] { return folder_of(rewrite); };
+  options.key = options_.key;
   options.staged = [&] { rewrite.lease.reset(); };
   MUSTER_TRY(state_.wait_readable(now() + kReadTimeout));
   MUSTER_ASSIGN(const checkpoint::TensorReader tensors, reader(world));
@@ -392,6 +394,7 @@ Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, control:
   options.staging_bytes_max = staging_bytes_max(save.open.stop || save.open.rescue);
   options.bytes_per_second_max = is_last(save) ? 0 : options_.bytes_per_second_max;
   options.folder = [&] { return folder_of(save); };
+  options.key = options_.key;
   options.earlier = std::exchange(to_share_, std::nullopt);
   if (options.earlier) {
     const checkpoint::ShardRecord& earlier = options.earlier->record;
@@ -428,7 +431,7 @@ Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, control:
 Status Saver::prepare_template(const World& world) {
   if (template_ && shape_of_ == world) return ok();
   MUSTER_ASSIGN(const checkpoint::SavePlan plan, checkpoint::plan_save(specs(), world.count, world.writers));
-  MUSTER_ASSIGN(template_, checkpoint::make_shard_template(plan, world.index));
+  MUSTER_ASSIGN(template_, checkpoint::make_shard_template(plan, world.index, options_.key != nullptr));
   shape_of_ = world;
   return ok();
 }
@@ -548,6 +551,8 @@ Result<checkpoint::Manifest> Saver::publish_now(const Save& save, const control:
   manifest.fence = folder->fence();
   manifest.tensors = specs();
   manifest.shard_owners = save.open.writers;
+  manifest.key = options_.key;
+  manifest.key_id = id_of(options_.key);
   std::vector<checkpoint::ShardRecord> records;
   std::vector<std::optional<checkpoint::PieceChanges>> changes(publish.records.size());
   for (const ByteBuffer& vote : publish.records) {
@@ -672,10 +677,12 @@ void Saver::verify_newest() {
 
 Status Saver::verify(const Save& save) {
   MUSTER_ASSIGN(checkpoint::Folder folder, checkpoint::Folder::look(files_, options_.folder));
+  folder.use_key(options_.key);
   MUSTER_ASSIGN(const auto versions, folder.versions());
   const auto mine = std::find_if(versions.begin(), versions.end(),
                                  [&](const auto& candidate) { return candidate.id == save.id; });
-  if (mine == versions.end() || !mine->manifest)
+  if (mine != versions.end() && !mine->manifest) return *mine->unusable;
+  if (mine == versions.end())
     return Error{ErrorCode::kDropCheckpoint,
                  to_string(save.id) + " is not in " + options_.folder + " any more"};
   const checkpoint::Stop stop = [this] {
@@ -691,7 +698,7 @@ Status Saver::verify(const Save& save) {
 // The save is as good without parity: what fails only there is told.
 Status Saver::verify_with_parity(const checkpoint::Candidate& candidate, const checkpoint::Stop& stop) {
   MUSTER_ASSIGN(const checkpoint::ManifestJson save,
-                checkpoint::read_manifest_json(files_, candidate.folder, candidate.id));
+                checkpoint::read_manifest_json(files_, candidate.folder, candidate.id, options_.key));
   checkpoint::ParityOutcome outcome;
   MUSTER_TRY(checkpoint::verify_with_parity(files_, candidate.folder, save,
                                             static_cast<uint32_t>(options_.parity), outcome, {}, stop));
@@ -793,10 +800,14 @@ Status Saver::become(bool first) {
 Status Saver::become(bool first, bool rescue, Duration wait) {
   if (folder_ && folder_->owner() == first) return ok();
   if (options_.tier == Tier::kLocal) MUSTER_TRY(checkpoint::make_private_folder(files_, options_.folder));
-  if (!first) {
-    MUSTER_ASSIGN(folder_, checkpoint::Folder::look(files_, options_.folder));
-    return ok();
-  }
+  MUSTER_ASSIGN(folder_, folder_as(first, rescue, wait));
+  folder_->use_key(options_.key);
+  if (first) fence_ = folder_->fence();
+  return ok();
+}
+
+Result<checkpoint::Folder> Saver::folder_as(bool first, bool rescue, Duration wait) {
+  if (!first) return checkpoint::Folder::look(files_, options_.folder);
   auto owned = retry_until(now() + wait, [&] {
     return checkpoint::Folder::own(files_, options_.folder, who_am_i(),
                                    options_.tier == Tier::kLocal ? kLocalHelp : checkpoint::kEndThatJob);
@@ -805,10 +816,7 @@ Status Saver::become(bool first, bool rescue, Duration wait) {
   if (!owned.ok() && rescue && owned.error().code == ErrorCode::kRetry) {
     owned = checkpoint::Folder::guest(files_, options_.folder);
   }
-  if (!owned.ok()) return std::move(owned).error();
-  folder_.emplace(std::move(*owned));
-  fence_ = folder_->fence();
-  return ok();
+  return owned;
 }
 
 // Who is the first now waits for the lock.
@@ -855,6 +863,7 @@ Result<Saver::Found> Saver::sort_out_versions() {
            candidate.unusable->message);
     }
   }
+  tell_of_unchecked_seals(found);
   return found;
 }
 
@@ -867,7 +876,7 @@ Status Saver::restore_manifests() {
     if (!candidate.finished || candidate.manifest || !candidate.unusable ||
         candidate.unusable->code != ErrorCode::kDropCheckpoint)
       continue;
-    const auto restored = checkpoint::restore_manifest(files_, candidate.folder, candidate.id);
+    const auto restored = checkpoint::restore_manifest(files_, candidate.folder, candidate.id, options_.key);
     if (!restored.ok() && restored.error().code == ErrorCode::kRetry) return restored.error();
     const auto version = static_cast<control::Version>(candidate.id.version);
     if (!restored.ok())
@@ -878,6 +887,18 @@ Status Saver::restore_manifests() {
                candidate.unusable->message + ")");
   }
   return ok();
+}
+
+// Its digests are right or it is not used; who made it nobody has looked at.
+void Saver::tell_of_unchecked_seals(const Found& found) {
+  const auto sealed = std::ranges::find_if(
+      found.usable, [](const checkpoint::Candidate& candidate) { return candidate.manifest->key_id != 0; });
+  if (options_.key || sealed == found.usable.end() || !folder_->owner()) return;  // one rank says it
+  if (std::exchange(told_of_seals_, true)) return;
+  tell(EventKind::kLog, static_cast<control::Version>(sealed->id.version),
+       to_string(sealed->id) + " is sealed with the key " + checkpoint::hex64(sealed->manifest->key_id) +
+           ", and this job was given no checkpoint_key_file: only its digests are checked, and what this job "
+           "saves is not sealed");
 }
 
 // A job that died in its first save, or manifests that someone removed.
@@ -987,6 +1008,7 @@ Result<checkpoint::RepairReport> Saver::repair_now(const checkpoint::Candidate& 
   checkpoint::RepairOptions options;
   for (const checkpoint::Candidate& other : versions)
     if (other.manifest) options.others.push_back({other.folder, other.manifest});
+  options.key = options_.key;
   // It is given when the run has gone on.
   options.mend_parity = false;
   options.stop = [this, deadline] {

@@ -46,8 +46,9 @@ struct SaveOptions {
   uint64_t bytes_per_second_max = 0;  // of a periodic save on this rank; 0: no limit
   checkpoint::RestoreRules rules;     // what may differ between a checkpoint and this program
   bool link_unchanged = true;         // what has the bytes of an earlier save's shard shares them
-  int64_t parity = 0;        // shards of a group with a parity file; 0: none; of the shared tier only
-  bool stale_fails = false;  // a periodic save with a tensor that should have changed is not published
+  int64_t parity = 0;          // shards of a group with a parity file; 0: none; of the shared tier only
+  checkpoint::SealKeyPtr key;  // seals what is saved, and what is restored has to be sealed with it
+  bool stale_fails = false;    // a periodic save with a tensor that should have changed is not published
 };
 
 checkpoint::Lineage to_checkpoint(const control::Lineage& lineage);
@@ -204,9 +205,11 @@ class Saver {
   void prune(control::Version version);  // which is only told
   void tell_of_removal(const checkpoint::RetentionPolicy& policy, const std::string& folder);
   Result<checkpoint::Folder*> folder();
+  void tell_of_unchecked_seals(const Found& found);
   Duration own_timeout(bool rescue) const;
   Status become(bool first);
   Status become(bool first, bool rescue, Duration wait);
+  Result<checkpoint::Folder> folder_as(bool first, bool rescue, Duration wait);
   void leave_to_first();
   Result<Found> sort_out_versions();
   Status restore_manifests();
@@ -251,6 +254,7 @@ class Saver {
   // Only the worker thread touches these; and the writing thread of a save, for which the worker waits.
   std::optional<checkpoint::Folder> folder_;
   std::deque<uint64_t> failed_nonces_;
+  bool told_of_seals_ = false;
   std::shared_ptr<const checkpoint::ShardTemplate> template_;
   World shape_of_;  // the template's
   checkpoint::StagingBuffer buffer_;

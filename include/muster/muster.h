@@ -323,6 +323,11 @@ typedef struct muster_train_options {
    * damage rebuilds them, and so does `muster ckpt repair`. Space: of each save a part in so many, or a
    * little more. 0: none */
   int64_t checkpoint_parity;
+  /* File with a key that seals what is saved, here and on nodes: 32 to 1024 random bytes, which only this
+   * user may read (else MUSTER_MISUSE), the same for all processes (`muster ckpt keygen`). A run then resumes
+   * only from what is sealed with it and was not changed since, and ends with 78 where a save there is not
+   * sealed, or with another key. NULL or "": MUSTER_CHECKPOINT_KEY_FILE, if that is set, else none. */
+  const char* checkpoint_key_file;
 } muster_train_options;
 
 /* Fills in the defaults, so that a program sets only what it means. */

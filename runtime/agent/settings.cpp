@@ -27,7 +27,7 @@ Status check_owner(int file, const std::string& what, const std::string& path) {
   return ok();
 }
 
-Result<ByteBuffer> read_to_end(int file, const std::string& what) {
+Result<ByteBuffer> read_all(int file, const std::string& what) {
   ByteBuffer bytes(kSecretBytesMax + 1);
   size_t filled = 0;
   while (filled < bytes.size()) {
@@ -40,6 +40,11 @@ Result<ByteBuffer> read_to_end(int file, const std::string& what) {
   if (filled > kSecretBytesMax)
     return misuse(what + " is longer than " + std::to_string(kSecretBytesMax) + " bytes");
   bytes.resize(filled);
+  return bytes;
+}
+
+Result<ByteBuffer> read_to_end(int file, const std::string& what) {
+  MUSTER_ASSIGN(ByteBuffer bytes, read_all(file, what));
   while (!bytes.empty() && (bytes.back() == std::byte{'\n'} || bytes.back() == std::byte{'\r'}))
     bytes.pop_back();
   return bytes;
@@ -149,6 +154,11 @@ Result<ByteBuffer> read_secret(const OptionValues& values) {
 Result<ByteBuffer> read_private_file(const std::string& what, const std::string& path) {
   MUSTER_ASSIGN(const UniqueFd file, open_private(what + " " + path, path));
   return read_to_end(file.get(), what + " " + path);
+}
+
+Result<ByteBuffer> read_private_bytes(const std::string& what, const std::string& path) {
+  MUSTER_ASSIGN(const UniqueFd file, open_private(what + " " + path, path));
+  return read_all(file.get(), what + " " + path);
 }
 
 std::string host_name() {

@@ -28,6 +28,9 @@ Result<ByteBuffer> read_secret(const OptionValues& values);
 // may be short.
 Result<ByteBuffer> read_private_file(const std::string& what, const std::string& path);
 
+// The same, but all bytes as they are: a key may end in what looks like a line end.
+Result<ByteBuffer> read_private_bytes(const std::string& what, const std::string& path);
+
 std::string host_name();
 
 }  // namespace muster::agent

@@ -118,6 +118,9 @@ constexpr Option kOptions[] = {
      "folder on each node for saves of its own workers, where the program names none and can have them"},
     {"checkpoint-local-every", kInteger, "0", 0, 1e15, kVariable,
      "steps between these, where the program does not say"},
+    {"checkpoint-key-file", kText, "", 0, 0, kVariable,
+     "file with the key that seals checkpoints, where the program names none: only you may read it. See "
+     "docs/guides/checkpoints.md"},
     {"keep-every", kInteger, "0", 0, 1e15, kVariable,
      "keep also checkpoints of versions that are multiples of this; 0: none for that reason"},
     {"keep-younger", kSeconds, "0", 0, 36500 * kDay, kVariable,

@@ -7,9 +7,11 @@
 #include <openssl/kdf.h>
 #include <openssl/ssl.h>
 
+#include <algorithm>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 namespace muster::crypto {
 namespace {
@@ -83,5 +85,80 @@ Result<Key> derive_key(ByteSpan secret, std::string_view salt, std::string_view 
 }
 
 void forget(MutableByteSpan secret) { OPENSSL_cleanse(secret.data(), secret.size()); }
+
+bool equal(ByteSpan a, ByteSpan b) {
+  return a.size() == b.size() && CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0;
+}
+
+namespace {
+
+using CipherContext = std::unique_ptr<EVP_CIPHER_CTX, decltype(&EVP_CIPHER_CTX_free)>;
+constexpr size_t kUpdateBytesMax = 1 << 30;  // OpenSSL counts in int
+
+Result<CipherContext> keyed_context(const Key& key) {
+  CipherContext context(EVP_CIPHER_CTX_new(), &EVP_CIPHER_CTX_free);
+  if (!context ||
+      EVP_EncryptInit_ex(context.get(), EVP_aes_256_gcm(), nullptr, raw(key.data()), nullptr) != 1)
+    return failure("prepare AES-256-GMAC");
+  return context;
+}
+
+bool compute(EVP_CIPHER_CTX* context, uint64_t number, ByteSpan bytes, Tag& tag) {
+  unsigned char nonce[12] = {};
+  std::memcpy(nonce, &number, sizeof number);
+  if (EVP_EncryptInit_ex(context, nullptr, nullptr, nullptr, nonce) != 1) return false;
+  int done = 0;
+  for (; !bytes.empty(); bytes = bytes.subspan(static_cast<size_t>(done))) {
+    const auto some = static_cast<int>(std::min(bytes.size(), kUpdateBytesMax));
+    if (EVP_EncryptUpdate(context, nullptr, &done, raw(bytes.data()), some) != 1 || done != some)
+      return false;
+  }
+  unsigned char nothing[16];  // what is encrypted: nothing, so that nothing comes
+  return EVP_EncryptFinal_ex(context, nothing, &done) == 1 &&
+         EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_AEAD_GET_TAG, tag.size(), tag.data()) == 1;
+}
+
+}  // namespace
+
+// Each is used by one thread at a time; there are as many as threads were at it at once.
+struct Gmac::Contexts {
+  explicit Contexts(const Key& its_key) : key(its_key) {}
+  ~Contexts() { forget(key); }
+  Contexts(const Contexts&) = delete;
+  Contexts& operator=(const Contexts&) = delete;
+
+  Result<CipherContext> take() {
+    {
+      const std::lock_guard lock(mutex);
+      if (!free.empty()) {
+        CipherContext context = std::move(free.back());
+        free.pop_back();
+        return context;
+      }
+    }
+    return keyed_context(key);
+  }
+  void give_back(CipherContext context) {
+    const std::lock_guard lock(mutex);
+    free.push_back(std::move(context));
+  }
+
+  Key key;
+  std::mutex mutex;
+  std::vector<CipherContext> free;
+};
+
+Gmac::Gmac(const Key& key) : contexts_(std::make_unique<Contexts>(key)) { initialise(); }
+Gmac::Gmac(Gmac&&) noexcept = default;
+Gmac& Gmac::operator=(Gmac&&) noexcept = default;
+Gmac::~Gmac() = default;
+
+Result<Tag> Gmac::tag(uint64_t number, ByteSpan bytes) const {
+  MUSTER_ASSIGN(CipherContext context, contexts_->take());
+  Tag tag{};
+  if (!compute(context.get(), number, bytes, tag)) return failure("compute AES-256-GMAC");
+  contexts_->give_back(std::move(context));
+  return tag;
+}
 
 }  // namespace muster::crypto

@@ -15,15 +15,17 @@ WholeState state_of(uint64_t version) {
 
 struct Disk {
   MemoryFiles files;
+  SealKeyPtr key;
   std::optional<Folder> folder;
   std::optional<Manifest> newest;
 
-  Disk() {
+  explicit Disk(bool sealed) : key(sealed ? seal_key() : nullptr) {
     auto owned = Folder::own(files, "ckpt", "a job");
     EXPECT_TRUE(owned.ok());
     folder.emplace(std::move(owned).value());
-    EXPECT_TRUE(save(files, *folder, state_of(1), {1, 11}).ok());
-    auto saved = save(files, *folder, state_of(2), {2, 12});
+    folder->use_key(key);
+    EXPECT_TRUE(save(files, *folder, state_of(1), {1, 11}, {.key = key}).ok());
+    auto saved = save(files, *folder, state_of(2), {2, 12}, {.key = key});
     EXPECT_TRUE(saved.ok());
     newest = std::move(saved).value();
     EXPECT_TRUE(folder->mark_verified({2, 12}).ok());
@@ -67,15 +69,19 @@ std::vector<std::string> names_of_save(Disk& disk) {
   return *disk.files.list(disk.folder->save_folder({2, 12}));
 }
 
-TEST(Corruption, NothingIsWrongBefore) {
-  Disk disk;
+// Of plain saves, and of sealed ones.
+class Corruption : public ::testing::TestWithParam<bool> {};
+INSTANTIATE_TEST_SUITE_P(PlainAndSealed, Corruption, ::testing::Bool());
+
+TEST_P(Corruption, NothingIsWrongBefore) {
+  Disk disk(GetParam());
   EXPECT_EQ(disk.complaint(), "");
   EXPECT_EQ(disk.fall_back(), 2U);
   EXPECT_THAT(names_of_save(disk), ::testing::SizeIs(4));
 }
 
-TEST(Corruption, EveryFlippedByteIsFoundAndNamed) {
-  Disk disk;
+TEST_P(Corruption, EveryFlippedByteIsFoundAndNamed) {
+  Disk disk(GetParam());
   for (const std::string& name : names_of_save(disk)) {
     if (name == "verified.json") continue;
     ByteBuffer& contents = disk.files.contents(disk.path(name));
@@ -89,8 +95,8 @@ TEST(Corruption, EveryFlippedByteIsFoundAndNamed) {
 }
 
 // What is used from a damaged shard is right; if anything is wrong with it, the older version serves.
-TEST(Corruption, DamagedShardsFallBack) {
-  Disk disk;
+TEST_P(Corruption, DamagedShardsFallBack) {
+  Disk disk(GetParam());
   int fallen_back = 0;
   for (const std::string& name : names_of_save(disk)) {
     if (!name.ends_with(".h5")) continue;
@@ -106,8 +112,8 @@ TEST(Corruption, DamagedShardsFallBack) {
   EXPECT_GT(fallen_back, 50);
 }
 
-TEST(Corruption, TruncatedZeroedExtendedOrEmptyFiles) {
-  Disk disk;
+TEST_P(Corruption, TruncatedZeroedExtendedOrEmptyFiles) {
+  Disk disk(GetParam());
   for (const std::string& name : names_of_save(disk)) {
     if (name == "verified.json") continue;
     ByteBuffer& contents = disk.files.contents(disk.path(name));
@@ -131,10 +137,10 @@ TEST(Corruption, TruncatedZeroedExtendedOrEmptyFiles) {
 }
 
 // A file with two names has one set of bytes: what hits it is found in both versions.
-TEST(Corruption, DamageToASharedFileIsFoundInEveryVersionThatHasIt) {
-  Disk disk;
+TEST_P(Corruption, DamageToASharedFileIsFoundInEveryVersionThatHasIt) {
+  Disk disk(GetParam());
   const WholeState state = state_of(2);
-  auto third = save(disk.files, *disk.folder, state, {3, 13}, {.earlier = &*disk.newest});
+  auto third = save(disk.files, *disk.folder, state, {3, 13}, {.earlier = &*disk.newest, .key = disk.key});
   ASSERT_OK(third);
   ASSERT_TRUE(third->shares());
   const auto complaint_of = [&](const Manifest& manifest) {
@@ -153,16 +159,17 @@ TEST(Corruption, DamageToASharedFileIsFoundInEveryVersionThatHasIt) {
   }
   EXPECT_EQ(complaint_of(*third), "");
   // A manifest that says another save wrote the file is wrong about the identity in it.
+  const char* const wrong = GetParam() ? "tables do not fit the seal" : "belongs to another save";
   Manifest forged = *third;
   forged.shards[0].written_by = {1, 11};
-  EXPECT_THAT(complaint_of(forged), HasSubstr("belongs to another save"));
+  EXPECT_THAT(complaint_of(forged), HasSubstr(wrong));
   forged.shards[0].written_by = {};
-  EXPECT_THAT(complaint_of(forged), HasSubstr("belongs to another save"));
+  EXPECT_THAT(complaint_of(forged), HasSubstr(wrong));
 }
 
-TEST(Corruption, DeletedFiles) {
+TEST_P(Corruption, DeletedFiles) {
   for (size_t i = 0; i < 3; ++i) {
-    Disk disk;
+    Disk disk(GetParam());
     const std::string name = names_of_save(disk)[i];
     ASSERT_OK(disk.files.unlink(disk.path(name)));
     EXPECT_THAT(disk.complaint(), name == "manifest.json"
@@ -172,8 +179,8 @@ TEST(Corruption, DeletedFiles) {
   }
 }
 
-TEST(Corruption, SwappedAndDuplicatedShards) {
-  Disk disk;
+TEST_P(Corruption, SwappedAndDuplicatedShards) {
+  Disk disk(GetParam());
   const auto names = names_of_save(disk);
   ByteBuffer& first = disk.files.contents(disk.path(names[1]));
   ByteBuffer& second = disk.files.contents(disk.path(names[2]));
@@ -192,16 +199,16 @@ TEST(Corruption, SwappedAndDuplicatedShards) {
 }
 
 // The manifest of one version in the folder of another, and a whole folder under another name.
-TEST(Corruption, ManifestsOfOtherSaves) {
-  Disk disk;
+TEST_P(Corruption, ManifestsOfOtherSaves) {
+  Disk disk(GetParam());
   ByteBuffer& manifest = disk.files.contents(disk.path("manifest.json"));
   manifest = disk.files.contents(disk.folder->save_folder({1, 11}) + "/manifest.json");
   EXPECT_THAT(disk.complaint(), HasSubstr("manifest.json belongs to version 1"));
   EXPECT_EQ(disk.fall_back(), 1U);
 }
 
-TEST(Corruption, DamagedMarkOfVerificationOnlyCostsTheMark) {
-  Disk disk;
+TEST_P(Corruption, DamagedMarkOfVerificationOnlyCostsTheMark) {
+  Disk disk(GetParam());
   const auto state = [&] {
     const auto candidates = disk.folder->versions();
     return candidates->front().state;
@@ -214,8 +221,8 @@ TEST(Corruption, DamagedMarkOfVerificationOnlyCostsTheMark) {
   EXPECT_EQ(state(), SaveState::kVerified);
 }
 
-TEST(Corruption, OneDamagedBranchRecordIsSurvivedTwoAreNamed) {
-  Disk disk;
+TEST_P(Corruption, OneDamagedBranchRecordIsSurvivedTwoAreNamed) {
+  Disk disk(GetParam());
   ASSERT_OK(disk.folder->abandon_for({{7, 1, 0}, {7, 5, 1}}, "a test"));
   EXPECT_EQ(disk.fall_back(), 1U);
   disk.files.contents("ckpt/branch-0000000001.a.json")[3] ^= std::byte{1};
@@ -226,8 +233,8 @@ TEST(Corruption, OneDamagedBranchRecordIsSurvivedTwoAreNamed) {
   EXPECT_EQ(disk.fall_back(), 1U);
 }
 
-TEST(Corruption, LostOwnerFileDoesNotSetTheFenceBack) {
-  Disk disk;
+TEST_P(Corruption, LostOwnerFileDoesNotSetTheFenceBack) {
+  Disk disk(GetParam());
   const uint64_t fence = disk.folder->fence();
   disk.folder.reset();
   disk.files.contents("ckpt/owner.json").clear();

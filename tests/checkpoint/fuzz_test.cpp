@@ -81,6 +81,48 @@ TEST(Fuzz, Manifests) {
   EXPECT_GT(accepted, 0) << "changes of texts for display are read";
 }
 
+// Sealed again after the mutation, as only who has the key could: else nothing behind the seal is reached.
+TEST(Fuzz, SealedManifests) {
+  SeededRandom random(6);
+  MemoryFiles files;
+  auto folder = Folder::own(files, "ckpt", "a job");
+  ASSERT_OK(folder);
+  const SealKeyPtr key = seal_key();
+  folder->use_key(key);
+  const WholeState state = WholeState::random(random_specs(random, 6), 1);
+  const auto first = save(files, *folder, state, {3, 4}, {.participants = 3, .key = key});
+  ASSERT_OK(first);
+  const auto manifest =
+      save(files, *folder, state, {4, 5}, {.participants = 3, .earlier = &*first, .key = key});
+  ASSERT_OK(manifest);
+  const std::string text = without_digest_line(as_bytes(encode_sealed(*manifest).value()), "m").value();
+  const size_t seal_bytes = std::string("0\"}\n").size() - 1 + 2 * sizeof(crypto::Hash);
+  int accepted = 0;
+  for (int i = 0; i < rounds(); ++i) {
+    std::string forged = mutated(text, random);
+    const std::string unsealed = with_digest_line(forged);
+    if (forged != text) {
+      ASSERT_FALSE(decode_manifest(as_bytes(unsealed), "m", key).ok());
+    }
+    (void)decode_manifest(as_bytes(unsealed), "m");
+    if (forged.size() < seal_bytes) continue;
+    const size_t covered = forged.size() - seal_bytes;
+    forged.replace(covered, 2 * sizeof(crypto::Hash),
+                   to_hex(key->manifest_seal(forged.substr(0, covered)).value()));
+    const auto decoded = decode_manifest(as_bytes(with_digest_line(forged)), "m", key);
+    if (!decoded.ok()) {
+      ASSERT_FALSE(decoded.error().message.empty());
+      continue;
+    }
+    ++accepted;
+    const auto again = encode_sealed(*decoded);
+    ASSERT_OK(again);
+    ASSERT_OK(decode_manifest(as_bytes(*again), "again", key));
+  }
+  EXPECT_LT(accepted, rounds()) << "nothing was refused";
+  EXPECT_GT(accepted, 0) << "changes of texts for display are read";
+}
+
 TEST(Fuzz, SafetensorsHeaders) {
   SeededRandom random(2);
   const auto header = lay_out_safetensors(random_specs(random, 8), {{"format", "pt"}});
@@ -104,14 +146,19 @@ TEST(Fuzz, SafetensorsHeaders) {
 }
 
 // The table of a shard, and the file around it: whatever is changed, no wrong byte is handed out.
-TEST(Fuzz, ShardFiles) {
+class FuzzShards : public ::testing::TestWithParam<bool> {};
+INSTANTIATE_TEST_SUITE_P(PlainAndSealed, FuzzShards, ::testing::Bool());
+
+TEST_P(FuzzShards, AreReadRightOrNotAtAll) {
   SeededRandom random(3);
+  const SealKeyPtr key = GetParam() ? seal_key() : nullptr;
   MemoryFiles files;
   auto folder = Folder::own(files, "ckpt", "a job");
   ASSERT_OK(folder);
   const WholeState state =
       WholeState::random({{"w", DType::kFloat32, {300, 400}, 0}, {"b", DType::kInt8, {900}}}, 1);
-  const auto manifest = save(files, *folder, state, {3, 4});
+  folder->use_key(key);
+  const auto manifest = save(files, *folder, state, {3, 4}, {.key = key});
   ASSERT_OK(manifest);
   ByteBuffer& contents = files.contents(folder->save_folder({3, 4}) + "/" + shard_file_name(0, 100));
   const ByteBuffer good = contents;
@@ -186,7 +233,8 @@ TEST(Fuzz, ParityHeaders) {
 
 TEST(Fuzz, Votes) {
   SeededRandom random(4);
-  const ByteBuffer good = encode(ShardRecord{{{7, 9}, 2, 3}, 11, {8192, 4096}, {1, 2}, {6, 8}});
+  const ByteBuffer good =
+      encode(ShardRecord{{{7, 9}, 2, 3}, 11, {8192, 4096, true}, {1, 2}, {6, 8}, {5, 4}, 3, {12, 13, {}}});
   for (int i = 0; i < rounds(); ++i) {
     ByteBuffer bytes = good;
     bytes[random.below(bytes.size())] ^= static_cast<std::byte>(1 + random.below(255));

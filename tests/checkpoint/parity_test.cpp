@@ -98,7 +98,7 @@ TEST(Parity, IsTheExclusiveOrOfEachPart) {
     const ByteBuffer& parity = saved.files.contents(saved.path + "/" + parity_file_name(name));
     ASSERT_EQ(parity.size(), layout.file_bytes());
     ByteBuffer metadata(layout.widest.metadata_bytes), payload(layout.widest.payload_bytes),
-        table(layout.table().size());
+        table(layout.tables().size());
     for (uint32_t p = name.group; p < 5; p += 2) {
       const ShardEntry& shard = saved.json.manifest.shards[p];
       const ByteBuffer& bytes =

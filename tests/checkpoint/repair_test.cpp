@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "checkpoint/repair.h"
+#include "checkpoint/restore.h"
 #include "tests/checkpoint/saves.h"
 
 namespace muster::testing {
@@ -29,17 +30,22 @@ struct Disk {
   std::optional<Folder> folder;
   Manifest manifest;
   std::string path;
+  SealKeyPtr key;  // of the save, and of repairs
 
-  explicit Disk(uint32_t participants = 4, uint32_t group_size = 4, WholeState state = some_state(1)) {
+  explicit Disk(uint32_t participants = 4, uint32_t group_size = 4, WholeState state = some_state(1),
+                testing::SaveOptions options = {})
+      : key(options.key) {
+    options.participants = participants;
     folder.emplace(Folder::own(files, "ckpt", "a job").value());
-    manifest = save(files, *folder, state, kId, {.participants = participants}).value();
+    folder->use_key(key);
+    manifest = save(files, *folder, state, kId, options).value();
     path = folder->save_folder(kId);
     if (group_size != 0) write_parity(kId, group_size);
     EXPECT_TRUE(folder->mark_verified(kId).ok());
   }
   void write_parity(VersionId id, uint32_t group_size) {
     const std::string where = folder->save_folder(id);
-    const auto json = read_manifest_json(files, where, id);
+    const auto json = read_manifest_json(files, where, id, key);
     ParityOutcome outcome;
     EXPECT_TRUE(verify_with_parity(files, where, *json, group_size, outcome).ok());
     EXPECT_FALSE(outcome.failure);
@@ -61,7 +67,10 @@ struct Disk {
     for (const std::string& name : files.all_files()) all[name] = files.contents(name);
     return all;
   }
-  Result<RepairReport> repair(RepairOptions options = {}) { return repair_save(files, path, kId, options); }
+  Result<RepairReport> repair(RepairOptions options = {}) {
+    options.key = key;
+    return repair_save(files, path, kId, options);
+  }
 };
 
 std::string text_of(const RepairReport& report) {
@@ -86,8 +95,7 @@ TEST(Repair, TouchesNothingThatIsRight) {
 
 // Each file of the save, damaged in each way: named, and rebuilt to what it was; but a dry run changes
 // nothing.
-TEST(Repair, EachFileDamagedInEachWay) {
-  Disk disk(3, 3);
+void damage_each_file(Disk& disk) {
   const Contents good = disk.contents();
   const auto check = [&](const std::string& name, const std::string& what) {
     const Contents damaged = disk.contents();
@@ -107,12 +115,12 @@ TEST(Repair, EachFileDamagedInEachWay) {
     for (size_t i = 0; i < size; i += std::max<size_t>(size / 40, 1) + i % 7) {
       disk.files.contents(name)[i] ^= std::byte{0x20};
       check(name, "flip " + std::to_string(i));
-      if (HasFatalFailure()) return;
+      if (::testing::Test::HasFatalFailure()) return;
     }
     for (const size_t length : {size_t{0}, size_t{1}, size / 2, size - 1, size + 1}) {
       disk.files.contents(name).resize(length);
       check(name, "length " + std::to_string(length));
-      if (HasFatalFailure()) return;
+      if (::testing::Test::HasFatalFailure()) return;
     }
     for (size_t begin = 0; begin < size; begin += std::max<size_t>(size / 9, 1)) {
       ByteBuffer& at = disk.files.contents(name);
@@ -120,14 +128,133 @@ TEST(Repair, EachFileDamagedInEachWay) {
                 at.begin() + static_cast<ptrdiff_t>(std::min(begin + 5000, size)), std::byte{0});
       if (at == bytes) continue;
       check(name, "zeros at " + std::to_string(begin));
-      if (HasFatalFailure()) return;
+      if (::testing::Test::HasFatalFailure()) return;
     }
     // Without the manifest it is not a checkpoint; and nothing tells of the only parity file that a save had.
     if (name.ends_with("manifest.json") || name == disk.parity()) continue;
     ASSERT_OK(disk.files.unlink(name));
     check(name, "deleted");
-    if (HasFatalFailure()) return;
+    if (::testing::Test::HasFatalFailure()) return;
   }
+}
+
+TEST(Repair, EachFileDamagedInEachWay) {
+  Disk disk(3, 3);
+  damage_each_file(disk);
+}
+
+// Digests, which cover the tags, tell what is right of it without the key.
+TEST(Repair, EachFileOfASealedSave) {
+  for (const bool has_key : {true, false}) {
+    Disk disk(3, 3, some_state(1), {.key = seal_key()});
+    ASSERT_TRUE(disk.manifest.shards[0].geometry.sealed);
+    if (!has_key) disk.key = nullptr;
+    damage_each_file(disk);
+    ASSERT_FALSE(::testing::Test::HasFatalFailure()) << (has_key ? "with the key" : "without the key");
+  }
+}
+
+// Tables of different lengths in one group: a tag table lies where the other file has its slab table.
+TEST(Repair, SealedShardsWhoseTablesDifferInLength) {
+  const std::vector<TensorSpec> specs = {{"a", DType::kUInt8, {4, 88 * kSlabBytes}, kSharded}};
+  Disk disk(2, 2, WholeState::random(specs, 3), {.shard_owners = {0, 0, 0, 1}, .key = seal_key()});
+  ASSERT_GT(disk.manifest.shards[0].geometry.table_bytes(), disk.manifest.shards[1].geometry.table_bytes());
+  disk.folder.reset();
+  for (const bool has_key : {true, false}) {
+    disk.key = has_key ? seal_key() : nullptr;
+    for (const uint32_t p : {0U, 1U}) {
+      const ByteBuffer good = disk.files.contents(disk.shard(p));
+      ASSERT_OK(disk.files.unlink(disk.shard(p)));
+      const auto report = disk.repair();
+      ASSERT_OK(report);
+      EXPECT_TRUE(report->is_right()) << text_of(*report);
+      ASSERT_TRUE(disk.files.contents(disk.shard(p)) == good) << p;
+    }
+  }
+}
+
+// Who lacks the key makes all digests right again, up to the manifest's: the seal is broken, and what is put
+// back is the copy whose seal fits, with the shard that it names.
+TEST(Repair, AForgedShardAndManifest) {
+  Disk disk(3, 3, some_state(1), {.key = seal_key()});
+  const Contents good = disk.contents();
+  disk.flip_slab(1, 0, 5000);
+  const ShardGeometry& g = disk.manifest.shards[1].geometry;
+  ByteBuffer& file = disk.files.contents(disk.shard(1));
+  const Digest slab = digest_of(ByteSpan(file).subspan(g.metadata_bytes, g.slab(0).size()));
+  std::memcpy(file.data() + g.table_offset() + sizeof slab, &slab, sizeof slab);
+  ByteBuffer& manifest = disk.files.contents(disk.path + "/manifest.json");
+  std::string text = without_digest_line(manifest, "m").value();
+  const std::string root = to_string(disk.manifest.shards[1].root);
+  text.replace(text.find(root), root.size(), to_string(digest_of(ByteSpan(file).subspan(g.table_offset()))));
+  const std::string forged = with_digest_line(text);
+  std::copy_n(as_bytes(forged).begin(), forged.size(), manifest.begin());
+  ASSERT_OK(verify_shards(disk.files, disk.path, read_manifest_json(disk.files, disk.path, kId)->manifest));
+  const auto report = disk.repair();
+  ASSERT_OK(report);
+  EXPECT_THAT(text_of(*report),
+              AllOf(HasSubstr("manifest.json | "), HasSubstr("lacks the key"),
+                    HasSubstr("slab 0 damaged; its table of digests is damaged | rebuilt")));
+  EXPECT_EQ(disk.contents(), good);
+  // Nor is a copy taken that another key sealed.
+  disk.files.contents(disk.path + "/manifest.json")[40] ^= std::byte{1};
+  disk.key = seal_key(2);
+  const auto other = disk.repair();
+  ASSERT_FALSE(other.ok());
+  EXPECT_EQ(other.error().code, ErrorCode::kMisuse);
+  EXPECT_THAT(other.error().message, HasSubstr("manifest.json cannot be restored"));
+}
+
+// Bytes that XXH3 cannot tell apart are easy to find: it multiplies the halves of what a word and its secret
+// give, so where a half is zero only the sums of words count. Tags can.
+TEST(Repair, AForgeryWhoseDigestsAllFit) {
+  // The upper halves of the first words of XXH3's secret, for the first two stripes.
+  constexpr uint64_t kUpper0 = 0xbe4ba423ULL << 32, kUpper1 = 0x1cad21f7ULL << 32;
+  const auto put = [](ByteBuffer& bytes, uint64_t at, uint64_t first, uint64_t second) {
+    first |= kUpper0;
+    second |= kUpper1;
+    std::memcpy(bytes.data() + at, &first, sizeof first);
+    std::memcpy(bytes.data() + at + 64, &second, sizeof second);
+  };
+  constexpr uint64_t kBegin = 4096;  // of the tensor in the payload, behind the identity
+  WholeState state = WholeState::random({{"a", DType::kUInt8, {2, 3 * kSlabBytes}, 0}}, 3);
+  put(state.tensors[0], 0, 1000, 1000);
+  Disk disk(2, 2, state, {.key = seal_key()});
+  const Contents good = disk.contents();
+  ByteBuffer& file = disk.files.contents(disk.shard(0));
+  const uint64_t at = disk.manifest.shards[0].geometry.metadata_bytes + kBegin;
+  ASSERT_TRUE(std::equal(file.begin() + static_cast<ptrdiff_t>(at),
+                         file.begin() + static_cast<ptrdiff_t>(at) + 80, state.tensors[0].begin()));
+  put(file, at, 1007, 993);
+  ASSERT_NE(disk.contents(), good);
+  Manifest without_key = disk.manifest;
+  without_key.key = nullptr;
+  ASSERT_OK(verify_shards(disk.files, disk.path, without_key));  // else the forgery is a bad one
+  EXPECT_THAT(verify_shards(disk.files, disk.path, disk.manifest).error().message,
+              HasSubstr("lacks the key"));
+  disk.key = nullptr;
+  // Its sum with the others is not what the parity has, and digests do not tell whose fault that is: the
+  // parity is written anew only in a real repair.
+  EXPECT_THAT(text_of(*disk.repair({.dry_run = true})), ::testing::Not(HasSubstr("rebuilt")));
+  disk.key = seal_key();
+  const auto report = disk.repair();
+  ASSERT_OK(report);
+  EXPECT_THAT(text_of(*report), HasSubstr("slab 0 damaged | rebuilt | from its group's other files"));
+  EXPECT_EQ(disk.contents(), good);
+  EXPECT_TRUE(disk.repair()->was_right());
+}
+
+// The manifest has the digest of forged tables, as if it were a collision too: their tag does not fit.
+TEST(Repair, ForgedTablesWhoseDigestFits) {
+  Disk disk(2, 2, some_state(1), {.key = seal_key()});
+  ByteBuffer& file = disk.files.contents(disk.shard(0));
+  file.back() ^= std::byte{1};
+  Manifest believing = disk.manifest;
+  believing.shards[0].root =
+      digest_of(ByteSpan(file).subspan(disk.manifest.shards[0].geometry.table_offset()));
+  const std::string text = encode_sealed(believing).value();
+  ASSERT_OK(replace_file(disk.files, disk.path, kManifestName, as_bytes(text)));
+  EXPECT_THAT(text_of(*disk.repair({.dry_run = true})), HasSubstr("its table of digests is damaged | lost"));
 }
 
 TEST(Repair, SwappedAndDuplicatedFiles) {

@@ -63,6 +63,10 @@ std::vector<ByteBuffer> WholeState::locals(std::span<const TensorSpec> as, uint3
   return list;
 }
 
+SealKeyPtr seal_key(uint8_t byte) {
+  return SealKey::of(ByteBuffer(kSealKeyBytesMin, std::byte{byte}), "a test's key").value();
+}
+
 namespace {
 
 int random_split(const TensorSpec& spec, SeededRandom& random) {
@@ -111,14 +115,16 @@ Result<EarlierShard> earlier_shard(FileSystem& files, const Folder& folder, cons
 namespace {
 
 Result<ShardRecord> save_shard(FileSystem& files, const Folder& folder, const WholeState& state, VersionId id,
-                               const SavePlan& plan, uint32_t participant, const Manifest* earlier) {
+                               const SavePlan& plan, uint32_t participant, const SaveOptions& wanted) {
+  const Manifest* const earlier = wanted.earlier;
   const std::vector<ByteBuffer> memory =
       state.locals(state.specs, participant, plan.participants(), plan.owned_by(participant));
-  MUSTER_ASSIGN(auto shape, make_shard_template(plan, participant));
+  MUSTER_ASSIGN(auto shape, make_shard_template(plan, participant, wanted.key != nullptr));
   StageProgress progress;
   StagingBuffer buffer;
   SaveShardOptions options;
-  options.write.writer_nonce = 100 + participant;
+  options.key = wanted.key;
+  options.write.writer_nonce = wanted.first_writer + participant;
   options.staging_bytes_max = 1;
   options.folder = [&]() -> Result<std::string> { return folder.save_folder(id); };
   if (earlier != nullptr) {
@@ -140,7 +146,7 @@ Result<Manifest> save(FileSystem& files, Folder& folder, const WholeState& state
   MUSTER_TRY(folder.begin_save(id));
   std::vector<ShardRecord> votes;
   for (uint32_t p = options.participants; p-- > 0;) {
-    MUSTER_ASSIGN(votes.emplace_back(), save_shard(files, folder, state, id, plan, p, options.earlier));
+    MUSTER_ASSIGN(votes.emplace_back(), save_shard(files, folder, state, id, plan, p, options));
   }
   Manifest manifest;
   manifest.id = id;
@@ -149,6 +155,8 @@ Result<Manifest> save(FileSystem& files, Folder& folder, const WholeState& state
   manifest.saved_at_ms = options.saved_at_ms;
   manifest.tensors = state.specs;
   manifest.shard_owners = options.shard_owners;
+  manifest.key = options.key;
+  manifest.key_id = id_of(options.key);
   manifest.step_values["loss_scale"] = {std::byte{1}, std::byte{2}};
   MUSTER_TRY(adopt_shards(manifest, votes));
   if (options.publish) MUSTER_TRY(folder.publish(manifest));

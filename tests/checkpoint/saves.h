@@ -31,6 +31,9 @@ struct WholeState {
                                  const HeldShards& held = {}) const;
 };
 
+// A key of these bytes, one like another.
+SealKeyPtr seal_key(uint8_t byte = 1);
+
 std::vector<TensorSpec> random_specs(SeededRandom& random, size_t count);
 // The same tensors with other splits.
 std::vector<TensorSpec> resplit(std::vector<TensorSpec> specs, SeededRandom& random);
@@ -45,6 +48,8 @@ struct SaveOptions {
   int64_t saved_at_ms = 0;
   const Manifest* earlier = nullptr;  // whose shards are linked where they have the same bytes
   std::vector<uint32_t> shard_owners = {};
+  SealKeyPtr key = {};          // as the folder's
+  uint64_t first_writer = 100;  // of participant 0, and so on
 };
 
 // What a participant remembers of a save that it made.

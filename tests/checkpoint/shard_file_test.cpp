@@ -152,7 +152,7 @@ TEST_F(ShardFile, DirectAndBufferedFilesAreEqual) {
   ASSERT_OK(two);
   EXPECT_EQ(*one, *two);
   EXPECT_TRUE(std::ranges::equal(*one, staged->file_bytes()));
-  auto reader = ShardReader::open(real_files(), root_, *direct);
+  auto reader = ShardReader::open(real_files(), root_, *direct, {});
   ASSERT_OK(reader);
   EXPECT_TRUE(reader->verify().ok());
 }

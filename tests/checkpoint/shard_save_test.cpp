@@ -214,7 +214,7 @@ TEST_F(ShardSave, AnyFailureOfTheDiskEndsThisSaveOnly) {
     EXPECT_THAT(files.all_files(), ::testing::IsEmpty()) << failing;
     saved = save_shard(files, source.shape, {7, 10}, source.reader(), buffer, options, progress);
     ASSERT_OK(saved);
-    auto reader = ShardReader::open(files, "save", saved->record);
+    auto reader = ShardReader::open(files, "save", saved->record, {});
     ASSERT_OK(reader);
     ASSERT_OK(reader->verify());
   }
@@ -265,7 +265,7 @@ TEST_F(ShardSave, ASmallFileSystemRefusesWhatDoesNotFit) {
     const auto fits =
         save_shard(real_files(), *shape, {7, 9}, read_from({ByteSpan(memory)}), buffer, options(2), progress);
     if (!fits.ok()) ::_exit(2);
-    auto reader = ShardReader::open(real_files(), root_, fits->record);
+    auto reader = ShardReader::open(real_files(), root_, fits->record, {});
     ::_exit(reader.ok() && reader->verify().ok() ? 0 : 3);
   }
   int status = 0;

@@ -269,6 +269,63 @@ def prunes(ckpt, folder):
     assert [s["version"] for s in ckpt.json("ls", "ckpt")["saves"]] == [200]
 
 
+def seals(ckpt, folder):
+    """A key in its file, what is sealed with it, and what it is to who has it, another one, or none."""
+    made = ckpt.json("keygen", "key")
+    assert os.stat(folder / "key").st_mode & 0o777 == 0o600 and os.stat(folder / "key").st_size == 32
+    assert "exists" in ckpt("keygen", "key", code=78)
+    assert "No such file" in ckpt("keygen", "nowhere/key", code=2)
+    ckpt("keygen", "other")
+    assert (folder / "key").read_bytes() != (folder / "other").read_bytes()
+    key, other = ("--key-file", "key"), ("--key-file", "other")
+    ckpt("import", "a.safetensors", "sealed", "--version", 100, "--shards", 2, *key)
+    ckpt("import", "b.safetensors", "sealed", "--version", 200, *key)
+    for more in key, ():
+        save = ckpt.json("ls", "sealed", *more)["saves"][0]
+        assert (save["sealed"], save["seal_checked"], save["usable"]) == (made["key_id"], bool(more), True), save
+        assert "good" in ckpt("verify", "sealed@100", *more)
+        assert all(s["good"] for s in ckpt.json("verify", "sealed", "--all", *more)["saves"])
+        assert "0 different" in ckpt("diff", "sealed@100", "sealed@100", *more)
+        ckpt("export", "sealed@100", f"sealed{len(more)}.safetensors", *more)
+    assert (folder / "sealed0.safetensors").read_bytes() == (folder / "sealed2.safetensors").read_bytes()
+    assert made["key_id"] in ckpt("ls", "sealed")
+    assert "is the one given" in ckpt("show", "sealed", *key) and "is not checked" in ckpt("show", "sealed")
+    assert ckpt.json("show", "sealed@100", *key)["sealed"] == made["key_id"]
+    assert "is sealed with the key " + made["key_id"] in ckpt("verify", "sealed", *other, code=78)
+    for command in ("verify", "show"):
+        ckpt(command, "sealed@100", *other, code=78)
+    for command in ("export", "diff"):
+        ckpt(command, "sealed@100", "sealed@200", *other, code=78)
+    assert [s["state"] for s in ckpt.json("ls", "sealed", *other, code=1)["saves"]] == ["not of this key"] * 2
+    assert "is not sealed" in ckpt("verify", "ckpt", *key, code=78)
+    assert "is not sealed" in ckpt("ls", "ckpt", *key, code=1)
+    assert ckpt.json("ls", "ckpt")["saves"][0]["sealed"] is None
+    # What is damaged is rebuilt, also for who lacks the key; for who has another one nothing is touched.
+    ckpt("import", "big.safetensors", "mended", "--version", 1, "--shards", 4, *key)
+    assert "written" in ckpt("repair", "mended", "--parity", 4, *key)
+    good = contents(folder / "mended")
+    for more in key, ():
+        sorted((folder / "mended").glob("v*/shard-*"))[1].unlink()
+        flip(next((folder / "mended").glob("v*/manifest.json")), 100)
+        assert ckpt.json("verify", "mended", "--all", *more, code=1)["saves"][0]["repairable"]
+        assert ckpt("repair", "mended", *more).count("rebuilt") == 2 and contents(folder / "mended") == good
+    sorted((folder / "mended").glob("v*/shard-*"))[1].unlink()
+    assert "is sealed with the key" in ckpt("repair", "mended", *other, code=1)
+    assert "is sealed with the key" in ckpt("repair", "mended@1", *other, code=78)
+    assert contents(folder / "mended") != good
+    # The variable is as the option, which wins.
+    environment = dict(os.environ, MUSTER_CHECKPOINT_KEY_FILE="other")
+    for more, code in ((), 78), (key, 0):
+        done = subprocess.run([ckpt.muster, "ckpt", "verify", "sealed", *more], cwd=folder, env=environment, timeout=60)
+        assert done.returncode == code, (more, done.returncode)
+    os.chmod(folder / "other", 0o640)
+    assert "chmod 600" in ckpt("verify", "sealed", *other, code=78)
+    (folder / "short").write_bytes(b"x" * 31)
+    os.chmod(folder / "short", 0o600)
+    assert "31 bytes" in ckpt("import", "a.safetensors", "new", "--key-file", "short", code=78)
+    assert not (folder / "new").exists(), "a refused import makes no folder"
+
+
 def peer(ckpt, folder):
     import numpy
     from safetensors import safe_open
@@ -301,7 +358,7 @@ def main():
                 return 77
             peer(ckpt, folder)
             return 0
-        for check in (looks, shows_what_is_shared, exchanges, verifies, repairs, refuses, prunes):
+        for check in (looks, shows_what_is_shared, exchanges, verifies, repairs, refuses, seals, prunes):
             check(ckpt, folder)
             print("ok", check.__name__)
     return 0

@@ -251,6 +251,11 @@ TEST(CApi, OptionsThatCannotHoldAreNamed) {
                 o.checkpoint_local_dir = "nvme";
               }),
               HasSubstr("checkpoint_local_every is 0 and checkpoint_local_dir is 'nvme'"));
+  EXPECT_THAT(refused([](O& o) {
+                o.checkpoint_dir = "somewhere";
+                o.checkpoint_key_file = "/dev/null";
+              }),
+              HasSubstr("the checkpoint key /dev/null is not a regular file"));
   EXPECT_THAT(refused([](O& o) { o.checkpoint_local_every = -5; }),
               HasSubstr("checkpoint_local_every is -5 and checkpoint_local_dir is not given"));
   for (const int32_t unknown :
@@ -332,6 +337,15 @@ TEST(CApi, AnOlderProgramHasNoParity) {
                     offsetof(muster_train_options, checkpoint_local_every) + sizeof(int64_t),
                 "no field may lie in an older structure's padding");
   EXPECT_EQ(train(none, 0, MUSTER_CODEC_NONE, offsetof(muster_train_options, checkpoint_parity)),
+            train(none));
+}
+
+TEST(CApi, AnOlderProgramSealsNothing) {
+  Misuse none;
+  static_assert(offsetof(muster_train_options, checkpoint_key_file) ==
+                    offsetof(muster_train_options, checkpoint_parity) + sizeof(int64_t),
+                "no field may lie in an older structure's padding");
+  EXPECT_EQ(train(none, 0, MUSTER_CODEC_NONE, offsetof(muster_train_options, checkpoint_key_file)),
             train(none));
 }
 

@@ -2,6 +2,7 @@
 // one starts, and costs no step.
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <fstream>
 #include <map>
 #include <memory>
@@ -26,7 +27,9 @@ class ParityRuns : public testing_agents::WorkerRuns {
     std::vector<std::string> command = {MUSTER_COMMAND,   "run", "--nproc", "2",     "--",          WORKER,
                                         folder_ + "/job", "20",  "1",       "whole", "wait:" + step};
     command.insert(command.end(), words.begin(), words.end());
-    AgentProcess agent(command, {std::string("MUSTER_MODULE_PATH=") + std::getenv("MUSTER_MODULE_PATH")});
+    std::vector<std::string> variables = variables_;
+    variables.push_back(std::string("MUSTER_MODULE_PATH=") + std::getenv("MUSTER_MODULE_PATH"));
+    AgentProcess agent(command, variables);
     EXPECT_TRUE(agent.says("save verified: version " + version)) << agent.said();
     std::vector<pid_t> workers;
     for (const char* worker : {"0", "1"})
@@ -96,6 +99,25 @@ TEST_F(ParityRuns, ADamagedManifestIsPutBackAtTheStart) {
   EXPECT_THAT(said_, HasSubstr("rebuilt from the copy in its parity"));
   EXPECT_THAT(said_, HasSubstr("resumed: version 7"));
   EXPECT_EQ(files_of("7"), good);
+}
+
+TEST_F(ParityRuns, ADamagedShardOfASealedSaveIsRebuiltAtTheStart) {
+  const std::string key = folder_ + "/key";
+  std::ofstream(key) << std::string(40, 'k');
+  fs::permissions(key, fs::perms::owner_read | fs::perms::owner_write);
+  variables_ = {"MUSTER_CHECKPOINT_KEY_FILE=" + key};
+  run_until_killed("7", "11");
+  const auto good = files_of("7");
+  damage("7", 1);
+  run_to_the_end();
+  EXPECT_THAT(said_, HasSubstr("rebuilt from its group's other files"));
+  EXPECT_THAT(said_, HasSubstr("resumed: version 7"));
+  EXPECT_EQ(files_of("7"), good);
+  const std::string manifest =
+      testing_agents::file_text(std::find_if(good.begin(), good.end(), [](const auto& file) {
+                                  return file.first.ends_with("/manifest.json");
+                                })->first);
+  EXPECT_THAT(manifest, HasSubstr("\"seal\":"));
 }
 
 TEST_F(ParityRuns, WhatCannotBeRebuiltIsNamedAndAnOlderVersionServes) {

@@ -113,6 +113,24 @@ class SaverTest : public ::testing::Test {
         [this](Event event) { note(events_, std::move(event)); }, files_);
   }
 
+  void start_with(uint8_t key_byte) {
+    SaveOptions options;
+    options.key = key_of(key_byte);
+    start(options);
+  }
+  // Another number in a manifest, and its digest made right again.
+  void forge(uint64_t version) const {
+    const std::string path =
+        folder_ + "/" + checkpoint::save_name({version, 100 + version}) + "/manifest.json";
+    std::string text =
+        checkpoint::without_digest_line(read_file(real_files(), path, 1 << 20).value(), path).value();
+    text.replace(text.find("\"seed\":0"), 8, "\"seed\":1");
+    std::ofstream(path) << checkpoint::with_digest_line(text);
+  }
+  static checkpoint::SealKeyPtr key_of(uint8_t byte) {
+    return checkpoint::SealKey::of(ByteBuffer(32, std::byte{byte}), "a test's key").value();
+  }
+
   void TearDown() override {
     files_.release();
     saver_.reset();
@@ -674,6 +692,89 @@ TEST_F(LostPart, OfASaveThatIsOverIsNotWritten) {
   // No lease is left behind: the state may change.
   EXPECT_TRUE(state_.begin_write(now() + 20 * kSecond).ok());
   state_.cancel_write();
+}
+
+TEST_F(SaverTest, WhatIsSealedIsVerifiedWithTheKeyAndReadWithNoOther) {
+  start_with(1);
+  write(10);
+  close(10);
+  ASSERT_TRUE(emitted(EventKind::kSaveVerified, 10));
+  const auto found = saver_->find_versions();
+  ASSERT_TRUE(found.ok());
+  ASSERT_EQ(found->usable.size(), 1U);
+  ASSERT_TRUE(found->usable[0].manifest->key);
+  EXPECT_EQ(found->usable[0].manifest->key_id, key_of(1)->id());
+  start_with(2);
+  const auto with_another = saver_->find_versions();
+  ASSERT_FALSE(with_another.ok());
+  EXPECT_EQ(with_another.error().code, ErrorCode::kMisuse);
+  EXPECT_THAT(with_another.error().message, ::testing::HasSubstr("is sealed with the key"));
+}
+
+TEST_F(SaverTest, ASealThatNobodyChecksIsToldOnce) {
+  start_with(1);
+  write(10);
+  start({});
+  ASSERT_TRUE(saver_->take_folder(true).ok());
+  for (int i = 0; i < 2; ++i) {
+    const auto found = saver_->find_versions();
+    ASSERT_TRUE(found.ok());
+    EXPECT_EQ(found->usable.size(), 1U);
+  }
+  const std::lock_guard lock(mutex_);
+  const auto told = std::count_if(events_.begin(), events_.end(), [](const Event& event) {
+    return event.text.find("only its digests are checked") != std::string::npos;
+  });
+  EXPECT_EQ(told, 1);
+}
+
+TEST_F(SaverTest, WhatIsNotSealedStopsAJobThatHasAKey) {
+  write(10);
+  start_with(1);
+  const auto found = saver_->find_versions();
+  ASSERT_FALSE(found.ok());
+  EXPECT_EQ(found.error().code, ErrorCode::kMisuse);
+  EXPECT_THAT(found.error().message, ::testing::HasSubstr("is not sealed"));
+}
+
+TEST_F(SaverTest, AForgedSaveIsRejected) {
+  start_with(1);
+  write(10);
+  close(10);
+  ASSERT_TRUE(emitted(EventKind::kSaveVerified, 10));
+  forge(10);
+  const auto found = saver_->find_versions();
+  ASSERT_TRUE(found.ok());
+  EXPECT_EQ(found->usable.size(), 0U);
+  EXPECT_EQ(found->rejected, 1U);
+  EXPECT_TRUE(emitted(EventKind::kVersionRejected, 10, "lacks the key"));
+}
+
+// What is read back after a save is checked with the key, too.
+TEST_F(SaverTest, WhatWasForgedSinceItWasPublishedIsNotVerified) {
+  start_with(1);
+  write(10);
+  forge(10);
+  close(10);
+  EXPECT_TRUE(emitted(EventKind::kVersionRejected, 10, "lacks the key"));
+  EXPECT_FALSE(has(EventKind::kSaveVerified, 10));
+}
+
+TEST_F(LostPart, IsSealedByWhoWritesIt) {
+  start_with(1);
+  open(true);
+  saver_->rewrite(asked(0), control::Generation{5, 7});
+  const auto part = voted(0), own = voted(std::nullopt);
+  ASSERT_TRUE(part && part->written && own && own->written);
+  const auto record = checkpoint::decode_shard_record(ByteSpan(part->record).first(checkpoint::kVoteBytes));
+  ASSERT_TRUE(record.ok());
+  EXPECT_EQ(record->seal.key_id, key_of(1)->id());
+  EXPECT_EQ(record->seal.first_writer, record->writer_nonce);
+  saver_->publish({kSave, {part->record, own->record}});
+  const auto published = said<SavePublished>(kSave);
+  ASSERT_TRUE(published && published->published);
+  saver_->closed({kSave, true, "", 112});
+  EXPECT_TRUE(emitted(EventKind::kSaveVerified, 112));
 }
 
 // A run that silently began at step 0 beside the shards of another looked as if it had resumed.

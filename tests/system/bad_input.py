@@ -142,7 +142,7 @@ class Mistakes:
         if trailer.strip().decode() != xxh3_128(body + b"\n"):
             raise Failure("this test computes another digest than the manifest has; compare with docs/formats")
         changed = json.loads(body)
-        changed["format_major"] = 4  # 2 and 3 are manifests with linked and with sharded parts, which this version reads
+        changed["format_major"] = 5  # 2, 3 and 4 are manifests with linked and with sharded parts, and sealed ones, which this version reads
         body = json.dumps(changed, separators=(",", ":")).encode() + b"\n"
         manifest.write_bytes(body + b"xxh3-128 " + xxh3_128(body).encode() + b"\n")
         saved = content_of(folder)
