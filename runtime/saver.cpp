@@ -830,7 +830,10 @@ Status Saver::take_folder(bool first) {
     if (save_) save_->progress->hurry();  // it is behind that
   }
   return worker_.call([&]() -> Status {
-    if (first) return become(true);
+    if (first) {
+      MUSTER_TRY(become(true));
+      return options_.tier == Tier::kShared ? restore_manifests() : ok();  // before the others list them
+    }
     leave_to_first();
     return ok();
   });
@@ -842,7 +845,6 @@ Result<Saver::Found> Saver::find_versions() {
 
 Result<Saver::Found> Saver::sort_out_versions() {
   if (!folder_) MUSTER_TRY(become(false));
-  if (folder_->owner() && options_.tier == Tier::kShared) MUSTER_TRY(restore_manifests());
   auto versions = folder_->versions();
   if (!versions.ok() && versions.error().code == ErrorCode::kRetry) return std::move(versions).error();
   // Not a matter of which version: a person has to look, and starting again would not help.
