@@ -1,8 +1,8 @@
 // bench_scale: what the leader costs, by the number of ranks (runtime/sim/crowd.h): a world of nodes with
-// eight ranks forms, loses one node, saves, loses a node during a save, and loses a tenth of all nodes at
-// once, also during a save, makes a step, and ends. Counted are the messages between leader and nodes and
-// their encoded bytes; timed is the leader alone, on one core: its decisions, and the encoding of what it
-// says.
+// eight ranks forms, loses one node, saves, loses a node during a save, loses a tenth of all nodes at once,
+// also during a save, saves on each node, drains one, makes a step, and ends. Counted are the messages
+// between leader and nodes and their encoded bytes; timed is the leader alone, on one core: its decisions,
+// and the encoding of what it says.
 //
 // All agents talk to the leader directly (a flat star). Each node gets one message for all its members, and
 // of a view only what differs from the one before: a node's messages and bytes do not grow with the world,

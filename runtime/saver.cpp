@@ -1011,7 +1011,6 @@ Result<checkpoint::RepairReport> Saver::repair_now(const checkpoint::Candidate& 
   for (const checkpoint::Candidate& other : versions)
     if (other.manifest) options.others.push_back({other.folder, other.manifest});
   options.key = options_.key;
-  // It is given when the run has gone on.
   options.mend_parity = false;
   options.stop = [this, deadline] {
     const std::lock_guard lock(mutex_);
@@ -1040,7 +1039,10 @@ bool Saver::repair(const checkpoint::Candidate& candidate, Instant deadline) {
   }
   if ((*repaired)->ended_by)
     tell(EventKind::kLog, version, "its repair was not finished: " + (*repaired)->ended_by->message);
-  return (*repaired)->has_changed();  // all that is needed of it is verified when it is read once more
+  if (!(*repaired)->has_changed()) return false;
+  const std::lock_guard lock(mutex_);
+  repaired_ = candidate.id;
+  return true;  // all that is needed of it is verified when it is read once more
 }
 
 void Saver::give_parity(const checkpoint::Candidate& candidate) {
@@ -1048,11 +1050,13 @@ void Saver::give_parity(const checkpoint::Candidate& candidate) {
   const auto found = checkpoint::find_parity(files_, candidate.folder);
   if (!found.ok() || !candidate.manifest) return;
   const auto participants = static_cast<uint32_t>(candidate.manifest->shards.size());
-  if (!found->empty() && found->size() >= checkpoint::expected_parity(*found, participants).size()) return;
+  const bool is_there =
+      !found->empty() && found->size() >= checkpoint::expected_parity(*found, participants).size();
   Save save;
   save.id = candidate.id;
   save.open.version = static_cast<control::Version>(candidate.id.version);
   const std::lock_guard lock(mutex_);
+  if (is_there && repaired_ != candidate.id) return;
   to_verify_ = save;
   verifier_.post([this] { verify_newest(); });
 }

@@ -140,12 +140,13 @@ class Saver {
                  MutableByteSpan staged, ShardBlocks& shards);
   // The byte ranges of a copy of the state that part `part` of `parts` reads.
   Result<std::vector<checkpoint::Range>> pieces(uint32_t part, uint32_t parts) const;
-  // A version that was found damaged, and has parity: the owner rebuilds what it can, and tells of it. True:
-  // the version was damaged here, and is right now. False where this rank is not the owner, or it takes
-  // longer.
+  // A version that was found damaged, and has parity: the owner rebuilds what it can until the deadline, and
+  // tells of it. True: a file has another's place now, so that the version is worth another try. False also
+  // where this rank is not the owner.
   bool repair(const checkpoint::Candidate& candidate, Instant deadline);
   // The run goes on from this version of the shared folder. Where it lacks parity that is asked for, as what
-  // is saved while a launch ends does, it is read back and gets it, in the background. The owner calls it.
+  // is saved while a launch ends does, or was repaired, it is read back and gets it, in the background. The
+  // owner calls it.
   void give_parity(const checkpoint::Candidate& candidate);
   // Training goes on along `branch`: later versions of other branches no longer count (PROTOCOL 25). The
   // owner calls it. A node's folder that take_folder() could not have follows with the next save in it.
@@ -247,8 +248,9 @@ class Saver {
   // Of saves that hold a lease: of the one that stages, and of those that wait for the worker with theirs.
   std::vector<std::shared_ptr<checkpoint::StageProgress>> reading_;
   std::vector<std::shared_ptr<checkpoint::StageProgress>> rewriting_;  // parts of others, of save_
-  uint64_t published_ = 0;          // the newest save that this rank has published
-  std::atomic<uint64_t> fence_{0};  // of the folder, where this rank was its owner or guest
+  std::optional<checkpoint::VersionId> repaired_;  // by this rank; its parity was not looked at
+  uint64_t published_ = 0;                         // the newest save that this rank has published
+  std::atomic<uint64_t> fence_{0};                 // of the folder, where this rank was its owner or guest
   checkpoint::VersionId parent_;
 
   // Only the worker thread touches these; and the writing thread of a save, for which the worker waits.

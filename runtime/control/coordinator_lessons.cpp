@@ -43,8 +43,8 @@ void Coordinator::State::lesson_overdue(MemberId id) {
 // Joins wait until a step was committed in the view (rule 18). A new node's workers are waited for, so that
 // they join together; a node beyond MAX is a spare.
 std::vector<MemberId> Coordinator::State::learners_due() const {
-  constexpr size_t kViewEntriesToldMax =
-      1'000'000;  // at once, a few hundred bytes each; the others come next
+  // At once, a few hundred bytes each; the others come next.
+  constexpr size_t kViewEntriesToldMax = 1'000'000;
   std::vector<MemberId> due;
   if ((!committed && limits.rules.joins_wait_for_step) || outsiders.empty()) return due;
   size_t room = limits.nodes_max > first_ranks.size() ? limits.nodes_max - first_ranks.size() : 0;

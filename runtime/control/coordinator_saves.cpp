@@ -347,8 +347,8 @@ void Coordinator::State::settle_orphans() {
 
 // False: there is a part that nobody is left to be asked for.
 bool Coordinator::State::find_rewriters(Save& save) {
-  constexpr size_t kAskedMax =
-      64;  // for a part: when so many of the likeliest have gone on, so have the others
+  // For a part: when so many of the likeliest have gone on, so have the others.
+  constexpr size_t kAskedMax = 64;
   std::map<uint32_t, std::vector<uint32_t>> wanted;  // part → its shards
   for (const uint32_t part : save.unassigned) {
     if (!save.records.contains(save.participants[part])) wanted[part];

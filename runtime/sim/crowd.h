@@ -1,6 +1,6 @@
 // What the leader alone costs in a world of many ranks. The production Coordinator leads nodes whose members
-// answer all that they are asked, at once and as they should: what is counted is messages, and what is timed
-// is the processor time of the leader's decisions.
+// answer all that they are asked, at once: what is counted is messages, and what is timed is the processor
+// time of the leader's decisions. Learners, shards and a change of the leader are not looked at.
 //
 // Nothing is sent or stored for real, and nothing goes wrong here but what is asked for: that the protocol is
 // right is simulation.h's affair.
@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
-#include <map>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -37,14 +36,13 @@ class Crowd {
   // silence. The others' answers come when all of them were asked.
   Cost lose(uint32_t nodes);
   // One save, from the member that says it is due to the publisher's answer. `lost`: so many nodes go while
-  // it is open, before their members vote; their parts are written by others,
-  // who still hold the version, or (`refused`) do not any more, so that the save fails.
+  // it is open, before their members vote; their parts are written by others, who still hold the version, or
+  // (`refused`) do not any more, so that the save fails.
   Cost save(uint32_t lost = 0, bool refused = false);
   // Each node saves for itself.
   Cost save_locally();
   // The last nodes are told to leave, and do so at a boundary.
   Cost drain(uint32_t nodes);
-
   // Each member tells that it has made a step.
   Cost progress();
   // The last version is reached: all members leave, and their processes end.

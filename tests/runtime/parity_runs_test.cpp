@@ -101,6 +101,21 @@ TEST_F(ParityRuns, ADamagedManifestIsPutBackAtTheStart) {
   EXPECT_EQ(files_of("7"), good);
 }
 
+// A start does not wait for parity; what is damaged of it is written anew once the run has gone on.
+TEST_F(ParityRuns, ParityThatIsDamagedTooIsWrittenAnewAfterARepair) {
+  run_until_killed("7", "11");
+  const auto good = files_of("7");
+  damage("7", 1);
+  for (const auto& [path, text] : good) {
+    if (path.find("/parity-") == std::string::npos) continue;
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(static_cast<std::streamoff>(text.size() - 1));  // of its digests
+    file << "~";
+  }
+  run_until_killed("7", "11");
+  EXPECT_EQ(files_of("7"), good);
+}
+
 TEST_F(ParityRuns, ADamagedShardOfASealedSaveIsRebuiltAtTheStart) {
   const std::string key = folder_ + "/key";
   std::ofstream(key) << std::string(40, 'k');
