@@ -1,16 +1,18 @@
 // libmuster_pmpi.so: a library to preload into an unmodified program of Open MPI, so that its MPI_Allreduce,
 // Reduce, Reduce_scatter, Reduce_scatter_block, Bcast, Barrier, Gather, Gatherv, Allgather, Allgatherv,
-// Scatter, Scatterv, Alltoall and Alltoallv are done by Muster:
+// Scatter, Scatterv, Alltoall and Alltoallv are done by Muster, and their nonblocking forms:
 //   mpirun -x LD_PRELOAD=…/libmuster_pmpi.so PROGRAM
 // All ranks have it or none, and make one operation all in C or all in Fortran: the bindings of Fortran call
-// PMPI, so what they do stays with MPI, and would meet nobody where others call MPI from C. With
-// MUSTER_PMPI_REPORT=1 each rank says at its end how many of each Muster did.
+// PMPI, so what they do stays with MPI, and would meet nobody where others call MPI from C. For the same
+// reason a request that C has got is waited for in C. With MUSTER_PMPI_REPORT=1 each rank says at its end how
+// many of each Muster did.
 //
 // INVARIANTS
 //  - Whether Muster does an operation depends only on what MPI makes equal on all ranks: the communicator and
-//    the root; for reductions also type, operator and counts. All else goes to MPI. Where data only moves,
-//    types and counts may differ between ranks; the bytes of a block do not, so blocks go as bytes, packed
-//    where they are not contiguous.
+//    the root; for reductions also type, operator and counts; and for one that does not block whether the
+//    communicator has seen a blocking one before, in which all ranks could form a group. All else goes to
+//    MPI. Where data only moves, types and counts may differ between ranks; the bytes of a block do not, so
+//    blocks go as bytes, packed where they are not contiguous.
 //  - Blocks of more than INT_MAX bytes go to MPI where all ranks know them, since packing counts in int. Of
 //    Gatherv, Scatterv and Alltoallv a rank knows its own part only, which must not decide. So these are done
 //    at any size, as sends and receives or an all_to_all_v, and packed in pieces. A single element of more
@@ -21,51 +23,23 @@
 #include <muster/muster.h>
 
 #include <algorithm>
-#include <atomic>
-#include <climits>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <numeric>
 #include <string>
 #include <vector>
 
+#include "collectives/mpi/pmpi_operation.h"
+#include "collectives/mpi/pmpi_requests.h"
+
+namespace muster::pmpi {
 namespace {
 
-enum Kind : uint8_t {
-  kAllreduce,
-  kReduce,
-  kReduceScatter,
-  kReduceScatterBlock,
-  kBcast,
-  kBarrier,
-  kGather,
-  kGatherv,
-  kAllgather,
-  kAllgatherv,
-  kScatter,
-  kScatterv,
-  kAlltoall,
-  kAlltoallv,
-  kKinds
-};
-constexpr const char* kNames[kKinds] = {"Allreduce", "Reduce",     "Reduce_scatter", "Reduce_scatter_block",
-                                        "Bcast",     "Barrier",    "Gather",         "Gatherv",
-                                        "Allgather", "Allgatherv", "Scatter",        "Scatterv",
-                                        "Alltoall",  "Alltoallv"};
-std::atomic<uint64_t> operations[kKinds];  // that Muster has done
-
-// ---- a communicator's muster_comm is an attribute of it, and goes with it
-
-struct Attached {
-  muster_comm* comm = nullptr;  // null: MPI does this communicator
-};
+// ---- a communicator's group
 
 int on_delete(MPI_Comm, int, void* value, void*) {
-  auto* attached = static_cast<Attached*>(value);
-  muster_comm_destroy(attached->comm);
-  delete attached;
+  delete static_cast<Attachment*>(value);
   return MPI_SUCCESS;
 }
 
@@ -111,17 +85,38 @@ Place place_in(MPI_Comm comm) {
   return place.ranks > 1 ? place : Place();
 }
 
-// Null: MPI does it.
-muster_comm* find(MPI_Comm comm) {
-  if (comm == MPI_COMM_NULL) return nullptr;
+// What a communicator has, or null where MPI does it; `seen`: whether that has been settled.
+Attachment attached(MPI_Comm comm, bool& seen) {
   void* value = nullptr;
   int has = 0;
-  if (PMPI_Comm_get_attr(comm, keyval(), &value, &has) != MPI_SUCCESS) return nullptr;
-  if (has != 0) return static_cast<Attached*>(value)->comm;
-  auto* attached = new Attached;
-  if (place_in(comm).ranks > 0) attached->comm = make(comm);
-  PMPI_Comm_set_attr(comm, keyval(), attached);
-  return attached->comm;
+  if (comm == MPI_COMM_NULL || PMPI_Comm_get_attr(comm, keyval(), &value, &has) != MPI_SUCCESS) {
+    seen = true;
+    return nullptr;
+  }
+  seen = has != 0;
+  if (!seen) return nullptr;
+  const Attachment& attachment = *static_cast<Attachment*>(value);
+  return attachment->comm != nullptr ? attachment : nullptr;
+}
+
+// Where an operation finds its group. Null: MPI does it.
+using Find = Attachment (*)(MPI_Comm);
+
+// One that blocks forms it.
+Attachment find_or_make(MPI_Comm comm) {
+  bool seen = false;
+  Attachment found = attached(comm, seen);
+  if (seen) return found;
+  auto* made =
+      new Attachment(std::make_shared<Attached>(comm, place_in(comm).ranks > 0 ? make(comm) : nullptr));
+  PMPI_Comm_set_attr(comm, keyval(), made);
+  return (*made)->comm != nullptr ? *made : nullptr;
+}
+
+// One that does not block cannot: some ranks may come to it only when others have done something else.
+Attachment find_made(MPI_Comm comm) {
+  bool seen = false;
+  return attached(comm, seen);
 }
 
 // ---- what MPI's words are here
@@ -179,196 +174,8 @@ struct Reduction {
   muster_reduce_op op = MUSTER_SUM;
 };
 
-muster_comm* find(MPI_Comm comm, MPI_Datatype type, MPI_Op op, Reduction& reduction) {
-  return translate(type, reduction.dtype) && translate(op, reduction.op) ? find(comm) : nullptr;
-}
-
-// ---- carrying it out
-
-int fail(MPI_Comm comm, const std::string& why) {
-  static const int code = [] {
-    int made = MPI_ERR_OTHER;
-    PMPI_Add_error_code(MPI_ERR_OTHER, &made);
-    return made;
-  }();
-  std::string text = "Muster: " + why;
-  text.resize(std::min<size_t>(text.size(), MPI_MAX_ERROR_STRING - 1));
-  PMPI_Add_error_string(code, text.c_str());
-  PMPI_Comm_call_errhandler(comm, code);
-  return code;
-}
-
-muster_status wait(muster_work* work) {
-  constexpr double kTurnSeconds = 200e-6;
-  muster_status status = MUSTER_RETRY;
-  while ((status = muster_work_wait(work, kTurnSeconds)) == MUSTER_RETRY) {
-    int arrived = 0;
-    PMPI_Iprobe(MPI_ANY_SOURCE, 0, MPI_COMM_SELF, &arrived, MPI_STATUS_IGNORE);
-  }
-  muster_work_destroy(work);
-  return status;
-}
-
-// `issue(&work)` begins an operation of Muster.
-template <typename Issue>
-int run(MPI_Comm comm, Kind kind, Issue issue) {
-  muster_work* work = nullptr;
-  muster_status status = issue(&work);
-  if (work != nullptr) status = wait(work);
-  ++operations[kind];
-  return status == MUSTER_OK ? MPI_SUCCESS : fail(comm, muster_last_error());
-}
-
-// Sends and receives under way at once. Of nothing there are none: both sides know it.
-class Transfers {
- public:
-  explicit Transfers(muster_comm* comm) : comm_(comm) {}
-  void send(const void* data, size_t bytes, int peer) {
-    if (bytes > 0) note(muster_comm_send(comm_, data, bytes, MUSTER_UINT8, peer, 0, nullptr, next()));
-  }
-  void receive(void* data, size_t bytes, int peer) {
-    if (bytes > 0) note(muster_comm_recv(comm_, data, bytes, MUSTER_UINT8, peer, 0, nullptr, next()));
-  }
-  int finish(MPI_Comm comm, Kind kind) {
-    for (muster_work* work : works_)  // after a failure too: they were given memory
-      if (work != nullptr) note(wait(work));
-    ++operations[kind];
-    return failure_.empty() ? MPI_SUCCESS : fail(comm, failure_);
-  }
-
- private:
-  muster_work** next() { return &works_.emplace_back(nullptr); }
-  void note(muster_status status) {
-    if (status != MUSTER_OK && failure_.empty()) failure_ = muster_last_error();
-  }
-  muster_comm* const comm_;
-  std::vector<muster_work*> works_;
-  std::string failure_;
-};
-
-// ---- what the program's buffers hold, as bytes
-
-// Of a buffer, the elements [first, first + count).
-struct Block {
-  MPI_Aint first;
-  int count;
-};
-using Blocks = std::vector<Block>;
-
-Blocks even(int count, int ranks) {
-  Blocks blocks;
-  for (int rank = 0; rank < ranks; ++rank) blocks.push_back({MPI_Aint{rank} * count, count});
-  return blocks;
-}
-Blocks listed(const int* counts, const int* firsts, int ranks) {
-  Blocks blocks;
-  for (int rank = 0; rank < ranks; ++rank) blocks.push_back({firsts[rank], counts[rank]});
-  return blocks;
-}
-
-// A derived type of the right size may still have its parts in another order.
-bool is_dense(MPI_Datatype type, MPI_Aint size) {
-  MPI_Aint lower = 0, extent = 0, true_lower = 0, true_extent = 0;
-  PMPI_Type_get_extent(type, &lower, &extent);
-  PMPI_Type_get_true_extent(type, &true_lower, &true_extent);
-  int integers = 0, addresses = 0, types = 0, combiner = 0;
-  PMPI_Type_get_envelope(type, &integers, &addresses, &types, &combiner);
-  return lower == 0 && true_lower == 0 && extent == size && true_extent == size &&
-         combiner == MPI_COMBINER_NAMED;
-}
-
-// Blocks as contiguous bytes, one after the other: where they are, or packed.
-class Bytes {
- public:
-  enum class In : uint8_t { kPlaceIfPossible, kOwnMemory };
-  Bytes() = default;  // of nothing
-  Bytes(const void* buffer, MPI_Datatype type, Blocks blocks, In in = In::kPlaceIfPossible)
-      : buffer_(static_cast<char*>(const_cast<void*>(buffer))), type_(type), blocks_(std::move(blocks)) {
-    MPI_Aint lower = 0;
-    MPI_Count size = 0;
-    PMPI_Type_size_x(type, &size);
-    PMPI_Type_get_extent(type, &lower, &extent_);
-    element_ = static_cast<size_t>(size);
-    dense_ = is_dense(type, size);
-    bool adjacent = dense_ && in == In::kPlaceIfPossible;
-    for (Block& block : blocks_) {
-      usable_ = usable_ && block.count >= 0;
-      block.count = std::max(block.count, 0);
-      sizes_.push_back(static_cast<size_t>(block.count) * element_);
-      offsets_.push_back(size_);
-      if (block.count == 0) continue;
-      if (size_ == 0) data_ = buffer_ + block.first * extent_;
-      adjacent = adjacent && buffer_ + block.first * extent_ == data_ + size_;
-      size_ += sizes_.back();
-    }
-    if (adjacent) return;
-    packed_ = std::make_unique_for_overwrite<char[]>(size_);
-    data_ = packed_.get();
-  }
-
-  size_t size() const { return size_; }
-  int blocks() const { return static_cast<int>(blocks_.size()); }
-  size_t size(int block) const { return sizes_[static_cast<size_t>(block)]; }
-  const std::vector<size_t>& sizes() const { return sizes_; }
-  void* data() { return data_; }
-  void* at(int block) { return data_ + offsets_[static_cast<size_t>(block)]; }
-  bool usable() const { return usable_ && (dense_ || size_ == 0 || element_ <= INT_MAX); }
-
-  // From the program's buffer, and to it.
-  void gather(int block) { copy(block, true); }
-  void gather() {
-    for (size_t i = 0; i < blocks_.size(); ++i) copy(static_cast<int>(i), true);
-  }
-  void spread() {
-    for (size_t i = 0; i < blocks_.size(); ++i) copy(static_cast<int>(i), false);
-  }
-
- private:
-  void copy(int index, bool gathers) {
-    const size_t bytes = sizes_[static_cast<size_t>(index)];
-    if (packed_ == nullptr || bytes == 0) return;
-    const Block& block = blocks_[static_cast<size_t>(index)];
-    char* place = buffer_ + block.first * extent_;
-    char* packed = static_cast<char*>(at(index));
-    if (dense_) {
-      std::memcpy(gathers ? packed : place, gathers ? place : packed, bytes);
-      return;
-    }
-    const int most = static_cast<int>(INT_MAX / element_);
-    for (int left = block.count; left > 0;) {
-      const int count = std::min(left, most);
-      const int size = count * static_cast<int>(element_);
-      int position = 0;
-      if (gathers) {
-        PMPI_Pack(place, count, type_, packed, size, &position, MPI_COMM_SELF);
-      } else {
-        PMPI_Unpack(packed, size, &position, place, count, type_, MPI_COMM_SELF);
-      }
-      left -= count;
-      place += count * extent_;
-      packed += size;
-    }
-  }
-
-  char* buffer_ = nullptr;
-  MPI_Datatype type_ = MPI_BYTE;
-  Blocks blocks_;
-  MPI_Aint extent_ = 1;
-  size_t element_ = 1;
-  bool dense_ = true;
-  bool usable_ = true;
-  std::vector<size_t> sizes_, offsets_;
-  size_t size_ = 0;
-  char* data_ = nullptr;
-  std::unique_ptr<char[]> packed_;
-};
-
-bool fits(size_t block) { return block <= INT_MAX; }
-
-size_t bytes_of(int count, MPI_Datatype type) {
-  MPI_Count size = 0;
-  if (count < 0 || PMPI_Type_size_x(type, &size) != MPI_SUCCESS || size < 0) return SIZE_MAX;
-  return static_cast<size_t>(size) * static_cast<size_t>(count);
+bool translate(MPI_Datatype type, MPI_Op op, Reduction& reduction) {
+  return translate(type, reduction.dtype) && translate(op, reduction.op);
 }
 
 bool are_counts(const int* counts, int ranks) {
@@ -379,287 +186,436 @@ bool all_fit(const int* counts, int ranks, MPI_Datatype type) {
   return std::all_of(counts, counts + ranks, [&](int count) { return fits(bytes_of(count, type)); });
 }
 
-int refuse(MPI_Comm comm) {
-  return fail(comm,
-              "a count is negative, or a single element has more than 2 GiB, which cannot be packed; without "
-              "libmuster_pmpi.so MPI says which, or does it");
-}
+// ---- operations, each begun, or left to MPI where it says false
 
-// A rank's part becomes its block of `all`, which is of nothing where nobody gathers: `exchange(part,
-// bytes)`. In place it is there already.
-template <typename Exchange>
-int gather_into(MPI_Comm comm, Bytes& all, int rank, const void* in, int count, MPI_Datatype type,
-                Exchange exchange) {
+// This rank's part of an operation, as bytes.
+struct Part {
+  void* data = nullptr;
+  size_t bytes = 0;
+};
+
+// What becomes this rank's block of `received`, which is of nothing where nobody gathers. In place it is
+// there already. False: it cannot be, and the operation says so.
+bool part_to_gather(Operation& o, int rank, const void* in, int count, MPI_Datatype type, Part& part) {
   const bool in_place = in == MPI_IN_PLACE;
-  Bytes own = in_place ? Bytes() : Bytes(in, type, {{0, count}});
-  if (!all.usable() || !own.usable()) return refuse(comm);
-  in_place ? all.gather(rank) : own.gather();
-  const int code = exchange(in_place ? all.at(rank) : own.data(), own.size());
-  if (code == MPI_SUCCESS) all.spread();
-  return code;
+  if (!in_place) o.sent = Bytes(in, type, {{0, count}});
+  if (!o.received.usable() || !o.sent.usable()) return o.refuse(), false;
+  in_place ? o.received.gather(rank) : o.sent.gather();
+  part = in_place ? Part{o.received.at(rank), o.received.size(rank)} : Part{o.sent.data(), o.sent.size()};
+  return true;
 }
 
-// The other way round.
-template <typename Exchange>
-int scatter_from(MPI_Comm comm, Bytes& all, int rank, void* out, int count, MPI_Datatype type,
-                 Exchange exchange) {
+// The other way round: what this rank's block of `sent` becomes.
+bool part_to_scatter(Operation& o, int rank, void* out, int count, MPI_Datatype type, Part& part) {
   const bool in_place = out == MPI_IN_PLACE;
-  Bytes own = in_place ? Bytes() : Bytes(out, type, {{0, count}});
-  if (!all.usable() || !own.usable()) return refuse(comm);
-  all.gather();
-  const int code = exchange(in_place ? all.at(rank) : own.data(), own.size());
-  if (code == MPI_SUCCESS) own.spread();
-  return code;
+  if (!in_place) o.received = Bytes(out, type, {{0, count}});
+  if (!o.sent.usable() || !o.received.usable()) return o.refuse(), false;
+  o.sent.gather();
+  part = in_place ? Part{o.sent.at(rank), o.sent.size(rank)} : Part{o.received.data(), o.received.size()};
+  return true;
 }
 
-// `issue(source, target, &work)`. In place the result goes to the beginning of what it was made of, which may
-// be another rank's block.
-template <typename Issue>
-int reduce_scatter(MPI_Comm comm, Kind kind, const void* in, void* out, int count, MPI_Datatype type,
-                   Issue issue) {
-  if (in != MPI_IN_PLACE) return run(comm, kind, [&](muster_work** work) { return issue(in, out, work); });
-  const size_t size = bytes_of(count, type);
-  const auto result = std::make_unique_for_overwrite<char[]>(size);
-  const int code = run(comm, kind, [&](muster_work** work) { return issue(out, result.get(), work); });
-  if (code == MPI_SUCCESS && size > 0) std::memcpy(out, result.get(), size);
-  return code;
+// Where a reduce_scatter puts its result, and from where it takes what it reduces. In place that begins where
+// the result will lie, which may be another rank's block: so the result has memory of its own until the end.
+Part reduce_scatter_target(Operation& o, const void*& in, void* out, int count, MPI_Datatype type) {
+  if (in != MPI_IN_PLACE) return {out, bytes_of(count, type)};
+  in = out;
+  o.received = Bytes(out, type, {{0, count}}, Bytes::In::kOwnMemory);
+  return {o.received.data(), o.received.size()};
+}
+
+bool begin_barrier(Operation& o, Find find, MPI_Comm comm) {
+  if (!o.begin(find(comm), kBarrier)) return false;
+  o.issue([](muster_comm* mine, muster_work** work) { return muster_comm_barrier(mine, nullptr, work); });
+  return true;
+}
+
+bool begin_all_reduce(Operation& o, Find find, const void* in, void* out, int count, MPI_Datatype type,
+                      MPI_Op op, MPI_Comm comm) {
+  Reduction r;
+  if (count < 0 || !translate(type, op, r) || !o.begin(find(comm), kAllreduce)) return false;
+  o.issue([&](muster_comm* mine, muster_work** work) {
+    return muster_comm_all_reduce(mine, in == MPI_IN_PLACE ? out : in, out, static_cast<size_t>(count),
+                                  r.dtype, r.op, nullptr, work);
+  });
+  return true;
+}
+
+bool begin_reduce(Operation& o, Find find, const void* in, void* out, int count, MPI_Datatype type, MPI_Op op,
+                  int root, MPI_Comm comm) {
+  Reduction r;
+  if (count < 0 || !place_in(comm).has(root) || !translate(type, op, r)) return false;
+  if (!o.begin(find(comm), kReduce)) return false;
+  o.issue([&](muster_comm* mine, muster_work** work) {
+    return muster_comm_reduce(mine, in == MPI_IN_PLACE ? out : in, out, static_cast<size_t>(count), r.dtype,
+                              r.op, root, nullptr, work);
+  });
+  return true;
+}
+
+bool begin_reduce_scatter(Operation& o, Find find, const void* in, void* out, const int* counts,
+                          MPI_Datatype type, MPI_Op op, MPI_Comm comm) {
+  Reduction r;
+  const Place place = place_in(comm);
+  if (!are_counts(counts, place.ranks) || !translate(type, op, r)) return false;
+  if (!o.begin(find(comm), kReduceScatter)) return false;
+  o.counts.assign(counts, counts + place.ranks);
+  const Part target = reduce_scatter_target(o, in, out, counts[place.rank], type);
+  o.issue([&](muster_comm* mine, muster_work** work) {
+    return muster_comm_reduce_scatter_v(mine, in, target.data, o.counts.data(), r.dtype, r.op, nullptr, work);
+  });
+  return true;
+}
+
+bool begin_reduce_scatter_block(Operation& o, Find find, const void* in, void* out, int count,
+                                MPI_Datatype type, MPI_Op op, MPI_Comm comm) {
+  Reduction r;
+  if (count < 0 || !translate(type, op, r) || !o.begin(find(comm), kReduceScatterBlock)) return false;
+  const Part target = reduce_scatter_target(o, in, out, count, type);
+  o.issue([&](muster_comm* mine, muster_work** work) {
+    return muster_comm_reduce_scatter(mine, in, target.data, static_cast<size_t>(count), r.dtype, r.op,
+                                      nullptr, work);
+  });
+  return true;
+}
+
+bool begin_broadcast(Operation& o, Find find, void* buffer, int count, MPI_Datatype type, int root,
+                     MPI_Comm comm) {
+  const Place place = place_in(comm);
+  if (!place.has(root) || !fits(bytes_of(count, type)) || !o.begin(find(comm), kBcast)) return false;
+  Bytes& bytes = place.rank == root ? o.sent : o.received;
+  bytes = Bytes(buffer, type, {{0, count}});
+  if (place.rank == root) bytes.gather();
+  o.issue([&](muster_comm* mine, muster_work** work) {
+    return muster_comm_broadcast(mine, bytes.data(), bytes.data(), bytes.size(), MUSTER_UINT8, root, nullptr,
+                                 work);
+  });
+  return true;
+}
+
+bool begin_scatter(Operation& o, Find find, const void* in, int in_count, MPI_Datatype in_type, void* out,
+                   int out_count, MPI_Datatype out_type, int root, MPI_Comm comm) {
+  const Place place = place_in(comm);
+  const bool is_root = place.rank == root;
+  size_t block = SIZE_MAX;
+  if (place.has(root)) block = is_root ? bytes_of(in_count, in_type) : bytes_of(out_count, out_type);
+  if (!fits(block) || !o.begin(find(comm), kScatter)) return false;
+  if (is_root) o.sent = Bytes(in, in_type, even(in_count, place.ranks));
+  Part part;
+  if (!part_to_scatter(o, place.rank, out, out_count, out_type, part)) return true;
+  o.issue([&](muster_comm* mine, muster_work** work) {
+    return muster_comm_scatter(mine, o.sent.data(), part.data, block, MUSTER_UINT8, root, nullptr, work);
+  });
+  return true;
+}
+
+bool begin_scatter_v(Operation& o, Find find, const void* in, const int* in_counts, const int* in_firsts,
+                     MPI_Datatype in_type, void* out, int out_count, MPI_Datatype out_type, int root,
+                     MPI_Comm comm) {
+  const Place place = place_in(comm);
+  if (!place.has(root) || !o.begin(find(comm), kScatterv)) return false;
+  if (place.rank == root) o.sent = Bytes(in, in_type, listed(in_counts, in_firsts, place.ranks));
+  const bool in_place = out == MPI_IN_PLACE;
+  Part part;
+  if (!part_to_scatter(o, place.rank, out, out_count, out_type, part)) return true;
+  for (int peer = 0; peer < o.sent.blocks(); ++peer)
+    if (!in_place || peer != root) o.send(o.sent.at(peer), o.sent.size(peer), peer);
+  if (!in_place) o.receive(part.data, part.bytes, root);
+  return true;
+}
+
+bool begin_gather(Operation& o, Find find, const void* in, int in_count, MPI_Datatype in_type, void* out,
+                  int out_count, MPI_Datatype out_type, int root, MPI_Comm comm) {
+  const Place place = place_in(comm);
+  const bool is_root = place.rank == root;
+  size_t block = SIZE_MAX;
+  if (place.has(root)) block = is_root ? bytes_of(out_count, out_type) : bytes_of(in_count, in_type);
+  if (!fits(block) || !o.begin(find(comm), kGather)) return false;
+  if (is_root) o.received = Bytes(out, out_type, even(out_count, place.ranks));
+  Part part;
+  if (!part_to_gather(o, place.rank, in, in_count, in_type, part)) return true;
+  o.issue([&](muster_comm* mine, muster_work** work) {
+    return muster_comm_gather(mine, part.data, o.received.data(), block, MUSTER_UINT8, root, nullptr, work);
+  });
+  return true;
+}
+
+bool begin_gather_v(Operation& o, Find find, const void* in, int in_count, MPI_Datatype in_type, void* out,
+                    const int* out_counts, const int* out_firsts, MPI_Datatype out_type, int root,
+                    MPI_Comm comm) {
+  const Place place = place_in(comm);
+  if (!place.has(root) || !o.begin(find(comm), kGatherv)) return false;
+  if (place.rank == root) o.received = Bytes(out, out_type, listed(out_counts, out_firsts, place.ranks));
+  const bool in_place = in == MPI_IN_PLACE;
+  Part part;
+  if (!part_to_gather(o, place.rank, in, in_count, in_type, part)) return true;
+  for (int peer = 0; peer < o.received.blocks(); ++peer)
+    if (!in_place || peer != root) o.receive(o.received.at(peer), o.received.size(peer), peer);
+  if (!in_place) o.send(part.data, part.bytes, root);
+  return true;
+}
+
+bool begin_all_gather(Operation& o, Find find, const void* in, int in_count, MPI_Datatype in_type, void* out,
+                      int out_count, MPI_Datatype out_type, MPI_Comm comm) {
+  const Place place = place_in(comm);
+  const size_t block = place.ranks > 0 ? bytes_of(out_count, out_type) : SIZE_MAX;
+  if (!fits(block) || !o.begin(find(comm), kAllgather)) return false;
+  o.received = Bytes(out, out_type, even(out_count, place.ranks));
+  Part part;
+  if (!part_to_gather(o, place.rank, in, in_count, in_type, part)) return true;
+  o.issue([&](muster_comm* mine, muster_work** work) {
+    return muster_comm_all_gather(mine, part.data, o.received.data(), block, MUSTER_UINT8, nullptr, work);
+  });
+  return true;
+}
+
+bool begin_all_gather_v(Operation& o, Find find, const void* in, int in_count, MPI_Datatype in_type,
+                        void* out, const int* out_counts, const int* out_firsts, MPI_Datatype out_type,
+                        MPI_Comm comm) {
+  const Place place = place_in(comm);
+  if (!all_fit(out_counts, place.ranks, out_type) || !o.begin(find(comm), kAllgatherv)) return false;
+  o.received = Bytes(out, out_type, listed(out_counts, out_firsts, place.ranks));
+  Part part;
+  if (!part_to_gather(o, place.rank, in, in_count, in_type, part)) return true;
+  o.issue([&](muster_comm* mine, muster_work** work) {
+    return muster_comm_all_gather_v(mine, part.data, o.received.data(), o.received.sizes().data(),
+                                    MUSTER_UINT8, nullptr, work);
+  });
+  return true;
+}
+
+bool begin_all_to_all(Operation& o, Find find, const void* in, int in_count, MPI_Datatype in_type, void* out,
+                      int out_count, MPI_Datatype out_type, MPI_Comm comm) {
+  const Place place = place_in(comm);
+  const size_t block = place.ranks > 0 ? bytes_of(out_count, out_type) : SIZE_MAX;
+  if (!fits(block) || !o.begin(find(comm), kAlltoall)) return false;
+  const bool in_place = in == MPI_IN_PLACE;
+  o.received = Bytes(out, out_type, even(out_count, place.ranks));
+  if (!in_place) o.sent = Bytes(in, in_type, even(in_count, place.ranks));
+  if (!o.sent.usable()) return o.refuse(), true;
+  Bytes& source = in_place ? o.received : o.sent;
+  source.gather();
+  o.issue([&](muster_comm* mine, muster_work** work) {
+    return muster_comm_all_to_all(mine, source.data(), o.received.data(), block, MUSTER_UINT8, nullptr, work);
+  });
+  return true;
+}
+
+bool begin_all_to_all_v(Operation& o, Find find, const void* in, const int* in_counts, const int* in_firsts,
+                        MPI_Datatype in_type, void* out, const int* out_counts, const int* out_firsts,
+                        MPI_Datatype out_type, MPI_Comm comm) {
+  const Place place = place_in(comm);
+  if (place.ranks == 0 || !o.begin(find(comm), kAlltoallv)) return false;
+  const Blocks blocks = listed(out_counts, out_firsts, place.ranks);
+  o.received = Bytes(out, out_type, blocks);
+  // In place what goes out lies where the others' will be: it is copied, as Muster needs two buffers.
+  o.sent = in == MPI_IN_PLACE ? Bytes(out, out_type, blocks, Bytes::In::kOwnMemory)
+                              : Bytes(in, in_type, listed(in_counts, in_firsts, place.ranks));
+  if (!o.received.usable() || !o.sent.usable()) return o.refuse(), true;
+  o.sent.gather();
+  o.issue([&](muster_comm* mine, muster_work** work) {
+    return muster_comm_all_to_all_v(mine, o.sent.data(), o.sent.sizes().data(), o.received.data(),
+                                    o.received.sizes().data(), MUSTER_UINT8, nullptr, work);
+  });
+  return true;
+}
+
+// ---- MPI's two forms of each: `begin` is one of the above, `mpi` what MPI does instead
+
+template <typename Begin, typename Mpi, typename... Arguments>
+int block(Begin begin, Mpi mpi, Arguments... arguments) {
+  Operation operation;
+  return begin(operation, find_or_make, arguments...) ? operation.complete() : mpi(arguments...);
+}
+
+template <typename Begin, typename Mpi, typename... Arguments>
+int request_of(MPI_Request* request, Begin begin, Mpi mpi, Arguments... arguments) {
+  auto operation = std::make_unique<Operation>();
+  return begin(*operation, find_made, arguments...) ? post(std::move(operation), request)
+                                                    : mpi(arguments..., request);
+}
+
+// With MUSTER_PMPI_REPORT=1: what Muster did, in a line of each rank.
+void report() {
+  const char* wanted = std::getenv("MUSTER_PMPI_REPORT");
+  if (wanted == nullptr || std::strcmp(wanted, "1") != 0) return;
+  int rank = 0;
+  PMPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  const std::string did = operations() > 0 ? operations_in_words() : " nothing";
+  std::fprintf(stderr, "muster: rank %d did%s\n", rank, did.c_str());
 }
 
 }  // namespace
+}  // namespace muster::pmpi
 
 #define MUSTER_PMPI extern "C" __attribute__((visibility("default")))
 
-// Operations that Muster has done here, for tests.
-MUSTER_PMPI uint64_t muster_pmpi_operations(void) {
-  return std::accumulate(std::begin(operations), std::end(operations), uint64_t{0});
-}
+namespace muster::pmpi {
 
-MUSTER_PMPI int MPI_Barrier(MPI_Comm comm) {
-  muster_comm* const mine = find(comm);
-  if (mine == nullptr) return PMPI_Barrier(comm);
-  return run(comm, kBarrier, [&](muster_work** work) { return muster_comm_barrier(mine, nullptr, work); });
+// Operations that Muster has done here, for tests.
+MUSTER_PMPI uint64_t muster_pmpi_operations(void) { return operations(); }
+
+MUSTER_PMPI int MPI_Barrier(MPI_Comm comm) { return block(begin_barrier, PMPI_Barrier, comm); }
+
+MUSTER_PMPI int MPI_Ibarrier(MPI_Comm comm, MPI_Request* request) {
+  return request_of(request, begin_barrier, PMPI_Ibarrier, comm);
 }
 
 // ---- reductions
 
 MUSTER_PMPI int MPI_Allreduce(const void* in, void* out, int count, MPI_Datatype type, MPI_Op op,
                               MPI_Comm comm) {
-  Reduction r;
-  muster_comm* const mine = count >= 0 ? find(comm, type, op, r) : nullptr;
-  if (mine == nullptr) return PMPI_Allreduce(in, out, count, type, op, comm);
-  return run(comm, kAllreduce, [&](muster_work** work) {
-    return muster_comm_all_reduce(mine, in == MPI_IN_PLACE ? out : in, out, static_cast<size_t>(count),
-                                  r.dtype, r.op, nullptr, work);
-  });
+  return block(begin_all_reduce, PMPI_Allreduce, in, out, count, type, op, comm);
+}
+
+MUSTER_PMPI int MPI_Iallreduce(const void* in, void* out, int count, MPI_Datatype type, MPI_Op op,
+                               MPI_Comm comm, MPI_Request* request) {
+  return request_of(request, begin_all_reduce, PMPI_Iallreduce, in, out, count, type, op, comm);
 }
 
 MUSTER_PMPI int MPI_Reduce(const void* in, void* out, int count, MPI_Datatype type, MPI_Op op, int root,
                            MPI_Comm comm) {
-  Reduction r;
-  muster_comm* const mine = count >= 0 && place_in(comm).has(root) ? find(comm, type, op, r) : nullptr;
-  if (mine == nullptr) return PMPI_Reduce(in, out, count, type, op, root, comm);
-  return run(comm, kReduce, [&](muster_work** work) {
-    return muster_comm_reduce(mine, in == MPI_IN_PLACE ? out : in, out, static_cast<size_t>(count), r.dtype,
-                              r.op, root, nullptr, work);
-  });
+  return block(begin_reduce, PMPI_Reduce, in, out, count, type, op, root, comm);
+}
+
+MUSTER_PMPI int MPI_Ireduce(const void* in, void* out, int count, MPI_Datatype type, MPI_Op op, int root,
+                            MPI_Comm comm, MPI_Request* request) {
+  return request_of(request, begin_reduce, PMPI_Ireduce, in, out, count, type, op, root, comm);
 }
 
 MUSTER_PMPI int MPI_Reduce_scatter(const void* in, void* out, const int* counts, MPI_Datatype type, MPI_Op op,
                                    MPI_Comm comm) {
-  Reduction r;
-  const Place place = place_in(comm);
-  muster_comm* const mine = are_counts(counts, place.ranks) ? find(comm, type, op, r) : nullptr;
-  if (mine == nullptr) return PMPI_Reduce_scatter(in, out, counts, type, op, comm);
-  const std::vector<size_t> all(counts, counts + place.ranks);
-  return reduce_scatter(comm, kReduceScatter, in, out, counts[place.rank], type,
-                        [&](const void* source, void* target, muster_work** work) {
-                          return muster_comm_reduce_scatter_v(mine, source, target, all.data(), r.dtype, r.op,
-                                                              nullptr, work);
-                        });
+  return block(begin_reduce_scatter, PMPI_Reduce_scatter, in, out, counts, type, op, comm);
+}
+
+MUSTER_PMPI int MPI_Ireduce_scatter(const void* in, void* out, const int* counts, MPI_Datatype type,
+                                    MPI_Op op, MPI_Comm comm, MPI_Request* request) {
+  return request_of(request, begin_reduce_scatter, PMPI_Ireduce_scatter, in, out, counts, type, op, comm);
 }
 
 MUSTER_PMPI int MPI_Reduce_scatter_block(const void* in, void* out, int count, MPI_Datatype type, MPI_Op op,
                                          MPI_Comm comm) {
-  Reduction r;
-  muster_comm* const mine = count >= 0 ? find(comm, type, op, r) : nullptr;
-  if (mine == nullptr) return PMPI_Reduce_scatter_block(in, out, count, type, op, comm);
-  return reduce_scatter(comm, kReduceScatterBlock, in, out, count, type,
-                        [&](const void* source, void* target, muster_work** work) {
-                          return muster_comm_reduce_scatter(mine, source, target, static_cast<size_t>(count),
-                                                            r.dtype, r.op, nullptr, work);
-                        });
+  return block(begin_reduce_scatter_block, PMPI_Reduce_scatter_block, in, out, count, type, op, comm);
+}
+
+MUSTER_PMPI int MPI_Ireduce_scatter_block(const void* in, void* out, int count, MPI_Datatype type, MPI_Op op,
+                                          MPI_Comm comm, MPI_Request* request) {
+  return request_of(request, begin_reduce_scatter_block, PMPI_Ireduce_scatter_block, in, out, count, type, op,
+                    comm);
 }
 
 // ---- from one to all
 
 MUSTER_PMPI int MPI_Bcast(void* buffer, int count, MPI_Datatype type, int root, MPI_Comm comm) {
-  const Place place = place_in(comm);
-  muster_comm* const mine = place.has(root) && fits(bytes_of(count, type)) ? find(comm) : nullptr;
-  if (mine == nullptr) return PMPI_Bcast(buffer, count, type, root, comm);
-  Bytes bytes(buffer, type, {{0, count}});
-  if (place.rank == root) bytes.gather();
-  const int code = run(comm, kBcast, [&](muster_work** work) {
-    return muster_comm_broadcast(mine, bytes.data(), bytes.data(), bytes.size(), MUSTER_UINT8, root, nullptr,
-                                 work);
-  });
-  if (code == MPI_SUCCESS && place.rank != root) bytes.spread();
-  return code;
+  return block(begin_broadcast, PMPI_Bcast, buffer, count, type, root, comm);
+}
+
+MUSTER_PMPI int MPI_Ibcast(void* buffer, int count, MPI_Datatype type, int root, MPI_Comm comm,
+                           MPI_Request* request) {
+  return request_of(request, begin_broadcast, PMPI_Ibcast, buffer, count, type, root, comm);
 }
 
 MUSTER_PMPI int MPI_Scatter(const void* in, int in_count, MPI_Datatype in_type, void* out, int out_count,
                             MPI_Datatype out_type, int root, MPI_Comm comm) {
-  const Place place = place_in(comm);
-  const bool is_root = place.rank == root;
-  size_t block = SIZE_MAX;
-  if (place.has(root)) block = is_root ? bytes_of(in_count, in_type) : bytes_of(out_count, out_type);
-  muster_comm* const mine = fits(block) ? find(comm) : nullptr;
-  if (mine == nullptr) return PMPI_Scatter(in, in_count, in_type, out, out_count, out_type, root, comm);
-  Bytes all = is_root ? Bytes(in, in_type, even(in_count, place.ranks)) : Bytes();
-  return scatter_from(comm, all, place.rank, out, out_count, out_type, [&](void* part, size_t) {
-    return run(comm, kScatter, [&](muster_work** work) {
-      return muster_comm_scatter(mine, all.data(), part, block, MUSTER_UINT8, root, nullptr, work);
-    });
-  });
+  return block(begin_scatter, PMPI_Scatter, in, in_count, in_type, out, out_count, out_type, root, comm);
+}
+
+MUSTER_PMPI int MPI_Iscatter(const void* in, int in_count, MPI_Datatype in_type, void* out, int out_count,
+                             MPI_Datatype out_type, int root, MPI_Comm comm, MPI_Request* request) {
+  return request_of(request, begin_scatter, PMPI_Iscatter, in, in_count, in_type, out, out_count, out_type,
+                    root, comm);
 }
 
 MUSTER_PMPI int MPI_Scatterv(const void* in, const int* in_counts, const int* in_firsts, MPI_Datatype in_type,
                              void* out, int out_count, MPI_Datatype out_type, int root, MPI_Comm comm) {
-  const Place place = place_in(comm);
-  muster_comm* const mine = place.has(root) ? find(comm) : nullptr;
-  if (mine == nullptr)
-    return PMPI_Scatterv(in, in_counts, in_firsts, in_type, out, out_count, out_type, root, comm);
-  Bytes all = place.rank == root ? Bytes(in, in_type, listed(in_counts, in_firsts, place.ranks)) : Bytes();
-  const bool in_place = out == MPI_IN_PLACE;
-  return scatter_from(comm, all, place.rank, out, out_count, out_type, [&](void* part, size_t bytes) {
-    Transfers transfers(mine);
-    for (int peer = 0; peer < all.blocks(); ++peer)
-      if (!in_place || peer != root) transfers.send(all.at(peer), all.size(peer), peer);
-    if (!in_place) transfers.receive(part, bytes, root);
-    return transfers.finish(comm, kScatterv);
-  });
+  return block(begin_scatter_v, PMPI_Scatterv, in, in_counts, in_firsts, in_type, out, out_count, out_type,
+               root, comm);
+}
+
+MUSTER_PMPI int MPI_Iscatterv(const void* in, const int* in_counts, const int* in_firsts,
+                              MPI_Datatype in_type, void* out, int out_count, MPI_Datatype out_type, int root,
+                              MPI_Comm comm, MPI_Request* request) {
+  return request_of(request, begin_scatter_v, PMPI_Iscatterv, in, in_counts, in_firsts, in_type, out,
+                    out_count, out_type, root, comm);
 }
 
 // ---- from all to one
 
 MUSTER_PMPI int MPI_Gather(const void* in, int in_count, MPI_Datatype in_type, void* out, int out_count,
                            MPI_Datatype out_type, int root, MPI_Comm comm) {
-  const Place place = place_in(comm);
-  const bool is_root = place.rank == root;
-  size_t block = SIZE_MAX;
-  if (place.has(root)) block = is_root ? bytes_of(out_count, out_type) : bytes_of(in_count, in_type);
-  muster_comm* const mine = fits(block) ? find(comm) : nullptr;
-  if (mine == nullptr) return PMPI_Gather(in, in_count, in_type, out, out_count, out_type, root, comm);
-  Bytes all = is_root ? Bytes(out, out_type, even(out_count, place.ranks)) : Bytes();
-  return gather_into(comm, all, place.rank, in, in_count, in_type, [&](const void* part, size_t) {
-    return run(comm, kGather, [&](muster_work** work) {
-      return muster_comm_gather(mine, part, all.data(), block, MUSTER_UINT8, root, nullptr, work);
-    });
-  });
+  return block(begin_gather, PMPI_Gather, in, in_count, in_type, out, out_count, out_type, root, comm);
+}
+
+MUSTER_PMPI int MPI_Igather(const void* in, int in_count, MPI_Datatype in_type, void* out, int out_count,
+                            MPI_Datatype out_type, int root, MPI_Comm comm, MPI_Request* request) {
+  return request_of(request, begin_gather, PMPI_Igather, in, in_count, in_type, out, out_count, out_type,
+                    root, comm);
 }
 
 MUSTER_PMPI int MPI_Gatherv(const void* in, int in_count, MPI_Datatype in_type, void* out,
                             const int* out_counts, const int* out_firsts, MPI_Datatype out_type, int root,
                             MPI_Comm comm) {
-  const Place place = place_in(comm);
-  muster_comm* const mine = place.has(root) ? find(comm) : nullptr;
-  if (mine == nullptr)
-    return PMPI_Gatherv(in, in_count, in_type, out, out_counts, out_firsts, out_type, root, comm);
-  Bytes all =
-      place.rank == root ? Bytes(out, out_type, listed(out_counts, out_firsts, place.ranks)) : Bytes();
-  const bool in_place = in == MPI_IN_PLACE;
-  return gather_into(comm, all, place.rank, in, in_count, in_type, [&](const void* part, size_t bytes) {
-    Transfers transfers(mine);
-    for (int peer = 0; peer < all.blocks(); ++peer)
-      if (!in_place || peer != root) transfers.receive(all.at(peer), all.size(peer), peer);
-    if (!in_place) transfers.send(part, bytes, root);
-    return transfers.finish(comm, kGatherv);
-  });
+  return block(begin_gather_v, PMPI_Gatherv, in, in_count, in_type, out, out_counts, out_firsts, out_type,
+               root, comm);
+}
+
+MUSTER_PMPI int MPI_Igatherv(const void* in, int in_count, MPI_Datatype in_type, void* out,
+                             const int* out_counts, const int* out_firsts, MPI_Datatype out_type, int root,
+                             MPI_Comm comm, MPI_Request* request) {
+  return request_of(request, begin_gather_v, PMPI_Igatherv, in, in_count, in_type, out, out_counts,
+                    out_firsts, out_type, root, comm);
 }
 
 // ---- from all to all
 
 MUSTER_PMPI int MPI_Allgather(const void* in, int in_count, MPI_Datatype in_type, void* out, int out_count,
                               MPI_Datatype out_type, MPI_Comm comm) {
-  const Place place = place_in(comm);
-  const size_t block = place.ranks > 0 ? bytes_of(out_count, out_type) : SIZE_MAX;
-  muster_comm* const mine = fits(block) ? find(comm) : nullptr;
-  if (mine == nullptr) return PMPI_Allgather(in, in_count, in_type, out, out_count, out_type, comm);
-  Bytes all(out, out_type, even(out_count, place.ranks));
-  return gather_into(comm, all, place.rank, in, in_count, in_type, [&](const void* part, size_t) {
-    return run(comm, kAllgather, [&](muster_work** work) {
-      return muster_comm_all_gather(mine, part, all.data(), block, MUSTER_UINT8, nullptr, work);
-    });
-  });
+  return block(begin_all_gather, PMPI_Allgather, in, in_count, in_type, out, out_count, out_type, comm);
+}
+
+MUSTER_PMPI int MPI_Iallgather(const void* in, int in_count, MPI_Datatype in_type, void* out, int out_count,
+                               MPI_Datatype out_type, MPI_Comm comm, MPI_Request* request) {
+  return request_of(request, begin_all_gather, PMPI_Iallgather, in, in_count, in_type, out, out_count,
+                    out_type, comm);
 }
 
 MUSTER_PMPI int MPI_Allgatherv(const void* in, int in_count, MPI_Datatype in_type, void* out,
                                const int* out_counts, const int* out_firsts, MPI_Datatype out_type,
                                MPI_Comm comm) {
-  const Place place = place_in(comm);
-  muster_comm* const mine = all_fit(out_counts, place.ranks, out_type) ? find(comm) : nullptr;
-  if (mine == nullptr)
-    return PMPI_Allgatherv(in, in_count, in_type, out, out_counts, out_firsts, out_type, comm);
-  Bytes all(out, out_type, listed(out_counts, out_firsts, place.ranks));
-  return gather_into(comm, all, place.rank, in, in_count, in_type, [&](const void* part, size_t) {
-    return run(comm, kAllgatherv, [&](muster_work** work) {
-      return muster_comm_all_gather_v(mine, part, all.data(), all.sizes().data(), MUSTER_UINT8, nullptr,
-                                      work);
-    });
-  });
+  return block(begin_all_gather_v, PMPI_Allgatherv, in, in_count, in_type, out, out_counts, out_firsts,
+               out_type, comm);
+}
+
+MUSTER_PMPI int MPI_Iallgatherv(const void* in, int in_count, MPI_Datatype in_type, void* out,
+                                const int* out_counts, const int* out_firsts, MPI_Datatype out_type,
+                                MPI_Comm comm, MPI_Request* request) {
+  return request_of(request, begin_all_gather_v, PMPI_Iallgatherv, in, in_count, in_type, out, out_counts,
+                    out_firsts, out_type, comm);
 }
 
 MUSTER_PMPI int MPI_Alltoall(const void* in, int in_count, MPI_Datatype in_type, void* out, int out_count,
                              MPI_Datatype out_type, MPI_Comm comm) {
-  const Place place = place_in(comm);
-  const size_t block = place.ranks > 0 ? bytes_of(out_count, out_type) : SIZE_MAX;
-  muster_comm* const mine = fits(block) ? find(comm) : nullptr;
-  if (mine == nullptr) return PMPI_Alltoall(in, in_count, in_type, out, out_count, out_type, comm);
-  Bytes received(out, out_type, even(out_count, place.ranks));
-  Bytes sent = in == MPI_IN_PLACE ? Bytes() : Bytes(in, in_type, even(in_count, place.ranks));
-  if (!sent.usable()) return refuse(comm);
-  Bytes& source = in == MPI_IN_PLACE ? received : sent;
-  source.gather();
-  const int code = run(comm, kAlltoall, [&](muster_work** work) {
-    return muster_comm_all_to_all(mine, source.data(), received.data(), block, MUSTER_UINT8, nullptr, work);
-  });
-  if (code == MPI_SUCCESS) received.spread();
-  return code;
+  return block(begin_all_to_all, PMPI_Alltoall, in, in_count, in_type, out, out_count, out_type, comm);
+}
+
+MUSTER_PMPI int MPI_Ialltoall(const void* in, int in_count, MPI_Datatype in_type, void* out, int out_count,
+                              MPI_Datatype out_type, MPI_Comm comm, MPI_Request* request) {
+  return request_of(request, begin_all_to_all, PMPI_Ialltoall, in, in_count, in_type, out, out_count,
+                    out_type, comm);
 }
 
 MUSTER_PMPI int MPI_Alltoallv(const void* in, const int* in_counts, const int* in_firsts,
                               MPI_Datatype in_type, void* out, const int* out_counts, const int* out_firsts,
                               MPI_Datatype out_type, MPI_Comm comm) {
-  const Place place = place_in(comm);
-  muster_comm* const mine = place.ranks > 0 ? find(comm) : nullptr;
-  if (mine == nullptr) {
-    return PMPI_Alltoallv(in, in_counts, in_firsts, in_type, out, out_counts, out_firsts, out_type, comm);
-  }
-  const Blocks blocks = listed(out_counts, out_firsts, place.ranks);
-  Bytes received(out, out_type, blocks);
-  // In place what goes out lies where the others' will be: it is copied, as Muster needs two buffers.
-  Bytes sent = in == MPI_IN_PLACE ? Bytes(out, out_type, blocks, Bytes::In::kOwnMemory)
-                                  : Bytes(in, in_type, listed(in_counts, in_firsts, place.ranks));
-  if (!received.usable() || !sent.usable()) return refuse(comm);
-  sent.gather();
-  const int code = run(comm, kAlltoallv, [&](muster_work** work) {
-    return muster_comm_all_to_all_v(mine, sent.data(), sent.sizes().data(), received.data(),
-                                    received.sizes().data(), MUSTER_UINT8, nullptr, work);
-  });
-  if (code == MPI_SUCCESS) received.spread();
-  return code;
+  return block(begin_all_to_all_v, PMPI_Alltoallv, in, in_counts, in_firsts, in_type, out, out_counts,
+               out_firsts, out_type, comm);
 }
 
-// With MUSTER_PMPI_REPORT=1: what Muster did, in a line of each rank.
-static void report() {
-  const char* wanted = std::getenv("MUSTER_PMPI_REPORT");
-  if (wanted == nullptr || std::strcmp(wanted, "1") != 0) return;
-  int rank = 0;
-  PMPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  std::string text = "muster: rank " + std::to_string(rank) + " did";
-  for (int kind = 0; kind < kKinds; ++kind)
-    if (const uint64_t count = operations[kind]; count > 0)
-      text += " " + std::to_string(count) + " " + kNames[kind];
-  std::fprintf(stderr, "%s\n", (muster_pmpi_operations() > 0 ? text : text + " nothing").c_str());
+MUSTER_PMPI int MPI_Ialltoallv(const void* in, const int* in_counts, const int* in_firsts,
+                               MPI_Datatype in_type, void* out, const int* out_counts, const int* out_firsts,
+                               MPI_Datatype out_type, MPI_Comm comm, MPI_Request* request) {
+  return request_of(request, begin_all_to_all_v, PMPI_Ialltoallv, in, in_counts, in_firsts, in_type, out,
+                    out_counts, out_firsts, out_type, comm);
 }
 
 // The world's attributes would go only after MPI has gone.
@@ -671,3 +627,5 @@ MUSTER_PMPI int MPI_Finalize(void) {
   if (has != 0) PMPI_Comm_delete_attr(MPI_COMM_WORLD, keyval());
   return PMPI_Finalize();
 }
+
+}  // namespace muster::pmpi

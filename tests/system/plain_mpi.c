@@ -34,6 +34,58 @@ static void require_muster(const char* what, int ranks) {
 }
 static void require_mpi(const char* what) { require_muster(what, 1); }
 
+/* An operation blocks, or is a request that is waited for in one of these ways. */
+enum { BLOCKS, WAIT, WAITALL, WAITANY, WAITSOME, TEST, TESTALL, TESTANY, TESTSOME, GET_STATUS, WAYS };
+static int next_way(void) {
+  static int way;
+  return way = way + 1 < WAYS ? way + 1 : WAIT;
+}
+#define CALL(blocking, nonblocking, ...) \
+  (way == BLOCKS ? MPI_##blocking(__VA_ARGS__) : MPI_##nonblocking(__VA_ARGS__, &request))
+/* Among requests of MPI's own, of which one is none. */
+static void finish(int way, MPI_Request* request) {
+  enum { ALL = 4 };
+  int sent = 7, got = 0, flag = 0, some = 0, index = 0, indices[ALL];
+  MPI_Request all[ALL] = {MPI_REQUEST_NULL, *request, MPI_REQUEST_NULL, MPI_REQUEST_NULL};
+  MPI_Status status;
+  if (way == BLOCKS) return;
+  MPI_Isend(&sent, 1, MPI_INT, 0, way, MPI_COMM_SELF, &all[0]);
+  MPI_Irecv(&got, 1, MPI_INT, 0, way, MPI_COMM_SELF, &all[2]);
+  switch (way) {
+    case WAIT:
+      MPI_Wait(&all[1], &status);
+      break;
+    case WAITALL:
+      MPI_Waitall(ALL, all, MPI_STATUSES_IGNORE);
+      break;
+    case WAITANY:
+      while (all[1] != MPI_REQUEST_NULL) MPI_Waitany(ALL, all, &index, &status);
+      break;
+    case WAITSOME:
+      while (all[1] != MPI_REQUEST_NULL) MPI_Waitsome(ALL, all, &some, indices, MPI_STATUSES_IGNORE);
+      break;
+    case TEST:
+      while (!flag) MPI_Test(&all[1], &flag, MPI_STATUS_IGNORE);
+      break;
+    case TESTALL:
+      while (!flag) MPI_Testall(ALL, all, &flag, MPI_STATUSES_IGNORE);
+      break;
+    case TESTANY:
+      while (all[1] != MPI_REQUEST_NULL) MPI_Testany(ALL, all, &index, &flag, &status);
+      break;
+    case TESTSOME:
+      while (all[1] != MPI_REQUEST_NULL) MPI_Testsome(ALL, all, &some, indices, MPI_STATUSES_IGNORE);
+      break;
+    default:
+      while (!flag) MPI_Request_get_status(all[1], &flag, &status);
+  }
+  *request = all[1];
+  MPI_Waitall(ALL, all, MPI_STATUSES_IGNORE);
+  if (got == sent && all[1] == MPI_REQUEST_NULL) return;
+  printf("FAILED: rank %d: waiting in way %d\n", rank, way);
+  wrong = 1;
+}
+
 enum { N = 20000 };
 static double d[N], x[N], y[N];
 static int i32[N], ix[N * 8], iy[N * 8];
@@ -160,7 +212,7 @@ static void put(Blocks* b, const Case* c, int block, int from, int to) {
     b->data[place(b->layout, b->firsts[block], i)] = given(c, from, to, i);
 }
 static Blocks in, out, due;
-static void moves(const Case* c, MPI_Comm comm, int shift, int gaps) {
+static void moves(const Case* c, MPI_Comm comm, int shift, int gaps, int way) {
   const int gathers = c->kind <= ALLGATHERV, scatters = c->kind == SCATTER || c->kind == SCATTERV;
   const int to_root = c->kind == GATHER || c->kind == GATHERV, exchanges = !gathers && !scatters;
   const int is_root = c->me == c->root, me = c->me, n = c->n;
@@ -184,54 +236,58 @@ static void moves(const Case* c, MPI_Comm comm, int shift, int gaps) {
   const void* from = in_place && !scatters ? MPI_IN_PLACE : in.data;
   void* to = in_place && scatters ? MPI_IN_PLACE : out.data;
   MPI_Datatype const it = types[in.layout], ot = types[out.layout];
+  MPI_Request request = MPI_REQUEST_NULL;
   by_muster();
   switch (c->kind) {
     case GATHER:
-      MPI_Gather(from, own, it, to, is_root ? out.counts[0] : -1, is_root ? ot : MPI_DATATYPE_NULL, c->root,
-                 comm);
+      CALL(Gather, Igather, from, own, it, to, is_root ? out.counts[0] : -1, is_root ? ot : MPI_DATATYPE_NULL,
+           c->root, comm);
       break;
     case GATHERV:
-      MPI_Gatherv(from, own, it, to, is_root ? out.counts : NULL, out.firsts,
-                  is_root ? ot : MPI_DATATYPE_NULL, c->root, comm);
+      CALL(Gatherv, Igatherv, from, own, it, to, is_root ? out.counts : NULL, out.firsts,
+           is_root ? ot : MPI_DATATYPE_NULL, c->root, comm);
       break;
     case ALLGATHER:
-      MPI_Allgather(from, own, it, to, out.counts[0], ot, comm);
+      CALL(Allgather, Iallgather, from, own, it, to, out.counts[0], ot, comm);
       break;
     case ALLGATHERV:
-      MPI_Allgatherv(from, own, it, to, out.counts, out.firsts, ot, comm);
+      CALL(Allgatherv, Iallgatherv, from, own, it, to, out.counts, out.firsts, ot, comm);
       break;
     case SCATTER:
-      MPI_Scatter(from, is_root ? in.counts[0] : -1, is_root ? it : MPI_DATATYPE_NULL, to, out.counts[0], ot,
-                  c->root, comm);
+      CALL(Scatter, Iscatter, from, is_root ? in.counts[0] : -1, is_root ? it : MPI_DATATYPE_NULL, to,
+           out.counts[0], ot, c->root, comm);
       break;
     case SCATTERV:
-      MPI_Scatterv(from, is_root ? in.counts : NULL, in.firsts, is_root ? it : MPI_DATATYPE_NULL, to,
-                   out.counts[0], ot, c->root, comm);
+      CALL(Scatterv, Iscatterv, from, is_root ? in.counts : NULL, in.firsts, is_root ? it : MPI_DATATYPE_NULL,
+           to, out.counts[0], ot, c->root, comm);
       break;
     case ALLTOALL:
-      MPI_Alltoall(from, in.counts[0], it, to, out.counts[0], ot, comm);
+      CALL(Alltoall, Ialltoall, from, in.counts[0], it, to, out.counts[0], ot, comm);
       break;
     case ALLTOALLV:
-      MPI_Alltoallv(from, in.counts, in.firsts, it, to, out.counts, out.firsts, ot, comm);
+      CALL(Alltoallv, Ialltoallv, from, in.counts, in.firsts, it, to, out.counts, out.firsts, ot, comm);
       break;
     default:
       break;
   }
+  finish(way, &request);
   require_muster(names[c->kind], n);
-  char what[100];
-  snprintf(what, sizeof what, "%s of %d ints, root %d, layouts %d and %d%s%s", names[c->kind], c->ints,
-           c->root, in.layout, out.layout, gaps ? ", gaps" : "", in_place ? ", in place" : "");
+  char what[120];
+  snprintf(what, sizeof what, "%s of %d ints, root %d, layouts %d and %d%s%s, way %d", names[c->kind],
+           c->ints, c->root, in.layout, out.layout, gaps ? ", gaps" : "", in_place ? ", in place" : "", way);
   same(what, out.data, due.data, sizeof due.data);
   same(what, in.data, before.data, sizeof in.data);
 }
-static void broadcasts(const Case* c, MPI_Comm comm, int shift) {
+static void broadcasts(const Case* c, MPI_Comm comm, int shift, int way) {
   const int layout = (c->me + shift) % LAYOUTS;
   lay(&out, c, layout, 1, 0);
   if (c->me == c->root) put(&out, c, 0, c->root, 0);
   lay(&due, c, layout, 1, 0);
   put(&due, c, 0, c->root, 0);
+  MPI_Request request = MPI_REQUEST_NULL;
   by_muster();
-  MPI_Bcast(out.data, elements(layout, c->ints), types[layout], c->root, comm);
+  CALL(Bcast, Ibcast, out.data, elements(layout, c->ints), types[layout], c->root, comm);
+  finish(way, &request);
   require_muster("bcast", c->n);
   same("bcast in different layouts", out.data, due.data, sizeof due.data);
 }
@@ -247,23 +303,30 @@ static void all_moves(MPI_Comm comm) {
         c.root = (i + shift) % c.n;
         c.in_place = 0;
         if (c.kind == BCAST) {
-          broadcasts(&c, comm, shift);
+          broadcasts(&c, comm, shift, BLOCKS);
+          broadcasts(&c, comm, shift, next_way());
           continue;
         }
         for (; c.in_place < 2; ++c.in_place)
-          for (int gaps = 0; gaps < 2; ++gaps) moves(&c, comm, shift, gaps);
+          for (int gaps = 0; gaps < 2; ++gaps) {
+            moves(&c, comm, shift, gaps, BLOCKS);
+            /* Open MPI 4.1 by itself hangs or crashes in some of these; what they mean, the blocking ones
+             * show. */
+            if (operations) moves(&c, comm, shift, gaps, next_way());
+          }
       }
 }
 
 /* ---- reductions: rank r has r * 1000 + i */
-static void all_reductions(MPI_Comm comm) {
+static void reductions(MPI_Comm comm, int blocks) {
   int me, n, counts[RANKS];
   MPI_Comm_rank(comm, &me);
   MPI_Comm_size(comm, &n);
   for (int count = 0; count < 3000; count = count * 9 + 1)
     for (int in_place = 0; in_place < 2; ++in_place)
       for (int even = 0; even < 2; ++even) {
-        int total = 0, first = 0;
+        int total = 0, first = 0, way = blocks ? BLOCKS : next_way();
+        MPI_Request request = MPI_REQUEST_NULL;
         for (int r = 0; r < n; ++r) {
           counts[r] = even ? count : r % 3 == 1 ? 0 : count / (r + 1);
           if (r < me) first += counts[r];
@@ -275,10 +338,12 @@ static void all_reductions(MPI_Comm comm) {
         for (int i = 0; i < counts[me]; ++i) due.data[i] = n * (n - 1) / 2 * 1000 + n * (first + i);
         by_muster();
         if (even)
-          MPI_Reduce_scatter_block(in_place ? MPI_IN_PLACE : in.data, out.data, count, MPI_INT, MPI_SUM,
-                                   comm);
+          CALL(Reduce_scatter_block, Ireduce_scatter_block, in_place ? MPI_IN_PLACE : in.data, out.data,
+               count, MPI_INT, MPI_SUM, comm);
         else
-          MPI_Reduce_scatter(in_place ? MPI_IN_PLACE : in.data, out.data, counts, MPI_INT, MPI_SUM, comm);
+          CALL(Reduce_scatter, Ireduce_scatter, in_place ? MPI_IN_PLACE : in.data, out.data, counts, MPI_INT,
+               MPI_SUM, comm);
+        finish(way, &request);
         require_muster("reduce_scatter", n);
         /* In place, what lies behind the result is undefined. */
         const int defined = in_place ? counts[me] : INTS;
@@ -292,20 +357,98 @@ static void all_reductions(MPI_Comm comm) {
           if (me == root) due.data[i] = (n - 1) * 1000 + i;
         }
         by_muster();
-        MPI_Reduce(in_place && me == root ? MPI_IN_PLACE : in.data, out.data, count, MPI_INT, MPI_MAX, root,
-                   comm);
+        CALL(Reduce, Ireduce, in_place && me == root ? MPI_IN_PLACE : in.data, out.data, count, MPI_INT,
+             MPI_MAX, root, comm);
+        finish(way, &request);
         require_muster("reduce", n);
         same("reduce", out.data, due.data, sizeof due.data);
         if (in_place) memcpy(out.data, in.data, sizeof in.data);
         for (int i = 0; i < count; ++i) due.data[i] = i;
         by_muster();
-        MPI_Allreduce(in_place ? MPI_IN_PLACE : in.data, out.data, count, MPI_INT, MPI_MIN, comm);
+        CALL(Allreduce, Iallreduce, in_place ? MPI_IN_PLACE : in.data, out.data, count, MPI_INT, MPI_MIN,
+             comm);
+        finish(way, &request);
         require_muster("allreduce", n);
         same("allreduce", out.data, due.data, sizeof(int) * (size_t)count);
       }
+  MPI_Request request = MPI_REQUEST_NULL;
+  const int way = blocks ? BLOCKS : next_way();
   by_muster();
-  MPI_Barrier(comm);
+  CALL(Barrier, Ibarrier, comm);
+  finish(way, &request);
   require_muster("barrier", n);
+}
+
+/* ---- operations that do not block */
+static void require_sum(const char* what, int sum, int due) {
+  if (sum == due) return;
+  printf("FAILED: rank %d: %s gave %d, not %d\n", rank, what, sum, due);
+  wrong = 1;
+}
+/* Several on several communicators, in one order on all ranks, waited for from the last to the first. */
+static void many_in_flight(MPI_Comm one, MPI_Comm other) {
+  enum { MANY = 40 };
+  static int mine[MANY][3000], sums[MANY][3000];
+  MPI_Request all[MANY];
+  for (int k = 0; k < MANY; ++k) {
+    for (int i = 0; i < 3000; ++i) mine[k][i] = rank + k + i;
+    MPI_Iallreduce(mine[k], sums[k], k % 3 == 0 ? 3000 : k + 1, MPI_INT, MPI_SUM, k % 2 ? one : other,
+                   &all[k]);
+  }
+  for (int k = MANY - 1; k >= 0; --k) {
+    MPI_Wait(&all[k], MPI_STATUS_IGNORE);
+    require_sum("one of many", sums[k][k], size * (size - 1) / 2 + 2 * k * size);
+  }
+}
+/* What other ranks do before an operation ends must not wait for this one's next call of MPI. */
+static void in_the_background(MPI_Comm comm) {
+  int one = 1, sum = 0, word = 0;
+  MPI_Request request;
+  if (size < 2) return;
+  MPI_Iallreduce(&one, &sum, 1, MPI_INT, MPI_SUM, comm, &request);
+  if (rank == 0) MPI_Recv(&word, 1, MPI_INT, 1, 9, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+  MPI_Wait(&request, MPI_STATUS_IGNORE);
+  if (rank == 1) MPI_Send(&one, 1, MPI_INT, 0, 9, MPI_COMM_WORLD);
+  require_sum("a sum beside a message", sum, size);
+}
+static void without_blocking(MPI_Comm world) {
+  int one = 1, sum = 0;
+  MPI_Comm comm;
+  MPI_Request request;
+  MPI_Comm_dup(world, &comm);
+  by_muster();
+  MPI_Iallreduce(&one, &sum, 1, MPI_INT, MPI_SUM, comm, &request);
+  MPI_Wait(&request, MPI_STATUS_IGNORE);
+  require_mpi("sum on a communicator that has seen no blocking operation");
+  require_sum("that sum", sum, size);
+  if (!operations) { /* Open MPI 4.1 by itself crashes where MPI says "will complete normally" */
+    MPI_Comm_free(&comm);
+    return;
+  }
+  MPI_Barrier(comm);
+  sum = 0;
+  by_muster();
+  MPI_Iallreduce(&one, &sum, 1, MPI_INT, MPI_SUM, comm, &request);
+  MPI_Comm_free(&comm); /* which the operation outlives */
+  MPI_Wait(&request, MPI_STATUS_IGNORE);
+  require_sum("a sum on a communicator that was freed", sum, size);
+  require_muster("sum on a communicator that was freed", size);
+  if (size < 2) return;
+  /* A failure is the request's: ranks that give different counts. */
+  static int many[2], sums[2];
+  char text[MPI_MAX_ERROR_STRING] = "";
+  int length = 0, code;
+  MPI_Comm_dup(world, &comm);
+  MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN);
+  MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+  MPI_Barrier(comm); /* which may fail already here, by what others do after it */
+  code = MPI_Iallreduce(many, sums, rank == 1 ? 2 : 1, MPI_INT, MPI_SUM, comm, &request);
+  if (code == MPI_SUCCESS) code = MPI_Wait(&request, MPI_STATUS_IGNORE);
+  if (code != MPI_SUCCESS) MPI_Error_string(code, text, &length);
+  if (strncmp(text, "Muster: ", 8) != 0)
+    wrong = 1, printf("FAILED: rank %d: no error, but \"%s\"\n", rank, text);
+  MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_ARE_FATAL);
+  MPI_Comm_free(&comm);
 }
 
 /* ---- what is MPI's, or an error */
@@ -360,11 +503,15 @@ int main(int argc, char** argv) {
   make_types();
   for (int i = 0; i < 5; ++i) {
     all_moves(comms[i]);
-    all_reductions(comms[i]);
+    reductions(comms[i], 1);
+    reductions(comms[i], 0);
     left_to_mpi(comms[i]);
   }
   on(MPI_COMM_WORLD);
   on(MPI_COMM_SELF);
+  many_in_flight(MPI_COMM_WORLD, reversed);
+  in_the_background(reversed);
+  without_blocking(MPI_COMM_WORLD);
   MPI_Comm_free(&half);
   MPI_Comm_free(&reversed);
   /* A large message whose sender is in a collective already: it needs MPI's progress there. */
