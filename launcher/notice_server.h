@@ -1,4 +1,4 @@
-// A small HTTP server in the agent, on the loopback address only, for what runs beside it: `muster notice`,
+// What the agent answers over HTTP, on the loopback address only, to what runs beside it: `muster notice`,
 // preStop hooks, probes.
 //
 //   POST /notice        body: [job|node] [SECONDS] [WORDS…]     202: heard
@@ -12,13 +12,11 @@
 #pragma once
 
 #include <functional>
-#include <list>
 #include <memory>
+#include <optional>
 #include <string>
 
-#include "runtime/agent/link.h"
-#include "runtime/agent/loop.h"
-#include "runtime/notice/order.h"
+#include "launcher/http_server.h"
 
 namespace muster::launcher {
 
@@ -30,28 +28,19 @@ struct ServerCallbacks {
 
 class NoticeServer {
  public:
-  // `address`: HOST:PORT; port 0 is not taken. Errors: kMisuse: not loopback, in use.
+  // `address`: HOST:PORT. Errors: as HttpServer::open.
   static Result<std::unique_ptr<NoticeServer>> open(agent::Loop& loop, const std::string& address,
                                                     ServerCallbacks callbacks);
-  ~NoticeServer();
 
   void safe_to_kill();  // answers those who wait at /safe, and all who come later
 
  private:
-  struct Caller;
-  NoticeServer(agent::Loop& loop, ServerCallbacks callbacks);
-  void accept_all();
-  void read_some(Caller& caller);
-  void answer(Caller& caller, const notice::HttpRequest& request);
-  void finish(Caller& caller, int status, const std::string& text);
-  void drop(Caller& caller);
+  explicit NoticeServer(ServerCallbacks callbacks) : callbacks_(std::move(callbacks)) {}
+  std::optional<HttpAnswer> answer(const notice::HttpRequest& request);
 
-  agent::Loop& loop_;
   const ServerCallbacks callbacks_;
   bool safe_ = false;
-  UniqueFd listening_;
-  std::unique_ptr<agent::FdWatch> watch_;
-  std::list<std::unique_ptr<Caller>> callers_;
+  std::unique_ptr<HttpServer> http_;
 };
 
 }  // namespace muster::launcher

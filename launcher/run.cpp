@@ -20,6 +20,8 @@
 #include "launcher/audit_log.h"
 #include "launcher/election.h"
 #include "launcher/event_printer.h"
+#include "launcher/http_server.h"
+#include "launcher/metrics.h"
 #include "launcher/notice_server.h"
 #include "launcher/placing.h"
 #include "launcher/slurm.h"
@@ -298,6 +300,7 @@ class Agent {
   // ---- all that this agent hears of, to its readers
 
   void tell(const std::string& source, const Event& event) {
+    if (metrics_) metrics_->note(event);
     if (audit_) audit_->note(source, event);
     printer_.show(source, event);
   }
@@ -305,6 +308,7 @@ class Agent {
   // What this agent has decided itself: said always.
   void decide(EventKind kind, const std::string& text, int64_t amount = 0) {
     const Event event{kind, now(), 0, -1, -1, amount, text};
+    if (metrics_) metrics_->note(event);
     if (audit_) audit_->note("agent", event);
     printer_.show("agent", event, true);
   }
@@ -344,6 +348,19 @@ class Agent {
     audit_timer_.after(kLookAtAuditEvery);
   }
 
+  // Whoever reaches it reads, and can do no more: so any address will do.
+  Status listen_for_scrapes() {
+    if (!values_.is_set("metrics-listen")) return ok();
+    metrics_.emplace(plan_.node_name, MUSTER_VERSION);
+    const HttpPlace place{"--metrics-listen", values_.text("metrics-listen"), false, ""};
+    MUSTER_ASSIGN(scrapes_, HttpServer::open(loop_, place, [this](const notice::HttpRequest& request) {
+                    if (request.method + " " + request.path != "GET /metrics")
+                      return std::optional(HttpAnswer{404, "there is GET /metrics\n"});
+                    return std::optional(HttpAnswer{200, metrics_->text(), Metrics::kContentType});
+                  }));
+    return ok();
+  }
+
   void close_audit(int code) {
     if (!audit_) return;
     audit_->note_end(code, end_why_);
@@ -357,6 +374,7 @@ class Agent {
   Status start() {
     if (values_.is_set("events")) MUSTER_TRY(printer_.append_json_to(values_.text("events")));
     MUSTER_TRY(open_audit());
+    MUSTER_TRY(listen_for_scrapes());
     MUSTER_TRY(take_signals());
     if (prctl(PR_SET_CHILD_SUBREAPER, 1) != 0)
       printer_.say("cannot adopt the workers' orphans (prctl): processes they leave behind may survive them");
@@ -1046,6 +1064,8 @@ class Agent {
   Output output_;
   EventPrinter printer_;
   std::unique_ptr<AuditLog> audit_;
+  std::optional<Metrics> metrics_;
+  std::unique_ptr<HttpServer> scrapes_;
   UniqueFd signal_fd_;
   std::unique_ptr<FdWatch> signal_watch_;
   Timer grace_timer_;

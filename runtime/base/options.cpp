@@ -80,6 +80,8 @@ constexpr Option kOptions[] = {
     {"audit", kText, "", 0, 0, kRun,
      "file of this agent alone, named for its node, as in audit-$(hostname).log, to which its decisions are "
      "appended, with their reasons, in a chain that shows changes (see: muster audit)"},
+    {"metrics-listen", kText, "", 0, 0, kRun,
+     "HOST:PORT where Prometheus may fetch this agent's metrics, at /metrics; who reaches it can only read"},
     {"account", kText, "", 0, 0, kRun,
      "file that the job's launches share: what each preemption cost, one JSON object a line"},
     {"restarts", kInteger, "3", 0, 1000, kRun,

@@ -104,15 +104,14 @@ Result<std::optional<HttpRequest>> parse_request(std::string_view bytes) {
   return std::optional(std::move(request));
 }
 
-std::string http_response(int status, const std::string& text) {
+std::string http_response(int status, const std::string& text, const std::string& type) {
   const char* const words = status == 200   ? "OK"
                             : status == 202 ? "Accepted"
                             : status == 400 ? "Bad Request"
                             : status == 404 ? "Not Found"
                                             : "Service Unavailable";
-  return "HTTP/1.1 " + std::to_string(status) + " " + words +
-         "\r\nContent-Type: text/plain\r\nConnection: close\r\nContent-Length: " +
-         std::to_string(text.size()) + "\r\n\r\n" + text;
+  return "HTTP/1.1 " + std::to_string(status) + " " + words + "\r\nContent-Type: " + type +
+         "\r\nConnection: close\r\nContent-Length: " + std::to_string(text.size()) + "\r\n\r\n" + text;
 }
 
 }  // namespace muster::notice

@@ -32,6 +32,6 @@ constexpr size_t kRequestBytesMax = 16384;
 
 // Nothing: more bytes are needed. Errors: kMisuse: no request that this agent takes; close the connection.
 Result<std::optional<HttpRequest>> parse_request(std::string_view bytes);
-std::string http_response(int status, const std::string& text);
+std::string http_response(int status, const std::string& text, const std::string& type = "text/plain");
 
 }  // namespace muster::notice
