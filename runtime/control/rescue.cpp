@@ -288,8 +288,12 @@ void RescueCore::end(Version version, std::string why) {
 }
 
 Actions RescueCore::tick(Instant now) {
-  now_ = now;
+  const Instant before = std::exchange(now_, now);
   if (now < deadline_) return {};
+  if (now - deadline_ >= limits_.absence && limits_.rules.own_absence_noticed) {
+    deadline_ = now + (deadline_ - before);
+    return {};
+  }
   if (phase_ == Phase::kGathering) {
     ask();
   } else if (phase_ == Phase::kAsking) {

@@ -5,7 +5,7 @@
 //
 // INVARIANTS
 //  - Only members of one lineage take part in one save, and only such whose digests agree.
-//  - It ends in bounded time, with or without a save, and tells every agent which. Who comes while it saves,
+//  - It ends in bounded time of the collector's running, with or without a save, and tells every agent which. Who comes while it saves,
 //  or later,
 //    may bring a newer version than that: all are asked once more then. Each agent comes once.
 #pragma once
@@ -24,6 +24,9 @@ struct RescueLimits {
   Duration gather = 2 * kSecond;           // for the other agents to come
   Duration report_timeout = 60 * kSecond;  // a member may be inside its update
   Duration save_timeout = 600 * kSecond;
+  // A deadline that comes so much too late was slept over by the collector's agent, which was stopped or
+  // starved: what others sent meanwhile waits to be read. They have the time again that was left.
+  Duration absence = kSecond;
   RuleSwitches rules;  // test-only
 };
 

@@ -4,7 +4,8 @@
 A trace has lines `milliseconds,add|remove,node`. Of the nodes that are there at a time the first CAP run an agent of one
 worker each. Who is removed is killed with its workers, or told some seconds before, by turns that a seed draws. A training
 that is done is followed by another, for as long as the replay lasts. Whatever happens, each ends with the weights of an
-untouched one, bit for bit, every sample trained on once, and nothing left behind: no process, file or segment.
+untouched one, bit for bit, every sample trained on once, and nothing left behind: no process, file or segment; and no agent
+or worker holds more descriptors, in a world of one size, than when it first was in one of that size.
 
 With etcd as store no node is special. With the embedded store the others end as requeue when its node goes, with all saved
 that they had, and a new launch goes on from there.
@@ -21,7 +22,7 @@ import time
 import traceback
 from pathlib import Path
 
-from rig import REQUEUE, TOP, Failure, Training, events_text, require_no_processes, stacks_of, untouched, wait_until
+from rig import REQUEUE, STEP_LINE, TOP, Failure, Training, events_text, require_no_processes, stacks_of, untouched, wait_until
 from etcd import Etcd
 
 AGENT_OPTIONS = ["--worker-silence", 4, "--node-silence", 4, "--partition-wait", 4, "--restart-delay", 0.1, "--restarts", 1000,
@@ -44,6 +45,49 @@ def segments():
             if ("muster" in name or name.startswith("ucx")) and not name.startswith("muster-bench-")}
 
 
+class Descriptors:
+    """Of each process, how many it holds in a world of one size: the least of some samples, since saves and transfers take some for
+    a while. `leaks` looks closer, at one job; here lives what is hit by everything."""
+    SAMPLES = 3
+    SLACK = 6
+    EVERY_S = 1  # the events of each agent are read anew for it
+    WARM_S = 2  # since a node was first in a view
+
+    def __init__(self):
+        self.began = {}
+        self.samples, self.first, self.compared, self.next = {}, {}, 0, 0.0
+
+    def look(self, training):
+        if time.monotonic() < self.next:
+            return
+        self.next = time.monotonic() + self.EVERY_S
+        trains = training.nodes_in_view()  # the others start, wait or learn
+        for name, agent in training.agents.items():
+            if name not in trains:
+                continue
+            for who, pid in (("agent", agent.process.pid), *((f"worker {slot}", pid) for slot, pid in agent.worker_pids().items())):
+                self.note(pid, f"{who} of node {name}", training.world)
+
+    def note(self, pid, who, world):
+        try:
+            held = os.listdir(f"/proc/{pid}/fd")
+        except OSError:  # it ends
+            return
+        if time.monotonic() - self.began.setdefault(pid, time.monotonic()) < self.WARM_S:
+            return
+        samples = self.samples.setdefault((pid, world), [])
+        samples.append(len(held))
+        if len(samples) < self.SAMPLES:
+            return
+        least = min(samples)
+        samples.clear()
+        first = self.first.setdefault((pid, world), least)
+        self.compared += 1
+        if least > first + self.SLACK:
+            raise Failure(f"{who} held {first} descriptors in a world of {world}, and holds {least} now: " +
+                          ", ".join(sorted(os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd"))))
+
+
 class Launches(Training):
     """One training, over all its launches."""
     # With etcd, where a view has lost all its nodes at once, those that have just come are frozen for twice the time that
@@ -54,6 +98,12 @@ class Launches(Training):
         super().__init__(options, "traces")
         self.store, self.job_name = store, f"traces-{number}"
         self.ends, self.told, self.seat, self.started = [], {}, None, 0
+        self.world = 0
+
+    def on_line(self, agent, line):
+        super().on_line(agent, line)
+        if found := STEP_LINE.search(line):
+            self.world = int(found[4])
 
     def store_options(self):
         return ["--rdzv-lease", 3, "--job", self.job_name] if self.store else []
@@ -120,6 +170,7 @@ class Replay:
         self.there, self.next, self.rounds = [], 0, 0
         self.counts = dict.fromkeys(("trainings", "launches", "nodes started", "killed", "told", "steps"), 0)
         self.training = None
+        self.descriptors = Descriptors()
 
     def wanted(self):
         return self.there[:CAP]
@@ -189,6 +240,7 @@ class Replay:
             self.finish_training()
         elif start:
             self.settle()
+        self.descriptors.look(self.training)
         time.sleep(0.02)
 
 
@@ -203,7 +255,8 @@ def replay(options, name, embedded, reference):
         run.run()
         if left := segments() - before:
             raise Failure(f"left behind in /dev/shm: {sorted(left)}")
-        if run.counts["trainings"] == 0 or run.counts["killed"] + run.counts["told"] == 0:
+        run.counts["times descriptors were compared"] = run.descriptors.compared - len(run.descriptors.first)
+        if run.counts["times descriptors were compared"] <= 0 or run.counts["trainings"] == 0 or run.counts["killed"] + run.counts["told"] == 0:
             raise Failure(f"the replay has shown nothing: {run.counts}")
         print(f"traces: {title}: ok, {run.next} of {len(run.events)} events at {run.speed:.0f} times their speed: " +
               ", ".join(f"{count} {what}" for what, count in run.counts.items()), flush=True)

@@ -147,6 +147,29 @@ TEST_F(RescueTest, DoesNotWaitForEverForAgentsAndMembersThatDoNotCome) {
   EXPECT_EQ(core.over()->version, kNoVersion);
 }
 
+TEST_F(RescueTest, WhatCameWhileTheCollectorWasStoppedCounts) {
+  gather();
+  (void)report(2, 200, {});
+  // Its agent is stopped for minutes. On waking its timer comes first, and then what members sent meanwhile.
+  now += 300 * kSecond;
+  EXPECT_TRUE(core.tick(now).empty());
+  EXPECT_FALSE(core.over());
+  (void)report(1, 100, holding(19));
+  const auto opened = sent<SaveOpen>(report(1, 101, holding(19)));
+  ASSERT_FALSE(opened.empty());
+  EXPECT_EQ(opened.front().second.version, 19);
+}
+
+TEST_F(RescueTest, WhoStaysSilentAfterTheCollectorWasStoppedIsNotWaitedForTwice) {
+  gather();
+  (void)report(1, 100, holding(19));
+  now += 300 * kSecond;
+  EXPECT_TRUE(core.tick(now).empty());
+  now = core.next_deadline();
+  EXPECT_LE(now, 301 * kSecond + limits.report_timeout);
+  EXPECT_FALSE(sent<SaveOpen>(core.tick(now)).empty());
+}
+
 TEST_F(RescueTest, AFailedOrLostParticipantIsLeftOut) {
   gather();
   const uint64_t first = open();
