@@ -84,7 +84,7 @@ Result<ExportReport> export_safetensors(FileSystem& files, StateReader& state,
         context_json(state.manifest()).dump(-1, ' ', false, Json::error_handler_t::replace);
   MUSTER_ASSIGN(const SafetensorsHeader header, lay_out_safetensors(specs, metadata));
   MUSTER_ASSIGN(const auto taken, files.stat(target));
-  if (taken) return Error{ErrorCode::kDropCheckpoint, target + " exists; remove it or choose another name"};
+  if (taken) return Error{ErrorCode::kMisuse, target + " exists; remove it or choose another name"};
   const auto [folder, name] = folder_and_name(target);
   const std::string temporary = target + ".tmp-" + hex64(random_nonce());
   Status done = write_export(files, temporary, state, header, progress, report);

@@ -25,6 +25,10 @@ bool is_prefix(std::span<const LineageEntry> shorter, std::span<const LineageEnt
 bool is_on_branch(uint64_t version, std::span<const LineageEntry> lineage,
                   std::span<const LineageEntry> branch);
 
+// Versions are counted by signed numbers elsewhere: what is beyond is no version, in files and on command
+// lines.
+constexpr uint64_t kVersionMax = (uint64_t{1} << 63) - 1;
+
 // One save. Two saves of the same version differ in their nonce.
 struct VersionId {
   uint64_t version = 0;

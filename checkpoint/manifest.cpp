@@ -128,9 +128,15 @@ std::vector<T> read_list(JsonReader& reader, const char* field, size_t count_max
   return list;
 }
 
+uint64_t read_version(JsonReader& reader) {
+  const uint64_t version = reader.number("version");
+  if (version > kVersionMax) reader.fail("version", "is more than " + std::to_string(kVersionMax));
+  return version;
+}
+
 VersionId read_id(JsonReader& reader, const char* field) {
   JsonReader inner(reader.object(field), std::string(field) + ".");
-  const VersionId id{inner.number("version"), inner.hex64("nonce")};
+  const VersionId id{read_version(inner), inner.hex64("nonce")};
   reader.adopt(inner);
   return id;
 }
@@ -282,11 +288,20 @@ Status check_seal(std::string_view text, const Json& json, const std::string& wh
 }
 
 // The lengths that the plan gives, against those that the manifest claims.
+constexpr uint64_t kMetadataBytes = 4 << 20;
+constexpr uint64_t kMetadataBytesPerTensor = 16 << 10;
+
 Status check_shards(const Manifest& manifest, const std::string& where) {
   if (manifest.shards.empty()) return damaged(where, "it has no shards");
   auto plan = plan_of(manifest);
   if (!plan.ok()) return damaged(where, plan.error().message);
+  // Readers hold it in memory. What libhdf5 writes is far less: some hundred bytes and its name for a tensor.
+  const uint64_t metadata_max = kMetadataBytes + manifest.tensors.size() * kMetadataBytesPerTensor;
   for (uint32_t p = 0; p < manifest.shards.size(); ++p) {
+    if (manifest.shards[p].geometry.metadata_bytes > metadata_max)
+      return damaged(where, "the metadata of shard " + std::to_string(p) + " is said to have " +
+                                std::to_string(manifest.shards[p].geometry.metadata_bytes) +
+                                " bytes, more than it can");
     const uint64_t expected = round_up(shard_layout(*plan, p).bytes, kBlockBytes);
     if (manifest.shards[p].geometry.payload_bytes != expected)
       return damaged(where, "the payload of shard " + std::to_string(p) + " should have " +
@@ -312,7 +327,7 @@ Json context_json(const Manifest& manifest) {
 }
 
 void read_context(JsonReader& reader, Manifest& manifest) {
-  manifest.id.version = reader.number("version");
+  manifest.id.version = read_version(reader);
   manifest.lineage = read_lineage(reader, "lineage");
   manifest.job = read_job(reader);
   manifest.sample_position = reader.number("sample_position");

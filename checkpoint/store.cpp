@@ -150,7 +150,8 @@ std::optional<VersionId> parse_save_name(const std::string& name) {
   if (name.empty() || name[0] != 'v' || dash == std::string::npos) return std::nullopt;
   const auto version = parse_number<uint64_t>(std::string_view(name).substr(1, dash - 1), 10);
   const auto nonce = parse_number<uint64_t>(std::string_view(name).substr(dash + 1), 16);
-  if (!version || !nonce || save_name({*version, *nonce}) != name) return std::nullopt;
+  if (!version || *version > kVersionMax || !nonce || save_name({*version, *nonce}) != name)
+    return std::nullopt;
   return VersionId{*version, *nonce};
 }
 
@@ -286,12 +287,15 @@ Result<Candidate> Folder::examine(const std::string& name) {
   candidate.id = parse_save_name(name).value();
   candidate.folder = path_ + "/" + name;
   const std::string path = candidate.folder + "/" + kManifestName;
-  MUSTER_ASSIGN(const auto status, files_->stat(path));
-  candidate.finished = status.has_value();
   const auto unusable = [&candidate](Error why) {
     candidate.unusable = std::move(why);
     return candidate;
   };
+  const auto status = files_->stat(path);
+  if (!status.ok() && status.error().code == ErrorCode::kRetry) return status.error();
+  candidate.finished =
+      !status.ok() || status->has_value();  // what cannot be seen is not taken for unfinished
+  if (!status.ok()) return unusable(status.error());
   if (!candidate.finished)
     return unusable({ErrorCode::kDropCheckpoint, to_string(candidate.id) + " was never finished"});
   const auto bytes = read_file(*files_, path, kManifestBytesMax);
@@ -327,9 +331,11 @@ Result<std::vector<Candidate>> Folder::versions() {
                                  to_string(candidate.id) + " is on a branch that the job has abandoned"};
     candidates.push_back(std::move(candidate));
   }
-  // Of one version, the one with the longer history comes first, being the later one.
+  // Of one version, the one with the longer history comes first, being the later one; then that of the later
+  // owner.
   const auto key = [](const Candidate& c) {
-    return std::tuple(c.id.version, c.manifest ? c.manifest->lineage.size() : 0, c.id.nonce);
+    return std::tuple(c.id.version, c.manifest ? c.manifest->lineage.size() : 0,
+                      c.manifest ? c.manifest->fence : 0, c.id.nonce);
   };
   std::sort(candidates.begin(), candidates.end(),
             [&](const Candidate& a, const Candidate& b) { return key(a) > key(b); });
@@ -368,9 +374,15 @@ Result<std::vector<VersionId>> Folder::abandon_for(const Lineage& branch, const 
   return abandoned;
 }
 
-// The manifest goes first, and durably, so that a crash leaves an unfinished save and not a damaged one.
+// The manifest goes first, and durably, so that a crash leaves an unfinished save and not a damaged one. What
+// a link leads to is not this folder's.
 Status Folder::remove_save(const std::string& name) {
   const std::string folder = path_ + "/" + name;
+  MUSTER_ASSIGN(const auto itself, files_->stat_link(folder));
+  if (itself && itself->is_link)
+    return Error{ErrorCode::kMisuse, folder +
+                                         " is a link, and what it leads to is not removed; remove the link "
+                                         "by hand if you do not need it"};
   MUSTER_ASSIGN(const auto status, files_->stat(folder + "/" + kManifestName));
   if (status) {
     MUSTER_TRY(files_->unlink(folder + "/" + kManifestName));

@@ -1,5 +1,6 @@
 #include "launcher/ckpt.h"
 
+#include "checkpoint/numbers.h"
 #include "launcher/ckpt_text.h"
 
 namespace muster::launcher {
@@ -80,14 +81,20 @@ void CkptCommand::add_to(CLI::App& app) {
   command->add_option("FOLDER", to.second, "created where missing; no job may run on it")->required();
   add_key(command, "seal the version with this key");
   command
-      ->add_option_function<uint64_t>(
+      ->add_option_function<int64_t>(
           "--version",
-          [&to](const uint64_t& version) {
-            to.version = version;
+          [&to](const int64_t& version) {
+            to.version = static_cast<uint64_t>(version);
             to.version_given = true;
           },
           "number of the version [what an export says, else 0]")
-      ->type_name("UINT");
+      ->type_name("UINT")
+      ->check([](const std::string& text) {
+        const auto number = checkpoint::parse_number<uint64_t>(text, 10);
+        const bool fits = number && *number <= checkpoint::kVersionMax;
+        return fits ? std::string()
+                    : "a version is a whole number up to " + std::to_string(checkpoint::kVersionMax);
+      });
   command->add_option("--shards", to.shards, "files to spread it over")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();

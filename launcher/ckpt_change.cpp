@@ -67,12 +67,30 @@ Result<Manifest> describe_import(const SafetensorsFile& source, const CkptArgume
   return manifest;
 }
 
+// Of two saves of one version nobody could say which a resume takes.
+Status check_new(Folder& folder, const VersionId& id, const CkptArguments& arguments) {
+  MUSTER_ASSIGN(const auto candidates, folder.versions());
+  for (const Candidate& candidate : candidates) {
+    if (candidate.id.version != id.version || !candidate.finished) continue;
+    return Error{ErrorCode::kMisuse, arguments.second + " has " + to_string(candidate.id) +
+                                         " already; give another --version, or another folder"};
+  }
+  const bool newer = std::any_of(candidates.begin(), candidates.end(), [&](const Candidate& candidate) {
+    return candidate.manifest && !candidate.unusable && candidate.id.version > id.version;
+  });
+  if (newer)
+    std::fprintf(stderr, "muster: %s has newer versions, which a resume takes before version %llu\n",
+                 arguments.second.c_str(), static_cast<unsigned long long>(id.version));
+  return ok();
+}
+
 Result<Manifest> import_file(const CkptArguments& arguments) {
   MUSTER_ASSIGN(SafetensorsFile source, SafetensorsFile::open(real_files(), arguments.first));
   MUSTER_ASSIGN(Manifest like, describe_import(source, arguments));
   MUSTER_ASSIGN(like.key, key_of(arguments));
   MUSTER_ASSIGN(Folder folder, Folder::own(real_files(), arguments.second, who_am_i()));
   folder.use_key(like.key);
+  MUSTER_TRY(check_new(folder, like.id, arguments));
   uint64_t total = 0;
   for (const TensorSpec& spec : source.specs()) total += total_bytes(spec);
   ProgressBar bar("importing", total, arguments.json);

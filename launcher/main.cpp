@@ -1,5 +1,6 @@
 // The `muster` command. Options come from one table (runtime/base/options.h); a flag wins over its variable.
 #include <CLI/CLI.hpp>
+#include <cerrno>
 #include <cstdio>
 #include <cstring>
 
@@ -194,6 +195,13 @@ int show_account(const std::string& path) {
 
 }  // namespace
 
+// What could not be written was not said: a full disk must not look like success.
+static int printed(int code) {
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return code;
+  std::fprintf(stderr, "muster: the output could not be written to its end: %s\n", std::strerror(errno));
+  return launcher::kExitTrouble;
+}
+
 int main(int argc, char** argv) {
   if (argc > 1 && std::strcmp(argv[1], "run") == 0) launcher::hold_signals();
   int own = 1;
@@ -229,7 +237,7 @@ int main(int argc, char** argv) {
     return fail(std::string(error.what()) + "; see: muster --help");
   }
   if (audit.parsed()) return audit.run();
-  if (ckpt.parsed()) return ckpt.run();
+  if (ckpt.parsed()) return printed(ckpt.run());
   if (notice_command->parsed()) return give_notice(notice_flags);
   if (account_command->parsed()) return show_account(account_path);
   if (sim_command.parsed()) return sim_command.run();

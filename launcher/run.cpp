@@ -49,6 +49,9 @@ constexpr Duration kAskCloudEvery =
 constexpr Duration kAskGcpEvery = 1 * kSecond;  // of 30 s
 constexpr Duration kLookEvery = 500 * kMillisecond;
 constexpr Duration kTouchEvery = 1 * kSecond;
+// A person's second Ctrl-C. What comes sooner is the same wish twice: `timeout` signals the process and its
+// group.
+constexpr Duration kSecondSignalAfter = 1 * kSecond;
 constexpr Duration kEndMargin = 2 * kSecond;     // kept from Slurm's deadline, for the end and the requeue
 constexpr uint64_t kAccountBytesMax = 16 << 20;  // of what launches before have written
 constexpr Duration kRequeueWait =
@@ -187,6 +190,17 @@ std::string default_node_name() {
   return slurm != nullptr && *slurm != '\0' ? slurm : host_name();
 }
 
+// Whoever speaks only so often would be lost all the time.
+Status check_silences(const OptionValues& values) {
+  for (const char* silence : {"node-silence", "worker-silence"}) {
+    if (values.duration(silence) >= 2 * values.duration("heartbeat")) continue;
+    return misuse("--" + std::string(silence) + " " + values.text(silence) +
+                  " is less than two heartbeats (--heartbeat " + values.text("heartbeat") +
+                  "); make it longer, or heartbeats more frequent");
+  }
+  return ok();
+}
+
 Result<Plan> make_plan(const OptionValues& values, std::vector<std::string> command) {
   Plan plan;
   if (command.empty())
@@ -201,6 +215,7 @@ Result<Plan> make_plan(const OptionValues& values, std::vector<std::string> comm
   MUSTER_ASSIGN(plan.secret.secret, read_secret(values));
   MUSTER_TRY(check_rendezvous(values, plan));
   MUSTER_TRY(check_notices(values, plan));
+  MUSTER_TRY(check_silences(values));
   MUSTER_TRY(check_log_dir(values.text("log-dir")));
   plan.has_secret = !plan.secret.secret.empty();
   if (!plan.has_secret) plan.secret.secret = random_bytes(32);
@@ -410,9 +425,12 @@ class Agent {
         (number != SIGINT || scheduler_ == notice::Source::kLsf) && !exit_code_)
       return on_scheduler_signal(number);
     const bool asks_to_end = number == SIGINT || number == SIGTERM;
-    if (signalled_ && asks_to_end)
+    if (signalled_ && asks_to_end) {
+      if (now() - signalled_at_ < kSecondSignalAfter) return;
       return stop_now(std::string("a second signal (") + name_of_signal(number) + ")");
+    }
     if (std::exchange(signalled_, true)) return;
+    signalled_at_ = now();
     const std::string source =
         std::string(name_of_signal(number)) + " to the agent on node " + plan_.node_name;
     if (!node_->any_worker() && !leader_) return stop_now(source);
@@ -1077,6 +1095,7 @@ class Agent {
   std::unique_ptr<Listener> prepared_;         // to lead, should the store come here
   std::unique_ptr<NodeAgent> node_;
   bool signalled_ = false;
+  Instant signalled_at_ = 0;
   Instant end_at_ = kNever;  // without more patience
   bool node_finished_ = false;
   bool leader_finished_ = false;

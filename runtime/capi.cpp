@@ -304,7 +304,11 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
   });
 }
 
-void muster_run_destroy(muster_run* run) { delete run; }
+// A callback that began before may still be asking the run.
+void muster_run_destroy(muster_run* run) {
+  if (run != nullptr) run->run->session().wait_for_sink();
+  delete run;
+}
 
 muster_status muster_run_next(muster_run* run, muster_step** step) {
   return guarded([&] {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 
 #include "collectives/mpi/mpi_exchange.h"
 #include "runtime/agent/place.h"
@@ -12,20 +13,29 @@
 namespace muster {
 namespace {
 
-// What the communicators of this process share, while there are any. A forked child begins anew: it must not
-// touch what its parent's threads are in the middle of.
+// What the communicators of this process share, while there are any; but PMIx to the end of the process,
+// since who has left it counts as gone for a while, and the next communicator would be formed without it. A
+// forked child begins anew: it must not touch what its parent's threads are in the middle of.
 struct Shared {
   std::mutex mutex;
   pid_t owner = 0;
   std::weak_ptr<Endpoint> endpoint;
   std::string lacks;
-  std::weak_ptr<agent::Pmix> pmix;
+  pid_t pmix_owner = 0;
+  std::shared_ptr<agent::Pmix> pmix;
   CostCache costs;  // not only while there are communicators
 };
 
 Shared& shared() {
   static Shared* const instance = new Shared;  // not destroyed: a program may exit with communicators
   return *instance;
+}
+
+// Without it a launcher takes an exit for a failure.
+void leave_pmix() {
+  Shared& all = shared();
+  const std::lock_guard lock(all.mutex);
+  if (all.pmix_owner == getpid()) all.pmix.reset();
 }
 
 Result<std::shared_ptr<Endpoint>> share_endpoint(std::string& lacks) {
@@ -46,8 +56,11 @@ Result<std::shared_ptr<Endpoint>> share_endpoint(std::string& lacks) {
 Result<std::shared_ptr<agent::Pmix>> share_pmix() {
   Shared& all = shared();
   const std::lock_guard lock(all.mutex);
-  if (auto pmix = all.pmix.lock()) return pmix;
+  if (all.pmix != nullptr && all.pmix_owner == getpid()) return all.pmix;
   MUSTER_ASSIGN(std::shared_ptr<agent::Pmix> pmix, agent::Pmix::open());
+  if (all.pmix_owner == 0) std::atexit(leave_pmix);
+  if (all.pmix != nullptr) new std::shared_ptr(all.pmix);  // the parent's, in a forked child: never ended
+  all.pmix_owner = getpid();
   all.pmix = pmix;
   return pmix;
 }

@@ -15,7 +15,7 @@ EventQueue::~EventQueue() {
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
-    changed_.notify_one();
+    changed_.notify_all();
   }
   if (thread_.joinable()) thread_.join();
 }
@@ -34,7 +34,13 @@ void EventQueue::push(Event event) {
     events_.push_back(std::move(gap));
   }
   events_.push_back(std::move(event));
-  changed_.notify_one();
+  changed_.notify_all();
+}
+
+void EventQueue::wait_for_sink() {
+  if (thread_.get_id() == std::this_thread::get_id()) return;
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return !in_sink_; });
 }
 
 void EventQueue::run() {
@@ -44,9 +50,12 @@ void EventQueue::run() {
     if (events_.empty()) return;
     const Event event = std::move(events_.front());
     events_.pop_front();
+    in_sink_ = true;
     lock.unlock();
     sink_(event);
     lock.lock();
+    in_sink_ = false;
+    changed_.notify_all();
   }
 }
 

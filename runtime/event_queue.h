@@ -20,6 +20,8 @@ class EventQueue {
   ~EventQueue();  // after all events that wait have been handed over
 
   void push(Event event);  // any thread; never blocks on the sink
+  // Waits for the call of the sink that goes on, if one does; not from within it.
+  void wait_for_sink();
 
  private:
   void run();
@@ -31,6 +33,7 @@ class EventQueue {
   std::deque<Event> events_;
   uint64_t dropped_ = 0;
   bool stopping_ = false;
+  bool in_sink_ = false;
   std::thread thread_;
 };
 

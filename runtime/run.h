@@ -86,6 +86,7 @@ class Run final : private Session::Listener {
   // Seals the state and announces this process. Errors: kMisuse for options that cannot hold; kEnvironment
   // where memory of a device is named and there is none.
   static Result<std::unique_ptr<Run>> start(Session& session, State& state, TrainOptions options);
+  Session& session() { return session_; }
   ~Run() override;
 
   // True: a step is at hand, described by version(). False: the loop is over, see exit_code().

@@ -31,6 +31,8 @@ class Session {
 
   // Says it to the program's sink and, where there is one, to the agent.
   void emit(Event event);
+  // Waits for the call of the program's sink that goes on, if one does; not from within it.
+  void wait_for_sink() { events_.wait_for_sink(); }
 
   // Who receives the leader's messages. One run at a time; null detaches and returns only when no call is
   // running.

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 namespace muster::pmpi {
@@ -30,6 +31,9 @@ class Bytes {
  public:
   enum class In : uint8_t { kPlaceIfPossible, kOwnMemory };
   Bytes() = default;  // of nothing
+  Bytes(Bytes&& other) noexcept { *this = std::move(other); }
+  Bytes& operator=(Bytes&& other) noexcept;
+  ~Bytes();
   Bytes(const void* buffer, MPI_Datatype type, Blocks blocks, In in = In::kPlaceIfPossible);
 
   size_t size() const { return size_; }
@@ -50,7 +54,7 @@ class Bytes {
   void copy(int block, bool gathers);
 
   char* buffer_ = nullptr;
-  MPI_Datatype type_ = MPI_BYTE;
+  MPI_Datatype type_ = MPI_BYTE;  // where it is not dense a duplicate: the program may free its own meanwhile
   Blocks blocks_;
   MPI_Aint extent_ = 1;
   size_t element_ = 1;

@@ -11,8 +11,10 @@
  *         forward_backward(&micro, params, grads);             // your code
  *         muster_step_accumulate(step, &micro, spans, 1);      // adds along the tree, zeroes grads
  *       }
- *       if (muster_step_reduce(step, spans, 1) != MUSTER_OK) continue;
- *       if (muster_step_open_update(step) != MUSTER_OK) continue;
+ *       muster_status status = muster_step_reduce(step, spans, 1);
+ *       if (status == MUSTER_OK) status = muster_step_open_update(step);
+ *       if (status == MUSTER_AGAIN) continue;                  // the view changed: the step comes again
+ *       if (status != MUSTER_OK) break;                        // muster_last_error() says why
  *       optimizer(params, grads);                              // your code
  *       muster_step_close_update(step);
  *     }
@@ -106,8 +108,9 @@ typedef struct muster_event {
 
 /* Called on one thread of the library, in order, never after muster_leave, which hands over what still waits.
  * A slow callback delays later events only; beyond 4,096 waiting ones events are dropped, and the next one
- * says how many. May call muster_run_get_info and muster_session_notice; must not end the run or leave the
- * session. */
+ * says how many. May call muster_run_get_info and muster_session_notice; must not end the run, leave the
+ * session, or throw. Events also come after muster_run_destroy, which waits for the call that goes on: a
+ * callback that uses the run has to be told, before that, that it is gone. */
 typedef void (*muster_event_callback)(void* context, const muster_event* event);
 
 /* ---- session
@@ -139,9 +142,14 @@ MUSTER_API muster_status muster_session_notice(muster_session* session, double s
 typedef struct muster_state muster_state;
 
 /* Everything that must survive: weights, optimizer state, counters. Immutable outside an open update (but for
- * muster_state_per_lane), so that
- * it can be copied in the background at any other moment. End with muster_state_destroy, after the run that
- * uses it. */
+ * muster_state_per_lane), so that it can be copied in the background at any other moment. End with
+ * muster_state_destroy, after the run that uses it.
+ *
+ * An update is a function of the state and of the step's mean gradient alone, so that all ranks hold the same
+ * bits. Whole states are compared at a start, in a view change and when a learner comes, and ranks that
+ * differ end the job by name; not at each step or save. So a program that breaks the rule (an update that
+ * depends on the rank, on time or on memory that is not set) may save a state put together from different
+ * ranks' parts before that is found. */
 MUSTER_API muster_status muster_state_create(muster_session* session, muster_state** state);
 MUSTER_API void muster_state_destroy(muster_state* state);
 
@@ -465,8 +473,8 @@ MUSTER_API muster_status muster_step_abandon_update(muster_step* step);
  *  - With `work` NULL an operation is blocking (in a batch: muster_group_end is). Else it goes on in the
  *    background, *work is its handle, and its buffers are the library's until it has ended. Several may be
  *    in flight; each ends by its deadline.
- *  - In place (`out` is `in`, or this rank's part of it) is allowed, but not for all_to_all_v. No other
- *    overlap is. Any alignment, any count, 0 included.
+ *  - In place is allowed, but not for all_to_all_v: `out` is `in` where both have one size, else the smaller
+ *    is this rank's block of the larger. No other overlap is. Any alignment, any count, 0 included.
  *  - MUSTER_AGAIN: a rank died, left, or did not do its part by the deadline, or the communicator was
  * revoked. It is unusable from then on, on all ranks: every pending and later operation ends with that
  * reason. Inputs that are not outputs are intact; outputs are undefined, and those from muster_comm_allocate

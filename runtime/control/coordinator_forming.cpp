@@ -6,7 +6,7 @@
 namespace muster::control {
 
 std::string Coordinator::State::refusal(const NodeHello& hello) const {
-  if (hello.protocol != NodeHello{}.protocol) {
+  if (hello.protocol != kProtocol) {
     return "protocol version " + std::to_string(hello.protocol) +
            " is not the leader's; use the same Muster everywhere";
   }
@@ -97,16 +97,23 @@ void Coordinator::State::resume_node(const NodeRecord& node) {
   begin_view_change("node " + node.name + " connected anew, and may have missed messages");
 }
 
-// A process whose fingerprint differs can never be a member. While nothing runs, that is the job's misuse.
+// A process whose fingerprint differs, or whose Muster, can never be a member. While nothing runs, that is
+// the job's misuse.
 bool Coordinator::State::admit(NodeId, MemberId id, const MemberHello& hello) {
-  if (!fingerprint) {
-    fingerprint = hello.fingerprint;
-    fingerprint_words = hello.description;
-  }
   const std::string who =
       "worker " + std::to_string(hello.member.local_rank) + " on node " + hello.member.node_name;
   std::string why;
-  if (hello.fingerprint != *fingerprint) {
+  if (hello.protocol != kProtocol) {
+    why = who + " is linked with another Muster than its agent (protocol version " +
+          std::to_string(hello.protocol) + ", not " + std::to_string(kProtocol) +
+          "); use the same Muster for both";
+  } else if (!fingerprint) {
+    fingerprint = hello.fingerprint;
+    fingerprint_words = hello.description;
+  }
+  if (!why.empty()) {
+    // It can say nothing else that counts.
+  } else if (hello.fingerprint != *fingerprint) {
     why = who + " declares another state: \"" + hello.description + "\", the others \"" + fingerprint_words +
           "\"";
   } else if (const std::string refused = note_sharding(hello.sharding); !refused.empty()) {

@@ -18,11 +18,15 @@ namespace muster::control {
 
 // ---- node → leader
 
+// Raised with every change of a message. Who speaks another refuses in a sentence: agents each other, and the
+// leader a worker, whose program may be linked with another Muster than its agent's.
+constexpr uint32_t kProtocol = 12;
+
 struct NodeHello {
   NodeId node = 0;
   std::string name;
-  std::string job;         // agents of different jobs refuse each other
-  uint32_t protocol = 11;  // a different major refuses with a sentence
+  std::string job;  // agents of different jobs refuse each other
+  uint32_t protocol = kProtocol;
   uint32_t workers = 0;    // --nproc
   uint32_t nodes_min = 1;  // --nnodes; must equal the leader's
   uint32_t nodes_max = 1;
@@ -77,6 +81,7 @@ struct MemberHello {
   bool paces_saves = false;  // the program leaves it to the leader when to save (SaveSchedule)
   Sharding sharding;         // of the state; the fingerprint covers it
   StateSize size;            // likewise
+  uint32_t protocol = kProtocol;
 };
 
 // The run's starting version is known: 0 for a fresh start, or a checkpoint's. Sent by all members of the

@@ -5,8 +5,8 @@
 //
 // INVARIANTS
 //  - Only members of one lineage take part in one save, and only such whose digests agree.
-//  - It ends in bounded time of the collector's running, with or without a save, and tells every agent which. Who comes while it saves,
-//  or later,
+//  - It ends in bounded time of the collector's running, with or without a save, and tells every agent which.
+//  Who comes while it saves, or later,
 //    may bring a newer version than that: all are asked once more then. Each agent comes once.
 #pragma once
 

@@ -177,7 +177,8 @@ Offset<fb::MemberHello> write(FlatBufferBuilder& to, const MemberHello& m) {
   const auto member = write(to, m.member);
   const fb::Generation installed = write(m.installed);
   return fb::CreateMemberHello(to, member, &fingerprint, write(to, m.description), &installed, m.paces_saves,
-                               m.sharding.shards, m.sharding.copies, m.size.replicated, m.size.shard);
+                               m.sharding.shards, m.sharding.copies, m.size.replicated, m.size.shard,
+                               m.protocol);
 }
 MemberHello read(const fb::MemberHello& m) {
   const Generation installed = m.installed() == nullptr ? Generation{} : read(*m.installed());
@@ -187,7 +188,8 @@ MemberHello read(const fb::MemberHello& m) {
           installed,
           m.paces_saves(),
           {m.shards(), m.shard_copies()},
-          {m.state_bytes(), m.shard_bytes()}};
+          {m.state_bytes(), m.shard_bytes()},
+          m.protocol()};
 }
 
 Offset<fb::Started> write(FlatBufferBuilder& to, const Started& m) {

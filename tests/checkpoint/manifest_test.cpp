@@ -198,6 +198,10 @@ TEST(Manifest, HostileFieldsAreNamed) {
               HasSubstr("too large"));
   EXPECT_THAT(refusal_of_edit("\"scale\"", "\"wte\""), HasSubstr("two tensors are named"));
   EXPECT_THAT(refusal_of_edit(",8192,", ",8193,"), HasSubstr("'shards[0]'"));
+  EXPECT_THAT(refusal_of_edit(",8192,", ",1099511627776,"), HasSubstr("more than it can"));
+  for (const char* version : {"9223372036854775808", "18446744073709551615"})
+    EXPECT_THAT(refusal_of_edit("\"version\":200", std::string("\"version\":") + version),
+                HasSubstr("is more than 9223372036854775807"));
   EXPECT_THAT(refusal_of_edit("\"slab_bytes\":262144", "\"slab_bytes\":0"), HasSubstr("slab_bytes"));
   EXPECT_THAT(refusal_of_edit("00ff", "00f"), HasSubstr("step_values.loss_scale"));
   EXPECT_THAT(refusal_of_edit("{", "["), HasSubstr("not JSON"));

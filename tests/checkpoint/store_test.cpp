@@ -368,6 +368,60 @@ TEST(Store, UnfinishedSavesArePrunedWhenNobodyCanBeWriting) {
   EXPECT_THAT(removed({}, 3'600'000), ElementsAre(folder->save_folder({1, 11})));
 }
 
+// What a link leads to is somebody else's: an archive, or anything at all.
+TEST_F(OnDisk, RetentionRemovesNothingBehindALink) {
+  namespace fs = std::filesystem;
+  auto folder = Folder::own(real_files(), root_ + "/ckpt", "a job");
+  ASSERT_OK(folder);
+  for (uint64_t v = 1; v <= 4; ++v) {
+    ASSERT_OK(save(real_files(), *folder, state_of(v), {v, 10 + v}));
+    ASSERT_OK(folder->mark_verified({v, 10 + v}));
+  }
+  const fs::path first = folder->save_folder({1, 11}), archive = root_ + "/archive";
+  fs::rename(first, archive);
+  fs::create_directory_symlink(archive, first);
+  fs::create_directories(root_ + "/precious/inside");
+  fs::create_directory_symlink(root_ + "/precious", root_ + "/ckpt/" + save_name({9, 99}));
+  const auto pruned = folder->prune({.keep_last = 2}, INT64_MAX);
+  ASSERT_OK(pruned);
+  EXPECT_THAT(pruned->removed, ElementsAre(folder->save_folder({2, 12})));
+  EXPECT_THAT(pruned->problems, ::testing::Each(HasSubstr("is a link, and what it leads to is not removed")));
+  EXPECT_EQ(pruned->problems.size(), 2u);
+  EXPECT_TRUE(fs::exists(archive / "manifest.json"));
+  EXPECT_TRUE(fs::exists(root_ + "/precious/inside"));
+}
+
+// One save that cannot even be looked at is damaged; the others are as good as before.
+TEST_F(OnDisk, ASaveThatCannotBeLookedAtIsPassedOver) {
+  namespace fs = std::filesystem;
+  auto folder = Folder::own(real_files(), root_, "a job");
+  ASSERT_OK(folder);
+  for (uint64_t v = 1; v <= 2; ++v) ASSERT_OK(save(real_files(), *folder, state_of(v), {v, 10 + v}));
+  const fs::path manifest = folder->save_folder({2, 12}) + "/manifest.json";
+  fs::remove(manifest);
+  fs::create_symlink("manifest.json", manifest);  // a loop
+  EXPECT_THAT(versions_of(*folder), ElementsAre(1));
+  EXPECT_THAT(folder->prune({}, INT64_MAX)->removed, ::testing::IsEmpty())
+      << "nor is it taken for unfinished";
+}
+
+// As an import may leave them: the later owner's counts, whatever its nonce.
+TEST(Store, OfTwoSavesOfOneVersionTheLaterOwnersIsTaken) {
+  for (const auto& [earlier, later] : {std::pair{11, 12}, {12, 11}}) {
+    MemoryFiles files;
+    for (const int nonce : {earlier, later}) {
+      auto folder = Folder::own(files, "ckpt", "a job");
+      ASSERT_OK(folder);
+      ASSERT_OK(save(files, *folder, state_of(1), {1, static_cast<uint64_t>(nonce)}));
+    }
+    auto folder = Folder::look(files, "ckpt");
+    ASSERT_OK(folder);
+    const auto candidates = folder->versions();
+    ASSERT_OK(candidates);
+    EXPECT_EQ(candidates->front().id.nonce, static_cast<uint64_t>(later));
+  }
+}
+
 TEST(Store, BranchesFollowTheRule) {
   const Lineage p = {{7, 1, 0}};
   const Lineage q = {{7, 1, 0}, {7, 2, 100}};
@@ -443,8 +497,8 @@ TEST(Store, ForeignNamesAreLeftAlone) {
   MemoryFiles files;
   auto folder = Folder::own(files, "ckpt", "a job");
   ASSERT_OK(folder);
-  for (const char* name :
-       {"v1-2", "vx-0000000000000001", "v000000000001-000000000000000g", "notes", "v000000000001-"})
+  for (const char* name : {"v1-2", "vx-0000000000000001", "v000000000001-000000000000000g", "notes",
+                           "v000000000001-", "v9223372036854775808-0000000000000001"})
     ASSERT_OK(files.make_directory(std::string("ckpt/") + name));
   EXPECT_THAT(*folder->versions(), ::testing::IsEmpty());
   EXPECT_THAT(folder->prune({}, INT64_MAX)->removed, ::testing::IsEmpty());

@@ -134,7 +134,7 @@ def exchanges(ckpt, folder):
     assert {name: tensors[name] for name in TENSORS if name != "w"} == {n: t for n, t in TENSORS.items() if n != "w"}
     assert "muster" not in metadata
     ckpt("export", "ckpt@100", "int.safetensors", "--cast", "int8", code=78)
-    assert "exists" in ckpt("export", "ckpt@100", "out.safetensors", code=1)
+    assert "exists" in ckpt("export", "ckpt@100", "out.safetensors", code=78)
 
 
 def verifies(ckpt, folder):
@@ -246,6 +246,11 @@ def refuses(ckpt, folder):
     assert "did you mean 'lanes'" in ckpt("import", "a.safetensors", "new", "--job", "lane=2", code=78)
     assert not (folder / "new").exists(), "a refused import makes no folder"
     (folder / "short.safetensors").write_bytes(safetensors(TENSORS)[:-1])
+    for version in (-1, 2**63, 2**64 - 1, 2**64):
+        ckpt("import", "a.safetensors", "new", "--version", version, code=78)
+    assert not (folder / "new").exists(), "nor does one of a version that cannot be"
+    said = ckpt("import", "a.safetensors", "ckpt", "--version", 100, code=78)
+    assert "has version 100" in said and "give another --version" in said, said
     assert "bytes of data" in ckpt("import", "short.safetensors", "new", code=78)
     assert "cannot open" in ckpt("import", "nothing.safetensors", "new", code=2)
     ckpt("frobnicate", code=78)

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <string>
@@ -26,6 +28,24 @@ TEST(EventQueue, HandsOverAllEventsInOrderBeforeItEnds) {
   }
   ASSERT_EQ(seen.size(), 1000u);
   for (int64_t i = 0; i < 1000; ++i) EXPECT_EQ(seen[static_cast<size_t>(i)], i);
+}
+
+// So that what the sink uses can be taken away.
+TEST(EventQueue, WaitsForTheCallThatGoesOn) {
+  std::atomic<bool> entered = false, left = false;
+  EventQueue* self = nullptr;
+  EventQueue queue([&](const Event&) {
+    entered = true;
+    self->wait_for_sink();  // from within: would wait for itself
+    // Reason for the wait: the call has to go on while the other thread begins to wait for it.
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    left = true;
+  });
+  self = &queue;
+  queue.push(numbered(1));
+  while (!entered) std::this_thread::yield();
+  queue.wait_for_sink();
+  EXPECT_TRUE(left);
 }
 
 TEST(EventQueue, WithoutASinkEventsVanish) {

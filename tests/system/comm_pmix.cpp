@@ -101,6 +101,12 @@ int make_again() {
     muster_comm_destroy(first);
     muster_comm_destroy(second);
   }
+  for (int round = 0; round < 40; ++round) {
+    muster_comm* comm = nullptr;
+    require(muster_comm_create(nullptr, &comm), "create where none is left");
+    require(muster_comm_barrier(comm, nullptr, nullptr), "barrier");
+    muster_comm_destroy(comm);
+  }
   say("made again");
   return 0;
 }

@@ -227,6 +227,13 @@ class Notices:
             if asked not in (tools / "asked").read_text():
                 raise Failure(f"{scheduler} was asked: {(tools / 'asked').read_text()[-500:]}")
 
+    def twice_at_once(self):
+        """As timeout(1) signals: the agent, and at once its whole process group."""
+        agent = self.train()
+        for _ in range(3):
+            agent.signal(signal.SIGTERM)
+        self.saved_and_ended(agent)
+
     def a_signal_after_a_notice(self):
         """SIGTERM after a notice of another kind is the first signal: it must not end a save under way."""
         path = self.job.folder / "before-a-signal"
@@ -344,6 +351,7 @@ def main():
                  ("LSF and PBS repeat their signals", test.impatient_schedulers),
                  ("time limits of PBS and LSF", test.time_limits),
                  ("SIGTERM after another notice", test.a_signal_after_a_notice),
+                 ("SIGTERM three times at once", test.twice_at_once),
                  ("too few stay, and a save by all does not fit", test.handing_over),
                  ("a notice to the job after the last step", test.after_the_last_step),
                  ("what each preemption cost", test.cost),

@@ -426,6 +426,21 @@ static void without_blocking(MPI_Comm world) {
     return;
   }
   MPI_Barrier(comm);
+  /* A type that the program frees before the operation has ended. */
+  MPI_Datatype every_other;
+  int gathered[4 * RANKS], pair[2] = {rank, -rank};
+  for (int i = 0; i < 4 * RANKS; ++i) gathered[i] = EMPTY;
+  MPI_Type_vector(2, 1, 2, MPI_INT, &every_other);
+  MPI_Type_create_resized(every_other, 0, 4 * sizeof(int), &every_other);
+  MPI_Type_commit(&every_other);
+  MPI_Iallgather(pair, 2, MPI_INT, gathered, 1, every_other, comm, &request);
+  MPI_Type_free(&every_other);
+  MPI_Wait(&request, MPI_STATUS_IGNORE);
+  for (int r = 0; r < size; ++r) {
+    require_sum("a type that was freed", gathered[4 * r], r);
+    require_sum("a type that was freed", gathered[4 * r + 2], -r);
+    require_sum("between", gathered[4 * r + 1], EMPTY);
+  }
   sum = 0;
   by_muster();
   MPI_Iallreduce(&one, &sum, 1, MPI_INT, MPI_SUM, comm, &request);

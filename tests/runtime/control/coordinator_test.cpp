@@ -89,6 +89,20 @@ TEST_F(Forming, DifferentStatesAreMisuse) {
   EXPECT_EQ(sent<EndJob>(last)[0].second.exit_code, 78);
 }
 
+// The agent is one Muster's and the program linked with another: their messages may differ anywhere.
+TEST_F(Forming, AProgramOfAnotherMusterIsMisuse) {
+  begin(1, 1, 1);
+  node_comes(1, 1);
+  MemberHello hello;
+  hello.member = Member{100, 1, 0, "n1", {}};
+  hello.protocol = kProtocol - 1;
+  say(1, 100, hello);
+  ASSERT_FALSE(sent<EndJob>(last).empty());
+  EXPECT_EQ(sent<EndJob>(last)[0].second.exit_code, 78);
+  EXPECT_THAT(sent<EndJob>(last)[0].second.why,
+              ::testing::HasSubstr("is linked with another Muster than its agent"));
+}
+
 TEST_F(Forming, ProgramThatDiesEverywhereEndsTheJobWithItsOwnCode) {
   begin(2, 2, 1);
   for (NodeId node : {1, 2}) {

@@ -30,7 +30,7 @@ inline std::vector<Message> all_messages() {
       NodeReady{g},
       NoticeRaised{Scope::kNode, 7, 30 * kSecond, "SIGTERM"},
       Heartbeat{},
-      MemberHello{member(9), d, "described", g, true, {64, 2}, {700, 50}},
+      MemberHello{member(9), d, "described", g, true, {64, 2}, {700, 50}, 3},
       Started{g, 3, d, {{g, 3}}, 2},
       Report{g, 2, 41, true, {11, 10}, {3, 5}, {11, 9}, {6}, {11, 8}},
       Ready{g, 4},
