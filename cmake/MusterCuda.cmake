@@ -127,6 +127,9 @@ endif()
 # Compiles for all architectures; VARIABLE becomes the object's path. Beside it, for the ratchet, lie
 # NAME.ptxas.txt (ptxas's report) and NAME.compute_XX.ptx. The rules are those of muster_rules: no contraction,
 # rounded division, denormals kept.
+#
+# No sanitizer sees what nvcc makes, and its flags are the same for all presets: with MUSTER_SANITIZE the object holds only
+# what a driver can still compile itself, and there is nothing for the ratchet.
 function(muster_cuda_object out source)
   cmake_path(GET source STEM stem)
   cmake_path(ABSOLUTE_PATH source OUTPUT_VARIABLE path)
@@ -141,7 +144,12 @@ function(muster_cuda_object out source)
   set(targets "")
   set(ptx "")
   set(ptx_commands "")
-  foreach(architecture ${MUSTER_CUDA_ARCHITECTURES})
+  set(architectures ${MUSTER_CUDA_ARCHITECTURES})
+  if(MUSTER_SANITIZE)
+    set(targets -gencode arch=compute_80,code=compute_80)
+    set(architectures "")
+  endif()
+  foreach(architecture ${architectures})
     list(APPEND targets -gencode arch=compute_${architecture},code=sm_${architecture})
     list(APPEND ptx ${folder}/${stem}.compute_${architecture}.ptx)
     list(APPEND ptx_commands COMMAND ${MUSTER_NVCC} ${flags} -ptx -arch=compute_${architecture} ${path}
@@ -151,7 +159,9 @@ function(muster_cuda_object out source)
   add_custom_command(OUTPUT ${object} ${report} DEPENDS ${path} DEPFILE ${object}.d COMMENT "nvcc ${stem}.cu" VERBATIM
     COMMAND sh -c "report=$1; shift; \"$@\" >\"$report\" 2>&1 || { cat \"$report\" >&2; exit 1; }" sh ${report}
       ${MUSTER_NVCC} ${flags} ${targets} -Xptxas -v,-warn-spills -MD -MF ${object}.d -c ${path} -o ${object})
-  add_custom_command(OUTPUT ${ptx} DEPENDS ${object} COMMENT "PTX of ${stem}.cu" VERBATIM ${ptx_commands})
+  if(ptx)
+    add_custom_command(OUTPUT ${ptx} DEPENDS ${object} COMMENT "PTX of ${stem}.cu" VERBATIM ${ptx_commands})
+  endif()
   set(${out} ${object} PARENT_SCOPE)
   set(${out}_REPORT ${report} PARENT_SCOPE)
   set(${out}_PTX ${ptx} PARENT_SCOPE)
