@@ -59,13 +59,14 @@ endfunction()
 # What `ctest -L quick` runs, and what that loads or starts.
 add_custom_target(quick_tests)
 
-# muster_test(NAME SOURCES … [LIBS …] [ARGS …] [LABELS …] [TIMEOUT seconds] [BESIDE] [ONE_THREAD])
+# muster_test(NAME SOURCES … [LIBS …] [ARGS …] [LABELS …] [TIMEOUT seconds] [BESIDE [COST seconds]] [ONE_THREAD])
 # One GoogleTest program; tests/ mirrors the source folders. LABELS: quick (default), or long, which only
 # scripts/test --quick leaves out, or full, which only --full runs. BESIDE: waits for nothing and computes in one thread,
-# so that it may run while another such test runs; the others run alone. ONE_THREAD: the thread sanitizer has nothing to
+# so that it may run while another such test runs; the others run alone. COST: its length, for the long ones of those, which
+# begin first: in a fresh clone ctest knows no times, and one that begins last has nobody beside it. ONE_THREAD: the thread sanitizer has nothing to
 # find in it, and takes long, so with that only the full run has it.
 function(muster_test name)
-  cmake_parse_arguments(ARG "BESIDE;ONE_THREAD" "TIMEOUT" "SOURCES;LIBS;LABELS;ARGS" ${ARGN})
+  cmake_parse_arguments(ARG "BESIDE;ONE_THREAD" "TIMEOUT;COST" "SOURCES;LIBS;LABELS;ARGS" ${ARGN})
   if(NOT ARG_LABELS)
     set(ARG_LABELS quick)
   endif()
@@ -88,6 +89,8 @@ function(muster_test name)
   add_test(NAME ${name} COMMAND ${name} ${ARG_ARGS})
   if(NOT ARG_BESIDE)
     set_tests_properties(${name} PROPERTIES RUN_SERIAL ON)
+  elseif(ARG_COST)
+    set_tests_properties(${name} PROPERTIES COST ${ARG_COST})
   endif()
   set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}"
     ENVIRONMENT "MUSTER_MODULE_PATH=${PROJECT_BINARY_DIR}/lib")
