@@ -63,8 +63,8 @@ add_custom_target(quick_tests)
 # One GoogleTest program; tests/ mirrors the source folders. LABELS: quick (default), or long, which only
 # scripts/test --quick leaves out, or full, which only --full runs. BESIDE: waits for nothing and computes in one thread,
 # so that it may run while another such test runs; the others run alone. COST: its length, for the long ones of those, which
-# begin first: in a fresh clone ctest knows no times, and one that begins last has nobody beside it. ONE_THREAD: the thread sanitizer has nothing to
-# find in it, and takes long, so with that only the full run has it. LIGHT: its own code computes little, and is compiled with
+# begin first: in a fresh clone ctest knows no times, and one that begins last has nobody beside it. ONE_THREAD: the thread
+# sanitizer has nothing to find in it, and takes long, so with that only the full run has it. LIGHT: its own code computes little, and is compiled with
 # -Og in the plain build as it is under sanitizers, which takes a third of the time less, or more (decision 0009).
 function(muster_test name)
   cmake_parse_arguments(ARG "BESIDE;ONE_THREAD;LIGHT" "TIMEOUT;COST" "SOURCES;LIBS;LABELS;ARGS" ${ARGN})
