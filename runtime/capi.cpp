@@ -279,9 +279,11 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
         train.local.folder = values->text("checkpoint-local-dir");
       const bool saves_locally = !train.local.folder.empty();
       if (saves_locally && train.local.every == 0)
-        train.local.every = values->integer("checkpoint-local-every");
+        train.local.every = values->text("checkpoint-local-every") == "auto"
+                                ? muster::SaveOptions::kPaced
+                                : values->integer("checkpoint-local-every");
       // An interval, wherever it is from, asks for nothing where there is no folder.
-      if (!saves_locally && train.local.every > 0) train.local.every = 0;
+      if (!saves_locally && train.local.every >= muster::SaveOptions::kPaced) train.local.every = 0;
       if (key_file.empty()) key_file = values->text("checkpoint-key-file");
       train.save.keep_every = static_cast<uint64_t>(values->integer("keep-every"));
       train.save.keep_younger_ms = values->duration("keep-younger") / muster::kMillisecond;

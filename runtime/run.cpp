@@ -24,11 +24,12 @@ std::string name_of(const std::optional<codec::CodecId>& codec) {
 Status check_local(const TrainOptions& options) {
   const bool wanted = !options.local.folder.empty();
   const std::string every = "checkpoint_local_every is " + std::to_string(options.local.every);
-  if (wanted != (options.local.every != 0) || options.local.every < 0) {
-    return Error{ErrorCode::kMisuse,
-                 every + " and checkpoint_local_dir is " +
-                     (wanted ? "'" + options.local.folder + "'" : "not given") +
-                     "; for saves on each node give both, the steps at least 1, else neither"};
+  if (wanted != (options.local.every != 0) || options.local.every < SaveOptions::kPaced) {
+    return Error{
+        ErrorCode::kMisuse,
+        every + " and checkpoint_local_dir is " + (wanted ? "'" + options.local.folder + "'" : "not given") +
+            "; for saves on each node give both, the steps at least 1 or -1, which leaves them to muster, "
+            "else neither"};
   }
   if (!wanted || !options.save.folder.empty()) return ok();
   return Error{ErrorCode::kMisuse,
@@ -141,6 +142,8 @@ Result<std::unique_ptr<Run>> Run::start(Session& session, State& state, TrainOpt
   if (sharding.shards > 0) hello.sharding = sharding;
   hello.size = run->size_;
   hello.paces_saves = run->savers_.shared().enabled() && run->options_.save.every == SaveOptions::kPaced;
+  hello.paces_local_saves =
+      run->savers_.local() != nullptr && run->options_.local.every == SaveOptions::kPaced;
   MUSTER_TRY(session.send(std::move(hello)));
   return run;
 }

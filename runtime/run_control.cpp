@@ -90,7 +90,7 @@ void Run::forward(const control::Message& message) {
     if (stop_save_ && stop_save_->save == closed->save) stop_save_.reset();
     savers_.closed(*closed);
   } else if (const auto* schedule = std::get_if<control::SaveSchedule>(&message)) {
-    savers_.shared().schedule(*schedule);
+    savers_.schedule(*schedule);
   } else if (const auto* hurry = std::get_if<control::SaveHurry>(&message)) {
     savers_.shared().hurry(hurry->save);
   }

@@ -102,4 +102,8 @@ void Tiers::closed(const control::SaveClosed& closed) {
   if (Saver* const saver = of(closed.tier)) saver->closed(closed);
 }
 
+void Tiers::schedule(const control::SaveSchedule& schedule) {
+  if (Saver* const saver = of(schedule.tier)) saver->schedule(schedule);
+}
+
 }  // namespace muster

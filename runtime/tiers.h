@@ -15,7 +15,7 @@ namespace muster {
 
 struct LocalSaveOptions {
   std::string folder;  // one of the node's disks, or its memory; empty: no local saves
-  int64_t every = 0;   // steps
+  int64_t every = 0;   // steps; or SaveOptions::kPaced
 };
 
 // Below the folder that was given, one for each node by its name: two nodes of one machine have two, and a
@@ -46,6 +46,7 @@ class Tiers {
   void rewrite(const control::SaveRewrite& rewrite, std::optional<control::Generation> held_in);
   void publish(const control::SavePublish& publish);
   void closed(const control::SaveClosed& closed);
+  void schedule(const control::SaveSchedule& schedule);
 
  private:
   template <typename Do>

@@ -80,7 +80,9 @@ void declare(CLI::App& app, Options& o) {
       ->default_str("50");
   app.add_option("--checkpoint-local-dir", o.checkpoint_local_dir,
                  "Where each node saves for itself, too; empty: nowhere");
-  app.add_option("--checkpoint-local-every", o.checkpoint_local_every, "Steps between these saves");
+  app.add_option("--checkpoint-local-every", o.checkpoint_local_every,
+                 "Steps between these saves; auto: as often as it pays")
+      ->transform(CLI::Transformer(std::map<std::string, int64_t>{{"auto", MUSTER_CHECKPOINT_AUTO}}));
   app.add_option("--checkpoint-parity", o.checkpoint_parity,
                  "Shards of a group with a parity file, 2 to 64; 0: none");
   app.add_option("--report-every", o.report_every, "Steps between lines")->capture_default_str();

@@ -276,11 +276,12 @@ typedef enum muster_codec {
                                needs error feedback: muster_comm_all_reduce_compressed only */
 } muster_codec;
 
-/* In checkpoint_every: as often as it pays. The leader measures what a save costs the training (stalls, and
- * steps that became slower) and how often nodes are lost, and from these computes Daly's interval: no shorter
- * than saves take, no longer than an hour. It follows what is measured; the log says what it is and why.
- * Before anything was lost a node is expected to last 6,300 hours: `muster run --node-mtbf`, or
- * MUSTER_NODE_MTBF, says better. */
+/* In checkpoint_every and checkpoint_local_every: as often as it pays. The leader measures what a save costs
+ * the training (stalls, and steps that became slower) and how often nodes are lost, and from these computes
+ * Daly's interval: no shorter than saves take, no longer than an hour. It follows what is measured; the log
+ * says what it is and why. Before anything was lost a node is expected to last 6,300 hours: `muster run
+ * --node-mtbf`, or MUSTER_NODE_MTBF, says better. Each of the two kinds of saves has its own interval; lost
+ * processes whose node has saved for itself make those in checkpoint_dir no more frequent. */
 #define MUSTER_CHECKPOINT_AUTO (-1)
 
 typedef struct muster_train_options {
@@ -323,8 +324,8 @@ typedef struct muster_train_options {
    * one: the copy, too, takes what nodes have saved since for its own. Not with sharded tensors. NULL or "":
    * MUSTER_CHECKPOINT_LOCAL_DIR, if that is set and can be followed, else none. */
   const char* checkpoint_local_dir;
-  int64_t checkpoint_local_every; /* steps between these saves, ≥ 1; 0: MUSTER_CHECKPOINT_LOCAL_EVERY. Of no
-                                     meaning without a folder */
+  int64_t checkpoint_local_every; /* steps between these saves, ≥ 1, or MUSTER_CHECKPOINT_AUTO; 0:
+                                     MUSTER_CHECKPOINT_LOCAL_EVERY. Of no meaning without a folder */
   /* 2 to 64: while a save in checkpoint_dir is read back, each byte once as without this, files of parity are
    * written beside its shards, one for a group of at most so many shards (a shard is what one process saved).
    * Of each group one file can then be lost, or several damaged in different places: a start that meets the

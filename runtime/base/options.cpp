@@ -119,7 +119,7 @@ constexpr Option kOptions[] = {
     {"checkpoint-local-dir", kText, "", 0, 0, kVariable,
      "folder on each node for saves of its own workers, where the program names none and can have them"},
     {"checkpoint-local-every", kInteger, "0", 0, 1e15, kVariable,
-     "steps between these, where the program does not say"},
+     "steps between these, where the program does not say; auto: as often as it pays", "auto"},
     {"checkpoint-key-file", kText, "", 0, 0, kVariable,
      "file with the key that seals checkpoints, where the program names none: only you may read it. See "
      "docs/guides/checkpoints.md"},
@@ -222,7 +222,10 @@ std::string complaint(const Option& option, const std::string& value) {
       return "";
     case kInteger: {
       const auto number = parsed<int64_t>(value);
-      return number && inside(static_cast<double>(*number)) ? "" : "a whole number" + bounds;
+      if ((number && inside(static_cast<double>(*number))) || (!value.empty() && value == option.choices))
+        return "";
+      return "a whole number" + bounds +
+             (option.choices.empty() ? "" : ", or " + std::string(option.choices));
     }
     case kSeconds: {
       const auto number = parsed<double>(value);

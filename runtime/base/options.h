@@ -29,7 +29,7 @@ struct Option {
   double low, high;  // kInteger, kSeconds, and both ends of kRange
   OptionUse use;
   std::string_view help;
-  std::string_view choices = {};  // kChoice: "auto|core"
+  std::string_view choices = {};  // kChoice: "auto|core"; kInteger: a word in place of it
 };
 
 std::span<const Option> options();

@@ -147,7 +147,7 @@ void Coordinator::State::on(NodeId from, MemberId id, const MemberHello& hello) 
     excluded.insert(id);
     return;
   }
-  paces_saves = paces_saves || hello.paces_saves;
+  note_wishes(hello);
   NodeRecord& node = nodes.at(from);
   node.hello_at = now;
   note_due(node);

@@ -11,6 +11,11 @@
 #include "runtime/control/coordinator_state.h"
 
 namespace muster::control {
+namespace {
+
+Tier other(Tier tier) { return tier == Tier::kShared ? Tier::kLocal : Tier::kShared; }
+
+}  // namespace
 
 void Coordinator::State::on(NodeId, MemberId id, const SaveDue& due) {
   if (due.generation != view.generation || !in_view(id)) return;
@@ -96,6 +101,8 @@ SaveOpen Coordinator::State::open_save(Save save, const std::string& what) {
   open.tier = save.tier;
   to_each(save.participants, open);
   save.writers = open.writers;
+  pace_of(save.tier).measured.save_opened(now);
+  pace_of(other(save.tier)).measured.other_opened();
   saves[save.id] = std::move(save);
   return open;
 }
@@ -107,7 +114,6 @@ void Coordinator::State::open_save(Version version, bool for_stop) {
   }
   const SaveOpen open = open_save(Save{.version = version, .participants = living_of(view), .stop = for_stop},
                                   for_stop ? "stop-save: " + stop->why : "periodic");
-  pace.save_opened(now);
   if (const size_t writable = open.writers.size(); writable < view.shards.shards())
     return close_save(open.save, false, "nobody is left who holds shard " + std::to_string(writable));
   if (drains_wanted()) hurry_saves();  // those who leave take part in it
@@ -222,12 +228,14 @@ void Coordinator::State::close_save(uint64_t id, bool durable, const std::string
   } else {
     say_of(save, EventKind::kSaveFailed, why);
   }
+  SavePace& pace = pace_of(save.tier).measured;
+  pace.save_closed(now, save.stalled, durable);
+  pace_of(other(save.tier)).measured.other_closed(save.version, pace.cost_s());
   if (save.tier == Tier::kLocal) {
     const auto node = nodes.find(save.node);
     if (durable && node != nodes.end()) node->second.newest_local_durable = save.version;
     return;
   }
-  pace.save_closed(now, save.stalled, durable);
   if (durable) {
     // One that was mostly links to older files says nothing of how long a full one takes.
     if (save.bytes >= state_bytes / 2)
@@ -253,42 +261,68 @@ void Coordinator::State::hurry_saves() {
 
 // ---- when to save, where that is left to the leader
 
+void Coordinator::State::note_wishes(const MemberHello& hello) {
+  shared_pace.wanted = shared_pace.wanted || hello.paces_saves;
+  local_pace.wanted = local_pace.wanted || hello.paces_local_saves;
+}
+
+// A process is lost, and its node stays: with a save of its own, had nobody else been left.
+bool Coordinator::State::covered_by_own_saves(NodeId id) const {
+  const auto node = nodes.find(id);
+  return node != nodes.end() && node->second.connected && node->second.newest_local_durable != kNoVersion;
+}
+
 // Who joins learns of the schedules before it computes.
 void Coordinator::State::begin_pace() {
-  pace.nodes_lost(std::exchange(hit, {}).size());
-  if (!paces_saves) return;
-  pace.view_begins(now, static_cast<uint32_t>(first_ranks.size()));
-  for (const SaveSchedule& schedule : schedules.all()) to_view(schedule);
+  const std::set<NodeId> lost = std::exchange(hit, {});
+  const auto covered = static_cast<size_t>(
+      std::ranges::count_if(lost, [&](NodeId node) { return covered_by_own_saves(node); }));
+  shared_pace.measured.nodes_lost(lost.size() - covered, covered);
+  local_pace.measured.nodes_lost(lost.size());
+  for (const Tier tier : {Tier::kShared, Tier::kLocal}) {
+    TierPace& pace = pace_of(tier);
+    if (!pace.wanted) continue;
+    pace.measured.view_begins(now, static_cast<uint32_t>(first_ranks.size()));
+    for (const SaveSchedule& schedule : pace.told.all()) to_view(schedule);
+  }
+}
+
+void Coordinator::State::pace_saves(Version version) {
+  pace_saves(Tier::kShared, version);
+  pace_saves(Tier::kLocal, version);
 }
 
 // A member completed `version`, which others may still be computing. What is told here holds from a version
 // on that nobody reaches before the word does: kAhead of its time.
-void Coordinator::State::pace_saves(Version version) {
+void Coordinator::State::pace_saves(Tier tier, Version version) {
   constexpr double kAhead = 2;      // seconds
   constexpr double kChange = 0.25;  // of the interval, and it is told anew
-  if (!paces_saves || phase != Phase::kRunning || stop) return;
-  if (!pace.progressed(now, version)) return;
-  const std::optional<SaveFacts> facts = pace.facts();
+  TierPace& pace = pace_of(tier);
+  if (!pace.wanted || phase != Phase::kRunning || stop) return;
+  if (!pace.measured.progressed(now, version)) return;
+  const std::optional<SaveFacts> facts = pace.measured.facts();
   if (!facts) return;
   const SaveInterval interval = decide_save_interval(*facts);
   const Version heard_by = version + 2 + static_cast<Version>(kAhead / facts->step_s);
-  const SaveSchedule* const told = schedules.all().empty() ? nullptr : &schedules.all().back();
+  const SaveSchedule* const told = pace.told.all().empty() ? nullptr : &pace.told.all().back();
   // After a rollback. By twice the interval, so that steps that change a little do not make it anew each
   // time.
   const bool begins_late = told != nullptr && told->from > heard_by + 2 * interval.steps;
-  if (told != nullptr && !begins_late && pace_measured == facts->cost_s.has_value() &&
+  if (told != nullptr && !begins_late && pace.rests_on_cost == facts->cost_s.has_value() &&
       std::abs(static_cast<double>(interval.steps - told->every)) <=
           kChange * static_cast<double>(told->every)) {
     return;
   }
-  const Version before = schedules.newest_due(heard_by).value_or(version);
-  const SaveSchedule next{std::max(before + interval.steps, heard_by), interval.steps};
+  const Version before = pace.told.newest_due(heard_by).value_or(version);
+  const SaveSchedule next{std::max(before + interval.steps, heard_by), interval.steps, tier};
   // One that is still to begin gives way to a sooner one only.
   if (told != nullptr && told->from > version && next.from >= told->from) return;
-  schedules.add(next);
-  pace_measured = facts->cost_s.has_value();
+  pace.told.add(next);
+  pace.rests_on_cost = facts->cost_s.has_value();
   to_view(next);
-  say(EventKind::kDecided, "saves every " + interval.why).version = next.from;
+  Event& event = say(EventKind::kDecided, "saves every " + interval.why);
+  event.version = next.from;
+  event.tier = tier;
 }
 
 // A participant that has voted has written and closed its part: its death takes nothing away, once its state

@@ -159,12 +159,21 @@ struct StoreMove {
   Instant deadline = 0;
 };
 
+// When a tier saves, where that is left to the leader.
+struct TierPace {
+  SavePace measured;
+  bool wanted = false;         // by a member
+  SaveSchedules told = {};     // as the members have been
+  bool rests_on_cost = false;  // the newest of them, on what saves have cost
+};
+
 struct Coordinator::State {
   explicit State(const Limits& given)
       : limits(given),
         quarantine(given.quarantine),
         stragglers(given.stragglers),
-        pace(seconds(given.node_mtbf)) {}
+        shared_pace{SavePace(seconds(given.node_mtbf), Tier::kShared)},
+        local_pace{SavePace(seconds(given.node_mtbf), Tier::kLocal)} {}
 
   Limits limits;
   std::string job;
@@ -270,12 +279,9 @@ struct Coordinator::State {
   SaveSpeed save_speed;                    // as it is without a limit of the members'
   bool saves_are_held_back = false;        // there is one
   bool orphans_pending = false;            // parts of saves that nobody has been asked for yet
-  bool paces_saves = false;                // when to save is left to the leader
-  SavePace pace;
-  SaveSchedules schedules;     // as the members have been told
-  bool pace_measured = false;  // the newest of them rests on what saves have cost
-  std::set<NodeId> hit;        // nodes with a loss since the view began
-  uint64_t state_bytes = 0;    // of the newest durable save
+  TierPace shared_pace, local_pace;
+  std::set<NodeId> hit;      // nodes with a loss since the view began
+  uint64_t state_bytes = 0;  // of the newest durable save
 
   std::optional<Stop> stop;
   struct JobNotice {
@@ -500,8 +506,12 @@ struct Coordinator::State {
   void close_save(uint64_t id, bool durable, const std::string& why);
   void saves_overdue();
   void hurry_saves();
+  TierPace& pace_of(Tier tier) { return tier == Tier::kShared ? shared_pace : local_pace; }
+  void note_wishes(const MemberHello& hello);
+  bool covered_by_own_saves(NodeId node) const;
   void begin_pace();
   void pace_saves(Version version);
+  void pace_saves(Tier tier, Version version);
   void save_messages_lost(const NodeRecord& node);
   void fail_unvoted_saves(const std::string& why, std::optional<Tier> tier = {});  // of one tier, or all
 

@@ -82,7 +82,7 @@ void Coordinator::State::found_member_speaks(MemberId id, const MemberHello& hel
   if (!record.from_store || record.member.node != hello.member.node) return;
   record.from_store = false;
   record.member = hello.member;
-  paces_saves = paces_saves || hello.paces_saves;
+  note_wishes(hello);
   state_size = hello.size;
   if (fingerprint) return;
   fingerprint = hello.fingerprint;

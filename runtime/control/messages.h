@@ -78,9 +78,10 @@ struct MemberHello {
   Digest fingerprint;
   std::string description;  // the same in words, to explain a mismatch
   Generation installed;     // newest view that it was told to install; its agent knows, the process says none
-  bool paces_saves = false;  // the program leaves it to the leader when to save (SaveSchedule)
-  Sharding sharding;         // of the state; the fingerprint covers it
-  StateSize size;            // likewise
+  bool paces_saves = false;        // the program leaves it to the leader when to save (SaveSchedule)
+  Sharding sharding;               // of the state; the fingerprint covers it
+  StateSize size;                  // likewise
+  bool paces_local_saves = false;  // as paces_saves, of those of its node
   uint32_t protocol = kProtocol;
 };
 
@@ -358,6 +359,7 @@ struct SaveOpen {
 struct SaveSchedule {
   Version from = 0;
   int64_t every = 0;
+  Tier tier = Tier::kShared;  // kLocal: of all nodes, at the same versions
   friend bool operator==(const SaveSchedule&, const SaveSchedule&) = default;
 };
 // Someone waits for this save: a limit of its rate holds no longer.

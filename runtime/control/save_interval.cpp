@@ -71,7 +71,9 @@ SaveInterval decide_save_interval(const SaveFacts& facts) {
   const double seconds = std::max(std::min(best, longest), shortest);
   SaveInterval interval;
   interval.steps = std::max<int64_t>(1, std::llround(seconds / facts.step_s));
-  const std::string losses = "a node is lost every " + in_words(mtbf);
+  std::string losses = "a node is lost every " + in_words(mtbf);
+  if (facts.losses_covered > 0)
+    losses += ", but for " + std::to_string(facts.losses_covered) + " times that its own saves outlived";
   if (!facts.cost_s) {
     interval.why = "the first save comes soon, to learn what one costs";
   } else if (seconds == shortest) {
@@ -92,7 +94,7 @@ void SavePace::view_begins(Instant now, uint32_t nodes) {
   nodes_ = nodes;
   counted_at_ = now;
   last_at_.reset();
-  in_window_ = false;  // the view change is no part of a save's cost
+  drop_window();  // the view change is no part of a save's cost
 }
 
 bool SavePace::progressed(Instant now, Version version) {
@@ -103,12 +105,13 @@ bool SavePace::progressed(Instant now, Version version) {
     if (in_window_) {
       window_ = {window_.time + span.time, window_.steps + span.steps};
       if (open_ == 0) close_window();
-    } else if (open_ == 0) {
+    } else if (open_ == 0 && !other_since_last_) {
       add_quiet(span);
     }
   }
   last_at_ = now;
   last_ = version;
+  other_since_last_ = others_open_ > 0;
   return true;
 }
 
@@ -133,20 +136,41 @@ void SavePace::save_opened(Instant now) {
   in_window_ = last_at_.has_value();
   window_ = {};
   window_stalled_s_ = 0;
+  window_took_s_.reset();
+  beside_other_ = others_open_ > 0;
+  others_cost_s_ = 0;
 }
 
 void SavePace::save_closed(Instant now, Duration stalled, bool durable) {
   open_ = std::max(open_ - 1, 0);
-  window_stalled_s_ += seconds(stalled);
-  if (!durable) in_window_ = false;
-  if (durable) keep(durations_, seconds(now - opened_at_));
+  window_stalled_s_ = std::max(window_stalled_s_, seconds(stalled));
+  const double took_s = seconds(now - opened_at_);
+  if (durable && in_window_) window_took_s_ = std::max(window_took_s_.value_or(0), took_s);
+  if (durable && !in_window_) keep(durations_, took_s);
+}
+
+void SavePace::other_opened() {
+  ++others_open_;
+  beside_other_ = other_since_last_ = true;
+}
+
+void SavePace::other_closed(Version version, std::optional<double> cost_s) {
+  others_open_ = std::max(others_open_ - 1, 0);
+  if (std::exchange(other_counted_, version) != version) others_cost_s_ += cost_s.value_or(0);
 }
 
 void SavePace::close_window() {
-  in_window_ = false;
-  if (step_s_ == 0) return;
-  keep(costs_, seconds(window_.time) - static_cast<double>(window_.steps) * step_s_);
+  const bool measured = window_took_s_ && step_s_ > 0;
+  drop_window();
+  // The first of all is better than nothing.
+  if (!measured || (tier_ == Tier::kLocal && beside_other_ && !costs_.empty())) return;
+  keep(costs_, seconds(window_.time) - static_cast<double>(window_.steps) * step_s_ - others_cost_s_);
   keep(stalls_, window_stalled_s_);
+}
+
+void SavePace::drop_window() {
+  if (!std::exchange(in_window_, false)) return;
+  if (window_took_s_) keep(durations_, *window_took_s_);
 }
 
 // Of two in the middle, the smaller one: an evaluation beside one of two saves is no cost of saving.
@@ -161,16 +185,22 @@ void SavePace::keep(std::deque<double>& samples, double newest) {
   if (samples.size() > kSamples) samples.pop_front();
 }
 
+// A stall is measured better than a slowdown, which has the noise of the steps in it, but is only its part
+// that the program waited for.
+std::optional<double> SavePace::cost_s() const {
+  if (costs_.empty()) return std::nullopt;
+  return std::max(median(costs_), median(stalls_));
+}
+
 std::optional<SaveFacts> SavePace::facts() const {
   if (nodes_ == 0 || step_s_ == 0) return std::nullopt;
   SaveFacts facts;
   facts.step_s = step_s_;
-  // A stall is measured better than a slowdown, which has the noise of the steps in it, but is only its part
-  // that the program waited for.
-  if (!costs_.empty()) facts.cost_s = std::max(median(costs_), median(stalls_));
+  facts.cost_s = cost_s();
   if (!durations_.empty()) facts.took_s = *std::max_element(durations_.begin(), durations_.end());
   facts.node_s_for_a_loss = (expected_node_s_ + seen_node_s_) / static_cast<double>(1 + losses_);
   facts.nodes = nodes_;
+  facts.losses_covered = covered_;
   return facts;
 }
 

@@ -1,5 +1,6 @@
 // How often to save, where the program leaves that to the runtime (MUSTER_CHECKPOINT_AUTO): the leader
 // measures what a save costs the training and how often nodes are lost, and tells the members a schedule.
+// Each tier has its own measure and its own schedule, of the same kind (docs/decisions/0040).
 //
 // Pure. A schedule begins far enough ahead for every member to have heard of it. One that has not takes part
 // in a save all the same, if it hears of that before it reaches the version; else that save fails, and no
@@ -43,8 +44,9 @@ struct SaveFacts {
   double step_s = 0;             // while nothing is saved
   std::optional<double> cost_s;  // of a save to the training; none was made yet: nothing
   double took_s = 0;             // from the opening of a save to its manifest, the slowest of the last
-  double node_s_for_a_loss = 0;  // seconds of one node between losses of a node
+  double node_s_for_a_loss = 0;  // seconds of one node between losses of a node that count
   uint32_t nodes = 1;
+  uint64_t losses_covered = 0;  // that do not count: another tier's saves are for them
 };
 
 struct SaveInterval {
@@ -60,22 +62,37 @@ SaveInterval decide_save_interval(const SaveFacts& facts);
 
 // What the leader measures. Times are those of the Progress that reaches it, which a member sends as it
 // completes a step: so a span from one to another holds whole steps.
+//
+// Steps while a save of the other tier is open are no measure of a step. Where saves of both tiers are open
+// at once, each is to count only its own cost: a shared save has local ones within it, whose cost is known
+// from those that were alone, and is taken off; a local one beside a shared one is not measured.
 class SavePace {
  public:
   // `node_s_for_a_loss`: what to expect before anything was seen.
-  explicit SavePace(double node_s_for_a_loss) : expected_node_s_(node_s_for_a_loss) {}
+  explicit SavePace(double node_s_for_a_loss, Tier tier = Tier::kShared)
+      : tier_(tier), expected_node_s_(node_s_for_a_loss) {}
 
   void view_begins(Instant now, uint32_t nodes);
   // A member is at `version`. False: another one was so before.
   bool progressed(Instant now, Version version);
-  // The saves of a job follow each other; of two that overlap, both are measured as one.
+  // The saves of a job follow each other, and nodes save side by side: those without a step between them are
+  // measured as one, the slowest.
   void save_opened(Instant now);
-  // `stalled`: how long an update waited for it, at most. What failed is not measured.
+  // `stalled`: how long an update waited for it, at most. Where all of them failed nothing is measured.
   void save_closed(Instant now, Duration stalled, bool durable);
-  void nodes_lost(size_t nodes) { losses_ += nodes; }
+  // Likewise, of the other tier's. `cost_s`: of the saves of this version, as far as it is known.
+  void other_opened();
+  void other_closed(Version version, std::optional<double> cost_s);
+  // `covered`: besides, losses that do not count for this tier.
+  void nodes_lost(size_t nodes, size_t covered = 0) {
+    losses_ += nodes;
+    covered_ += covered;
+  }
 
   // Nothing while the length of a step is not known well enough.
   std::optional<SaveFacts> facts() const;
+  // Of a save; nothing while none was measured.
+  std::optional<double> cost_s() const;
 
  private:
   struct Span {  // from one progress to another
@@ -83,13 +100,16 @@ class SavePace {
     Version steps = 0;
   };
   void close_window();
+  void drop_window();
   void add_quiet(Span span);
   static double median(const std::deque<double>& samples);
   static void keep(std::deque<double>& samples, double newest);
 
+  Tier tier_;
   double expected_node_s_;
   double seen_node_s_ = 0;
   uint64_t losses_ = 0;
+  uint64_t covered_ = 0;
   uint32_t nodes_ = 0;  // 0: no view
   Instant counted_at_ = 0;
 
@@ -100,11 +120,17 @@ class SavePace {
   double step_s_ = 0;  // of quiet_, or of the world before while that is short; 0: not known
   Span window_;        // since a save was opened, to the first progress after it was closed
   int open_ = 0;
+  int others_open_ = 0;
+  bool other_since_last_ = false;  // one was open at some time since last_at_
   bool in_window_ = false;
   double window_stalled_s_ = 0;
-  std::deque<double> costs_;      // seconds; may be below 0 by chance
-  std::deque<double> stalls_;     // seconds
-  std::deque<double> durations_;  // seconds
+  std::optional<double> window_took_s_;  // nothing: nothing in it is durable
+  bool beside_other_ = false;            // in the window
+  double others_cost_s_ = 0;             // likewise
+  Version other_counted_ = kNoVersion;   // the newest of these
+  std::deque<double> costs_;             // seconds; may be below 0 by chance
+  std::deque<double> stalls_;            // seconds
+  std::deque<double> durations_;         // seconds
   Instant opened_at_ = 0;
 };
 

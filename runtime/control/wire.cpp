@@ -178,7 +178,7 @@ Offset<fb::MemberHello> write(FlatBufferBuilder& to, const MemberHello& m) {
   const fb::Generation installed = write(m.installed);
   return fb::CreateMemberHello(to, member, &fingerprint, write(to, m.description), &installed, m.paces_saves,
                                m.sharding.shards, m.sharding.copies, m.size.replicated, m.size.shard,
-                               m.protocol);
+                               m.protocol, m.paces_local_saves);
 }
 MemberHello read(const fb::MemberHello& m) {
   const Generation installed = m.installed() == nullptr ? Generation{} : read(*m.installed());
@@ -189,6 +189,7 @@ MemberHello read(const fb::MemberHello& m) {
           m.paces_saves(),
           {m.shards(), m.shard_copies()},
           {m.state_bytes(), m.shard_bytes()},
+          m.paces_local_saves(),
           m.protocol()};
 }
 
@@ -393,9 +394,9 @@ SaveOpen read(const fb::SaveOpen& m) {
 }
 
 Offset<fb::SaveSchedule> write(FlatBufferBuilder& to, const SaveSchedule& m) {
-  return fb::CreateSaveSchedule(to, m.from, m.every);
+  return fb::CreateSaveSchedule(to, m.from, m.every, m.tier == Tier::kLocal);
 }
-SaveSchedule read(const fb::SaveSchedule& m) { return {m.from(), m.every()}; }
+SaveSchedule read(const fb::SaveSchedule& m) { return {m.from(), m.every(), tier_of(m.local())}; }
 
 Offset<fb::SaveHurry> write(FlatBufferBuilder& to, const SaveHurry& m) {
   return fb::CreateSaveHurry(to, m.save);

@@ -275,6 +275,8 @@ void World::leader_does(size_t which, const control::Actions& actions) {
             std::to_string(event->generation) + " " + event->text);
       if (event->kind == EventKind::kSaveDurable && event->tier == Tier::kShared) ++outcome.saves;
       if (paced && event->kind == EventKind::kSaveStarted && event->text == "periodic") ++outcome.paced_saves;
+      if (is_paced(Tier::kLocal) && event->kind == EventKind::kSaveStarted && event->tier == Tier::kLocal)
+        ++outcome.paced_local_saves;
       if (event->kind == EventKind::kNodeQuarantined) note_quarantine(which, *event);
       const bool ends = event->kind == EventKind::kJobEnded && options.shared_store;
       if (ends && !record_end(which, {static_cast<int>(event->amount), event->text})) return;
@@ -481,7 +483,8 @@ void World::spawn(size_t index, uint32_t local_rank) {
     MemberHello hello;
     hello.member = Member{id, agent.id, local_rank, agent.name, {}};
     hello.description = "a model";
-    hello.paces_saves = paced;
+    hello.paces_saves = is_paced(Tier::kShared);
+    hello.paces_local_saves = is_paced(Tier::kLocal);
     hello.sharding = sharding;
     hello.size = {16 << 20, 100};
     after_for(id, between(kMillisecond, 40 * kMillisecond), [this, id, hello] {

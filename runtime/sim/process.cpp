@@ -506,8 +506,11 @@ void World::finish_update(Process& process, const Process::Ready& ready) {
 
 void World::save_if_due(Process& process) {
   const Version version = process.version;
-  save_if_due(process, Tier::kShared, paced ? process.schedules.due(version) : version % kSaveEvery == 0);
-  save_if_due(process, Tier::kLocal, saves_locally && version % kLocalSaveEvery == 0);
+  const auto due = [&](Tier tier, Version every) {
+    return is_paced(tier) ? process.schedules[tier].due(version) : version % every == 0;
+  };
+  save_if_due(process, Tier::kShared, due(Tier::kShared, kSaveEvery));
+  save_if_due(process, Tier::kLocal, saves_locally && due(Tier::kLocal, kLocalSaveEvery));
 }
 
 // Once for a version and view: what was staged in the view before may be other parts than this one needs.
@@ -711,7 +714,8 @@ void World::forward(Process& process, const Message& message) {
     write_part(process, *save);
   }
   if (const auto* rewrite = std::get_if<SaveRewrite>(&message)) rewrite_part(process, *rewrite);
-  if (const auto* schedule = std::get_if<SaveSchedule>(&message)) process.schedules.add(*schedule);
+  if (const auto* schedule = std::get_if<SaveSchedule>(&message))
+    process.schedules[schedule->tier].add(*schedule);
   if (const auto* publish_message = std::get_if<SavePublish>(&message)) {
     after_for(id, between(5 * kMillisecond, 80 * kMillisecond) * disk_slowness(),
               [this, id, save = publish_message->save] { publish(*processes.at(id), save); });
@@ -724,7 +728,7 @@ void World::write_part(Process& process, const SaveOpen& save) {
   if (copy != process.save_copies.end()) state = copy->second;
   const bool whole = !process.writing && !process.core->install_due();
   if (process.version == save.version && whole) state = {process.state, process.shards};
-  if (!state && paced && process.version > save.version)
+  if (!state && is_paced(save.tier) && process.version > save.version)
     return say(process.id, SaveVote{save.save, false, {}, "the state had moved on"});
   if (!state) {
     process.saves_waiting.push_back(save);

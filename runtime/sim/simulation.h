@@ -66,6 +66,7 @@ struct Outcome {
   uint64_t caught_up = 0;      // members that made the update to a view's base
   uint64_t saves = 0;
   uint64_t paced_saves = 0;  // those that came when the leader had said
+  uint64_t paced_local_saves = 0;
   uint64_t local_saves = 0;  // published
   uint64_t rewrites = 0;     // parts of published saves, written by another than was to write them
   uint64_t rescues = 0;      // saves without the leader

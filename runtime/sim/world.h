@@ -69,7 +69,7 @@ struct Process {
   };
   std::map<Version, SaveCopy> save_copies;
   std::map<Tier, std::pair<Version, Generation>> save_said;
-  SaveSchedules schedules;
+  std::map<Tier, SaveSchedules> schedules;
 
   // The program's thread.
   enum Doing { kIdle, kComputing, kReducing, kWriting, kLeft } doing = kIdle;
@@ -482,6 +482,7 @@ struct World {
   void publish(Process& process, uint64_t save);
   void save_if_due(Process& process);
   void save_if_due(Process& process, Tier tier, bool due);
+  bool is_paced(Tier tier) const { return paced && (tier == Tier::kShared || saves_locally); }
   void reached(Process& process);  // a version: saves, progress
   bool group_alive(const Group& group) const;
 

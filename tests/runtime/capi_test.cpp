@@ -256,6 +256,12 @@ TEST(CApi, OptionsThatCannotHoldAreNamed) {
                 o.checkpoint_key_file = "/dev/null";
               }),
               HasSubstr("the checkpoint key /dev/null is not a regular file"));
+  EXPECT_THAT(refused([](O& o) {
+                o.checkpoint_dir = "somewhere";
+                o.checkpoint_local_dir = "nvme";
+                o.checkpoint_local_every = -2;  // and -1 is MUSTER_CHECKPOINT_AUTO
+              }),
+              HasSubstr("checkpoint_local_every is -2 and checkpoint_local_dir is 'nvme'"));
   EXPECT_THAT(refused([](O& o) { o.checkpoint_local_every = -5; }),
               HasSubstr("checkpoint_local_every is -5 and checkpoint_local_dir is not given"));
   for (const int32_t unknown :
@@ -407,6 +413,23 @@ TEST(CApi, AnIntervalOfNodesSavesWithoutAFolderAsksForNone) {
   options.checkpoint_local_every = 0;
   options.checkpoint_local_dir = "nvme";
   EXPECT_TRUE(begins()) << "5 by the variable: " << muster_last_error();
+}
+
+TEST(CApi, TheIntervalOfNodesSavesCanBeLeftToTheLeader) {
+  const std::string folder = ::testing::TempDir() + "never-made";  // the run is not begun
+  muster_train_options options = Program::options();
+  options.checkpoint_dir = folder.c_str();
+  const auto begins = [&](const char* variable) {
+    const LocalVariables variables(nullptr, variable);
+    Program program;
+    return muster_train(program.session, program.state, &options, &program.run) == MUSTER_OK;
+  };
+  options.checkpoint_local_every = MUSTER_CHECKPOINT_AUTO;
+  EXPECT_TRUE(begins(nullptr)) << "and without a folder it asks for nothing: " << muster_last_error();
+  options.checkpoint_local_dir = "nvme";
+  EXPECT_TRUE(begins(nullptr)) << muster_last_error();
+  options.checkpoint_local_every = 0;
+  EXPECT_TRUE(begins("auto")) << muster_last_error();
 }
 
 // Alone a process has all rows. 2 lanes: 8 shards, of which the last have none.

@@ -44,7 +44,7 @@ class LocalTier : public testing_agents::WorkerRuns {
                                "--node-name", name});
     words.insert(words.end(), options.begin(), options.end());
     words.emplace_back("--");
-    words.insert(words.end(), {WORKER, folder_ + "/job", kSteps, "1", "whole"});
+    words.insert(words.end(), {WORKER, folder_ + "/job", steps_, workers_, "whole"});
     words.insert(words.end(), places.begin(), places.end());
     const char* modules = std::getenv("MUSTER_MODULE_PATH");
     EXPECT_NE(modules, nullptr) << "say where the modules are";
@@ -135,12 +135,29 @@ class LocalTier : public testing_agents::WorkerRuns {
   }
 
   std::string local_, rdzv_;
+  std::string steps_ = kSteps;
+  std::string workers_ = "1";  // with more than there are, a step takes a tenth of a second
 };
 
 TEST_F(LocalTier, AKilledJobResumesFromItsNodes) {
   run_until_killed("13", "12", "7");
   run_to_the_end();
   EXPECT_THAT(said_, ContainsRegex("resumed: version 12, local[^\n]*; the shared folder has "));
+}
+
+TEST_F(LocalTier, TheLeaderSaysHowOftenNodesSave) {
+  steps_ = "60";
+  workers_ = "3";
+  Nodes nodes;
+  nodes.a = node("a", "auto", {}, {"--node-mtbf", "20"});
+  nodes.b = node("b", "auto", {}, {"--node-mtbf", "20"});
+  EXPECT_EQ(nodes.a->wait(), 0) << nodes.a->said();
+  EXPECT_EQ(nodes.b->wait(), 0) << nodes.b->said();
+  const std::string said = nodes.a->said() + nodes.b->said();
+  EXPECT_THAT(said, ContainsRegex("version [0-9]+, local: saves every [0-9]+ steps of"));
+  EXPECT_THAT(said, Not(ContainsRegex("version [0-9]+: saves every"))) << "the shared folder's is given: 7";
+  for (const char* name : {"a", "b"})
+    EXPECT_THAT(said, ContainsRegex(std::string("save durable: version [0-9]+, local[^\n]*node ") + name));
 }
 
 TEST_F(LocalTier, OneNodeServesBoth) {

@@ -1,6 +1,8 @@
 // When to save: the formulas, what is measured, what members are told.
 #include "runtime/control/save_interval.h"
 
+#include <gmock/gmock.h>
+
 #include <cmath>
 
 #include "tests/runtime/control/support.h"
@@ -108,7 +110,7 @@ TEST(Schedules, NonsenseIsDropped) {
 
 class Pace : public ::testing::Test {
  protected:
-  SavePace pace{1000};
+  SavePace pace = SavePace(1000);
   Instant now = kSecond;
   Version version = 0;
 
@@ -230,6 +232,99 @@ TEST_F(Pace, LossesAreLearnt) {
   EXPECT_NEAR(pace.facts()->node_s_for_a_loss, 1000, 1e-6);
 }
 
+// A worker that dies leaves what its node has saved.
+TEST_F(Pace, ACoveredLossIsToldAndDoesNotCount) {
+  pace.view_begins(now, 5);
+  steps(20, 10 * kSecond);
+  pace.nodes_lost(0, 3);
+  EXPECT_NEAR(pace.facts()->node_s_for_a_loss, 2000, 1e-6);
+  SaveFacts facts = some_facts();
+  facts.losses_covered = pace.facts()->losses_covered;
+  EXPECT_THAT(decide_save_interval(facts).why,
+              ::testing::HasSubstr("but for 3 times that its own saves outlived"));
+}
+
+// ---- two tiers
+
+// The other tier's saves of the newest version: known to cost so much.
+class BesideOther : public Pace {
+ protected:
+  void other_saves(int during, Duration each, double cost_s) {
+    pace.other_opened();
+    steps(during, each);
+    pace.other_closed(version, cost_s);
+  }
+};
+
+TEST_F(BesideOther, StepsBesideTheOthersSavesAreNoMeasureOfAStep) {
+  pace.view_begins(now, 2);
+  steps(20, 200 * kMillisecond);
+  other_saves(40, 300 * kMillisecond, 4);
+  pace.other_opened();
+  pace.other_closed(version, 4);
+  steps(1, 5 * kSecond);  // it was within this one
+  EXPECT_NEAR(pace.facts()->step_s, 0.2, 1e-6);
+  EXPECT_FALSE(pace.facts()->cost_s.has_value()) << "it is no save of this tier";
+}
+
+TEST_F(BesideOther, ASharedSaveDoesNotCostWhatLocalOnesWithinItDo) {
+  pace.view_begins(now, 2);
+  steps(20, 200 * kMillisecond);
+  pace.save_opened(now);
+  steps(20, 210 * kMillisecond);
+  other_saves(2, 500 * kMillisecond, 0.6);
+  steps(20, 210 * kMillisecond);
+  other_saves(2, 500 * kMillisecond, 0.6);
+  pace.save_closed(now, 0, true);
+  steps(1, 200 * kMillisecond);
+  EXPECT_NEAR(*pace.facts()->cost_s, 40 * 0.01, 1e-6);
+}
+
+// Of several nodes, at one version: what they cost together is known as one.
+TEST_F(BesideOther, NodesThatSaveOneVersionAreTakenOffOnce) {
+  pace.view_begins(now, 2);
+  steps(20, 200 * kMillisecond);
+  pace.save_opened(now);
+  for (int node = 0; node < 3; ++node) pace.other_opened();
+  steps(4, 350 * kMillisecond);
+  for (int node = 0; node < 3; ++node) pace.other_closed(7, 0.5);
+  pace.save_closed(now, 0, true);
+  steps(1, 200 * kMillisecond);
+  EXPECT_NEAR(*pace.facts()->cost_s, 0.1, 1e-6);
+}
+
+TEST_F(BesideOther, ALocalSaveBesideASharedOneIsNotMeasuredOnceOneWasAlone) {
+  pace = SavePace(1000, Tier::kLocal);
+  pace.view_begins(now, 2);
+  steps(20, 200 * kMillisecond);
+  pace.other_opened();
+  save(9, 400 * kMillisecond, 0);
+  EXPECT_NEAR(*pace.facts()->cost_s, 2, 1e-6) << "better than nothing";
+  pace.other_closed(version, {});
+  for (int i = 0; i < 2; ++i) save(9, 210 * kMillisecond, 0);
+  EXPECT_NEAR(*pace.facts()->cost_s, 0.1, 1e-6);
+  pace.other_opened();
+  for (int i = 0; i < 5; ++i) save(9, 400 * kMillisecond, 3 * kSecond);
+  EXPECT_NEAR(*pace.facts()->cost_s, 0.1, 1e-6);
+}
+
+// One node's disk is full, and that of the others is slow.
+TEST_F(Pace, OfNodesThatSaveSideBySideTheSlowestCountsAndAFailureDoesNot) {
+  pace = SavePace(1000, Tier::kLocal);
+  pace.view_begins(now, 3);
+  steps(20, 200 * kMillisecond);
+  for (int node = 0; node < 3; ++node) pace.save_opened(now);
+  steps(1, 250 * kMillisecond);
+  pace.save_closed(now, 300 * kMillisecond, true);
+  pace.save_closed(now, 0, false);
+  steps(1, 250 * kMillisecond);
+  pace.save_closed(now, 40 * kMillisecond, true);
+  steps(1, 200 * kMillisecond);
+  ASSERT_TRUE(pace.facts()->cost_s.has_value());
+  EXPECT_NEAR(*pace.facts()->cost_s, 0.3, 1e-6) << "neither their sum nor the slowdown of 0.1 s";
+  EXPECT_NEAR(pace.facts()->took_s, 0.5, 1e-6);
+}
+
 TEST_F(Pace, WhoComesLaterToAVersionSaysNothingNew) {
   pace.view_begins(now, 2);
   steps(20, 200 * kMillisecond);
@@ -305,6 +400,125 @@ TEST_F(Paced, EveryNewViewIsTold) {
   ASSERT_EQ(leader->phase(), "running");
   EXPECT_GE(told(100).size(), before.size() + 1) << "in the new view, before Go";
   EXPECT_EQ(told(100).back(), before.back());
+}
+
+// ---- each tier for itself
+
+class PacedTiers : public Paced {
+ protected:
+  std::vector<SaveSchedule> told_of(Tier tier) const {
+    std::vector<SaveSchedule> schedules = told(100);
+    std::erase_if(schedules, [&](const SaveSchedule& schedule) { return schedule.tier != tier; });
+    return schedules;
+  }
+  void form(uint32_t nodes) {
+    paces_local_saves = true;
+    Paced::form(nodes);
+  }
+  void computes(int count, Duration each = 200 * kMillisecond) {
+    for (int i = 0; i < count; ++i) {
+      tick_at(now + each);
+      progress_all(++version);
+    }
+  }
+  // Of the members of this node alone; true: it is durable.
+  void saves_locally(NodeId node, bool durable = true) {
+    say(node, id(node, 0), SaveDue{leader->view().generation, version, false, Tier::kLocal});
+    const auto opens = sent<SaveOpen>(last);
+    ASSERT_FALSE(opens.empty());
+    const uint64_t save = opens[0].second.save;
+    computes(2, 250 * kMillisecond);
+    say(node, id(node, 0), SaveVote{save, durable, {}, durable ? "" : "the disk is full"});
+    if (durable) say(node, id(node, 0), SavePublished{save, true, ""});
+    computes(1);
+  }
+  std::string newest_reason(Tier tier) const {
+    std::string text;
+    for (const Event& event : all_of_kind<Event>(all)) {
+      if (event.kind == EventKind::kDecided && event.tier == tier && event.text.starts_with("saves every"))
+        text = event.text;
+    }
+    return text;
+  }
+};
+
+TEST_F(PacedTiers, EachIsToldItsOwnSchedule) {
+  form(2);
+  computes(30);
+  ASSERT_EQ(told_of(Tier::kShared).size(), 1u);
+  ASSERT_EQ(told_of(Tier::kLocal).size(), 1u);
+  const SaveSchedule shared = told_of(Tier::kShared)[0];
+  for (int i = 0; i < 3; ++i) {
+    computes(40);
+    for (const NodeId node : {1, 2}) saves_locally(node);
+  }
+  EXPECT_LT(told_of(Tier::kLocal).back().every, shared.every) << "its saves were found cheap";
+  EXPECT_EQ(told_of(Tier::kShared), std::vector{shared}) << "of which none was made";
+  EXPECT_THAT(newest_reason(Tier::kLocal), ::testing::HasSubstr("a save costs"));
+  EXPECT_THAT(newest_reason(Tier::kShared), ::testing::HasSubstr("to learn what one costs"));
+}
+
+TEST_F(PacedTiers, WhereOnlyTheLocalOneIsLeftToTheLeaderTheOtherIsNot) {
+  limits.node_mtbf = 200 * kSecond;
+  paces_local_saves = true;
+  LeaderTest::form(2, 1);
+  computes(30);
+  EXPECT_EQ(told_of(Tier::kLocal).size(), 1u);
+  EXPECT_TRUE(told_of(Tier::kShared).empty());
+}
+
+// Two nodes of eight have a loss. A process is lost and its node stays, with its own save: no reason to save
+// more often in the shared folder.
+class PacedLosses : public PacedTiers {
+ protected:
+  int64_t shared_before = 0, local_before = 0;
+
+  void form_and_save(bool durable) {
+    limits.node_mtbf = 4000 * kSecond;
+    paces_saves = paces_local_saves = true;
+    LeaderTest::form(8, 1);
+    computes(30);
+    for (const NodeId node : {1, 2, 3}) saves_locally(node, durable || node == 1);
+    computes(200);  // the schedules have begun
+    shared_before = told_of(Tier::kShared).back().every;
+    local_before = told_of(Tier::kLocal).back().every;
+  }
+  void go_on() {
+    for (const NodeId node : {1, 4, 5, 6, 7, 8}) report(node, id(node, 0), version);
+    ASSERT_EQ(leader->phase(), "running");
+    computes(20);
+  }
+  // As part of what it was before.
+  double shared_now() const {
+    return static_cast<double>(told_of(Tier::kShared).back().every) / static_cast<double>(shared_before);
+  }
+  double local_now() const {
+    return static_cast<double>(told_of(Tier::kLocal).back().every) / static_cast<double>(local_before);
+  }
+};
+
+TEST_F(PacedLosses, OfProcessesWhoseNodesHaveSavesCountForTheLocalTierAlone) {
+  form_and_save(true);
+  for (const NodeId node : {2, 3}) gone(node, id(node, 0));
+  go_on();
+  EXPECT_EQ(shared_now(), 1);
+  EXPECT_LT(local_now(), 0.75);
+}
+
+TEST_F(PacedLosses, OfProcessesWhoseNodesHaveNoSavesCountForBoth) {
+  form_and_save(false);
+  for (const NodeId node : {2, 3}) gone(node, id(node, 0));
+  go_on();
+  EXPECT_LT(shared_now(), 0.75);
+  EXPECT_LT(local_now(), 0.75);
+}
+
+TEST_F(PacedLosses, OfNodesCountForBoth) {
+  form_and_save(true);
+  cut_off({2, 3});
+  go_on();
+  EXPECT_LT(shared_now(), 0.75);
+  EXPECT_LT(local_now(), 0.75);
 }
 
 TEST_F(Paced, NobodyIsToldWhereTheProgramSaysWhen) {
