@@ -205,6 +205,10 @@ Result<ByteBuffer> encode_index(const Manifest& manifest) {
 }
 
 Status write_index(FileSystem& files, const std::string& folder, const Manifest& manifest) {
+  if (manifest.compressed())
+    return Error{ErrorCode::kMisuse, to_string(manifest.id) +
+                                         " is compressed, and HDF5 cannot look into its files; copy it "
+                                         "without --zstd (muster ckpt copy), or decompress them by zstd -d"};
   MUSTER_ASSIGN(const ByteBuffer bytes, encode_index(manifest));
   return replace_file(files, folder, kIndexName, bytes);
 }

@@ -12,6 +12,7 @@ namespace muster::checkpoint {
 namespace {
 
 constexpr std::string_view kDigestWord = "xxh3-128 ";
+constexpr const char* kCompression = "zstd";
 constexpr size_t kDigestLineBytes = kDigestWord.size() + 32 + 1;
 
 Error damaged(const std::string& where, const std::string& what) {
@@ -34,6 +35,22 @@ Json to_json(const ShardEntry& shard) {
   if (linked) json.push_back(hex64(shard.seal.first_writer));
   json.push_back(to_hex(shard.seal.tag));
   return json;
+}
+
+// By participant.
+Json containers_json(const Manifest& manifest) {
+  Json list = Json::array();
+  for (const ShardEntry& shard : manifest.shards)
+    list.push_back(Json::array({shard.container.bytes, to_string(shard.container.digest)}));
+  return list;
+}
+
+std::optional<Container> as_container(const Json& json) {
+  if (!json.is_array() || json.size() != 2) return std::nullopt;
+  const auto bytes = as_number(json[0]);
+  const auto digest = as_digest(json[1]);
+  if (!bytes || !digest || *bytes == 0) return std::nullopt;
+  return Container{*bytes, *digest};
 }
 
 Json to_json(const VersionId& id) { return {{"version", id.version}, {"nonce", hex64(id.nonce)}}; }
@@ -204,6 +221,18 @@ std::map<std::string, ByteBuffer> read_step_values(JsonReader& reader) {
   return values;
 }
 
+bool is_sealed(JsonReader& reader) {
+  const uint64_t major = reader.number("format_major");
+  return major == kSealedFormatMajor || (major >= kCompressedFormatMajor && reader.has("key_id"));
+}
+
+void read_containers(JsonReader& reader, Manifest& manifest) {
+  const auto containers = read_list<Container>(reader, "containers", kParticipantsMax, as_container);
+  if (containers.size() != manifest.shards.size())
+    return reader.fail("containers", "is not one for each shard");
+  for (size_t p = 0; p < containers.size(); ++p) manifest.shards[p].container = containers[p];
+}
+
 Manifest read_manifest(JsonReader& reader) {
   Manifest manifest;
   read_context(reader, manifest);
@@ -214,12 +243,13 @@ Manifest read_manifest(JsonReader& reader) {
   manifest.fence = reader.number("fence");
   manifest.tensors = read_list<TensorSpec>(reader, "tensors", kTensorsMax, as_tensor);
   const uint64_t major = reader.number("format_major");
-  if (major >= kSealedFormatMajor) {
+  if (is_sealed(reader)) {
     manifest.key_id = reader.hex64("key_id");
     if (manifest.key_id == 0) reader.fail("key_id", "is 0, which is no key's");
   }
   manifest.shards = read_list<ShardEntry>(reader, "shards", kParticipantsMax,
                                           [&](const Json& json) { return as_shard(json, manifest.key_id); });
+  if (major >= kCompressedFormatMajor) read_containers(reader, manifest);
   if (major < kShardedFormatMajor) return manifest;
   manifest.shard_owners = read_list<uint32_t>(reader, "shard_owners", kShardsMax, [](const Json& json) {
     const auto owner = as_number(json);
@@ -228,16 +258,29 @@ Manifest read_manifest(JsonReader& reader) {
   return manifest;
 }
 
+// Who cannot read it must not take an older save without a word.
+Status check_compression(JsonReader& reader, const std::string& where) {
+  const std::string name = reader.text("compression");
+  if (!reader.ok()) return damaged(where, reader.problem());
+  if (name != kCompression)
+    return Error{ErrorCode::kMisuse, where + " is compressed with '" + name + "', and this Muster reads " +
+                                         kCompression + "; take the Muster that wrote it, or a later one"};
+  const Status able = check_zstd();
+  if (able.ok()) return ok();
+  return Error{ErrorCode::kMisuse, where + " is compressed, and " + able.error().message};
+}
+
 Status check_format(const Json& json, const std::string& where) {
   JsonReader reader(json);
   const std::string kind = reader.text("kind");
   const uint64_t major = reader.number("format_major");
   const uint64_t minor = reader.number("format_minor");
   if (!reader.ok() || kind != "muster checkpoint") return damaged(where, "it is not a checkpoint's manifest");
-  if (major >= kFormatMajor && major <= kSealedFormatMajor) return ok();
+  if (major == kCompressedFormatMajor) return check_compression(reader, where);
+  if (major >= kFormatMajor && major < kCompressedFormatMajor) return ok();
   return Error{ErrorCode::kMisuse, where + " has format version " + std::to_string(major) + "." +
                                        std::to_string(minor) + ", and this Muster reads versions up to " +
-                                       std::to_string(kSealedFormatMajor) +
+                                       std::to_string(kCompressedFormatMajor) +
                                        "; resume with the Muster that wrote it, or a later one"};
 }
 
@@ -265,7 +308,7 @@ std::optional<SealedText> split_seal(std::string_view text) {
 
 Status check_seal(std::string_view text, const Json& json, const std::string& where, const SealKeyPtr& key) {
   JsonReader reader(json);
-  const bool sealed = reader.number("format_major") >= kSealedFormatMajor;
+  const bool sealed = is_sealed(reader);
   const auto parts = split_seal(text);
   if (sealed && !parts) return damaged(where, "it does not end with its seal");
   if (!key) return ok();
@@ -395,7 +438,8 @@ ShardRecord Manifest::shard(uint32_t participant) const {
           entry.written_by,
           entry.shares_with,
           entry.shared_slabs,
-          entry.seal};
+          entry.seal,
+          entry.container};
 }
 
 bool Manifest::shares() const {
@@ -407,6 +451,8 @@ bool Manifest::clones() const {
   return std::any_of(shards.begin(), shards.end(),
                      [](const ShardEntry& shard) { return shard.shares_with.nonce != 0; });
 }
+
+bool Manifest::compressed() const { return !shards.empty() && shards.front().container.bytes != 0; }
 
 Status adopt_shards(Manifest& manifest, std::span<const ShardRecord> records) {
   const auto refused = [&](const std::string& what) {
@@ -429,7 +475,7 @@ Status adopt_shards(Manifest& manifest, std::span<const ShardRecord> records) {
                      ", and this process with " + key_text(manifest.key_id) +
                      "; give all processes the same checkpoint_key_file, or none");
     shards[p] = {record.writer_nonce, record.geometry,     record.root, record.written_by,
-                 record.shares_with,  record.shared_slabs, record.seal};
+                 record.shares_with,  record.shared_slabs, record.seal, record.container};
   }
   manifest.shards = std::move(shards);
   return check_shards(manifest, "the manifest of " + to_string(manifest.id));
@@ -464,6 +510,11 @@ std::string text_of(const Manifest& manifest) {
   if (manifest.key_id != 0) {
     major = kSealedFormatMajor;
     json["key_id"] = hex64(manifest.key_id);
+  }
+  if (manifest.compressed()) {
+    major = kCompressedFormatMajor;
+    json["compression"] = kCompression;
+    json["containers"] = containers_json(manifest);
   }
   if (major >= kShardedFormatMajor) json["shard_owners"] = manifest.shard_owners;
   json.update({{"kind", "muster checkpoint"},

@@ -50,7 +50,8 @@ struct ShardEntry {
   VersionId written_by = {};   // the earlier save whose file this one has a link to; nonce 0: none
   VersionId shares_with = {};  // as in ShardRecord
   uint64_t shared_slabs = 0;
-  ShardSeal seal = {};  // where geometry.sealed; its key_id is the manifest's
+  ShardSeal seal = {};       // where geometry.sealed; its key_id is the manifest's
+  Container container = {};  // where it is compressed
 };
 
 struct Manifest {
@@ -72,8 +73,9 @@ struct Manifest {
   SealKeyPtr key = {};
 
   ShardRecord shard(uint32_t participant) const;
-  bool shares() const;  // it has a shard that an earlier save wrote
-  bool clones() const;  // it has a shard of which slabs are shared
+  bool shares() const;      // it has a shard that an earlier save wrote
+  bool clones() const;      // it has a shard of which slabs are shared
+  bool compressed() const;  // all its shards are, or none is
 };
 
 // The shards of all participants, in any order, into manifest.shards.

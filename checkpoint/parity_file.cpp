@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "checkpoint/restore.h"
 #include "runtime/base/random.h"
 
 namespace muster::checkpoint {
@@ -251,6 +252,7 @@ Status verify_group(FileSystem& files, const std::string& folder, const Manifest
 Status verify_with_parity(FileSystem& files, const std::string& folder, const ManifestJson& save,
                           uint32_t group_size, ParityOutcome& outcome, const Progress& progress,
                           const Stop& stop) {
+  if (save.manifest.compressed()) return verify_shards(files, folder, save.manifest, stop);
   const auto participants = static_cast<uint32_t>(save.manifest.shards.size());
   const uint32_t groups = parity_groups(participants, group_size);
   uint64_t done = 0;

@@ -45,7 +45,8 @@ struct ParityOutcome {
 Status verify_with_parity(FileSystem& files, const std::string& folder, const ManifestJson& save,
                           uint32_t group_size, ParityOutcome& outcome, const Progress& progress = {},
                           const Stop& stop = {});
-// The same of one group.
+// Without parity where the save is compressed: what was rebuilt would have to be compressed to the same
+// bytes. The same of one group.
 Status verify_group(FileSystem& files, const std::string& folder, const ManifestJson& save,
                     const ParityName& name, ParityOutcome& outcome, const Progress& progress = {},
                     const Stop& stop = {});

@@ -409,6 +409,7 @@ class SaveRepair {
 
  private:
   Status mend_all() {
+    if (save_.manifest.compressed()) return look_at_compressed();
     MUSTER_ASSIGN(const auto found, find_parity(files_, folder_));
     const auto participants = static_cast<uint32_t>(save_.manifest.shards.size());
     const std::vector<ParityName> names = expected_parity(found, participants);
@@ -418,6 +419,21 @@ class SaveRepair {
     for (const ParityName& name : names) MUSTER_TRY(mend_group(name));
     if (names.empty() && options_.write_parity != 0 && report_.is_right()) MUSTER_TRY(write_first_parity());
     return manifest_damage_ ? put_manifest() : ok();
+  }
+
+  // It has no parity: what is damaged can only be told.
+  Status look_at_compressed() {
+    for (uint32_t p = 0; p < save_.manifest.shards.size(); ++p) {
+      const Status right = verify_shard(files_, folder_, save_.manifest, p, {}, options_.stop);
+      if (!right.ok() && right.error().code != ErrorCode::kDropCheckpoint) return right;
+      if (!right.ok())
+        report_.files.push_back({save_.manifest.shard(p).file_name(), right.error().message, Repaired::kLost,
+                                 "it is compressed, and such saves have no parity; copy the save anew"});
+    }
+    if (options_.write_parity == 0) return ok();
+    return Error{ErrorCode::kMisuse, to_string(report_.id) +
+                                         " is compressed, and such saves have no parity; keep a plain copy "
+                                         "(muster ckpt copy without --zstd) where you want it"};
   }
 
   Status find_manifest() {

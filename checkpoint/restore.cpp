@@ -113,6 +113,7 @@ class Batch {
     MUSTER_TRY(open(folder, manifest, sources));
     plan(report);
     MUSTER_TRY(reserve());
+    compressed_ = manifest.compressed();
     run_lanes(buffers_.size(), [this](size_t lane) { read(buffers_[lane].bytes()); });
     report.method = static_cast<IoMethod>(method_.load());
     uint64_t buffer_bytes = 0;
@@ -173,7 +174,7 @@ class Batch {
   // error none is begun, but those in flight are used as far as they came before it.
   void read(MutableByteSpan memory) {
     const auto depth = static_cast<uint32_t>(memory.size() / kReadBytes);
-    const auto queue = files_.read_queue({depth, {memory}, options_.method});
+    const auto queue = compressed_ ? reads_in_turn() : files_.read_queue({depth, {memory}, options_.method});
     method_ = static_cast<int>(queue->method());
     std::vector<size_t> read_in(depth);  // by buffer
     std::vector<uint32_t> free(depth);
@@ -258,6 +259,7 @@ class Batch {
   const ReadOptions& options_;
   const std::span<const MutableByteSpan> memory_;
   const std::span<const std::optional<Cast>> casts_;  // by tensor
+  bool compressed_ = false;                           // the lanes decompress, in place of a device's reads
   std::atomic<uint64_t> became_infinite_{0};
   std::vector<std::unique_ptr<OpenShard>> shards_;
   std::vector<Read> reads_;

@@ -206,6 +206,11 @@ Result<ShardRecord> decode_shard_record(ByteSpan bytes) {
                      {vote.key_id, vote.first_writer, vote.tag}};
 }
 
+std::string ShardRecord::file_name() const {
+  const std::string name = shard_file_name(identity.participant, writer_nonce);
+  return container.bytes == 0 ? name : name + kCompressedSuffix;
+}
+
 Error ShardReader::damaged(const std::string& what) const {
   return {ErrorCode::kDropCheckpoint, "the shard " + path_ + " of " + to_string(record_.identity.id) +
                                           " is damaged: " + what + "; use an older version"};
@@ -218,21 +223,31 @@ Error ShardReader::too_short(uint64_t length) const {
 
 Result<ShardReader> ShardReader::open(FileSystem& files, const std::string& folder, const ShardRecord& record,
                                       const SealKeyPtr& key, uint64_t direct_bytes_min) {
-  return open_as(files, folder + "/" + shard_file_name(record.identity.participant, record.writer_nonce),
-                 record, key, direct_bytes_min);
+  return open_as(files, folder + "/" + record.file_name(), record, key, direct_bytes_min);
 }
 
 Result<ShardReader> ShardReader::open_as(FileSystem& files, const std::string& path,
                                          const ShardRecord& record, const SealKeyPtr& key,
                                          uint64_t direct_bytes_min) {
-  const bool direct = record.geometry.file_bytes() >= direct_bytes_min;
+  const bool direct = record.geometry.file_bytes() >= direct_bytes_min && record.container.bytes == 0;
   auto file = files.open(path, OpenMode::kRead, direct);
   if (!file.ok() && file.error().code == ErrorCode::kRetry) return std::move(file).error();
   if (!file.ok()) return ShardReader(nullptr, path, record).damaged(file.error().message);
   ShardReader reader(std::move(file).value(), path, record);
+  if (record.container.bytes != 0) MUSTER_TRY(reader.decompress());
   MUSTER_TRY(reader.load_tables());
   if (key) MUSTER_TRY(reader.check_seal(*key));
   return reader;
+}
+
+// From here on its file is the plain one.
+Status ShardReader::decompress() {
+  auto plain = CompressedFile::open(std::move(file_), record_.container);
+  if (!plain.ok() && plain.error().code == ErrorCode::kRetry) return plain.error();
+  if (!plain.ok()) return damaged(plain.error().message);
+  compressed_ = plain->get();
+  file_ = std::move(plain).value();
+  return ok();
 }
 
 Status ShardReader::read_exactly(MutableByteSpan target, uint64_t offset) {
@@ -283,7 +298,8 @@ Status ShardReader::begin(ReadQueue& queue, uint64_t first, uint64_t count, Muta
   const Range bytes = geometry().range_of(first, count);
   const Status begun =
       queue.submit(*file_, buffer.first(bytes.size()), geometry().metadata_bytes + bytes.begin, tag);
-  return begun.ok() ? ok() : Status(damaged(begun.error().message));
+  if (begun.ok() || begun.error().code == ErrorCode::kRetry) return begun;
+  return damaged(begun.error().message);
 }
 
 Status ShardReader::check_length(Range range, size_t got) const {
@@ -329,6 +345,9 @@ Status ShardReader::check_identity(ByteSpan first_slab) const {
 }
 
 Status ShardReader::verify(const Progress& progress, const Stop& stop) {
+  const Status stored = compressed_ != nullptr ? compressed_->check_container() : ok();
+  if (!stored.ok() && stored.error().code != ErrorCode::kRetry) return damaged(stored.error().message);
+  MUSTER_TRY(stored);
   const uint64_t window_bytes = std::min(kVerifySlabs * kSlabBytes, geometry().payload_bytes);
   ByteBuffer bytes(std::max(geometry().metadata_bytes, window_bytes));
   MUSTER_TRY(read_metadata(MutableByteSpan(bytes).first(geometry().metadata_bytes)));

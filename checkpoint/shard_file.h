@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 
+#include "checkpoint/compressed_file.h"
 #include "checkpoint/snapshot.h"
 #include "runtime/base/files.h"
 
@@ -29,8 +30,10 @@ struct ShardRecord {
   // it took from one of them; nonce 0: it shares none that it took.
   VersionId shares_with = {};
   uint64_t shared_slabs = 0;
-  ShardSeal seal = {};  // where geometry.sealed
+  ShardSeal seal = {};       // where geometry.sealed
+  Container container = {};  // of a compressed file; never of one that was just saved
 
+  std::string file_name() const;
   // Files of one participant with the same origin can have bytes in common, and be damaged together.
   VersionId origin() const { return shares_with.nonce != 0 ? shares_with : identity_in_file().id; }
   // As the file says it.
@@ -139,7 +142,8 @@ class ShardReader {
   Status read_metadata(MutableByteSpan target);
   // That slab 0, which was read, says whose shard this is. Errors: kDropCheckpoint.
   Status check_identity(ByteSpan first_slab) const;
-  // Reads and verifies the whole file: metadata, all slabs, identity. REQUIRES: as read().
+  // Reads and verifies the whole file: metadata, all slabs, identity; of a compressed one also what it is
+  // compressed to. REQUIRES: as read().
   Status verify(const Progress& progress = {}, const Stop& stop = {});
 
   // The parts of a read that overlaps others; from any thread.
@@ -156,9 +160,10 @@ class ShardReader {
   const ShardGeometry& geometry() const { return record_.geometry; }
   ByteSpan tables() const { return table_.bytes().first(geometry().tables_bytes()); }
   bool direct() const { return file_->direct(); }
-  uint64_t bytes_read() const { return bytes_read_; }  // by open(), read() and verify()
+  uint64_t bytes_read() const { return bytes_read_; }  // by open(), read() and verify(), of the plain file
 
  private:
+  Status decompress();
   ShardReader(std::unique_ptr<File> file, std::string path, ShardRecord record)
       : file_(std::move(file)), path_(std::move(path)), record_(record) {}
   Status load_tables();
@@ -173,6 +178,7 @@ class ShardReader {
   Digest entry(uint64_t index) const;
 
   std::unique_ptr<File> file_;
+  CompressedFile* compressed_ = nullptr;  // that is file_; null: it is plain
   std::string path_;
   ShardRecord record_;
   StagingBuffer table_;  // aligned, for direct reads; and the tag table

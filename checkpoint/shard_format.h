@@ -29,6 +29,9 @@ constexpr uint32_t kSharedFormatMajor = 2;
 constexpr uint32_t kShardedFormatMajor = 3;
 // Of one that is sealed: they would not find its shards' lengths. It may have all that the others have.
 constexpr uint32_t kSealedFormatMajor = 4;
+// Of one whose shards are compressed: they would not find its files. Sealed or not, with all that others
+// have.
+constexpr uint32_t kCompressedFormatMajor = 5;
 
 // Sizes from which all positions in a shard file follow.
 struct ShardGeometry {
@@ -91,5 +94,6 @@ std::string dataset_path(const SavePlan& plan, uint32_t participant, const Piece
 std::string tensor_path(const std::string& name);  // of a whole tensor
 
 std::string shard_file_name(uint32_t participant, uint64_t writer_nonce);  // "shard-000003-<16 digits>.h5"
+constexpr const char* kCompressedSuffix = ".zst";                          // to that name
 
 }  // namespace muster::checkpoint

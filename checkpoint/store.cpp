@@ -257,8 +257,7 @@ Status Folder::remove_unnamed(const Manifest& manifest) {
   MUSTER_TRY(check_fence());
   const std::string folder = save_folder(manifest.id);
   std::set<std::string> named;
-  for (uint32_t p = 0; p < manifest.shards.size(); ++p)
-    named.insert(shard_file_name(p, manifest.shards[p].writer_nonce));
+  for (uint32_t p = 0; p < manifest.shards.size(); ++p) named.insert(manifest.shard(p).file_name());
   MUSTER_ASSIGN(const auto names, files_->list(folder));
   for (const std::string& name : names) {
     if (name.starts_with("shard-") && !named.contains(name)) MUSTER_TRY(files_->unlink(folder + "/" + name));

@@ -3,7 +3,7 @@
 //   owner.lock, owner.json          the one owner and its fence
 //   branch-<number>.{a,b}.json      the newest one says which history goes on (rule 25 of the protocol)
 //   v<version>-<nonce>/             one save
-//     shard-<participant>-<writer>.h5
+//     shard-<participant>-<writer>.h5   or .h5.zst, where it is a compressed copy (copy.h)
 //     manifest.json                 its presence makes the save a checkpoint
 //     verified.json                 all its bytes were read back and found right
 //     parity-<group>-of-<groups>.xor  where asked for (parity.h)

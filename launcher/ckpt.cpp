@@ -1,10 +1,13 @@
 #include "launcher/ckpt.h"
 
 #include "checkpoint/numbers.h"
+#include "checkpoint/zstd_frames.h"
 #include "launcher/ckpt_text.h"
 
 namespace muster::launcher {
 namespace {
+
+using checkpoint::kZstdLevelMax;
 
 constexpr const char* kHelp =
     "look at checkpoints: FOLDER means its newest usable version, FOLDER@VERSION a certain one. Exit codes: "
@@ -103,6 +106,16 @@ void CkptCommand::add_to(CLI::App& app) {
           "--job", to.job,
           "NAME=VALUE: a constant of the job that shall resume from it, as it names it when it refuses")
       ->allow_extra_args(false);
+
+  command = add("copy", "copy a save into another folder, each byte verified; compressed, or plain again",
+                ckpt_copy);
+  command->add_option("FOLDER[@VERSION]", to.first)->required();
+  command->add_option("TARGET", to.second, "created where missing; no job may run on it")->required();
+  add_key(command, "the key of a sealed save; the copy is sealed with it");
+  command
+      ->add_flag("--zstd{3}", to.zstd_level,
+                 "compress the copy, with this level, 1 to 19: --zstd is 3, as --zstd=3")
+      ->check(CLI::Range(1, kZstdLevelMax));
 
   command = add("keygen", "write a new key that seals checkpoints, for checkpoint_key_file", ckpt_keygen);
   command->add_option("FILE", to.first, "new, and readable by you alone")->required();

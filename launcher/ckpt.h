@@ -27,6 +27,7 @@ struct CkptArguments {
   uint64_t keep_every = 0;
   uint64_t keep_younger_s = 0;
   uint32_t parity = 0;  // shards of a group
+  int zstd_level = 0;   // 0: plain
   bool json = false;
   bool all = false;
   bool mark = false;

@@ -1,5 +1,5 @@
-// `muster ckpt export`, `import`, `keygen`, `index`, `prune`: they write. Import and prune become the
-// folder's owner first, so a folder on which a job runs is refused.
+// `muster ckpt export`, `import`, `copy`, `keygen`, `index`, `prune`: they write. Import, copy and prune
+// become the folder's owner first, so a folder on which a job runs is refused.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "checkpoint/copy.h"
 #include "checkpoint/exchange.h"
 #include "checkpoint/index.h"
 #include "checkpoint/numbers.h"
@@ -124,7 +125,59 @@ Result<ExportReport> export_file(const CkptArguments& arguments) {
       dtype_from(arguments.cast));
 }
 
+// The target's own candidate tells whether it counts there: a folder's branch record may say that it does
+// not.
+struct Copied {
+  CopyReport report;
+  std::string folder;
+  std::optional<Error> unusable;
+};
+
+Result<Copied> copy_version(const CkptArguments& arguments) {
+  MUSTER_ASSIGN(const SealKeyPtr key, key_of(arguments));
+  MUSTER_ASSIGN(const Chosen chosen, choose(arguments.first, key));
+  const Candidate& from = chosen.candidate;
+  if (from.unusable) return *from.unusable;
+  MUSTER_ASSIGN(Folder target, Folder::own(real_files(), arguments.second, who_am_i()));
+  target.use_key(key);
+  CopyOptions options;
+  if (arguments.zstd_level != 0) options.zstd_level = arguments.zstd_level;
+  ProgressBar bar("copying " + to_string(from.id), bytes_of(*from.manifest), arguments.json);
+  options.progress = [&](uint64_t done) { bar.show(done); };
+  Copied copied;
+  MUSTER_ASSIGN(copied.report, copy_save(real_files(), from.folder, *from.manifest, target, options));
+  copied.folder = target.save_folder(from.id);
+  MUSTER_ASSIGN(const auto candidates, target.versions());
+  for (const Candidate& candidate : candidates)
+    if (candidate.id == from.id) copied.unusable = candidate.unusable;
+  return copied;
+}
+
 }  // namespace
+
+int ckpt_copy(const CkptArguments& arguments) {
+  const auto copied = copy_version(arguments);
+  if (!copied.ok()) return report(copied.error());
+  const CopyReport& done = copied->report;
+  if (arguments.json) {
+    Json json = to_json(done.manifest.id);
+    json["folder"] = copied->folder;
+    json["plain_bytes"] = done.bytes_plain;
+    json["bytes"] = done.bytes_stored;
+    json["compression"] = done.manifest.compressed() ? Json("zstd") : Json();
+    json["usable"] = !copied->unusable;
+    print(json);
+  } else {
+    std::printf("%s: %s, %s", copied->folder.c_str(), to_string(done.manifest.id).c_str(),
+                human_bytes(done.bytes_plain).c_str());
+    if (done.manifest.compressed()) std::printf(" in %s", human_bytes(done.bytes_stored).c_str());
+    std::printf(", verified\n");
+  }
+  if (!copied->unusable) return 0;
+  std::fprintf(stderr, "muster: the copy is there, and counts for nothing in %s: %s\n",
+               arguments.second.c_str(), copied->unusable->message.c_str());
+  return kExitFound;
+}
 
 int ckpt_export(const CkptArguments& arguments) {
   const auto exported = export_file(arguments);

@@ -14,7 +14,7 @@ namespace {
 using namespace checkpoint;
 
 uint64_t bytes_on_disk(const Candidate& candidate) {
-  if (candidate.manifest) return bytes_of(*candidate.manifest);
+  if (candidate.manifest) return stored_bytes_of(*candidate.manifest);
   uint64_t bytes = 0;
   const auto names = real_files().list(candidate.folder);
   if (!names.ok()) return 0;
@@ -45,6 +45,8 @@ Json summary(const Candidate& candidate) {
     json["parent"] = to_json(candidate.manifest->parent);
     json["sealed"] = candidate.manifest->key_id != 0 ? Json(hex64(candidate.manifest->key_id)) : Json();
     json["seal_checked"] = candidate.manifest->key != nullptr;
+    json["compression"] = candidate.manifest->compressed() ? Json("zstd") : Json();
+    json["plain_bytes"] = bytes_of(*candidate.manifest);
   }
   return json;
 }
@@ -163,6 +165,9 @@ void print_header(const Candidate& candidate) {
   line("sample position", std::to_string(manifest.sample_position));
   line("size", human_bytes(bytes_of(manifest)) + " in " + std::to_string(manifest.shards.size()) + " shard" +
                    (manifest.shards.size() == 1 ? "" : "s"));
+  if (manifest.compressed())
+    line("compressed", "with zstd, to " + human_bytes(stored_bytes_of(manifest)) +
+                           "; a plain file again by: zstd -d shard-….h5.zst");
   if (const size_t shared = shared_shards(manifest); shared > 0)
     line("shared",
          std::to_string(shared) + " of these files with earlier versions, whose bytes were the same");

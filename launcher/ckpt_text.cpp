@@ -250,6 +250,13 @@ uint64_t bytes_of(const Manifest& manifest) {
   return bytes;
 }
 
+uint64_t stored_bytes_of(const Manifest& manifest) {
+  uint64_t bytes = 0;
+  for (const ShardEntry& shard : manifest.shards)
+    bytes += shard.container.bytes == 0 ? shard.geometry.file_bytes() : shard.container.bytes;
+  return bytes;
+}
+
 std::string state_text(const Candidate& candidate) {
   if (!candidate.finished) return "unfinished";
   if (candidate.abandoned) return "abandoned";

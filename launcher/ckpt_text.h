@@ -78,7 +78,8 @@ Json to_json(const checkpoint::VersionId& id);
 Json to_json(const checkpoint::Statistics& statistics);
 std::string histogram_text(const checkpoint::Statistics& statistics);  // a bar for each magnitude
 
-uint64_t bytes_of(const checkpoint::Manifest& manifest);  // of its shard files
+uint64_t bytes_of(const checkpoint::Manifest& manifest);         // of its shard files, where they were plain
+uint64_t stored_bytes_of(const checkpoint::Manifest& manifest);  // as they are
 std::string state_text(const checkpoint::Candidate& candidate);
 
 // The commands, each in its own file where it is long.
@@ -89,6 +90,7 @@ int ckpt_repair(const CkptArguments& arguments);
 int ckpt_diff(const CkptArguments& arguments);
 int ckpt_export(const CkptArguments& arguments);
 int ckpt_import(const CkptArguments& arguments);
+int ckpt_copy(const CkptArguments& arguments);
 int ckpt_keygen(const CkptArguments& arguments);
 int ckpt_index(const CkptArguments& arguments);
 int ckpt_prune(const CkptArguments& arguments);

@@ -1048,7 +1048,7 @@ bool Saver::repair(const checkpoint::Candidate& candidate, Instant deadline) {
 void Saver::give_parity(const checkpoint::Candidate& candidate) {
   if (options_.parity == 0) return;
   const auto found = checkpoint::find_parity(files_, candidate.folder);
-  if (!found.ok() || !candidate.manifest) return;
+  if (!found.ok() || !candidate.manifest || candidate.manifest->compressed()) return;
   const auto participants = static_cast<uint32_t>(candidate.manifest->shards.size());
   const bool is_there =
       !found->empty() && found->size() >= checkpoint::expected_parity(*found, participants).size();

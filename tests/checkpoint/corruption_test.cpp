@@ -1,6 +1,7 @@
 // Each file of a checkpoint, damaged in each way: found, named, and survived with the older version.
 #include <gtest/gtest.h>
 
+#include "checkpoint/copy.h"
 #include "tests/checkpoint/saves.h"
 
 namespace muster::testing {
@@ -13,13 +14,18 @@ WholeState state_of(uint64_t version) {
       {{"w", DType::kFloat32, {40, 9}, 0}, {"b", DType::kInt16, {5000}}, {"n", DType::kInt64, {}}}, version);
 }
 
+enum class Kind : uint8_t { kPlain, kSealed, kCompressed, kSealedCompressed };
+
+bool is_sealed(Kind kind) { return kind == Kind::kSealed || kind == Kind::kSealedCompressed; }
+bool is_compressed(Kind kind) { return kind == Kind::kCompressed || kind == Kind::kSealedCompressed; }
+
 struct Disk {
   MemoryFiles files;
   SealKeyPtr key;
   std::optional<Folder> folder;
   std::optional<Manifest> newest;
 
-  explicit Disk(bool sealed) : key(sealed ? seal_key() : nullptr) {
+  explicit Disk(Kind kind) : key(is_sealed(kind) ? seal_key() : nullptr) {
     auto owned = Folder::own(files, "ckpt", "a job");
     EXPECT_TRUE(owned.ok());
     folder.emplace(std::move(owned).value());
@@ -29,6 +35,17 @@ struct Disk {
     EXPECT_TRUE(saved.ok());
     newest = std::move(saved).value();
     EXPECT_TRUE(folder->mark_verified({2, 12}).ok());
+    if (is_compressed(kind)) go_on_with_compressed_copies();
+  }
+  void go_on_with_compressed_copies() {
+    auto owned = Folder::own(files, "archive", "a person");
+    ASSERT_OK(owned);
+    owned->use_key(key);
+    const auto candidates = folder->versions();
+    ASSERT_OK(candidates);
+    for (const Candidate& candidate : *candidates)
+      ASSERT_OK(copy_save(files, candidate.folder, *candidate.manifest, *owned, {.zstd_level = 3}));
+    folder.emplace(std::move(owned).value());
   }
   std::string path(const std::string& name) const { return folder->save_folder({2, 12}) + "/" + name; }
 
@@ -69,9 +86,13 @@ std::vector<std::string> names_of_save(Disk& disk) {
   return *disk.files.list(disk.folder->save_folder({2, 12}));
 }
 
-// Of plain saves, and of sealed ones.
-class Corruption : public ::testing::TestWithParam<bool> {};
-INSTANTIATE_TEST_SUITE_P(PlainAndSealed, Corruption, ::testing::Bool());
+class Corruption : public ::testing::TestWithParam<Kind> {};
+INSTANTIATE_TEST_SUITE_P(Kinds, Corruption,
+                         ::testing::Values(Kind::kPlain, Kind::kSealed, Kind::kCompressed,
+                                           Kind::kSealedCompressed));
+// A copy shares no file with another.
+class SharedCorruption : public Corruption {};
+INSTANTIATE_TEST_SUITE_P(Kinds, SharedCorruption, ::testing::Values(Kind::kPlain, Kind::kSealed));
 
 TEST_P(Corruption, NothingIsWrongBefore) {
   Disk disk(GetParam());
@@ -99,7 +120,7 @@ TEST_P(Corruption, DamagedShardsFallBack) {
   Disk disk(GetParam());
   int fallen_back = 0;
   for (const std::string& name : names_of_save(disk)) {
-    if (!name.ends_with(".h5")) continue;
+    if (!name.ends_with(".h5") && !name.ends_with(".h5.zst")) continue;
     ByteBuffer& contents = disk.files.contents(disk.path(name));
     for (size_t i = 0; i < contents.size(); i += 177) {
       contents[i] ^= std::byte{1};
@@ -137,7 +158,7 @@ TEST_P(Corruption, TruncatedZeroedExtendedOrEmptyFiles) {
 }
 
 // A file with two names has one set of bytes: what hits it is found in both versions.
-TEST_P(Corruption, DamageToASharedFileIsFoundInEveryVersionThatHasIt) {
+TEST_P(SharedCorruption, DamageToASharedFileIsFoundInEveryVersionThatHasIt) {
   Disk disk(GetParam());
   const WholeState state = state_of(2);
   auto third = save(disk.files, *disk.folder, state, {3, 13}, {.earlier = &*disk.newest, .key = disk.key});
@@ -159,7 +180,7 @@ TEST_P(Corruption, DamageToASharedFileIsFoundInEveryVersionThatHasIt) {
   }
   EXPECT_EQ(complaint_of(*third), "");
   // A manifest that says another save wrote the file is wrong about the identity in it.
-  const char* const wrong = GetParam() ? "tables do not fit the seal" : "belongs to another save";
+  const char* const wrong = is_sealed(GetParam()) ? "tables do not fit the seal" : "belongs to another save";
   Manifest forged = *third;
   forged.shards[0].written_by = {1, 11};
   EXPECT_THAT(complaint_of(forged), HasSubstr(wrong));
@@ -225,20 +246,21 @@ TEST_P(Corruption, OneDamagedBranchRecordIsSurvivedTwoAreNamed) {
   Disk disk(GetParam());
   ASSERT_OK(disk.folder->abandon_for({{7, 1, 0}, {7, 5, 1}}, "a test"));
   EXPECT_EQ(disk.fall_back(), 1U);
-  disk.files.contents("ckpt/branch-0000000001.a.json")[3] ^= std::byte{1};
+  disk.files.contents(disk.folder->path() + "/branch-0000000001.a.json")[3] ^= std::byte{1};
   EXPECT_EQ(disk.fall_back(), 1U);
-  disk.files.contents("ckpt/branch-0000000001.b.json")[3] ^= std::byte{1};
+  disk.files.contents(disk.folder->path() + "/branch-0000000001.b.json")[3] ^= std::byte{1};
   EXPECT_THAT(disk.complaint(), HasSubstr("branch-0000000001.a.json is damaged"));
-  disk.files.contents("ckpt/branch-0000000001.a.json")[3] ^= std::byte{1};
+  disk.files.contents(disk.folder->path() + "/branch-0000000001.a.json")[3] ^= std::byte{1};
   EXPECT_EQ(disk.fall_back(), 1U);
 }
 
 TEST_P(Corruption, LostOwnerFileDoesNotSetTheFenceBack) {
   Disk disk(GetParam());
   const uint64_t fence = disk.folder->fence();
+  const std::string path = disk.folder->path();
   disk.folder.reset();
-  disk.files.contents("ckpt/owner.json").clear();
-  auto next = Folder::own(disk.files, "ckpt", "the next job");
+  disk.files.contents(path + "/owner.json").clear();
+  auto next = Folder::own(disk.files, path, "the next job");
   ASSERT_OK(next);
   EXPECT_GT(next->fence(), fence);
 }

@@ -81,8 +81,8 @@ TEST(Manifest, EveryFlippedOrMissingByteIsFound) {
 }
 
 TEST(Manifest, LaterFormatIsAClearSentence) {
-  EXPECT_EQ(refusal_of_edit("\"format_major\":1", "\"format_major\":5"),
-            "M has format version 5.0, and this Muster reads versions up to 4; resume with the Muster that "
+  EXPECT_EQ(refusal_of_edit("\"format_major\":1", "\"format_major\":6"),
+            "M has format version 6.0, and this Muster reads versions up to 5; resume with the Muster that "
             "wrote it, or a later one");
   EXPECT_EQ(refusal_of_edit("\"format_minor\":0", "\"format_minor\":9"), "");
 }

@@ -449,7 +449,7 @@ TEST_F(SealedSave, HostileManifests) {
   EXPECT_THAT(refused([](Json& json) { json["key_id"] = hex64(0); }), HasSubstr("key_id"));
   EXPECT_THAT(refused([](Json& json) { json["key_id"] = 5; }), HasSubstr("key_id"));
   EXPECT_THAT(refused([](Json& json) { json.erase("key_id"); }), HasSubstr("key_id"));
-  EXPECT_THAT(refused([](Json& json) { json["format_major"] = 5; }), HasSubstr("reads versions up to 4"));
+  EXPECT_THAT(refused([](Json& json) { json["format_major"] = 6; }), HasSubstr("reads versions up to 5"));
   const std::string text = without_digest_line(good, "m").value();
   for (const std::string& cut : {text.substr(0, text.find(",\"seal\"")) + "}\n", std::string("{}\n"),
                                  text.substr(0, text.size() - 4) + "\"}\n"}) {

@@ -484,13 +484,13 @@ TEST(Store, LaterFormatIsNotFallenBackFrom) {
   ASSERT_OK(save(files, *folder, state_of(1), {1, 11}));
   ByteBuffer& bytes = files.contents(folder->save_folder({1, 11}) + "/manifest.json");
   std::string text = *without_digest_line(bytes, "M");
-  text.replace(text.find("\"format_major\":1"), 16, "\"format_major\":5");
+  text.replace(text.find("\"format_major\":1"), 16, "\"format_major\":6");
   text = with_digest_line(text);
   bytes.assign(as_bytes(text).begin(), as_bytes(text).end());
   const auto candidates = folder->versions();
   ASSERT_OK(candidates);
   EXPECT_EQ(candidates->front().unusable->code, ErrorCode::kMisuse);
-  EXPECT_THAT(candidates->front().unusable->message, HasSubstr("format version 5.0"));
+  EXPECT_THAT(candidates->front().unusable->message, HasSubstr("format version 6.0"));
 }
 
 TEST(Store, ForeignNamesAreLeftAlone) {

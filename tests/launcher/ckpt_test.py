@@ -349,6 +349,47 @@ def peer(ckpt, folder):
         assert "muster" in file.metadata()
 
 
+def copies(ckpt, folder):
+    """A save in another folder, compressed, looked at there, and plain again to the same bytes."""
+    zeros = {"z": ("F32", [500, 1000], bytes(2_000_000)), "i": ("I64", [4], struct.pack("<4q", 1, 2, 3, 4))}
+    (folder / "copy-zeros.safetensors").write_bytes(safetensors(zeros))
+    ckpt("import", "copy-zeros.safetensors", "copy-whole", "--version", 7, "--shards", 2)
+    copied = ckpt.json("copy", "copy-whole@7", "copy-small", "--zstd")
+    assert copied["usable"] and copied["compression"] == "zstd" and copied["bytes"] * 10 < copied["plain_bytes"]
+    names = sorted(f.name for f in (folder / copied["folder"]).iterdir())
+    assert [n.split("-")[0] for n in names if n.endswith(".h5.zst")] == ["shard"] * 2, names
+    assert names[0] == "manifest.json" and names[-1] == "verified.json" and len(names) == 4, names
+    save = ckpt.json("ls", "copy-small")["saves"][0]
+    assert (save["state"], save["compression"], save["bytes"]) == ("verified", "zstd", copied["bytes"]), save
+    assert save["bytes"] == sum(f.stat().st_size for f in (folder / copied["folder"]).glob("shard-*"))
+    assert "with zstd" in ckpt("show", "copy-small") and "good" in ckpt("verify", "copy-small")
+    assert "0 different" in ckpt("diff", "copy-small@7", "copy-whole@7")
+    for source in "copy-small", "copy-whole":
+        ckpt("export", source, f"{source}.safetensors")
+    assert (folder / "copy-small.safetensors").read_bytes() == (folder / "copy-whole.safetensors").read_bytes()
+    assert "HDF5 cannot look into" in ckpt("index", "copy-small", code=78)
+    assert "have no parity" in ckpt("repair", "copy-small", "--parity", 2, code=1)
+    assert "cannot" in ckpt("copy", "copy-whole@7", "copy-small", code=1), "it is there already"
+    again = ckpt.json("copy", "copy-small@7", "copy-again")
+    assert again["compression"] is None
+    originals = {f.name: f.read_bytes() for f in (folder / "copy-whole").glob("v*/shard-*")}
+    assert originals == {f.name: f.read_bytes() for f in (folder / "copy-again").glob("v*/shard-*")}
+    shard = folder / copied["folder"] / names[1]
+    good = shard.read_bytes()
+    flip(shard, len(good) // 2)
+    assert names[1] in ckpt("verify", "copy-small", code=1)
+    assert "such saves have no parity" in ckpt("repair", "copy-small", code=1)
+    assert "is damaged" in ckpt("copy", "copy-small@7", "copy-third", code=1)
+    shard.write_bytes(good)
+    ckpt("verify", "copy-small")
+    assert "give its key" in ckpt("copy", "sealed@100", "copy-small", "--zstd", code=78)
+    key = ("--key-file", "key")
+    ckpt("copy", "sealed@100", "copy-small-sealed", "--zstd=9", *key)
+    assert ckpt.json("show", "copy-small-sealed", *key)["seal_checked"]
+    assert "is sealed with the key" in ckpt("show", "copy-small-sealed", "--key-file", "other", code=78)
+    ckpt("copy", "copy-whole@7", "copy-small", "--zstd=77", code=78)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--muster", required=True)
@@ -363,7 +404,7 @@ def main():
                 return 77
             peer(ckpt, folder)
             return 0
-        for check in (looks, shows_what_is_shared, exchanges, verifies, repairs, refuses, seals, prunes):
+        for check in (looks, shows_what_is_shared, exchanges, verifies, repairs, refuses, seals, copies, prunes):
             check(ckpt, folder)
             print("ok", check.__name__)
     return 0

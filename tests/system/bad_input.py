@@ -142,11 +142,11 @@ class Mistakes:
         if trailer.strip().decode() != xxh3_128(body + b"\n"):
             raise Failure("this test computes another digest than the manifest has; compare with docs/formats")
         changed = json.loads(body)
-        changed["format_major"] = 5  # 2 to 4 are manifests with linked parts, sharded ones and a seal, which this version reads
+        changed["format_major"] = 6  # 2 to 5 are manifests with linked parts, sharded ones, a seal and compressed parts, which this version reads
         body = json.dumps(changed, separators=(",", ":")).encode() + b"\n"
         manifest.write_bytes(body + b"xxh3-128 " + xxh3_128(body).encode() + b"\n")
         saved = content_of(folder)
-        self.refused(["manifest.json", "format version 5"], self.program(folder, MORE_STEPS))
+        self.refused(["manifest.json", "format version 6"], self.program(folder, MORE_STEPS))
         if content_of(folder) != saved:
             raise Failure("a save of a later format was changed")
         return None
