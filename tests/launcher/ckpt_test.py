@@ -386,6 +386,7 @@ def copies(ckpt, folder):
     key = ("--key-file", "key")
     ckpt("copy", "sealed@100", "copy-small-sealed", "--zstd=9", *key)
     assert ckpt.json("show", "copy-small-sealed", *key)["seal_checked"]
+    os.chmod(folder / "other", 0o600)
     assert "is sealed with the key" in ckpt("show", "copy-small-sealed", "--key-file", "other", code=78)
     ckpt("copy", "copy-whole@7", "copy-small", "--zstd=77", code=78)
 
