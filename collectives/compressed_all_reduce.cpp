@@ -42,7 +42,9 @@ bool is_codec(codec::CodecId id) { return std::ranges::count(codec::kCodecIds, i
 }  // namespace
 
 CompressedCollectives::CompressedCollectives(Group& group)
-    : group_(group), exchange_(group, one_lane_each(group.size()), SliceExchange::Way::kInCommon) {}
+    : group_(group),
+      exchange_(group, with_own_slices(lists_of(one_lane_each(group.size()))),
+                SliceExchange::Way::kInCommon) {}
 
 Status CompressedCollectives::all_reduce(const CompressedCall& call, const float* in, float* out,
                                          size_t count, Feedback* feedback, Instant deadline) {
@@ -155,9 +157,13 @@ void CompressedCollectives::begin_chunk(Kind kind, size_t chunk, const Buffers& 
   const size_t offset = mine.begin - owned_slice(buffers.count, me, ranks).begin;
   const auto [contribution, mean] = residuals_of(kind);
   if (feedback_ != nullptr && contribution) {
-    for (const ElementRange slice : piece.slices) piece.residual = feedback_->contribution(slice);
+    piece.residuals.resize(1);
+    for (const ElementRange slice : piece.slices) piece.residuals[0] = feedback_->contribution(slice);
   }
-  if (feedback_ != nullptr && mean) piece.mean_residual = feedback_->mean(mine);
+  if (feedback_ != nullptr && mean) {
+    piece.mean_residuals.resize(piece.slices.size());
+    piece.mean_residuals[static_cast<size_t>(me)] = feedback_->mean(mine);
+  }
   if (kind == Kind::kReduceScatter) {
     piece.sum = buffers.out + offset;
   } else {

@@ -28,17 +28,18 @@ ElementRange slice_at_grains(ElementRange whole, size_t grain, int part, int par
   return {begin, std::min(whole.end, begin + grains.count * grain)};
 }
 
-LaneCodec::LaneCodec(Compression compression, int microbatches, int lanes)
+LaneCodec::LaneCodec(Compression compression, int microbatches, int lanes, bool feedback)
     : codec_(codec::codec_of(compression.codec)),
       seed_(compression.seed),
       lanes_(lanes),
       in_order_(false),
-      feedback_(false),
+      feedback_(feedback),
       stage_(kMeanStages),
       tensor_(kTensor),
       plan_(plan_combine_lanes(lanes)),
       scale_(1.0F / static_cast<float>(microbatches)) {
-  MUSTER_CHECK(reduces_without_feedback(compression.codec), "this codec needs error feedback");
+  MUSTER_CHECK(feedback ? reduces_with_feedback(codec_.id) : reduces_without_feedback(codec_.id),
+               "this codec cannot reduce so");
   MUSTER_CHECK(lanes <= kCompressedLanesMax && microbatches % lanes == 0,
                "lanes must divide microbatches, and be few enough for the messages' lane field");
 }
@@ -87,7 +88,7 @@ std::string LaneCodec::text_of(const wire::Description& description) const {
                      ", elements [" + std::to_string(description.first_index) + ", " +
                      std::to_string(description.first_index + description.count) + "), by " +
                      std::string(codec::codec_of(description.codec).name);
-  if (!in_order_) return text;
+  if (!in_order_) return description.stochastic ? text : text + ", with error feedback";
   if (!way_back) text += description.stage < kSumStages ? " for a mean" : " for a sum";
   text += description.stochastic ? ", rounded stochastically" : ", with error feedback";
   return text + ", tensor " + std::to_string(description.tensor);

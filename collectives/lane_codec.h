@@ -3,9 +3,10 @@
 //
 // In the canonical mode each lane's sum is encoded by itself; the decoded lanes are summed along the tree
 // over lanes, in float32, and multiplied by 1/M; that mean is encoded for the way back. All random numbers
-// are of (seed, step, lane, logical index), the mean's of lane L. So the bits depend on M, L, seed and codec
-// only, never on the number of ranks or on where the vector is cut. There is no error feedback: rounding is
-// stochastic, and a mean over steps converges to the true one.
+// are of (seed, step, lane, logical index), the mean's of lane L. So the bits depend on M, L, seed, codec
+// and feedback only, never on the number of ranks or on where the vector is cut. Without error feedback
+// rounding is stochastic, and a mean over steps converges to the true one; with it, it is to nearest, and
+// each lane, and the mean, has a residual (lane_feedback.h).
 //
 // In the fast mode a lane is a rank, L the number of ranks, and lanes are decoded and summed in their order,
 // in one pass for each 64 of them. Rounding is to nearest with error feedback, whose residuals the caller
@@ -57,9 +58,9 @@ ElementRange slice_at_grains(ElementRange whole, size_t grain, int part, int par
 
 class LaneCodec {
  public:
-  // The canonical mode. REQUIRES: reduces_without_feedback(compression.codec), lanes divides microbatches,
+  // The canonical mode. REQUIRES: as the codec allows with or without feedback, lanes divides microbatches,
   // lanes ≤ kCompressedLanesMax.
-  LaneCodec(Compression compression, int microbatches, int lanes);
+  LaneCodec(Compression compression, int microbatches, int lanes, bool feedback = false);
   // The fast mode. REQUIRES: as the codec allows with or without feedback, ranks ≤ kCompressedLanesMax.
   explicit LaneCodec(const RankReduction& reduction);
 

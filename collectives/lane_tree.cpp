@@ -191,6 +191,21 @@ AccumulationPlan plan_lane_accumulation(int microbatches, int lanes, LaneRange r
   return plan_sums(microbatches, lanes, one_by_one(range));
 }
 
+AccumulationPlan plan_lane_accumulation(int microbatches, int lanes, std::span<const int> mine) {
+  std::vector<LaneRange> nodes;
+  for (const int lane : mine) nodes.push_back({lane, lane + 1});
+  return plan_sums(microbatches, lanes, nodes);
+}
+
+LaneLists lists_of(std::span<const LaneRange> ranges) {
+  LaneLists lists;
+  for (const LaneRange& range : ranges) {
+    std::vector<int>& list = lists.emplace_back();
+    for (int lane = range.begin; lane < range.end; ++lane) list.push_back(lane);
+  }
+  return lists;
+}
+
 void AccumulationProgress::reset() {
   next_ = 0;
   added_.clear();

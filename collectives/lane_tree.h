@@ -27,6 +27,10 @@ struct LaneRange {
   friend bool operator==(const LaneRange&, const LaneRange&) = default;
 };
 
+// The lanes of each rank, ascending, in any division among them.
+using LaneLists = std::vector<std::vector<int>>;
+LaneLists lists_of(std::span<const LaneRange> ranges);
+
 // Where the tree splits [begin, end): the left half is the larger one.
 constexpr int tree_split(int begin, int end) { return begin + (end - begin + 1) / 2; }
 
@@ -76,6 +80,7 @@ struct AccumulationPlan {
 AccumulationPlan plan_accumulation(int microbatches, int lanes, LaneRange range);
 // A result, and thus a buffer, for each of its lanes.
 AccumulationPlan plan_lane_accumulation(int microbatches, int lanes, LaneRange range);
+AccumulationPlan plan_lane_accumulation(int microbatches, int lanes, std::span<const int> mine);
 
 // How far an AccumulationPlan over gradients of `count` elements has come.
 class AccumulationProgress {

@@ -49,21 +49,26 @@ class PlainReduction final : public BucketReduction {
 };
 
 std::unique_ptr<BucketReduction> reduction_of(Group& group, const CanonicalLayout& layout,
-                                              const std::optional<Compression>& compression) {
-  if (compression) return compressed_reduction(group, layout, *compression);
+                                              const std::optional<Compression>& compression,
+                                              LaneFeedback* feedback) {
+  if (compression) return compressed_reduction(group, layout, *compression, feedback);
   return std::make_unique<PlainReduction>(group, layout);
 }
 
 }  // namespace
 
 Reducer::Reducer(Group& group, CanonicalLayout layout, size_t count, size_t bucket,
-                 std::optional<Compression> compression, std::unique_ptr<GradientSums> sums, size_t beside)
+                 std::optional<Compression> compression, std::unique_ptr<GradientSums> sums, size_t beside,
+                 LaneFeedback* feedback)
     : sums_(std::move(sums)),
       count_(count),
       mean_(std::make_shared<std::vector<float>>(count + beside)),
-      reduction_(reduction_of(group, layout, compression)),
+      reduction_(reduction_of(group, layout, compression, feedback)),
       bucket_(round_up(bucket, reduction_->grain())) {
   MUSTER_CHECK(bucket >= 1, "a bucket holds one element or more");
+  MUSTER_CHECK(
+      feedback == nullptr || (compression && feedback->count() == count && feedback->lanes() == layout.lanes),
+      "error feedback is of all elements and lanes of a compressed reduction");
 }
 
 Reducer::Reducer(Group& group, CanonicalLayout layout, size_t count, size_t bucket,
@@ -77,6 +82,10 @@ AccumulationPlan Reducer::accumulation(const CanonicalLayout& layout, int rank, 
   const LaneRange mine = layout.assignment[static_cast<size_t>(rank)];
   return compressed ? plan_lane_accumulation(layout.microbatches, layout.lanes, mine)
                     : plan_accumulation(layout.microbatches, layout.lanes, mine);
+}
+
+AccumulationPlan Reducer::accumulation(const CanonicalLayout& layout, const LaneFeedback& feedback) {
+  return plan_lane_accumulation(layout.microbatches, layout.lanes, feedback.mine());
 }
 
 void Reducer::begin(uint64_t step) {

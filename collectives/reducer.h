@@ -24,6 +24,7 @@
 #include "collectives/gradient_sums.h"
 #include "collectives/group.h"
 #include "collectives/lane_codec.h"
+#include "collectives/lane_feedback.h"
 #include "collectives/lane_tree.h"
 
 namespace muster {
@@ -33,9 +34,12 @@ class Reducer {
   // Of `count` elements, in buckets of `bucket` elements, rounded up to whole grains of the codec; at step 0.
   // All ranks of `group`, which must outlive the last call but for the destructor, give the same `layout`,
   // `count`, `bucket` and `compression`. `sums` are of accumulation() and as many elements. `beside` elements
-  // follow the mean, for the caller. REQUIRES: bucket ≥ 1; as LaneCodec.
+  // follow the mean, for the caller. `feedback`, of as many elements, outlives all calls: its division of the
+  // lanes counts then, in place of the layout's, and `sums` are of its accumulation(). REQUIRES: bucket ≥ 1;
+  // as LaneCodec.
   Reducer(Group& group, CanonicalLayout layout, size_t count, size_t bucket,
-          std::optional<Compression> compression, std::unique_ptr<GradientSums> sums, size_t beside = 0);
+          std::optional<Compression> compression, std::unique_ptr<GradientSums> sums, size_t beside = 0,
+          LaneFeedback* feedback = nullptr);
   // Of gradients on the host.
   Reducer(Group& group, CanonicalLayout layout, size_t count, size_t bucket,
           std::optional<Compression> compression = std::nullopt);
@@ -45,6 +49,7 @@ class Reducer {
 
   // Which sums a rank needs.
   static AccumulationPlan accumulation(const CanonicalLayout& layout, int rank, bool compressed);
+  static AccumulationPlan accumulation(const CanonicalLayout& layout, const LaneFeedback& feedback);
 
   size_t count() const { return count_; }
 
