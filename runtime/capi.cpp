@@ -253,13 +253,14 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
                         (known.restore_rules & MUSTER_RESTORE_RESHAPED) != 0,
                         (known.restore_rules & MUSTER_RESTORE_CASTS) != 0};
     const auto codec = muster::capi::codec_of(known.codec);
-    const bool offered = codec ? muster::reduces_without_feedback(*codec) : known.codec == MUSTER_CODEC_NONE;
-    if (!offered) {
+    if (!codec && known.codec != MUSTER_CODEC_NONE) {
       return failed(MUSTER_MISUSE, "codec is " + std::to_string(known.codec) +
                                        ", which a run cannot use; choose none (0), bf16 (1), fp16 (2), "
-                                       "int8 (3), int4 (4) or mxfp8 (5)");
+                                       "int8 (3), int4 (4) or mxfp8 (5), or with error_feedback also "
+                                       "1-bit (6) or topk (7)");
     }
     train.codec = codec;
+    train.error_feedback = known.error_feedback;
     if (!is_memory(known.gradient_memory)) {
       return failed(MUSTER_MISUSE, "gradient_memory is " + std::to_string(known.gradient_memory) +
                                        ", which is no muster_memory; say MUSTER_HOST (0) or MUSTER_CUDA (1)");
@@ -274,7 +275,8 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
       train.save.bytes_per_second_max = static_cast<uint64_t>(values->integer("save-rate-mib")) << 20;
       train.save.link_unchanged = values->on("link-unchanged");
       // Variables are for all programs of a job's script: one that could not save so is not refused.
-      const bool may_save_locally = !train.save.folder.empty() && state->state.sharded().empty();
+      const bool may_save_locally =
+          !train.save.folder.empty() && state->state.sharded().empty() && train.error_feedback == 0;
       if (may_save_locally && train.local.folder.empty())
         train.local.folder = values->text("checkpoint-local-dir");
       const bool saves_locally = !train.local.folder.empty();

@@ -56,12 +56,10 @@ size_t LaneValues::words() const {
   return (lane_bytes() * static_cast<size_t>(lanes_) + sizeof(float) - 1) / sizeof(float);
 }
 
-void LaneValues::take(LaneRange lanes, std::byte* rows) const {
-  for (int lane = lanes.begin; lane < lanes.end; ++lane) {
-    for (const Value& value : values_) {
-      std::memcpy(rows, value.data + static_cast<size_t>(lane) * value.row_bytes, value.row_bytes);
-      rows += value.row_bytes;
-    }
+void LaneValues::take(int lane, std::byte* row) const {
+  for (const Value& value : values_) {
+    std::memcpy(row, value.data + static_cast<size_t>(lane) * value.row_bytes, value.row_bytes);
+    row += value.row_bytes;
   }
 }
 
@@ -76,16 +74,36 @@ void LaneValues::put(std::span<const float> rows) {
   }
 }
 
-LaneExchange::LaneExchange(const LaneValues& values, const std::vector<LaneRange>& assignment, int rank)
-    : values_(values), mine_(assignment[static_cast<size_t>(rank)]), rows_(values.words()) {
-  for (const LaneRange& lanes : assignment)
-    counts_.push_back(values_.lane_bytes() * static_cast<size_t>(lanes.size()));
-  sent_.resize(counts_[static_cast<size_t>(rank)]);
+LaneExchange::LaneExchange(const LaneValues& values, LaneLists lanes_by_rank, int rank)
+    : values_(values),
+      lanes_by_rank_(std::move(lanes_by_rank)),
+      rank_(static_cast<size_t>(rank)),
+      arrived_(values.words() * sizeof(float)),
+      rows_(values.words()) {
+  for (const std::vector<int>& lanes : lanes_by_rank_) counts_.push_back(values_.lane_bytes() * lanes.size());
+  sent_.resize(counts_[rank_]);
 }
 
 Work LaneExchange::begin(Group& group, Instant deadline) {
-  values_.take(mine_, sent_.data());
-  return group.all_gather_v(sent_.data(), rows_.data(), counts_, DType::kUInt8, deadline);
+  std::byte* row = sent_.data();
+  for (const int lane : lanes_by_rank_[rank_]) {
+    values_.take(lane, row);
+    row += values_.lane_bytes();
+  }
+  return group.all_gather_v(sent_.data(), arrived_.data(), counts_, DType::kUInt8, deadline);
+}
+
+std::span<const float> LaneExchange::rows() {
+  const size_t bytes = values_.lane_bytes();
+  auto* const rows = reinterpret_cast<std::byte*>(rows_.data());
+  const std::byte* row = arrived_.data();
+  for (const std::vector<int>& lanes : lanes_by_rank_) {
+    for (const int lane : lanes) {
+      std::memcpy(rows + static_cast<size_t>(lane) * bytes, row, bytes);
+      row += bytes;
+    }
+  }
+  return rows_;
 }
 
 }  // namespace muster

@@ -40,8 +40,8 @@ class LaneValues {
   // its elements.
   size_t lane_bytes() const;
   size_t words() const;
-  void take(LaneRange lanes, std::byte* rows) const;  // from the program's copy
-  void put(std::span<const float> rows);              // of all lanes, into it
+  void take(int lane, std::byte* row) const;  // from the program's copy
+  void put(std::span<const float> rows);      // of all lanes, into it
 
  private:
   struct Value {
@@ -58,20 +58,22 @@ class LaneValues {
 // write.
 class LaneExchange {
  public:
-  LaneExchange(const LaneValues& values, const std::vector<LaneRange>& assignment, int rank);
+  LaneExchange(const LaneValues& values, LaneLists lanes_by_rank, int rank);
 
   // This rank's rows, as they are now. Collective; all ranks call it at the same place in the order of their
   // operations. One at a time.
   Work begin(Group& group, Instant deadline);
   // Once that was ok.
-  std::span<const float> rows() const { return rows_; }
+  std::span<const float> rows();
 
  private:
   const LaneValues& values_;
-  const LaneRange mine_;
+  const LaneLists lanes_by_rank_;
+  const size_t rank_;
   std::vector<size_t> counts_;  // bytes of each rank
   std::vector<std::byte> sent_;
-  std::vector<float> rows_;
+  std::vector<std::byte> arrived_;  // in the order of ranks
+  std::vector<float> rows_;         // in that of lanes
 };
 
 }  // namespace muster

@@ -21,6 +21,38 @@ std::string name_of(const std::optional<codec::CodecId>& codec) {
   return codec ? std::string(codec::codec_of(*codec).name) : "none";
 }
 
+// With another rounding a job has other bits.
+std::string codec_constant(const TrainOptions& options) {
+  return name_of(options.codec) + (options.error_feedback > 0 ? " with error feedback" : "");
+}
+
+Status check_codec(const TrainOptions& options) {
+  const auto misuse = [](std::string text) { return Error{ErrorCode::kMisuse, std::move(text)}; };
+  const std::string feedback = "error_feedback is " + std::to_string(options.error_feedback);
+  if (!options.codec) {
+    if (options.error_feedback == 0) return ok();
+    return misuse(feedback + " and codec is none, which leaves nothing out; name a codec, or give 0");
+  }
+  if (options.lanes > kCompressedLanesMax) {
+    return misuse("lanes is " + std::to_string(options.lanes) + ", and codec is " + name_of(options.codec) +
+                  "; with a codec at most " + std::to_string(kCompressedLanesMax) + " lanes are possible");
+  }
+  if (options.error_feedback == 0) {
+    if (reduces_without_feedback(*options.codec)) return ok();
+    return misuse("codec is " + name_of(options.codec) +
+                  ", which needs error feedback; set error_feedback to the number of elements of all "
+                  "gradients together");
+  }
+  if (!reduces_with_feedback(*options.codec))
+    return misuse("codec is " + name_of(options.codec) + ", which a run cannot use; choose another");
+  if (options.error_feedback > uint64_t{1} << 40)
+    return misuse(feedback + "; give the number of elements of all gradients together, 2^40 at most");
+  if (options.local.folder.empty()) return ok();
+  return misuse(feedback +
+                ", so that a node has the residuals of some lanes only, and checkpoint_local_dir "
+                "is given; leave that out");
+}
+
 Status check_local(const TrainOptions& options) {
   const bool wanted = !options.local.folder.empty();
   const std::string every = "checkpoint_local_every is " + std::to_string(options.local.every);
@@ -55,10 +87,6 @@ Status check_options(const TrainOptions& options) {
                   " and dataset_samples is " + std::to_string(options.dataset_samples) +
                   "; both must be at least 1");
   }
-  if (options.codec && options.lanes > kCompressedLanesMax) {
-    return misuse("lanes is " + std::to_string(options.lanes) + ", and codec is " + name_of(options.codec) +
-                  "; with a codec at most " + std::to_string(kCompressedLanesMax) + " lanes are possible");
-  }
   int64_t positions = 0;
   if (__builtin_mul_overflow(options.samples_per_microbatch, options.microbatches, &positions) ||
       __builtin_mul_overflow(positions, std::max<int64_t>(options.steps, 1), &positions)) {
@@ -76,6 +104,7 @@ Status check_options(const TrainOptions& options) {
     return misuse("checkpoint_parity is " + std::to_string(options.save.parity) +
                   "; give 2 to 64 shards for a group, or 0 for no parity");
   }
+  MUSTER_TRY(check_codec(options));
   return check_local(options);
 }
 
@@ -84,6 +113,7 @@ Status check_options(const TrainOptions& options) {
 control::Sharding sharding_of(const State& state, const TrainOptions& options) {
   constexpr uint64_t kShardsOfALane = 4;
   if (state.sharded().empty()) return {0, 1};
+  if (options.error_feedback > 0) return {static_cast<uint32_t>(options.lanes), 1};
   const uint64_t shards = kShardsOfALane * static_cast<uint64_t>(options.lanes);
   return {static_cast<uint32_t>(std::min<uint64_t>(shards, control::Sharding::kShardsMax)),
           static_cast<uint32_t>(options.shard_copies)};
@@ -109,7 +139,7 @@ checkpoint::JobConstants constants_of(const TrainOptions& options) {
   constants.samples_per_microbatch = static_cast<uint64_t>(options.samples_per_microbatch);
   constants.dataset_samples = static_cast<uint64_t>(options.dataset_samples);
   constants.seed = options.seed;
-  constants.codec = name_of(options.codec);
+  constants.codec = codec_constant(options);
   constants.permutation = kPermutationVersion;
   return constants;
 }
@@ -118,7 +148,7 @@ std::string describe(const TrainOptions& options) {
   return "microbatches " + std::to_string(options.microbatches) + ", lanes " + std::to_string(options.lanes) +
          ", samples per microbatch " + std::to_string(options.samples_per_microbatch) + ", data set of " +
          std::to_string(options.dataset_samples) + " samples, seed " + std::to_string(options.seed) +
-         ", codec " + name_of(options.codec) + ", steps " + std::to_string(options.steps) +
+         ", codec " + codec_constant(options) + ", steps " + std::to_string(options.steps) +
          ", copies of shards " + std::to_string(options.shard_copies);
 }
 
@@ -128,8 +158,11 @@ Result<std::unique_ptr<Run>> Run::start(Session& session, State& state, TrainOpt
   MUSTER_TRY(check_options(options));
   MUSTER_TRY(state.lane_values().check(options.lanes));
   MUSTER_TRY(check_shards(state, options));
+  if (options.error_feedback > 0) MUSTER_TRY(ErrorFeedback::check_state(state, options.error_feedback));
   MUSTER_ASSIGN(MemoryAccess memory, open_memory(state, options));
   MUSTER_TRY(session.begin_run());
+  if (options.error_feedback > 0)
+    MUSTER_TRY(ErrorFeedback::add_tensors(state, options.error_feedback, options.lanes));
   state.seal();
   MUSTER_TRY(attach_mirror(state, memory));
   const control::Sharding sharding = sharding_of(state, options);
@@ -218,7 +251,9 @@ Run::Run(Session& session, State& state, TrainOptions options, MemoryAccess memo
       teacher_(session.endpoint(), state, options_.lessons),
       forming_("muster-view"),
       digesting_("muster-digest"),
-      ticker_(start_thread("muster-tick", [this] { tick_until_stopped(); })) {}
+      ticker_(start_thread("muster-tick", [this] { tick_until_stopped(); })) {
+  if (options_.error_feedback > 0) feedback_.emplace(state.sharded(), options_.error_feedback);
+}
 
 Run::~Run() {
   session_.attach(nullptr);
@@ -320,6 +355,7 @@ bool Run::entered_new_view(Lock& lock) {
   leaving_said_ = false;
   std::unique_ptr<Learner> graduated = std::move(learner_);
   assignment_ = assign_lanes(options_.lanes, static_cast<int>(view_.members.size()));
+  lanes_by_rank_ = feedback_ ? lanes_by_holder(view_.shards, view_.members.size()) : lists_of(assignment_);
   std::unique_ptr<LaneExchange> exchange = std::move(lane_exchange_);
   std::unique_ptr<Reducer> reducer = std::move(reducer_);
   KeptGradient outdated = std::exchange(kept_gradient_, {});
@@ -466,7 +502,7 @@ Result<bool> Run::gather_if_due(Lock& lock) {
 
 Result<std::vector<ShardPiece>> Run::pieces(const std::string& name) const {
   const auto tensor = state_.sharded().index_of(name);
-  if (!tensor)
+  if (!tensor || ErrorFeedback::is_tensor(name))
     return Error{ErrorCode::kMisuse, "no sharded tensor is named '" + name + "'; register it before the run"};
   const std::lock_guard lock(mutex_);
   if (!update_open_)
@@ -508,9 +544,10 @@ void Run::tell_of_left_out_update(Lock& lock) {
 void Run::prepare_step(Lock& lock) {
   microbatches_.clear();
   if (!learner_ && !core_.catching_up()) {
-    const LaneRange lanes = assignment_[static_cast<size_t>(group_->rank())];
     const int32_t per_lane = options_.microbatches / options_.lanes;
-    for (int32_t i = lanes.begin * per_lane; i < lanes.end * per_lane; ++i) microbatches_.push_back(i);
+    for (const int lane : lanes_by_rank_[static_cast<size_t>(group_->rank())]) {
+      for (int32_t i = 0; i < per_lane; ++i) microbatches_.push_back(lane * per_lane + i);
+    }
   }
   next_microbatch_ = 0;
   state_.lane_values().reset();
@@ -615,14 +652,20 @@ Status Run::make_reducer() {
   std::optional<Compression> compression;
   if (options_.codec) compression = {*options_.codec, options_.seed};
   const CanonicalLayout layout{options_.microbatches, options_.lanes, assignment_};
-  AccumulationPlan plan = Reducer::accumulation(layout, group_->rank(), compression.has_value());
+  LaneFeedback* feedback = nullptr;
+  if (feedback_) {
+    MUSTER_ASSIGN(feedback, feedback_->begin_view(lanes_by_rank_, group_->rank()));
+  }
+  AccumulationPlan plan = feedback != nullptr
+                              ? Reducer::accumulation(layout, *feedback)
+                              : Reducer::accumulation(layout, group_->rank(), compression.has_value());
   MUSTER_ASSIGN(auto sums, memory_.gradients->make_sums(std::move(plan), gradient_count_));
   auto reducer = std::make_unique<Reducer>(*group_, layout, gradient_count_, bucket, compression,
-                                           std::move(sums), state_.lane_values().words());
+                                           std::move(sums), state_.lane_values().words(), feedback);
   reducer->begin(static_cast<uint64_t>(step_version_));
   const LaneValues& values = state_.lane_values();
   auto exchange =
-      values.empty() ? nullptr : std::make_unique<LaneExchange>(values, assignment_, group_->rank());
+      values.empty() ? nullptr : std::make_unique<LaneExchange>(values, lanes_by_rank_, group_->rank());
   const std::lock_guard lock(mutex_);
   lane_exchange_ = std::move(exchange);
   reducer_ = std::move(reducer);
@@ -639,12 +682,22 @@ Status Run::reduce_gradients(const Gradients& gradients) {
     MUSTER_TRY(check_count(gradients));
   }
   if (learner_) return reduce_as_learner(gradients);
+  if (applies_given_gradient()) MUSTER_TRY(check_residuals());
   return applies_given_gradient() ? reduce_to_catch_up(gradients) : reduce_in_view(gradients);
 }
 
 bool Run::applies_given_gradient() const {
   const std::lock_guard lock(mutex_);
   return core_.catching_up() && core_.version() == step_version_;
+}
+
+// Where a reduction has ended for anybody, every rank has encoded its part of it, so that this one can make
+// the update without having seen the end. It is otherwise if a lane came back to this rank whose holder since
+// has died: without the lane's residual this rank is not at the next version, and must not say so.
+Status Run::check_residuals() const {
+  if (!feedback_ || feedback_->has(step_version_, my_shards_)) return ok();
+  return Error{ErrorCode::kEnvironment, "the residual of a lane after step " + std::to_string(step_version_) +
+                                            " went with the worker that computed it"};
 }
 
 // The step's reduction ended for others, in the view before, and was applied: it is to be applied here, too.
@@ -696,6 +749,11 @@ Status Run::check_count(const Gradients& gradients) {
     return Error{ErrorCode::kMisuse, "gradients of " + std::to_string(count) + " elements were given after " +
                                          std::to_string(gradient_count_) +
                                          "; pass the same pieces in every call"};
+  }
+  if (feedback_ && count != feedback_->elements()) {
+    return Error{ErrorCode::kMisuse, "gradients of " + std::to_string(count) +
+                                         " elements were given, and error_feedback is " +
+                                         std::to_string(feedback_->elements()) + "; both must be the same"};
   }
   gradient_count_ = count;
   return ok();
@@ -846,6 +904,7 @@ Status Run::close_update() {
     if (!update_open_) return Error{ErrorCode::kMisuse, "an update was closed that is not open"};
   }
   state_.lane_values().commit();
+  if (feedback_ && !learner_) feedback_->commit(step_version_, my_shards_);
   const Status noted = state_.note_written();
   KeptGradient outdated;  // ends without the lock
   Lock lock(mutex_);

@@ -28,6 +28,7 @@
 #include "runtime/base/large_buffer.h"
 #include "runtime/control/member.h"
 #include "runtime/device.h"
+#include "runtime/error_feedback.h"
 #include "runtime/executor.h"
 #include "runtime/gradients.h"
 #include "runtime/lane_values.h"
@@ -50,6 +51,7 @@ struct TrainOptions {
   int64_t dataset_samples = 1;
   uint64_t seed = 0;
   std::optional<codec::CodecId> codec;  // of the reductions; none: float32
+  uint64_t error_feedback = 0;          // elements of all gradients, whose residuals are kept; 0: none are
   int64_t shard_copies = 2;             // of each shard of sharded tensors, where there are as many members
   SaveOptions save;
   LocalSaveOptions local;
@@ -182,6 +184,7 @@ class Run final : private Session::Listener {
   Status reduce_in_view(const Gradients& gradients);
   Status reduce_as_learner(const Gradients& gradients);
   bool applies_given_gradient() const;
+  Status check_residuals() const;
   Status reduce_to_catch_up(const Gradients& gradients);
   Status put_outcome(std::span<const float> outcome, const Gradients& gradients);
   Status update_not_opened(Lock& lock, const Error& error);
@@ -241,6 +244,7 @@ class Run final : private Session::Listener {
   const control::Member self_;
   const control::StateSize size_;
   const SamplePermutation permutation_;
+  std::optional<ErrorFeedback> feedback_;  // the program's thread's; outlives the reducer
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
@@ -251,8 +255,9 @@ class Run final : private Session::Listener {
       lane_exchange_;             // as old as the reducer; null where there are no values per lane
   std::unique_ptr<Group> group_;  // replaced by the program's thread only, under the lock
   control::View view_;
-  bool group_failed_ = false;  // an operation failed: nothing more until the leader says on
-  std::vector<LaneRange> assignment_;
+  bool group_failed_ = false;                  // an operation failed: nothing more until the leader says on
+  std::vector<LaneRange> assignment_;          // where there are no residuals, which say who computes a lane
+  LaneLists lanes_by_rank_;                    // what counts
   std::optional<control::EnterView> entered_;  // Go came, the program has not been in next() since
   std::optional<FormedView> formed_;
   std::optional<LargeBuffer>

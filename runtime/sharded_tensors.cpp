@@ -95,6 +95,11 @@ void ShardedTensors::put(uint32_t shard, LargeBuffer block) {
   blocks_.insert_or_assign(shard, Held{std::move(block), offsets_of(shard)});
 }
 
+void ShardedTensors::exchange(uint32_t shard, LargeBuffer& block) {
+  MUSTER_CHECK(block.size() == block_bytes(shard), "a block has its shard's bytes");
+  std::swap(blocks_.at(shard).memory, block);
+}
+
 void ShardedTensors::put(ShardBlocks blocks) {
   for (auto& [shard, block] : blocks) put(shard, std::move(block));
 }

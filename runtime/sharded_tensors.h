@@ -60,6 +60,8 @@ class ShardedTensors {
   Result<LargeBuffer> initial_block(uint32_t shard) const;
   void put(uint32_t shard, LargeBuffer block);  // REQUIRES: it has block_bytes()
   void put(ShardBlocks blocks);
+  // Takes `block` in the place of the shard's, which it becomes. REQUIRES: the shard is held; as put().
+  void exchange(uint32_t shard, LargeBuffer& block);
   void keep_only(std::span<const uint32_t> shards);  // ascending
   bool holds(uint32_t shard) const { return blocks_.contains(shard); }
 

@@ -18,7 +18,7 @@ enum class DeviceKind { kCpu, kCuda };
 
 // The loss of a microbatch, then of the step, is averaged with the gradients. It is far larger than they are:
 // in elements of its own no codec gives it one scale with them.
-constexpr size_t kLossElements = 256;
+constexpr size_t kLossElements = 1024;
 
 // What is trained, flat and in one layout. In device memory where the backend computes there.
 struct Buffers {

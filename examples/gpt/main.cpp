@@ -32,6 +32,7 @@ struct Options {
   size_t microbatches = 16, lanes = 8, sequences = 2, bucket_kib = 256, report_every = 10, evaluate_every = 0;
   int64_t checkpoint_every = 50;
   muster_codec codec = MUSTER_CODEC_NONE;
+  bool error_feedback = false;
   bool shard_optimizer = false;
   uint64_t seed = 1;
   int64_t checkpoint_local_every = 0;
@@ -40,8 +41,9 @@ struct Options {
 };
 
 std::map<std::string, muster_codec> codecs() {
-  return {{"none", MUSTER_CODEC_NONE}, {"bf16", MUSTER_CODEC_BF16}, {"fp16", MUSTER_CODEC_FP16},
-          {"int8", MUSTER_CODEC_INT8}, {"int4", MUSTER_CODEC_INT4}, {"mxfp8", MUSTER_CODEC_MXFP8}};
+  return {{"none", MUSTER_CODEC_NONE},     {"bf16", MUSTER_CODEC_BF16}, {"fp16", MUSTER_CODEC_FP16},
+          {"int8", MUSTER_CODEC_INT8},     {"int4", MUSTER_CODEC_INT4}, {"mxfp8", MUSTER_CODEC_MXFP8},
+          {"1-bit", MUSTER_CODEC_ONE_BIT}, {"topk", MUSTER_CODEC_TOPK}};
 }
 
 std::map<std::string, gpt::DeviceKind> devices() {
@@ -72,6 +74,8 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--codec", o.codec, "How gradients are compressed between processes")
       ->transform(CLI::CheckedTransformer(codecs(), CLI::ignore_case))
       ->default_str("none");
+  app.add_flag("--error-feedback", o.error_feedback,
+               "What the codec rounds off in one step is added to the next; 1-bit and topk need it");
   app.add_flag("--shard-optimizer", o.shard_optimizer,
                "Weights and moments in shards, each kept and updated by two processes; on the CPU");
   app.add_option("--checkpoint-dir", o.checkpoint_dir, "Where to save and resume; empty: nowhere");
@@ -136,6 +140,7 @@ int train(const Options& o) {
   options.seed = o.seed;                                                                        // M
   options.bucket_bytes = o.bucket_kib << 10;                                                    // M
   options.codec = o.codec;                                                                      // M
+  options.error_feedback = o.error_feedback ? gpt::kLossElements + size : 0;                    // M
   options.checkpoint_dir = o.checkpoint_dir.c_str();                                            // M
   options.checkpoint_every = o.checkpoint_every;                                                // M
   options.checkpoint_local_dir = o.checkpoint_local_dir.c_str();                                // M

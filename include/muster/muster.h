@@ -258,12 +258,13 @@ typedef enum muster_restore_rule {
 } muster_restore_rule;
 
 /* What ranks send each other of their gradients. All but the first are lossy: each number is rounded at
- * random, up or down, so that the mean over many steps is right. Neighbours share a scale, so what is of
- * another magnitude, such as a loss among the gradients, should have 256 elements to itself, from a multiple
- * of 256 on. The bits depend on M, L, the seed and the codec, not on who computes. Each lane is sent by
- * itself: a codec pays where a rank has few of them, so choose L close to the number of ranks
- * (docs/guides/compression.md). A rank holds a copy of the gradients for each of its lanes. A NaN or an
- * infinity stays visible to all ranks, as itself or as a NaN. */
+ * random, up or down, so that the mean over many steps is right; or, with error_feedback, to nearest, and
+ * what is left out is added in the next step. Neighbours share a scale, so what is of another magnitude, such
+ * as a loss among the gradients, should have 256 elements to itself, from a multiple of 256 on. The bits
+ * depend on M, L, the seed and the codec, not on who computes. Each lane is sent by itself: a codec pays
+ * where a rank has few of them, so choose L close to the number of ranks (docs/guides/compression.md). A rank
+ * holds a copy of the gradients for each of its lanes. A NaN or an infinity stays visible to all ranks, as
+ * itself or as a NaN. */
 typedef enum muster_codec {
   MUSTER_CODEC_NONE = 0, /* float32 */
   MUSTER_CODEC_BF16 = 1,
@@ -271,9 +272,9 @@ typedef enum muster_codec {
   MUSTER_CODEC_INT8 = 3,    /* 256 numbers share a scale */
   MUSTER_CODEC_INT4 = 4,    /* 128; they are rotated first */
   MUSTER_CODEC_MXFP8 = 5,   /* 32 */
-  MUSTER_CODEC_ONE_BIT = 6, /* 1024; needs error feedback: muster_comm_all_reduce_compressed only */
+  MUSTER_CODEC_ONE_BIT = 6, /* 1024; needs error feedback */
   MUSTER_CODEC_TOPK = 7     /* the 11 largest of 1024, as bf16; the others wait in the residuals. As 1-bit it
-                               needs error feedback: muster_comm_all_reduce_compressed only */
+                               needs error feedback */
 } muster_codec;
 
 /* In checkpoint_every and checkpoint_local_every: as often as it pays. The leader measures what a save costs
@@ -337,6 +338,18 @@ typedef struct muster_train_options {
    * only from what is sealed with it and was not changed since, and ends with 78 where a save there is not
    * sealed, or with another key. NULL or "": MUSTER_CHECKPOINT_KEY_FILE, if that is set, else none. */
   const char* checkpoint_key_file;
+  /* Elements of all gradients together: error feedback. What the codec rounds off in one step is added to the
+   * next, at both ends, the lanes' sums and the mean, so that what was applied over many steps differs from
+   * the true means by what the residuals hold now, which does not grow (Karimireddy et al. 2019). Rounding is
+   * to nearest then, and MUSTER_CODEC_ONE_BIT and _TOPK are possible. 0: none.
+   * The residuals are a part of the state: 4 bytes for each element and lane, and once for the mean, each
+   * with the process that computes the lane, twice while it runs. They are saved with each version, restored
+   * for any number of processes, and move with their lanes when processes join or leave. Nobody else has a
+   * lane's: when a process that computes one is lost, the others go back to the newest save, and repeat the
+   * steps since then. So save often enough, in checkpoint_dir. Whether there is feedback is fixed for the
+   * life of a job, as the codec is. Not with sharded tensors, nor checkpoint_local_dir, nor a state in a
+   * device's memory; and a state serves one such run. */
+  uint64_t error_feedback;
 } muster_train_options;
 
 /* Fills in the defaults, so that a program sets only what it means. */

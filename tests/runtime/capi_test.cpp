@@ -137,12 +137,14 @@ void Program::step(muster_step* step, Misuse misuse, Misuse* counted) {
 }
 
 std::array<float, kCount> train(Misuse& misuse, size_t bucket_bytes = 0, int32_t codec = MUSTER_CODEC_NONE,
-                                size_t options_size = sizeof(muster_train_options)) {
+                                size_t options_size = sizeof(muster_train_options),
+                                uint64_t error_feedback = 0) {
   Program program;
   muster_train_options options = Program::options();
   options.size = options_size;
   options.bucket_bytes = bucket_bytes;
   options.codec = codec;
+  options.error_feedback = error_feedback;
   program.in_parts = bucket_bytes != 0;
   EXPECT_EQ(muster_train(program.session, program.state, &options, &program.run), MUSTER_OK)
       << muster_last_error();
@@ -264,11 +266,29 @@ TEST(CApi, OptionsThatCannotHoldAreNamed) {
               HasSubstr("checkpoint_local_every is -2 and checkpoint_local_dir is 'nvme'"));
   EXPECT_THAT(refused([](O& o) { o.checkpoint_local_every = -5; }),
               HasSubstr("checkpoint_local_every is -5 and checkpoint_local_dir is not given"));
-  for (const int32_t unknown :
-       {-1, static_cast<int32_t>(MUSTER_CODEC_ONE_BIT), static_cast<int32_t>(MUSTER_CODEC_TOPK), 1000}) {
+  for (const int32_t unknown : {-1, 1000}) {
     EXPECT_THAT(refused([&](O& o) { o.codec = unknown; }),
                 AllOf(HasSubstr("codec is " + std::to_string(unknown)), HasSubstr("int8 (3)")));
   }
+  for (const auto& [codec, name] : {std::pair{MUSTER_CODEC_ONE_BIT, "1-bit"}, {MUSTER_CODEC_TOPK, "topk"}}) {
+    EXPECT_THAT(refused([codec = codec](O& o) { o.codec = codec; }),
+                AllOf(HasSubstr("codec is " + std::string(name)), HasSubstr("set error_feedback")));
+  }
+  EXPECT_THAT(refused([](O& o) { o.error_feedback = 5; }),
+              HasSubstr("error_feedback is 5 and codec is none, which leaves nothing out"));
+  EXPECT_THAT(refused([](O& o) {
+                o.codec = MUSTER_CODEC_INT8;
+                o.error_feedback = uint64_t{1} << 41;
+              }),
+              HasSubstr("2^40 at most"));
+  EXPECT_THAT(refused([](O& o) {
+                o.codec = MUSTER_CODEC_INT8;
+                o.error_feedback = kCount;
+                o.checkpoint_dir = "somewhere";
+                o.checkpoint_local_dir = "nvme";
+                o.checkpoint_local_every = 5;
+              }),
+              HasSubstr("checkpoint_local_dir is given; leave that out"));
   EXPECT_THAT(refused([](O& o) {
                 o.codec = MUSTER_CODEC_INT8;
                 o.microbatches = o.lanes = 1 << 16;
@@ -302,6 +322,25 @@ TEST(CApi, EachCodecTrains) {
       EXPECT_NEAR(weights[i], exact[i], 0.2F * std::abs(exact[i]) + 0.2F) << codec;
     EXPECT_EQ(train(none, 8, codec), weights) << codec;
   }
+}
+
+TEST(CApi, EachCodecTrainsWithErrorFeedback) {
+  Misuse none;
+  constexpr size_t kWhole = sizeof(muster_train_options);
+  const auto exact = train(none);
+  for (int32_t codec = MUSTER_CODEC_BF16; codec <= MUSTER_CODEC_TOPK; ++codec) {
+    const auto weights = train(none, 0, codec, kWhole, kCount);
+    EXPECT_EQ(train(none, 8, codec, kWhole, kCount), weights) << codec;
+    if (codec > MUSTER_CODEC_MXFP8) continue;
+    for (size_t i = 0; i < kCount; ++i)
+      EXPECT_NEAR(weights[i], exact[i], 0.2F * std::abs(exact[i]) + 0.2F) << codec;
+  }
+}
+
+TEST(CApi, AnOlderProgramHasNoErrorFeedback) {
+  Misuse none;
+  EXPECT_EQ(train(none, 0, MUSTER_CODEC_INT8, offsetof(muster_train_options, error_feedback), 1000),
+            train(none, 0, MUSTER_CODEC_INT8));
 }
 
 // A program of an older header does not know the field: what lies behind its structure is not read.

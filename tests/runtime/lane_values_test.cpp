@@ -47,8 +47,7 @@ TEST_F(LaneValuesTest, RowsOfEachLaneTravelTogether) {
   EXPECT_EQ(values.words(), 7u) << "27 bytes";
   std::vector<float> rows(values.words());
   auto* const bytes = reinterpret_cast<std::byte*>(rows.data());
-  values.take({1, 3}, bytes + 9);  // this rank's
-  values.take({0, 1}, bytes);
+  for (const int lane : {2, 0, 1}) values.take(lane, bytes + 9 * lane);
   pairs.fill(0);
   small.fill(0);
   values.put(rows);
