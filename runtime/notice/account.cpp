@@ -61,7 +61,7 @@ void read_ended(LaunchAccount& launch, const Json& json) {
   launch.cause = text_of(json, "cause");
   launch.steps = whole(json, "steps", 0);
   launch.saved = std::max(launch.saved, whole(json, "saved", -1));
-  launch.steps_lost = whole(json, "steps_lost", 0);
+  launch.steps_lost = whole(json, "steps_lost", launch.steps_lost);
   launch.stopping_s = number(json, "stopping_s");
   launch.saving_s = number(json, "saving_s");
 }
@@ -86,6 +86,8 @@ void read_line(std::vector<LaunchAccount>& launches, const Json& json) {
     launch.resumed = whole(json, "resumed", -1);
   } else if (what == "shrunk") {
     launch.shrinks.push_back({text_of(json, "cause"), number(json, "stalled_s")});
+  } else if (what == "went back") {
+    launch.steps_lost += std::max<int64_t>(0, whole(json, "steps_lost", 0));
   } else if (what == "saved") {
     launch.saved = std::max(launch.saved, whole(json, "version", -1));
   } else if (what == "ended") {
@@ -221,8 +223,7 @@ std::string Account::began_line() const {
 std::optional<Account::Entry> Account::note(const Event& event, int64_t wall_ms) {
   switch (event.kind) {
     case EventKind::kResumed:
-      own_.resumed = std::max(own_.resumed, event.version);
-      return std::nullopt;
+      return resumed(event, wall_ms);
     case EventKind::kNotice:
       if (noticed_at_ == 0) {
         noticed_at_ = event.at;
@@ -294,6 +295,25 @@ std::optional<Account::Entry> Account::first_step(const Event& event, int64_t wa
   return entry;
 }
 
+// Within a launch the members go back where a part of the state was lost that only one of them had.
+std::optional<Account::Entry> Account::resumed(const Event& event, int64_t wall_ms) {
+  own_.resumed = std::max(own_.resumed, event.version);
+  const bool told = std::exchange(resumed_in_, event.generation) == event.generation && event.generation != 0;
+  const int64_t lost = last_step_ + 1 - event.version;
+  if (told || last_step_ < 0 || lost <= 0) return std::nullopt;
+  last_step_ = event.version - 1;
+  own_.steps_lost += lost;
+  Entry entry;
+  entry.line = line_by(self_, number(), "went back", wall_ms, {{"to", event.version}, {"steps_lost", lost}});
+  entry.event.kind = EventKind::kPreemptionCost;
+  entry.event.at = event.at;
+  entry.event.version = event.version;
+  entry.event.subject = lost;
+  entry.event.text = "the members went back to version " + std::to_string(event.version) + ": " +
+                     counted(lost, "step", "steps") + " lost";
+  return entry;
+}
+
 std::optional<Account::Entry> Account::shrunk(const Event& event, int64_t wall_ms) {
   if (!std::exchange(shrinks_, false)) return std::nullopt;
   noticed_at_ = 0;  // it is dealt with: the next one has a cause and a time of its own
@@ -316,8 +336,10 @@ Account::Entry Account::ended(Moment end, int exit_code, int64_t saved) {
   const int64_t newest = std::max({saved, others_.saved, own_.resumed, others_.resumed});
   const bool stepped = last_step_ >= start;
   const int64_t steps = std::max<int64_t>(static_cast<int64_t>(steps_), stepped ? last_step_ + 1 - start : 0);
-  const int64_t lost =
+  const int64_t lost_now =
       exit_code == 0 || !stepped ? 0 : std::max<int64_t>(0, last_step_ + 1 - std::max<int64_t>(newest, 0));
+  own_.steps_lost += lost_now;
+  const int64_t lost = own_.steps_lost + others_.steps_lost;
   const Duration stopping = end.at - (last_step_ >= 0 ? last_step_at_ : began_.at);
   const Duration noticed = noticed_at_ == 0 ? -1 : end.at - noticed_at_;
   const bool over = exit_code == 0;
@@ -329,7 +351,6 @@ Account::Entry Account::ended(Moment end, int exit_code, int64_t saved) {
 
   own_.ended = true;
   own_.exit_code = exit_code;
-  own_.steps_lost = lost;
   own_.stopping_s = shown_seconds(stopping);
   own_.saving_s = saving_ >= 0 ? shown_seconds(saving_) : 0;
   AccountHistory sum = before_;

@@ -38,10 +38,10 @@ struct LaunchAccount {
   int exit_code = 0;
   std::string cause;  // the first notice; empty: none
   int64_t steps = 0;
-  int64_t steps_lost = 0;
-  double stopping_s = 0;  // newest step → end of the launch
-  double saving_s = 0;    // of these, in the stop-save
-  std::string requeue;    // what came of it; empty: it was no matter
+  int64_t steps_lost = 0;  // when it ended, and before, where the members went back to a save
+  double stopping_s = 0;   // newest step → end of the launch
+  double saving_s = 0;     // of these, in the stop-save
+  std::string requeue;     // what came of it; empty: it was no matter
 };
 
 // Who writes a line, where several agents may: a leader of a run. Empty: there is one only.
@@ -102,6 +102,7 @@ class Account {
  private:
   std::optional<Entry> first_step(const Event& event, int64_t wall_ms);
   std::optional<Entry> shrunk(const Event& event, int64_t wall_ms);
+  std::optional<Entry> resumed(const Event& event, int64_t wall_ms);
   std::optional<Entry> saved(const Event& event, int64_t wall_ms) const;
   void reached(const Event& save);
   bool goes_on() const { return self_.term > 1; }
@@ -115,6 +116,7 @@ class Account {
   Moment began_;
   uint64_t steps_ = 0;
   int64_t last_step_ = -1;
+  uint64_t resumed_in_ = 0;  // generation; each of its workers tells of it
   Instant last_step_at_ = 0;
   std::string cause_;  // the first notice that this launch heard; empty: none
   Instant noticed_at_ = 0;

@@ -59,7 +59,8 @@ TEST_P(FeedbackRunsOf, KilledWorkersLeaveTheBitsOfAnUntouchedRun) {
   const std::string alone = trained("alone", 1, 70, GetParam());
   const std::string killed = trained("killed", 3, 70, GetParam(), {"step:10", "reduce:35", "update:55"});
   expect_died("killed", {"step:10", "reduce:35", "update:55"});
-  EXPECT_THAT(said_, HasSubstr("resumed")) << "from a save";
+  EXPECT_THAT(said_, HasSubstr("the members start again from the newest save"));
+  EXPECT_THAT(said_, HasSubstr("cost: the members went back to version"));
   EXPECT_THAT(said_, HasSubstr("learner level")) << "one joined";
   EXPECT_THAT(said_, HasSubstr("shards")) << "and was given residuals";
   expect_all(killed, alone, 2);

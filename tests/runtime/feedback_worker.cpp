@@ -51,6 +51,7 @@ int train(int argc, char** argv) {
   std::vector<float> weights(kCount), gradients(kCount);
   for (size_t i = 0; i < kCount; ++i) weights[i] = drawn(i);
   std::vector<uint64_t> counters(static_cast<size_t>(lanes));
+  for (size_t lane = 0; lane < counters.size(); ++lane) counters[lane] = 1000 * lane;
   int64_t updates = 0;
 
   muster::Session session;

@@ -29,8 +29,10 @@ class AccountTest : public testing::Test {
     launch();
   }
   uint32_t launches() const { return static_cast<uint32_t>(read_account(text_).size()); }
-  std::string tell(EventKind kind, int64_t version = -1, std::string text = "", int64_t amount = 0) {
+  std::string tell(EventKind kind, int64_t version = -1, std::string text = "", int64_t amount = 0,
+                   uint64_t generation = 0) {
     Event event;
+    event.generation = generation;
     event.kind = kind;
     event.at = at_;
     event.version = version;
@@ -117,6 +119,27 @@ TEST_F(AccountTest, WhatWasResumedIsNotLost) {
   tell(EventKind::kResumed, 100);
   steps(100, 101);
   EXPECT_EQ(end(75, -1).subject, 2);
+}
+
+// Where a member was lost that alone had a part of the state. Each worker tells of it, one of them late.
+TEST_F(AccountTest, StepsSinceTheSaveThatMembersWentBackToAreLost) {
+  self_ = {"a run", 1};
+  launch();
+  EXPECT_EQ(tell(EventKind::kResumed, 100, "", 0, 1), "");
+  steps(100, 119);
+  EXPECT_EQ(tell(EventKind::kResumed, 105, "", 0, 2), "the members went back to version 105: 15 steps lost");
+  EXPECT_EQ(tell(EventKind::kResumed, 105, "", 0, 2), "");
+  steps(105, 109);
+  EXPECT_EQ(tell(EventKind::kResumed, 105, "", 0, 2), "");
+  EXPECT_EQ(tell(EventKind::kResumed, 107, "", 0, 3), "the members went back to version 107: 3 steps lost");
+  steps(107, 109);
+  leads_on();
+  steps(110, 112);
+  EXPECT_EQ(tell(EventKind::kResumed, 112, "", 0, 4), "the members went back to version 112: 1 step lost");
+  steps(112, 113);
+  const Event cost = end(75, 112);
+  EXPECT_EQ(cost.subject, 15 + 3 + 1 + 2);
+  EXPECT_EQ(sum_of(read_account(text_)).steps_lost, 21);
 }
 
 TEST_F(AccountTest, ALaunchThatWasKilledIsCounted) {
