@@ -1,9 +1,10 @@
 // Control of the fake CUDA run time and the fake NCCL, which stand in for the real libraries at link level.
 //
 // The fakes keep what callers may rely on: streams are ordered queues run by threads of their own, copies,
-// events, host functions and kernels are asynchronous, NCCL is non-blocking, a collective ends when all ranks
-// have come or the communicator is aborted, a send when it is received. They also watch the caller; what it
-// does wrong is counted as a violation. Kernels run through the SIMT shim, once registered.
+// events, host functions and kernels are asynchronous, NCCL is non-blocking, its ranks are threads or
+// processes, a collective ends when all ranks have come or the communicator is aborted, a send when it is
+// received. They also watch the caller; what it does wrong is counted as a violation. Kernels run through the
+// SIMT shim, once registered.
 #pragma once
 
 #include <cstdint>

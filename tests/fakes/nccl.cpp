@@ -1,19 +1,21 @@
-// libnccl for tests: ranks are threads of one process. Non-blocking initialisation, collectives, sends and
-// receives on streams of the fake CUDA run time, groups, created operators, asynchronous errors, abort.
-// It checks its caller: configuration, one thread at a time on a communicator, also over an open group, no
-// call before the last has settled, no abort while a thread is inside or a group open, no operator left
-// behind, no use after the abort, no destroy, streams of the communicator's device, equal arguments on all
-// ranks, receives as large as their sends.
+// libnccl for tests: ranks are threads or processes (nccl_clique.h). Non-blocking initialisation,
+// collectives, sends and receives on streams of the fake CUDA run time, groups, created operators,
+// asynchronous errors, abort. It checks its caller: configuration, one thread at a time on a communicator,
+// also over an open group, no call before the last has settled, no abort while a thread is inside or a group
+// open, no operator left behind, no use after the abort, no destroy, streams of the communicator's device,
+// equal arguments on all ranks, receives as large as their sends.
 #include <nccl.h>
 
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 #include <thread>
@@ -21,65 +23,28 @@
 
 #include "collectives/small_floats.h"
 #include "tests/fakes/fakes.h"
+#include "tests/fakes/nccl_clique.h"
 
 namespace muster::fakes {
 namespace {
 
-enum class Kind : uint8_t { kAllReduce, kReduceScatter, kReduce, kAllGather, kBroadcast, kSend, kReceive };
-
-// An operator of ncclRedOpCreatePreMulSum, or one that NCCL has.
-struct Operator {
-  ncclRedOp_t id = ncclSum;
-  std::vector<char> scalar;  // of kPreMulSum, in the operation's type
-  bool operator==(const Operator&) const = default;
-};
-
-// What all ranks have to agree on.
-struct Shape {
-  Kind kind = Kind::kAllReduce;
-  size_t count = 0;
-  ncclDataType_t type = ncclFloat32;
-  Operator op;
-  int root = 0;
-  bool operator==(const Shape&) const = default;
-};
-
 struct Call {
-  Shape shape;  // root: the other side of a send or receive
+  Shape shape;
   const void* in = nullptr;
   void* out = nullptr;
   cudaStream_t stream = nullptr;
   uint64_t number = 0;  // of the communicator's collectives
 };
 
-struct Collective {
-  Shape shape;
-  std::map<int, const void*> inputs;  // by rank: the order of the sum
-  std::vector<char> result;
-  bool done = false;
-};
-
-// A send that a stream has reached.
-struct Message {
-  const void* data;
-  size_t bytes;
-  bool taken = false;
-};
-using Channel = std::deque<std::shared_ptr<Message>>;
-
-struct Clique {
-  std::mutex mutex;
-  std::condition_variable changed;
-  int world = 0;
-  std::set<int> ranks;
-  std::map<uint64_t, Collective> collectives;
-  std::map<std::pair<int, int>, Channel> channels;  // from, to
-};
-
 // Outlives the handle while its collectives are on a stream.
 struct Communicator {
   std::shared_ptr<Clique> clique;
   int rank = 0;
+  std::mutex mutex;               // of what follows, which streams use
+  size_t data_used = 0;           // of this rank's part of the clique's memory
+  int parcels = 0;                // that lie there
+  std::map<int, uint64_t> sent;   // messages, by receiver
+  std::map<int, uint64_t> taken;  // by sender
   std::atomic<bool> aborted{false};
   std::atomic<bool> stuck{false};
   std::atomic<int> error{ncclSuccess};
@@ -91,7 +56,7 @@ struct Communicator {
   std::atomic<std::thread::id> grouper{};  // whose
   uint64_t launches = 0;
   uint64_t collectives = 0;
-  std::map<int, std::vector<char>> scalars;  // of the operators that were created
+  std::map<int, Operator> created;  // operators, by their id
   int operators = 0;
 };
 
@@ -114,8 +79,8 @@ struct Library {
   std::atomic<int> violations{0};
   std::atomic<int> in_flight{0};
   std::atomic<int> version{0};
-  uint64_t ids = 0;
-  std::map<std::string, std::shared_ptr<Clique>> cliques;
+  std::map<std::string, std::shared_ptr<Clique>> made;  // by id, until this process has let go
+  std::map<std::string, std::weak_ptr<Clique>> cliques;
   std::set<ncclComm_t> communicators;
 };
 Library& library() {
@@ -158,11 +123,6 @@ class Inside {
  private:
   Communicator& communicator_;
 };
-
-bool all_here(Clique& clique) {
-  const std::lock_guard lock(clique.mutex);
-  return static_cast<int>(clique.ranks.size()) == clique.world;
-}
 
 size_t bytes_of(ncclDataType_t type) {
   switch (type) {
@@ -216,143 +176,221 @@ Sum combine(ncclRedOp_t op, Sum a, Sum b) {
   return static_cast<Sum>(op == ncclProd ? a * b : a + b);
 }
 
+// The inputs in the order of ranks, which is that of the sum.
+using Inputs = std::vector<const std::byte*>;
+
 template <typename T>
-void reduce_as(Collective& collective, size_t count) {
+void reduce_as(const Shape& shape, const Inputs& inputs, void* to) {
   using Sum = typename Element<T>::Sum;
-  const Operator& op = collective.shape.op;
   Sum factor = 1;
-  if (!op.scalar.empty()) {
+  if (shape.op.has_scalar) {
     T scalar;
-    std::memcpy(&scalar, op.scalar.data(), sizeof scalar);
+    std::memcpy(&scalar, shape.op.scalar.data(), sizeof scalar);
     factor = Element<T>::read(scalar);
   }
-  collective.result.resize(count * sizeof(T));
-  T* out = reinterpret_cast<T*>(collective.result.data());
-  for (size_t i = 0; i < count; ++i) {
+  T* out = static_cast<T*>(to);
+  for (size_t i = 0; i < shape.count; ++i) {
     Sum sum{};
     bool first = true;
-    for (const auto& [rank, input] : collective.inputs) {
-      const Sum value = static_cast<Sum>(factor * Element<T>::read(static_cast<const T*>(input)[i]));
-      sum = first ? value : combine(op.id, sum, value);
+    for (const std::byte* input : inputs) {
+      const Sum value = static_cast<Sum>(factor * Element<T>::read(reinterpret_cast<const T*>(input)[i]));
+      sum = first ? value : combine(shape.op.id, sum, value);
       first = false;
     }
-    if (op.id == ncclAvg) sum = static_cast<Sum>(sum / static_cast<Sum>(collective.inputs.size()));
+    if (shape.op.id == ncclAvg) sum = static_cast<Sum>(sum / static_cast<Sum>(inputs.size()));
     out[i] = Element<T>::write(sum);
   }
 }
 
-void reduce(Collective& collective, size_t count) {
-  switch (collective.shape.type) {
+void reduce(const Shape& shape, const Inputs& inputs, void* out) {
+  switch (shape.type) {
     case ncclFloat32:
-      return reduce_as<float>(collective, count);
+      return reduce_as<float>(shape, inputs, out);
     case ncclFloat64:
-      return reduce_as<double>(collective, count);
+      return reduce_as<double>(shape, inputs, out);
     case ncclInt8:
-      return reduce_as<int8_t>(collective, count);
+      return reduce_as<int8_t>(shape, inputs, out);
     case ncclUint8:
-      return reduce_as<uint8_t>(collective, count);
+      return reduce_as<uint8_t>(shape, inputs, out);
     case ncclInt32:
-      return reduce_as<int32_t>(collective, count);
+      return reduce_as<int32_t>(shape, inputs, out);
     case ncclUint32:
-      return reduce_as<uint32_t>(collective, count);
+      return reduce_as<uint32_t>(shape, inputs, out);
     case ncclInt64:
-      return reduce_as<int64_t>(collective, count);
+      return reduce_as<int64_t>(shape, inputs, out);
     case ncclUint64:
-      return reduce_as<uint64_t>(collective, count);
+      return reduce_as<uint64_t>(shape, inputs, out);
     case ncclBfloat16:
-      return reduce_as<BFloat16>(collective, count);
+      return reduce_as<BFloat16>(shape, inputs, out);
     case ncclFloat16:
-      return reduce_as<Float16>(collective, count);
+      return reduce_as<Float16>(shape, inputs, out);
     case ncclFloat8e4m3:
-      return reduce_as<Float8E4M3>(collective, count);
+      return reduce_as<Float8E4M3>(shape, inputs, out);
     default:
-      return reduce_as<Float8E5M2>(collective, count);
+      return reduce_as<Float8E5M2>(shape, inputs, out);
   }
 }
 
-// The inputs are all there: what every rank may take from.
-void compute(Collective& collective, size_t world) {
-  const Shape& shape = collective.shape;
+size_t input_bytes(const Communicator& self, const Shape& shape) {
   const size_t bytes = shape.count * bytes_of(shape.type);
-  if (shape.kind == Kind::kReduceScatter) return reduce(collective, world * shape.count);
-  if (shape.kind == Kind::kAllReduce || shape.kind == Kind::kReduce) return reduce(collective, shape.count);
-  for (const auto& [rank, input] : collective.inputs) {
-    if (shape.kind == Kind::kBroadcast && rank != shape.root) continue;
-    const char* from = static_cast<const char*>(input);
-    if (bytes > 0) collective.result.insert(collective.result.end(), from, from + bytes);
+  if (shape.kind == Kind::kBroadcast && self.rank != shape.root) return 0;
+  return shape.kind == Kind::kReduceScatter ? bytes * static_cast<size_t>(self.clique->world()) : bytes;
+}
+
+// The inputs are all there: what comes out at this rank.
+void take_result(const Communicator& self, const Shape& shape, Inputs inputs, void* out) {
+  const size_t bytes = shape.count * bytes_of(shape.type), rank = static_cast<size_t>(self.rank);
+  if (bytes == 0 || (shape.kind == Kind::kReduce && self.rank != shape.root)) return;
+  if (shape.kind == Kind::kBroadcast) {
+    std::memcpy(out, inputs[static_cast<size_t>(shape.root)], bytes);
+  } else if (shape.kind == Kind::kAllGather) {
+    for (size_t from = 0; from < inputs.size(); ++from)
+      std::memcpy(static_cast<std::byte*>(out) + from * bytes, inputs[from], bytes);
+  } else {
+    if (shape.kind == Kind::kReduceScatter) {
+      for (const std::byte*& input : inputs) input += rank * bytes;
+    }
+    reduce(shape, inputs, out);
   }
 }
 
-void take_result(const Collective& collective, int rank, void* out) {
-  const Shape& shape = collective.shape;
-  if (collective.result.empty() || (shape.kind == Kind::kReduce && rank != shape.root)) return;
-  const size_t bytes = shape.count * bytes_of(shape.type);
-  if (shape.kind == Kind::kReduceScatter)
-    std::memcpy(out, collective.result.data() + static_cast<size_t>(rank) * bytes, bytes);
-  else
-    std::memcpy(out, collective.result.data(), collective.result.size());
-}
+// A copy of what this rank gives, in its part of the clique's memory. The memory is used anew from its begin
+// whenever nothing lies there.
+class Parcel {
+ public:
+  Parcel(Communicator& from, const void* data, size_t bytes) : from_(from) {
+    const std::lock_guard lock(from.mutex);
+    if (from.parcels++ == 0) from.data_used = 0;
+    offset_ = from.data_used;
+    from.data_used += (bytes + 63) / 64 * 64;
+    if (from.data_used > Clique::kRankBytes)
+      std::abort();  // a test with larger gradients needs a larger part
+    if (bytes > 0) std::memcpy(from.clique->data(from.rank) + offset_, data, bytes);
+  }
+  ~Parcel() {
+    const std::lock_guard lock(from_.mutex);
+    --from_.parcels;
+  }
+  Parcel(const Parcel&) = delete;
+  Parcel& operator=(const Parcel&) = delete;
+  size_t offset() const { return offset_; }
 
-// What the device does: joins the others, and waits for them or for the abort.
+ private:
+  Communicator& from_;
+  size_t offset_ = 0;
+};
+
+// What the device does: joins the others, and waits for them or for the abort, after which others may still
+// have the input if all had come before. Nobody goes on before all have what they need: so each slot and
+// parcel is free again, and who waits for one that died waits for ever, as on a device.
 void run_collective(Communicator& self, const Call& call) {
   Clique& clique = *self.clique;
-  std::unique_lock lock(clique.mutex);
-  Collective& shared = clique.collectives[call.number];
-  if (shared.inputs.empty() && !shared.done) shared.shape = call.shape;
-  if (shared.shape != call.shape) ++library().violations;
-  if (!self.aborted) shared.inputs[self.rank] = call.in;
-  if (static_cast<int>(shared.inputs.size()) == clique.world && !shared.done) {
-    if (shared.shape == call.shape) compute(shared, static_cast<size_t>(clique.world));
-    shared.done = true;
-    clique.changed.notify_all();
+  const int world = clique.world();
+  const uint64_t number = call.number + 1;
+  const auto all = [&](auto has) {
+    for (int rank = 0; rank < world; ++rank) {
+      if (!has(clique.slot(rank, number))) return false;
+    }
+    return true;
+  };
+  Slot& own = clique.slot(self.rank, number);
+  look_until([&] { return own.given == 0 || self.aborted; });
+  if (self.aborted) return;
+  const Parcel parcel(self, call.in, input_bytes(self, call.shape));
+  own.shape = call.shape;
+  own.offset = parcel.offset();
+  own.given = number;
+  look_until([&] { return self.aborted || all([&](const Slot& slot) { return slot.given == number; }); });
+  if (!self.aborted) {
+    Inputs inputs;
+    if (!all([&](const Slot& slot) { return slot.shape == call.shape; })) ++library().violations;
+    for (int rank = 0; rank < world; ++rank)
+      inputs.push_back(clique.data(rank) + clique.slot(rank, number).offset);
+    if (all([&](const Slot& slot) { return slot.shape == call.shape; }))
+      take_result(self, call.shape, std::move(inputs), call.out);
   }
-  clique.changed.wait(lock, [&] { return shared.done || self.aborted; });
-  if (shared.done && !self.aborted) take_result(shared, self.rank, call.out);
-  // An aborted rank takes its input along: nobody may read it any more.
-  if (!shared.done) shared.inputs.erase(self.rank);
+  own.done = number;
+  look_until([&] { return self.aborted || all([&](const Slot& slot) { return slot.done >= number; }); });
+  own.given = 0;
 }
 
 bool is_transfer(const Call& call) {
   return call.shape.kind == Kind::kSend || call.shape.kind == Kind::kReceive;
 }
 
-void take_message(Communicator& self, const Call& call, std::unique_lock<std::mutex>& lock) {
-  Clique& clique = *self.clique;
-  Channel& channel = clique.channels[{call.shape.root, self.rank}];
-  clique.changed.wait(lock, [&] { return !channel.empty() || self.aborted; });
-  if (self.aborted) return;
-  const std::shared_ptr<Message> message = channel.front();
-  channel.pop_front();
-  const size_t bytes = call.shape.count * bytes_of(call.shape.type);
-  if (message->bytes != bytes) ++library().violations;
-  if (std::min(bytes, message->bytes) > 0)
-    std::memcpy(call.out, message->data, std::min(bytes, message->bytes));
-  message->taken = true;
-  clique.changed.notify_all();
-}
+// One send or receive of a group.
+class Transfer {
+ public:
+  Transfer(Communicator& self, const Call& call)
+      : self_(self), call_(call), bytes_(call.shape.count * bytes_of(call.shape.type)) {
+    const int peer = call.shape.root;
+    const std::lock_guard lock(self.mutex);
+    number_ = ++(is_send() ? self.sent : self.taken)[peer];
+    message_ = is_send() ? &self.clique->message(self.rank, peer, number_)
+                         : &self.clique->message(peer, self.rank, number_);
+  }
+  // An aborted rank takes back what was not taken.
+  ~Transfer() {
+    if (parcel_) message_->offered = 0;
+  }
+  Transfer(const Transfer&) = delete;
+  Transfer& operator=(const Transfer&) = delete;
 
-// All sends and receives of one group make progress together: the sends are offered before any receive waits,
-// and the group ends when they have been taken.
+  // Goes as far as it can; true: it has ended.
+  bool proceed() {
+    if (!ended_) ended_ = is_send() ? send() : receive();
+    return ended_;
+  }
+
+ private:
+  bool is_send() const { return call_.shape.kind == Kind::kSend; }
+
+  bool send() {
+    if (!parcel_ && message_->offered != 0) return false;  // an older message is there
+    if (!parcel_) {
+      parcel_.emplace(self_, call_.in, bytes_);
+      message_->offset = parcel_->offset();
+      message_->bytes = bytes_;
+      message_->offered = number_;
+    }
+    if (message_->taken != number_) return false;
+    message_->offered = 0;
+    parcel_.reset();
+    return true;
+  }
+
+  bool receive() {
+    if (message_->offered != number_) return false;
+    const size_t sent = message_->bytes;
+    if (sent != bytes_) ++library().violations;
+    if (std::min(sent, bytes_) > 0) {
+      std::memcpy(call_.out, self_.clique->data(call_.shape.root) + message_->offset, std::min(sent, bytes_));
+    }
+    message_->taken = number_;
+    return true;
+  }
+
+  Communicator& self_;
+  const Call& call_;
+  const size_t bytes_;
+  uint64_t number_ = 0;
+  Message* message_ = nullptr;
+  std::optional<Parcel> parcel_;
+  bool ended_ = false;
+};
+
+// All sends and receives of one group make progress together, and the group ends when all sends were taken.
 void run_transfers(Communicator& self, const std::vector<Call>& calls) {
-  Clique& clique = *self.clique;
-  std::unique_lock lock(clique.mutex);
-  std::vector<std::pair<Channel*, std::shared_ptr<Message>>> offered;
+  std::deque<Transfer> transfers;
   for (const Call& call : calls) {
-    if (call.shape.kind != Kind::kSend || self.aborted) continue;
-    const size_t bytes = call.shape.count * bytes_of(call.shape.type);
-    Channel& channel = clique.channels[{self.rank, call.shape.root}];
-    channel.push_back(std::make_shared<Message>(Message{call.in, bytes}));
-    offered.emplace_back(&channel, channel.back());
+    if (is_transfer(call)) transfers.emplace_back(self, call);
   }
-  clique.changed.notify_all();
-  for (const Call& call : calls) {
-    if (call.shape.kind == Kind::kReceive) take_message(self, call, lock);
-  }
-  for (const auto& [channel, message] : offered) {
-    clique.changed.wait(lock, [&, &one = message] { return one->taken || self.aborted; });
-    // An aborted rank's memory must not be read any more.
-    if (!message->taken) std::erase(*channel, message);
-  }
+  look_until([&] {
+    if (self.aborted) return true;
+    bool all = true;
+    for (Transfer& transfer : transfers) all = transfer.proceed() && all;
+    return all;
+  });
 }
 
 int run_group(Communicator& self, const std::vector<Call>& calls) {
@@ -363,8 +401,6 @@ int run_group(Communicator& self, const std::vector<Call>& calls) {
   run_transfers(self, calls);
   --self.running;
   --library().in_flight;
-  const std::lock_guard lock(self.clique->mutex);
-  self.clique->changed.notify_all();
   return 0;
 }
 
@@ -437,9 +473,9 @@ bool is_reduction(Kind kind) { return kind <= Kind::kReduce; }
 // What is wrong with the arguments; ncclSuccess: nothing.
 ncclResult_t check(Communicator& self, const Call& call) {
   const Shape& shape = call.shape;
-  if (bytes_of(shape.type) == 0 || shape.root < 0 || shape.root >= self.clique->world)
+  if (bytes_of(shape.type) == 0 || shape.root < 0 || shape.root >= self.clique->world())
     return ncclInvalidArgument;
-  if (is_reduction(shape.kind) && shape.op.id >= ncclNumOps && shape.op.scalar.empty()) {
+  if (is_reduction(shape.kind) && shape.op.id >= ncclNumOps && !shape.op.has_scalar) {
     ++library().violations;  // an operator of another communicator, or one that was destroyed
     return ncclInvalidArgument;
   }
@@ -448,7 +484,7 @@ ncclResult_t check(Communicator& self, const Call& call) {
     return ncclInvalidUsage;
   }
   // A call before the last one has settled is the caller's mistake.
-  if (self.stuck || self.polls_left > 0 || !all_here(*self.clique)) {
+  if (self.stuck || self.polls_left > 0 || !self.clique->all_here()) {
     ++library().violations;
     return ncclInvalidUsage;
   }
@@ -465,8 +501,8 @@ ncclResult_t enqueue(ncclComm_t handle, Call call) {
   const Inside inside(*state);
   const Injection injection = injected();
   if (injection.code != 0) return failed(static_cast<ncclResult_t>(injection.code));
-  if (const auto scalar = state->scalars.find(call.shape.op.id); scalar != state->scalars.end())
-    call.shape.op.scalar = scalar->second;
+  if (const auto created = state->created.find(call.shape.op.id); created != state->created.end())
+    call.shape.op = created->second;
   if (const ncclResult_t wrong = check(*state, call); wrong != ncclSuccess) return failed(wrong);
   if (group.depth > 0) {
     group.calls.emplace_back(state, call);
@@ -484,6 +520,20 @@ ncclResult_t enqueue(ncclComm_t handle, Call call) {
   return launch(state, {call});
 }
 
+std::string key_of(const ncclUniqueId& id) { return {id.internal, sizeof id.internal}; }
+
+// REQUIRES: the library's mutex is held.
+std::shared_ptr<Clique> clique_of(const ncclUniqueId& id) {
+  std::weak_ptr<Clique>& known = library().cliques[key_of(id)];
+  std::shared_ptr<Clique> clique = known.lock();
+  if (clique == nullptr) {
+    CliqueId name;
+    std::memcpy(&name, id.internal, sizeof name);
+    known = clique = Clique::open(name);
+  }
+  return clique;
+}
+
 bool is_valid(const ncclConfig_t* config) {
   const ncclConfig_t expected = NCCL_CONFIG_INITIALIZER;
   return config != nullptr && config->size == expected.size && config->magic == expected.magic &&
@@ -499,6 +549,7 @@ void nccl_reset() {
   library().calls = 0;
   library().violations = 0;
   library().version = 0;
+  library().made.clear();
   library().cliques.clear();
 }
 
@@ -575,10 +626,12 @@ const char* ncclGetLastError(ncclComm_t) { return "the fake NCCL keeps no text";
 ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
   const Injection injection = injected();
   if (injection.code != 0) return static_cast<ncclResult_t>(injection.code);
-  const std::lock_guard lock(library().mutex);
+  const std::shared_ptr<Clique> clique = Clique::make();
   std::memset(id, 0, sizeof *id);
-  const uint64_t number = ++library().ids;
-  std::memcpy(id->internal, &number, sizeof number);
+  std::memcpy(id->internal, &clique->id(), sizeof(CliqueId));
+  const std::lock_guard lock(library().mutex);
+  library().made[key_of(*id)] = clique;
+  library().cliques[key_of(*id)] = clique;
   return ncclSuccess;
 }
 
@@ -595,15 +648,12 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* handle, int world, ncclUniqueId 
   state->stuck = injection.stuck;
   state->device = cuda_current_device();
   const std::lock_guard lock(library().mutex);
-  auto& clique = library().cliques[std::string(id.internal, sizeof id.internal)];
-  if (clique == nullptr) clique = std::make_shared<Clique>();
-  state->clique = clique;
-  {
-    const std::lock_guard clique_lock(clique->mutex);
-    if (clique->world != 0 && clique->world != world) return ncclInvalidArgument;
-    clique->world = world;
-    if (!injection.stuck && !clique->ranks.insert(rank).second) return ncclInvalidArgument;
+  state->clique = clique_of(id);
+  if (state->clique == nullptr) {
+    state->stuck = true;  // nobody answers
+    state->clique = Clique::make();
   }
+  if (!state->stuck && !state->clique->enter(world, rank)) return ncclInvalidArgument;
   *handle = new ncclComm{state};
   library().communicators.insert(*handle);
   return ncclInProgress;
@@ -616,10 +666,10 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t handle, ncclResult_t* error) {
   const Injection injection = injected();
   if (injection.code != 0) return static_cast<ncclResult_t>(injection.code);
   // Only what has begun can get stuck.
-  if (injection.stuck && (!all_here(*state->clique) || state->polls_left > 0)) state->stuck = true;
+  if (injection.stuck && (!state->clique->all_here() || state->polls_left > 0)) state->stuck = true;
   if (state->error != ncclSuccess) {
     *error = static_cast<ncclResult_t>(state->error.load());
-  } else if (state->stuck || !all_here(*state->clique) || state->polls_left-- > 0) {
+  } else if (state->stuck || !state->clique->all_here() || state->polls_left-- > 0) {
     *error = ncclInProgress;
   } else {
     *error = ncclSuccess;
@@ -670,8 +720,9 @@ ncclResult_t ncclRedOpCreatePreMulSum(ncclRedOp_t* op, void* scalar, ncclDataTyp
     return ncclInvalidUsage;
   }
   const int id = ncclNumOps + state->operators++;
-  const char* bytes = static_cast<const char*>(scalar);
-  state->scalars[id].assign(bytes, bytes + bytes_of(type));
+  Operator created{static_cast<ncclRedOp_t>(id), true, {}};
+  std::memcpy(created.scalar.data(), scalar, bytes_of(type));
+  state->created[id] = created;
   *op = static_cast<ncclRedOp_t>(id);
   return ncclSuccess;
 }
@@ -681,7 +732,7 @@ ncclResult_t ncclRedOpDestroy(ncclRedOp_t op, ncclComm_t handle) {
   if (state == nullptr) return ncclInvalidArgument;
   const Inside inside(*state);
   const Injection injection = injected();
-  if (state->scalars.erase(op) == 0) ++library().violations;
+  if (state->created.erase(op) == 0) ++library().violations;
   return static_cast<ncclResult_t>(injection.code);
 }
 
@@ -692,17 +743,14 @@ ncclResult_t ncclCommAbort(ncclComm_t handle) {
   if (state == nullptr) return ncclInvalidArgument;
   if (state->inside != 0) ++library().violations;
   if (state->grouped != 0 || group.depth != 0) ++library().violations;  // a group was left open
-  if (!state->scalars.empty()) ++library().violations;                  // an operator was left behind
+  if (!state->created.empty()) ++library().violations;                  // an operator was left behind
+  state->aborted = true;
   {
     const std::lock_guard lock(library().mutex);
     library().communicators.erase(handle);
+    std::erase_if(library().made, [&](const auto& made) { return made.second == state->clique; });
   }
-  {
-    std::unique_lock lock(state->clique->mutex);
-    state->aborted = true;
-    state->clique->changed.notify_all();
-    state->clique->changed.wait(lock, [&] { return state->running == 0; });
-  }
+  look_until([&] { return state->running == 0; });
   delete handle;
   return static_cast<ncclResult_t>(injection.code);
 }
