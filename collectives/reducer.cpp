@@ -55,17 +55,35 @@ std::unique_ptr<BucketReduction> reduction_of(Group& group, const CanonicalLayou
   return std::make_unique<PlainReduction>(group, layout);
 }
 
+class HostMean final : public ReducedMean {
+ public:
+  explicit HostMean(size_t count) : values_(count) {}
+  float* target() override { return values_.data(); }
+  Status bring_to_host() override { return ok(); }
+  std::span<float> on_host() override { return values_; }
+  Status wait_on_host(Instant) const override { return ok(); }
+
+ private:
+  std::vector<float> values_;
+};
+
 }  // namespace
+
+Reducer::Reducer(std::unique_ptr<BucketReduction> reduction, std::shared_ptr<ReducedMean> mean, size_t count,
+                 size_t bucket, std::unique_ptr<GradientSums> sums)
+    : sums_(std::move(sums)),
+      count_(count),
+      mean_(std::move(mean)),
+      reduction_(std::move(reduction)),
+      bucket_(round_up(bucket, reduction_->grain())) {
+  MUSTER_CHECK(bucket >= 1, "a bucket holds one element or more");
+}
 
 Reducer::Reducer(Group& group, CanonicalLayout layout, size_t count, size_t bucket,
                  std::optional<Compression> compression, std::unique_ptr<GradientSums> sums, size_t beside,
                  LaneFeedback* feedback)
-    : sums_(std::move(sums)),
-      count_(count),
-      mean_(std::make_shared<std::vector<float>>(count + beside)),
-      reduction_(reduction_of(group, layout, compression, feedback)),
-      bucket_(round_up(bucket, reduction_->grain())) {
-  MUSTER_CHECK(bucket >= 1, "a bucket holds one element or more");
+    : Reducer(reduction_of(group, layout, compression, feedback), std::make_shared<HostMean>(count + beside),
+              count, bucket, std::move(sums)) {
   MUSTER_CHECK(
       feedback == nullptr || (compression && feedback->count() == count && feedback->lanes() == layout.lanes),
       "error feedback is of all elements and lanes of a compressed reduction");
@@ -122,7 +140,8 @@ Status Reducer::fetch_covered() {
 }
 
 Status Reducer::wait(Instant deadline, std::vector<int>& suspects) {
-  return reduction_->wait(deadline, suspects);
+  MUSTER_TRY(reduction_->wait(deadline, suspects));
+  return mean_->bring_to_host();
 }
 
 // Buckets are counted from here: so that each begins at a grain, the last elements are fewer than a grain.
@@ -139,7 +158,7 @@ ElementRange Reducer::bucket(size_t index) const {
 void Reducer::begin_bucket(Instant deadline) {
   const ElementRange range = bucket(begun_++);
   const std::vector<const float*> sums = sums_->partials(range.begin);
-  reduction_->begin(range, sums, mean_->data() + range.begin, deadline);
+  reduction_->begin(range, sums, mean_->target() + range.begin, deadline);
 }
 
 }  // namespace muster

@@ -10,7 +10,8 @@
 // given whole grains.
 //
 // In float32 a bucket is one Group::canonical_all_reduce; with a Compression it is as compressed_reduction.h
-// says.
+// says. Where sums stay on a device, what reduces them, and the memory of the mean, are given
+// (nccl/nccl_reduction.h).
 //
 // INVARIANT: memory that a bucket under way reads or writes is neither freed nor written before it has ended.
 #pragma once
@@ -29,6 +30,20 @@
 
 namespace muster {
 
+// The memory of a step's mean, and of what is beside it. Lasts as long as anybody needs it, also when the
+// reducer has ended.
+class ReducedMean {
+ public:
+  virtual ~ReducedMean() = default;
+  // Where buckets are reduced to: memory of a device where the sums are.
+  virtual float* target() = 0;
+  // All buckets have ended: what they made is on its way to the host, at the latest.
+  virtual Status bring_to_host() = 0;
+  // The mean and what is beside it, which the host writes; the mean once wait_on_host() was ok. Any thread.
+  virtual std::span<float> on_host() = 0;
+  virtual Status wait_on_host(Instant deadline) const = 0;
+};
+
 class Reducer {
  public:
   // Of `count` elements, in buckets of `bucket` elements, rounded up to whole grains of the codec; at step 0.
@@ -40,6 +55,9 @@ class Reducer {
   Reducer(Group& group, CanonicalLayout layout, size_t count, size_t bucket,
           std::optional<Compression> compression, std::unique_ptr<GradientSums> sums, size_t beside = 0,
           LaneFeedback* feedback = nullptr);
+  // Of sums that `reduction` takes as they are, wherever they lie; `mean` has memory for `count` elements.
+  Reducer(std::unique_ptr<BucketReduction> reduction, std::shared_ptr<ReducedMean> mean, size_t count,
+          size_t bucket, std::unique_ptr<GradientSums> sums);
   // Of gradients on the host.
   Reducer(Group& group, CanonicalLayout layout, size_t count, size_t bucket,
           std::optional<Compression> compression = std::nullopt);
@@ -77,14 +95,13 @@ class Reducer {
   Status wait(Instant deadline, std::vector<int>& suspects);
 
   // The mean over the step's microbatches, after wait() was ok, until all ranks with microbatches have given
-  // some element of a later step: members that lack the step's update may be sent it meanwhile.
-  std::span<const float> mean() const { return {mean_->data(), count_}; }
+  // some element of a later step: members that lack the step's update may be sent it meanwhile. What comes
+  // from a device is there when ReducedMean::wait_on_host says so.
+  std::span<const float> mean() const { return mean_->on_host().first(count_); }
   // What else belongs to the step: the caller writes it after wait() was ok, and it lasts as long as the
   // mean.
-  std::span<float> beside() { return std::span(*mean_).subspan(count_); }
-  std::span<const float> mean_and_beside() const { return *mean_; }
-  // The same, as long as the caller needs it: also when the reducer has ended.
-  std::shared_ptr<const std::vector<float>> shared_mean() const { return mean_; }
+  std::span<float> beside() { return mean_->on_host().subspan(count_); }
+  std::shared_ptr<ReducedMean> shared_mean() const { return mean_; }
 
  private:
   size_t padded_count() const;
@@ -95,7 +112,7 @@ class Reducer {
 
   const std::unique_ptr<GradientSums> sums_;
   const size_t count_;
-  const std::shared_ptr<std::vector<float>> mean_;  // and what is beside it
+  const std::shared_ptr<ReducedMean> mean_;
   size_t fetches_ = 0;  // buckets of the step whose sums are on their way, or there
   size_t begun_ = 0;    // of these, under reduction
   // After the memory that it uses: so its end, which waits, comes before theirs.

@@ -267,6 +267,13 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
     }
     train.gradient_memory = static_cast<muster::Memory>(known.gradient_memory);
     train.stream = known.stream;
+    if (known.device_collectives < MUSTER_COLLECTIVES_HOST ||
+        known.device_collectives > MUSTER_COLLECTIVES_NCCL) {
+      return failed(MUSTER_MISUSE, "device_collectives is " + std::to_string(known.device_collectives) +
+                                       ", which is no muster_collectives; say MUSTER_COLLECTIVES_HOST (0) or "
+                                       "MUSTER_COLLECTIVES_NCCL (1)");
+    }
+    train.nccl = known.device_collectives == MUSTER_COLLECTIVES_NCCL;
     std::string key_file = known.checkpoint_key_file != nullptr ? known.checkpoint_key_file : "";
     // A variable that is wrong was refused when the session was joined.
     if (const auto values = muster::OptionValues::from_environment(); values.ok()) {

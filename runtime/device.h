@@ -54,6 +54,7 @@ class Device {
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
+  int index() const { return index_; }
   void* program_stream() const { return program_stream_; }
   void* copy_stream() const { return copy_stream_; }
 

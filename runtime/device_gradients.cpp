@@ -53,9 +53,11 @@ Status DeviceGradients::store(const Gradients& gradients, size_t begin, size_t e
   return device_.record(slot.passed, device_.program_stream());
 }
 
-Result<std::unique_ptr<GradientSums>> DeviceGradients::make_sums(AccumulationPlan plan, size_t count) {
-  MUSTER_TRY(sum_memory_->reserve(plan.buffers, plan.results.size(), count));
-  return std::unique_ptr<GradientSums>(std::make_unique<DeviceSums>(*sum_memory_, std::move(plan), count));
+Result<std::unique_ptr<GradientSums>> DeviceGradients::make_sums(AccumulationPlan plan, size_t count,
+                                                                 void* reader) {
+  MUSTER_TRY(sum_memory_->reserve(plan.buffers, reader != nullptr ? 0 : plan.results.size(), count));
+  return std::unique_ptr<GradientSums>(
+      std::make_unique<DeviceSums>(*sum_memory_, std::move(plan), count, reader));
 }
 
 Status DeviceGradients::zero(const Gradients& gradients, size_t begin, size_t end) {

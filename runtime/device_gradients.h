@@ -22,7 +22,8 @@ class DeviceGradients final : public GradientMemory {
   ~DeviceGradients() override;
 
   Status check(const Gradients& gradients) const override;
-  Result<std::unique_ptr<GradientSums>> make_sums(AccumulationPlan plan, size_t count) override;
+  Result<std::unique_ptr<GradientSums>> make_sums(AccumulationPlan plan, size_t count,
+                                                  void* reader = nullptr) override;
   Status zero(const Gradients& gradients, size_t begin, size_t end) override;
   Status put(std::span<const float> source, const Gradients& gradients, Instant deadline) override;
 

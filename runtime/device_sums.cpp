@@ -80,9 +80,9 @@ Status DeviceSumMemory::order_sums_behind_fetches() const {
   return device_.order(device_.program_stream(), drained_);
 }
 
-Status DeviceSumMemory::order_fetches_behind_sums() const {
+Status DeviceSumMemory::order_behind_sums(void* stream) const {
   MUSTER_TRY(device_.record(summed_, device_.program_stream()));
-  return device_.order(fetch_stream_.get(), summed_);
+  return device_.order(stream, summed_);
 }
 
 Status DeviceSumMemory::record_fetch(size_t index) {
@@ -102,7 +102,7 @@ void DeviceSums::reset() {
 Status DeviceSums::add(int microbatch, size_t begin, std::span<float> piece) {
   MUSTER_ASSIGN(const AccumulationStep* step, progress_.take(microbatch, begin, piece.size()));
   if (!begun_) {
-    MUSTER_TRY(memory_.order_sums_behind_fetches());
+    if (reader_ == nullptr) MUSTER_TRY(memory_.order_sums_behind_fetches());
     begun_ = true;
   }
   const Device& device = memory_.device();
@@ -130,8 +130,14 @@ Accumulation DeviceSums::task_of(const AccumulationStep& step, size_t begin, std
   return task;
 }
 
-// A rank that has no sums waits for none.
+// A rank that has no sums waits for none. A reader always does: what it makes of them goes where the
+// program's stream may still read what it made before.
 Status DeviceSums::fetch(ElementRange range) {
+  if (reader_ != nullptr) {
+    MUSTER_TRY(memory_.order_behind_sums(reader_));
+    fetched_count_ = ++fetches_;
+    return ok();
+  }
   const std::vector<int>& results = progress_.plan().results;
   if (!results.empty()) MUSTER_TRY(memory_.order_fetches_behind_sums());
   for (size_t i = 0; i < results.size(); ++i) {
@@ -164,7 +170,9 @@ Result<size_t> DeviceSums::fetched(size_t at_least, Instant deadline) {
 
 std::vector<const float*> DeviceSums::partials(size_t begin) const {
   std::vector<const float*> partials;
-  for (size_t i = 0; i < progress_.plan().results.size(); ++i) partials.push_back(memory_.result(i) + begin);
+  const std::vector<int>& results = progress_.plan().results;
+  for (size_t i = 0; i < results.size(); ++i)
+    partials.push_back((reader_ != nullptr ? memory_.buffer(results[i]) : memory_.result(i)) + begin);
   return partials;
 }
 

@@ -4,6 +4,9 @@
 // Order: a fetch goes on a stream of its own, so that the program's next kernels do not wait for the bus, nor
 // the fetch for copies of the state. It comes behind the kernels by an event; and the first kernel of a step
 // comes behind all fetches of the step before, which read the sums that it writes.
+//
+// Or the sums stay, where a stream reads them: a fetch has that stream come behind the kernels, and whoever
+// resets the sums has waited for its reads.
 #pragma once
 
 #include <memory>
@@ -36,7 +39,8 @@ class DeviceSumMemory {
   // The program's stream goes on behind all fetches.
   Status order_sums_behind_fetches() const;
   // And fetches, from here on, behind what it has now.
-  Status order_fetches_behind_sums() const;
+  Status order_fetches_behind_sums() const { return order_behind_sums(fetch_stream_.get()); }
+  Status order_behind_sums(void* stream) const;
   void* fetch_stream() const { return fetch_stream_.get(); }
   // Of the index-th fetch of a step.
   Status record_fetch(size_t index);
@@ -59,9 +63,10 @@ class DeviceSumMemory {
 
 class DeviceSums final : public GradientSums {
  public:
-  // `memory` outlives it, is reserved for the plan, and no other sums use it.
-  DeviceSums(DeviceSumMemory& memory, AccumulationPlan plan, size_t count)
-      : memory_(memory), progress_(std::move(plan), count) {}
+  // `memory` outlives it, is reserved for the plan, and no other sums use it. `reader`: see above; null: the
+  // sums come to the host.
+  DeviceSums(DeviceSumMemory& memory, AccumulationPlan plan, size_t count, void* reader = nullptr)
+      : memory_(memory), progress_(std::move(plan), count), reader_(reader) {}
 
   void reset() override;
   // Enqueues; the piece is zero for what the program enqueues later.
@@ -77,6 +82,7 @@ class DeviceSums final : public GradientSums {
 
   DeviceSumMemory& memory_;
   AccumulationProgress progress_;
+  void* const reader_;
   bool begun_ = false;        // the step's first kernel is enqueued
   size_t fetches_ = 0;        // of the step
   size_t fetched_count_ = 0;  // of these, known to have ended

@@ -28,7 +28,7 @@ class HostGradients final : public GradientMemory {
  public:
   Status check(const Gradients&) const override { return ok(); }
 
-  Result<std::unique_ptr<GradientSums>> make_sums(AccumulationPlan plan, size_t count) override {
+  Result<std::unique_ptr<GradientSums>> make_sums(AccumulationPlan plan, size_t count, void*) override {
     return host_sums(std::move(plan), count, sums_);
   }
 

@@ -30,8 +30,10 @@ class GradientMemory {
   // Whether the pieces can be where this memory is. Errors: kMisuse.
   virtual Status check(const Gradients& gradients) const = 0;
   // Sums of gradients in this memory, which outlives them; `count` is the same in all calls, and the sums
-  // before are gone. Errors: the memory's own.
-  virtual Result<std::unique_ptr<GradientSums>> make_sums(AccumulationPlan plan, size_t count) = 0;
+  // before are gone. They come to the host, or stay where `reader`, a stream of the memory's device, reads
+  // them. Errors: the memory's own.
+  virtual Result<std::unique_ptr<GradientSums>> make_sums(AccumulationPlan plan, size_t count,
+                                                          void* reader = nullptr) = 0;
   virtual Status zero(const Gradients& gradients, size_t begin, size_t end) = 0;
   // REQUIRES: as many as the gradients have.
   virtual Status put(std::span<const float> source, const Gradients& gradients, Instant deadline) = 0;

@@ -138,6 +138,12 @@ void Teacher::note(control::Version version, std::span<const float> gradient) {
   changed_.notify_all();
 }
 
+bool Teacher::wants(control::Version version) const {
+  const std::lock_guard lock(mutex_);
+  return std::ranges::any_of(lessons_,
+                             [&](const auto& lesson) { return !lesson->over && lesson->next == version; });
+}
+
 Status Teacher::send(Lesson& lesson, uint64_t item, ByteSpan bytes) {
   MUSTER_ASSIGN(const PeerId peer, endpoint_.peer(lesson.teach.learner.contact));
   const Instant deadline = now() + control::lesson_time(bytes.size(), limits_.item_timeout);

@@ -85,6 +85,8 @@ class Teacher {
 
   // The reduced gradient of `version`, before the program can change it.
   void note(control::Version version, std::span<const float> gradient);
+  // Whether note() would read that version's gradient.
+  bool wants(control::Version version) const;
 
  private:
   struct Copy;

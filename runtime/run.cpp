@@ -70,6 +70,18 @@ Status check_local(const TrainOptions& options) {
                    "tells which of their own saves still count"};
 }
 
+Status check_nccl(const TrainOptions& options) {
+  const auto misuse = [](const std::string& why) {
+    return Error{ErrorCode::kMisuse, "device_collectives is MUSTER_COLLECTIVES_NCCL, and " + why};
+  };
+  if (options.gradient_memory == Memory::kHost)
+    return misuse("gradient_memory is MUSTER_HOST; NCCL reduces what is in a device's memory");
+  if (options.codec) return misuse("codec is " + name_of(options.codec) + "; give one of the two");
+  if (options.lanes <= kTreeLeavesMax) return ok();
+  return misuse("lanes is " + std::to_string(options.lanes) + "; with NCCL at most " +
+                std::to_string(kTreeLeavesMax) + " are possible");
+}
+
 Status check_options(const TrainOptions& options) {
   const auto misuse = [](std::string text) { return Error{ErrorCode::kMisuse, std::move(text)}; };
   if (options.steps < 0)
@@ -87,6 +99,7 @@ Status check_options(const TrainOptions& options) {
                   " and dataset_samples is " + std::to_string(options.dataset_samples) +
                   "; both must be at least 1");
   }
+  if (options.nccl) MUSTER_TRY(check_nccl(options));
   int64_t positions = 0;
   if (__builtin_mul_overflow(options.samples_per_microbatch, options.microbatches, &positions) ||
       __builtin_mul_overflow(positions, std::max<int64_t>(options.steps, 1), &positions)) {
@@ -149,7 +162,8 @@ std::string describe(const TrainOptions& options) {
          ", samples per microbatch " + std::to_string(options.samples_per_microbatch) + ", data set of " +
          std::to_string(options.dataset_samples) + " samples, seed " + std::to_string(options.seed) +
          ", codec " + codec_constant(options) + ", steps " + std::to_string(options.steps) +
-         ", copies of shards " + std::to_string(options.shard_copies);
+         ", copies of shards " + std::to_string(options.shard_copies) +
+         (options.nccl ? ", gradients reduced by NCCL" : "");
 }
 
 }  // namespace
@@ -261,6 +275,7 @@ Run::~Run() {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
     if (group_) group_->revoke(Error{ErrorCode::kEnded, "the run was destroyed"});
+    if (devices_) devices_->revoke("the run was destroyed");
     changed_.notify_all();
   }
   ticker_.join();
@@ -343,6 +358,7 @@ bool Run::entered_new_view(Lock& lock) {
                "Go follows this member's own Ready");
   FormedView formed = *std::exchange(formed_, std::nullopt);
   std::unique_ptr<Group> old = std::exchange(group_, std::move(formed.group));
+  std::unique_ptr<DeviceGroup> old_devices = std::exchange(devices_, std::move(formed.devices));
   const control::Version before = core_.version();
   incoming_ = std::move(formed.incoming);
   incoming_shards_ = std::move(formed.shards);
@@ -382,8 +398,10 @@ bool Run::entered_new_view(Lock& lock) {
   if (started_) savers_.prepare(view_);
   report_progress(true);
   lock.unlock();
+  if (old_devices) old_devices->revoke("the view is over");
   old.reset();  // may wait until no peer can write into its memory any more
   reducer.reset();
+  old_devices.reset();  // after what it reduced with, and read
   exchange.reset();
   gather.reset();
   graduated.reset();
@@ -648,6 +666,18 @@ Status Run::add_part(int32_t microbatch, const Gradients& gradients, size_t begi
 // Not under the lock: to allocate memory of a device, or pin the host's, may take long.
 Status Run::make_reducer() {
   if (reducer_) return ok();
+  MUSTER_ASSIGN(std::unique_ptr<Reducer> reducer, reducer_of_view());
+  reducer->begin(static_cast<uint64_t>(step_version_));
+  const LaneValues& values = state_.lane_values();
+  auto exchange =
+      values.empty() ? nullptr : std::make_unique<LaneExchange>(values, lanes_by_rank_, group_->rank());
+  const std::lock_guard lock(mutex_);
+  lane_exchange_ = std::move(exchange);
+  reducer_ = std::move(reducer);
+  return ok();
+}
+
+Result<std::unique_ptr<Reducer>> Run::reducer_of_view() {
   const size_t bucket = std::max<size_t>(1, options_.bucket_bytes / sizeof(float));
   std::optional<Compression> compression;
   if (options_.codec) compression = {*options_.codec, options_.seed};
@@ -659,17 +689,12 @@ Status Run::make_reducer() {
   AccumulationPlan plan = feedback != nullptr
                               ? Reducer::accumulation(layout, *feedback)
                               : Reducer::accumulation(layout, group_->rank(), compression.has_value());
-  MUSTER_ASSIGN(auto sums, memory_.gradients->make_sums(std::move(plan), gradient_count_));
-  auto reducer = std::make_unique<Reducer>(*group_, layout, gradient_count_, bucket, compression,
-                                           std::move(sums), state_.lane_values().words(), feedback);
-  reducer->begin(static_cast<uint64_t>(step_version_));
-  const LaneValues& values = state_.lane_values();
-  auto exchange =
-      values.empty() ? nullptr : std::make_unique<LaneExchange>(values, lanes_by_rank_, group_->rank());
-  const std::lock_guard lock(mutex_);
-  lane_exchange_ = std::move(exchange);
-  reducer_ = std::move(reducer);
-  return ok();
+  void* const reader = devices_ ? devices_->stream() : nullptr;
+  MUSTER_ASSIGN(auto sums, memory_.gradients->make_sums(std::move(plan), gradient_count_, reader));
+  const size_t beside = state_.lane_values().words();
+  if (devices_) return devices_->make_reducer(layout, gradient_count_, bucket, std::move(sums), beside);
+  return std::make_unique<Reducer>(*group_, layout, gradient_count_, bucket, compression, std::move(sums),
+                                   beside, feedback);
 }
 
 Status Run::reduce_gradients(const Gradients& gradients) {
@@ -787,22 +812,23 @@ Status Run::reduce_in_view(const Gradients& gradients) {
   const Instant deadline = now() + options_.step_timeout;
   // Beside the plan, the newest and the oldest step that takes part: operations match by their order alone,
   // so a rank that computes a step again, alone, would add its old gradients to the others' next step.
-  const int64_t mine[] = {static_cast<int64_t>(plan), step_version_, -step_version_};
-  int64_t combined[3] = {};
-  Work agreed = group_->all_reduce(mine, combined, 3, DType::kInt64, ReduceOp::kMax, deadline);
-  std::optional<Work> rows;
-  if (lane_exchange_) rows = lane_exchange_->begin(*group_, deadline);
+  // And how many gradients there are, which NCCL does not compare.
+  const auto count = static_cast<int64_t>(gradient_count_);
+  const int64_t mine[] = {static_cast<int64_t>(plan), step_version_, -step_version_, count, -count};
+  int64_t combined[5] = {};
+  std::vector<Work> beside;
+  beside.push_back(group_->all_reduce(mine, combined, 5, DType::kInt64, ReduceOp::kMax, deadline));
+  if (lane_exchange_) beside.push_back(lane_exchange_->begin(*group_, deadline));
   std::vector<int> suspects;
-  Status status = reducer_->wait(deadline, suspects);  // all end by their own deadline
-  const auto wait_too = [&](Work& work) {
-    if (const Status end = work.wait(); status.ok() && !end.ok()) {
-      status = end;
-      suspects = work.suspects();
-    }
+  const auto check_counts = [&]() -> Status {
+    if (combined[3] == count && combined[4] == -count) return ok();
+    return Error{ErrorCode::kMisuse, "the ranks reduce gradients of " + std::to_string(-combined[4]) +
+                                         " to " + std::to_string(combined[3]) +
+                                         " elements; pass as many on every rank"};
   };
-  wait_too(agreed);
-  if (rows) wait_too(*rows);
+  const Status status = wait_for_reduction(std::move(beside), check_counts, deadline, suspects);
   if (!status.ok()) {
+    if (status.error().code == ErrorCode::kEnvironment) return status;
     Lock lock(mutex_);
     return step_failed(lock, status.error(), suspects);
   }
@@ -816,9 +842,49 @@ Status Run::reduce_in_view(const Gradients& gradients) {
     return step_failed(lock, Error{ErrorCode::kReconfigure, why}, {});
   }
   if (lane_exchange_) std::ranges::copy(lane_exchange_->rows(), reducer_->beside().begin());
-  MUSTER_TRY(put_outcome(reducer_->mean_and_beside(), gradients));
+  MUSTER_TRY(put_reduced(gradients));
   note_reduced(static_cast<uint64_t>(combined[0]));
   return ok();
+}
+
+// All end by their own deadline. NCCL tells nobody that a peer is gone, and the group does: so where it
+// reduces, the group is heard first.
+Status Run::wait_for_reduction(std::vector<Work> beside, const std::function<Status()>& check,
+                               Instant deadline, std::vector<int>& suspects) {
+  Status status = ok();
+  if (!devices_) status = reducer_->wait(deadline, suspects);
+  for (const Work& work : beside) {
+    if (const Status end = work.wait(); status.ok() && !end.ok()) {
+      status = end;
+      suspects = work.suspects();
+    }
+  }
+  if (status.ok()) status = check();
+  if (!devices_) return status;
+  if (!status.ok()) devices_->revoke(status.error().message);
+  std::vector<int> none;
+  const Status reduced = reducer_->wait(deadline, none);
+  const std::lock_guard lock(mutex_);
+  if (status.ok() && reduced.ok()) {
+    nccl_failures_.clear();
+  } else if (status.ok() && !view_is_over()) {
+    nccl_failures_.push_back(reduced.error().message);
+  }
+  return status.ok() ? reduced : status;
+}
+
+// What came by NCCL is put in place on the device, and comes to the host beside the next step, where members
+// that lack it may be sent it; a lesson's copy is made here.
+Status Run::put_reduced(const Gradients& gradients) {
+  const std::shared_ptr<ReducedMean> mean = reducer_->shared_mean();
+  if (!devices_) return put_outcome(mean->on_host(), gradients);
+  MUSTER_TRY(devices_->put_mean(gradients));
+  state_.lane_values().put(reducer_->beside());
+  {
+    const std::lock_guard lock(mutex_);
+    reduced_ready_ = true;  // no lesson begins with this step any more
+  }
+  return teacher_.wants(step_version_) ? mean->wait_on_host(now() + options_.step_timeout) : ok();
 }
 
 void Run::note_reduced(uint64_t combined_plan) {
@@ -826,7 +892,7 @@ void Run::note_reduced(uint64_t combined_plan) {
   reduced_ready_ = true;
   reduced_step_ = step_version_;
   if (core_.boundary_due(combined_plan)) boundary_plan_ = combined_plan;
-  teacher_.note(step_version_, reducer_->mean_and_beside());
+  teacher_.note(step_version_, reducer_->shared_mean()->on_host());
   // All have contributed to this step, so all hold its version: the step before is committed (PROTOCOL 6).
   if (step_version_ > committed_ && group_->rank() == 0) {
     emit(EventKind::kStepCommitted, step_version_ - 1, "", now() - step_began_);

@@ -28,6 +28,7 @@
 #include "runtime/base/large_buffer.h"
 #include "runtime/control/member.h"
 #include "runtime/device.h"
+#include "runtime/device_group.h"
 #include "runtime/error_feedback.h"
 #include "runtime/executor.h"
 #include "runtime/gradients.h"
@@ -58,6 +59,7 @@ struct TrainOptions {
   LessonLimits lessons;
   Duration step_timeout = 600 * kSecond;
   Memory gradient_memory = Memory::kHost;
+  bool nccl = false;                            // reduces gradients, where they are a device's
   void* stream = nullptr;                       // on which the program computes, where a device is used
   uint64_t bucket_bytes = kDefaultBucketBytes;  // of gradients that are reduced together
   static constexpr uint64_t kDefaultBucketBytes = 8 << 20;
@@ -120,7 +122,8 @@ class Run final : private Session::Listener {
   struct FormedView {
     control::Generation generation;
     std::unique_ptr<Group> group;
-    std::optional<LargeBuffer> incoming;  // staged state of the view's base, or the last update's gradient
+    std::unique_ptr<DeviceGroup> devices;  // null: the host reduces
+    std::optional<LargeBuffer> incoming;   // staged state of the view's base, or the last update's gradient
     bool is_gradient = false;
     ShardBlocks shards;  // staged, of the base, too
   };
@@ -181,11 +184,15 @@ class Run final : private Session::Listener {
   Status reduce_gradients(const Gradients& gradients);
   Status begin_update();
   Status make_reducer();
+  Result<std::unique_ptr<Reducer>> reducer_of_view();
+  Status wait_for_reduction(std::vector<Work> beside, const std::function<Status()>& check, Instant deadline,
+                            std::vector<int>& suspects);
   Status reduce_in_view(const Gradients& gradients);
   Status reduce_as_learner(const Gradients& gradients);
   bool applies_given_gradient() const;
   Status check_residuals() const;
   Status reduce_to_catch_up(const Gradients& gradients);
+  Status put_reduced(const Gradients& gradients);
   Status put_outcome(std::span<const float> outcome, const Gradients& gradients);
   Status update_not_opened(Lock& lock, const Error& error);
   Status step_failed(Lock& lock, const Error& error, const std::vector<int>& suspect_ranks);
@@ -231,6 +238,8 @@ class Run final : private Session::Listener {
   // views (view_change.cpp); on the forming thread
   void form(const control::Install& install);
   void compute_digest(const control::ComputeDigest& asked);
+  Status join_devices(const control::Install& install, FormedView& formed,
+                      std::vector<control::MemberId>& suspects);
   Status move_shards(const control::Install& install, const StateTransfer& transfer, FormedView& formed,
                      std::vector<control::MemberId>& suspects);
   bool keeps_gradient() const;
@@ -252,8 +261,10 @@ class Run final : private Session::Listener {
 
   // the view that the program is in
   std::unique_ptr<LaneExchange>
-      lane_exchange_;             // as old as the reducer; null where there are no values per lane
-  std::unique_ptr<Group> group_;  // replaced by the program's thread only, under the lock
+      lane_exchange_;                       // as old as the reducer; null where there are no values per lane
+  std::unique_ptr<Group> group_;            // replaced by the program's thread only, under the lock
+  std::unique_ptr<DeviceGroup> devices_;    // likewise; null where the host reduces
+  std::vector<std::string> nccl_failures_;  // in views that were not over, since the last success
   control::View view_;
   bool group_failed_ = false;                  // an operation failed: nothing more until the leader says on
   std::vector<LaneRange> assignment_;          // where there are no residuals, which say who computes a lane

@@ -40,6 +40,7 @@ void Run::perform_one(control::MemberAction& action) {
   } else if (auto* revoke = std::get_if<control::RevokeGroup>(&action)) {
     if (revoked_at_ == 0) revoked_at_ = now();
     if (group_) group_->revoke(Error{ErrorCode::kReconfigure, revoke->why});
+    if (devices_) devices_->revoke(revoke->why);
     drop_view_not_entered();
     session_.endpoint().cancel_formation({revoke->generation.incarnation, revoke->generation.counter});
   } else if (auto* form_group = std::get_if<control::FormGroup>(&action)) {
@@ -51,6 +52,7 @@ void Run::perform_one(control::MemberAction& action) {
     digesting_.post([this, asked = *digest] { compute_digest(asked); });
   } else if (auto* leave = std::get_if<control::LeaveLoop>(&action)) {
     if (group_) group_->revoke(Error{ErrorCode::kEnded, leave->why});
+    if (devices_) devices_->revoke(leave->why);
     teacher_.end_all();
     emit(EventKind::kJobEnded, core_.version(), leave->why, leave->exit_code);
   } else if (auto* forwarded = std::get_if<control::Forward>(&action)) {
@@ -104,6 +106,7 @@ void Run::drop_view_not_entered() {
   auto dropped = std::make_shared<FormedView>(std::move(*formed_));
   formed_.reset();
   dropped->group->revoke(revoked_error());
+  if (dropped->devices) dropped->devices->revoke(revoked_error().message);
   forming_.post([dropped] {});
 }
 

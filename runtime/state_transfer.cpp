@@ -174,7 +174,8 @@ Status StateTransfer::give_gradient(const control::Install& install,
   const std::vector<Parcel> mine = parcels(install, true);
   if (mine.empty()) return ok();
   const control::Version step = install.view.base - 1;
-  if (held.step != step) {
+  const bool arrived = held.mean == nullptr || held.mean->wait_on_host(deadline).ok();
+  if (held.step != step || !arrived) {
     refuse(install, mine);
     return Error{ErrorCode::kRetry, "the gradient of step " + std::to_string(step) +
                                         " is not held any more: the state will be sent instead"};

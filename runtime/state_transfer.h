@@ -14,6 +14,7 @@
 
 #include "collectives/endpoint.h"
 #include "collectives/feed.h"
+#include "collectives/reducer.h"
 #include "runtime/base/large_buffer.h"
 #include "runtime/control/messages.h"
 #include "runtime/control/rules.h"
@@ -48,13 +49,14 @@ const control::Member& member_of(const control::View& view, control::MemberId id
 // The reduced gradient of a step, with what is beside it, that outlives its view.
 struct KeptGradient {
   control::Version step = control::kNoVersion;
-  std::shared_ptr<const std::vector<float>> mean;
+  std::shared_ptr<ReducedMean> mean;
 };
 
 // The reduced gradient of a step that this member made its last update with.
 struct HeldGradient {
   control::Version step = control::kNoVersion;
   ByteSpan bytes;
+  std::shared_ptr<const ReducedMean> mean;  // whose bytes they are, once it has come to the host; or null
 };
 
 // A lease that a view change, or a rescue, waits for. Of a state on a device a save of an older version may

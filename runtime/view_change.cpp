@@ -47,6 +47,8 @@ void Run::form(const control::Install& install) {
     return fail(std::move(suspects), group.error().message);
   }
   formed.group = std::move(*group);
+  if (const Status joined = join_devices(install, formed, suspects); !joined.ok())
+    return fail(std::move(suspects), joined.error().message);
   StateTransfer transfer{.endpoint = session_.endpoint(), .state = state_, .self = self_.id};
   transfer.unblock = [&] { savers_.cancel_staging(); };
   transfer.closing = [&] {
@@ -79,6 +81,34 @@ void Run::form(const control::Install& install) {
   perform(core_.formed(install.view.generation));
 }
 
+// Where all can: else the host reduces in this view. So it does where NCCL has failed in two views one after
+// the other, without a step between, and nobody would get any further. One failure is what a lost peer may
+// cause.
+Status Run::join_devices(const control::Install& install, FormedView& formed,
+                         std::vector<control::MemberId>& suspects) {
+  if (!options_.nccl) return ok();
+  DeviceGroup::FormOptions options{.device = memory_.device.get()};
+  options.timeout = std::min(options.timeout, options_.step_timeout);
+  options.closing = [&] {
+    const std::lock_guard lock(mutex_);
+    return stopping_ || !core_.is_forming(install.view.generation);
+  };
+  {
+    const std::lock_guard lock(mutex_);
+    if (nccl_failures_.size() > 1) options.why_not = std::exchange(nccl_failures_, {}).back();
+  }
+  std::vector<int> ranks;
+  auto joined = DeviceGroup::form(*formed.group, options, ranks);
+  for (const int rank : ranks) suspects.push_back(install.view.members[static_cast<size_t>(rank)].id);
+  if (!joined.ok()) return joined.error();
+  formed.devices = std::move(joined->devices);
+  const std::lock_guard lock(mutex_);
+  emit(EventKind::kLog, install.view.base,
+       formed.devices ? "the devices are joined by NCCL"
+                      : "gradients are reduced by the host in this view: " + joined->why_not);
+  return ok();
+}
+
 Status Run::move_shards(const control::Install& install, const StateTransfer& transfer, FormedView& formed,
                         std::vector<control::MemberId>& suspects) {
   if (install.moves.empty()) return ok();
@@ -101,10 +131,11 @@ bool Run::keeps_gradient() const {
 
 // Of the update to `base`.
 HeldGradient Run::held_gradient(control::Version base) const {
-  if (kept_gradient_.mean && kept_gradient_.step == base - 1)
-    return {kept_gradient_.step, std::as_bytes(std::span(*kept_gradient_.mean))};
-  if (!keeps_gradient()) return {};
-  return {reduced_step_, std::as_bytes(reducer_->mean_and_beside())};
+  const bool is_kept = kept_gradient_.mean && kept_gradient_.step == base - 1;
+  if (!is_kept && !keeps_gradient()) return {};
+  std::shared_ptr<ReducedMean> mean = is_kept ? kept_gradient_.mean : reducer_->shared_mean();
+  const ByteSpan bytes = std::as_bytes(mean->on_host());
+  return {is_kept ? kept_gradient_.step : reduced_step_, bytes, std::move(mean)};
 }
 
 // Beside the program, whose first update in the view waits for it. Without the lease within its time there is

@@ -299,14 +299,19 @@ Result<std::unique_ptr<NcclCommunicator>> NcclCommunicator::start(const NcclOpti
   return std::unique_ptr<NcclCommunicator>(new NcclCommunicator(std::move(state)));
 }
 
+bool NcclCommunicator::is_initializing(Instant until) const {
+  std::unique_lock lock(state_->mutex);
+  while (state_->phase == Phase::kInitializing && now() < until) {
+    state_->changed.wait_for(lock, span_of(std::min(until - now(), kSecond)));
+  }
+  return state_->phase == Phase::kInitializing;
+}
+
 Status NcclCommunicator::wait_ready(Instant deadline) {
-  {
-    std::unique_lock lock(state_->mutex);
-    while (state_->phase == Phase::kInitializing && now() < deadline) {
-      state_->changed.wait_for(lock, span_of(std::min(deadline - now(), kSecond)));
-    }
+  if (!is_initializing(deadline)) {
+    const std::lock_guard lock(state_->mutex);
     if (state_->failure) return state_->failure_status();
-    if (state_->phase == Phase::kReady) return ok();
+    return ok();
   }
   const Error late{ErrorCode::kRetry,
                    "not all ranks came to the NCCL initialisation of " + state_->name() +

@@ -61,6 +61,8 @@ class NcclCommunicator {
   // Waits until all ranks have come. Errors: kRetry at the deadline, after which the communicator is revoked;
   // kReconfigure where it was revoked or NCCL failed.
   Status wait_ready(Instant deadline);
+  // Whether it still initialises at `until`; goes on doing so.
+  bool is_initializing(Instant until) const;
 
   // One operation in flight. Dropping it does not cancel the operation.
   class Operation {

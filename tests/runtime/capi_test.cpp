@@ -296,6 +296,24 @@ TEST(CApi, OptionsThatCannotHoldAreNamed) {
               AllOf(HasSubstr("lanes is 65536"), HasSubstr("codec is int8")));
   EXPECT_THAT(refused([](O& o) { o.gradient_memory = 2; }),
               AllOf(HasSubstr("gradient_memory is 2"), HasSubstr("MUSTER_CUDA (1)")));
+  for (const int32_t unknown : {-1, 2}) {
+    EXPECT_THAT(refused([&](O& o) { o.device_collectives = unknown; }),
+                HasSubstr("device_collectives is " + std::to_string(unknown)));
+  }
+  EXPECT_THAT(refused([](O& o) { o.device_collectives = MUSTER_COLLECTIVES_NCCL; }),
+              HasSubstr("gradient_memory is MUSTER_HOST"));
+  EXPECT_THAT(refused([](O& o) {
+                o.device_collectives = MUSTER_COLLECTIVES_NCCL;
+                o.gradient_memory = MUSTER_CUDA;
+                o.codec = MUSTER_CODEC_INT8;
+              }),
+              HasSubstr("codec is int8"));
+  EXPECT_THAT(refused([](O& o) {
+                o.device_collectives = MUSTER_COLLECTIVES_NCCL;
+                o.gradient_memory = MUSTER_CUDA;
+                o.microbatches = o.lanes = 65;
+              }),
+              HasSubstr("at most 64"));
   for (const int64_t copies : {-1, 17})
     EXPECT_THAT(refused([&](O& o) { o.shard_copies = copies; }), HasSubstr("give 1 to 16"));
   EXPECT_EQ(muster_session_notice(program.session, std::nan(""), "x"), MUSTER_MISUSE);
@@ -394,6 +412,15 @@ TEST(CApi, AnOlderProgramSealsNothing) {
                     offsetof(muster_train_options, checkpoint_parity) + sizeof(int64_t),
                 "no field may lie in an older structure's padding");
   EXPECT_EQ(train(none, 0, MUSTER_CODEC_NONE, offsetof(muster_train_options, checkpoint_key_file)),
+            train(none));
+}
+
+TEST(CApi, AnOlderProgramsHostReducesGradients) {
+  Misuse none;
+  static_assert(offsetof(muster_train_options, device_collectives) ==
+                    offsetof(muster_train_options, checkpoint_key_file) + sizeof(const char*),
+                "no field may lie in an older structure's padding");
+  EXPECT_EQ(train(none, 0, MUSTER_CODEC_NONE, offsetof(muster_train_options, device_collectives)),
             train(none));
 }
 

@@ -28,31 +28,75 @@ std::vector<std::vector<float>> weights_in(const std::string& folder) {
   return found;
 }
 
-TEST(DeviceElastic, KilledWorkersLeaveTheBitsOfAnUntouchedTraining) {
-  HostBackend host(kElasticCount);
-  TrainingOptions options;
-  options.steps = kSteps;
-  const TrainingResult untouched = train_on(host, options);
-  ASSERT_EQ(untouched.status, MUSTER_OK) << untouched.error;
+// What an untouched training on the host ends with.
+const std::vector<float>& untouched_weights() {
+  static const TrainingResult untouched = [] {
+    HostBackend host(kElasticCount);
+    TrainingOptions options;
+    options.steps = kSteps;
+    return train_on(host, options);
+  }();
+  EXPECT_EQ(untouched.status, MUSTER_OK) << untouched.error;
+  return untouched.weights;
+}
 
+// Workers to whom happens what `places` say (device_worker.cpp), and all of it does.
+std::string run_workers(int workers, const std::vector<std::string>& places) {
+  const std::vector<float> untouched = untouched_weights();
   const Folder folder;
   std::filesystem::create_directory(folder.path());
   const char* modules = std::getenv("MUSTER_MODULE_PATH");
-  ASSERT_NE(modules, nullptr) << "say where the modules are";
-  AgentProcess agent(
-      {MUSTER_COMMAND, "run", "--nproc", "2", "--restarts", "10", "--restart-delay", "0.1", "--",
-       DEVICE_WORKER, folder.path(), std::to_string(kSteps), "20", "step:5", "update:20", "step:35"},
-      {std::string("MUSTER_MODULE_PATH=") + modules});
+  EXPECT_NE(modules, nullptr) << "say where the modules are";
+  std::vector<std::string> command = {MUSTER_COMMAND,
+                                      "run",
+                                      "--nproc",
+                                      std::to_string(workers),
+                                      "--restarts",
+                                      "10",
+                                      "--restart-delay",
+                                      "0.1",
+                                      "--",
+                                      DEVICE_WORKER,
+                                      folder.path(),
+                                      std::to_string(kSteps),
+                                      "20"};
+  command.insert(command.end(), places.begin(), places.end());
+  AgentProcess agent(command, {std::string("MUSTER_MODULE_PATH=") + (modules != nullptr ? modules : "")});
   EXPECT_EQ(agent.wait(), 0) << agent.said();
   EXPECT_THAT(agent.said(), HasSubstr("violations 0"));
-  EXPECT_NE(agent.finds("learned ([1-9])"), "") << "one that joined applied gradients of others";
-  EXPECT_NE(agent.finds("again ([1-9])"), "") << "one that stayed gave a step up";
+  EXPECT_EQ(agent.finds("violations ([1-9])"), "");
   EXPECT_THAT(agent.said(), Not(HasSubstr("leaks")));
-  for (const char* place : {"step:5", "update:20", "step:35"})
-    EXPECT_TRUE(std::filesystem::exists(folder.path() + "/died." + place)) << place;
+  for (const std::string& place : places)
+    EXPECT_TRUE(place == "nccl" || std::filesystem::exists(folder.path() + "/died." + place)) << place;
   const auto weights = weights_in(folder.path());
   EXPECT_FALSE(weights.empty());
-  for (const auto& one : weights) EXPECT_TRUE(one == untouched.weights);
+  for (const auto& one : weights) EXPECT_TRUE(one == untouched);
+  EXPECT_NE(agent.finds("again ([1-9])"), "") << "one that stayed gave a step up";
+  const bool learned = !agent.finds("learned ([1-9])").empty();
+  const bool by_nccl = !agent.finds("by NCCL ([1-9])").empty();
+  const bool by_host = !agent.finds("by the host ([1-9])").empty();
+  return std::string(learned ? "learned " : "") + (by_nccl ? "nccl " : "") + (by_host ? "host " : "");
+}
+
+TEST(DeviceElastic, KilledWorkersLeaveTheBitsOfAnUntouchedTraining) {
+  EXPECT_EQ(run_workers(2, {"step:5", "update:20", "step:35"}), "learned ")
+      << "one that joined applied gradients of others";
+}
+
+TEST(DeviceElastic, KilledWorkersOverNccl) {
+  EXPECT_THAT(run_workers(2, {"nccl", "step:5", "update:20", "step:35"}), HasSubstr("learned nccl"));
+}
+
+TEST(DeviceElastic, AnErrorThatNcclTellsIsOneStepMore) {
+  EXPECT_EQ(run_workers(2, {"nccl", "break:30"}), "nccl ");
+}
+
+TEST(DeviceElastic, WhereNcclFailsAgainTheHostReduces) {
+  EXPECT_EQ(run_workers(2, {"nccl", "break:30", "rebreak:30"}), "nccl host ");
+}
+
+TEST(DeviceElastic, WhereOneCannotJoinTheHostReduces) {
+  EXPECT_THAT(run_workers(2, {"nccl", "form", "step:5"}), HasSubstr("nccl host"));
 }
 
 }  // namespace

@@ -11,8 +11,9 @@ using testing::HasSubstr;
 
 constexpr size_t kCount = 1000;
 
-TrainingResult on_host(const TrainingOptions& options) {
+TrainingResult on_host(TrainingOptions options) {
   HostBackend host(kCount);
+  options.nccl = false;
   return train_on(host, options);
 }
 
@@ -21,7 +22,15 @@ TrainingResult on_device(const TrainingOptions& options, bool default_stream = f
   return train_on(device, options);
 }
 
-class DeviceRun : public FakeDevice {};
+class DeviceRun : public FakeDevice {
+ protected:
+  DeviceRun() { fakes::nccl_reset(); }
+  ~DeviceRun() override {
+    fakes::nccl_inject({});
+    EXPECT_TRUE(wait_until([] { return fakes::nccl_live() == 0; }));
+    EXPECT_EQ(fakes::nccl_violations(), 0);
+  }
+};
 
 TEST_F(DeviceRun, EndsWithTheBitsOfTheHost) {
   for (const int32_t codec : {MUSTER_CODEC_NONE, MUSTER_CODEC_INT8}) {
@@ -41,6 +50,59 @@ TEST_F(DeviceRun, EndsWithTheBitsOfTheHost) {
       }
     }
   }
+}
+
+// With NCCL, alone: nothing is sent, all else is as among many.
+TEST_F(DeviceRun, NcclGivesTheBitsOfTheHost) {
+  for (const bool in_parts : {false, true}) {
+    TrainingOptions options;
+    options.microbatches = 12;
+    options.lanes = 3;
+    options.in_parts = in_parts;
+    const TrainingResult host = on_host(options);
+    options.nccl = true;
+    std::atomic<int> joined = 0;
+    options.on_log = [&](const std::string& text) {
+      joined += text.find("joined by NCCL") != std::string::npos;
+    };
+    fakes::cuda_reset();
+    const TrainingResult device = on_device(options);
+    ASSERT_EQ(device.status, MUSTER_OK) << device.error;
+    EXPECT_EQ(device.weights, host.weights);
+    EXPECT_EQ(joined, 1);
+    // Of each step the mean alone crosses the bus, beside the weights that are read for the digest.
+    const size_t means = static_cast<size_t>(options.steps) * kCount * sizeof(float);
+    EXPECT_GE(fakes::cuda_bytes_to_host(), means);
+    EXPECT_LE(fakes::cuda_bytes_to_host(), means + 2 * kCount * sizeof(float));
+  }
+}
+
+// Formation, or a step's reduction: the host does it then, or the run ends in words.
+TEST_F(DeviceRun, AFailureOfAnyCallOfNcclCostsNoBits) {
+  TrainingOptions options;
+  options.steps = 2;
+  const TrainingResult whole = on_host(options);
+  options.nccl = true;
+  options.step_timeout = 0.3;
+  std::atomic<int> by_host = 0;
+  options.on_log = [&](const std::string& text) {
+    by_host += text.find("reduced by the host") != std::string::npos;
+  };
+  int call = 1;
+  for (; call <= 500; ++call) {
+    for (const bool stuck : {false, true}) {
+      fakes::nccl_reset();
+      fakes::nccl_inject({.call = call, .code = stuck ? 0 : 3, .stuck = stuck});
+      const TrainingResult result = on_device(options);
+      EXPECT_EQ(result.status, MUSTER_OK) << call << result.error;
+      EXPECT_EQ(result.weights, whole.weights) << call;
+      ASSERT_TRUE(nothing_lives()) << "call " << call;
+    }
+    if (fakes::nccl_calls() < call) break;
+  }
+  EXPECT_GT(call, 10);
+  EXPECT_LT(call, 500) << "all calls were tried";
+  EXPECT_GT(by_host, 4);
 }
 
 // However many microbatches there are: the sum of all, or with a codec each lane's, once in a step.
@@ -156,15 +218,17 @@ TEST_F(DeviceRun, WithoutADeviceTrainSaysWhy) {
 }
 
 // Each of the library's calls fails once: the training ends, with the right bits or in words.
-TEST_F(DeviceRun, AFailureOfAnyCallHangsNothingAndLeaksNothing) {
+void expect_an_end_whatever_fails(bool nccl) {
+  const auto nothing_lives = [] { return wait_until([] { return fakes::cuda_live() == 0; }); };
   TrainingOptions options;
+  options.nccl = nccl;
   options.steps = 2;
   options.checkpoint_every = 1;
   const TrainingResult whole = on_host(options);
   int failed = 0, ended = 0, unharmed = 0, call = 1;
   for (; call <= 500; ++call) {
     const Folder folder;
-    options.checkpoints = folder.path();
+    if (!nccl) options.checkpoints = folder.path();
     {
       FakeBackend device(kCount);
       fakes::cuda_reset();
@@ -194,6 +258,9 @@ TEST_F(DeviceRun, AFailureOfAnyCallHangsNothingAndLeaksNothing) {
   EXPECT_GT(unharmed, 4);
   EXPECT_LT(call, 500) << "all calls were tried";
 }
+
+TEST_F(DeviceRun, AFailureOfAnyCallHangsNothingAndLeaksNothing) { expect_an_end_whatever_fails(false); }
+TEST_F(DeviceRun, NorWithNccl) { expect_an_end_whatever_fails(true); }
 
 }  // namespace
 }  // namespace muster

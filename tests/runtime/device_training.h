@@ -98,6 +98,9 @@ struct TrainingOptions {
   int32_t codec = MUSTER_CODEC_NONE;
   size_t bucket_bytes = 1024;
   bool in_parts = false;
+  bool nccl = false;
+  double step_timeout = 0;                         // seconds; 0: the library's
+  std::function<void(const std::string&)> on_log;  // from another thread, until the training has gone
   std::function<void(muster_session*, int64_t step)> at_step;  // before its last microbatch is added
   std::function<void(int64_t step)> in_update;
 };
@@ -146,7 +149,14 @@ class Training {
   } while (false)
 
   muster_status train(TrainingResult& result) {
-    MUSTER_DO(muster_join(nullptr, &session_));
+    muster_join_options join{};
+    join.size = sizeof join;
+    join.event_context = this;
+    join.on_event = [](void* context, const muster_event* event) {
+      const auto& on_log = static_cast<Training*>(context)->options_.on_log;
+      if (on_log && std::string(event->kind_name) == "log") on_log(event->text);
+    };
+    MUSTER_DO(muster_join(&join, &session_));
     MUSTER_DO(muster_state_create(session_, &state_));
     const int64_t shape[] = {static_cast<int64_t>(backend_.count())};
     MUSTER_DO(muster_state_replicated_in(state_, "w", backend_.memory(), backend_.weights(), MUSTER_FLOAT32,
@@ -186,6 +196,8 @@ class Training {
     options.codec = options_.codec;
     options.gradient_memory = backend_.memory();
     options.stream = backend_.stream();
+    options.step_timeout_seconds = options_.step_timeout;
+    if (options_.nccl) options.device_collectives = MUSTER_COLLECTIVES_NCCL;
     return options;
   }
 

@@ -14,6 +14,7 @@ class FakeBackend final : public Backend {
   explicit FakeBackend(size_t count, bool default_stream = false)
       : Backend(count), weights_(count), gradients_(count) {
     fakes::register_sum_kernels();
+    fakes::register_fold_kernels();
     if (!default_stream) stream_ = std::make_unique<Stream>();
   }
   muster_memory memory() const override { return MUSTER_CUDA; }

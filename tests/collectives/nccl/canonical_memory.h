@@ -1,26 +1,11 @@
-// Canonical reductions over the fakes: the kernel that folds, and what each rank has on its device. For a
-// program that exports its symbols.
+// Canonical reductions over the fakes: what each rank has on its device.
 #pragma once
 
-#include <dlfcn.h>
-
-#include "kernels/tree_fold.cuh"
 #include "tests/collectives/nccl/canonical_values.h"
 #include "tests/collectives/nccl/nccl_world.h"
+#include "tests/fakes/sum_kernels.h"
 
 namespace muster {
-
-inline void register_fold_kernels() {
-  static float memory[8] = {};
-  TreeFold task{};
-  task.count = 5, task.target = memory;  // both kernels
-  launch_tree_fold(task, 1, [](auto* kernel, unsigned, const TreeFold&) {
-    Dl_info info{};
-    ASSERT_NE(dladdr(reinterpret_cast<void*>(kernel), &info), 0);
-    ASSERT_NE(info.dli_sname, nullptr) << "the program does not export its kernels";
-    fakes::register_kernel(info.dli_sname, kernel);
-  });
-}
 
 // A rank's partials, scratch and output on its device.
 struct CanonicalMemory {

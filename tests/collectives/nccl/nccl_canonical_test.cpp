@@ -103,7 +103,7 @@ class NcclCanonicalTest : public NcclFakesTest {
  protected:
   void SetUp() override {
     NcclFakesTest::SetUp();
-    register_fold_kernels();
+    fakes::register_fold_kernels();
   }
 };
 

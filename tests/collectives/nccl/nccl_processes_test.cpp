@@ -145,7 +145,7 @@ TEST(NcclProcesses, OperationsOfTwoToFour) {
 }
 
 TEST(NcclProcesses, CanonicalReductionsHaveTheBitsOfOneCpu) {
-  register_fold_kernels();
+  fakes::register_fold_kernels();
   for (int world = 2; world <= 4; ++world) {
     spawn(world, [](Rank& rank) {
       {
