@@ -23,7 +23,8 @@ class NcclReduction final : public BucketReduction {
   static constexpr size_t kGrain = 32;  // slices begin at lines of 128 bytes
 
   // Device memory, and a stream of the communicator's device. They, and the sums and the mean, outlive the
-  // reduction; and where the communicator has failed, until it has been aborted (wait_aborted).
+  // reduction; where the communicator has failed, until it has been aborted (wait_aborted) and the stream has
+  // passed what is on it: the kernel that folds still runs.
   struct Memory {
     void* stream = nullptr;
     float* scratch = nullptr;  // 16-byte aligned, else the fold is slow
