@@ -199,11 +199,14 @@ TEST(NcclProcesses, AKilledOneEndsTheOthersWaitsByTheirDeadline) {
 TEST(NcclProcesses, AFrozenOneHoldsUpNobodyBeyondTheDeadline) {
   for (int round = 0; round < 3; ++round) {
     spawn(3, [](Rank& rank) {
-      const pid_t frozen = rank.pid_of(1);
-      reduce_until_lost(rank, 0, [&] { kill(frozen, SIGSTOP); });
+      pid_t frozen = 0;  // known once all are there
+      reduce_until_lost(rank, 0, [&] {
+        if (rank.wait_until([&] { return rank.pid_of(1) > 0; })) frozen = rank.pid_of(1);
+        if (frozen > 0) kill(frozen, SIGSTOP);
+      });
       if (rank.rank() != 0) return;
       (void)rank.wait_until([&] { return rank.mark(2) == 1; });
-      kill(frozen, SIGCONT);
+      if (frozen > 0) kill(frozen, SIGCONT);
     });
   }
 }
