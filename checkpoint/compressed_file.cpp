@@ -144,7 +144,8 @@ Status CompressedFile::add_frames(ByteSpan entries, uint64_t frames_bytes) {
   stored_begins_ = plain_begins_ = {0};
   for (size_t at = 0; at < entries.size(); at += kEntryBytes) {
     const uint32_t stored = number_at(entries, at), plain = number_at(entries, at + 4);
-    if (stored == 0 || plain == 0 || plain > kFrameBytes)
+    // Both are held in memory. What cannot be compressed grows by less than a part in 128.
+    if (stored == 0 || plain == 0 || plain > kFrameBytes || stored > kFrameBytes + kFrameBytes / 128 + 1024)
       return damaged("its table of frames has one that cannot be");
     stored_begins_.push_back(stored_begins_.back() + stored);
     plain_begins_.push_back(plain_begins_.back() + plain);

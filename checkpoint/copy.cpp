@@ -39,6 +39,7 @@ class SaveCopy {
   }
 
   Result<CopyReport> run(const Manifest& manifest) {
+    MUSTER_TRY(remove_leftover(target_.save_folder(manifest.id)));
     MUSTER_ASSIGN(target_folder_, target_.begin_save(manifest.id));
     const Status copied = copy_all(manifest);
     if (copied.ok()) return std::move(report_);
@@ -57,7 +58,20 @@ class SaveCopy {
     // As the readers of the published manifest will.
     MUSTER_TRY(verify_shards(files_, target_folder_, report_.manifest));
     MUSTER_TRY(target_.publish(report_.manifest));
-    return target_.mark_verified(report_.manifest.id);
+    (void)target_.mark_verified(
+        report_.manifest.id);  // it is there, and right, whether this can be noted or not
+    return ok();
+  }
+
+  // Of a copy that was killed: nobody else writes into a folder whose owner this is.
+  Status remove_leftover(const std::string& folder) {
+    MUSTER_ASSIGN(const auto itself, files_.stat_link(folder));
+    if (!itself || !itself->is_directory) return ok();
+    MUSTER_ASSIGN(const auto manifest, files_.stat(folder + "/" + kManifestName));
+    if (manifest) return ok();
+    MUSTER_ASSIGN(const auto names, files_.list(folder));
+    for (const std::string& name : names) MUSTER_TRY(files_.unlink(folder + "/" + name));
+    return files_.remove_directory(folder);
   }
 
   template <typename Writer>

@@ -558,7 +558,8 @@ class SaveRepair {
   // That has a right file of the same bytes: one that was repaired there, as all its names had the damage.
   const OtherSave* other_with(const ShardRecord& record) {
     for (const OtherSave& other : options_.others) {
-      if (other.manifest->id == report_.id || record.identity.participant >= other.manifest->shards.size())
+      if (other.manifest->id == report_.id || other.manifest->compressed() ||
+          record.identity.participant >= other.manifest->shards.size())
         continue;
       if (is_same_file(record, other.manifest->shard(record.identity.participant)) &&
           verify_shard(files_, other.folder, *other.manifest, record.identity.participant, {}, options_.stop)
@@ -572,7 +573,8 @@ class SaveRepair {
   std::string shared_text(const ShardRecord& record) const {
     std::string text;
     for (const OtherSave& other : options_.others) {
-      if (other.manifest->id == report_.id || record.identity.participant >= other.manifest->shards.size() ||
+      if (other.manifest->id == report_.id || other.manifest->compressed() ||
+          record.identity.participant >= other.manifest->shards.size() ||
           !is_same_file(record, other.manifest->shard(record.identity.participant)))
         continue;
       text += (text.empty() ? "; the damaged file is also that of " : ", ") + to_string(other.manifest->id);

@@ -69,12 +69,12 @@ Result<Manifest> describe_import(const SafetensorsFile& source, const CkptArgume
 }
 
 // Of two saves of one version nobody could say which a resume takes.
-Status check_new(Folder& folder, const VersionId& id, const CkptArguments& arguments) {
+Status check_new(Folder& folder, const VersionId& id, const CkptArguments& arguments, const char* advice) {
   MUSTER_ASSIGN(const auto candidates, folder.versions());
   for (const Candidate& candidate : candidates) {
     if (candidate.id.version != id.version || !candidate.finished) continue;
-    return Error{ErrorCode::kMisuse, arguments.second + " has " + to_string(candidate.id) +
-                                         " already; give another --version, or another folder"};
+    return Error{ErrorCode::kMisuse,
+                 arguments.second + " has " + to_string(candidate.id) + " already; " + advice};
   }
   const bool newer = std::any_of(candidates.begin(), candidates.end(), [&](const Candidate& candidate) {
     return candidate.manifest && !candidate.unusable && candidate.id.version > id.version;
@@ -91,7 +91,7 @@ Result<Manifest> import_file(const CkptArguments& arguments) {
   MUSTER_ASSIGN(like.key, key_of(arguments));
   MUSTER_ASSIGN(Folder folder, Folder::own(real_files(), arguments.second, who_am_i()));
   folder.use_key(like.key);
-  MUSTER_TRY(check_new(folder, like.id, arguments));
+  MUSTER_TRY(check_new(folder, like.id, arguments, "give another --version, or another folder"));
   uint64_t total = 0;
   for (const TensorSpec& spec : source.specs()) total += total_bytes(spec);
   ProgressBar bar("importing", total, arguments.json);
@@ -140,6 +140,7 @@ Result<Copied> copy_version(const CkptArguments& arguments) {
   if (from.unusable) return *from.unusable;
   MUSTER_ASSIGN(Folder target, Folder::own(real_files(), arguments.second, who_am_i()));
   target.use_key(key);
+  MUSTER_TRY(check_new(target, from.id, arguments, "copy into another folder, or remove that one"));
   CopyOptions options;
   if (arguments.zstd_level != 0) options.zstd_level = arguments.zstd_level;
   ProgressBar bar("copying " + to_string(from.id), bytes_of(*from.manifest), arguments.json);

@@ -73,7 +73,7 @@ Result<std::unique_ptr<HttpServer>> HttpServer::open(agent::Loop& loop, const Ht
 }
 
 void HttpServer::accept_all() {
-  while (true) {
+  for (size_t accepted = 0; accepted < kCallersMax; ++accepted) {  // the loop has other things to do
     UniqueFd socket(accept4(listening_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!socket) return;
     if (callers_.size() >= kCallersMax) continue;  // closed at once: nobody honest has so many open

@@ -113,7 +113,7 @@ Metrics::Metrics(const std::string& node, const std::string& version) : series_(
   s.generation = &s.gauge("muster_generation", "Of the newest view.");
   s.step = &s.gauge("muster_step", "Newest committed step, -1: none seen here.");
   s.step->Set(-1);
-  s.step_time = &s.histogram("muster_step_seconds", "From one committed step to the next.");
+  s.step_time = &s.histogram("muster_step_seconds", "From a step's beginning to the end of its reduction.");
   s.view_change =
       &s.histogram("muster_view_change_seconds", "From a loss, or a planned boundary, to the next view.");
   s.frozen = &s.gauge("muster_frozen", "1 while no permit is granted here, until the next step or view.");
@@ -139,6 +139,8 @@ void Metrics::note(const Event& event) {
       s.step->Set(static_cast<double>(event.version));
       s.step_time->Observe(seconds(event.amount));
       return s.frozen->Set(0);
+    case EventKind::kResumed:
+      return s.saves[index_of(Tier::kShared)].durable->Set(static_cast<double>(event.amount));
     case EventKind::kTransfer:
       return s.state_received->Increment(static_cast<double>(std::max<int64_t>(0, event.amount)));
     case EventKind::kFrozen:

@@ -21,7 +21,7 @@ struct Shared {
   pid_t owner = 0;
   std::weak_ptr<Endpoint> endpoint;
   std::string lacks;
-  pid_t pmix_owner = 0;
+  std::atomic<pid_t> pmix_owner = 0;
   std::shared_ptr<agent::Pmix> pmix;
   CostCache costs;  // not only while there are communicators
 };
@@ -34,8 +34,9 @@ Shared& shared() {
 // Without it a launcher takes an exit for a failure.
 void leave_pmix() {
   Shared& all = shared();
+  if (all.pmix_owner != getpid()) return;  // a forked child, whose copy of the mutex may be held for ever
   const std::lock_guard lock(all.mutex);
-  if (all.pmix_owner == getpid()) all.pmix.reset();
+  all.pmix.reset();
 }
 
 Result<std::shared_ptr<Endpoint>> share_endpoint(std::string& lacks) {

@@ -40,7 +40,8 @@ void EventQueue::push(Event event) {
 void EventQueue::wait_for_sink() {
   if (thread_.get_id() == std::this_thread::get_id()) return;
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return !in_sink_; });
+  const uint64_t before = handed_over_;
+  changed_.wait(lock, [&] { return !in_sink_ || handed_over_ != before; });
 }
 
 void EventQueue::run() {
@@ -55,6 +56,7 @@ void EventQueue::run() {
     sink_(event);
     lock.lock();
     in_sink_ = false;
+    ++handed_over_;
     changed_.notify_all();
   }
 }

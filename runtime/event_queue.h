@@ -34,6 +34,7 @@ class EventQueue {
   uint64_t dropped_ = 0;
   bool stopping_ = false;
   bool in_sink_ = false;
+  uint64_t handed_over_ = 0;
   std::thread thread_;
 };
 

@@ -132,12 +132,20 @@ control::Sharding sharding_of(const State& state, const TrainOptions& options) {
           static_cast<uint32_t>(options.shard_copies)};
 }
 
-// A gradient has no more elements than the state that it is made for, as a rule.
-control::StateSize size_of(const State& state) {
+// A gradient has no more elements than the state that it is made for, as a rule. Residuals, the library's own
+// shards, are of as many elements for each lane.
+control::StateSize size_of(const State& state, uint64_t error_feedback) {
   const ShardedTensors& sharded = state.sharded();
-  uint64_t elements = 0;
-  for (const auto* tensors : {&state.tensors(), &sharded.tensors()}) {
-    for (const TensorInfo& tensor : *tensors) elements += tensor.bytes / size_of(tensor.dtype);
+  const auto elements_of = [](const auto& tensors) {
+    uint64_t elements = 0;
+    for (const TensorInfo& tensor : tensors) elements += tensor.bytes / size_of(tensor.dtype);
+    return elements;
+  };
+  uint64_t elements = elements_of(state.tensors());
+  if (error_feedback > 0) {
+    elements = std::max(elements, error_feedback);
+  } else {
+    elements += elements_of(sharded.tensors());
   }
   control::StateSize size{std::max(state.bytes(), elements * sizeof(float)), 0};
   for (uint32_t shard = 0; shard < sharded.shards(); ++shard)
@@ -254,7 +262,7 @@ Run::Run(Session& session, State& state, TrainOptions options, MemoryAccess memo
       memory_(std::move(memory)),
       options_(std::move(options)),
       self_(session.self()),
-      size_(size_of(state)),
+      size_(size_of(state, options_.error_feedback)),
       permutation_(static_cast<uint64_t>(options_.dataset_samples), options_.seed),
       core_(self_.id, session.limits()),
       savers_(
@@ -359,6 +367,7 @@ bool Run::entered_new_view(Lock& lock) {
   FormedView formed = *std::exchange(formed_, std::nullopt);
   std::unique_ptr<Group> old = std::exchange(group_, std::move(formed.group));
   std::unique_ptr<DeviceGroup> old_devices = std::exchange(devices_, std::move(formed.devices));
+  if (!devices_) nccl_failures_.clear(), nccl_hung_ = false;
   const control::Version before = core_.version();
   incoming_ = std::move(formed.incoming);
   incoming_shards_ = std::move(formed.shards);
@@ -863,11 +872,13 @@ Status Run::wait_for_reduction(std::vector<Work> beside, const std::function<Sta
   if (!devices_) return status;
   if (!status.ok()) devices_->revoke(status.error().message);
   std::vector<int> none;
+  const Instant began = now();
   const Status reduced = reducer_->wait(deadline, none);
   const std::lock_guard lock(mutex_);
+  nccl_hung_ = status.ok() && !reduced.ok() && now() - began >= options_.step_timeout / 2;
   if (status.ok() && reduced.ok()) {
     nccl_failures_.clear();
-  } else if (status.ok() && !view_is_over()) {
+  } else if (status.ok()) {  // also where another rank was faster to say so
     nccl_failures_.push_back(reduced.error().message);
   }
   return status.ok() ? reduced : status;
@@ -884,7 +895,11 @@ Status Run::put_reduced(const Gradients& gradients) {
     const std::lock_guard lock(mutex_);
     reduced_ready_ = true;  // no lesson begins with this step any more
   }
-  return teacher_.wants(step_version_) ? mean->wait_on_host(now() + options_.step_timeout) : ok();
+  if (!teacher_.wants(step_version_)) return ok();
+  const Status there = mean->wait_on_host(now() + options_.step_timeout);
+  if (there.ok() || there.error().code != ErrorCode::kRetry) return there;
+  return Error{ErrorCode::kEnvironment,
+               "the mean gradient did not come from the device in time: " + there.error().message};
 }
 
 void Run::note_reduced(uint64_t combined_plan) {

@@ -264,7 +264,8 @@ class Run final : private Session::Listener {
       lane_exchange_;                       // as old as the reducer; null where there are no values per lane
   std::unique_ptr<Group> group_;            // replaced by the program's thread only, under the lock
   std::unique_ptr<DeviceGroup> devices_;    // likewise; null where the host reduces
-  std::vector<std::string> nccl_failures_;  // in views that were not over, since the last success
+  std::vector<std::string> nccl_failures_;  // of NCCL alone, since it last did well
+  bool nccl_hung_ = false;                  // the newest of them
   control::View view_;
   bool group_failed_ = false;                  // an operation failed: nothing more until the leader says on
   std::vector<LaneRange> assignment_;          // where there are no residuals, which say who computes a lane

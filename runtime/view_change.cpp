@@ -81,9 +81,9 @@ void Run::form(const control::Install& install) {
   perform(core_.formed(install.view.generation));
 }
 
-// Where all can: else the host reduces in this view. So it does where NCCL has failed in two views one after
-// the other, without a step between, and nobody would get any further. One failure is what a lost peer may
-// cause.
+// Where all can: else the host reduces in this view. So it does where NCCL alone has failed twice, without a
+// step between, or has hung with nobody lost since (the leader ends a job that hangs twice): nobody would get
+// any further. One failure is what a lost peer may cause.
 Status Run::join_devices(const control::Install& install, FormedView& formed,
                          std::vector<control::MemberId>& suspects) {
   if (!options_.nccl) return ok();
@@ -95,7 +95,10 @@ Status Run::join_devices(const control::Install& install, FormedView& formed,
   };
   {
     const std::lock_guard lock(mutex_);
-    if (nccl_failures_.size() > 1) options.why_not = std::exchange(nccl_failures_, {}).back();
+    const bool all_stay = std::ranges::all_of(view_.members, [&](const control::Member& member) {
+      return install.view.rank_of(member.id).has_value();
+    });
+    if (nccl_failures_.size() > 1 || (nccl_hung_ && all_stay)) options.why_not = nccl_failures_.back();
   }
   std::vector<int> ranks;
   auto joined = DeviceGroup::form(*formed.group, options, ranks);

@@ -291,9 +291,11 @@ typedef enum muster_collectives {
   /* The host: sums cross the bus, and the mean comes back over it. */
   MUSTER_COLLECTIVES_HOST = 0,
   /* NCCL, from device to device; the mean comes to the host beside the next step, since a member that joins
-   * or has lost a step may be sent it. In a view whose devices NCCL cannot join, and after it has failed
-   * twice in a row, the host does it, and an event tells why. Of all processes or none; not with a codec, L
-   * at most 64; each process has a device of its own. It has not run on a GPU yet. */
+   * or has lost a step may be sent it. In a view whose devices NCCL cannot join, and in one after NCCL
+   * has failed twice in a row or hung, the host does it, and an event tells why. Of all processes or
+   * none; not with a codec, L at most 64; each process has a device of its own. It has not run on a GPU yet.
+   * Microbatches are timed as their work is enqueued: who is slow on the device is not told as a straggler,
+   * and step_timeout_seconds counts from then on. */
   MUSTER_COLLECTIVES_NCCL = 1
 } muster_collectives;
 
@@ -362,7 +364,7 @@ typedef struct muster_train_options {
    * life of a job, as the codec is. Not with sharded tensors, nor checkpoint_local_dir, nor a state in a
    * device's memory; and a state serves one such run. */
   uint64_t error_feedback;
-  int32_t device_collectives; /* a muster_collectives; MUSTER_COLLECTIVES_HOST */
+  int64_t device_collectives; /* a muster_collectives; MUSTER_COLLECTIVES_HOST */
 } muster_train_options;
 
 /* Fills in the defaults, so that a program sets only what it means. */

@@ -281,8 +281,8 @@ void Coordinator::State::begin_pace() {
   local_pace.measured.nodes_lost(lost.size());
   for (const Tier tier : {Tier::kShared, Tier::kLocal}) {
     TierPace& pace = pace_of(tier);
-    if (!pace.wanted) continue;
     pace.measured.view_begins(now, static_cast<uint32_t>(first_ranks.size()));
+    if (!pace.wanted) continue;
     for (const SaveSchedule& schedule : pace.told.all()) to_view(schedule);
   }
 }
@@ -298,8 +298,9 @@ void Coordinator::State::pace_saves(Tier tier, Version version) {
   constexpr double kAhead = 2;      // seconds
   constexpr double kChange = 0.25;  // of the interval, and it is told anew
   TierPace& pace = pace_of(tier);
-  if (!pace.wanted || phase != Phase::kRunning || stop) return;
-  if (!pace.measured.progressed(now, version)) return;
+  if (!(shared_pace.wanted || local_pace.wanted) || phase != Phase::kRunning || stop) return;
+  // What a tier's saves cost is needed for the other one, too.
+  if (!pace.measured.progressed(now, version) || !pace.wanted) return;
   const std::optional<SaveFacts> facts = pace.measured.facts();
   if (!facts) return;
   const SaveInterval interval = decide_save_interval(*facts);

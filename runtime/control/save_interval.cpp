@@ -70,7 +70,8 @@ SaveInterval decide_save_interval(const SaveFacts& facts) {
   const double longest = facts.cost_s ? kLongest : kFirst;
   const double seconds = std::max(std::min(best, longest), shortest);
   SaveInterval interval;
-  interval.steps = std::max<int64_t>(1, std::llround(seconds / facts.step_s));
+  interval.steps = std::max<int64_t>(
+      {1, std::llround(seconds / facts.step_s), static_cast<int64_t>(std::ceil(shortest / facts.step_s))});
   std::string losses = "a node is lost every " + in_words(mtbf);
   if (facts.losses_covered > 0)
     losses += ", but for " + std::to_string(facts.losses_covered) + " times that its own saves outlived";
@@ -105,7 +106,7 @@ bool SavePace::progressed(Instant now, Version version) {
     if (in_window_) {
       window_ = {window_.time + span.time, window_.steps + span.steps};
       if (open_ == 0) close_window();
-    } else if (open_ == 0 && !other_since_last_) {
+    } else if (open_ == 0 && (!other_since_last_ || step_s_ == 0)) {  // too long is better than not known
       add_quiet(span);
     }
   }

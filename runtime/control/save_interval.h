@@ -63,9 +63,10 @@ SaveInterval decide_save_interval(const SaveFacts& facts);
 // What the leader measures. Times are those of the Progress that reaches it, which a member sends as it
 // completes a step: so a span from one to another holds whole steps.
 //
-// Steps while a save of the other tier is open are no measure of a step. Where saves of both tiers are open
-// at once, each is to count only its own cost: a shared save has local ones within it, whose cost is known
-// from those that were alone, and is taken off; a local one beside a shared one is not measured.
+// Steps while a save of the other tier is open are no measure of a step, unless there is no other. Where
+// saves of both tiers are open at once, each is to count only its own cost: a shared save has local ones
+// within it, whose cost is known from those that were alone, and is taken off; a local one beside a shared
+// one is not measured.
 class SavePace {
  public:
   // `node_s_for_a_loss`: what to expect before anything was seen.

@@ -369,7 +369,12 @@ def copies(ckpt, folder):
     assert (folder / "copy-small.safetensors").read_bytes() == (folder / "copy-whole.safetensors").read_bytes()
     assert "HDF5 cannot look into" in ckpt("index", "copy-small", code=78)
     assert "have no parity" in ckpt("repair", "copy-small", "--parity", 2, code=1)
-    assert "cannot" in ckpt("copy", "copy-whole@7", "copy-small", code=1), "it is there already"
+    assert "copy into another folder" in ckpt("copy", "copy-whole@7", "copy-small", code=78), "it is there already"
+    killed = folder / "copy-killed" / Path(copied["folder"]).name  # what a copy that was killed leaves
+    killed.mkdir(parents=True)
+    (killed / "shard-000000-0000000000000001.h5").write_bytes(b"half")
+    assert ckpt.json("copy", "copy-whole@7", "copy-killed")["usable"]
+    assert not (killed / "shard-000000-0000000000000001.h5").exists()
     again = ckpt.json("copy", "copy-small@7", "copy-again")
     assert again["compression"] is None
     originals = {f.name: f.read_bytes() for f in (folder / "copy-whole").glob("v*/shard-*")}

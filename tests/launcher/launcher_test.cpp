@@ -281,6 +281,8 @@ TEST_F(Launcher, ASecondSignalEndsAtOnce) {
   const int worker = std::stoi(agent.finds("ready ([0-9]+)"));
   agent.signal(SIGINT);
   ASSERT_TRUE(agent.says("notice")) << agent.said();
+  // Reason for the wait: what comes within a second is the same wish.
+  usleep(1'200'000);
   agent.signal(SIGINT);
   EXPECT_EQ(agent.wait(), 75) << agent.said();
   EXPECT_FALSE(runs(worker));
@@ -342,7 +344,8 @@ TEST_F(Launcher, AnOutputThatNobodyReadsStopsNothing) {
       run({"--grace", "1000"}, {"/bin/sh", "-c", "yes 0123456789012345678901234567890123456789"}));
   usleep(1'500'000);
   agent.signal(SIGTERM);
-  usleep(200'000);
+  // Reason for the wait: what comes within a second is the same wish.
+  usleep(1'200'000);
   agent.signal(SIGTERM);
   const Instant deadline = now() + kPatience;
   int status = 0;

@@ -418,7 +418,7 @@ TEST(CApi, AnOlderProgramSealsNothing) {
 TEST(CApi, AnOlderProgramsHostReducesGradients) {
   Misuse none;
   static_assert(offsetof(muster_train_options, device_collectives) ==
-                    offsetof(muster_train_options, checkpoint_key_file) + sizeof(const char*),
+                    offsetof(muster_train_options, error_feedback) + sizeof(uint64_t),
                 "no field may lie in an older structure's padding");
   EXPECT_EQ(train(none, 0, MUSTER_CODEC_NONE, offsetof(muster_train_options, device_collectives)),
             train(none));

@@ -302,10 +302,12 @@ TEST_F(LocalTier, OnlyWhatIsInTheSharedFolderIsToldAsSaved) {
     // Reason for the wait: two processes are listened to, and it ends with what they say.
     usleep(5000);
   }
-  for (AgentProcess* const agent : {nodes.a.get(), nodes.b.get()}) {
-    agent->signal(SIGTERM);  // a notice, which the worker that waits does not heed
-    agent->signal(SIGINT);   // and what ends its patience
-  }
+  fs::remove(folder_ + "/job/checkpoints/owner.json");  // nothing more can be saved there
+  // A notice, which the worker that waits does not heed, and what ends its patience.
+  for (AgentProcess* const agent : {nodes.a.get(), nodes.b.get()}) agent->signal(SIGTERM);
+  // Reason for the wait: what comes within a second is the same wish.
+  usleep(1'200'000);
+  for (AgentProcess* const agent : {nodes.a.get(), nodes.b.get()}) agent->signal(SIGINT);
   nodes.a->wait();
   nodes.b->wait();
   EXPECT_THAT(nodes.a->said() + nodes.b->said(), HasSubstr("; version 4 is the newest that is saved"));

@@ -56,6 +56,16 @@ TEST(Interval, IsNoShorterThanASaveTakes) {
   EXPECT_EQ(decide_save_interval(facts).steps, 1);
 }
 
+// Rounded down, every second save would be due while the one before is written.
+TEST(Interval, OfLongStepsIsRoundedUpToWhatASaveTakes) {
+  SaveFacts facts = some_facts();
+  facts.step_s = 10;
+  facts.took_s = 11;
+  facts.cost_s = 0.001;
+  facts.node_s_for_a_loss = 10;
+  EXPECT_EQ(decide_save_interval(facts).steps, 2);
+}
+
 TEST(Interval, IsNoLongerThanAnHourAndBeforeTheFirstSaveThanAMinute) {
   SaveFacts facts = some_facts();
   facts.node_s_for_a_loss = 1e12;
@@ -265,6 +275,15 @@ TEST_F(BesideOther, StepsBesideTheOthersSavesAreNoMeasureOfAStep) {
   steps(1, 5 * kSecond);  // it was within this one
   EXPECT_NEAR(pace.facts()->step_s, 0.2, 1e-6);
   EXPECT_FALSE(pace.facts()->cost_s.has_value()) << "it is no save of this tier";
+}
+
+// Nodes that save at every step leave none without a save: a step that is too long is better than no
+// schedule.
+TEST_F(BesideOther, WhereTheOtherSavesAllTheTimeItsStepsAreTheMeasure) {
+  pace.view_begins(now, 2);
+  for (int i = 0; i < 40; ++i) other_saves(1, 300 * kMillisecond, 0.1);
+  ASSERT_TRUE(pace.facts().has_value());
+  EXPECT_NEAR(pace.facts()->step_s, 0.3, 1e-6);
 }
 
 TEST_F(BesideOther, ASharedSaveDoesNotCostWhatLocalOnesWithinItDo) {
