@@ -40,7 +40,10 @@ Bytes::Bytes(const void* buffer, MPI_Datatype type, Blocks blocks, In in)
   PMPI_Type_get_extent(type, &lower, &extent_);
   element_ = static_cast<size_t>(size);
   dense_ = is_dense(type, size);
-  if (!dense_) PMPI_Type_dup(type, &type_);
+  if (!dense_) {  // the program may free its own while the operation is under way
+    PMPI_Type_dup(type, &type_);
+    duplicate_.reset(new MPI_Datatype(type_));
+  }
   bool adjacent = dense_ && in == In::kPlaceIfPossible;
   for (Block& block : blocks_) {
     usable_ = usable_ && block.count >= 0;
@@ -57,24 +60,9 @@ Bytes::Bytes(const void* buffer, MPI_Datatype type, Blocks blocks, In in)
   data_ = packed_.get();
 }
 
-Bytes& Bytes::operator=(Bytes&& other) noexcept {
-  std::swap(buffer_, other.buffer_);
-  std::swap(type_, other.type_);
-  std::swap(blocks_, other.blocks_);
-  std::swap(extent_, other.extent_);
-  std::swap(element_, other.element_);
-  std::swap(dense_, other.dense_);
-  std::swap(usable_, other.usable_);
-  std::swap(sizes_, other.sizes_);
-  std::swap(offsets_, other.offsets_);
-  std::swap(size_, other.size_);
-  std::swap(data_, other.data_);
-  std::swap(packed_, other.packed_);
-  return *this;
-}
-
-Bytes::~Bytes() {
-  if (!dense_) PMPI_Type_free(&type_);
+void Bytes::FreeType::operator()(MPI_Datatype* type) const {
+  PMPI_Type_free(type);
+  delete type;
 }
 
 void Bytes::gather() {

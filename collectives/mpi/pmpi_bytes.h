@@ -10,7 +10,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <utility>
 #include <vector>
 
 namespace muster::pmpi {
@@ -31,9 +30,6 @@ class Bytes {
  public:
   enum class In : uint8_t { kPlaceIfPossible, kOwnMemory };
   Bytes() = default;  // of nothing
-  Bytes(Bytes&& other) noexcept { *this = std::move(other); }
-  Bytes& operator=(Bytes&& other) noexcept;
-  ~Bytes();
   Bytes(const void* buffer, MPI_Datatype type, Blocks blocks, In in = In::kPlaceIfPossible);
 
   size_t size() const { return size_; }
@@ -51,10 +47,14 @@ class Bytes {
   void spread();
 
  private:
+  struct FreeType {
+    void operator()(MPI_Datatype* type) const;
+  };
   void copy(int block, bool gathers);
 
   char* buffer_ = nullptr;
-  MPI_Datatype type_ = MPI_BYTE;  // where it is not dense a duplicate: the program may free its own meanwhile
+  MPI_Datatype type_ = MPI_BYTE;
+  std::unique_ptr<MPI_Datatype, FreeType> duplicate_;  // where it is packed by MPI: then type_
   Blocks blocks_;
   MPI_Aint extent_ = 1;
   size_t element_ = 1;

@@ -104,6 +104,8 @@ void look_until(Done done) {
     if (looks < kYields)
       std::this_thread::yield();
     else
+      // Reason for the wait: the other process may be dead, or stopped, and this one looks until it lets go
+      // itself.
       std::this_thread::sleep_for(std::chrono::microseconds(100));
   }
 }

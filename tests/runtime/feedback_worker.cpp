@@ -10,7 +10,6 @@
 // then. "plain" is without error feedback; "with-values" has a value per lane beside it; "slow" lets all
 // steps take a tenth of a second; "every:N" saves every N steps in place of 7. Who sees the end adds a line
 // with the weights to FOLDER/results.
-#include <fcntl.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -25,6 +24,7 @@
 #include <vector>
 
 #include "tests/runtime/die_at.h"
+#include "tests/runtime/worker_result.h"
 
 namespace {
 
@@ -118,16 +118,8 @@ int train(int argc, char** argv) {
   }
   if (run.exit_code() != 0) return run.exit_code();
   if (run.info().rank < 0) return 0;  // it came too late to be a member: what it has is not the run's
-  uint64_t sum = 0;
-  for (const float value : weights) {
-    uint32_t bits = 0;
-    static_assert(sizeof bits == sizeof value);
-    __builtin_memcpy(&bits, &value, sizeof bits);
-    sum = sum * 1099511628211ULL + bits;
-  }
-  const std::string line = "weights " + std::to_string(sum) + " updates " + std::to_string(updates) + "\n";
-  const int file = open((folder + "/results").c_str(), O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0600);
-  return write(file, line.data(), line.size()) == static_cast<ssize_t>(line.size()) ? 0 : 1;
+  const std::string sum = std::to_string(muster::digest_of_values(weights));
+  return muster::add_result(folder, "weights " + sum + " updates " + std::to_string(updates) + "\n") ? 0 : 1;
 }
 
 }  // namespace

@@ -6,8 +6,6 @@
 // While there are fewer workers steps take a tenth of a second, so that others can join.
 // At each of these places one worker, the first to come there, kills itself. Who sees the end adds a line
 // with its weights and generators to FOLDER/results.
-#include <fcntl.h>
-#include <unistd.h>
 
 #include <array>
 #include <chrono>
@@ -20,6 +18,7 @@
 #include <vector>
 
 #include "tests/runtime/die_at.h"
+#include "tests/runtime/worker_result.h"
 
 namespace {
 
@@ -80,18 +79,10 @@ int main(int argc, char** argv) {
   }
   if (run.exit_code() != 0) return run.exit_code();
   if (run.info().rank < 0) return 0;  // it came too late to be a member: what it has is not the run's
-  uint64_t sum = 0;
-  for (const float weight : weights) {
-    uint32_t bits = 0;
-    static_assert(sizeof bits == sizeof weight);
-    __builtin_memcpy(&bits, &weight, sizeof bits);
-    sum = sum * 1099511628211ULL + bits;
-  }
-  std::string line = "weights " + std::to_string(sum) + " generators";
+  std::string line = "weights " + std::to_string(muster::digest_of_values(weights)) + " generators";
   for (const uint64_t generator : generators) line += " " + std::to_string(generator);
   line += " marks";
   for (const uint8_t mark : marks) line += " " + std::to_string(mark);
   line += "\n";
-  const int file = open((folder + "/results").c_str(), O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0600);
-  return write(file, line.data(), line.size()) == static_cast<ssize_t>(line.size()) ? 0 : 1;
+  return muster::add_result(folder, line) ? 0 : 1;
 }

@@ -13,7 +13,6 @@
 // itself; at hang:N it hangs, and at slow:N it is slow from there on; at after:N it is rank 0 that kills
 // itself; at step N of wait:N all wait until they are killed. With seed:2 it is another job; with parity its
 // saves have that. Who sees the end adds a line with the weights to FOLDER/results.
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -26,6 +25,7 @@
 #include <vector>
 
 #include "tests/runtime/die_at.h"
+#include "tests/runtime/worker_result.h"
 
 namespace {
 
@@ -191,17 +191,9 @@ int train(int argc, char** argv) {
   if (run.exit_code() != 0) return run.exit_code();
   if (run.info().rank < 0) return 0;  // it came too late to be a member: what it has is not the run's
   uint64_t sum = 0;
-  for (const auto* values : {&weights, &few, &extra}) {
-    for (const float value : *values) {
-      uint32_t bits = 0;
-      static_assert(sizeof bits == sizeof value);
-      __builtin_memcpy(&bits, &value, sizeof bits);
-      sum = sum * 1099511628211ULL + bits;
-    }
-  }
+  for (const auto* values : {&weights, &few, &extra}) sum = muster::digest_of_values(*values, sum);
   const std::string line = "weights " + std::to_string(sum) + " updates " + std::to_string(updates) + "\n";
-  const int file = open((folder + "/results").c_str(), O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0600);
-  return write(file, line.data(), line.size()) == static_cast<ssize_t>(line.size()) ? 0 : 1;
+  return muster::add_result(folder, line) ? 0 : 1;
 }
 
 }  // namespace

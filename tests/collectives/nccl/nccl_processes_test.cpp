@@ -171,7 +171,7 @@ void reduce_until_lost(Rank& rank, int striker, const std::function<void()>& str
     for (int round = 0; status.ok(); ++round) {
       if (rank.rank() == striker && round == 20) {
         thread = std::thread([&] {
-          // Somewhere in the next operations; right whenever it comes.
+          // Reason for the wait: the blow is to fall within the next operations; right whenever it falls.
           std::this_thread::sleep_for(std::chrono::milliseconds(2));
           strike();
         });
@@ -226,7 +226,7 @@ TEST(NcclProcesses, AnAbortLeavesTheOthersInProgress) {
         auto operation = communicator->all_reduce(values.in(), values.out(), kCount, DType::kFloat32,
                                                   DeviceReduction::kSum, values.stream(), now() + kLong);
         RANK_EXPECT(rank, operation.ok(), "it is issued");
-        // To see that nothing is told; right without it.
+        // Reason for the wait: nothing is to be told, and what would be needs time to come; right without it.
         std::this_thread::sleep_for(std::chrono::nanoseconds(kShort));
         RANK_EXPECT(rank, communicator->health().ok(), "an abort elsewhere was told");
         const Status status = operation->wait(now() + kShort);
