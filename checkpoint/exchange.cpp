@@ -74,7 +74,11 @@ Result<ExportReport> export_safetensors(FileSystem& files, StateReader& state,
   MUSTER_TRY(check_specs(specs));
   ExportReport report;
   for (TensorSpec& spec : specs) {
-    if (!cast || spec.dtype == *cast || !can_cast(spec.dtype, *cast)) continue;
+    if (!cast || spec.dtype == *cast) continue;
+    if (!can_cast(spec.dtype, *cast)) {
+      report.kept_floats += is_float(spec.dtype) ? 1 : 0;
+      continue;
+    }
     spec.dtype = *cast;
     ++report.cast;
   }

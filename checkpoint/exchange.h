@@ -18,6 +18,7 @@ struct ExportReport {
   uint64_t tensors = 0;
   uint64_t bytes = 0;
   uint64_t cast = 0;             // tensors
+  uint64_t kept_floats = 0;      // tensors of fp8, which no cast takes, where one was asked for
   uint64_t became_infinite = 0;  // finite values that the narrower type cannot hold
 };
 Result<ExportReport> export_safetensors(FileSystem& files, StateReader& state,

@@ -77,8 +77,10 @@ void Difference::add(DType dtype, ByteSpan a, ByteSpan b) {
     for (size_t i = 0; i < batch; ++i) {
       if (std::memcmp(raw_a.data() + i * element, raw_b.data() + i * element, element) == 0) continue;
       if (differing++ == 0) first_differing = count + first + i;
-      const double distance = std::abs(of_a[i] - of_b[i]);
-      if (std::isfinite(distance)) largest = std::max(largest, distance);
+      if (std::isfinite(of_a[i]) && std::isfinite(of_b[i]))
+        largest = std::max(largest, std::abs(of_a[i] - of_b[i]));
+      else
+        ++not_finite;
     }
   });
   count += a.size() / element;

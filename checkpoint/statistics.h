@@ -37,8 +37,10 @@ struct Statistics {
 
 struct Difference {
   uint64_t count = 0;
-  uint64_t differing = 0;        // in their bytes: -0 and 0 differ, and so may two NaNs
-  double largest = 0;            // |a - b| over pairs of finite values
+  uint64_t differing = 0;  // in their bytes: -0 and 0 differ, and so may two NaNs
+  double largest = 0;      // |a - b| over pairs of finite values
+  uint64_t not_finite =
+      0;  // of the differing pairs, those with a NaN or an infinity, which `largest` leaves out
   uint64_t first_differing = 0;  // its element, in row-major order; meaningful where differing > 0
   // Both sides hold the same elements, from element `count` on.
   void add(DType dtype, ByteSpan a, ByteSpan b);

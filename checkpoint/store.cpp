@@ -155,8 +155,7 @@ std::optional<VersionId> parse_save_name(const std::string& name) {
   return VersionId{*version, *nonce};
 }
 
-Result<Folder> Folder::own(FileSystem& files, const std::string& raw_path, const std::string& who,
-                           const std::string& help) {
+Result<Folder> Folder::lock(FileSystem& files, const std::string& raw_path, const std::string& help) {
   Folder folder(files, without_trailing_slash(raw_path));
   MUSTER_TRY(create_folders(files, folder.path_));
   auto lock = files.lock(folder.path_ + "/owner.lock");
@@ -168,10 +167,28 @@ Result<Folder> Folder::own(FileSystem& files, const std::string& raw_path, const
                      (owner.ok() ? owner->who : "which has not yet said who it is") + "); " + help};
   }
   folder.lock_ = std::move(lock).value();
-  MUSTER_ASSIGN(const uint64_t last, folder.last_fence());
-  folder.fence_ = last + 1;
-  const Json owner = {{"fence", folder.fence_}, {"who", who}, {"since_ms", wall_time_ms()}};
-  MUSTER_TRY(replace_file(files, folder.path_, kOwnerName, as_bytes(small_file(owner))));
+  return folder;
+}
+
+Status Folder::take_fence(const std::string& who) {
+  MUSTER_ASSIGN(fence_, last_fence());
+  const Json owner = {{"fence", fence_ + 1}, {"who", who}, {"since_ms", wall_time_ms()}};
+  MUSTER_TRY(replace_file(*files_, path_, kOwnerName, as_bytes(small_file(owner))));
+  ++fence_;
+  return ok();
+}
+
+Result<Folder> Folder::own(FileSystem& files, const std::string& path, const std::string& who,
+                           const std::string& help) {
+  MUSTER_ASSIGN(Folder folder, lock(files, path, help));
+  MUSTER_TRY(folder.take_fence(who));
+  return folder;
+}
+
+Result<Folder> Folder::own_to_prune(FileSystem& files, const std::string& path, const std::string& who) {
+  MUSTER_ASSIGN(Folder folder, lock(files, path, kEndThatJob));
+  const Status taken = folder.take_fence(who);
+  if (!taken.ok() && !folder.check_fence().ok()) return taken.error();
   return folder;
 }
 

@@ -77,6 +77,9 @@ class Folder {
   // no locks).
   static Result<Folder> own(FileSystem& files, const std::string& path, const std::string& who,
                             const std::string& help = kEndThatJob);
+  // To remove versions from it (prune()), also where not even its own file can be written, as on a full disk:
+  // the fence then stays the last owner's. Nothing may be published through it. Errors: as of own().
+  static Result<Folder> own_to_prune(FileSystem& files, const std::string& path, const std::string& who);
   // For the owner's other processes, which write shards and may publish, with the fence that it tells them.
   static Result<Folder> join(FileSystem& files, const std::string& path, uint64_t fence);
   // Beside an owner that lives but cannot be reached, for one save (PROTOCOL 12): with its fence, without its
@@ -138,6 +141,8 @@ class Folder {
 
  private:
   Folder(FileSystem& files, std::string path) : files_(&files), path_(std::move(path)) {}
+  static Result<Folder> lock(FileSystem& files, const std::string& path, const std::string& help);
+  Status take_fence(const std::string& who);
   Status check_fence();
   Result<Candidate> examine(const std::string& name);
   Result<uint64_t> last_fence();

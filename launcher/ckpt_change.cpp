@@ -188,6 +188,7 @@ int ckpt_export(const CkptArguments& arguments) {
            {"tensors", exported->tensors},
            {"bytes", exported->bytes},
            {"cast", exported->cast},
+           {"kept_floats", exported->kept_floats},
            {"became_infinite", exported->became_infinite}});
   else
     std::printf("%s: %llu tensors, %s\n", arguments.second.c_str(),
@@ -195,6 +196,10 @@ int ckpt_export(const CkptArguments& arguments) {
   if (exported->became_infinite > 0 && !arguments.json)
     std::fprintf(stderr, "muster: %llu finite values do not fit into %s and became infinite\n",
                  static_cast<unsigned long long>(exported->became_infinite), arguments.cast.c_str());
+  if (exported->kept_floats > 0 && !arguments.json)
+    std::fprintf(stderr, "muster: %llu %s not cast: their scales are the program's\n",
+                 static_cast<unsigned long long>(exported->kept_floats),
+                 exported->kept_floats == 1 ? "tensor of 8-bit floats was" : "tensors of 8-bit floats were");
   return 0;
 }
 
@@ -252,7 +257,7 @@ int ckpt_prune(const CkptArguments& arguments) {
   constexpr uint64_t kSecondsMax = uint64_t{1} << 40;  // no overflow in milliseconds
   policy.keep_younger_ms = static_cast<int64_t>(std::min(arguments.keep_younger_s, kSecondsMax)) * 1000;
   auto folder = arguments.dry_run ? Folder::look(real_files(), arguments.first)
-                                  : Folder::own(real_files(), arguments.first, who_am_i());
+                                  : Folder::own_to_prune(real_files(), arguments.first, who_am_i());
   if (!folder.ok()) return report(folder.error());
   const auto pruned =
       arguments.dry_run ? folder->would_prune(policy, wall_time_ms()) : folder->prune(policy, wall_time_ms());

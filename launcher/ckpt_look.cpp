@@ -155,7 +155,7 @@ std::string seal_text(const Manifest& manifest) {
 void print_header(const Candidate& candidate) {
   const Manifest& manifest = *candidate.manifest;
   const auto line = [](const char* name, const std::string& value) {
-    std::printf("%-16s %s\n", name, value.c_str());
+    std::printf("%-16s %s\n", name, printable(value).c_str());
   };
   line("version", std::to_string(manifest.id.version) + " (save " + hex64(manifest.id.nonce) + ")");
   line("state", state_text(candidate));
@@ -232,7 +232,14 @@ struct Verdict {
   bool good = false;                  // the save
   bool parity_is_good = false;        // what it has of it
   bool parity_can_be_mended = false;  // some of it is damaged or missing
+  bool removed = false;               // by a retention that went on meanwhile; nothing else is told then
 };
+
+// A published manifest goes only with its save, and first.
+bool was_removed(const Candidate& candidate) {
+  const auto manifest = real_files().stat(candidate.folder + "/" + kManifestName);
+  return candidate.finished && manifest.ok() && !*manifest;
+}
 
 // What the save has beside its shards, to rebuild them from.
 void verify_parity_of(const Candidate& candidate, const SealKeyPtr& key, Verdict& verdict, bool quiet) {
@@ -284,6 +291,11 @@ Verdict verify_save(const Candidate& candidate, const SealKeyPtr& key, bool quie
     }
   }
   verify_parity_of(candidate, key, verdict, quiet);
+  verdict.removed = !(verdict.good && verdict.parity_is_good) && was_removed(candidate);
+  if (verdict.removed) {
+    verdict.json["removed"] = true;
+    return verdict;
+  }
   if (!verdict.good) verdict.json["repairable"] = can_be_repaired(candidate, key);
   verdict.json["good"] = verdict.good;
   verdict.json["state"] = state_text(candidate);
@@ -294,13 +306,17 @@ Verdict verify_save(const Candidate& candidate, const SealKeyPtr& key, bool quie
 }
 
 void print_verdict(const Candidate& candidate, const Verdict& verdict) {
+  if (verdict.removed) {
+    std::printf("%s: removed while it was verified\n", to_string(candidate.id).c_str());
+    return;
+  }
   std::printf("%s: %s, %s, %.2f s\n", to_string(candidate.id).c_str(), verdict.good ? "good" : "BAD",
               human_bytes(verdict.json["bytes"].get<uint64_t>()).c_str(),
               verdict.json["seconds"].get<double>());
   for (const Json& problem : verdict.json["problems"])
-    std::printf("  %s\n", problem.get_ref<const std::string&>().c_str());
+    std::printf("  %s\n", printable(problem.get_ref<const std::string&>()).c_str());
   for (const Json& problem : verdict.json["parity"]["problems"])
-    std::printf("  %s\n", problem.get_ref<const std::string&>().c_str());
+    std::printf("  %s\n", printable(problem.get_ref<const std::string&>()).c_str());
   const bool is_repairable =
       verdict.good ? verdict.parity_can_be_mended : verdict.json["repairable"].get<bool>();
   if (is_repairable) std::printf("  muster ckpt repair %s would make it right\n", candidate.folder.c_str());
@@ -332,19 +348,20 @@ Result<Difference> compare(Sides& sides, uint32_t in_a, uint32_t in_b, Statistic
 
 struct DiffOutput {
   Json tensors = Json::array();
-  Table table{{"tensor", "differing", "of", "largest", "first at", "mean A", "mean B", "NaN A", "NaN B"}};
+  Table table{{"tensor", "differing", "of", "largest", "not finite", "first at", "mean A", "mean B", "NaN A",
+               "NaN B"}};
   uint64_t equal = 0;
   uint64_t different = 0;
 
   void only(const TensorSpec& spec, const char* side) {
     ++different;
     tensors.push_back({{"name", spec.name}, {"only_in", side}});
-    table.add({spec.name, std::string("only in ") + side, "", "", "", "", "", "", ""});
+    table.add({spec.name, std::string("only in ") + side, "", "", "", "", "", "", "", ""});
   }
   void unlike(const TensorSpec& a, const TensorSpec& b) {
     ++different;
     tensors.push_back({{"name", a.name}, {"a", to_string(a)}, {"b", to_string(b)}});
-    table.add({a.name, "A " + to_string(a) + ", B " + to_string(b), "", "", "", "", "", "", ""});
+    table.add({a.name, "A " + to_string(a) + ", B " + to_string(b), "", "", "", "", "", "", "", ""});
   }
   void values(const TensorSpec& spec, const Difference& difference, const Statistics& a,
               const Statistics& b) {
@@ -357,12 +374,14 @@ struct DiffOutput {
                        {"differing", difference.differing},
                        {"count", difference.count},
                        {"largest", difference.largest},
+                       {"not_finite", difference.not_finite},
                        {"first_differing", difference.first_differing},
                        {"a", launcher::to_json(a)},
                        {"b", launcher::to_json(b)}});
     table.add({spec.name, std::to_string(difference.differing), std::to_string(difference.count),
-               number_text(difference.largest), std::to_string(difference.first_differing),
-               number_text(a.mean()), number_text(b.mean()), std::to_string(a.nans), std::to_string(b.nans)});
+               number_text(difference.largest), std::to_string(difference.not_finite),
+               std::to_string(difference.first_differing), number_text(a.mean()), number_text(b.mean()),
+               std::to_string(a.nans), std::to_string(b.nans)});
   }
 };
 
@@ -436,7 +455,7 @@ int ckpt_ls(const CkptArguments& arguments) {
     std::printf("%s holds no saves\n", folder->path().c_str());
   } else {
     table.print();
-    for (const std::string& reason : reasons) std::printf("%s\n", reason.c_str());
+    for (const std::string& reason : reasons) std::printf("%s\n", printable(reason).c_str());
   }
   return reasons.empty() ? 0 : kExitFound;
 }
@@ -470,16 +489,19 @@ int ckpt_verify(const CkptArguments& arguments) {
   }
   Json list = Json::array();
   bool all_good = true;
+  bool nothing_seen = true;
   for (const Candidate& save : saves->candidates) {
     const Verdict verdict = verify_save(save, *key, arguments.json);
-    all_good &= verdict.good && verdict.parity_is_good;
+    all_good &= verdict.removed || (verdict.good && verdict.parity_is_good);
+    nothing_seen &= verdict.removed;
     if (!arguments.json) print_verdict(save, verdict);
     list.push_back(verdict.json);
-    if (!owned || !verdict.good) continue;
+    if (!owned || !verdict.good || verdict.removed) continue;
     const Status marked = owned->mark_verified(save.id);
     if (!marked.ok()) return report(marked.error());
   }
   if (arguments.json) print({{"saves", list}});
+  if (nothing_seen) return kExitTrouble;
   return all_good ? 0 : kExitFound;
 }
 

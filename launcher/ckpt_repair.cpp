@@ -53,7 +53,7 @@ struct Tally {
 
   void print_text(bool dry_run) const {
     if (has_rows) table.print();
-    for (const std::string& line : unreadable) std::printf("%s\n", line.c_str());
+    for (const std::string& line : unreadable) std::printf("%s\n", printable(line).c_str());
     const size_t count = saves.size();
     if (!has_rows && unreadable.empty())
       std::printf("nothing to repair in %zu save%s\n", count, count == 1 ? "" : "s");

@@ -35,7 +35,8 @@ std::string without_slash(std::string path) {
   return path;
 }
 
-// What the user wrote behind '@', or the name of a save's own folder.
+// What the user wrote behind '@', or the name of a save's own folder. A folder that is there under the whole
+// name is that folder: names may have an '@'.
 struct Wanted {
   std::string folder;
   std::string version;  // empty: the newest usable
@@ -44,7 +45,9 @@ struct Wanted {
 Wanted wanted_of(const std::string& raw) {
   const std::string name = without_slash(raw);
   const size_t at = name.rfind('@');
-  if (at != std::string::npos && name.find('/', at) == std::string::npos)
+  const auto itself = real_files().stat(name);
+  const bool is_folder = itself.ok() && *itself && (*itself)->is_directory;
+  if (at != std::string::npos && name.find('/', at) == std::string::npos && !is_folder)
     return {without_slash(name.substr(0, at)), name.substr(at + 1)};
   const size_t slash = name.find_last_of('/');
   const std::string last = slash == std::string::npos ? name : name.substr(slash + 1);
@@ -70,8 +73,29 @@ Error none_such(const Wanted& wanted, std::span<const Candidate> candidates) {
 
 }  // namespace
 
+std::string printable(const std::string& text, bool lines) {
+  std::string shown;
+  unsigned char last = 0;
+  for (const char character : text) {
+    const auto byte = static_cast<unsigned char>(character);
+    const bool is_c1 = last == 0xc2 && byte >= 0x80 && byte < 0xa0;  // U+0080 to U+009F, in UTF-8
+    last = byte;
+    if (!is_c1 && byte >= 0x20 && byte != 0x7f) {
+      shown += character;
+    } else if (lines && byte == '\n') {
+      shown += character;
+    } else {
+      char escaped[8];
+      std::snprintf(escaped, sizeof escaped, "\\x%02x", byte);
+      if (is_c1) shown.pop_back();
+      shown += is_c1 ? std::string("\\xc2") + escaped : escaped;
+    }
+  }
+  return shown;
+}
+
 int report(const Error& error) {
-  std::fprintf(stderr, "muster: %s\n", error.message.c_str());
+  std::fprintf(stderr, "muster: %s\n", printable(error.message, true).c_str());
   if (error.code == ErrorCode::kMisuse) return kExitMisuse;
   return error.code == ErrorCode::kDropCheckpoint ? kExitFound : kExitTrouble;
 }
@@ -82,7 +106,10 @@ void print(const Json& json) {
 
 Table::Table(std::vector<std::string> heads) { rows_.push_back(std::move(heads)); }
 
-void Table::add(std::vector<std::string> cells) { rows_.push_back(std::move(cells)); }
+void Table::add(std::vector<std::string> cells) {
+  for (std::string& cell : cells) cell = printable(cell);
+  rows_.push_back(std::move(cells));
+}
 
 void Table::print() const {
   const size_t columns = rows_.front().size();

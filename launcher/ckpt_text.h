@@ -13,6 +13,9 @@ namespace muster::launcher {
 
 using Json = nlohmann::json;
 
+// Names and sentences may come from files that anybody wrote: control characters, which would move a
+// terminal's cursor or worse, become \xNN. Line breaks stay where `lines`.
+std::string printable(const std::string& text, bool lines = false);
 // Prints the error and returns the exit code for it.
 int report(const Error& error);
 void print(const Json& json);

@@ -261,8 +261,9 @@ class RealFiles final : public FileSystem {
   Result<std::unique_ptr<FileLock>> lock(const std::string& path) override {
     const std::lock_guard guard(locked_files().mutex);
     if (const auto inode = inode_of(path); inode && locked_files().held.count(*inode) != 0) return held(path);
-    UniqueFd fd(open_now(path, O_RDWR | O_CREAT | O_CLOEXEC));
-    if (!fd) return failure("open", path, errno);
+    // Through a link two folders would share one lock. And whatever is lacking, nobody holds it for that.
+    UniqueFd fd(open_now(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW));
+    if (!fd) return Error{ErrorCode::kEnvironment, failure("open", path, errno).message};
     MUSTER_TRY(check_regular(fd.get(), path));
     struct flock request {};
     request.l_type = F_WRLCK;

@@ -37,6 +37,8 @@ const char* advice(int code) {
       return "; raise the limit of open files (ulimit -n)";
     case EIO:
       return "; the device reports a fault, check the system's log";
+    case ELOOP:
+      return "; it is a link where none may be, or links lead to each other: remove it";
     default:
       return "";
   }

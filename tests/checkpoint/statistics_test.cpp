@@ -102,6 +102,15 @@ TEST(Difference, GoesByBytes) {
   EXPECT_EQ(difference.differing, 3U);
   EXPECT_EQ(difference.first_differing, 0U);
   EXPECT_EQ(difference.largest, 0);
+  EXPECT_EQ(difference.not_finite, 2U);
+}
+
+TEST(Difference, OfGreatNumbersIsNotLeftOut) {
+  const double most = std::numeric_limits<double>::max();
+  Difference difference;
+  difference.add(DType::kFloat64, bytes_of_all(std::vector{most}), bytes_of_all(std::vector{-most}));
+  EXPECT_EQ(difference.largest, std::numeric_limits<double>::infinity());
+  EXPECT_EQ(difference.not_finite, 0U);
 }
 
 }  // namespace

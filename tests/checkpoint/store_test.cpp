@@ -352,6 +352,31 @@ TEST(Store, RetentionCountsVersionsThatShareAFileOnce) {
   EXPECT_THAT(kept(), ElementsAre(6, 5));
 }
 
+// Who cleans up because the disk is full cannot be asked to write first.
+TEST(Store, AFullDiskCanBePruned) {
+  MemoryFiles files;
+  {
+    auto folder = Folder::own(files, "ckpt", "a job");
+    ASSERT_OK(folder);
+    for (uint64_t v = 1; v <= 3; ++v) {
+      ASSERT_OK(save(files, *folder, state_of(v), {v, 10 + v}));
+      ASSERT_OK(folder->mark_verified({v, 10 + v}));
+    }
+    EXPECT_THAT(Folder::own_to_prune(files, "ckpt", "another").error().message, HasSubstr("a job"));
+  }
+  files.refuse = [](const Op& op) -> std::optional<Error> {
+    if (op.kind != OpKind::kWrite) return std::nullopt;
+    return Error{ErrorCode::kEnvironment, "no space left"};
+  };
+  EXPECT_FALSE(Folder::own(files, "ckpt", "another job").ok());
+  auto folder = Folder::own_to_prune(files, "ckpt", "who cleans up");
+  ASSERT_OK(folder);
+  const auto pruned = folder->prune({.keep_last = 1}, 0);
+  ASSERT_OK(pruned);
+  EXPECT_THAT(pruned->problems, ::testing::IsEmpty());
+  EXPECT_THAT(versions_of(*folder), ElementsAre(3));
+}
+
 TEST(Store, UnfinishedSavesArePrunedWhenNobodyCanBeWriting) {
   MemoryFiles files;
   auto folder = Folder::own(files, "ckpt", "a job");

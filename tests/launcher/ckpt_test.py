@@ -6,6 +6,8 @@ import ctypes
 import fcntl
 import json
 import os
+import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -128,7 +130,8 @@ def exchanges(ckpt, folder):
     ckpt("export", "ckpt@100", "half.safetensors", "--tensor", "half")
     assert list(read_safetensors(folder / "half.safetensors")[0]) == ["half"]
     cast = ckpt.json("export", "ckpt@100", "cast.safetensors", "--cast", "bfloat16")
-    assert (cast["cast"], cast["became_infinite"]) == (1, 0), cast
+    assert (cast["cast"], cast["became_infinite"], cast["kept_floats"]) == (1, 0, 1), cast
+    assert "1 tensor of 8-bit floats was not cast" in ckpt("export", "ckpt@100", "cast2.safetensors", "--cast", "float16")
     tensors, metadata = read_safetensors(folder / "cast.safetensors")
     assert tensors["w"] == ("BF16", [2, 3], b"".join(struct.pack("<f", x)[2:] for x in struct.unpack("<6f", FLOATS))), tensors["w"]
     assert {name: tensors[name] for name in TENSORS if name != "w"} == {n: t for n, t in TENSORS.items() if n != "w"}
@@ -157,6 +160,42 @@ def verifies(ckpt, folder):
     assert ckpt.json("show", "ckpt")["version"] == 100, "the newest usable one"
     ckpt("show", "ckpt@200", code=1)
     manifest.write_bytes(text)
+
+
+def removed_meanwhile(ckpt, folder):
+    """Retention removes a save while `verify --all` is still busy with a newer one: that is no damage."""
+    (folder / "leave.safetensors").write_bytes(safetensors(TENSORS))
+    for version in (1, 2):
+        ckpt("import", "leave.safetensors", "leave", "--version", version)
+    newer, older = (next((folder / "leave").glob(f"v*{version}-*")) for version in (2, 1))
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
+    shard = os.open(next(newer.glob("shard-*")), os.O_RDONLY)
+    fcntl.fcntl(shard, fcntl.F_SETLEASE, fcntl.F_WRLCK)  # whoever opens it now waits, and is told of by SIGIO
+    verify = subprocess.Popen([ckpt.muster, "ckpt", "verify", "leave", "--all"], cwd=folder, stdout=subprocess.PIPE, text=True)
+    assert signal.sigtimedwait([signal.SIGIO], 60), "verify did not open the newer one's shard"
+    (older / "manifest.json").unlink()
+    shutil.rmtree(older)
+    os.close(shard)
+    said = verify.communicate(timeout=60)[0]
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGIO])
+    assert verify.returncode == 0 and "good" in said and "version 1 " in said and "removed while it was verified" in said, said
+
+
+def speaks_plainly(ckpt, folder):
+    """What is shown of what anybody may have written does nothing to a terminal."""
+    ckpt("import", "a.safetensors", "run@3", "--version", 5)
+    manifest = next((folder / "run@3").glob("v*5-*/manifest.json"))
+    fields = json.loads(manifest.read_bytes().splitlines()[0])
+    fields["saved_by"] = "a\x1b[2Jb\x7f\x9bcß\n"
+    text = json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+    manifest.write_bytes(text + digest_line(text))
+    shown = ckpt("show", "run@3") + ckpt("show", "run@3@5")
+    assert shown.count(r"a\x1b[2Jb\x7f\xc2\x9bcß\x0a") == 2 and not set(shown) & set("\x1b\x7f\x9b"), shown
+    assert ckpt.json("show", "run@3/")["saved_by"] == fields["saved_by"]
+    (folder / "inf.safetensors").write_bytes(safetensors({"w": ("F32", [2, 3], struct.pack("<6f", 1, -2, 0, 9, float("inf"), 4))}))
+    ckpt("import", "inf.safetensors", "inf", "--version", 1)
+    different = ckpt.json("diff", "ckpt@100", "inf", "--tensor", "w", code=1)["tensors"][0]
+    assert (different["differing"], different["largest"], different["not_finite"]) == (2, 0, 2), different
 
 
 def flip(path, at):
@@ -410,7 +449,8 @@ def main():
                 return 77
             peer(ckpt, folder)
             return 0
-        for check in (looks, shows_what_is_shared, exchanges, verifies, repairs, refuses, seals, copies, prunes):
+        for check in (looks, shows_what_is_shared, speaks_plainly, exchanges, verifies, removed_meanwhile, repairs, refuses,
+                      seals, copies, prunes):
             check(ckpt, folder)
             print("ok", check.__name__)
     return 0

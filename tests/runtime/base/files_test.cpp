@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <gmock/gmock.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -50,6 +51,28 @@ TEST_F(Files, WhatIsNoFileIsRefusedAtOnce) {
   const auto lock = real_files().lock(pipe);
   ASSERT_FALSE(lock.ok());
   EXPECT_THAT(lock.error().message, HasSubstr("is a named pipe and not a file"));
+}
+
+TEST_F(Files, ALockIsNoLink) {
+  ASSERT_EQ(symlink((root_ + "/elsewhere").c_str(), (root_ + "/lock").c_str()), 0);
+  const auto lock = real_files().lock(root_ + "/lock");
+  ASSERT_FALSE(lock.ok());
+  EXPECT_THAT(lock.error().message, HasSubstr("it is a link where none may be"));
+  EXPECT_FALSE(std::filesystem::exists(root_ + "/elsewhere"));
+}
+
+// It was told as a lock that somebody else holds, and so as a folder of another job.
+TEST_F(Files, ALockForWhichNoDescriptorIsLeftIsHeldByNobody) {
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit none = before;
+  none.rlim_cur = 0;
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+  const auto lock = real_files().lock(root_ + "/lock");
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  ASSERT_FALSE(lock.ok());
+  EXPECT_EQ(lock.error().code, ErrorCode::kEnvironment);
+  EXPECT_THAT(lock.error().message, HasSubstr("ulimit -n"));
 }
 
 TEST_F(Files, ASocketIsRefused) {
