@@ -201,6 +201,21 @@ Status check_silences(const OptionValues& values) {
   return ok();
 }
 
+// Where a probe's file cannot be made, the node would never be ready, and be killed for it.
+Status check_probe_files(const OptionValues& values) {
+  for (const char* name : {"ready-file", "live-file"}) {
+    if (!values.is_set(name)) continue;
+    const std::string path = values.text(name);
+    const std::string folder = std::filesystem::path(path).parent_path();
+    if (path.empty() || access(folder.empty() ? "." : folder.c_str(), W_OK | X_OK) != 0)
+      return misuse(
+          "--" + std::string(name) + " '" + path + "' cannot be made: " +
+          (path.empty() ? "it has no name" : "its folder: " + std::generic_category().message(errno)) +
+          "; name a file in a folder that this user can write to");
+  }
+  return ok();
+}
+
 Result<Plan> make_plan(const OptionValues& values, std::vector<std::string> command) {
   Plan plan;
   if (command.empty())
@@ -208,6 +223,7 @@ Result<Plan> make_plan(const OptionValues& values, std::vector<std::string> comm
   MUSTER_ASSIGN(command[0], find_program(command[0]));
   plan.command = std::move(command);
   plan.node_name = values.is_set("node-name") ? values.text("node-name") : default_node_name();
+  if (plan.node_name.empty()) return misuse("--node-name is empty; leave it out, and it is the host's name");
   plan.secret.job = values.text("job");
   if (audit::canonical_name(plan.secret.job) != plan.secret.job)
     return misuse("--job is longer than " + std::to_string(audit::kNameBytesMax) +
@@ -216,6 +232,7 @@ Result<Plan> make_plan(const OptionValues& values, std::vector<std::string> comm
   MUSTER_TRY(check_rendezvous(values, plan));
   MUSTER_TRY(check_notices(values, plan));
   MUSTER_TRY(check_silences(values));
+  MUSTER_TRY(check_probe_files(values));
   MUSTER_TRY(check_log_dir(values.text("log-dir")));
   plan.has_secret = !plan.secret.secret.empty();
   if (!plan.has_secret) plan.secret.secret = random_bytes(32);

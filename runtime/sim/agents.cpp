@@ -278,6 +278,7 @@ void World::leader_does(size_t which, const control::Actions& actions) {
       if (is_paced(Tier::kLocal) && event->kind == EventKind::kSaveStarted && event->tier == Tier::kLocal)
         ++outcome.paced_local_saves;
       if (event->kind == EventKind::kNodeQuarantined) note_quarantine(which, *event);
+      if (event->kind == EventKind::kMemberLost) note_wrong_state(*event);
       const bool ends = event->kind == EventKind::kJobEnded && options.shared_store;
       if (ends && !record_end(which, {static_cast<int>(event->amount), event->text})) return;
     }

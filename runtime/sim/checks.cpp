@@ -154,6 +154,14 @@ void World::check_save_closed(const Lead& lead, const SaveClosed& closed, bool w
   violate("a save fails though all its participants live and write: " + closed.why);
 }
 
+void World::note_wrong_state(const muster::Event& loss) {
+  if (loss.text.find("it got another state") == std::string::npos) return;
+  for (const auto& [generation, view] : views_installed) {
+    if (generation.counter == loss.generation)
+      expelled.insert(view.members.at(static_cast<size_t>(loss.subject)).id);
+  }
+}
+
 // 11: silence excludes more than half of the nodes only after the partition wait (half of it: what was said
 // before a node fell silent may arrive later).
 void World::check_store(const View& next) {
@@ -166,7 +174,8 @@ void World::check_store(const View& next) {
     const bool kept = std::any_of(next.members.begin(), next.members.end(),
                                   [&](const Member& other) { return other.node == member.node; });
     const Agent* agent = agent_of(member.node);
-    if (!kept && !proven_dead.contains(member.id) && agent->reset_ever && !agent->noticed)
+    const bool is_known_lost = proven_dead.contains(member.id) || expelled.contains(member.id);
+    if (!kept && !is_known_lost && agent->reset_ever && !agent->noticed)
       left_out.emplace(member.node, agent->spoke_at);
   }
   expect(silence.decided(previous->first, nodes.size(), left_out, now, limits.partition_wait / 2),

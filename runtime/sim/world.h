@@ -298,6 +298,7 @@ struct World {
   std::map<Generation, View> views_installed;  // members were told to
   std::map<Generation, View> views_entered;
   std::set<MemberId> proven_dead;  // the leader was told
+  std::set<MemberId> expelled;     // for a state unlike the others'
   SilenceCheck silence;
   Version committed = kNoVersion;  // complete on every member of a view
   Version newest_reached = kNoVersion;
@@ -526,6 +527,7 @@ struct World {
   void check_signal(const Process& process, int signal, bool own);
   void check_leave(const Process& process, int code);
   void check_start_again(const Process& process, const View& view);
+  void note_wrong_state(const muster::Event& loss);
   void check_reason(const std::string& who, const control::Action& action);
   void check_save_closed(const Lead& lead, const SaveClosed& closed, bool with_eviction);
   void check_rescue(size_t collector, const RescueOver& over);

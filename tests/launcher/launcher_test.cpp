@@ -99,6 +99,13 @@ TEST_F(Launcher, RefusesBadOptions) {
                 "unknown environment variable 'MUSTER_NPORC', did you mean 'MUSTER_NPROC'?",
                 {"MUSTER_NPORC=2"});
   expect_misuse(run({}, {"true"}), "MUSTER_NPROC is '0'", {"MUSTER_NPROC=0"});
+  expect_misuse(run({"--node-name", ""}, {"true"}), "--node-name is empty");
+  expect_misuse(run({"--worker-silence", "1", "--heartbeat", "0.8"}, {"true"}),
+                "is less than two heartbeats");
+  for (const char* probe : {"--ready-file", "--live-file"}) {
+    expect_misuse(run({probe, folder_.string() + "/none/file"}, {"true"}), "No such file or directory");
+    expect_misuse(run({probe, ""}, {"true"}), "it has no name");
+  }
   expect_misuse({MUSTER_COMMAND, "run", "true"}, "put the program after --");
   expect_misuse({MUSTER_COMMAND, "run"}, "no program given");
   expect_misuse({MUSTER_COMMAND}, "subcommand");
