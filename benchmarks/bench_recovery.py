@@ -2,8 +2,8 @@
 1 MiB, and 20 ms of sleep in each step whatever a rank's share of it. From SIGKILL of a worker, or of an agent, to the leader's "view
 ready", and to the first update that the last member of the new view has closed; by how many of their usual steps a join makes the
 others wait; from a cut network to the next update of the side that goes on (link_cut.py). Peers: everything killed and started
-again from a checkpoint; torchrun's elastic restart, over Gloo, of a script that does the same (without a Python that has torch its
-row says so). torchft and PCCL have rows that say why they are not measured.
+again from a checkpoint; torchrun's elastic restart, over Gloo, of a script that does the same; torchft, likewise (without a Python
+that has torch or torchft their rows say so). PCCL has a row that says why it is not measured.
 
 And, for `overhead`: processor time of the control plane for each step, and the time of a step, beside the same loop with
 MPI_Allreduce."""
@@ -19,8 +19,9 @@ import time
 from collections import namedtuple
 from pathlib import Path
 
-from elastic_training import PATIENCE, SLEEP_MS, STATE_BYTES, UPDATED_BYTES, WORKERS, Lines, Training, boot_ns, free_port, until
+from elastic_training import PATIENCE, SLEEP_MS, UPDATED_BYTES, WORKERS, Training, boot_ns, until
 from link_cut import cut_links
+from recovery_peers import Torchft, Torchrun, median_recovery
 from torch_python import not_measured, torch_python
 from two_hosts import Refused
 
@@ -28,11 +29,9 @@ KILLS_OF_A_ROUND = 10
 QUIET_S = 1.5  # about what a join takes
 STALLED_STEPS = 1  # what a join may cost the others
 BEYOND_DETECTION_MS = 500  # from when a cut is noticed to the next commit
-TORCHRUN_KILLS, TORCH_EVERY = 5, 25  # EVERY in recovery_torch.py
-TORCH_SCRIPT = Path(__file__).parent / "recovery_torch.py"
+TORCHRUN_KILLS, TORCHFT_KILLS = 5, 4  # those of torchft are so many times as many
 # Of 2026-11-28: what keeps a peer from being measured here.
-UNMEASURED = {"torchft": "0.2 needs torch 2.7, Debian 12 has 1.13, and there is no script for it yet",
-              "PCCL": "PyPI has no package pypccl for this Python"}
+UNMEASURED = {"PCCL": "PyPI has no package pypccl for this Python"}
 
 
 def kill_worker(training, chance):
@@ -102,89 +101,13 @@ def restart_way(build, folder):
         training.close()
 
 
-class Torchrun:
-    """Two agents of torchrun with the workers of recovery_torch.py, with what makes it fastest: a look at the workers every
-    0.1 s (5 s is usual, on newer ones 0.1 s), as many nodes as there can be, so that a rendezvous waits for nobody else, one
-    thread for each worker, and a checkpoint in the page cache. Starting Python and importing torch again are part of its way."""
-
-    PAUSE = 0.05  # moments come from the workers; who looks must not take the processor from them
-
-    def __init__(self, python):
-        self.folder = Path(tempfile.mkdtemp(prefix="muster-bench-"))
-        port = free_port()
-        # torch 1.13 fails on Python 3.11 where workers' output is to go nowhere else, unless it is told so for each worker: of
-        # these there is no tenth.
-        command = [python, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", str(WORKERS), "--max_restarts",
-                   "1000", "--rdzv_id", "bench", "--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}",
-                   "--monitor_interval", "0.1", "--redirects", "9:1", "--tee", "9:1", str(TORCH_SCRIPT), str(STATE_BYTES),
-                   str(UPDATED_BYTES), str(SLEEP_MS), str(self.folder)]
-        environment = dict(os.environ, OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
-        self.output = open(self.folder / "output", "wb")
-        self.agents = [subprocess.Popen(command, stdout=self.output, stderr=self.output, env=environment, start_new_session=True)
-                       for _ in range(2)]
-        self.sources, self.steps = {}, {}  # process → its lines; process → step → moment
-
-    def look(self):
-        for path in self.folder.glob("updates-*"):
-            pid = int(path.name.removeprefix("updates-"))
-            lines = self.sources.setdefault(pid, Lines(path))
-            for line in lines.read():
-                if line == "wrong":
-                    raise RuntimeError("torchrun's workers computed a wrong sum")
-                step, at = line.split()
-                self.steps.setdefault(pid, {})[int(step)] = int(at)
-
-    def until_running(self, steps):
-        """Until all processes have made so many steps together: the processes, and when all had made the first of them."""
-        def there():
-            self.look()
-            gone = self.gone()
-            mine = {pid: made for pid, made in self.steps.items() if pid not in gone}
-            common = set.intersection(*map(set, mine.values())) if len(mine) == 2 * WORKERS else ()
-            return (list(mine), max(made[min(common)] for made in mine.values())) if len(common) >= steps else None
-        try:
-            return until(there, "torchrun's workers", 120, self.PAUSE)
-        except RuntimeError as error:
-            raise RuntimeError(f"{error}:\n{(self.folder / 'output').read_text(errors='replace')[-2000:]}") from None
-
-    def kill_worker(self, chance):
-        """Milliseconds from SIGKILL to the first step that all have made since. That this step repeats one of before is not
-        counted against it."""
-        running, _ = self.until_running(TORCH_EVERY + 10)  # there is a checkpoint
-        time.sleep(chance.uniform(0, SLEEP_MS / 1000))
-        killed_at = boot_ns()
-        os.kill(chance.choice(running), signal.SIGKILL)
-        until(lambda: self.gone() >= set(running), "the end of torchrun's other workers", PATIENCE, self.PAUSE)
-        return (self.until_running(1)[1] - killed_at) / 1e6
-
-    def gone(self):
-        return {pid for pid in self.steps if not Path(f"/proc/{pid}").exists()}
-
-    def close(self):
-        for agent in self.agents:
-            os.killpg(agent.pid, signal.SIGKILL)
-            agent.wait(10)
-        for process in Path("/proc").glob("[0-9]*"):  # torchrun gives its workers sessions of their own
-            try:
-                if str(self.folder).encode() in (process / "cmdline").read_bytes():
-                    os.kill(int(process.name), signal.SIGKILL)
-            except OSError:
-                pass
-        self.output.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def torchrun_row(case, ours, kills, chance):
+def torch_row(case, ours, peer, kills, chance, module=None):
     """Each restart takes seconds, so there are few of them."""
-    python, versions = torch_python()
+    python, versions = torch_python(module)
     if not python:
-        return row(case, "next commit p50", ours, None, not_measured("torchrun"))
-    training = Torchrun(python)
-    try:
-        took = [training.kill_worker(chance) for _ in range(kills)]
-    finally:
-        training.close()
-    return row(case, "next commit p50", ours, None, f"torchrun, {kills} times, {versions}", statistics.median(took))
+        return row(case, "next commit p50", ours, None, not_measured(peer.NAME, module))
+    took = median_recovery(peer(python), kills, chance)
+    return row(case, "next commit p50", ours, None, f"{peer.NAME}, {kills} times, {versions}", took)
 
 
 def unmeasured_rows(case, ours):
@@ -235,7 +158,8 @@ def recovery(build, rounds):
     yield row(case, "view ready p99", percentile(ready, 0.99))
     yield row(case, "next commit p50", statistics.median(committed), 60, "all started again", again)
     yield row(case, "next commit p99", percentile(committed, 0.99), 250)
-    yield torchrun_row(case, statistics.median(committed), min(rounds, TORCHRUN_KILLS), chance)
+    yield torch_row(case, statistics.median(committed), Torchrun, min(rounds, TORCHRUN_KILLS), chance)
+    yield torch_row(case, statistics.median(committed), Torchft, TORCHFT_KILLS * min(rounds, TORCHRUN_KILLS), chance, "torchft")
     yield from unmeasured_rows(case, statistics.median(committed))
     case = f"agent killed, {len(lost)} times"
     yield row(case, "view ready p50", statistics.median(a for a, _ in lost), 25)

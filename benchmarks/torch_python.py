@@ -10,16 +10,18 @@ NAMED = os.environ.pop("MUSTER_BENCH_TORCH", None)
 DEBIANS = "/usr/bin/python3"
 # The last word of a failed import is its reason.
 PROBE = """
-import platform, torch, torch.distributed
+import importlib, platform, sys, torch, torch.distributed
 if not torch.distributed.is_available(): raise ImportError("torch without its distributed part")
-print(f"torch {torch.__version__} in Python {platform.python_version()}")
+from importlib.metadata import version
+more = "".join(f", {module} {version(module)}" for module in sys.argv[1:] if importlib.import_module(module))
+print(f"torch {torch.__version__}{more} in Python {platform.python_version()}")
 """
 
 
-def probe(python):
-    """Whether it has torch, and its versions or the reason."""
+def probe(python, *modules):
+    """Whether it has torch and these, and its versions or the reason."""
     try:
-        done = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([python, "-c", PROBE, *modules], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         return False, str(error)
     said = (done.stdout if done.returncode == 0 else done.stderr).strip()
@@ -27,17 +29,17 @@ def probe(python):
 
 
 @functools.cache
-def torch_python():
-    """The Python and its versions; or None and the reason."""
+def torch_python(module=None):
+    """The Python, with this module too, and its versions; or None and the reason."""
     reasons = []
     for python in [NAMED] if NAMED else dict.fromkeys([sys.executable, DEBIANS]):
-        found, said = probe(python)
+        found, said = probe(python, *([module] if module else []))
         if found:
             return python, said
         reasons.append(f"{python}: {said}")
     return None, "; ".join(reasons) + "; see MUSTER_BENCH_TORCH in scripts/bench"
 
 
-def not_measured(peer):
+def not_measured(peer, module=None):
     """What a row says in place of a peer's name."""
-    return f"{peer}: not measured ({torch_python()[1]})"
+    return f"{peer}: not measured ({torch_python(module)[1]})"

@@ -15,6 +15,7 @@ import bench_collectives  # noqa: E402
 import bench_gpu  # noqa: E402
 import bench_network  # noqa: E402
 import bench_recovery  # noqa: E402
+import recovery_peers  # noqa: E402
 import torch_python  # noqa: E402
 import two_hosts  # noqa: E402
 
@@ -72,11 +73,20 @@ class Peers(unittest.TestCase):
             torch_python.torch_python.cache_clear()
             self.assertEqual(torch_python.torch_python()[0], str(self.build / "good"))
 
+    def test_a_python_that_lacks_a_module_beside_torch_is_told(self):
+        python = self.build / "picky"
+        python.write_text('#!/bin/sh\n[ -z "$3" ] || { echo "no module $3" >&2; exit 1; }\necho torch 9\n')
+        python.chmod(0o755)
+        self.name_python(python)
+        self.assertEqual(torch_python.torch_python()[1], "torch 9")
+        self.assertIn("no module torchft", torch_python.torch_python("torchft")[1])
+
     def test_agents_do_not_see_the_variable(self):
         self.assertNotIn("MUSTER_BENCH_TORCH", os.environ)
 
     def test_recovery(self):
-        self.assert_told([bench_recovery.torchrun_row("case", 1.0, 1, None)], "torchrun")
+        self.assert_told([bench_recovery.torch_row("case", 1.0, bench_recovery.Torchrun, 1, None),
+                          bench_recovery.torch_row("case", 1.0, bench_recovery.Torchft, 1, None, "torchft")], "torchrun", "torchft")
 
     def test_a_cut_link_without_a_sandbox_is_told_with_the_reason(self):
         with mock.patch.object(two_hosts, "sandbox_command", lambda: "no unshare here"):
@@ -105,7 +115,15 @@ class Peers(unittest.TestCase):
 
     def test_peers_of_recovery_without_a_script_are_told(self):
         told = [row["peer"].split(":")[0] for row in bench_recovery.unmeasured_rows("case", 1.0)]
-        self.assertEqual(told, ["torchft", "PCCL"])
+        self.assertEqual(told, ["PCCL"])
+
+    def test_steps_of_torchft_are_those_of_one_quorum_since_a_kill(self):
+        peer = recovery_peers.Torchft.__new__(recovery_peers.Torchft)
+        peer.folder, peer.sources = self.build, {}
+        # Quorums of 2, of 3, and, after a kill at 25, of 2 again, whose first step the second makes later.
+        peer.steps = {1: {1: (10, 2), 2: (20, 3), 3: (30, 2), 4: (40, 2)}, 2: {1: (11, 2), 2: (21, 3), 3: (36, 2), 4: (46, 2)}}
+        self.assertEqual(peer.steps_of({1, 2}, 1, 25), 36)
+        self.assertEqual(peer.steps_of({1, 2}, 3), 11)
 
     def test_network(self):
         with mock.patch.object(two_hosts, "sandbox_command", lambda: ["true"]):
