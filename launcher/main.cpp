@@ -14,6 +14,7 @@
 #include "launcher/host_limits.h"
 #include "launcher/http.h"
 #include "launcher/placing.h"
+#include "launcher/probe.h"
 #include "launcher/run.h"
 #include "launcher/sim.h"
 #include "runtime/base/files.h"
@@ -226,6 +227,8 @@ int main(int argc, char** argv) {
   CLI::App* info_command = info_flags.add_to(app);
   launcher::AuditCommand audit;
   audit.add_to(app);
+  launcher::ProbeCommand probe;
+  probe.add_to(app);
   launcher::CkptCommand ckpt;
   ckpt.add_to(app);
   const launcher::SimCommand sim_command(app);
@@ -237,6 +240,7 @@ int main(int argc, char** argv) {
     return fail(std::string(error.what()) + "; see: muster --help");
   }
   if (audit.parsed()) return audit.run();
+  if (probe.parsed()) return probe.run();
   if (ckpt.parsed()) return printed(ckpt.run());
   if (notice_command->parsed()) return give_notice(notice_flags);
   if (account_command->parsed()) return show_account(account_path);

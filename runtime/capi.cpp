@@ -281,6 +281,10 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
       train.lessons.log_bytes_max = static_cast<uint64_t>(values->integer("lesson-log-mib")) << 20;
       train.save.bytes_per_second_max = static_cast<uint64_t>(values->integer("save-rate-mib")) << 20;
       train.save.link_unchanged = values->on("link-unchanged");
+      const std::string& probe = values->text("probe");
+      train.on_difference = probe == "off"      ? muster::OnDifference::kNothing
+                            : probe == "refuse" ? muster::OnDifference::kRefuse
+                                                : muster::OnDifference::kTell;
       // Variables are for all programs of a job's script: one that could not save so is not refused.
       const bool may_save_locally =
           !train.save.folder.empty() && state->state.sharded().empty() && train.error_feedback == 0;
@@ -329,6 +333,13 @@ muster_status muster_run_next(muster_run* run, muster_step** step) {
     const auto has_step = run->run->next();
     if (has_step.ok() && *has_step) *step = &run->step;
     return to_c(has_step);
+  });
+}
+
+muster_status muster_run_probe(muster_run* run, const void* results, size_t bytes) {
+  return guarded([&] {
+    if (run == nullptr || (results == nullptr && bytes > 0)) return null_argument("muster_run_probe");
+    return to_c(run->run->probe({static_cast<const std::byte*>(results), bytes}));
   });
 }
 

@@ -298,6 +298,7 @@ Run::~Run() {
 Result<bool> Run::next() {
   Lock lock(mutex_);
   if (update_open_) return Error{ErrorCode::kMisuse, "next was called inside an open update; close it first"};
+  comparison_.begin();
   if (std::exchange(reduced_ready_, false)) tell_of_left_out_update(lock);
   while (true) {
     if (core_.ended()) {
@@ -823,10 +824,20 @@ Status Run::reduce_in_view(const Gradients& gradients) {
   // so a rank that computes a step again, alone, would add its old gradients to the others' next step.
   // And how many gradients there are, which NCCL does not compare.
   const auto count = static_cast<int64_t>(gradient_count_);
-  const int64_t mine[] = {static_cast<int64_t>(plan), step_version_, -step_version_, count, -count};
-  int64_t combined[5] = {};
+  const Comparison::Elements own = comparison_.elements();
+  const int64_t mine[] = {static_cast<int64_t>(plan),
+                          step_version_,
+                          -step_version_,
+                          count,
+                          -count,
+                          own[0],
+                          own[1],
+                          own[2],
+                          own[3]};
+  int64_t combined[std::size(mine)] = {};
   std::vector<Work> beside;
-  beside.push_back(group_->all_reduce(mine, combined, 5, DType::kInt64, ReduceOp::kMax, deadline));
+  beside.push_back(
+      group_->all_reduce(mine, combined, std::size(mine), DType::kInt64, ReduceOp::kMax, deadline));
   if (lane_exchange_) beside.push_back(lane_exchange_->begin(*group_, deadline));
   std::vector<int> suspects;
   const auto check_counts = [&]() -> Status {
@@ -841,19 +852,48 @@ Status Run::reduce_in_view(const Gradients& gradients) {
     Lock lock(mutex_);
     return step_failed(lock, status.error(), suspects);
   }
-  if (combined[1] != step_version_ || combined[2] != -step_version_) {
-    Lock lock(mutex_);
-    const std::string why = "the ranks are at different steps, " + std::to_string(-combined[2]) + " to " +
-                            std::to_string(combined[1]) +
-                            ": a rank left an update out, or could not open it in time; every rank must "
-                            "update in every step";
-    emit(EventKind::kPermitRefused, step_version_, why);
-    return step_failed(lock, Error{ErrorCode::kReconfigure, why}, {});
-  }
+  if (combined[1] != step_version_ || combined[2] != -step_version_) return different_steps(combined);
+  if (Comparison::differ(std::span(combined).last<Comparison::kCount>())) MUSTER_TRY(compare_ranks(deadline));
   if (lane_exchange_) std::ranges::copy(lane_exchange_->rows(), reducer_->beside().begin());
   MUSTER_TRY(put_reduced(gradients));
   note_reduced(static_cast<uint64_t>(combined[0]));
   return ok();
+}
+
+Status Run::different_steps(std::span<const int64_t> combined) {
+  Lock lock(mutex_);
+  const std::string why = "the ranks are at different steps, " + std::to_string(-combined[2]) + " to " +
+                          std::to_string(combined[1]) +
+                          ": a rank left an update out, or could not open it in time; every rank must "
+                          "update in every step";
+  emit(EventKind::kPermitRefused, step_version_, why);
+  return step_failed(lock, Error{ErrorCode::kReconfigure, why}, {});
+}
+
+// All ranks come here, and in one view once, since all have seen the same numbers. Where one is refused, none
+// has the step: its gradients are in the sum.
+Status Run::compare_ranks(Instant deadline) {
+  if (std::exchange(compared_in_, view_.generation) == view_.generation) return ok();
+  std::vector<int> suspects;
+  const auto found = comparison_.find(*group_, deadline, suspects);
+  Lock lock(mutex_);
+  if (!found.ok()) return step_failed(lock, found.error(), suspects);
+  if (!*found || options_.on_difference == OnDifference::kNothing) return ok();
+  const probe::Difference& difference = **found;
+  const auto me = static_cast<size_t>(group_->rank());
+  const bool differs = !difference.how[me].empty();
+  // Each for itself, and one for all, whose word also comes from where most are.
+  constexpr size_t kToldMax = 16;
+  for (size_t i = 0; i < difference.others.size(); ++i) {
+    const size_t rank = difference.others[i];
+    if (rank == me || (me == difference.reference && i < kToldMax))
+      emit(EventKind::kDiffers, step_version_, comparison_.describe(difference, rank), 0,
+           static_cast<int64_t>(rank));
+  }
+  if (options_.on_difference != OnDifference::kRefuse) return ok();
+  const std::string why = comparison_.describe(difference, differs ? me : difference.others.front());
+  if (differs) return Error{ErrorCode::kEnvironment, why + ", and MUSTER_PROBE is refuse"};
+  return step_failed(lock, Error{ErrorCode::kReconfigure, why}, {});
 }
 
 // All end by their own deadline. NCCL tells nobody that a peer is gone, and the group does: so where it

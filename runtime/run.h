@@ -26,6 +26,7 @@
 #include "collectives/lane_tree.h"
 #include "collectives/reducer.h"
 #include "runtime/base/large_buffer.h"
+#include "runtime/comparison.h"
 #include "runtime/control/member.h"
 #include "runtime/device.h"
 #include "runtime/device_group.h"
@@ -59,8 +60,9 @@ struct TrainOptions {
   LessonLimits lessons;
   Duration step_timeout = 600 * kSecond;
   Memory gradient_memory = Memory::kHost;
-  bool nccl = false;                            // reduces gradients, where they are a device's
-  void* stream = nullptr;                       // on which the program computes, where a device is used
+  bool nccl = false;       // reduces gradients, where they are a device's
+  void* stream = nullptr;  // on which the program computes, where a device is used
+  OnDifference on_difference = OnDifference::kTell;
   uint64_t bucket_bytes = kDefaultBucketBytes;  // of gradients that are reduced together
   static constexpr uint64_t kDefaultBucketBytes = 8 << 20;
 };
@@ -92,6 +94,9 @@ class Run final : private Session::Listener {
   static Result<std::unique_ptr<Run>> start(Session& session, State& state, TrainOptions options);
   Session& session() { return session_; }
   ~Run() override;
+
+  // Results that differ where this process would compute gradients otherwise; before the first next().
+  Status probe(ByteSpan results) { return comparison_.tell(results); }
 
   // True: a step is at hand, described by version(). False: the loop is over, see exit_code().
   Result<bool> next();
@@ -188,6 +193,8 @@ class Run final : private Session::Listener {
   Status wait_for_reduction(std::vector<Work> beside, const std::function<Status()>& check, Instant deadline,
                             std::vector<int>& suspects);
   Status reduce_in_view(const Gradients& gradients);
+  Status compare_ranks(Instant deadline);
+  Status different_steps(std::span<const int64_t> combined);
   Status reduce_as_learner(const Gradients& gradients);
   bool applies_given_gradient() const;
   Status check_residuals() const;
@@ -305,6 +312,8 @@ class Run final : private Session::Listener {
   Instant progress_sent_ = 0;
   Duration computing_ = 0;  // of `computed_` microbatches, since then
   uint32_t computed_ = 0;
+  Comparison comparison_;
+  control::Generation compared_in_;  // where ranks were found to differ
 
   uint64_t boundary_plan_ = 0;  // a finished reduction carried a plan that is due before the next step
 

@@ -112,6 +112,19 @@ double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+// At the weights that the seed gives: every host has to compute the same.
+std::vector<float> gradients_of_first_samples(gpt::Backend& backend, const gpt::Corpus& corpus,
+                                              std::span<uint8_t> windows) {
+  const size_t window = backend.config().context + 1;
+  for (size_t s = 0; s < windows.size() / window; ++s)
+    corpus.copy_sample(s % corpus.sample_count(), windows.subspan(s * window, window));
+  backend.forward_backward(windows, [](size_t, size_t) {});
+  std::vector<float> gradients(backend.layout().size());
+  backend.read(backend.buffers().gradients, gradients);
+  backend.clear();
+  return gradients;
+}
+
 int train(const Options& o) {
   if (o.shard_optimizer && o.device != gpt::DeviceKind::kCpu)
     throw Unusable("--shard-optimizer works with --device cpu: shards are in the host's memory");
@@ -149,6 +162,8 @@ int train(const Options& o) {
   options.gradient_memory = memory;                                                             // M
   options.stream = backend.stream();                                                            // M
   muster::Run run(session, state, options);                                                     // M
+  const std::vector<float> probed = gradients_of_first_samples(backend, corpus, windows);
+  run.probe(probed.data(), probed.size() * sizeof(float));  // M
   gpt::Ledger ledger(o.ledger_dir);
   const std::initializer_list<muster_span> all = {{buffers.losses, gpt::kLossElements},
                                                   {buffers.gradients, size}};  // M

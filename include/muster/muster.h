@@ -379,6 +379,17 @@ MUSTER_API muster_status muster_train(muster_session* session, muster_state* sta
                                       const muster_train_options* options, muster_run** run);
 MUSTER_API void muster_run_destroy(muster_run* run);
 
+/* Tells what this process computes on inputs that are the same everywhere, as the gradient of one microbatch
+ * of fixed samples at fixed weights: a microbatch's gradient must be the same bits on every host (a lost
+ * rank's microbatches are computed elsewhere, and a resumed run repeats what another did). `bytes` bytes of
+ * host memory; only their digest is kept. May be called several times, in the same order on every process;
+ * not at all is as well, on all. Beside it Muster compares what each host makes of arithmetic and the C
+ * library's functions (`muster probe`), on the thread that calls muster_run_next. Who differs from most in a
+ * view is named in an event ("differs") in the view's first step; with MUSTER_PROBE=refuse it ends, before
+ * anything that it computed counts, and the others go on; =off: nothing is said. Errors: MUSTER_MISUSE: after
+ * the first muster_run_next. */
+MUSTER_API muster_status muster_run_probe(muster_run* run, const void* results, size_t bytes);
+
 /* The next step to compute, or NULL in `*step` with MUSTER_OK when the loop is over for this process. The
  * same step is handed out again after the view changed. Before it returns the first, the state holds the
  * version to start from. The step stays valid until the next call. */

@@ -323,6 +323,9 @@ class Run {
     detail::check(muster_train(session.handle(), state.handle(), &options, &run));
     handle_.reset(run);
   }
+  void probe(const void* results, size_t bytes) {
+    detail::check(muster_run_probe(handle_.get(), results, bytes));
+  }
   Step next() {
     muster_step* step = nullptr;
     detail::check(muster_run_next(handle_.get(), &step));

@@ -45,6 +45,7 @@ Policy policy_of(EventKind kind) {
       return {Source::kControl, Care::kSynced};
     case EventKind::kDecided:  // a worker says which save is passed over, repaired or removed
     case EventKind::kStale:
+    case EventKind::kDiffers:
       return {Source::kAnyone, Care::kWritten};
     case EventKind::kSaveVerified:     // older saves are removed
     case EventKind::kResumed:          // the job goes on from there

@@ -53,10 +53,11 @@ enum class EventKind : uint16_t {
   kDecided = 35,        // another decision; text: what, and why
   kObserved = 36,       // text: what decisions rest on, and no other event says
   kAbandoned = 37,      // version: saved on a branch that the job has left; text: its name, and why
+  kDiffers = 38,        // subject: rank that computes otherwise than most; text: where it runs, and in what
 };
 
 // A new kind is appended, gets its name in to_string(), and its place in runtime/audit/policy.cpp.
-constexpr EventKind kNewestEventKind = EventKind::kAbandoned;
+constexpr EventKind kNewestEventKind = EventKind::kDiffers;
 
 std::string_view to_string(EventKind kind);
 

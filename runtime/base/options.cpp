@@ -123,6 +123,10 @@ constexpr Option kOptions[] = {
     {"checkpoint-key-file", kText, "", 0, 0, kVariable,
      "file with the key that seals checkpoints, where the program names none: only you may read it. See "
      "docs/guides/checkpoints.md"},
+    {"probe", kChoice, "tell", 0, 0, kVariable,
+     "where a process computes otherwise than most (see: muster probe): tell: an event says so; refuse: that "
+     "process also ends before what it computed counts",
+     "off|tell|refuse"},
     {"keep-every", kInteger, "0", 0, 1e15, kVariable,
      "keep also checkpoints of versions that are multiples of this; 0: none for that reason"},
     {"keep-younger", kSeconds, "0", 0, 36500 * kDay, kVariable,

@@ -1,11 +1,12 @@
-// A worker of lane_values_test: a training whose gradients depend on random generators that the forward pass
-// moves on, one for each lane, and that are nobody else's.
+// A worker of lane_values_test and comparison_test: a training whose gradients depend on random generators
+// that the forward pass moves on, one for each lane, and that are nobody else's.
 //
-//   lane_worker FOLDER STEPS WORKERS [step:N | update:N] …
+//   lane_worker FOLDER STEPS WORKERS [step:N | update:N | results | denormals] …
 //
-// While there are fewer workers steps take a tenth of a second, so that others can join.
-// At each of these places one worker, the first to come there, kills itself. Who sees the end adds a line
-// with its weights and generators to FOLDER/results.
+// With `results`, or `denormals`, the first worker there tells other results than the others, or flushes
+// denormals. While there are fewer workers steps take a tenth of a second, so that others can join. At each
+// of these places one worker, the first to come there, kills itself. Who sees the end adds a line with its
+// weights and generators to FOLDER/results.
 
 #include <array>
 #include <chrono>
@@ -16,6 +17,10 @@
 #include <string>
 #include <thread>
 #include <vector>
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
 
 #include "tests/runtime/die_at.h"
 #include "tests/runtime/worker_result.h"
@@ -31,6 +36,12 @@ uint64_t drawn(uint64_t& state) {
   state ^= state >> 7;
   state ^= state << 17;
   return state;
+}
+
+void flush_denormals() {
+#if defined(__x86_64__)
+  _mm_setcsr(_mm_getcsr() | 0x8040);
+#endif
 }
 
 }  // namespace
@@ -57,6 +68,9 @@ int main(int argc, char** argv) {
   options.checkpoint_dir = checkpoints.c_str();
   options.checkpoint_every = 7;
   muster::Run run(session, state, options);
+  const float results = muster::is_first_at(folder, places, "results") ? 1.5F : 1.0F;
+  run.probe(&results, sizeof results);
+  if (muster::is_first_at(folder, places, "denormals")) flush_denormals();
   while (auto step = run.next()) {
     const std::string here = std::to_string(step.index());
     // Reason for the wait: a worker that was killed starts again and joins meanwhile.
