@@ -439,7 +439,8 @@ std::vector<const Candidate*> to_remove(std::span<const Candidate> candidates, c
   std::vector<const Candidate*> removed;
   for (const Candidate& candidate : candidates) {
     if (candidate.unusable) continue;
-    const bool held = policy.keep_every != 0 && candidate.id.version % policy.keep_every == 0;
+    const bool held = policy.held_versions.contains(candidate.id.version) ||
+                      (policy.keep_every != 0 && candidate.id.version % policy.keep_every == 0);
     // Written so that no time in a manifest, however wrong, overflows.
     const bool young =
         policy.keep_younger_ms > 0 && candidate.manifest->saved_at_ms > now_ms - policy.keep_younger_ms;

@@ -48,10 +48,11 @@ struct OwnerInfo {
 };
 
 struct RetentionPolicy {
-  size_t keep_last = 2;            // verified versions; at least 1
-  uint64_t keep_every = 0;         // versions that are multiples of it stay; 0: none for that reason
-  int64_t keep_younger_ms = 0;     // and versions that were saved less than so long ago
-  std::set<uint64_t> live_nonces;  // saves that are being written
+  size_t keep_last = 2;              // verified versions; at least 1
+  uint64_t keep_every = 0;           // versions that are multiples of it stay; 0: none for that reason
+  int64_t keep_younger_ms = 0;       // and versions that were saved less than so long ago
+  std::set<uint64_t> live_nonces;    // saves that are being written
+  std::set<uint64_t> held_versions;  // somebody reads them
   // Saves that have failed for good, which nobody will publish: their unfinished folders go at once.
   std::set<uint64_t> failed_nonces;
   // Saves that the caller has verified, though the record of it could not be written, as on a full disk.

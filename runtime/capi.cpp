@@ -244,6 +244,10 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
     train.save.parity = known.checkpoint_parity;
     train.local.folder = known.checkpoint_local_dir != nullptr ? known.checkpoint_local_dir : "";
     train.local.every = known.checkpoint_local_every;
+    if (known.checkpoint_drain != 0 && known.checkpoint_drain != 1)
+      return failed(MUSTER_MISUSE, "checkpoint_drain is " + std::to_string(known.checkpoint_drain) +
+                                       "; give 1, or 0, which leaves it to MUSTER_CHECKPOINT_DRAIN");
+    train.local.drain = known.checkpoint_drain == 1;
     constexpr int32_t kRules =
         MUSTER_RESTORE_MISSING | MUSTER_RESTORE_EXTRA | MUSTER_RESTORE_RESHAPED | MUSTER_RESTORE_CASTS;
     if ((known.restore_rules & ~kRules) != 0)
@@ -295,6 +299,7 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
         train.local.every = values->text("checkpoint-local-every") == "auto"
                                 ? muster::SaveOptions::kPaced
                                 : values->integer("checkpoint-local-every");
+      if (saves_locally && values->on("checkpoint-drain")) train.local.drain = true;
       // An interval, wherever it is from, asks for nothing where there is no folder.
       if (!saves_locally && train.local.every >= muster::SaveOptions::kPaced) train.local.every = 0;
       if (key_file.empty()) key_file = values->text("checkpoint-key-file");

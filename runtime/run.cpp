@@ -63,6 +63,11 @@ Status check_local(const TrainOptions& options) {
             "; for saves on each node give both, the steps at least 1 or -1, which leaves them to muster, "
             "else neither"};
   }
+  if (options.local.drain && !wanted)
+    return Error{
+        ErrorCode::kMisuse,
+        "checkpoint_drain is 1 and checkpoint_local_dir is not given; what each node saves is what is "
+        "drained, so give that too"};
   if (!wanted || !options.save.folder.empty()) return ok();
   return Error{ErrorCode::kMisuse,
                "checkpoint_local_dir is '" + options.local.folder +
@@ -199,6 +204,7 @@ Result<std::unique_ptr<Run>> Run::start(Session& session, State& state, TrainOpt
   hello.paces_saves = run->savers_.shared().enabled() && run->options_.save.every == SaveOptions::kPaced;
   hello.paces_local_saves =
       run->savers_.local() != nullptr && run->options_.local.every == SaveOptions::kPaced;
+  hello.drains_saves = run->savers_.shared().enabled() && run->options_.local.drain;
   MUSTER_TRY(session.send(std::move(hello)));
   return run;
 }

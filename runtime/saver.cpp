@@ -164,6 +164,48 @@ void Saver::schedule(const control::SaveSchedule& schedule) {
   schedules_.add(schedule);
 }
 
+// ---- for drains: the folder of a node's own
+
+Result<checkpoint::StateReader> Saver::read_back(control::Version version,
+                                                 const control::Lineage& lineage) const {
+  const auto missing = [&](const std::string& why) {
+    return Error{ErrorCode::kDropCheckpoint, "this node's own save of version " + std::to_string(version) +
+                                                 ", in " + options_.folder + ", cannot be drained: " + why};
+  };
+  MUSTER_ASSIGN(checkpoint::Folder folder, checkpoint::Folder::look(files_, options_.folder));
+  folder.use_key(options_.key);
+  MUSTER_ASSIGN(const auto versions, folder.versions());
+  std::string why = "it is not there, or not any more";
+  for (const checkpoint::Candidate& candidate : versions) {
+    if (candidate.id.version != static_cast<uint64_t>(version) || !candidate.finished) continue;
+    if (candidate.unusable) {
+      why = candidate.unusable->message;
+    } else if (candidate.manifest->lineage != to_checkpoint(lineage)) {
+      why = "it is of another history";
+    } else if (candidate.manifest->tensors != specs()) {
+      why = "its tensors are not this program's";
+    } else {
+      return checkpoint::StateReader::open(files_, candidate.folder, candidate.manifest);
+    }
+  }
+  return missing(why);
+}
+
+void Saver::keep(uint64_t drain, control::Version version) {
+  const std::lock_guard lock(mutex_);
+  kept_ = {drain, version};
+}
+
+void Saver::let_go(uint64_t drain) {
+  const std::lock_guard lock(mutex_);
+  if (!kept_ || kept_->first != drain) return;
+  const control::Version version = kept_->second;
+  kept_.reset();
+  worker_.post([this, version] {
+    if (folder_ && folder_->owner()) prune(version);
+  });
+}
+
 bool Saver::hold_for_rescue(control::Version version) {
   {
     const std::lock_guard lock(mutex_);
@@ -233,9 +275,11 @@ void Saver::open(const control::SaveOpen& open, control::MemberId self) {
   const std::lock_guard lock(mutex_);
   save.stall_before = held_ == open.version ? stall_before_ : stall_now;
   if (off_) return say_(control::SaveVote{open.save, false, {}, kSwitchedOff + *off_});
+  if (save_ && save_->open.drain) save_->progress->cancel();  // who opens another has given it up, or is lost
   save_ = save;
   for (const auto& progress : std::exchange(rewriting_, {})) progress->cancel();
   early_.reset();
+  if (open.drain) return worker_.post([this, save] { run(save, false); });
   // The lease goes over to the save. A stop-save needs none before its turn: no permit leads beyond its
   // version.
   const bool held = held_ == open.version;
@@ -262,7 +306,7 @@ void Saver::run(const Save& save, bool held) {
   vote.written = record.ok();
   if (record.ok()) {
     vote.record = std::move(*record);
-    vote.stalled = state_.stall() - save.stall_before;
+    if (!save.open.drain) vote.stalled = state_.stall() - save.stall_before;
   } else {
     vote.why = record.error().message;
   }
@@ -283,13 +327,18 @@ void Saver::rewrite(const control::SaveRewrite& rewrite, std::optional<control::
   if (!is_open || off_ || rewrite.part >= save_->open.participants.size())
     return refuse("this rank does not take part in the save any more");
   if (save_->progress->cancelled()) return refuse(kNotKept);  // a view change waits for that lease
-  if (std::ranges::find(reading_, save_->progress) != reading_.end()) {
-    state_.share_read();
-    held_in = rewrite.opened_in;
-  } else if (!held_in || !state_.acquire_read(now()).ok()) {
-    return refuse(kNotKept);
+  std::shared_ptr<void> lease;
+  if (save_->open.drain) {
+    held_in = rewrite.opened_in;  // as a file
+  } else {
+    if (std::ranges::find(reading_, save_->progress) != reading_.end()) {
+      state_.share_read();
+      held_in = rewrite.opened_in;
+    } else if (!held_in || !state_.acquire_read(now()).ok()) {
+      return refuse(kNotKept);
+    }
+    lease = std::shared_ptr<void>(nullptr, [this](void*) { state_.release_read(); });
   }
-  const std::shared_ptr<void> lease(nullptr, [this](void*) { state_.release_read(); });
   Rewrite taken{*save_, rewrite.part, *held_in, std::make_shared<checkpoint::StageProgress>(), lease};
   rewriting_.push_back(taken.progress);
   rewriter_.post([this, taken = std::move(taken)]() mutable { run_rewrite(std::move(taken)); });
@@ -326,8 +375,7 @@ Result<control::SaveVote> Saver::stage_and_write(Rewrite& rewrite) {
   options.folder = [&] { return folder_of(rewrite); };
   options.key = options_.key;
   options.staged = [&] { rewrite.lease.reset(); };
-  MUSTER_TRY(state_.wait_readable(now() + kReadTimeout));
-  MUSTER_ASSIGN(const checkpoint::TensorReader tensors, reader(world));
+  MUSTER_ASSIGN(const checkpoint::TensorReader tensors, source_of(rewrite.save, world));
   checkpoint::StagingBuffer memory;  // as large as needed, and only now
   MUSTER_ASSIGN(checkpoint::SaveShardReport report,
                 save_shard(files_, shape, rewrite.save.id, tensors, memory, options, *rewrite.progress));
@@ -381,7 +429,8 @@ Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, control:
     MUSTER_TRY(become(true, false, own_timeout(false)));
     MUSTER_TRY(keep_to_branch(to_checkpoint(save.open.lineage)));
   }
-  if (!held) {
+  const bool drains = save.open.drain;
+  if (!held && !drains) {
     MUSTER_TRY(state_.acquire_read(now() + kReadTimeout));
     held = true;
     const std::lock_guard lock(mutex_);
@@ -391,7 +440,7 @@ Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, control:
   MUSTER_TRY(prepare_template(world));
   checkpoint::SaveShardOptions options;
   options.write.writer_nonce = random_nonce();
-  options.staging_bytes_max = staging_bytes_max(save.open.stop || save.open.rescue);
+  options.staging_bytes_max = staging_bytes_max(save.open.stop || save.open.rescue || drains);
   options.bytes_per_second_max = is_last(save) ? 0 : options_.bytes_per_second_max;
   options.folder = [&] { return folder_of(save); };
   options.key = options_.key;
@@ -405,13 +454,13 @@ Result<ByteBuffer> Saver::stage_and_write(const Save& save, bool& held, control:
   }
   const Instant began = now();
   options.staged = [&] {
+    if (drains) return;
     no_longer_reads(save);
     held = false;
     state_.release_read();
     if (save.index == 0) tell(EventKind::kSaveStaged, save.open.version, "", now() - began);
   };
-  MUSTER_TRY(state_.wait_readable(now() + kReadTimeout));
-  MUSTER_ASSIGN(const checkpoint::TensorReader tensors, reader(world));
+  MUSTER_ASSIGN(const checkpoint::TensorReader tensors, source_of(save, world));
   MUSTER_ASSIGN(checkpoint::SaveShardReport report,
                 save_shard(files_, template_, save.id, tensors, buffer_, options, *save.progress));
   if (options.earlier && options.earlier->seems_same && !report.linked) history_.suspect = report.suspect;
@@ -452,6 +501,23 @@ Result<checkpoint::TensorReader> Saver::reader(const World& world) const {
   }
   for (size_t t = 0; t < sharded.tensors().size(); ++t) memory.push_back(sharded.local_memory(t, mine));
   return checkpoint::TensorReader(std::move(memory));
+}
+
+// The state, or what this node has saved of it: each slab of that is verified as it is read, so that a
+// damaged file fails the save and nothing wrong is saved. REQUIRES: a lease, unless it is a drain.
+Result<checkpoint::TensorReader> Saver::source_of(const Save& save, const World& world) const {
+  if (!save.open.drain) {
+    MUSTER_TRY(state_.wait_readable(now() + kReadTimeout));
+    return reader(world);
+  }
+  if (own_ == nullptr)
+    return Error{ErrorCode::kDropCheckpoint,
+                 "this rank was given no checkpoint_local_dir, and others were; give it to all or to none"};
+  MUSTER_ASSIGN(checkpoint::StateReader own, own_->read_back(save.open.version, save.open.lineage));
+  return checkpoint::TensorReader([own = std::make_shared<checkpoint::StateReader>(std::move(own))](
+                                      uint32_t tensor, uint64_t offset, MutableByteSpan target) {
+    return own->read(tensor, offset, target);
+  });
 }
 
 uint64_t Saver::staging_bytes_max(bool last) const {
@@ -741,6 +807,7 @@ void Saver::prune(control::Version version) {
   {
     const std::lock_guard lock(mutex_);
     policy.verified_nonces = verified_nonces_;
+    if (kept_) policy.held_versions.insert(static_cast<uint64_t>(kept_->second));
     if (save_ && failed_save_ != save_->open.save) policy.live_nonces.insert(save_->id.nonce);
   }
   auto pruned = folder_->prune(policy, wall_time_ms());

@@ -7,6 +7,7 @@
 //  - A failed save is reported and forgotten. It never ends the run, and is never reported as durable.
 //  - The state at a version stays readable from hold(), open() or rewrite() until it is staged, by a read
 //  lease.
+//  - A drain, which saves what this rank's node has saved for itself, has no lease: no update waits for it.
 //  - A part that this rank writes instead of a lost one has a lease, a thread, memory and a file of its own:
 //    whatever becomes of it, this rank's own part and its vote are as without it, and the reverse.
 #pragma once
@@ -25,6 +26,7 @@
 #include "checkpoint/restore.h"
 #include "checkpoint/shard_save.h"
 #include "checkpoint/sharing.h"
+#include "checkpoint/state_reader.h"
 #include "checkpoint/store.h"
 #include "runtime/base/events.h"
 #include "runtime/control/messages.h"
@@ -66,6 +68,14 @@ class Saver {
   bool enabled() const;
   // For the rest of the launch; saves that others open are refused, with the reason.
   void switch_off(const std::string& why);
+  // What drains read; REQUIRES: before any save, and `own`, of this process's node, lives as long as this.
+  void drain_from(Saver& own) { own_ = &own; }
+  // The save of that version and history in this folder. Any thread. Errors: kDropCheckpoint: there is none
+  // that can be used.
+  Result<checkpoint::StateReader> read_back(control::Version version, const control::Lineage& lineage) const;
+  // A drain reads the version here: retention leaves it alone until that save is over.
+  void keep(uint64_t drain, control::Version version);
+  void let_go(uint64_t drain);
   // The state is at `version` now. True: it is due for a save, or others have opened one of it. If not, it
   // goes on from here, and a save of it that is opened later is refused.
   bool due(control::Version version);
@@ -187,6 +197,7 @@ class Saver {
   Status prepare_template(const World& world);
   void fault_in_some(const World& world);
   Result<checkpoint::TensorReader> reader(const World& world) const;
+  Result<checkpoint::TensorReader> source_of(const Save& save, const World& world) const;
   uint64_t staging_bytes_max(bool last) const;
   void look_for_shared(const checkpoint::VersionId& id, bool durable);
   void note_cloning(const Save& save, const checkpoint::SaveShardReport& report);
@@ -225,6 +236,7 @@ class Saver {
   const int64_t samples_per_step_;
   const Say say_;
   const Emit emit_;
+  Saver* own_ = nullptr;  // the folder of this node's own
 
   mutable std::mutex mutex_;
   std::optional<control::Version> held_;  // a read lease is held for this version
@@ -242,7 +254,8 @@ class Saver {
   std::string failed_why_;
   uint64_t failed_save_ = 0;  // the newest that was closed without success
   std::optional<Save> to_verify_;
-  std::set<uint64_t> verified_nonces_;  // of some of the newest saves
+  std::set<uint64_t> verified_nonces_;                         // of some of the newest saves
+  std::optional<std::pair<uint64_t, control::Version>> kept_;  // for a drain
   bool stopping_ = false;
   std::optional<std::string> off_;  // switched off, why
   // Of saves that hold a lease: of the one that stages, and of those that wait for the worker with theirs.

@@ -51,6 +51,7 @@ Tiers::Tiers(State& state, const SaveOptions& shared, const LocalSaveOptions& lo
   if (local.folder.empty()) return;
   local_ = std::make_unique<Saver>(state, options_of_local(shared, local, self), job, samples_per_step, say_,
                                    emit);
+  shared_.drain_from(*local_);
 }
 
 // As the leader will choose, where all take part.
@@ -82,6 +83,7 @@ void Tiers::cancel_staging() {
 }
 
 void Tiers::open(const control::SaveOpen& open) {
+  if (open.drain && local_) local_->keep(open.save, open.version);
   if (Saver* const saver = of(open.tier)) return saver->open(open, self_.id);
   say_(control::SaveVote{open.save,
                          false,
@@ -99,6 +101,7 @@ void Tiers::publish(const control::SavePublish& publish) {
 }
 
 void Tiers::closed(const control::SaveClosed& closed) {
+  if (closed.tier == Tier::kShared && local_) local_->let_go(closed.save);
   if (Saver* const saver = of(closed.tier)) saver->closed(closed);
 }
 

@@ -2,6 +2,8 @@
 // a folder of its node's own. Each has its own thread, options and retention; saves of the two may run at
 // once. Messages find their saver here.
 //
+// INVARIANT: a version that a drain reads stays in the node's folder until that save is over.
+//
 // INVARIANT: only the shared one makes the saves that a notice, a stop, a lost leader or the end ask for, and
 // only what it has saved is durable for the program and for whoever plans.
 #pragma once
@@ -16,6 +18,7 @@ namespace muster {
 struct LocalSaveOptions {
   std::string folder;  // one of the node's disks, or its memory; empty: no local saves
   int64_t every = 0;   // steps; or SaveOptions::kPaced
+  bool drain = false;  // the shared folder's periodic saves are made of these
 };
 
 // Below the folder that was given, one for each node by its name: two nodes of one machine have two, and a

@@ -365,6 +365,15 @@ typedef struct muster_train_options {
    * device's memory; and a state serves one such run. */
   uint64_t error_feedback;
   int64_t device_collectives; /* a muster_collectives; MUSTER_COLLECTIVES_HOST */
+  /* 1: periodic saves in checkpoint_dir are made of what each node has saved for itself, in the background:
+   * no update waits for them. When one is due, the first version from then on that every node saves for
+   * itself is read from there, verified, and written by all processes as ever, each its part; so let
+   * checkpoint_local_every be the shorter interval, and checkpoint_dir is behind by as much at most. From
+   * memory come, as without this: what a notice, the end or a start asks for; what is due before every node
+   * of the view has saved; and the save after one that failed, for a damaged file or node, or found no such
+   * version. It takes reading each node's disk once, and space for one version more there meanwhile. 0: as
+   * MUSTER_CHECKPOINT_DRAIN says, which is 0 or 1. Of all processes or none. 1 needs checkpoint_local_dir */
+  int64_t checkpoint_drain;
 } muster_train_options;
 
 /* Fills in the defaults, so that a program sets only what it means. */

@@ -36,6 +36,7 @@ Policy policy_of(EventKind kind) {
     case EventKind::kViewInstalled:    // members train on in it
     case EventKind::kNoticePlan:       // the node may be gone before the next second
     case EventKind::kSaveDurable:      // older saves may be removed
+    case EventKind::kSaveDrained:      // so is this one, and what vouches for its bytes
     case EventKind::kSaveFailed:       // work that was thought to be safe is not
     case EventKind::kNodeQuarantined:  // it is left out
     case EventKind::kLeaderChanged:    // two who lead would be the worst that can happen

@@ -10,7 +10,7 @@ std::string_view to_string(EventKind kind) {
       "save verified", "save failed",    "resumed",      "rejected",     "frozen",        "permit refused",
       "job ended",     "rescued",        "safe to kill", "notice plan",  "cost",          "stale",
       "quarantined",   "straggler",      "refused",      "plan",         "leader",        "decision",
-      "observed",      "abandoned",      "differs"};
+      "observed",      "abandoned",      "differs",      "save drained"};
   static_assert(std::size(kNames) == static_cast<size_t>(kNewestEventKind) + 1, "each kind has a name");
   const auto index = static_cast<size_t>(kind);
   return index < std::size(kNames) ? kNames[index] : "unknown";

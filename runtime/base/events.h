@@ -54,10 +54,11 @@ enum class EventKind : uint16_t {
   kObserved = 36,       // text: what decisions rest on, and no other event says
   kAbandoned = 37,      // version: saved on a branch that the job has left; text: its name, and why
   kDiffers = 38,        // subject: rank that computes otherwise than most; text: where it runs, and in what
+  kSaveDrained = 39,    // version: durable, and made of what nodes had saved; amount: bytes; text: of what
 };
 
 // A new kind is appended, gets its name in to_string(), and its place in runtime/audit/policy.cpp.
-constexpr EventKind kNewestEventKind = EventKind::kDiffers;
+constexpr EventKind kNewestEventKind = EventKind::kSaveDrained;
 
 std::string_view to_string(EventKind kind);
 

@@ -120,6 +120,8 @@ constexpr Option kOptions[] = {
      "folder on each node for saves of its own workers, where the program names none and can have them"},
     {"checkpoint-local-every", kInteger, "0", 0, 1e15, kVariable,
      "steps between these, where the program does not say; auto: as often as it pays", "auto"},
+    {"checkpoint-drain", kSwitch, "0", 0, 0, kVariable,
+     "periodic saves in the folder that all share are made from these, in the background"},
     {"checkpoint-key-file", kText, "", 0, 0, kVariable,
      "file with the key that seals checkpoints, where the program names none: only you may read it. See "
      "docs/guides/checkpoints.md"},

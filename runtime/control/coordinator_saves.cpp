@@ -3,7 +3,8 @@
 // part has is asked to write it as well; the save fails where none does.
 //
 // A local save is one of a node's members alone, into its own folder, by the same rules. INVARIANT: whatever
-// becomes of it changes nothing for a shared save, a stop, or another node: no plan counts on it.
+// becomes of it changes nothing for a shared save, a stop, or another node: no plan counts on it. A drain is
+// a shared save whose participants read their node's own save of the version in place of their state.
 #include <algorithm>
 #include <cmath>
 #include <utility>
@@ -32,11 +33,13 @@ void Coordinator::State::on(NodeId, MemberId id, const SaveDue& due) {
   // Not opened, so nobody may keep its state still for it: the update that the stop-save waits for would
   // wait, too.
   if (stop) return to_view(SaveClosed{0, false, "the job is being stopped", due.version});
+  if (due.last) give_up_drain("the last version is saved, from memory");
   if (due.last && shared_save_open()) {
     last_save_waits = due.version;
     return hurry_saves();
   }
   const char* const why_not = why_no_save_now(shared_save_open());
+  if (why_not == nullptr && !due.last && put_off(due.version)) return;
   if (why_not == nullptr) return open_save(due.version, false);
   skip_save(Save{.version = due.version, .participants = living_of(view)}, why_not);
 }
@@ -54,6 +57,65 @@ void Coordinator::State::local_save_due(MemberId id, const SaveDue& due) {
   const char* const why_not = stop ? "the job is being stopped" : why_no_save_now(one_is_open);
   if (why_not != nullptr) return skip_save(save, why_not);
   (void)open_save(std::move(save), "periodic");
+}
+
+// True: a node's own saves are to be the source, and nobody has to keep its state still. Not twice in a row
+// without success, so that a node that cannot save for itself costs the shared folder no more than one
+// interval.
+bool Coordinator::State::put_off(Version version) {
+  if (!save_drains.wanted) return false;
+  const bool overdue = save_drains.due && *save_drains.due < version;
+  const bool failed = std::exchange(save_drains.failed, false);
+  save_drains.due.reset();
+  if (overdue || failed || save_drains.on_all_nodes == kNoVersion) {
+    say(EventKind::kDecided,
+        std::string("saved from memory: ") +
+            (overdue  ? "not every node has saved for itself since the save before was due"
+             : failed ? "the drain before failed"
+                      : "not every node of the view has a save of its own yet"))
+        .version = version;
+    return false;
+  }
+  save_drains.due = version;
+  to_view(SaveClosed{0, false, "it is made from the nodes' own saves", version});
+  say(EventKind::kDecided,
+      "this version, or the next that every node saves for itself, is drained from there")
+      .version = version;
+  open_drain();
+  return true;
+}
+
+// A view that has lost a version may make it again; and who came since has none that was saved before. So
+// only this view's saves count, which are all of one lineage (rule 25).
+void Coordinator::State::note_local_save(const Save& save) {
+  if (!save_drains.wanted || (limits.rules.drains_of_view && save.in != view.generation)) return;
+  if (save.version <= save_drains.on_all_nodes || ++save_drains.saved[save.version] < first_ranks.size())
+    return;
+  save_drains.on_all_nodes = save.version;
+  save_drains.saved.erase(save_drains.saved.begin(), save_drains.saved.upper_bound(save.version));
+  open_drain();
+}
+
+void Coordinator::State::open_drain() {
+  const Version version = save_drains.on_all_nodes;
+  if (!save_drains.due || version < *save_drains.due || stop ||
+      why_no_save_now(shared_save_open()) != nullptr)
+    return;
+  save_drains.due.reset();
+  if (version <= newest_durable) return;
+  newest_save = std::max(newest_save, version);
+  (void)open_save(Save{.version = version, .participants = living_of(view), .drain = true},
+                  "drained from the nodes' own saves");
+}
+
+// What is wanted now is newer, and comes straight from memory. Members write one shared save after the other.
+void Coordinator::State::give_up_drain(const std::string& why) {
+  save_drains.due.reset();
+  std::vector<uint64_t> unvoted;
+  for (const auto& [id, save] : saves) {
+    if (save.drain && !save.all_voted) unvoted.push_back(id);
+  }
+  for (const uint64_t id : unvoted) close_save(id, false, why);
 }
 
 const char* Coordinator::State::why_no_save_now(bool one_is_open) const {
@@ -99,6 +161,7 @@ SaveOpen Coordinator::State::open_save(Save save, const std::string& what) {
   open.stop = save.stop;
   open.writers = shard_writers(save.parts);
   open.tier = save.tier;
+  open.drain = save.drain;
   to_each(save.participants, open);
   save.writers = open.writers;
   pace_of(save.tier).measured.save_opened(now);
@@ -172,7 +235,7 @@ void Coordinator::State::compare_saves_again() {
     const bool concerned = std::ranges::any_of(save.participants, [&](MemberId participant) {
       return fetched.contains(participant) && !save.records.contains(participant);
     });
-    if (save.all_voted || save.version != view.base || !concerned) continue;
+    if (save.all_voted || save.drain || save.version != view.base || !concerned) continue;
     save.base_confirmed = false;
     save.compared_in = view.generation;
   }
@@ -225,6 +288,9 @@ void Coordinator::State::close_save(uint64_t id, bool durable, const std::string
     say_of(save, EventKind::kSaveDurable,
            "all of " + parts + (parts == "1" ? " part" : " parts") + " written, manifest published",
            static_cast<int64_t>(save.bytes));
+    if (save.drain)
+      say_of(save, EventKind::kSaveDrained, "made from the nodes' own saves, without a stall",
+             static_cast<int64_t>(save.bytes));
   } else {
     say_of(save, EventKind::kSaveFailed, why);
   }
@@ -234,11 +300,14 @@ void Coordinator::State::close_save(uint64_t id, bool durable, const std::string
   if (save.tier == Tier::kLocal) {
     const auto node = nodes.find(save.node);
     if (durable && node != nodes.end()) node->second.newest_local_durable = save.version;
+    if (durable) note_local_save(save);
     return;
   }
+  save_drains.failed = save.drain && !durable;
   if (durable) {
-    // One that was mostly links to older files says nothing of how long a full one takes.
-    if (save.bytes >= state_bytes / 2)
+    // One that was mostly links to older files says nothing of how long a full one takes; and one that is
+    // read from a disk nobody hurried.
+    if (save.bytes >= state_bytes / 2 && (!save.drain || !save_speed.is_known()))
       save_speed.add({save.bytes, std::max<Duration>(1, now - save.opened_at - save.held_back)});
     state_bytes = std::max(state_bytes, save.bytes);
     newest_durable = std::max(newest_durable, save.version);
@@ -248,6 +317,7 @@ void Coordinator::State::close_save(uint64_t id, bool durable, const std::string
   if (!shared_save_open() && last_save_waits && !stop && phase == Phase::kRunning && !losses_pending) {
     open_save(*std::exchange(last_save_waits, std::nullopt), false);
   }
+  open_drain();
 }
 
 // What is asked for next has to wait for them, and not for local ones.
@@ -264,6 +334,7 @@ void Coordinator::State::hurry_saves() {
 void Coordinator::State::note_wishes(const MemberHello& hello) {
   shared_pace.wanted = shared_pace.wanted || hello.paces_saves;
   local_pace.wanted = local_pace.wanted || hello.paces_local_saves;
+  save_drains.wanted = save_drains.wanted || hello.drains_saves;
 }
 
 // A process is lost, and its node stays: with a save of its own, had nobody else been left.

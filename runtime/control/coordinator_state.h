@@ -125,6 +125,7 @@ struct Save {
   std::map<uint32_t, Orphan> orphans;  // by part
   std::set<uint32_t> unassigned;       // of these, those that nobody is asked for now
   bool stop = false;
+  bool drain = false;           // read from what nodes have saved for themselves
   bool base_confirmed = false;  // the participants' states were compared; no manifest before that
   Generation in;                // the view in which it was opened
   Generation compared_in;       // the view whose base is to be confirmed for that
@@ -165,6 +166,15 @@ struct TierPace {
   bool wanted = false;         // by a member
   SaveSchedules told = {};     // as the members have been
   bool rests_on_cost = false;  // the newest of them, on what saves have cost
+};
+
+// Shared saves whose bytes come from the nodes' own saves.
+struct SaveDrains {
+  bool wanted = false;                // by a member
+  std::map<Version, size_t> saved;    // in this view: by so many nodes, not yet by all
+  Version on_all_nodes = kNoVersion;  // in this view: the newest that each of them has saved
+  std::optional<Version> due;         // put off: the first of these that is as new is drained
+  bool failed = false;                // the newest one
 };
 
 struct Coordinator::State {
@@ -280,6 +290,7 @@ struct Coordinator::State {
   bool saves_are_held_back = false;        // there is one
   bool orphans_pending = false;            // parts of saves that nobody has been asked for yet
   TierPace shared_pace, local_pace;
+  SaveDrains save_drains;
   std::set<NodeId> hit;      // nodes with a loss since the view began
   uint64_t state_bytes = 0;  // of the newest durable save
 
@@ -488,6 +499,10 @@ struct Coordinator::State {
   void local_save_due(MemberId id, const SaveDue& due);
   const char* why_no_save_now(bool one_is_open) const;
   void skip_save(const Save& due, const std::string& why);
+  bool put_off(Version version);
+  void note_local_save(const Save& save);
+  void open_drain();
+  void give_up_drain(const std::string& why);
   void open_save(Version version, bool for_stop);
   SaveOpen open_save(Save save, const std::string& what);
   void say_of(const Save& save, EventKind kind, std::string text, int64_t amount = 0);
@@ -526,7 +541,9 @@ struct Coordinator::State {
   void stop_save_closed(bool durable, const std::string& why);
   void abandon_stop_save();
   void check_notice_deadline();
-  NoticePlan plan_until(Instant notice_deadline, uint32_t nodes_staying, uint32_t nodes_holding) const;
+  NoticePlan plan_until(Instant notice_deadline, uint32_t nodes_staying, uint32_t nodes_holding,
+                        bool with_drain = true) const;
+  NoticePlan plan_of_stop(Instant notice_deadline);
   void say_plan(const NoticePlan& plan);
   bool save_in_flight() const;
 

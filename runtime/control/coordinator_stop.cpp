@@ -70,7 +70,7 @@ void Coordinator::State::want_stop(int code, const std::string& why, Instant not
   if (stop) {
     if (notice_deadline >= stop->notice_deadline) return;
     stop->notice_deadline = notice_deadline;
-    const NoticePlan plan = plan_until(notice_deadline, 0, 0);
+    const NoticePlan plan = plan_of_stop(notice_deadline);
     say_plan(plan);
     stop->only_finish = plan.only;
     return;
@@ -83,7 +83,7 @@ void Coordinator::State::want_stop(int code, const std::string& why, Instant not
   hurry_saves();
   // They may keep the state still, and the disk busy, for nobody: the stop-save is of a later version.
   fail_unvoted_saves("the job is being stopped", Tier::kLocal);
-  const NoticePlan plan = plan_until(notice_deadline, 0, 0);
+  const NoticePlan plan = plan_of_stop(notice_deadline);
   say_plan(plan);
   stop->only_finish = plan.only;
   if (phase == Phase::kRunning) cancel_lessons("the job is being stopped");
@@ -98,7 +98,7 @@ bool Coordinator::State::save_in_flight() const {
 }
 
 NoticePlan Coordinator::State::plan_until(Instant notice_deadline, uint32_t nodes_staying,
-                                          uint32_t nodes_holding) const {
+                                          uint32_t nodes_holding, bool with_drain) const {
   NoticeFacts facts;
   facts.left = notice_deadline == kNever ? -1 : std::max<Duration>(0, notice_deadline - now);
   facts.nodes_staying = nodes_staying;
@@ -107,12 +107,23 @@ NoticePlan Coordinator::State::plan_until(Instant notice_deadline, uint32_t node
   facts.speed = save_speed;
   facts.newest_durable = newest_durable;
   for (const auto& [id, save] : saves) {
-    if (save.stop || save.tier == Tier::kLocal) continue;
+    if (save.stop || save.tier == Tier::kLocal || (save.drain && !with_drain)) continue;
     // One that was held back may have written next to nothing before it was told to hurry.
     const Instant since = saves_are_held_back ? std::max(save.opened_at, save.hurried_at) : save.opened_at;
     facts.in_flight = {save.version, now - since};
   }
   return plan_for_notice(facts);
+}
+
+// A drain gives way to the stop-save, of a later version, unless it is all that fits.
+NoticePlan Coordinator::State::plan_of_stop(Instant notice_deadline) {
+  const NoticePlan plan = plan_until(notice_deadline, 0, 0, false);
+  if (plan.kind == NoticePlan::kTooLate) {
+    NoticePlan with_drain = plan_until(notice_deadline, 0, 0);
+    if (with_drain.only) return with_drain;
+  }
+  give_up_drain("the job is being stopped");
+  return plan;
 }
 
 // The plan and its reason, told once for each notice that changes it.

@@ -425,6 +425,10 @@ void Coordinator::State::go() {
   for (auto& [id, node] : nodes)
     node.newest_local_save = node.newest_local_durable == view.base ? view.base : kNoVersion;
   last_save_waits.reset();
+  if (limits.rules.drains_of_view) {
+    save_drains.saved.clear();
+    save_drains.on_all_nodes = kNoVersion;
+  }
   begin_pace();
   compare_saves_again();
   if (stop) open_save(view.base, true);

@@ -20,7 +20,7 @@ namespace muster::control {
 
 // Raised with every change of a message. Who speaks another refuses in a sentence: agents each other, and the
 // leader a worker, whose program may be linked with another Muster than its agent's.
-constexpr uint32_t kProtocol = 12;
+constexpr uint32_t kProtocol = 13;
 
 struct NodeHello {
   NodeId node = 0;
@@ -83,6 +83,7 @@ struct MemberHello {
   StateSize size;                  // likewise
   bool paces_local_saves = false;  // as paces_saves, of those of its node
   uint32_t protocol = kProtocol;
+  bool drains_saves = false;  // periodic saves of the shared folder are to come from nodes' own (SaveOpen)
 };
 
 // The run's starting version is known: 0 for a fresh start, or a checkpoint's. Sent by all members of the
@@ -354,6 +355,7 @@ struct SaveOpen {
   bool rescue = false;  // the leader is lost: the frozen member saves what it holds; `lineage` is its own
   std::vector<uint32_t> writers;  // by shard: which of the participants writes it
   Tier tier = Tier::kShared;      // kLocal: the participants are all on one node
+  bool drain = false;  // shared: what its node has saved of this version and lineage is read, not the state
 };
 // Periodic saves are due at `from`, `from` + `every`, and so on, where the program leaves that to the leader.
 struct SaveSchedule {

@@ -30,6 +30,7 @@ struct RuleSwitches {
   bool save_needs_all_votes = true;  // rule 24: no manifest before every participant has voted
   bool saves_outlive_views = true;   // rule 24: a view change aborts no save
   bool rewrites_checked = true;      // rule 24: a lost part is written only from the save's version
+  bool drains_of_view = true;        // rule 25: only what every node has saved in this view is drained
   bool stop_bounds_permits = true;   // rule 26: no permit beyond the version of a stop-save
   bool silence_is_bounded = true;    // rule 11: silence may not exclude any number of nodes
   bool survivors_save = true;        // rule 12: without the store, agents have their workers' state saved

@@ -178,7 +178,7 @@ Offset<fb::MemberHello> write(FlatBufferBuilder& to, const MemberHello& m) {
   const fb::Generation installed = write(m.installed);
   return fb::CreateMemberHello(to, member, &fingerprint, write(to, m.description), &installed, m.paces_saves,
                                m.sharding.shards, m.sharding.copies, m.size.replicated, m.size.shard,
-                               m.protocol, m.paces_local_saves);
+                               m.protocol, m.paces_local_saves, m.drains_saves);
 }
 MemberHello read(const fb::MemberHello& m) {
   const Generation installed = m.installed() == nullptr ? Generation{} : read(*m.installed());
@@ -190,7 +190,8 @@ MemberHello read(const fb::MemberHello& m) {
           {m.shards(), m.shard_copies()},
           {m.state_bytes(), m.shard_bytes()},
           m.paces_local_saves(),
-          m.protocol()};
+          m.protocol(),
+          m.drains_saves()};
 }
 
 Offset<fb::Started> write(FlatBufferBuilder& to, const Started& m) {
@@ -386,11 +387,11 @@ Offset<fb::SaveOpen> write(FlatBufferBuilder& to, const SaveOpen& m) {
   const auto participants = write(to, m.participants);
   const auto all_of = write(m.all_of);
   return fb::CreateSaveOpen(to, m.save, m.version, lineage, participants, &all_of, m.stop, m.rescue,
-                            write(to, m.writers), m.tier == Tier::kLocal);
+                            write(to, m.writers), m.tier == Tier::kLocal, m.drain);
 }
 SaveOpen read(const fb::SaveOpen& m) {
   return {m.save(), m.version(), read(*m.lineage()), read(*m.participants()), read(*m.all_of()),
-          m.stop(), m.rescue(),  read(m.writers()),  tier_of(m.local())};
+          m.stop(), m.rescue(),  read(m.writers()),  tier_of(m.local()),      m.drain()};
 }
 
 Offset<fb::SaveSchedule> write(FlatBufferBuilder& to, const SaveSchedule& m) {

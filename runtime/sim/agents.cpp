@@ -486,6 +486,7 @@ void World::spawn(size_t index, uint32_t local_rank) {
     hello.description = "a model";
     hello.paces_saves = is_paced(Tier::kShared);
     hello.paces_local_saves = is_paced(Tier::kLocal);
+    hello.drains_saves = drains;
     hello.sharding = sharding;
     hello.size = {16 << 20, 100};
     after_for(id, between(kMillisecond, 40 * kMillisecond), [this, id, hello] {

@@ -722,12 +722,26 @@ void World::forward(Process& process, const Message& message) {
   }
 }
 
+// What its node has saved for itself of a drain's version, in the same history.
+std::optional<Process::SaveCopy> World::own_save(const Process& process, const SaveOpen& drain) const {
+  for (const auto& [id, record] : saves) {
+    const bool is_it = record.tier == Tier::kLocal && record.published && record.version == drain.version &&
+                       record.lineage == drain.lineage;
+    if (is_it && processes.at(record.open.participants.at(0))->agent == process.agent)
+      return Process::SaveCopy{record.state, {}};
+  }
+  return std::nullopt;
+}
+
 void World::write_part(Process& process, const SaveOpen& save) {
   const auto copy = process.save_copies.find(save.version);
   std::optional<Process::SaveCopy> state;
   if (copy != process.save_copies.end()) state = copy->second;
   const bool whole = !process.writing && !process.core->install_due();
   if (process.version == save.version && whole) state = {process.state, process.shards};
+  if (save.drain) state = own_save(process, save);
+  if (save.drain && !state)
+    return say(process.id, SaveVote{save.save, false, {}, "its node has no save of the version"});
   if (!state && is_paced(save.tier) && process.version > save.version)
     return say(process.id, SaveVote{save.save, false, {}, "the state had moved on"});
   if (!state) {
@@ -747,6 +761,7 @@ void World::write_part(Process& process, const SaveOpen& save) {
     if (!write_shards(save, id, state))
       return say(id, SaveVote{save.save, false, {}, "it does not hold its shards of the version"});
     record.written.insert(id);
+    record.state = state.state;
     record.bad = record.bad || state.state != truth_of(save.version);
     say(id, SaveVote{save.save, true, {}, ""});
   });
@@ -758,6 +773,10 @@ std::optional<std::pair<Process::SaveCopy, Generation>> World::held_for(const Pr
                                                                         const SaveRewrite& wanted) const {
   const auto staging = process.staging.find(wanted.save);
   if (staging == process.staging.end()) return std::nullopt;  // it takes no part in the save yet
+  if (const SaveOpen& open = saves.at(wanted.save).open; open.drain) {
+    const auto own = own_save(process, open);
+    return own ? std::optional(std::pair(*own, wanted.opened_in)) : std::nullopt;
+  }
   if (now < staging->second.until) return std::pair(staging->second.copy, wanted.opened_in);
   const bool whole = !process.writing && !process.core->install_due();
   if (!whole || !process.core->why_not_rewrite(wanted).empty()) return std::nullopt;
@@ -786,8 +805,9 @@ void World::rewrite_part(Process& process, const SaveRewrite& wanted) {
 }
 
 void World::publish(Process& process, uint64_t save) {
-  const SaveRecord& record = saves.at(save);
+  SaveRecord& record = saves.at(save);
   check_publish(record);
+  record.published = true;
   if (record.tier == Tier::kLocal) {
     ++outcome.local_saves;
     outcome.rewrites += record.rewritten;
@@ -795,6 +815,7 @@ void World::publish(Process& process, uint64_t save) {
   }
   const bool is_new = folder.emplace(save, record).second;
   if (is_new && record.rescue) ++outcome.rescues;
+  if (is_new && record.open.drain) ++outcome.drains;
   if (is_new) outcome.rewrites += record.rewritten;
   if (goes_on(record) && record.version >= durable.first) durable = {record.version, record.lineage};
   say(process.id, SavePublished{save, true, ""});

@@ -39,6 +39,7 @@ inline constexpr NamedRule kRules[] = {
     {"save_needs_all_votes", &control::RuleSwitches::save_needs_all_votes},
     {"saves_outlive_views", &control::RuleSwitches::saves_outlive_views},
     {"rewrites_checked", &control::RuleSwitches::rewrites_checked},
+    {"drains_of_view", &control::RuleSwitches::drains_of_view},
     {"stop_bounds_permits", &control::RuleSwitches::stop_bounds_permits},
     {"silence_is_bounded", &control::RuleSwitches::silence_is_bounded},
     {"survivors_save", &control::RuleSwitches::survivors_save},

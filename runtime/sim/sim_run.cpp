@@ -53,7 +53,7 @@ int main(int argc, char** argv) {
   const uint64_t first = options.seed;
   uint64_t events = 0, leaders = 0, moves = 0, runs = 0, quarantines = 0, views = 0, planned = 0,
            differences = 0, waited = 0, caught_up = 0, saves = 0, paced = 0, local = 0, paced_local = 0,
-           rewrites = 0, rescues = 0, faults = 0, shards_moved = 0, broken = 0;
+           drains = 0, rewrites = 0, rescues = 0, faults = 0, shards_moved = 0, broken = 0;
   std::map<int, uint64_t> codes;
   muster::Duration longest = 0;
   for (uint64_t seed = first; seed < first + seeds; ++seed) {
@@ -86,6 +86,7 @@ int main(int argc, char** argv) {
     paced += outcome.paced_saves;
     local += outcome.local_saves;
     paced_local += outcome.paced_local_saves;
+    drains += outcome.drains;
     rewrites += outcome.rewrites;
     rescues += outcome.rescues;
     faults += outcome.faults;
@@ -98,7 +99,7 @@ int main(int argc, char** argv) {
       "waited, %llu differences told), "
       "%llu caught up, %llu "
       "saves, %llu "
-      "paced, %llu local (%llu paced), %llu parts rewritten, %llu "
+      "paced, %llu local (%llu paced), %llu drained, %llu parts rewritten, %llu "
       "rescues, %llu shards moved, %llu "
       "faults;",
       static_cast<unsigned long long>(seeds), static_cast<unsigned long long>(events),
@@ -108,9 +109,9 @@ int main(int argc, char** argv) {
       static_cast<unsigned long long>(waited), static_cast<unsigned long long>(differences),
       static_cast<unsigned long long>(caught_up), static_cast<unsigned long long>(saves),
       static_cast<unsigned long long>(paced), static_cast<unsigned long long>(local),
-      static_cast<unsigned long long>(paced_local), static_cast<unsigned long long>(rewrites),
-      static_cast<unsigned long long>(rescues), static_cast<unsigned long long>(shards_moved),
-      static_cast<unsigned long long>(faults));
+      static_cast<unsigned long long>(paced_local), static_cast<unsigned long long>(drains),
+      static_cast<unsigned long long>(rewrites), static_cast<unsigned long long>(rescues),
+      static_cast<unsigned long long>(shards_moved), static_cast<unsigned long long>(faults));
   for (const auto& [code, count] : codes)
     std::printf(" exit %d: %llu", code, static_cast<unsigned long long>(count));
   std::printf("; at most %.1f s from the last fault to the end\n", muster::seconds(longest));

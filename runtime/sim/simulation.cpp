@@ -49,6 +49,7 @@ World::World(const Options& given) : options(given), random(given.seed) {
           mix64(options.seed ^ 0xf1a) % 33 == 0;
   if (flaky && !paced) options.steps *= 4;
   saves_locally = sharding.shards == 0 && options.seed % 3 == 0;
+  drains = saves_locally && mix64(options.seed ^ 0xd4a1) % 2 == 0;
   limits.nodes_max = 2 + static_cast<uint32_t>(random.below(3));
   limits.nodes_min = 1 + static_cast<uint32_t>(random.below(limits.nodes_max - 1));
   limits.workers_per_node = 1 + static_cast<uint32_t>(random.below(3));

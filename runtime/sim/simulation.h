@@ -22,7 +22,7 @@
 // every third seed what a broken connection carried is read late, before or after the hello on the next one.
 //
 // With every third seed, unless the state is sharded, each node saves for itself too. Nothing resumes from
-// that here.
+// that here; with half of these the shared folder's periodic saves are made of it (drains).
 //
 // Each process computes the microbatches that the production division of lanes gives its rank.
 //
@@ -68,6 +68,7 @@ struct Outcome {
   uint64_t paced_saves = 0;  // those that came when the leader had said
   uint64_t paced_local_saves = 0;
   uint64_t local_saves = 0;  // published
+  uint64_t drains = 0;       // published, of what nodes had saved
   uint64_t rewrites = 0;     // parts of published saves, written by another than was to write them
   uint64_t rescues = 0;      // saves without the leader
   uint64_t faults = 0;

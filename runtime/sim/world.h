@@ -231,6 +231,8 @@ struct SaveRecord {
   bool bad = false;
   bool write_failed = false;
   bool rescue = false;
+  bool published = false;
+  Digest state;            // of the newest part
   uint64_t rewritten = 0;  // parts, by another than was to write them
   SaveOpen open;
   Instant opened_at = kNever;
@@ -253,6 +255,7 @@ struct World {
 
   bool paced = false;           // when to save is left to the leader
   bool saves_locally = false;   // also on each node, for its own members
+  bool drains = false;          // and the shared folder gets those
   bool overlaps = false;        // what a broken connection carried may arrive while the next one is made
   bool flaky = false;           // a node fails again and again
   Sharding sharding;            // of the state; none: all hold all
@@ -477,6 +480,7 @@ struct World {
   void forward(Process& process, const Message& message);
   void copy_for_learner(uint64_t lesson);
   void write_part(Process& process, const SaveOpen& save);
+  std::optional<Process::SaveCopy> own_save(const Process& process, const SaveOpen& drain) const;
   void rewrite_part(Process& process, const SaveRewrite& wanted);
   std::optional<std::pair<Process::SaveCopy, Generation>> held_for(const Process& process,
                                                                    const SaveRewrite& wanted) const;

@@ -266,6 +266,13 @@ TEST(CApi, OptionsThatCannotHoldAreNamed) {
               HasSubstr("checkpoint_local_every is -2 and checkpoint_local_dir is 'nvme'"));
   EXPECT_THAT(refused([](O& o) { o.checkpoint_local_every = -5; }),
               HasSubstr("checkpoint_local_every is -5 and checkpoint_local_dir is not given"));
+  EXPECT_THAT(refused([](O& o) { o.checkpoint_drain = 2; }),
+              HasSubstr("checkpoint_drain is 2; give 1, or 0"));
+  EXPECT_THAT(refused([](O& o) {
+                o.checkpoint_dir = "somewhere";
+                o.checkpoint_drain = 1;
+              }),
+              HasSubstr("checkpoint_drain is 1 and checkpoint_local_dir is not given"));
   for (const int32_t unknown : {-1, 1000}) {
     EXPECT_THAT(refused([&](O& o) { o.codec = unknown; }),
                 AllOf(HasSubstr("codec is " + std::to_string(unknown)), HasSubstr("int8 (3)")));
@@ -413,6 +420,14 @@ TEST(CApi, AnOlderProgramSealsNothing) {
                 "no field may lie in an older structure's padding");
   EXPECT_EQ(train(none, 0, MUSTER_CODEC_NONE, offsetof(muster_train_options, checkpoint_key_file)),
             train(none));
+}
+
+TEST(CApi, AnOlderProgramDrainsNothing) {
+  Misuse none;
+  static_assert(offsetof(muster_train_options, checkpoint_drain) ==
+                    offsetof(muster_train_options, device_collectives) + sizeof(int64_t),
+                "no field may lie in an older structure's padding");
+  EXPECT_EQ(train(none, 0, MUSTER_CODEC_NONE, offsetof(muster_train_options, checkpoint_drain)), train(none));
 }
 
 TEST(CApi, AnOlderProgramsHostReducesGradients) {

@@ -14,6 +14,7 @@
 
 #include "checkpoint/parity_file.h"
 #include "tests/forwarding_files.h"
+#include "tests/runtime/heard_from_savers.h"
 
 namespace muster {
 namespace {
@@ -92,7 +93,7 @@ class SlowFiles final : public testing::ForwardingFiles {
   bool waits_ = false;
 };
 
-class SaverTest : public ::testing::Test {
+class SaverTest : public HeardFromSavers {
  protected:
   void SetUp() override {
     folder_ = ::testing::TempDir() + "muster-saver-XXXXXX";  // mkdtemp fills in the X
@@ -138,35 +139,11 @@ class SaverTest : public ::testing::Test {
   }
 
   template <typename T>
-  void note(std::vector<T>& list, T item) {
-    const std::lock_guard lock(mutex_);
-    list.push_back(std::move(item));
-    changed_.notify_all();
-  }
-
-  // Waits for `find` to find something in what was said or emitted.
-  template <typename Find>
-  auto await(Find find) {
-    std::unique_lock lock(mutex_);
-    decltype(find()) found;
-    changed_.wait_for(lock, std::chrono::seconds(20), [&] { return bool(found = find()); });
-    return found;
-  }
-
-  template <typename T>
   std::optional<T> said(uint64_t save) {
     return await([&]() -> std::optional<T> {
       for (const Message& message : messages_)
         if (const auto* m = std::get_if<T>(&message); m != nullptr && m->save == save) return *m;
       return {};
-    });
-  }
-
-  bool emitted(EventKind kind, Version version, const std::string& text = "") {
-    return await([&] {
-      return std::any_of(events_.begin(), events_.end(), [&](const Event& e) {
-        return e.kind == kind && e.version == version && e.text.find(text) != std::string::npos;
-      });
     });
   }
 
@@ -240,10 +217,6 @@ class SaverTest : public ::testing::Test {
   float values_[1024] = {};
   State state_;
   Lineage lineage_;  // of the view
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::vector<Message> messages_;
-  std::vector<Event> events_;
   std::optional<Saver> saver_;
 };
 

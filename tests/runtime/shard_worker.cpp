@@ -1,8 +1,8 @@
 // A worker of sharded_runs_test, local_tier_test and others: a training whose weights and momentum are
 // sharded, beside a replicated tensor.
 //
-//   shard_worker FOLDER STEPS WORKERS KIND [step:N | reduce:N | update:N | after:N | again | wait:N |
-//   hang:N | slow:N | seed:2 | parity] …
+//   shard_worker FOLDER STEPS WORKERS KIND [step:N | reduce:N | update:N | after:N | again | wait:N | gate:N
+//   | hang:N | slow:N | seed:2 | parity] …
 //
 // KIND: "sharded"; "one-copy", the same with one copy of each shard; "careless", the same with an update that
 // leaves a piece out on one rank; "late", with three copies, and one rank that makes the update of step 20
@@ -11,8 +11,9 @@
 // or "whole", which keeps all of it replicated. While there are fewer workers than WORKERS steps take a tenth
 // of a second, so that others can join. At each of the places one worker, the first to come there, kills
 // itself; at hang:N it hangs, and at slow:N it is slow from there on; at after:N it is rank 0 that kills
-// itself; at step N of wait:N all wait until they are killed. With seed:2 it is another job; with parity its
-// saves have that. Who sees the end adds a line with the weights to FOLDER/results.
+// itself; at step N of wait:N all wait until they are killed, of gate:N until FOLDER/gate is there. With
+// seed:2 it is another job; with parity its saves have that. Who sees the end adds a line with the weights to
+// FOLDER/results.
 #include <unistd.h>
 
 #include <chrono>
@@ -120,6 +121,7 @@ int train(int argc, char** argv) {
       // Reason for the wait: the test kills this process here, once it has seen the saves before.
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
+    if (places.count("gate:" + here) != 0) wait_for(folder + "/gate");
     if (muster::is_first_at(folder, places, "hang:" + here)) {
       // Reason for the wait: this is the hung program that the leader has to find; the agent kills it in it.
       std::this_thread::sleep_for(std::chrono::hours(1));

@@ -111,7 +111,7 @@ class LeaderTest : public ::testing::Test {
   Version start = 0;
   Lineage restored;                   // of the save that `start` was read from
   Version saved_before = kNoVersion;  // newest in the shared folder then
-  bool paces_saves = false, paces_local_saves = false;
+  bool paces_saves = false, paces_local_saves = false, drains_saves = false;
   Sharding sharding;
   StateSize size;
 
@@ -211,6 +211,7 @@ class LeaderTest : public ::testing::Test {
     hello.description = "a state";
     hello.paces_saves = paces_saves;
     hello.paces_local_saves = paces_local_saves;
+    hello.drains_saves = drains_saves;
     hello.sharding = sharding;
     hello.size = size;
     say(node, who, hello);

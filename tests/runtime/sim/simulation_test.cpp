@@ -25,8 +25,8 @@ std::string told(Options options) {
 
 TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
   uint64_t views = 0, differences = 0, planned = 0, waited = 0, sent_in_parts = 0, caught_up = 0, saves = 0,
-           paced = 0, paced_local = 0, rewrites = 0, rescues = 0, faults = 0, finished = 0, moves = 0,
-           runs = 0, quarantines = 0;
+           paced = 0, paced_local = 0, drains = 0, rewrites = 0, rescues = 0, faults = 0, finished = 0,
+           moves = 0, runs = 0, quarantines = 0;
   for (uint64_t seed = 1; seed <= 2000; ++seed) {
     Options options;
     options.seed = seed;
@@ -41,6 +41,7 @@ TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
     saves += outcome.saves;
     paced += outcome.paced_saves;
     paced_local += outcome.paced_local_saves;
+    drains += outcome.drains;
     rewrites += outcome.rewrites;
     rescues += outcome.rescues;
     moves += outcome.moves;
@@ -59,6 +60,7 @@ TEST(Simulation, InvariantsHoldUnderTwoThousandSchedules) {
   EXPECT_GT(saves, 2000u);
   EXPECT_GT(paced, 1000u);
   EXPECT_GT(paced_local, 300u);
+  EXPECT_GT(drains, 100u);
   EXPECT_GT(rewrites, 40u);
   EXPECT_GT(rescues, 50u);
   EXPECT_GT(moves, 60u) << "the embedded store leaves nodes that are drained";
