@@ -899,6 +899,7 @@ class Agent {
     const bool known =
         won.former != 0 && newest_leader_.node == won.former && newest_leader_.term + 1 == won.term;
     takeover.former_heard_at = known ? node_->leader_heard_at(newest_leader_.term) : kNever;
+    takeover.agents = node_->neighbours();
     begin_account({hex_of(won.incarnation), won.term});
     decide(EventKind::kLeaderChanged,
            "leads, as leader " + std::to_string(won.term) + " of this run" +

@@ -1,14 +1,17 @@
 #include "runtime/agent/knock.h"
 
 #include <map>
+#include <optional>
 #include <utility>
 
 #include "runtime/agent/link.h"
 
 namespace muster::agent {
 
+using control::HostAnswer;
+
 struct Knock::State : std::enable_shared_from_this<Knock::State> {
-  State(Loop& l, KnockTimes t, std::function<void(bool)> done)
+  State(Loop& l, KnockTimes t, std::function<void(HostAnswer)> done)
       : loop(l), times(t), tell(std::move(done)), next(loop, [this] { knock(); }), patience(loop, [this] {
           none_has_come_soon();
         }) {}
@@ -26,18 +29,26 @@ struct Knock::State : std::enable_shared_from_this<Knock::State> {
       loop.post([weak = weak_from_this(), number] {  // it is on the stack
         if (const auto self = weak.lock()) self->attempts.erase(number);
       });
-      if (socket.ok() || refused) answered();
+      if (socket.ok() || refused) answered(socket.ok() ? HostAnswer::kTaken : HostAnswer::kRefused);
     };
     attempts[number] = std::make_unique<Connector>(loop, addresses, times.each, std::move(done));
-    next.after(silent ? times.patience : times.every);
+    next.after(told ? pause() : times.every);
   }
 
-  void answered() {
-    if (std::exchange(over, true)) return;
+  Duration pause() const { return told == HostAnswer::kTaken ? times.each : times.patience; }
+
+  void answered(HostAnswer answer) {
+    if (over) return;
+    knocks_unanswered_since = knocks;
+    patience.after(times.each + times.patience);
+    say(answer);
+  }
+
+  void say(HostAnswer answer) {
+    if (told == answer) return;
+    told = answer;
     const auto keep = shared_from_this();
-    next.cancel();
-    patience.cancel();
-    tell(true);
+    tell(answer);
   }
 
   // After what has already arrived: one that was starved must not take waiting answers for silence.
@@ -45,27 +56,28 @@ struct Knock::State : std::enable_shared_from_this<Knock::State> {
     loop.post([weak = weak_from_this()] {
       const auto self = weak.lock();
       if (!self || self->over) return;
-      const auto due = static_cast<uint64_t>(self->times.patience / self->times.every);
-      if (self->knocks < due) return self->patience.after(self->times.every);  // it had no time to ask
-      self->silent = true;
-      self->tell(false);
+      const auto due = self->told ? 1 : static_cast<uint64_t>(self->times.patience / self->times.every);
+      if (self->knocks - self->knocks_unanswered_since < due)
+        return self->patience.after(self->times.every);  // it had no time to ask
+      self->say(HostAnswer::kNone);
     });
   }
 
   Loop& loop;
   const KnockTimes times;
-  const std::function<void(bool)> tell;
+  const std::function<void(HostAnswer)> tell;
   Timer next;
   Timer patience;
   std::vector<SocketAddress> addresses;
   std::map<uint64_t, std::unique_ptr<Connector>> attempts;  // by number
   uint64_t knocks = 0;
-  bool silent = false;  // so far
+  uint64_t knocks_unanswered_since = 0;
+  std::optional<HostAnswer> told;
   bool over = false;
 };
 
 Knock::Knock(Loop& loop, const std::string& host, uint16_t port, KnockTimes times,
-             std::function<void(bool)> tell)
+             std::function<void(HostAnswer)> tell)
     : state_(std::make_shared<State>(loop, times, std::move(tell))) {
   resolve(loop, state_, host, port, [weak = std::weak_ptr(state_)](Result<std::vector<SocketAddress>> found) {
     const auto self = weak.lock();

@@ -16,6 +16,8 @@ namespace {
 
 using namespace control;
 constexpr Duration kEndRecordTimeout = 3 * kSecond;
+constexpr Duration kAskEvery = 100 * kMillisecond;  // who is silent by now
+constexpr size_t kAskedMax = 64;                    // hosts at a time: each has a few connections under way
 
 }  // namespace
 
@@ -52,6 +54,7 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
         timer(loop, [this] { tick_soon(); }),
         end_timer(loop, [this] { end_is_not_recorded("it does not answer"); }),
         lease_timer(loop, [this] { apply({}); }),
+        ask_timer(loop, [this] { ask_hosts(); }),
         waiting(options.waiting_max) {}
 
   void start() {
@@ -60,9 +63,11 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
     });
     timer.at(core.next_deadline());
     lease_timer.at(store->lease_until());
+    see_to_knocks();
     if (options.former.port == 0) return;
-    knock.emplace(loop, options.former.host, options.former.port, KnockTimes{},
-                  [this](bool answers) { apply(core.former_answers(now(), answers)); });
+    knock.emplace(loop, options.former.host, options.former.port, KnockTimes{}, [this](HostAnswer answer) {
+      apply(core.former_answers(now(), answer != HostAnswer::kNone));
+    });
   }
 
   // After what has already arrived: a leader that was starved of the processor must not take the heartbeats
@@ -178,9 +183,37 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
     }
     applying = false;
     if (over) return;
-    if (knock && core.phase() != "agreeing") knock.reset();
+    see_to_knocks();
     timer.at(core.next_deadline());
     lease_timer.at(store->lease_until());
+  }
+
+  // ---- hosts of silent nodes. With the embedded store only silence counts, which this leader may outwait.
+
+  void see_to_knocks() {
+    const bool agrees = core.phase() == "agreeing";
+    if (knock && !agrees) knock.reset();
+    if (!store->outlives_leader() || std::exchange(asks_hosts, agrees) == agrees) return;
+    ask_timer.cancel();
+    knocks.clear();
+    if (agrees) ask_timer.after(0);
+  }
+
+  void ask_hosts() {
+    const std::vector<Neighbour> silent = core.silent_nodes();
+    std::erase_if(knocks, [&](const auto& entry) {
+      return std::ranges::find(silent, entry.first, &Neighbour::node) == silent.end();
+    });
+    for (const Neighbour& agent : silent) {
+      if (knocks.size() >= kAskedMax) break;
+      if (knocks.contains(agent.node)) continue;
+      auto tell = [this, node = agent.node](HostAnswer answer) {
+        apply(core.host_answers(now(), node, answer));
+      };
+      knocks[agent.node] = std::make_unique<Knock>(loop, agent.host, static_cast<uint16_t>(agent.port),
+                                                   KnockTimes{}, std::move(tell));
+    }
+    ask_timer.after(kAskEvery);
   }
 
   // What is under way to the agents is cut off: whoever leads next tells them what counts.
@@ -189,7 +222,8 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
     tell(EventKind::kLeaderChanged, "does not lead any more: " + why);
     queue.clear();
     knock.reset();
-    for (Timer* each : {&timer, &end_timer, &lease_timer}) each->cancel();
+    knocks.clear();
+    for (Timer* each : {&timer, &end_timer, &lease_timer, &ask_timer}) each->cancel();
     loop.post([keep = shared_from_this()] {
       keep->listeners.clear();
       keep->nodes.clear();
@@ -324,6 +358,7 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
   Timer timer;
   Timer end_timer;
   Timer lease_timer;
+  Timer ask_timer;
   bool recording = false;  // the job's end; what follows it in `queue` waits
   uint64_t token = 0;
   uint64_t refused = 0;
@@ -332,7 +367,9 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
   Waiting waiting;
   BoundedLog complaints;
   std::map<NodeId, PeerPtr> nodes;
-  std::optional<Knock> knock;  // at the former leader's
+  std::optional<Knock> knock;                       // at the former leader's
+  std::map<NodeId, std::unique_ptr<Knock>> knocks;  // where agents of silent nodes listen
+  bool asks_hosts = false;
   std::deque<Action> queue;
   bool applying = false;
   bool over = false;
@@ -348,8 +385,10 @@ LeaderHost::~LeaderHost() {
   state_->over = true;
   state_->listeners.clear();
   state_->knock.reset();
+  state_->knocks.clear();
   state_->callbacks = {};
-  for (Timer* timer : {&state_->timer, &state_->end_timer, &state_->lease_timer}) timer->cancel();
+  for (Timer* timer : {&state_->timer, &state_->end_timer, &state_->lease_timer, &state_->ask_timer})
+    timer->cancel();
   state_->nodes.clear();
   state_->peers.clear();
 }

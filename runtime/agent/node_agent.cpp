@@ -420,6 +420,8 @@ void NodeAgent::look_again() { state_->look_again(); }
 
 Instant NodeAgent::leader_heard_at(uint64_t term) const { return state_->core.leader_heard_at(term); }
 
+const std::vector<Neighbour>& NodeAgent::neighbours() const { return state_->core.neighbours(); }
+
 void NodeAgent::notice(Scope scope, uint32_t slot, Duration time_left, const std::string& source) {
   if (!state_->over) state_->apply(state_->core.notice(now(), scope, slot, time_left, source));
 }

@@ -87,7 +87,8 @@ class NodeAgent {
   // under way goes on unless the answer is another leader.
   void look_again();
 
-  Instant leader_heard_at(uint64_t term) const;  // as NodeCore's
+  Instant leader_heard_at(uint64_t term) const;  // these as NodeCore's
+  const std::vector<control::Neighbour>& neighbours() const;
 
   void notice(control::Scope scope, uint32_t slot, Duration time_left, const std::string& source);
   void kill_workers();      // SIGKILL to all, now

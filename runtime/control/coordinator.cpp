@@ -117,14 +117,23 @@ bool Coordinator::State::node_complete(const NodeRecord& node) const {
   return node.connected && !node.draining && node.members.size() >= node.workers;
 }
 
+bool Coordinator::State::is_hopeless(const NodeRecord& node) {
+  return node.given_up.size() + node.ended.size() >= node.workers;
+}
+
 bool Coordinator::State::is_able(const NodeRecord& node) const {
-  const bool hopeless = node.given_up.size() + node.ended.size() >= node.workers;
-  return node.connected && !node.draining && !hopeless && (node.was_in_view || node_complete(node));
+  return node.connected && !node.draining && !is_hopeless(node) && (node.was_in_view || node_complete(node));
 }
 
 uint32_t Coordinator::State::nodes_able() const {
   return static_cast<uint32_t>(
       std::ranges::count_if(nodes, [&](const auto& entry) { return is_able(entry.second); }));
+}
+
+uint32_t Coordinator::State::nodes_to_come() const {
+  return static_cast<uint32_t>(std::ranges::count_if(nodes, [](const auto& entry) {
+    return entry.second.connected && !entry.second.draining && !is_hopeless(entry.second);
+  }));
 }
 
 // As nodes_able() >= MIN; it is asked with each message while members are drained.
@@ -258,6 +267,7 @@ void Coordinator::State::forgive(Duration absence) {
   for (auto& [id, node] : nodes) {
     since(node.heard_at);
     since(node.silent_since);
+    since(node.refused_since);
   }
   for (auto& [id, moment] : change.mute) since(moment);
   since(change.heard_again);
@@ -317,6 +327,7 @@ Instant Coordinator::State::due_of(const NodeRecord& node) const {
   } else {
     possible_at(node.silent_since + limits.partition_wait);
     if (!limits.embedded_store) possible_at(node.silent_since + limits.resign_wait);
+    if (node.refused_since != kNever) possible_at(node.refused_since + limits.refusal_wait);
   }
   possible_at(node.hello_at + limits.form_wait);
   return next;
@@ -442,6 +453,29 @@ Actions Coordinator::former_answers(Instant now, bool answers) {
   state.advance_to(now);
   if (state.finished) return {};
   state.former_unanswered = !answers;
+  state.settle();
+  return state.take();
+}
+
+std::vector<Neighbour> Coordinator::silent_nodes() const {
+  const State& state = *state_;
+  std::vector<Neighbour> silent;
+  if (state.phase != Phase::kAgreeing) return silent;
+  NodeId newest = 0;
+  for (const Member& member : state.view.members) {
+    if (member.node == newest || !state.lives(member.id) || !state.node_silent(member.node)) continue;
+    newest = member.node;
+    const NodeRecord& node = state.nodes.at(newest);
+    if (node.rescue_port != 0) silent.push_back({node.id, node.name, node.rescue_host, node.rescue_port});
+  }
+  return silent;
+}
+
+Actions Coordinator::host_answers(Instant now, NodeId node, HostAnswer answer) {
+  State& state = *state_;
+  state.advance_to(now);
+  if (state.finished) return {};
+  state.on_host_answer(node, answer);
   state.settle();
   return state.take();
 }

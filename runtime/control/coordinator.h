@@ -61,6 +61,10 @@ struct Limits {
   // most. Its agent, if it lives, looks for a leader once a second as they do, and etcd may be slow. No
   // longer than until its silence is believed, where its host does not answer either (former_answers()).
   Duration former_wait = 2 * kSecond;
+  // A host refuses for so long who connects to where a node's agent listens as long as it lives: that is
+  // proof of its death, and may exclude any number. As long as agents take a leader for gone that refuses
+  // them.
+  Duration refusal_wait = 2 * kSecond;
   Duration suspect_wait =
       500 * kMillisecond;        // a group failed, nobody is known dead: form it anew after this
   uint32_t suspect_repeats = 3;  // so often without a step: the named members are excluded
@@ -137,10 +141,14 @@ struct Takeover {
   NodeId former = 0;  // where the leader before it was; 0: not known, or there was none
   // By this leader's own node, from there; kNever: it was no leader of that node's.
   Instant former_heard_at = kNever;
+  std::vector<Neighbour> agents;  // where they listen, as far as this leader's node was told
 };
 // Attempts and plan numbers of each term are above those of all terms before, because members keep the
 // newest.
 constexpr uint64_t kTermsMax = 4095;
+
+// What a host says to who connects to where a node's agent listens. kTaken: also of an agent that is stopped.
+enum class HostAnswer { kNone, kTaken, kRefused };
 
 class Coordinator {
  public:
@@ -164,6 +172,12 @@ class Coordinator {
   // says so each time this changes. Not said: not known, as where the agent there was never reached from
   // here.
   Actions former_answers(Instant now, bool answers);
+
+  // Nodes of the view that are silent while it changes, in rank order, as far as it is known where their
+  // agents listen: whether they live is worth asking their hosts, as long as they are among these.
+  std::vector<Neighbour> silent_nodes() const;
+  // The answer, each time it changes. Not said: not known.
+  Actions host_answers(Instant now, NodeId node, HostAnswer answer);
 
   Actions tick(Instant now);
   Instant next_deadline() const;

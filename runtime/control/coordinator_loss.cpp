@@ -142,6 +142,7 @@ void Coordinator::State::lose_node(NodeId id, const std::string& why) {
 // excluded, its processes of that time have to go.
 void Coordinator::State::node_heard(NodeRecord& node) {
   node.heard_at = now;
+  node.refused_since = kNever;
   if (std::exchange(node.silent_since, kNever) == kNever) return;
   note_due(node);
   if (const auto first = first_ranks.find(node.id); first != first_ranks.end())
@@ -152,6 +153,29 @@ void Coordinator::State::node_heard(NodeRecord& node) {
   send_eviction(node.id);
   if (phase == Phase::kAgreeing || phase == Phase::kStoring) note_return(node.id);
   if (phase == Phase::kAgreeing) ask_again(node.id);
+}
+
+// Where its agent listened nobody does any more. That says more than a link that breaks: an agent that lives,
+// or stands still, keeps that place.
+void Coordinator::State::on_host_answer(NodeId id, HostAnswer answer) {
+  const auto found = nodes.find(id);
+  if (found == nodes.end() || found->second.silent_since == kNever) return;
+  NodeRecord& node = found->second;
+  const bool silence_counts = answer == HostAnswer::kNone && !limits.rules.refusals_are_said;
+  const bool refused = (answer == HostAnswer::kRefused || silence_counts) && limits.rules.refusals_count;
+  if (refused == (node.refused_since != kNever)) return;
+  node.refused_since = refused ? now : kNever;
+  note_due(node);
+  say(EventKind::kObserved, "node " + node.name + ": its host says that its agent is " +
+                                (refused ? "no more" : "not gone, or nothing any more"));
+}
+
+bool Coordinator::State::is_refused(NodeId id) const {
+  return node_silent(id) && nodes.contains(id) && nodes.at(id).refused_since != kNever;
+}
+
+bool Coordinator::State::is_proven_dead(NodeId id) const {
+  return is_refused(id) && now >= nodes.at(id).refused_since + limits.refusal_wait;
 }
 
 void Coordinator::State::note_return(NodeId node) {

@@ -44,6 +44,7 @@ struct NodeRecord {
   uint32_t rescue_port = 0;
   Instant heard_at = 0;
   Instant silent_since = kNever;
+  Instant refused_since = kNever;          // its host says that its agent is no more
   Instant hello_at = 0;                    // of its newest member: the others of its batch are waited for
   std::map<uint32_t, int> given_up;        // slot → the program's exit code
   std::map<uint32_t, int> ended;           // slot → exit code of an orderly end
@@ -75,7 +76,7 @@ struct Change {
   std::set<MemberId> knows_view;     // of the next view's: what they are told is the difference from this one
   std::map<NodeId, Instant> mute;    // heard, but none of its members reports: the way there may be cut
   Instant heard_again = kNever;      // newest return of a node that gave no answer
-  std::set<NodeId> silent_excluded;  // rule 11 bounds their sum over the rounds of one change
+  std::set<NodeId> silent_excluded;  // unproven: rule 11 bounds their sum over the rounds of one change
   View next;
   std::vector<Transfer> transfers;
   std::vector<ShardMove> moves;
@@ -328,6 +329,8 @@ struct Coordinator::State {
   bool held_in_quarantine(const NodeRecord& node) const;
   uint32_t nodes_able() const;  // nodes that count toward MIN
   bool enough_nodes_able() const;
+  uint32_t nodes_to_come() const;  // with those whose workers are still starting
+  static bool is_hopeless(const NodeRecord& node);
   bool is_able(const NodeRecord& node) const;
   bool node_complete(const NodeRecord& node) const;
   bool drains(MemberId id) const;  // it, or its node, was told to leave
@@ -359,6 +362,7 @@ struct Coordinator::State {
   void found_member_speaks(MemberId id, const MemberHello& hello);
   bool is_leftover(const MemberHello& hello) const;
   bool waits_for_nodes() const;
+  bool newcomers_may_suffice() const;
   bool former_is_gone() const;
   bool needs_former_leader() const;
   void resign(const std::string& why);
@@ -393,6 +397,9 @@ struct Coordinator::State {
   void node_fell_silent(NodeRecord& node, const std::string& why);
   void node_heard(NodeRecord& node);
   void note_return(NodeId node);
+  void on_host_answer(NodeId id, HostAnswer answer);
+  bool is_refused(NodeId id) const;
+  bool is_proven_dead(NodeId id) const;
   Instant returns_until() const;
   void ask_again(NodeId node);
   void resume_node(const NodeRecord& node);
@@ -420,6 +427,14 @@ struct Coordinator::State {
   bool none_is_awaited();
   bool next_is_intact() const;
   void check_agreement();
+  struct Silence {
+    std::set<NodeId> nodes;
+    std::set<NodeId> unproven;
+    size_t about_to_be_proven = 0;  // of these
+    Duration lasts = INT64_MAX;     // the shortest of the others
+  };
+  Silence silence_in_view() const;
+  LossDecision decide_silence(const Silence& silence) const;
   bool exclude_silent_nodes();
   void no_member_left();
   BaseDecision base_of(const std::vector<std::pair<MemberId, Report>>& reports) const;

@@ -34,6 +34,12 @@ void Coordinator::State::take_over(Takeover found) {
     node.was_in_view = true;
     node.heard_at = node.silent_since = now;
   }
+  for (const Neighbour& agent : found.agents) {
+    const auto node = nodes.find(agent.node);
+    if (node == nodes.end()) continue;
+    node->second.rescue_host = agent.host;
+    node->second.rescue_port = agent.port;
+  }
   change = Change{};
   change.why = "a new leader has taken over";
   change.began = now;
@@ -46,12 +52,20 @@ void Coordinator::State::take_over(Takeover found) {
 
 bool Coordinator::State::waits_for_nodes() const {
   if (recover_until == kNever || now >= recover_until) return false;
-  const auto is_awaited = [&](const Member& member) { return lives(member.id) && node_silent(member.node); };
+  const auto is_awaited = [&](const Member& member) {
+    return lives(member.id) && node_silent(member.node) && !is_refused(member.node);
+  };
   const bool others = std::any_of(view.members.begin(), view.members.end(), [&](const Member& member) {
     return is_awaited(member) && member.node != former_leader;
   });
   const bool any = std::any_of(view.members.begin(), view.members.end(), is_awaited);
   return others || (any && needs_former_leader());
+}
+
+// Nobody of the view is left, and those that have come are too few: others that were not in it look for this
+// leader as its nodes would.
+bool Coordinator::State::newcomers_may_suffice() const {
+  return living == 0 && nodes_to_come() < limits.nodes_min && recover_until != kNever && now < recover_until;
 }
 
 // It was silent for as long as of any node is believed, and what it is asked now does not arrive there: that

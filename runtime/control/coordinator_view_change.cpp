@@ -92,26 +92,49 @@ void Coordinator::State::agreement_overdue() {
 void Coordinator::State::check_agreement() {
   if (!none_is_awaited() || waits_for_nodes()) return;
   phase_deadline = kNever;
+  if (!exclude_silent_nodes()) return;
+  if (newcomers_may_suffice()) return;
   recover_until = kNever;
-  if (exclude_silent_nodes()) conclude_agreement();
+  conclude_agreement();
+}
+
+Coordinator::State::Silence Coordinator::State::silence_in_view() const {
+  Silence silence;
+  for (MemberId id : living_of(view)) {
+    const NodeId node = members.at(id).member.node;
+    if (!unheard(node)) continue;
+    const bool is_new = silence.nodes.insert(node).second;
+    if (!is_new || is_proven_dead(node)) continue;
+    silence.unproven.insert(node);
+    silence.about_to_be_proven += is_refused(node) ? 1 : 0;
+    const auto mute = change.mute.find(node);
+    const Instant since = node_silent(node) ? nodes.at(node).silent_since : mute->second;
+    if (!is_refused(node)) silence.lasts = std::min(silence.lasts, now - since);
+  }
+  return silence;
+}
+
+// More than may be excluded are waited for as long as some of them are about to be proven dead, and the rest
+// might be excluded then.
+LossDecision Coordinator::State::decide_silence(const Silence& silence) const {
+  const auto decide = [&](size_t unproven) {
+    return decide_loss(static_cast<uint32_t>(first_ranks.size()),
+                       static_cast<uint32_t>(unproven + change.silent_excluded.size()), limits.embedded_store,
+                       silence.lasts, limits);
+  };
+  LossDecision decision = decide(silence.unproven.size());
+  if (decision.kind == LossDecision::kShrink || silence.about_to_be_proven == 0) return decision;
+  const bool suffices =
+      decide(silence.unproven.size() - silence.about_to_be_proven).kind == LossDecision::kShrink;
+  if (suffices) decision.kind = LossDecision::kWait;
+  return decision;
 }
 
 // Rule 11. False: not now.
 bool Coordinator::State::exclude_silent_nodes() {
-  std::set<NodeId> silent;
-  Duration silent_for = INT64_MAX;
-  for (MemberId id : living_of(view)) {
-    const NodeId node = members.at(id).member.node;
-    if (!unheard(node)) continue;
-    silent.insert(node);
-    const auto mute = change.mute.find(node);
-    const Instant since = node_silent(node) ? nodes.at(node).silent_since : mute->second;
-    silent_for = std::min(silent_for, now - since);
-  }
-  if (silent.empty()) return true;
-  LossDecision decision = decide_loss(static_cast<uint32_t>(first_ranks.size()),
-                                      static_cast<uint32_t>(silent.size() + change.silent_excluded.size()),
-                                      limits.embedded_store, silent_for, limits);
+  const Silence silence = silence_in_view();
+  if (silence.nodes.empty()) return true;
+  LossDecision decision = decide_silence(silence);
   if (!limits.rules.silence_is_bounded) decision.kind = LossDecision::kShrink;
   if (decision.kind == LossDecision::kWait) return false;
   if (decision.kind == LossDecision::kFreeze) {
@@ -122,19 +145,21 @@ bool Coordinator::State::exclude_silent_nodes() {
     end_job(kExitRequeue, decision.why);
     return false;
   }
-  const bool others_may_return = silent != std::set{former_leader} || !former_is_gone();
+  const bool others_may_return = std::ranges::any_of(silence.nodes, [&](NodeId node) {
+    return !is_refused(node) && (node != former_leader || !former_is_gone());
+  });
   const Instant until = others_may_return ? returns_until() : kNever;
   if (until != kNever && now < until) return false;
   say(EventKind::kDecided, decision.why);
-  for (NodeId node : silent) {
+  change.silent_excluded.insert(silence.unproven.begin(), silence.unproven.end());
+  for (NodeId node : silence.nodes) {
     if (node_silent(node)) {
-      lose_node(node, "silent");
+      lose_node(node, is_refused(node) ? "its host says that its agent is no more" : "silent");
       continue;
     }
     // Its newcomers were not asked.
     for (MemberId id : living_on_node(node)) lose_member(id, "no report in time", false);
   }
-  change.silent_excluded.merge(silent);
   return true;
 }
 
@@ -151,7 +176,7 @@ void Coordinator::State::no_member_left() {
                              (program_failure_why.empty() ? "" : ": " + program_failure_why));
   }
   if (stop) return end_job(stop->exit_code, stop->why + "; no member is left to save");
-  if (nodes_able() < limits.nodes_min)
+  if (nodes_to_come() < limits.nodes_min)
     return end_job(kExitRequeue, "no member is left, and fewer than MIN nodes");
   reform();
 }

@@ -155,6 +155,12 @@ struct NodeCore::State {
     if (rescued) return limits.partition_wait;
     return rescuing ? limits.rescue_timeout : limits.frozen_timeout;
   }
+  // With leaders that come and cannot go on. A node that holds nothing of the run waits no longer than one
+  // without a leader that has saved what it holds.
+  Duration stall_patience() const {
+    const Duration as_if_saved = limits.rescue_after + limits.partition_wait;
+    return in_a_view() ? limits.frozen_timeout : std::min(limits.frozen_timeout, as_if_saved);
+  }
   void tick_slots();
   void tick_leader();
 };
@@ -596,7 +602,7 @@ void NodeCore::State::tick_leader() {
   const bool stays = connected && now - term_since >= limits.leader_silence;
   if (stays && !in_a_view()) stalled_since = kNever;
   const bool stalls = stalled_since != kNever && !rescuing && !rescued && !leader_gone && !ending;
-  if (stalls && now - stalled_since >= limits.frozen_timeout) give_leaders_up();
+  if (stalls && now - stalled_since >= stall_patience()) give_leaders_up();
   if (leader_lost_at != kNever && !ending && now - leader_lost_at >= patience()) {
     begin_ending(kExitRequeue, "without a leader for longer than the deadline");
     term_at = now;
@@ -843,7 +849,7 @@ Instant NodeCore::next_deadline() const {
   if (state.connected) next = std::min(next, state.leader_heard_at + state.limits.leader_silence);
   const bool may_stall = !state.rescuing && !state.rescued && !state.leader_gone && !state.ending;
   if (state.stalled_since != kNever && may_stall)
-    next = std::min(next, state.stalled_since + state.limits.frozen_timeout);
+    next = std::min(next, state.stalled_since + state.stall_patience());
   if (state.leader_lost_at != kNever && !state.ending) {
     next = std::min(next, state.leader_lost_at + state.patience());
     // Once it is due, rescue_due() says so until it is over; there is nothing more to come back for.

@@ -39,8 +39,10 @@ struct RuleSwitches {
   bool lease_checked = true;         // rule 14: a leader whose lease is over does and says nothing more
   bool terms_counted = true;         // rule 14: a new leader's numbers are above the former's
   bool takeover_waits = true;        // rule 11: a new leader waits for the nodes of the view that it found
-  bool former_is_asked = true;  // rule 11: the former leader's node is gone only if nothing there answers
-  bool takeover_evicts = true;  // rule 13: a new leader excludes members of older views that still run
+  bool former_is_asked = true;    // rule 11: the former leader's node is gone only if nothing there answers
+  bool refusals_count = true;     // rule 11: an agent is dead whose host refuses who connects to it
+  bool refusals_are_said = true;  // rule 11: a host that says nothing does not refuse
+  bool takeover_evicts = true;    // rule 13: a new leader excludes members of older views that still run
   bool former_leader_is_silent = true;  // rule 12: who has given the store away writes nothing any more
   bool store_moves_at_boundary = true;  // rule 16: the store moves while no step is under way
   bool start_is_kept = true;            // rule 5: agents tell a new leader what the run has started from

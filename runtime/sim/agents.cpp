@@ -283,6 +283,10 @@ void World::leader_does(size_t which, const control::Actions& actions) {
       if (ends && !record_end(which, {static_cast<int>(event->amount), event->text})) return;
     }
   }
+  if (options.shared_store && !lead.over && !lead.asks_hosts && lead.core->phase() == "agreeing") {
+    lead.asks_hosts = true;
+    ask_hosts(which);
+  }
   schedule_leader(which);
 }
 
@@ -306,7 +310,7 @@ void World::schedule_leader(size_t which) {
 // One key, guarded. The write may happen and its answer be lost; then nobody answers.
 void World::store_view(size_t which, const StoreView& request) {
   // As decided: who is heard again a moment later was silent then.
-  if (leads_store(*leads[which])) check_store(request.view);
+  if (leads_store(*leads[which])) check_store(which, request.view);
   check_first_view(which, request.view);
   if (leads[which]->term != 0) check_taken_over(which, request.view);
   Duration there = between(kMillisecond, 10 * kMillisecond);

@@ -164,8 +164,8 @@ void World::note_wrong_state(const muster::Event& loss) {
 }
 
 // 11: silence excludes more than half of the nodes only after the partition wait (half of it: what was said
-// before a node fell silent may arrive later).
-void World::check_store(const View& next) {
+// before a node fell silent may arrive later). Whose host has refused for a while is proven to be dead.
+void World::check_store(size_t which, const View& next) {
   if (views_installed.empty() || next.base == kNoVersion) return;  // without a base nothing is at stake
   const auto previous = std::prev(views_installed.end());  // one that was stored only never had members
   std::set<NodeId> nodes;
@@ -175,8 +175,9 @@ void World::check_store(const View& next) {
     const bool kept = std::any_of(next.members.begin(), next.members.end(),
                                   [&](const Member& other) { return other.node == member.node; });
     const Agent* agent = agent_of(member.node);
-    const bool is_known_lost = proven_dead.contains(member.id) || expelled.contains(member.id);
-    if (!kept && !is_known_lost && agent->reset_ever && !agent->noticed)
+    const bool proven = proven_dead.contains(member.id) || expelled.contains(member.id) ||
+                        was_refused(which, member.node, limits.refusal_wait);
+    if (!kept && !proven && agent->reset_ever && !agent->noticed)
       left_out.emplace(member.node, agent->spoke_at);
   }
   expect(silence.decided(previous->first, nodes.size(), left_out, now, limits.partition_wait / 2),
@@ -185,7 +186,7 @@ void World::check_store(const View& next) {
 
 // 11: a new leader leaves nobody out unproven before it has waited for all; members on the former leader's
 // node not before it has waited for that, or has found its host silent for as long as of any node is
-// believed.
+// believed. Whose host refuses is not about to come.
 void World::check_taken_over(size_t which, const View& next) {
   const Lead& lead = *leads[which];
   const auto found = views_stored.find(lead.found);
@@ -197,7 +198,8 @@ void World::check_taken_over(size_t which, const View& next) {
   for (const Member& member : found->second.members) {
     const bool kept = next.rank_of(member.id).has_value();
     const bool waited_for = waited >= limits.former_wait || (lead.former_unanswered && silent);
-    expect(kept || (member.node == lead.former && waited_for) || proven_dead.contains(member.id),
+    const bool known = proven_dead.contains(member.id) || was_refused(which, member.node, 0);
+    expect(kept || (member.node == lead.former && waited_for) || known,
            "a new leader leaves out " + named(member.id) + " unheard");
   }
 }
@@ -327,6 +329,7 @@ void World::check_end() {
   expect(code != 0 || newest_reached >= options.steps,
          "the job ended well, and nobody holds the last version");
   expect(code == 0 || !options.bounded_rate, "deaths at a bounded rate ended the job");
+  expect(code == 0 || !everybody_lost_alone, "the nodes that had just come were not let go on");
   const bool excused = notices_given || nodes_lost || outcome.faults > 0;
   expect(code == 0 || excused, "the job was given up without a reason");
 }

@@ -10,6 +10,8 @@ void World::plan_faults() {
   if (options.bounded_rate) return one_death_after_another();
   if (flaky) fail_again_and_again();
   if (flaky && options.seed % 2 == 0) return;  // nothing beside it, so that the node must be taken again
+  if (loses_everybody) lose_everybody();
+  if (loses_everybody && options.seed % 2 == 0) return;
   const uint64_t count = random.below(7);
   const Duration spread = between(2 * kSecond, 12 * kSecond);
   Instant when = 0;
@@ -31,6 +33,26 @@ void World::drain_store_node() {
     ++outcome.faults;
     lasts(0);
     notice_on(newest().seat, Scope::kNode);
+  });
+}
+
+// All that there are, when as many as are needed have just come. From numbers of its own, so that all else
+// comes as it would.
+void World::lose_everybody() {
+  SeededRandom own(mix64(options.seed ^ 0xa11));
+  const Instant come_at = kSecond + static_cast<Duration>(own.below(1500)) * kMillisecond;
+  const Duration later = static_cast<Duration>(own.below(300)) * kMillisecond;
+  at(come_at, [this, later] {
+    if (leader_finished || end_recorded) return;
+    const size_t before = agents.size();
+    for (uint32_t i = 0; i < limits.nodes_min; ++i) add_agent();
+    after(later, [this, before] {
+      if (leader_finished || end_recorded) return;
+      ++outcome.faults;
+      lasts(0);
+      everybody_lost_alone = options.seed % 2 == 0;
+      for (size_t i = 0; i < before; ++i) kill_agent(i, false);
+    });
   });
 }
 

@@ -100,9 +100,9 @@ void World::lead(size_t index, const Look& found, Instant asked_at) {
   next->former_heard_at = agent.core->leader_heard_at(found.term - 1);
   // Whether its members were told before the former leader was lost, this one cannot know: they are asked.
   if (next->found.counter != 0) views_installed.emplace(next->found, found.view);
-  next->core =
-      std::make_unique<Coordinator>(limits, "job", found.incarnation, agent_now(agent),
-                                    Takeover{found.view, found.term, found.former, next->former_heard_at});
+  next->core = std::make_unique<Coordinator>(
+      limits, "job", found.incarnation, agent_now(agent),
+      Takeover{found.view, found.term, found.former, next->former_heard_at, agent.core->neighbours()});
   trace("agent " + agent.name + " leads, term " + std::to_string(found.term) + ", from g" +
         std::to_string(found.view.generation.counter));
   leads.push_back(std::move(next));
@@ -120,7 +120,7 @@ void World::knock(size_t which, int knocks) {
     leader_event(which, [this, which, knocks] {
       Lead& lead = *leads[which];
       if (lead.core->phase() != "agreeing") return;
-      const bool answers = host_answers(lead.former);
+      const bool answers = host_answer(lead.former) != HostAnswer::kNone;
       if (answers || knocks == kKnocksUntilTold) {
         lead.former_unanswered = !answers;
         leader_does(which, lead.core->former_answers(leader_now(which), answers));
@@ -130,11 +130,44 @@ void World::knock(size_t which, int knocks) {
   });
 }
 
-// Also for an agent that stands still, or has died: its machine refuses.
-bool World::host_answers(NodeId node) {
+// An agent that stands still has its place still; where it has died its machine refuses.
+HostAnswer World::host_answer(NodeId node) {
   const Agent* agent = agent_of(node);
-  return agent != nullptr && !agent->vanished && now >= agent->up_blocked_until &&
-         now >= agent->down_blocked_until;
+  const bool reaches = agent != nullptr && !agent->vanished && now >= agent->up_blocked_until &&
+                       now >= agent->down_blocked_until;
+  if (!reaches) return HostAnswer::kNone;
+  return agent->alive && !agent->finished ? HostAnswer::kTaken : HostAnswer::kRefused;
+}
+
+// Of the nodes that are silent while a view changes, as LeaderHost does.
+void World::ask_hosts(size_t which) {
+  after(kKnockEvery, [this, which] {
+    leader_event(which, [this, which] {
+      Lead& lead = *leads[which];
+      const std::vector<Neighbour> silent = lead.core->silent_nodes();
+      std::erase_if(lead.hosts, [&](const auto& entry) {
+        return std::ranges::find(silent, entry.first, &Neighbour::node) == silent.end();
+      });
+      lead.asks_hosts = lead.core->phase() == "agreeing";
+      if (!lead.asks_hosts) return;
+      for (const Neighbour& agent : silent) {
+        const HostAnswer answer = host_answer(agent.node);
+        const auto told = lead.hosts.find(agent.node);
+        if (told != lead.hosts.end() && told->second == answer) continue;
+        lead.hosts[agent.node] = answer;
+        lead.refused_at.erase(agent.node);
+        if (answer == HostAnswer::kRefused) lead.refused_at[agent.node] = leader_now(which);
+        leader_does(which, lead.core->host_answers(leader_now(which), agent.node, answer));
+        if (lead.over) return;
+      }
+      ask_hosts(which);
+    });
+  });
+}
+
+bool World::was_refused(size_t which, NodeId node, Duration for_long) const {
+  const auto refused = leads[which]->refused_at.find(node);
+  return refused != leads[which]->refused_at.end() && leader_now(which) - refused->second >= for_long;
 }
 
 // ---- the embedded store moves, as launcher/run.cpp and runtime/agent/node_agent.cpp do it

@@ -49,6 +49,8 @@ inline constexpr NamedRule kRules[] = {
     {"terms_counted", &control::RuleSwitches::terms_counted, true},
     {"takeover_waits", &control::RuleSwitches::takeover_waits, true},
     {"former_is_asked", &control::RuleSwitches::former_is_asked, true},
+    {"refusals_count", &control::RuleSwitches::refusals_count, true},
+    {"refusals_are_said", &control::RuleSwitches::refusals_are_said, true},
     {"takeover_evicts", &control::RuleSwitches::takeover_evicts, true},
     {"former_leader_is_silent", &control::RuleSwitches::former_leader_is_silent},
     {"store_moves_at_boundary", &control::RuleSwitches::store_moves_at_boundary},

@@ -47,6 +47,8 @@ World::World(const Options& given) : options(given), random(given.seed) {
   overlaps = options.faults && mix64(options.seed ^ 0x0e71a) % 3 == 0;
   flaky = options.faults && !options.bounded_rate && !options.slow_code_only &&
           mix64(options.seed ^ 0xf1a) % 33 == 0;
+  loses_everybody =
+      options.shared_store && options.faults && !flaky && mix64(options.seed ^ 0xa110) % 33 == 0;
   if (flaky && !paced) options.steps *= 4;
   saves_locally = sharding.shards == 0 && options.seed % 3 == 0;
   drains = saves_locally && mix64(options.seed ^ 0xd4a1) % 2 == 0;
@@ -74,6 +76,7 @@ World::World(const Options& given) : options(given), random(given.seed) {
   limits.end_timeout = 15 * kSecond;
   limits.recover_wait = 2 * kSecond;
   limits.former_wait = 1500 * kMillisecond;
+  limits.refusal_wait = 500 * kMillisecond;
   limits.store_offer_timeout = 500 * kMillisecond;
   limits.move_reserve = 2 * kSecond;
   limits.rules = options.rules;

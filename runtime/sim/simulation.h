@@ -13,7 +13,8 @@
 //
 // With Options::shared_store the store is apart from all nodes, as etcd is, and leaders change: their lease,
 // elections whose answers are lost, former leaders that wake up, nodes that reach the leader and not the
-// store, or the reverse; and it may lose all its keys, and be used again.
+// store, or the reverse; all nodes of a view that die at once, when others have just come; and it may lose
+// all its keys, and be used again.
 //
 // Without, the store is embedded: it moves before its node is drained, while links break and agents freeze or
 // die.

@@ -181,8 +181,11 @@ struct Lead {
   Generation found;              // in the store
   NodeId former = 0;             // the leader before was there
   Instant former_heard_at = kNever;
-  bool former_unanswered = false;         // as it was told last
-  bool vanished = false;                  // with its machine: nobody is even refused
+  bool former_unanswered = false;  // as it was told last
+  bool vanished = false;           // with its machine: nobody is even refused
+  bool asks_hosts = false;
+  std::map<NodeId, HostAnswer> hosts;     // as it was told last, of those that are silent
+  std::map<NodeId, Instant> refused_at;   // by its own clock, those that did last
   std::map<NodeId, uint64_t> links;       // the connection by which it knows a node
   std::map<NodeId, Instant> quarantined;  // until when, by its own clock
   std::map<MemberId, Instant> taught;     // since when, by the world's
@@ -253,13 +256,14 @@ struct World {
   };
   std::priority_queue<Event, std::vector<Event>, std::greater<Event>> queue;
 
-  bool paced = false;           // when to save is left to the leader
-  bool saves_locally = false;   // also on each node, for its own members
-  bool drains = false;          // and the shared folder gets those
-  bool overlaps = false;        // what a broken connection carried may arrive while the next one is made
-  bool flaky = false;           // a node fails again and again
-  Sharding sharding;            // of the state; none: all hold all
-  bool keeps_gradients = true;  // of the newest update
+  bool paced = false;            // when to save is left to the leader
+  bool saves_locally = false;    // also on each node, for its own members
+  bool drains = false;           // and the shared folder gets those
+  bool overlaps = false;         // what a broken connection carried may arrive while the next one is made
+  bool flaky = false;            // a node fails again and again
+  bool loses_everybody = false;  // all nodes of a view die at once, others have just come
+  Sharding sharding;             // of the state; none: all hold all
+  bool keeps_gradients = true;   // of the newest update
   int lanes = 1;
   int microbatches = 1;                                     // a multiple of the lanes
   std::map<size_t, std::vector<LaneRange>> lane_divisions;  // by world size
@@ -309,6 +313,7 @@ struct World {
   bool group_faults = false;  // data-plane errors, or the store's end: whoever is named may be excluded
   bool nodes_lost = false;
   bool processes_lost = false;
+  bool everybody_lost_alone = false;  // that is all that happened, and enough had come
   bool corrupted = false;  // memory that flipped: states are held against each other then, not against truth
   bool corruption_wanted = false;
   bool store_emptied = false;
@@ -378,7 +383,9 @@ struct World {
   void lead(size_t agent, const Look& found, Instant asked_at);
   void renew(size_t which);
   void knock(size_t which, int knocks);
-  bool host_answers(NodeId node);
+  HostAnswer host_answer(NodeId node);
+  void ask_hosts(size_t which);
+  bool was_refused(size_t which, NodeId node, Duration for_long) const;
   bool lease_over(size_t which);
   bool anybody_of_the_run() const;
   // Others may have its term, in a store that was emptied since, or in another.
@@ -497,6 +504,7 @@ struct World {
   void another_loss_soon(const View& view);
   void one_death_after_another();
   void drain_store_node();
+  void lose_everybody();
   void fault_at_move(const StoreMoved& to);
   MemberId some_process(bool in_view);
   void freeze(MemberId id, Duration for_long);
@@ -518,7 +526,7 @@ struct World {
   void check_report(const Process& process, const Report& report);
   void check_enter(const Process& process, const View& view, bool planned);
   void check_lag(Process& process, uint64_t lesson);
-  void check_store(const View& next);
+  void check_store(size_t which, const View& next);
   void check_taken_over(size_t which, const View& next);
   void check_learn(const Learn& learn);
   void check_reduction(const Group& group, Version version);

@@ -24,6 +24,7 @@ from rig import REQUEUE, STEP_LINE, Failure, Training, events_text, newest_versi
 from jobs import free_port  # rig has made it findable
 
 LEASE_S, PARTITION_WAIT_S = 3, 4
+EVERYBODY_LOST_S = 60  # to the end of a training that is begun again from an early save
 AGENT_OPTIONS = ["--rdzv-lease", LEASE_S, "--worker-silence", 4, "--node-silence", 4, "--partition-wait", PARTITION_WAIT_S,
                  "--restart-delay", 0.1, "--restarts", 1000, "--form-wait", 0.5, "--rdzv-timeout", 30, "--grace", 60,
                  "--frozen-timeout", 60]
@@ -303,6 +304,25 @@ def joins_and_drains(run, reference):
     run.check(reference, 3)
 
 
+def everybody_lost(run, reference):
+    """All nodes of the view at once, while another has just come: their hosts say that they are dead, and it goes on from the newest
+    save, without starting again."""
+    run.launch({"a": 1, "b": 1})
+    wait_until(lambda: newest_version(run.checkpoints) > 0, 60, "a save")
+    last = run.start("c", 1)
+    wait_until(lambda: any(event["event"] == "node joined" and event.get("text") == "c" for event in run.job.events()), 60, "node c at the leader")
+    for name in ("a", "b"):
+        run.agents.pop(name).kill_node()
+    killed_at = time.monotonic()
+    run.say("killed all nodes of the view")
+    wait_until(lambda: not last.alive() or "c" in run.nodes_in_view(), 200, "node c in a view, or its end")
+    run.say(f"node c goes on, or has ended, {time.monotonic() - killed_at:.1f} s later")
+    run.finish()
+    if (took := time.monotonic() - killed_at) > EVERYBODY_LOST_S:
+        raise Failure(f"the node that was left needed {took:.0f} s")
+    run.check(reference, 3)
+
+
 def secured(run, reference):
     """etcd over TLS, with a user whose tokens are soon forgotten: a leader and a member of etcd are lost as without."""
     run.launch({"a": 1, "b": 1, "c": 1})
@@ -323,7 +343,7 @@ def secured(run, reference):
 
 TESTS = {"leader-killed": leader_killed, "leader-frozen": leader_frozen, "member-killed": member_killed,
          "etcd-gone": etcd_gone, "drain": joins_and_drains,
-         "secured": secured}
+         "everybody-lost": everybody_lost, "secured": secured}
 
 
 def attempt(options, title, reference):

@@ -100,9 +100,28 @@ TEST_F(LeaderHostTest, IdleConnectionsDoNotLockAgentsOut) {
 // ---- a new leader, of a view of nodes 1 and 2: node 1 led before, and only what its host answers tells
 // whether it is waited for
 
+// As etcd does.
+class LastingStore final : public Store {
+ public:
+  explicit LastingStore(std::unique_ptr<Store> store) : store_(std::move(store)) {}
+  uint64_t incarnation() const override { return store_->incarnation(); }
+  bool outlives_leader() const override { return true; }
+  void lead(std::function<void(Result<uint64_t>)> answer) override { store_->lead(std::move(answer)); }
+  void get(const std::string& key, std::function<void(Result<StoreEntry>)> answer) override {
+    store_->get(key, std::move(answer));
+  }
+  void compare_and_swap(const std::string& key, uint64_t expected_revision, ByteBuffer value, uint64_t token,
+                        std::function<void(Result<bool>)> answer) override {
+    store_->compare_and_swap(key, expected_revision, std::move(value), token, std::move(answer));
+  }
+
+ private:
+  std::unique_ptr<Store> store_;
+};
+
 class TakingOverHost : public testing::Test {
  protected:
-  void take_over(uint16_t former_port) {
+  void take_over(uint16_t former_port, std::vector<Neighbour> agents = {}) {
     LeaderOptions options;
     options.secret = secret_of_job();
     options.former = {"127.0.0.1", former_port};
@@ -114,12 +133,13 @@ class TakingOverHost : public testing::Test {
     view.base = 3;
     view.lineage = {{view.generation, 3}};
     view.members = {{100, 1, 0, "a", {}}, {200, 2, 0, "b", {}}};
-    options.takeover = {view, 2, 1, now() - options.limits.node_silence};
+    options.takeover = {view, 2, 1, now() - options.limits.node_silence, std::move(agents)};
     LeaderCallbacks callbacks;
     callbacks.on_event = [this](const Event& event) {
       installed_ = installed_ || event.kind == EventKind::kViewInstalled;
     };
-    host_.emplace(loop_, moved_store(view).value(), std::move(options), std::move(callbacks));
+    host_.emplace(loop_, std::make_unique<LastingStore>(moved_store(view).value()), std::move(options),
+                  std::move(callbacks));
     link_ = host_->attach();
     link_->start({[this] { say_hello(); }, [this](const Envelope& envelope) { answer(envelope); },
                   [](const Error&) {}});
@@ -173,6 +193,14 @@ TEST_F(TakingOverHost, WaitsForTheFormerLeadersNodeWhereItsHostRefuses) {
   // Reason for the wait: that nothing happens can only be seen by looking for a while.
   ASSERT_TRUE(run_until(loop_, [&] { return now() >= until; }));
   EXPECT_FALSE(installed_);
+}
+
+// It does not lead any more, or its agent is dead: where that listens tells which.
+TEST_F(TakingOverHost, GoesOnWithoutTheFormerLeadersNodeWhereItsAgentIsRefusedToo) {
+  SilentPort closed;
+  closed.refuse();
+  take_over(closed.port(), {{1, "a", "127.0.0.1", closed.port()}});
+  EXPECT_TRUE(run_until(loop_, [&] { return installed_; }));
 }
 
 // ---- an agent that has the job's secret and sends what no agent would; and what others make of its bytes

@@ -256,6 +256,182 @@ TEST_F(FormerHostSilent, IsForgottenWithTheNextView) {
   EXPECT_EQ(leader->phase(), "running");
 }
 
+// The hosts of nodes that do not come are asked whether their agents still listen.
+class HostsAsked : public TakingOver {
+ protected:
+  void answers(NodeId node, HostAnswer answer) {
+    last.clear();
+    carry(leader->host_answers(now, node, answer));
+  }
+  void newcomer_comes(NodeId node) {
+    node_comes(node, 1);
+    speaks(node, id(node, 0), Generation{});
+  }
+};
+
+TEST_F(HostsAsked, AreThoseOfSilentNodesWhosePlaceIsKnown) {
+  Takeover takeover;
+  take_over(3);
+  takeover.view = found;
+  takeover.term = 2;
+  takeover.agents = {{1, "n1", "host1", 5001}, {3, "n3", "host3", 5003}, {9, "n9", "host9", 5009}};
+  leader = std::make_unique<Coordinator>(limits, "job", 77, now, takeover);
+  ASSERT_EQ(leader->silent_nodes().size(), 2u);
+  EXPECT_EQ(leader->silent_nodes()[1].host, "host3");
+  EXPECT_EQ(leader->silent_nodes()[1].port, 5003u);
+  comes(1);
+  ASSERT_EQ(leader->silent_nodes().size(), 1u);
+  comes(2);
+  comes(3);
+  for (NodeId node : {1, 2, 3}) reports(node, 12);
+  ASSERT_EQ(leader->phase(), "running");
+  EXPECT_TRUE(leader->silent_nodes().empty());
+}
+
+TEST_F(HostsAsked, NodeWhoseHostRefusesIsNotWaitedFor) {
+  former = 1;
+  take_over(3);
+  comes(2);
+  reports(2, 12);
+  answers(1, HostAnswer::kRefused);
+  EXPECT_EQ(leader->phase(), "agreeing") << "node 3 may come";
+  comes(3);
+  reports(3, 13);
+  EXPECT_EQ(leader->phase(), "running");
+  EXPECT_EQ(world(), (std::vector<MemberId>{200, 300}));
+  EXPECT_EQ(leader->view().base, 13);
+}
+
+TEST_F(HostsAsked, NodeWhoseHostTakesConnectionsOrSaysNothingIsWaitedFor) {
+  former = 1;
+  take_over(3);
+  for (NodeId node : {2, 3}) {
+    comes(node);
+    reports(node, 12);
+  }
+  answers(1, HostAnswer::kNone);
+  EXPECT_EQ(leader->phase(), "agreeing");
+  answers(1, HostAnswer::kTaken);
+  EXPECT_EQ(leader->phase(), "agreeing") << "it may stand still";
+  tick_at(now + limits.former_wait);
+  EXPECT_EQ(leader->phase(), "running");
+}
+
+TEST_F(HostsAsked, WhoHasJustComeGoesOnWhereAllHostsOfTheViewRefuse) {
+  take_over(3);
+  newcomer_comes(4);
+  for (NodeId node : {1, 2}) answers(node, HostAnswer::kRefused);
+  tick_at(now + kSecond);
+  answers(3, HostAnswer::kRefused);
+  const Instant proven = now + limits.refusal_wait - kSecond;  // two of three suffice: half may be silent
+  EXPECT_LE(leader->next_deadline(), proven);
+  tick_at(proven - 1);
+  EXPECT_EQ(leader->phase(), "agreeing") << "one word of a host is no proof";
+  tick_at(proven);
+  EXPECT_EQ(leader->phase(), "forming");
+  tick_at(now + limits.form_wait);
+  EXPECT_EQ(leader->phase(), "running");
+  EXPECT_EQ(world(), (std::vector<MemberId>{400}));
+  EXPECT_EQ(leader->view().generation, gen(6));
+  EXPECT_EQ(leader->view().lineage.front().generation, gen(6)) << "it starts from the newest save";
+}
+
+TEST_F(HostsAsked, WorkersThatAreStillStartingAreWaitedFor) {
+  take_over(2);
+  node_comes(4, 1);
+  for (NodeId node : {1, 2}) answers(node, HostAnswer::kRefused);
+  tick_at(now + limits.refusal_wait);
+  EXPECT_EQ(leader->phase(), "forming");
+  EXPECT_TRUE(sent<EndJob>(all).empty());
+}
+
+TEST_F(HostsAsked, OthersThatHaveJustComeAreWaitedForAsTheViewsNodesWouldBe) {
+  nodes_min = 2;
+  const Instant began = now;
+  take_over(3);
+  newcomer_comes(4);
+  for (NodeId node : {1, 2, 3}) answers(node, HostAnswer::kRefused);
+  tick_at(began + limits.recover_wait - 1);
+  EXPECT_TRUE(sent<EndJob>(all).empty()) << "another may be looking for the leader";
+  newcomer_comes(5);
+  tick_at(now + limits.form_wait);
+  EXPECT_EQ(leader->phase(), "running");
+  EXPECT_EQ(world(), (std::vector<MemberId>{400, 500}));
+}
+
+TEST_F(HostsAsked, TooFewThatHaveComeEndTheJobAsRequeue) {
+  nodes_min = 2;
+  const Instant began = now;
+  take_over(3);
+  newcomer_comes(4);
+  for (NodeId node : {1, 2, 3}) answers(node, HostAnswer::kRefused);
+  tick_at(began + limits.recover_wait);
+  ASSERT_FALSE(sent<EndJob>(all).empty());
+  EXPECT_EQ(sent<EndJob>(all)[0].second.exit_code, kExitRequeue);
+}
+
+TEST_F(HostsAsked, SilentHostsAreNotDeadOnes) {
+  take_over(3);
+  newcomer_comes(4);
+  answers(1, HostAnswer::kRefused);
+  for (NodeId node : {2, 3}) answers(node, HostAnswer::kNone);
+  tick_at(now + limits.recover_wait + kSecond);
+  EXPECT_EQ(all_of_kind<Resign>(all).size(), 1u) << "two of three are silent";
+  EXPECT_TRUE(all_of_kind<StoreView>(all).empty());
+}
+
+TEST_F(HostsAsked, HostThatRefusedForAMomentProvesNothing) {
+  take_over(2);
+  newcomer_comes(4);
+  for (NodeId node : {1, 2}) answers(node, HostAnswer::kRefused);
+  tick_at(now + limits.refusal_wait / 2);
+  for (NodeId node : {1, 2}) answers(node, HostAnswer::kTaken);
+  tick_at(now + limits.refusal_wait);
+  EXPECT_EQ(leader->phase(), "agreeing");
+}
+
+TEST_F(HostsAsked, TimeInWhichTheLeaderDidNotRunProvesNothing) {
+  take_over(2);
+  newcomer_comes(4);
+  for (NodeId node : {1, 2}) answers(node, HostAnswer::kRefused);
+  now += limits.refusal_wait + 2 * limits.heartbeat_every;
+  carry(leader->tick(now));
+  EXPECT_EQ(leader->phase(), "agreeing") << "it has not read what the hosts say now";
+}
+
+// A leader that has seen more than half of the nodes go.
+TEST_F(HostsAsked, LeaderThatIsLeftWithFewerThanHalfGoesOnWhereTheHostsOfTheOthersRefuse) {
+  take_over(3);
+  for (NodeId node : {1, 2, 3}) comes(node);
+  for (NodeId node : {1, 2, 3}) reports(node, 12);
+  ASSERT_EQ(leader->phase(), "running");
+  cut_off({2, 3});
+  reports(1, 14, gen(6));
+  for (NodeId node : {2, 3}) answers(node, HostAnswer::kRefused);
+  EXPECT_LT(limits.resign_wait, limits.refusal_wait);
+  tick_at(now + limits.refusal_wait - 1);
+  EXPECT_TRUE(all_of_kind<Resign>(all).empty());
+  EXPECT_EQ(leader->phase(), "agreeing");
+  tick_at(now + 1);
+  EXPECT_EQ(leader->phase(), "running");
+  EXPECT_EQ(world(), (std::vector<MemberId>{100}));
+  EXPECT_EQ(leader->view().base, 14);
+}
+
+TEST_F(HostsAsked, NodeThatIsHeardAgainIsNotDead) {
+  take_over(3);
+  for (NodeId node : {1, 2, 3}) comes(node);
+  for (NodeId node : {1, 2, 3}) reports(node, 12);
+  cut_off({2, 3});
+  reports(1, 14, gen(6));
+  for (NodeId node : {2, 3}) answers(node, HostAnswer::kRefused);
+  comes(2);
+  cut_off({2});
+  answers(3, HostAnswer::kNone);
+  tick_at(now + limits.resign_wait);
+  EXPECT_EQ(all_of_kind<Resign>(all).size(), 1u);
+}
+
 // Without it the job would be saved, and stop.
 TEST_F(TakingOver, FormerLeadersNodeIsWaitedForToTheEndWhereMinNeedsIt) {
   former = 1;
@@ -549,6 +725,31 @@ TEST_F(Moving, LeadersThatComeAndGoWithoutAViewAreGivenUpAtTheDeadline) {
   const auto ends = all_of_kind<Event>(core->rescue_over(now, RescueOver{7, "saved"}));
   EXPECT_TRUE(
       std::any_of(ends.begin(), ends.end(), [](const Event& e) { return e.kind == EventKind::kJobEnded; }));
+}
+
+// It holds nothing of the run that a longer wait could keep.
+TEST_F(Moving, LeadersThatComeAndGoAreGivenUpSoonerWhereNoWorkerIsInAView) {
+  limits.rescue_after = 6 * kSecond;
+  limits.partition_wait = 5 * kSecond;
+  start();
+  const auto until_given_up = [&] {
+    const Instant began = now;
+    for (uint64_t term = 2; !core->leader_is_gone() && now < began + 2 * limits.frozen_timeout; ++term) {
+      core->leader_lost(now, "reset");
+      now += 2 * kSecond;
+      core->leader_connected(now);
+      welcome(term);
+      now += 2 * kSecond;
+      core->tick(now);
+    }
+    return now - began;
+  };
+  EXPECT_EQ(until_given_up(), 12 * kSecond) << "the first tick after 11 s";
+  start();
+  View view;
+  view.generation = gen(4);
+  to_worker(Install{view, 1, {}, ""});
+  EXPECT_GE(until_given_up(), limits.frozen_timeout);
 }
 
 TEST_F(Moving, ViewEndsTheStall) {
