@@ -7,6 +7,7 @@
 #include <numeric>
 #include <string>
 
+#include "collectives/core.h"
 #include "runtime/base/random.h"
 
 namespace muster {
@@ -14,17 +15,19 @@ namespace {
 
 // What goes before the contact. It comes from elsewhere: parse() trusts nothing.
 struct Introduction {
-  static constexpr uint64_t kMagic = 0x3147'5245'5453'554dU;  // "MUSTERG1": version 1
+  static constexpr uint64_t kMagic = 0x3247'5245'5453'554dU;  // "MUSTERG2": version 2
   uint64_t magic = kMagic;
   uint64_t nonce = 0;  // rank 0's names the group
   uint64_t node = 0;
+  Port port = 0;  // of messages to this rank
+  uint32_t reserved = 0;
 };
 
 Result<Introduction> parse(ByteSpan bytes, size_t rank) {
   Introduction introduction;
   if (bytes.size() >= sizeof introduction) std::memcpy(&introduction, bytes.data(), sizeof introduction);
   if (bytes.size() > sizeof introduction && introduction.magic == Introduction::kMagic &&
-      introduction.nonce != 0)
+      introduction.nonce != 0 && introduction.port < 1U << kPortBits)
     return introduction;
   return Error{ErrorCode::kMisuse, "what rank " + std::to_string(rank) +
                                        " says of itself cannot be read; all processes must run the same "
@@ -44,19 +47,21 @@ uint64_t node_identity() {
 }
 
 Result<std::unique_ptr<Group>> form_group(Endpoint& endpoint, ContactExchange& exchange, Instant deadline) {
-  const Introduction mine{.nonce = random_nonce(), .node = node_identity()};
+  GroupSpec spec;
+  MUSTER_ASSIGN(spec.own_port, endpoint.reserve_port());
+  const Introduction mine{.nonce = random_nonce(), .node = node_identity(), .port = *spec.own_port};
   ByteBuffer bytes(bytes_of(mine).begin(), bytes_of(mine).end());
   const ByteBuffer contact = endpoint.contact();
   bytes.insert(bytes.end(), contact.begin(), contact.end());
   MUSTER_ASSIGN(const std::vector<ByteBuffer> all, exchange.all_gather(bytes, deadline));
 
-  GroupSpec spec;
   spec.rank = exchange.rank();
   spec.deadline = deadline;
   for (size_t rank = 0; rank < all.size(); ++rank) {
     MUSTER_ASSIGN(const Introduction theirs, parse(all[rank], rank));
     if (rank == 0) spec.generation = {theirs.nonce, 1};
     spec.nodes.push_back(theirs.node);
+    spec.ports.push_back(theirs.port);
     spec.contacts.emplace_back(all[rank].begin() + sizeof theirs, all[rank].end());
   }
   return endpoint.form_group(spec);

@@ -75,6 +75,20 @@ struct Core::Pool {
   std::vector<std::unique_ptr<Message>> free;
 };
 
+std::shared_ptr<const Port> Ports::reserve(const std::shared_ptr<Ports>& ports) {
+  constexpr size_t kAll = size_t{1} << kPortBits;
+  const std::lock_guard lock(ports->mutex_);
+  if (ports->taken_.size() == kAll) return nullptr;
+  Port& next = ports->next_;
+  while (!ports->taken_.insert(next).second) next = (next + 1) % kAll;
+  const auto* const given = new Port(std::exchange(next, (next + 1) % kAll));
+  return {given, [ports](const Port* port) {
+            const std::lock_guard hold(ports->mutex_);
+            ports->taken_.erase(*port);
+            delete port;
+          }};
+}
+
 Core::Core(std::unique_ptr<Transport> transport)
     : rest_(kRest), pool_(std::make_shared<Pool>()), transport_(std::move(transport)) {}
 

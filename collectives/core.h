@@ -18,6 +18,7 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <unordered_map>
 
@@ -68,6 +69,24 @@ enum class TagKind : uint64_t { kPointToPoint = 0, kCollective = 1, kControl = 2
 constexpr uint64_t make_tag(TagKind kind, uint64_t rest) {
   return (static_cast<uint64_t>(kind) << 62) | (rest & ((uint64_t{1} << 62) - 1));
 }
+
+// What tells the groups of one receiver apart in the tags of its messages.
+using Port = uint32_t;
+constexpr int kPortBits = 20;
+
+// Numbers for the groups of one endpoint: no two that live at once have the same. They are given in turn, so
+// that one comes again only after a million others, when nothing of its last group is under way any more.
+// From any thread.
+class Ports {
+ public:
+  // Free again when the last reference is gone. Null: all are taken.
+  static std::shared_ptr<const Port> reserve(const std::shared_ptr<Ports>& ports);
+
+ private:
+  std::mutex mutex_;
+  std::set<Port> taken_;
+  Port next_ = 0;
+};
 
 class Core final : public std::enable_shared_from_this<Core>, private TransportSink {
  public:

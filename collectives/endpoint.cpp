@@ -22,18 +22,26 @@ Digest digest_of_spec(const GroupSpec& spec) {
   for (const ByteBuffer& contact : spec.contacts) parts.push_back(digest_of(contact));
   parts.push_back(digest_of(std::as_bytes(std::span(spec.nodes))));
   parts.push_back(digest_of(bytes_of(spec.generation)));
+  parts.push_back(digest_of(std::as_bytes(std::span(spec.ports))));
   return digest_of(parts);
 }
 
 Status check_spec(const GroupSpec& spec) {
   const size_t size = spec.contacts.size();
   const bool fits = size >= 1 && size <= kMaxRanks && spec.nodes.size() == size && spec.rank >= 0 &&
-                    static_cast<size_t>(spec.rank) < size;
+                    static_cast<size_t>(spec.rank) < size &&
+                    (spec.ports.empty() || spec.ports.size() == size);
   if (fits) return ok();
   return Error{ErrorCode::kMisuse,
                "form_group: rank " + std::to_string(spec.rank) + ", " + std::to_string(size) +
                    " contacts and " + std::to_string(spec.nodes.size()) +
                    " node ids do not fit together, or are more than " + std::to_string(kMaxRanks)};
+}
+
+std::vector<Port> ports_of(const GroupSpec& spec) {
+  if (!spec.ports.empty()) return spec.ports;
+  const uint64_t hash = mix64(spec.generation.nonce ^ mix64(spec.generation.counter));
+  return std::vector<Port>(spec.contacts.size(), static_cast<Port>(hash % (1 << kPortBits)));
 }
 
 uint64_t channel_of(uint64_t sender, uint64_t receiver, uint64_t tag) {
@@ -52,7 +60,8 @@ Work refused(std::string message) {
 Endpoint::Endpoint(EndpointOptions options)
     : shared_memory_(options.shared_memory),
       algorithm_(std::move(options.algorithm)),
-      nonce_(random_nonce()) {}
+      nonce_(random_nonce()),
+      ports_(std::make_shared<Ports>()) {}
 
 Result<std::unique_ptr<Endpoint>> Endpoint::create(EndpointOptions options) {
   std::unique_ptr<Transport> transport = std::move(options.transport);
@@ -77,6 +86,10 @@ Result<std::unique_ptr<Endpoint>> Endpoint::create(EndpointOptions options) {
 
 Endpoint::~Endpoint() {
   if (core_ == nullptr) return;
+  if (mark_.is_inherited()) {
+    abandon();
+    return;
+  }
   for (const auto& weak : std::exchange(groups_, {})) {
     if (const auto group = weak.lock()) group->close({ErrorCode::kReconfigure, "the endpoint was closed"});
   }
@@ -85,7 +98,20 @@ Endpoint::~Endpoint() {
   core_->stop();
 }
 
+// Their ends would wait for threads that are not here, and speak in the parent's name.
+void Endpoint::abandon() {
+  (void)transfers_.release();
+  (void)listener_.release();
+  new std::shared_ptr(std::move(core_));
+}
+
 ByteBuffer Endpoint::contact() const { return address_; }
+
+Result<std::shared_ptr<const Port>> Endpoint::reserve_port() {
+  if (auto port = Ports::reserve(ports_)) return port;
+  return Error{ErrorCode::kEnvironment,
+               "this process has as many groups as can be told apart; end some before the next is formed"};
+}
 
 Result<PeerId> Endpoint::peer(ByteSpan bytes) {
   MUSTER_ASSIGN(const Contact contact, Contact::parse(bytes));
@@ -129,7 +155,7 @@ Work Endpoint::recv(PeerId peer, uint64_t tag, MutableByteSpan bytes, Instant de
 
 void Endpoint::cancel(const Work& transfer) { transfers_->cancel(transfer.operation_); }
 
-Result<UniqueFd> Endpoint::hand_over(ByteSpan bytes, uint64_t tag, int memory) {
+Result<OwnFd> Endpoint::hand_over(ByteSpan bytes, uint64_t tag, int memory) {
   MUSTER_ASSIGN(const Contact contact, Contact::parse(bytes));
   if (listener_ != nullptr && !contact.local_socket.empty())
     return muster::hand_over(contact, nonce_, tag, memory);
@@ -198,7 +224,8 @@ Status Endpoint::assemble(const GroupSpec& spec, Forming& forming) {
     const std::lock_guard lock(core_->mutex());
     forming.peers[rank] = peers_[id].core_peer;
   }
-  forming.formation = std::make_unique<Formation>(*core_, spec, forming.peers, digest_of_spec(spec));
+  forming.formation =
+      std::make_unique<Formation>(*core_, spec, forming.peers, ports_of(spec), digest_of_spec(spec));
   return forming.formation->assemble(forming.absent);
 }
 
@@ -260,12 +287,15 @@ std::unique_ptr<MessageBlocks> Endpoint::open_blocks(const GroupSpec& spec, Form
 Result<std::unique_ptr<Group>> Endpoint::finish(const GroupSpec& spec, Forming& forming) {
   const int size = static_cast<int>(spec.contacts.size());
   auto state = std::make_shared<GroupState>(core_, spec.generation, spec.rank, size);
+  state->talk_by(ports_of(spec), spec.own_port);
   std::unique_ptr<Engine> engine;
   std::unique_ptr<MessageBlocks> blocks;
   if (forming.exchange == nullptr) blocks = open_blocks(spec, forming);
   {
     const std::lock_guard lock(core_->mutex());
     if (forming.exchange != nullptr) {
+      forming.segment.close_descriptor();
+      forming.arena->close_descriptor();
       engine = make_node_engine(
           *state, {std::move(forming.segment), std::move(forming.arena), std::move(forming.exchange->mates()),
                    std::move(forming.exchange->segments()), std::move(forming.exchange->arenas())});

@@ -11,16 +11,18 @@
 #include "collectives/transport/transport.h"
 #include "collectives/work.h"
 #include "runtime/base/bytes.h"
-#include "runtime/base/handle.h"
+#include "runtime/base/fork.h"
 
 namespace muster {
 
+class Ports;
 class Core;
 struct Handover;
 class LocalListener;
 class MessageBlocks;
 class PointToPoint;
 
+using Port = uint32_t;
 using PeerId = uint32_t;
 
 struct EndpointOptions {
@@ -34,6 +36,10 @@ struct GroupSpec {
   Generation generation;             // new for every group: a nonce that is never issued twice, and a counter
   std::vector<ByteBuffer> contacts;  // contact() of each rank, in rank order
   std::vector<uint64_t> nodes;       // of each rank: equal ids are worth trying shared memory
+  // What each rank's reserve_port() gave, and this rank's own. Empty: of the generation, which serves an
+  // endpoint of few groups: two of them have the same by a chance of one in a million.
+  std::vector<Port> ports;
+  std::shared_ptr<const Port> own_port;
   int rank = 0;
   Instant deadline = kNever;
 };
@@ -41,13 +47,18 @@ struct GroupSpec {
 class Endpoint {
  public:
   static Result<std::unique_ptr<Endpoint>> create(EndpointOptions options);
-  // Revokes its groups and ends its transfers. Groups may outlive it, revoked.
+  // Revokes its groups and ends its transfers. Groups may outlive it, revoked. In a forked child it is the
+  // parent's, and left alone.
   ~Endpoint();
   Endpoint(const Endpoint&) = delete;
   Endpoint& operator=(const Endpoint&) = delete;
 
   // How others reach this process. Not secret, but only for peers: it travels over the control plane.
   ByteBuffer contact() const;
+
+  // What tells messages to this process in one group from those in others, for GroupSpec. Errors:
+  // kEnvironment where there are as many groups as numbers.
+  Result<std::shared_ptr<const Port>> reserve_port();
 
   // Joins the others of `spec` in a group. Every member calls it with the same spec but for the rank.
   // Errors: kReconfigure where some did not come by the deadline; the message names them, and `absent`, if
@@ -71,7 +82,7 @@ class Endpoint {
 
   // For feeds (feed.h), on one node: passes a memfd to a peer. Returns the connection to whoever claims it.
   // Errors: kEnvironment: one of the two keeps to its transport, or the peer is on another node.
-  Result<UniqueFd> hand_over(ByteSpan contact, uint64_t tag, int memory);
+  Result<OwnFd> hand_over(ByteSpan contact, uint64_t tag, int memory);
   // What that peer handed to this process under `tag`; empty where `until` ended before it came (an empty
   // Work never does), or the deadline passed.
   std::optional<Handover> await_handover(ByteSpan contact, uint64_t tag, const Work& until, Instant deadline);
@@ -85,11 +96,13 @@ class Endpoint {
   };
   struct Forming;
 
+  void abandon();
   Status assemble(const GroupSpec& spec, Forming& forming);
   Status try_shared_memory(const GroupSpec& spec, Forming& forming);
   std::unique_ptr<MessageBlocks> open_blocks(const GroupSpec& spec, Forming& forming);
   Result<std::unique_ptr<Group>> finish(const GroupSpec& spec, Forming& forming);
 
+  const ForkMark mark_;
   const bool shared_memory_;
   const std::string algorithm_;
   uint64_t nonce_ = 0;  // names this process incarnation to its peers
@@ -97,6 +110,7 @@ class Endpoint {
   std::shared_ptr<Core> core_;
   std::unique_ptr<LocalListener> listener_;  // null: shared memory is off, or cannot be had
   std::unique_ptr<PointToPoint> transfers_;
+  const std::shared_ptr<Ports> ports_;
   std::vector<PeerInfo> peers_;                    // guarded by the core's mutex
   std::vector<std::weak_ptr<GroupState>> groups_;  // likewise
 };

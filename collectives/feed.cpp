@@ -89,7 +89,7 @@ Status FeedSource::open_reader(ByteSpan contact, Receiver& receiver) {
   if (!ring_) {
     MUSTER_ASSIGN(ring_, SlabRing::create());
   }
-  MUSTER_ASSIGN(UniqueFd connection, endpoint_.hand_over(contact, tag_, ring_.fd()));
+  MUSTER_ASSIGN(OwnFd connection, endpoint_.hand_over(contact, tag_, ring_.fd()));
   receiver.reader.emplace(std::move(connection));
   return ok();
 }

@@ -16,10 +16,12 @@ Instant ahead_of(Instant deadline) {
 
 }  // namespace
 
-Formation::Formation(Core& core, const GroupSpec& spec, std::vector<PeerId> peers, Digest digest)
+Formation::Formation(Core& core, const GroupSpec& spec, std::vector<PeerId> peers, std::vector<Port> ports,
+                     Digest digest)
     : core_(core),
       spec_(spec),
       peers_(std::move(peers)),
+      ports_(std::move(ports)),
       digest_(digest),
       hello_(peers_.size(), false),
       status_(peers_.size(), false) {
@@ -31,13 +33,16 @@ Formation::Formation(Core& core, const GroupSpec& spec, std::vector<PeerId> peer
 Formation::~Formation() {
   const std::lock_guard lock(core_.mutex());
   if (message_ != nullptr) core_.cancel(receive_);
-  core_.transport()->discard(group_tag(TagKind::kFormation, spec_.generation, 0, 0), group_tag_mask());
+  core_.transport()->discard(tag_for(spec_.rank), group_tag_mask());
+}
+
+uint64_t Formation::tag_for(int rank) const {
+  return group_tag(TagKind::kFormation, ports_[static_cast<size_t>(rank)], rank, 0);
 }
 
 void Formation::post_receive() {
   message_ = core_.take_message();
-  receive_ =
-      core_.receive(group_tag(TagKind::kFormation, spec_.generation, spec_.rank, 0), message_, this, 0);
+  receive_ = core_.receive(tag_for(spec_.rank), message_, this, 0);
 }
 
 void Formation::transfer_ended(uint64_t, TransferStatus status, size_t bytes) {
@@ -88,8 +93,7 @@ void Formation::tell(int rank, Note note) {
   const MessagePtr block = core_.take_message();
   std::memcpy(block->data, &note, sizeof note);
   block->size = sizeof note;
-  core_.send(peers_[static_cast<size_t>(rank)], group_tag(TagKind::kFormation, spec_.generation, rank, 0),
-             block, nullptr, 0);
+  core_.send(peers_[static_cast<size_t>(rank)], tag_for(rank), block, nullptr, 0);
 }
 
 void Formation::tell_all(const Note& note) {

@@ -13,8 +13,9 @@ namespace muster {
 
 class Formation final : public TransferOwner {
  public:
-  // `peers[r]` is rank r; `digest` is that of what all members must agree on.
-  Formation(Core& core, const GroupSpec& spec, std::vector<PeerId> peers, Digest digest);
+  // `peers[r]` is rank r, `ports[r]` its port; `digest` is that of what all members must agree on.
+  Formation(Core& core, const GroupSpec& spec, std::vector<PeerId> peers, std::vector<Port> ports,
+            Digest digest);
   ~Formation();
 
   // Everybody is here.
@@ -40,6 +41,7 @@ class Formation final : public TransferOwner {
   };
 
   bool is_root() const { return spec_.rank == 0; }
+  uint64_t tag_for(int rank) const;
   void post_receive();
   void tell(int rank, Note note);
   void tell_all(const Note& note);
@@ -55,6 +57,7 @@ class Formation final : public TransferOwner {
   Core& core_;
   const GroupSpec& spec_;
   const std::vector<PeerId> peers_;
+  const std::vector<Port> ports_;
   const Digest digest_;
   TransferId receive_ = 0;
   MessagePtr message_;

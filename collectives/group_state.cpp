@@ -52,8 +52,11 @@ Result<SharedBuffer> GroupState::allocate(size_t bytes) {
     if (engine_ != nullptr) arena = engine_->arena();
   }
   if (arena == nullptr) return SharedBuffer(bytes);
-  MUSTER_ASSIGN(const MutableByteSpan memory, arena->allocate(bytes));
-  return SharedBuffer(std::move(arena), memory);
+  const auto memory = arena->allocate(bytes);
+  if (memory.ok()) return SharedBuffer(std::move(arena), *memory);
+  // Where this rank's share of the addresses is full, what the host has room for is had without being shared.
+  if (bytes <= Arena::host_bytes()) return SharedBuffer(bytes);
+  return memory.error();
 }
 
 Work GroupState::transfer(TransferPtr transfer) {
@@ -178,16 +181,38 @@ size_t GroupState::check_deadline() {
   const CollectivePtr operation = first_due();
   if (operation->deadline == kNever) return 0;
   const Instant time = now();
-  if (time >= operation->deadline) {
-    fail(engine_->blame(*operation));
-    return 1;
+  const bool asked = inquired_ == operation->signature.sequence;
+  const Duration late = time - (asked ? operation->deadline : inquiry_at(*operation));
+  if (late < 0) return 0;
+  if (late >= kHeldUp && operation->held_up == 0) {
+    operation->held_up = late;
+    operation->deadline = std::max(operation->deadline, time + fresh_bound(late));
+    inquire(*operation, time);
+  } else if (!asked) {
+    inquire(*operation, time);
+  } else {
+    fail(verdict(*operation, late));
   }
-  if (time >= inquiry_at(*operation) && inquired_ != operation->signature.sequence) {
-    inquired_ = operation->signature.sequence;
-    engine_->inquire(*operation);
-    return 1;
-  }
-  return 0;
+  return 1;
+}
+
+// Whoever is asked late has as much time to answer as it would have had.
+void GroupState::inquire(CollectiveOperation& operation, Instant time) {
+  const Duration allowed = std::max<Duration>(operation.deadline - operation.issued, 0);
+  operation.deadline = std::max(operation.deadline, time + engine_->inquiry_time(allowed));
+  inquired_ = operation.signature.sequence;
+  engine_->inquire(operation);
+}
+
+Failure GroupState::verdict(const CollectiveOperation& operation, Duration late) const {
+  const std::string me = "rank " + std::to_string(rank_);
+  if (late >= kHeldUp)
+    return {ErrorCode::kReconfigure, "the deadline passed while " + me + " itself was held up", {rank_}};
+  Failure failure = engine_->blame(operation);
+  if (operation.held_up > 0)
+    failure.reason += "; " + me + " itself had been held up for " +
+                      std::to_string(operation.held_up / kMillisecond) + " ms";
+  return failure;
 }
 
 Instant GroupState::next_deadline() const {

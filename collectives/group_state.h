@@ -52,6 +52,12 @@ class GroupState final : public Driven, public std::enable_shared_from_this<Grou
   GroupState(std::shared_ptr<Core> core, Generation generation, int rank, int size);
   ~GroupState();
 
+  // Before open(), where there is a transport: each rank's port. `own` holds this rank's while the group
+  // lives.
+  void talk_by(std::vector<Port> ports, std::shared_ptr<const Port> own) {
+    ports_ = std::move(ports);
+    own_port_ = std::move(own);
+  }
   // Once, before use. Takes the mutex.
   void open(std::unique_ptr<Engine> engine);
   // Takes the mutex: fails what is pending and leaves the core.
@@ -78,6 +84,7 @@ class GroupState final : public Driven, public std::enable_shared_from_this<Grou
   int rank() const { return rank_; }
   int size() const { return size_; }
   const Generation& generation() const { return generation_; }
+  Port port(int rank) const { return ports_[static_cast<size_t>(rank)]; }
   Core& core() { return *core_; }
   Engine* engine() { return engine_.get(); }
   RankTransfers& transfers() { return transfers_; }
@@ -108,6 +115,8 @@ class GroupState final : public Driven, public std::enable_shared_from_this<Grou
   void end(CollectivePtr operation, Status result, std::vector<int> suspects);
   const CollectivePtr& first_due() const;
   size_t check_deadline();
+  void inquire(CollectiveOperation& operation, Instant time);
+  Failure verdict(const CollectiveOperation& operation, Duration late) const;
   Instant inquiry_at(const CollectiveOperation& operation) const;
   Status end_of(const CollectiveOperation& operation) const;
   uint64_t first_pending() const {
@@ -118,6 +127,8 @@ class GroupState final : public Driven, public std::enable_shared_from_this<Grou
   const Generation generation_;
   const int rank_;
   const int size_;
+  std::vector<Port> ports_;
+  std::shared_ptr<const Port> own_port_;  // null: nobody keeps others from having it
   std::unique_ptr<Engine> engine_;
   std::deque<CollectivePtr> pending_;  // in issue order
   RankTransfers transfers_{*this};

@@ -72,6 +72,7 @@ void CollectiveOperation::clear() {
   digest = 0;
   issued = 0;
   deadline = kNever;
+  held_up = 0;
   inputs.clear();
   output = nullptr;
   factor = 1;

@@ -101,11 +101,20 @@ struct ProbeKind {
   }
 };
 
+// A rank that looks at a deadline so much after it was itself held up: stopped, or without a processor. What
+// its peers have sent meanwhile it has not seen, and what they wait for it has not sent, so it may not blame
+// them before they had a fresh bound, which is given once.
+constexpr Duration kHeldUp = 100 * kMillisecond;
+constexpr Duration fresh_bound(Duration held_up) {
+  return std::clamp<Duration>(held_up, 250 * kMillisecond, 5 * kSecond);
+}
+
 struct CollectiveOperation : Operation {
   Signature signature;
   uint64_t digest = 0;  // of the signature
   Instant issued = 0;
   Instant deadline = kNever;
+  Duration held_up = 0;  // this rank was, for so long, when the deadline passed for the first time
   std::vector<const std::byte*> inputs;  // one, or one for each aligned node of this rank
   std::byte* output = nullptr;
   double factor = 1;             // premul_sum

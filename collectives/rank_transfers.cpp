@@ -291,7 +291,11 @@ size_t RankTransfers::check_deadlines(Instant time) {
     if (first == nullptr || transfer->deadline < first->deadline) first = transfer;
   });
   if (first == nullptr || time < first->deadline) return 0;
-  group_.fail(late(*first));
+  const Duration late_by = time - first->deadline;
+  if (late_by >= kHeldUp && !std::exchange(first->held_up, true))
+    first->deadline = time + fresh_bound(late_by);
+  else
+    group_.fail(late(*first));
   return 1;
 }
 

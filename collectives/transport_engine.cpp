@@ -102,7 +102,7 @@ class ScheduleRun final : public TransferOwner {
   bool overlap(const Region& a, const Region& b) const;
   void run_fold(const Fold& fold, uint64_t offset, uint64_t count);
   std::byte* address(const Region& region, uint64_t offset) const;
-  uint64_t tag_from(int source) const;
+  uint64_t tag_of(int source, int receiver) const;
   bool transfers_done() const;
 
   TransportEngine& engine_;
@@ -160,7 +160,7 @@ class TransportEngine final : public Engine, public TransferOwner {
         untaken_of_(peers_.size()),
         blocks_(std::move(blocks)),
         packets_(group, peers_, blocks_.get()) {
-    for (const TagKind kind : kKinds) core().open_tags(group_tag(kind, group_.generation(), 0, 0));
+    for (const TagKind kind : kKinds) core().open_tags(group_tag(kind, own_port(), 0, 0));
     post_control();
   }
 
@@ -168,12 +168,12 @@ class TransportEngine final : public Engine, public TransferOwner {
     runs_.clear();
     if (control_message_ != nullptr) core().cancel(control_);
     core().forget_all(this);
-    for (const TagKind kind : kKinds)
-      core().close_tags(group_tag(kind, group_.generation(), 0, 0), group_tag_mask());
+    for (const TagKind kind : kKinds) core().close_tags(group_tag(kind, own_port(), 0, 0), group_tag_mask());
   }
 
   GroupState& group() { return group_; }
   Core& core() { return group_.core(); }
+  Port own_port() const { return group_.port(group_.rank()); }
   PeerId peer(int rank) const { return peers_[rank]; }
   MessageBlocks* blocks() { return blocks_.get(); }
   // A send to `rank` outlives its operation.
@@ -373,8 +373,8 @@ class TransportEngine final : public Engine, public TransferOwner {
   void post_control() {
     if (core().transport() == nullptr || group_.size() == 1) return;
     control_message_ = core().take_message();
-    control_ = core().receive(group_tag(TagKind::kControl, group_.generation(), group_.rank(), 0),
-                              control_message_, this, kControlCookie);
+    control_ = core().receive(group_tag(TagKind::kControl, own_port(), group_.rank(), 0), control_message_,
+                              this, kControlCookie);
   }
 
   void tell(int rank, ControlMessage message) {
@@ -386,7 +386,7 @@ class TransportEngine final : public Engine, public TransferOwner {
     std::memcpy(block->data, &message, sizeof message);
     block->size = sizeof message;
     // A control message is tagged with the rank that it is for: one receive takes those of all.
-    core().send(peers_[rank], group_tag(TagKind::kControl, group_.generation(), rank, 0), block, nullptr, 0);
+    core().send(peers_[rank], group_tag(TagKind::kControl, group_.port(rank), rank, 0), block, nullptr, 0);
   }
 
   void tell_all(const ControlMessage& message) {
@@ -520,9 +520,9 @@ std::byte* ScheduleRun::address(const Region& region, uint64_t offset) const {
   return scratch_.get() + bytes;
 }
 
-uint64_t ScheduleRun::tag_from(int source) const {
+uint64_t ScheduleRun::tag_of(int source, int receiver) const {
   const uint64_t part = part_ % kPartTags;
-  return group_tag(TagKind::kCollective, engine_.group().generation(), source,
+  return group_tag(TagKind::kCollective, engine_.group().port(receiver), source,
                    (operation_->signature.sequence << kPartBits) | part);
 }
 
@@ -590,7 +590,7 @@ void ScheduleRun::post_send(size_t stream, const Region& part) {
        *message);
   const uint64_t cookie = next_cookie_++;
   const TransferId id =
-      engine_.core().send(engine_.peer(peer), tag_from(group.rank()), message, this, cookie);
+      engine_.core().send(engine_.peer(peer), tag_of(group.rank(), peer), message, this, cookie);
   if (id == 0) {  // the peer is gone
     --unended_[peer];
     return;
@@ -605,7 +605,7 @@ void ScheduleRun::post_receive(size_t stream, const Region& part) {
   InFlight& entry = in_flight_[cookie];
   entry = {0, false, peer, stream, round_, part, received_[peer]++, message};
   engine_.core().expect(engine_.peer(peer));
-  entry.id = engine_.core().receive(tag_from(peer), message, this, cookie);
+  entry.id = engine_.core().receive(tag_of(peer, engine_.group().rank()), message, this, cookie);
 }
 
 void ScheduleRun::transfer_ended(uint64_t cookie, TransferStatus status, size_t bytes) {
@@ -639,7 +639,7 @@ void ScheduleRun::take(InFlight& arrived, size_t bytes) {
     arrived.message = engine_.core().take_message();
     InFlight& entry = in_flight_[cookie];
     entry = std::move(arrived);
-    entry.id = engine_.core().receive(tag_from(peer), entry.message, this, cookie);
+    entry.id = engine_.core().receive(tag_of(peer, engine_.group().rank()), entry.message, this, cookie);
     return;
   }
   const Signature due = operation_->signature_with(peer, false);
@@ -791,9 +791,9 @@ std::set<int> ScheduleRun::waits_for() const {
 
 }  // namespace
 
-uint64_t group_tag(TagKind kind, const Generation& generation, int source, uint64_t sequence) {
-  const uint64_t hash = mix64(generation.nonce ^ mix64(generation.counter)) & 0xfffff;
-  return make_tag(kind, (hash << 42) | (static_cast<uint64_t>(source) << 30) | (sequence & 0x3fffffff));
+uint64_t group_tag(TagKind kind, Port port, int source, uint64_t sequence) {
+  return make_tag(kind,
+                  (uint64_t{port} << 42) | (static_cast<uint64_t>(source) << 30) | (sequence & 0x3fffffff));
 }
 
 uint64_t group_tag_mask() { return ~((uint64_t{1} << 42) - 1); }

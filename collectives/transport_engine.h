@@ -36,8 +36,9 @@ std::unique_ptr<Engine> make_transport_engine(GroupState& group, std::vector<Pee
                                               std::span<const uint64_t> nodes, std::string forced_algorithm,
                                               std::unique_ptr<MessageBlocks> blocks);
 
-// Tags of a group's messages: generation, source, and for operations the low bits of the sequence.
-uint64_t group_tag(TagKind kind, const Generation& generation, int source, uint64_t sequence);
-uint64_t group_tag_mask();  // the bits that name kind and generation
+// Tags of a group's messages: its port at the receiver, the source, and for operations the low bits of the
+// sequence.
+uint64_t group_tag(TagKind kind, Port port, int source, uint64_t sequence);
+uint64_t group_tag_mask();  // the bits that name kind and port
 
 }  // namespace muster

@@ -11,8 +11,8 @@ namespace {
 constexpr size_t kReceives = 8;  // posted at once, from the first send or receive of this rank on
 constexpr size_t kWindow = 8;    // packets on their way to one peer
 
-// The engine's control channel is number 0.
-constexpr uint64_t kChannel = 1;
+// In the place of a sequence; the engine's control messages have 0.
+constexpr uint64_t kPackets = 1;
 
 struct Header {
   static constexpr uint32_t kMagic = 0x3250554dU;  // "MUP2": format version 2
@@ -25,8 +25,8 @@ struct Header {
 };
 static_assert(sizeof(Header) == 88 && sizeof(Header) + kPayloadBytes <= kMessageBytes);
 
-uint64_t tag_of(const Generation& generation, int receiver) {
-  return group_tag(TagKind::kControl, generation, receiver, kChannel);
+uint64_t tag_of(const GroupState& group, int receiver) {
+  return group_tag(TagKind::kControl, group.port(receiver), receiver, kPackets);
 }
 
 }  // namespace
@@ -46,7 +46,7 @@ void TransportPackets::post_receive() {
   const uint64_t cookie = next_cookie_++;
   InFlight& entry = in_flight_[cookie];
   entry.message = group_.core().take_message();
-  entry.id = group_.core().receive(tag_of(group_.generation(), group_.rank()), entry.message, this, cookie);
+  entry.id = group_.core().receive(tag_of(group_, group_.rank()), entry.message, this, cookie);
 }
 
 bool TransportPackets::send(int rank, const Packet& packet, const std::byte* payload) {
@@ -60,8 +60,8 @@ bool TransportPackets::send(int rank, const Packet& packet, const std::byte* pay
   header.packet = packet;
   pack(blocks_, rank, header, {payload, packet.payload}, *message);
   const uint64_t cookie = next_cookie_++;
-  const TransferId id = group_.core().send(peers_[static_cast<size_t>(rank)],
-                                           tag_of(group_.generation(), rank), message, this, cookie);
+  const TransferId id =
+      group_.core().send(peers_[static_cast<size_t>(rank)], tag_of(group_, rank), message, this, cookie);
   if (id == 0) return true;  // the peer is gone
   in_flight_[cookie] = {id, rank, nullptr};
   ++stream.in_flight;

@@ -12,6 +12,7 @@
 
 struct muster_session {
   std::unique_ptr<muster::Session> session;
+  const muster::ForkMark mark{};
 };
 struct muster_state {
   muster::State state;
@@ -19,10 +20,12 @@ struct muster_state {
 struct muster_step {
   muster::Run* run = nullptr;
   std::map<std::string, std::vector<muster_piece>> pieces;  // that were asked for
+  const muster::ForkMark mark{};
 };
 struct muster_run {
   std::unique_ptr<muster::Run> run;
   muster_step step;
+  const muster::ForkMark mark{};
 };
 
 namespace {
@@ -120,6 +123,14 @@ muster_status failed(muster_status status, std::string message) {
   return status;
 }
 
+muster_status inherited_handle(const char* function) {
+  return failed(
+      MUSTER_MISUSE,
+      std::string(function) +
+          " was called in a forked child with a handle of its parent, whose threads and connections "
+          "are not here; call it in the parent");
+}
+
 }  // namespace muster::capi
 
 extern "C" {
@@ -143,10 +154,13 @@ muster_status muster_join(const muster_join_options* options, muster_session** s
   });
 }
 
-void muster_leave(muster_session* session) { delete session; }
+// What a forked child has is a copy of what goes on in its parent, and is left as it is.
+void muster_leave(muster_session* session) {
+  if (session != nullptr && !session->mark.is_inherited()) delete session;
+}
 
 muster_status muster_session_notice(muster_session* session, double seconds_left, const char* source) {
-  return guarded([&] {
+  return guarded(session, __func__, [&] {
     if (session == nullptr || source == nullptr) return null_argument("muster_session_notice");
     if (std::isnan(seconds_left)) return failed(MUSTER_MISUSE, "seconds_left is not a number");
     return to_c(session->session->notice(seconds_left < 0 ? -1 : from_seconds(seconds_left), source));
@@ -217,7 +231,7 @@ void muster_train_options_init(muster_train_options* options) {
 
 muster_status muster_train(muster_session* session, muster_state* state, const muster_train_options* options,
                            muster_run** run) {
-  return guarded([&] {
+  return guarded(session, __func__, [&] {
     if (session == nullptr || state == nullptr || options == nullptr || run == nullptr) {
       return null_argument("muster_train");
     }
@@ -326,12 +340,13 @@ muster_status muster_train(muster_session* session, muster_state* state, const m
 
 // A callback that began before may still be asking the run.
 void muster_run_destroy(muster_run* run) {
-  if (run != nullptr) run->run->session().wait_for_sink();
+  if (run == nullptr || run->mark.is_inherited()) return;
+  run->run->session().wait_for_sink();
   delete run;
 }
 
 muster_status muster_run_next(muster_run* run, muster_step** step) {
-  return guarded([&] {
+  return guarded(run, __func__, [&] {
     if (run == nullptr || step == nullptr) return null_argument("muster_run_next");
     *step = nullptr;
     run->step.pieces.clear();
@@ -350,7 +365,7 @@ muster_status muster_run_probe(muster_run* run, const void* results, size_t byte
 
 int muster_run_exit_code(const muster_run* run) {
   int code = 1;
-  (void)guarded([&] {
+  (void)guarded(run, __func__, [&] {
     if (run != nullptr) code = run->run->exit_code();
     return MUSTER_OK;
   });
@@ -358,7 +373,7 @@ int muster_run_exit_code(const muster_run* run) {
 }
 
 muster_status muster_run_get_info(const muster_run* run, muster_run_info* info) {
-  return guarded([&] {
+  return guarded(run, __func__, [&] {
     if (run == nullptr || info == nullptr) return null_argument("muster_run_get_info");
     if (info->size < sizeof(size_t) || info->size > 4096) {
       return failed(MUSTER_MISUSE, "muster_run_info.size is not set; set it to sizeof(muster_run_info)");
@@ -386,7 +401,7 @@ int64_t muster_step_index(const muster_step* step) {
 
 muster_status muster_step_pieces(muster_step* step, const char* name, const muster_piece** pieces,
                                  size_t* count) {
-  return guarded([&] {
+  return guarded(step, __func__, [&] {
     if (step == nullptr || name == nullptr || pieces == nullptr || count == nullptr)
       return null_argument("muster_step_pieces");
     *pieces = nullptr;
@@ -404,7 +419,7 @@ muster_status muster_step_pieces(muster_step* step, const char* name, const must
 
 int muster_step_next_microbatch(muster_step* step, muster_microbatch* microbatch) {
   int found = 0;
-  (void)guarded([&] {
+  (void)guarded(step, __func__, [&] {
     if (step == nullptr || microbatch == nullptr) return null_argument("muster_step_next_microbatch");
     const auto micro = step->run->next_microbatch();
     if (!micro) return MUSTER_OK;
@@ -419,7 +434,7 @@ int muster_step_next_microbatch(muster_step* step, muster_microbatch* microbatch
 
 muster_status muster_step_accumulate(muster_step* step, const muster_microbatch* microbatch,
                                      const muster_span* gradients, size_t spans) {
-  return guarded([&] {
+  return guarded(step, __func__, [&] {
     if (step == nullptr || microbatch == nullptr || gradients == nullptr)
       return null_argument("muster_step_accumulate");
     return to_c(step->run->accumulate(microbatch->index, gradients_of(gradients, spans)));
@@ -429,7 +444,7 @@ muster_status muster_step_accumulate(muster_step* step, const muster_microbatch*
 muster_status muster_step_accumulate_part(muster_step* step, const muster_microbatch* microbatch,
                                           const muster_span* gradients, size_t spans, size_t begin,
                                           size_t end) {
-  return guarded([&] {
+  return guarded(step, __func__, [&] {
     if (step == nullptr || microbatch == nullptr || gradients == nullptr)
       return null_argument("muster_step_accumulate_part");
     return to_c(step->run->accumulate_part(microbatch->index, gradients_of(gradients, spans), begin, end));
@@ -437,26 +452,26 @@ muster_status muster_step_accumulate_part(muster_step* step, const muster_microb
 }
 
 muster_status muster_step_reduce(muster_step* step, const muster_span* gradients, size_t spans) {
-  return guarded([&] {
+  return guarded(step, __func__, [&] {
     if (step == nullptr || gradients == nullptr) return null_argument("muster_step_reduce");
     return to_c(step->run->reduce(gradients_of(gradients, spans)));
   });
 }
 
 muster_status muster_step_open_update(muster_step* step) {
-  return guarded([&] {
+  return guarded(step, __func__, [&] {
     return step == nullptr ? null_argument("muster_step_open_update") : to_c(step->run->open_update());
   });
 }
 
 muster_status muster_step_close_update(muster_step* step) {
-  return guarded([&] {
+  return guarded(step, __func__, [&] {
     return step == nullptr ? null_argument("muster_step_close_update") : to_c(step->run->close_update());
   });
 }
 
 muster_status muster_step_abandon_update(muster_step* step) {
-  return guarded([&] {
+  return guarded(step, __func__, [&] {
     return step == nullptr ? null_argument("muster_step_abandon_update") : to_c(step->run->abandon_update());
   });
 }

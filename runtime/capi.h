@@ -14,6 +14,7 @@
 
 #include "collectives/lane_codec.h"
 #include "runtime/base/clock.h"
+#include "runtime/base/fork.h"
 #include "runtime/base/result.h"
 
 namespace muster::capi {
@@ -41,6 +42,15 @@ muster_status guarded(Body body) noexcept {
   } catch (const std::exception& error) {
     return failed(MUSTER_ENVIRONMENT, std::string("unexpected failure inside Muster: ") + error.what());
   }
+}
+
+muster_status inherited_handle(const char* function);
+
+// The same, unless the handle is one that a forked child has from its parent.
+template <typename Handle, typename Body>
+muster_status guarded(const Handle* handle, const char* function, Body body) noexcept {
+  return guarded(
+      [&] { return handle != nullptr && handle->mark.is_inherited() ? inherited_handle(function) : body(); });
 }
 
 // Copies the part of the caller's structure that both sides know; a caller built against an older header has

@@ -5,6 +5,7 @@
 
 struct muster_work {
   muster::Work work;
+  const muster::ForkMark mark{};
 };
 
 namespace {
@@ -45,6 +46,7 @@ struct Call {
 muster_status read_call(muster_comm* comm, const char* function, const muster_dtype* dtype,
                         const muster_reduce_op* op, const muster_call* given, Call& call) {
   if (comm == nullptr) return null_argument(function);
+  if (comm->mark.is_inherited()) return inherited_handle(function);
   muster_call known{};
   if (given != nullptr) {
     if (!muster::capi::read_options(given, &known))
@@ -134,7 +136,7 @@ muster_status run(muster_comm* comm, const char* function, const muster_dtype* d
 muster_status check_own(muster_comm* comm, const char* function, bool is_send, int32_t peer, int32_t tag,
                         muster_work** work) {
   if (comm == nullptr || work != nullptr || batch.depth > 0) return MUSTER_OK;
-  return guarded([&] {
+  return guarded(comm, function, [&] {
     const muster::Group& group = comm->communicator->group();
     if (peer != group.rank() || group.has_own_counterpart(is_send, tag) || group.failure()) return MUSTER_OK;
     return failed(MUSTER_MISUSE, std::string(function) + ": this rank would wait for its own " +
@@ -193,7 +195,7 @@ muster_status muster_comm_from_mpi(const void* mpi_comm, const muster_comm_optio
 
 muster_status muster_comm_split(muster_comm* comm, int32_t color, int32_t key,
                                 const muster_comm_options* options, muster_comm** part) {
-  return guarded([&] {
+  return guarded(comm, __func__, [&] {
     if (comm == nullptr || part == nullptr) return null_argument("muster_comm_split");
     *part = nullptr;
     muster::CommunicatorOptions known;
@@ -227,7 +229,7 @@ muster_status muster_comm_tune(muster_comm* comm, const muster_call* call) {
 }
 
 muster_status muster_comm_revoke(muster_comm* comm, const char* reason) {
-  return guarded([&] {
+  return guarded(comm, __func__, [&] {
     if (comm == nullptr || reason == nullptr) return null_argument("muster_comm_revoke");
     comm->communicator->group().revoke({muster::ErrorCode::kReconfigure, reason},
                                        muster::Group::Tell::kPeers);
@@ -237,7 +239,7 @@ muster_status muster_comm_revoke(muster_comm* comm, const char* reason) {
 
 size_t muster_comm_failed_ranks(const muster_comm* comm, int32_t* ranks, size_t capacity) {
   size_t count = 0;
-  (void)guarded([&] {
+  (void)guarded(comm, __func__, [&] {
     if (comm == nullptr || (ranks == nullptr && capacity > 0))
       return null_argument("muster_comm_failed_ranks");
     const auto failure = comm->communicator->group().failure();
@@ -250,7 +252,7 @@ size_t muster_comm_failed_ranks(const muster_comm* comm, int32_t* ranks, size_t 
 }
 
 muster_status muster_comm_allocate(muster_comm* comm, size_t bytes, void** data) {
-  return guarded([&] {
+  return guarded(comm, __func__, [&] {
     if (comm == nullptr || data == nullptr) return null_argument("muster_comm_allocate");
     *data = nullptr;
     const auto allocated = comm->communicator->allocate(bytes);
@@ -260,7 +262,7 @@ muster_status muster_comm_allocate(muster_comm* comm, size_t bytes, void** data)
 }
 
 muster_status muster_comm_free(muster_comm* comm, void* data) {
-  return guarded([&] {
+  return guarded(comm, __func__, [&] {
     return comm == nullptr ? null_argument("muster_comm_free") : to_c(comm->communicator->free(data));
   });
 }
@@ -409,7 +411,7 @@ muster_status muster_group_end(void) {
 }
 
 muster_status muster_work_test(const muster_work* work, int32_t* done) {
-  return guarded([&] {
+  return guarded(work, __func__, [&] {
     if (work == nullptr || done == nullptr) return null_argument("muster_work_test");
     *done = work->work.test() ? 1 : 0;
     return *done != 0 ? to_c(work->work.wait()) : MUSTER_OK;
@@ -417,7 +419,7 @@ muster_status muster_work_test(const muster_work* work, int32_t* done) {
 }
 
 muster_status muster_work_wait(const muster_work* work, double timeout_seconds) {
-  return guarded([&] {
+  return guarded(work, __func__, [&] {
     if (work == nullptr) return null_argument("muster_work_wait");
     if (!is_time(timeout_seconds))
       return failed(MUSTER_MISUSE, "muster_work_wait: timeout_seconds is negative or not a number");

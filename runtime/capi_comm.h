@@ -9,6 +9,7 @@
 
 struct muster_comm {
   std::unique_ptr<muster::Communicator> communicator;
+  const muster::ForkMark mark{};
 };
 
 namespace muster::capi {

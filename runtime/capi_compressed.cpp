@@ -62,7 +62,7 @@ using Operation = muster::Status (CompressedCollectives::*)(const CompressedCall
 
 muster_status run(const char* function, Operation begin, muster_comm* comm, const float* in, float* out,
                   size_t count, muster_reduce_op op, const muster_compression* how, const muster_call* call) {
-  return noted(guarded([&] {
+  return noted(guarded(comm, function, [&] {
     if (comm == nullptr || how == nullptr) return null_argument(function);
     CompressedCall known;
     muster_compression options{};
@@ -119,7 +119,7 @@ muster_status muster_comm_all_reduce_compressed(muster_comm* comm, const float* 
 }
 
 muster_status muster_comm_chosen_codec(muster_comm* comm, uint32_t tensor, int32_t* codec, const char** why) {
-  return guarded([&] {
+  return guarded(comm, __func__, [&] {
     if (comm == nullptr) return null_argument("muster_comm_chosen_codec");
     const muster::codec::Choice* const choice = comm->communicator->codec_controller().chosen(tensor);
     if (choice == nullptr) {

@@ -51,7 +51,7 @@ size_t muster_power_sgd_sent(const muster_power_sgd* state) {
 muster_status muster_comm_all_reduce_power_sgd(muster_comm* comm, const float* const* in, float* const* out,
                                                size_t count, muster_reduce_op op, muster_power_sgd* state,
                                                const muster_call* call) {
-  return noted(guarded([&] {
+  return noted(guarded(comm, __func__, [&] {
     if (comm == nullptr || state == nullptr || (count > 0 && (in == nullptr || out == nullptr)))
       return null_argument("muster_comm_all_reduce_power_sgd");
     bool average = false;

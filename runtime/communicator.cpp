@@ -1,5 +1,7 @@
 #include "runtime/communicator.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
@@ -170,7 +172,7 @@ Result<std::unique_ptr<Communicator>> Communicator::split(int32_t color, int32_t
 }
 
 Communicator::~Communicator() {
-  if (getpid() != owner_) (void)parts_.release();
+  if (mark_.is_inherited()) (void)parts_.release();
 }
 
 Result<void*> Communicator::allocate(size_t bytes) {

@@ -6,8 +6,6 @@
 //  - In a forked child a communicator is dead: the destructor touches nothing.
 #pragma once
 
-#include <unistd.h>
-
 #include <map>
 #include <memory>
 #include <mutex>
@@ -17,6 +15,7 @@
 #include "collectives/compressed_all_reduce.h"
 #include "collectives/contact_exchange.h"
 #include "collectives/cost_tuning.h"
+#include "runtime/base/fork.h"
 
 namespace muster {
 
@@ -88,7 +87,7 @@ class Communicator {
     std::unique_ptr<Group> group;
   };
 
-  const pid_t owner_ = getpid();
+  const ForkMark mark_;
   Duration timeout_ = 0;
   std::string medium_;
   std::mutex buffers_mutex_;

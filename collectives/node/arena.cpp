@@ -1,6 +1,5 @@
 #include "collectives/node/arena.h"
 
-#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -14,13 +13,18 @@ namespace {
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kHugePage = 2 << 20;
 
-// As much as the host has, but where address space is limited only an eighth of it for all arenas.
-uint64_t arena_bytes(int ranks) {
-  const auto pages = static_cast<uint64_t>(std::max(sysconf(_SC_PHYS_PAGES), 1L));
-  uint64_t bytes = pages * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+// All ranks of a node share its memory, but one may need more of it than others.
+constexpr uint64_t kTimesTheHost = 4;
+
+// What each may take of the whole, and no more than the host has; where address space is limited, of an
+// eighth of it.
+uint64_t arena_bytes(int given_ranks) {
+  const auto ranks = static_cast<uint64_t>(std::max(given_ranks, 1));
+  const uint64_t host = Arena::host_bytes();
+  uint64_t bytes = std::min(host, host / ranks * kTimesTheHost);
   rlimit limit{};
   if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
-    bytes = std::min<uint64_t>(bytes, limit.rlim_cur / 8 / static_cast<uint64_t>(std::max(ranks, 1)));
+    bytes = std::min<uint64_t>(bytes, limit.rlim_cur / 8 / ranks);
   return std::max(bytes / kHugePage, uint64_t{1}) * kHugePage;
 }
 
@@ -48,6 +52,11 @@ Result<std::shared_ptr<Arena>> Arena::create(int ranks) {
   return arena;
 }
 
+uint64_t Arena::host_bytes() {
+  const auto pages = static_cast<uint64_t>(std::max(sysconf(_SC_PHYS_PAGES), 1L));
+  return pages * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+}
+
 // First fit. Large buffers begin on huge pages, so that they can have such.
 Result<MutableByteSpan> Arena::allocate(size_t bytes) {
   const uint64_t alignment = bytes >= kHugePage ? kHugePage : kPage;
@@ -71,8 +80,7 @@ void Arena::release(std::byte* data) {
   const std::lock_guard lock(mutex_);
   const auto found = used_.find(static_cast<uint64_t>(data - view_.base()));
   if (found == used_.end()) return;
-  fallocate(fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(found->first),
-            static_cast<off_t>(found->second));
+  madvise(data, found->second, MADV_REMOVE);
   used_.erase(found);
 }
 

@@ -1,6 +1,8 @@
 // Memory for buffers of a program that the ranks of a node share: node-mates read inputs and write results in
-// place, so that nothing is copied. Each rank has one arena in each generation, a sparse memfd as large as
-// the host's memory, of which only what is used costs anything; mates map all of it when the group forms.
+// place, so that nothing is copied. Each rank has one arena in each generation, a sparse memfd of which only
+// what is used costs anything; mates map all of it when the group forms. So that the addresses which that
+// takes do not grow with the ranks, all arenas of a group together are four times as large as the host's
+// memory.
 //
 // Unlike a segment it is written by mates, though only where its owner said that an output of a running
 // operation is. A rank that was frozen in the middle of a store and wakes later writes into its mapping of an
@@ -42,7 +44,10 @@ class Arena {
   // `ranks`: how many such will be mapped by each process. Errors: kEnvironment.
   static Result<std::shared_ptr<Arena>> create(int ranks);
 
-  int fd() const { return view_.memory_.fd(); }
+  int fd() const { return view_.memory_.fd(); }  // until all mates have it
+  void close_descriptor() { view_.memory_.close_descriptor(); }
+
+  static uint64_t host_bytes();  // of memory
 
   // Zeroed memory, aligned to pages. Errors: kEnvironment where the arena is full.
   Result<MutableByteSpan> allocate(size_t bytes);

@@ -115,15 +115,19 @@ Received receive_greeting(int fd, Greeting& greeting) {
 bool take_hello(Greeting& greeting, Hello& hello, LocalMate& mate) {
   mate.memory = std::move(greeting.descriptors[0]);
   mate.arena = std::move(greeting.descriptors[1]);
-  mate.bell = std::move(greeting.descriptors[2]);
-  return greeting.read(hello) && mate.memory && mate.arena && mate.bell;
+  mate.bell = std::make_shared<UniqueFd>(std::move(greeting.descriptors[2]));
+  return greeting.read(hello) && mate.memory && mate.arena && *mate.bell;
+}
+
+OwnFd open_socket() {
+  return open_own([] { return socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0); });
 }
 
 // Of a socket that listens; with errno.
-UniqueFd connect_to(const std::string& name) {
+OwnFd connect_to(const std::string& name) {
   socklen_t size = 0;
   const sockaddr_un address = address_of(name, size);
-  UniqueFd fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  OwnFd fd = open_socket();
   if (fd && connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), size) != 0) return {};
   return fd;
 }
@@ -143,7 +147,7 @@ Result<std::unique_ptr<LocalListener>> LocalListener::open(std::shared_ptr<Core>
   listener->name_ = "muster-" + to_hex(random_bytes(16));
   socklen_t size = 0;
   const sockaddr_un address = address_of(listener->name_, size);
-  listener->socket_.reset(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  listener->socket_ = open_socket();
   const int fd = listener->socket_.get();
   if (fd < 0 || bind(fd, reinterpret_cast<const sockaddr*>(&address), size) != 0 || listen(fd, 256) != 0)
     return Error{ErrorCode::kEnvironment, std::string("cannot listen on a local socket: ") + strerror(errno)};
@@ -178,7 +182,8 @@ bool LocalListener::drop_handover(int fd) {
 void LocalListener::accept_all() {
   for (;;) {
     if (!spare_) spare_ = spare_descriptor();
-    UniqueFd accepted(accept4(socket_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    OwnFd accepted =
+        open_own([&] { return accept4(socket_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC); });
     if (!accepted && (errno == EMFILE || errno == ENFILE) && refuse_one()) continue;
     if (!accepted) return;
     if (!same_user(accepted.get()) || strangers_.size() + arrivals_.size() >= kMaxStrangers) continue;
@@ -204,7 +209,7 @@ void LocalListener::read_hello(int fd) {
   const Received received = receive_greeting(fd, greeting);
   if (received == Received::kNothingYet) return;
   core_->unwatch(fd);
-  UniqueFd connection = std::move(found->second);
+  OwnFd connection = std::move(found->second);
   strangers_.erase(found);
   if (received == Received::kBroken) return;
   if (HandoverHello hello; greeting.read(hello)) {
@@ -245,6 +250,15 @@ std::unique_ptr<LocalMate> LocalListener::claim(const Generation& generation, in
 
 void LocalListener::forget(const Generation& generation) {
   std::erase_if(arrivals_, [&](const Arrival& arrival) { return arrival.generation == generation; });
+  std::erase_if(bells_, [](const auto& entry) { return entry.second.expired(); });
+}
+
+std::shared_ptr<const UniqueFd> LocalListener::share_bell(uint64_t nonce,
+                                                          std::shared_ptr<const UniqueFd> passed) {
+  std::weak_ptr<const UniqueFd>& known = bells_[nonce];
+  if (auto bell = known.lock()) return bell;
+  known = passed;
+  return passed;
 }
 
 LocalExchange::LocalExchange(Core& core, LocalListener& listener, const Generation& generation, int rank,
@@ -263,7 +277,7 @@ LocalExchange::LocalExchange(Core& core, LocalListener& listener, const Generati
 
 // The lower rank connects and speaks first.
 void LocalExchange::try_connect(size_t rank, const Segment& mine, const Arena& arena) {
-  UniqueFd fd = connect_to(contacts_[rank].local_socket);
+  OwnFd fd = connect_to(contacts_[rank].local_socket);
   if (!fd) {
     if (errno == EAGAIN) return;  // its queue is full: again
     fault_ = "rank " + std::to_string(rank) + " is not reached on this node: " + strerror(errno);
@@ -305,6 +319,7 @@ void LocalExchange::map(size_t rank) {
   }
   segments_[rank] = std::move(*segment);
   arenas_[rank] = std::move(*arena);
+  mates_[rank]->bell = listener_.share_bell(contacts_[rank].nonce, std::move(mates_[rank]->bell));
   mates_[rank]->memory.reset();  // the mappings are enough
   mates_[rank]->arena.reset();
   mapped_[rank] = true;
@@ -344,8 +359,8 @@ Status LocalExchange::run(const Segment& mine, const Arena& arena, Instant deadl
                fault_.empty() ? "not all ranks of the node came to exchange shared memory" : fault_};
 }
 
-Result<UniqueFd> hand_over(const Contact& contact, uint64_t sender, uint64_t tag, int memory) {
-  UniqueFd fd = connect_to(contact.local_socket);
+Result<OwnFd> hand_over(const Contact& contact, uint64_t sender, uint64_t tag, int memory) {
+  OwnFd fd = connect_to(contact.local_socket);
   const HandoverHello hello{HandoverHello::kMagic, 0, contact.nonce, sender, tag};
   const int fds[] = {memory};
   // The listener refuses other users without a word: both sides have to choose the same way.

@@ -15,20 +15,21 @@
 #include "collectives/core.h"
 #include "collectives/node/arena.h"
 #include "collectives/node/segment.h"
+#include "runtime/base/fork.h"
 
 namespace muster {
 
 // What one rank got from a mate.
 struct LocalMate {
-  UniqueFd connection;
+  OwnFd connection;
   UniqueFd memory;
   UniqueFd arena;
-  UniqueFd bell;
+  std::shared_ptr<const UniqueFd> bell;  // one for all groups with that process
 };
 
 // A memfd that a process of this node handed over, and the connection that it came by.
 struct Handover {
-  UniqueFd connection;
+  OwnFd connection;
   UniqueFd memory;
 };
 
@@ -45,6 +46,10 @@ class LocalListener final : public Watcher {
   std::unique_ptr<LocalMate> claim(const Generation& generation, int rank);
   // What nobody will claim any more. REQUIRES the mutex.
   void forget(const Generation& generation);
+
+  // The bell of the endpoint with that nonce: the one that another group has already, else what was passed.
+  // REQUIRES the mutex.
+  std::shared_ptr<const UniqueFd> share_bell(uint64_t nonce, std::shared_ptr<const UniqueFd> passed);
 
   // What the endpoint `sender` handed over under `tag`, if it came and did not give up. REQUIRES the mutex.
   std::optional<Handover> claim_handover(uint64_t sender, uint64_t tag);
@@ -72,17 +77,18 @@ class LocalListener final : public Watcher {
   const std::shared_ptr<Core> core_;
   const uint64_t nonce_;
   std::string name_;
-  UniqueFd socket_;
-  UniqueFd spare_;                     // given up where there is no other descriptor
-  std::map<int, UniqueFd> strangers_;  // accepted, nothing said yet
+  OwnFd socket_;
+  UniqueFd spare_;                  // given up where there is no other descriptor
+  std::map<int, OwnFd> strangers_;  // accepted, nothing said yet
   std::vector<Arrival> arrivals_;
+  std::map<uint64_t, std::weak_ptr<const UniqueFd>> bells_;  // by nonce
   // Watched for the end of their connections, so that memory which nobody wants does not stay.
   std::vector<Unclaimed> handovers_;
 };
 
 // Hands `memory` to the endpoint at `contact`; `sender` is the nonce of this one. The connection that it went
 // by: whoever claims it speaks there. Errors: kEnvironment where the peer is not reached on this node.
-Result<UniqueFd> hand_over(const Contact& contact, uint64_t sender, uint64_t tag, int memory);
+Result<OwnFd> hand_over(const Contact& contact, uint64_t sender, uint64_t tag, int memory);
 
 // One rank's side of the exchange with all its mates.
 class LocalExchange {

@@ -77,7 +77,7 @@ class MessageBlocks final : public Watcher {
   struct Mate {
     Rank self;
     size_t place = 0;          // among the ranks of the node
-    UniqueFd handing_over;     // the connection, until the mate lets go of it
+    OwnFd handing_over;        // the connection, until the mate lets go of it
     SharedMemory memory;       // the mate's, once handed over
     bool has_ours = false;     // the mate has mapped ours: blocks can be had
     bool handed_over = false;  // the last try got as far as the mate's socket

@@ -789,7 +789,7 @@ class NodeEngine final : public Engine, public Watcher {
     for (size_t rank = 0; rank < ranks_; ++rank) {
       if (rank == rank_ || segments_[rank].header().sleeping.value.load(std::memory_order_seq_cst) == 0)
         continue;
-      [[maybe_unused]] const ssize_t wrote = write(mates_[rank]->bell.get(), &one, sizeof one);
+      [[maybe_unused]] const ssize_t wrote = write(mates_[rank]->bell->get(), &one, sizeof one);
     }
   }
 

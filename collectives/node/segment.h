@@ -102,7 +102,8 @@ class Segment {
 
   Segment() = default;
 
-  int fd() const { return memory_.fd(); }
+  int fd() const { return memory_.fd(); }  // until all mates have it
+  void close_descriptor() { memory_.close_descriptor(); }
   SegmentHeader& header() { return *reinterpret_cast<SegmentHeader*>(memory_.base()); }
   const SegmentHeader& header() const { return *reinterpret_cast<const SegmentHeader*>(memory_.base()); }
   std::byte* input(uint64_t tile) const { return data() + (tile % kSlots) * (kTileBytes + kResultBytes); }

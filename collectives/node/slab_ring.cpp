@@ -50,7 +50,7 @@ Status SlabReader::hear(uint64_t slabs) {
   return ok();
 }
 
-Result<SlabSource> SlabSource::open(UniqueFd connection, UniqueFd memory) {
+Result<SlabSource> SlabSource::open(OwnFd connection, UniqueFd memory) {
   SlabSource source;
   source.connection_ = std::move(connection);
   MUSTER_ASSIGN(source.ring_, SlabRing::map(memory.get()));

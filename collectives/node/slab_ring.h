@@ -19,7 +19,7 @@
 #include "collectives/node/shared_memory.h"
 #include "runtime/base/bytes.h"
 #include "runtime/base/clock.h"
-#include "runtime/base/handle.h"
+#include "runtime/base/fork.h"
 #include "runtime/base/result.h"
 
 namespace muster {
@@ -45,7 +45,7 @@ class SlabRing {
 // The owner's side of one reader. Errors of all calls: kReconfigure, the reader is gone.
 class SlabReader {
  public:
-  explicit SlabReader(UniqueFd connection) : connection_(std::move(connection)) {}
+  explicit SlabReader(OwnFd connection) : connection_(std::move(connection)) {}
 
   int fd() const { return connection_.get(); }
   Status send(ByteSpan packet);
@@ -54,7 +54,7 @@ class SlabReader {
   bool has_copied(uint64_t slabs) const { return answered_ && copied_ >= slabs; }
 
  private:
-  UniqueFd connection_;
+  OwnFd connection_;
   bool answered_ = false;
   uint64_t copied_ = 0;
 };
@@ -63,7 +63,7 @@ class SlabReader {
 class SlabSource {
  public:
   // Errors: kEnvironment.
-  static Result<SlabSource> open(UniqueFd connection, UniqueFd memory);
+  static Result<SlabSource> open(OwnFd connection, UniqueFd memory);
 
   // Errors: kReconfigure: the owner is gone, gave this reader up, or said nothing by the deadline; kEnded:
   // `closing`, asked now and then, says so; kMisuse: it sends something else.
@@ -75,7 +75,7 @@ class SlabSource {
   Result<size_t> receive(MutableByteSpan packet, Instant deadline, const Closing& closing);
   void answer();
 
-  UniqueFd connection_;
+  OwnFd connection_;
   SlabRing ring_;
   uint64_t copied_ = 0;
 };

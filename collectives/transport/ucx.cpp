@@ -5,6 +5,7 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "collectives/transport/ucx_sockets.h"
 #include "collectives/transport/ucx_table.h"
 #include "runtime/base/module.h"
 
@@ -41,6 +42,7 @@ class UcxTransport final : public Transport {
     if (worker_ == nullptr)
       return Error{ErrorCode::kEnvironment,
                    std::string(error) + "; see \"ucx_info -d\" for what this host has"};
+    sockets_.find_listeners(own_address());
     event_fd_ = table_.event_fd(worker_);
     if (event_fd_ >= 0) return ok();
     return Error{ErrorCode::kEnvironment,
@@ -49,16 +51,13 @@ class UcxTransport final : public Transport {
 
   std::string_view name() const override { return "UCX"; }
 
-  ByteBuffer address() const override {
-    ByteBuffer address(table_.address(worker_, nullptr, 0));
-    table_.address(worker_, address.data(), address.size());
-    return address;
-  }
+  ByteBuffer address() const override { return sockets_.with_listeners(own_address()); }
 
   Result<TransportPeer> connect(ByteSpan address) override {
+    MUSTER_ASSIGN(const ByteSpan theirs, sockets_.add_peer(address));
     char error[256] = {};
     const TransportPeer peer = next_peer_++;
-    if (table_.connect(worker_, address.data(), peer, error, sizeof error) == 0) return peer;
+    if (table_.connect(worker_, theirs.data(), peer, error, sizeof error) == 0) return peer;
     return Error{ErrorCode::kReconfigure, std::string("UCX cannot reach a peer: ") + error};
   }
 
@@ -126,6 +125,12 @@ class UcxTransport final : public Transport {
     size_t bytes;
   };
 
+  ByteBuffer own_address() const {
+    ByteBuffer address(table_.address(worker_, nullptr, 0));
+    table_.address(worker_, address.data(), address.size());
+    return address;
+  }
+
   void settle(TransferId id, int status, size_t bytes) {
     if (status != MUSTER_UCX_PENDING) ended_.push_back({id, translate(status), bytes});
   }
@@ -138,6 +143,7 @@ class UcxTransport final : public Transport {
   }
 
   const muster_ucx_table& table_;
+  UcxSockets sockets_;  // made before the worker, and ends after it
   muster_ucx_worker* worker_ = nullptr;
   int event_fd_ = -1;
   TransportPeer next_peer_ = 0;

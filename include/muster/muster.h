@@ -29,6 +29,9 @@
  * is the one exception). During a run SIGTERM and SIGUSR1 become notices; the program's own handlers still
  * run, what it ignores stays ignored, and forked children see nothing of it. muster_join_options.keep_signals
  * leaves all signals alone.
+ *  - A forked child has no part in its parent's sessions, runs and communicators: what it asks of them is
+ * refused (MUSTER_MISUSE), ending them there does nothing, and however long it lives it does not hide that
+ * its parent has died. It may make communicators of its own.
  *  - Every call that waits has a deadline; the deadlines are options.
  *  - One program thread drives a session. muster_session_notice may be called from any thread.
  *  - Handles are owned by the caller and ended by the function named in their comment; memory passed in stays
@@ -528,7 +531,7 @@ MUSTER_API muster_status muster_step_abandon_update(muster_step* step);
  * revoked. It is unusable from then on, on all ranks: every pending and later operation ends with that
  * reason. Inputs that are not outputs are intact; outputs are undefined, and those from muster_comm_allocate
  * may still be written to by other ranks. muster_comm_failed_ranks names the ranks to blame.
- *  - A forked child must not use its parent's communicators; destroying them there does nothing. */
+ *  - A rank that was itself stopped past a deadline blames others only after they had some time more. */
 
 typedef struct muster_comm muster_comm;
 typedef struct muster_work muster_work;

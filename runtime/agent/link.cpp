@@ -11,6 +11,7 @@
 #include <deque>
 #include <optional>
 
+#include "runtime/base/fork.h"
 #include "runtime/control/wire.h"
 
 namespace muster::agent {
@@ -82,7 +83,7 @@ class SocketLink final : public Link {
   struct State : std::enable_shared_from_this<State> {
     State(Loop& l, UniqueFd s, std::string p, std::unique_ptr<TlsEngine> t, LinkLimits lim)
         : loop(l),
-          socket(std::move(s)),
+          socket(own(std::move(s))),
           peer(std::move(p)),
           tls(std::move(t)),
           limits(lim),
@@ -257,7 +258,7 @@ class SocketLink final : public Link {
     }
 
     Loop& loop;
-    UniqueFd socket;
+    OwnFd socket;
     std::string peer;
     std::unique_ptr<TlsEngine> tls;
     LinkLimits limits;
@@ -498,7 +499,7 @@ bool Connector::refused() const { return state_->refused; }
 // ---- listening
 
 struct Listener::State {
-  UniqueFd socket;
+  OwnFd socket;
   Loop* loop = nullptr;
   std::unique_ptr<FdWatch> watch;
   std::function<void(UniqueFd, std::string)> on_connection;
@@ -531,7 +532,8 @@ Result<std::unique_ptr<Listener>> Listener::open(Loop& loop, const SocketAddress
     return {errno == EADDRINUSE ? ErrorCode::kMisuse : ErrorCode::kEnvironment,
             "cannot listen on " + to_string(address) + ": " + words_of(errno)};
   };
-  state->socket.reset(::socket(address.family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  state->socket =
+      open_own([&] { return ::socket(address.family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0); });
   if (!state->socket) return fail();
   const int yes = 1;
   setsockopt(state->socket.get(), SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);

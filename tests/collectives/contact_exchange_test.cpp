@@ -5,8 +5,13 @@
 #include <gtest/gtest.h>
 
 #include <condition_variable>
+#include <cstring>
 #include <mutex>
+#include <set>
 #include <thread>
+
+#include "collectives/transport/in_process.h"
+#include "runtime/base/random.h"
 
 namespace muster {
 namespace {
@@ -96,6 +101,78 @@ TEST(ContactExchange, NonsenseIsRefusedByAllAndNamesItsRank) {
           EXPECT_EQ(group.error().code, ErrorCode::kMisuse);
           EXPECT_THAT(group.error().message, HasSubstr("rank 1"));
         });
+  }
+}
+
+// Two nonces of which the 20 bits that once told groups apart are equal.
+std::pair<uint64_t, uint64_t> nonces_that_meet() {
+  const auto hash = [](uint64_t nonce) { return mix64(nonce ^ mix64(1)) & 0xfffff; };
+  uint64_t other = 2;
+  while (hash(other) != hash(1)) ++other;
+  return {1, other};
+}
+
+// Both groups of each rank, on one endpoint, and what is sent in one while the other waits.
+void talk_in_two_groups(Endpoint& endpoint, Table (&tables)[2], int rank) {
+  const auto [first, second] = nonces_that_meet();
+  const uint64_t nonces[] = {first, second};
+  std::unique_ptr<Group> groups[2];
+  for (int i = 0; i < 2; ++i) {
+    Exchange exchange(tables[i], rank);
+    exchange.spoil = [&](ByteBuffer& bytes) { std::memcpy(&bytes[8], &nonces[i], sizeof nonces[i]); };
+    auto formed = form_group(endpoint, exchange, now() + 20 * kSecond);
+    ASSERT_TRUE(formed.ok()) << formed.error().message;
+    groups[i] = std::move(*formed);
+    EXPECT_EQ(groups[i]->generation().nonce, nonces[i]);
+  }
+  int32_t mine[2] = {}, all[2][2] = {};
+  Work works[2];
+  for (const int i : {rank, 1 - rank}) {  // in another order on each
+    mine[i] = 10 * i + rank;
+    works[i] = groups[i]->all_gather(&mine[i], all[i], 1, DType::kInt32, now() + 5 * kSecond);
+  }
+  for (int i = 0; i < 2; ++i) {
+    const Status status = works[i].wait();
+    ASSERT_TRUE(status.ok()) << status.error().message;
+    EXPECT_THAT(all[i], testing::ElementsAre(10 * i, 10 * i + 1));
+  }
+}
+
+TEST(ContactExchange, MessagesOfGroupsThatLiveAtOnceNeverMeet) {
+  const auto network = InProcessNetwork::create();
+  Table tables[] = {Table(2), Table(2)};
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < 2; ++rank) {
+    threads.emplace_back([&, rank] {
+      auto endpoint = Endpoint::create({.transport = network->make_transport(), .shared_memory = false});
+      ASSERT_TRUE(endpoint.ok()) << endpoint.error().message;
+      talk_in_two_groups(**endpoint, tables, rank);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+TEST(ContactExchange, NoTwoGroupsOfAnEndpointHaveOneNumber) {
+  auto endpoint = Endpoint::create({});
+  ASSERT_TRUE(endpoint.ok());
+  std::vector<std::shared_ptr<const Port>> held;
+  std::set<Port> seen;
+  for (int i = 0; i < 1000; ++i) {
+    auto port = (*endpoint)->reserve_port();
+    ASSERT_TRUE(port.ok());
+    EXPECT_TRUE(seen.insert(**port).second);
+    held.push_back(*std::move(port));
+  }
+  // Those that are given back do not come again at once, and those that are held not even after all others.
+  const Port kept = *held.front();
+  held.resize(1);
+  for (int i = 0; i < (1 << 20) + 10; ++i) {
+    const auto port = (*endpoint)->reserve_port();
+    ASSERT_TRUE(port.ok());
+    ASSERT_NE(**port, kept);
+    if (i < 1000) {
+      EXPECT_TRUE(seen.insert(**port).second);
+    }
   }
 }
 

@@ -1,10 +1,12 @@
 // What happens when ranks differ, die, freeze, are revoked or do not come.
 #include <gtest/gtest.h>
 
+#include <sys/prctl.h>
 #include <sys/resource.h>
 
 #include <algorithm>
 #include <deque>
+#include <fstream>
 
 #include "collectives/core.h"
 #include "tests/collectives/world.h"
@@ -255,6 +257,65 @@ INSTANTIATE_TEST_SUITE_P(All, Killed,
                                                   Medium::kNodesProcesses})),
                          interrupted_name);
 
+// ---- forked children
+
+class Forked : public testing::TestWithParam<Medium> {};
+
+// A child that the victim forked, and that lives on, must not hide its death.
+TEST_P(Forked, AChildDoesNotHideTheDeathOfItsParent) {
+  constexpr int kRanks = 4, kVictim = 2, kAllReduce = 0;
+  WorldOptions options;
+  options.spawn.expect_killed = {kVictim};
+  constexpr Duration kEach = 5 * kSecond;
+  const auto leave_a_child = [] {
+    // Reason for the wait: the connections are to be there when it forks.
+    usleep(30'000);
+    if (fork() == 0) {
+      prctl(PR_SET_PDEATHSIG, 0);
+      // Reason for the wait: it outlives its parent for longer than the others may take to notice.
+      usleep(2 * kEach / kMicrosecond);
+      _exit(0);
+    }
+    kill(getpid(), SIGKILL);
+  };
+  const auto body = [&](Member& member) {
+    std::thread forker;
+    if (member.rank == kVictim) forker = std::thread(leave_a_child);
+    std::vector<int> suspects;
+    const Status status = repeat_until_failure(member, kAllReduce, kEach, now() + 30 * kSecond, suspects);
+    if (forker.joinable()) forker.join();
+    member.expect(!status.ok() && suspects == std::vector<int>{kVictim},
+                  status.ok() ? "did not notice" : status.error().message);
+    member.expect(status.ok() || status.error().message.find("deadline") == std::string::npos,
+                  "found by deadline only");
+    member.process->mark(member.rank) = 1;
+    member.process->wait_until(
+        [&] { return member.process->mark(0) + member.process->mark(1) + member.process->mark(3) == 3; });
+  };
+  run_world(GetParam(), kRanks, body, options);
+}
+
+// Nor does one that ends as programs do, with all destructors, disturb its parent.
+TEST_P(Forked, AChildThatEndsDisturbsNobody) {
+  run_world(GetParam(), 3, [](Member& member) {
+    std::vector<float> in(120'000, 1.0F), out(120'000);
+    for (int round = 0; round < 20; ++round) {
+      const Work work = any_operation(member, round % kKinds, in, out, member.soon());
+      const pid_t child = member.rank == round % 3 ? fork() : -1;
+      if (child == 0) std::exit(0);
+      member.expect_ok(work.wait(), kKindNames[round % kKinds]);
+      int status = 0;
+      if (child > 0)
+        member.expect(waitpid(child, &status, 0) == child && status == 0, "end " + std::to_string(status));
+    }
+    member.expect_ok(member.group.barrier(member.soon()).wait(), "last");
+  });
+}
+INSTANTIATE_TEST_SUITE_P(All, Forked,
+                         testing::Values(Medium::kNodeProcesses, Medium::kUcxProcesses,
+                                         Medium::kNodesProcesses),
+                         [](const auto& parameter) { return std::string(name_of(parameter.param)); });
+
 class Frozen : public testing::TestWithParam<Interrupted> {};
 
 TEST_P(Frozen, DeadlineNamesIt) {
@@ -377,6 +438,78 @@ TEST(FrozenInProcess, DeadlineNamesItAndTheSlowCallerIsToldApart) {
     usleep(400'000);
   });
 }
+
+// A rank that was stopped past its own deadline, during which the others came, does not blame them.
+class HeldUp : public testing::TestWithParam<Medium> {};
+
+// Large enough that what is left to do once it goes on takes several answers of the others.
+TEST_P(HeldUp, WhoWasItselfStoppedGivesTheOthersAFreshBound) {
+  constexpr int kStopped = 1;
+  constexpr size_t kCount = 4'000'000;
+  run_world(GetParam(), 3, [](Member& member) {
+    std::vector<float> in(kCount, 1.0F), out(kCount);
+    const auto all_reduce = [&](Instant deadline) {
+      return member.group.all_reduce(in.data(), out.data(), kCount, DType::kFloat32, ReduceOp::kSum,
+                                     deadline);
+    };
+    member.expect_ok(member.group.barrier(member.soon()).wait(), "first");
+    if (member.rank == 2) {  // comes while the other is stopped
+      member.process->wait_until([&] { return member.process->mark(0) == 1; });
+      member.expect_ok(all_reduce(member.soon()).wait(), "of who came late");
+    } else if (member.rank == 0) {
+      const Work work = all_reduce(member.soon());
+      member.process->wait_until([&] { return member.process->mark(kStopped) == 1; });
+      // Reason for the wait: the other is to wait in its operation, or to be anywhere near that.
+      usleep(100'000);
+      kill(member.process->pid_of(kStopped), SIGSTOP);
+      member.process->mark(0) = 1;
+      // Reason for the wait: its deadline has to pass while it is stopped.
+      usleep(1'500'000);
+      kill(member.process->pid_of(kStopped), SIGCONT);
+      member.expect_ok(work.wait(), "of who stopped it");
+    } else {
+      const Work work = all_reduce(now() + kSecond);
+      member.process->mark(kStopped) = 1;
+      member.expect_ok(work.wait(), "of who was stopped");
+    }
+    member.expect(std::ranges::all_of(out, [](float value) { return value == 3.0F; }), "wrong sum");
+    member.expect_ok(member.group.barrier(member.soon()).wait(), "last");
+  });
+}
+
+// It may be stopped again: then it says so, and blames nobody else.
+TEST_P(HeldUp, WhoIsStoppedAgainBlamesItself) {
+  constexpr int kStopped = 1;
+  run_world(GetParam(), 3, [](Member& member) {
+    member.expect_ok(member.group.barrier(member.soon()).wait(), "first");
+    const auto wait_for = [&](int rank, int mark) {
+      member.process->wait_until([&] { return member.process->mark(rank) == mark; });
+    };
+    if (member.rank == kStopped) {
+      const Work work = member.group.barrier(now() + 600 * kMillisecond);
+      member.process->mark(kStopped) = 1;
+      const Status status = work.wait();
+      member.expect(!status.ok() && work.suspects() == std::vector<int>{kStopped},
+                    status.ok() ? "no error" : status.error().message);
+      member.process->mark(kStopped) = 2;
+    } else if (member.rank == 0) {
+      wait_for(kStopped, 1);
+      for (const useconds_t stopped_us : {1'000'000, 1'500'000}) {
+        kill(member.process->pid_of(kStopped), SIGSTOP);
+        // Reason for the wait: the deadline, at first its own and then the fresh one, has to pass meanwhile.
+        usleep(stopped_us);
+        kill(member.process->pid_of(kStopped), SIGCONT);
+        // Reason for the wait: it has to find out, which takes it less than its fresh bound.
+        usleep(100'000);
+      }
+      wait_for(kStopped, 2);
+      member.process->mark(0) = 1;
+    }
+    wait_for(0, 1);  // nobody leaves before
+  });
+}
+INSTANTIATE_TEST_SUITE_P(All, HeldUp, testing::Values(Medium::kNodeProcesses, Medium::kUcxProcesses),
+                         [](const auto& parameter) { return std::string(name_of(parameter.param)); });
 
 class Revoked : public testing::TestWithParam<Interrupted> {};
 
@@ -629,6 +762,50 @@ TEST(Formation, FallsBackWhereMemoryCannotBeShared) {
     const Status status =
         (*group)->all_reduce(&value, &value, 1, DType::kFloat32, ReduceOp::kSum, now() + 20 * kSecond).wait();
     RANK_EXPECT(rank, status.ok() && value == 3.0F, status.ok() ? "value" : status.error().message);
+  });
+}
+
+uint64_t address_bytes() {
+  uint64_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  return pages * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+}
+
+// What each further group of ranks that share memory takes: a connection to each mate, and of addresses no
+// more the more ranks there are.
+TEST(Formation, MoreGroupsOfTheSameRanksTakeLittle) {
+  constexpr int kRanks = 8, kMore = 4;
+  run_world(Medium::kNodeProcesses, kRanks, [](Member& member) {
+    const size_t descriptors = testing_support::open_descriptors().size();
+    const uint64_t addresses = address_bytes();
+    std::vector<std::unique_ptr<Group>> groups;
+    for (int i = 0; i < kMore; ++i) {
+      GroupSpec spec = member.spec;
+      spec.generation.counter = static_cast<uint64_t>(i) + 2;
+      spec.deadline = member.soon();
+      auto group = member.endpoint.form_group(spec);
+      if (!group.ok()) return member.fail(group.error().message);
+      groups.push_back(std::move(*group));
+      member.expect_ok(groups.back()->barrier(member.soon()).wait(), "barrier");
+    }
+    member.expect_ok(member.group.barrier(member.soon()).wait(), "last");  // all have what they need
+    const size_t more = testing_support::open_descriptors().size() - descriptors;
+    member.expect(more == kMore * (kRanks - 1), std::to_string(more) + " descriptors more");
+    const uint64_t taken = (address_bytes() - addresses) / kMore;
+    member.expect(taken < 4 * Arena::host_bytes() + (uint64_t{64} << 20) * kRanks,
+                  human_bytes(taken) + " of addresses for each group");
+    // Where a rank's share is full, what more it wants is had unshared.
+    constexpr size_t kWanted = size_t{8} << 20;
+    auto most = groups[0]->allocate(Arena::host_bytes() / kRanks * 4 - kWanted);
+    auto more_of_it = groups[0]->allocate(kWanted);
+    if (!most.ok() || !more_of_it.ok()) return member.fail("no memory");
+    auto* const values = more_of_it->as<float>();
+    values[0] = 1;
+    member.expect_ok(
+        groups[0]->all_reduce(values, values, 1000, DType::kFloat32, ReduceOp::kSum, member.soon()).wait(),
+        "with what is not shared");
+    member.expect(values[0] == kRanks && values[999] == 0, "wrong sum");
+    member.expect_ok(member.group.barrier(member.soon()).wait(), "end");
   });
 }
 

@@ -3,6 +3,9 @@
 #include "collectives/transport/ucx.h"
 
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
 
 #include <algorithm>
 #include <atomic>
@@ -84,6 +87,41 @@ TEST_F(Ucx, WhatIsDroppedCountsAsTaken) {
         return sender_.ended(dropped);
       },
       10 * kSecond));
+}
+
+int count_tcp_sockets() {
+  int count = 0;
+  for (int fd = 0; fd < 256; ++fd) {
+    sockaddr_storage name{};
+    socklen_t size = sizeof name;
+    const bool is_socket = getsockname(fd, reinterpret_cast<sockaddr*>(&name), &size) == 0;
+    count += is_socket && (name.ss_family == AF_INET || name.ss_family == AF_INET6) ? 1 : 0;
+  }
+  return count;
+}
+
+// It listens and is connected, on both sides, in this very process. What is the program's stays.
+TEST_F(Ucx, AForkedChildHasNoneOfItsSockets) {
+  const TransferId sent = send(1, 64);
+  const TransferId received = receiver_.transport().receive(1, std::make_shared<Message>(64));
+  ASSERT_TRUE(progress_until([&] { return sender_.ended(sent) && receiver_.ended(received); }, 10 * kSecond));
+  sockaddr_in here{};
+  here.sin_family = AF_INET;
+  here.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof here;
+  auto* const name = reinterpret_cast<sockaddr*>(&here);
+  const UniqueFd listening(socket(AF_INET, SOCK_STREAM, 0)), connected(socket(AF_INET, SOCK_STREAM, 0));
+  ASSERT_EQ(bind(listening.get(), name, size) | listen(listening.get(), 1), 0);
+  ASSERT_EQ(getsockname(listening.get(), name, &size) | connect(connected.get(), name, size), 0);
+  ASSERT_GE(count_tcp_sockets(), 6);  // a listener and a connection of each side, and the two
+  const pid_t child = fork();
+  if (child == 0) _exit(count_tcp_sockets());
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 2) << status;
+  const TransferId again = send(2, 64);
+  const TransferId came = receiver_.transport().receive(2, std::make_shared<Message>(64));
+  EXPECT_TRUE(progress_until([&] { return sender_.ended(again) && receiver_.ended(came); }, 10 * kSecond));
 }
 
 // A process that ends after its last operation, whose receiver needs a while for all of it: what was sent

@@ -85,17 +85,26 @@ class Mistakes:
     def twins(self):
         self.refused(["two tensors", "'weights'"], [self.job.build / "bin" / "system_careless", "twins"])
 
+    def weights(self, mistake, workers, env=None):
+        careless = self.job.build / "bin" / "system_careless"
+        code, text = self.run([self.job.muster, "run", "--nproc", workers, "--", careless, mistake], env)
+        found = re.findall(r"weights \S+ \S+ \S+ \S+", text)
+        if code != 0 or len(found) != workers:
+            raise Failure(f"{workers} workers, mistake {mistake}: ended with {code}: {text}")
+        return set(found), text
+
+    def forked_children(self):
+        """Children that ask their parent's run for something hear that they may not, and end without a trace."""
+        expected, _ = self.weights("none", 1)
+        for env in ({}, {"MUSTER_SHARED_MEMORY": "0"}):
+            actual, text = self.weights("forks", 3, env)
+            if actual != expected or "generation 2" in text:
+                raise Failure(f"weights {actual} instead of {expected}: {text}")
+
     def left_out_update(self):
         """One rank leaves an update out: it must not go on computing old gradients for the others' next steps."""
-        careless = self.job.build / "bin" / "system_careless"
-        def weights(mistake, workers):
-            code, text = self.run([self.job.muster, "run", "--nproc", workers, "--", careless, mistake])
-            found = re.findall(r"weights \S+ \S+ \S+ \S+", text)
-            if code != 0 or len(found) != workers:
-                raise Failure(f"{workers} workers, mistake {mistake}: ended with {code}: {text}")
-            return set(found), text
-        expected, _ = weights("none", 1)
-        actual, text = weights("skips", 3)
+        expected, _ = self.weights("none", 1)
+        actual, text = self.weights("skips", 3)
         if actual != expected:
             raise Failure(f"weights {actual} instead of {expected}: {text}")
         if "at different steps" not in text:
@@ -194,7 +203,7 @@ def main():
     try:
         mistakes = Mistakes(options.build)
         job = mistakes.job
-        names = ["twins", "left_out_update", "other_shapes", "other_constants", "other_codec", "unknown_variable", "read_only_folder", "later_format", "full_disk"]
+        names = ["twins", "left_out_update", "forked_children", "other_shapes", "other_constants", "other_codec", "unknown_variable", "read_only_folder", "later_format", "full_disk"]
         tests = [(name, getattr(mistakes, name)) for name in names if options.only in (None, name)]
         code = run_tests([*tests, ("nothing left behind", lambda: require_no_processes(job))], "bad_input")
     finally:

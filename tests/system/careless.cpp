@@ -1,7 +1,13 @@
 // A trainer that makes a mistake, named by its first argument:
 //   twins   declares two tensors of one name: must be refused before anything is trained or saved
 //   skips   rank 1 leaves out the update of step 3 once: must end with the weights of a run that does not
+//   forks   each rank forks children that ask the run for something and then end as programs do, with all
+//   their
+//           destructors: must end with the weights of a run that does not
 //   none    does nothing wrong
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <muster/muster.hpp>
@@ -21,7 +27,24 @@ int declare_twins() {
   return 0;
 }
 
-int train(bool skips) {
+// In a child: whether what it asks of its parent's run is refused.
+bool is_refused(muster::Run& run, muster::Step& step, std::vector<float>& gradients) {
+  int refusals = 0;
+  const auto ask = [&](auto call) {
+    try {
+      call();
+    } catch (const muster::Failure& failure) {
+      refusals += std::string(failure.what()).find("forked child") != std::string::npos ? 1 : 0;
+    }
+  };
+  ask([&] { (void)run.info(); });
+  ask([&] { (void)step.reduce(gradients); });
+  ask([&] { (void)step.update(); });
+  ask([&] { (void)run.next(); });
+  return refusals == 4;
+}
+
+int train(bool skips, bool forks) {
   std::vector<float> weights(4, 0.0F);
   std::vector<float> gradients(4, 0.0F);
   muster::Session session;
@@ -41,6 +64,15 @@ int train(bool skips) {
       }
       step.accumulate(micro, gradients);
     }
+    if (forks) {
+      const pid_t child = fork();
+      if (child == 0) return is_refused(run, step, gradients) ? 0 : 1;
+      int status = -1;
+      if (waitpid(child, &status, 0) != child || status != 0) {
+        std::printf("a forked child ended with %d\n", status);
+        return 1;
+      }
+    }
     if (!step.reduce(gradients)) continue;
     if (skips && step.index() == 3 && run.info().rank == 1) {
       skips = false;
@@ -58,8 +90,9 @@ int train(bool skips) {
 int main(int argc, char** argv) try {
   const std::string mistake = argc == 2 ? argv[1] : "";
   if (mistake == "twins") return declare_twins();
-  if (mistake == "skips" || mistake == "none") return train(mistake == "skips");
-  std::fprintf(stderr, "careless: name a mistake: twins, skips or none\n");
+  if (mistake == "skips" || mistake == "forks" || mistake == "none")
+    return train(mistake == "skips", mistake == "forks");
+  std::fprintf(stderr, "careless: name a mistake: twins, skips, forks or none\n");
   return 2;
 } catch (const muster::Failure& failure) {
   std::fprintf(stderr, "careless: %s\n", failure.what());
