@@ -18,7 +18,7 @@
 
 namespace muster {
 
-constexpr int kCudaTableVersion = 5;
+constexpr int kCudaTableVersion = 6;
 
 // NCCL's codes that callers must tell apart; checked against nccl.h where the module is compiled.
 constexpr int kNcclSuccess = 0;
@@ -89,11 +89,14 @@ struct CudaTable {
 
   int (*stream_create)(void** stream);  // non-blocking with respect to the default stream
   int (*stream_destroy)(void* stream);
-  int (*event_create)(void** event);  // without timing
+  int (*event_create)(void** event);        // without timing
+  int (*event_create_timed)(void** event);  // its record costs a little more
   int (*event_destroy)(void* event);
   int (*event_record)(void* event, void* stream);
   int (*event_query)(void* event);                      // kCudaNotReady while work is before it
   int (*stream_wait_event)(void* stream, void* event);  // as it was last recorded; if never, for nothing
+  // Of timed events that the device has passed, else kCudaNotReady.
+  int (*event_elapsed)(void* begin, void* end, float* milliseconds);
 
   int (*device_allocate)(void** memory, size_t bytes);
   int (*device_free)(void* memory);  // may wait for the device

@@ -115,6 +115,12 @@ Result<DeviceEvent> Device::make_event() const {
   return DeviceEvent(event, EndEvent{this});
 }
 
+Result<DeviceEvent> Device::make_timed_event() const {
+  void* event = nullptr;
+  MUSTER_TRY(call("cudaEventCreateWithFlags", [&] { return table_.event_create_timed(&event); }));
+  return DeviceEvent(event, EndEvent{this});
+}
+
 Result<DeviceStream> Device::make_stream() const {
   void* stream = nullptr;
   MUSTER_TRY(call("cudaStreamCreateWithFlags", [&] { return table_.stream_create(&stream); }));
@@ -184,6 +190,18 @@ Status Device::wait(const DeviceEvent& event, Instant deadline) const {
     // CUDA's own wait has no deadline, and spins.
     std::this_thread::sleep_for(std::chrono::nanoseconds(pause));
   }
+}
+
+Result<Duration> Device::elapsed(const DeviceEvent& begin, const DeviceEvent& end) const {
+  int code = 0;
+  float milliseconds = 0;
+  MUSTER_TRY(call("cudaEventElapsedTime", [&] {
+    code = table_.event_elapsed(begin.get(), end.get(), &milliseconds);
+    return code == kCudaNotReady ? 0 : code;
+  }));
+  if (code == kCudaNotReady)
+    return Error{ErrorCode::kRetry, "CUDA device " + std::to_string(index_) + " has not passed both events"};
+  return static_cast<Duration>(static_cast<double>(milliseconds) * kMillisecond);
 }
 
 }  // namespace muster

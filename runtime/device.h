@@ -63,6 +63,7 @@ class Device {
   Status check_host_memory(const void* memory, const std::string& what) const;
 
   Result<DeviceEvent> make_event() const;
+  Result<DeviceEvent> make_timed_event() const;
   Result<DeviceStream> make_stream() const;
   Result<DeviceMemory> allocate(size_t bytes) const;
   Result<PinnedMemory> allocate_pinned(size_t bytes) const;
@@ -78,6 +79,8 @@ class Device {
   Result<bool> has_passed(const DeviceEvent& event) const;
   // Waits, on the host, until it is. Errors also: kRetry at the deadline.
   Status wait(const DeviceEvent& event, Instant deadline) const;
+  // Between two timed events, by the device's clock. Errors also: kRetry where it has not passed both.
+  Result<Duration> elapsed(const DeviceEvent& begin, const DeviceEvent& end) const;
 
  private:
   friend EndEvent;

@@ -217,6 +217,8 @@ Result<Run::MemoryAccess> Run::open_memory(const State& state, const TrainOption
   }
   if (gradients_on_device) {
     MUSTER_ASSIGN(memory.gradients, DeviceGradients::make(*memory.device));
+    MUSTER_ASSIGN(memory.clock, StepClock::make(*memory.device));
+    if (options.nccl) memory.pool = std::make_shared<DevicePool>(*memory.device);
   } else {
     memory.gradients = host_gradients();
   }
@@ -302,9 +304,15 @@ Run::~Run() {
 // ---- next
 
 Result<bool> Run::next() {
+  comparison_.begin();
+  MUSTER_ASSIGN(const bool has_step, find_step());
+  if (has_step && memory_.clock) memory_.clock->begin();  // not under the lock: a device may be busy for long
+  return has_step;
+}
+
+Result<bool> Run::find_step() {
   Lock lock(mutex_);
   if (update_open_) return Error{ErrorCode::kMisuse, "next was called inside an open update; close it first"};
-  comparison_.begin();
   if (std::exchange(reduced_ready_, false)) tell_of_left_out_update(lock);
   while (true) {
     if (core_.ended()) {
@@ -676,6 +684,7 @@ Status Run::add_part(int32_t microbatch, const Gradients& gradients, size_t begi
   const Instant deadline = now() + options_.step_timeout;
   for (const GradientPart& part : parts_of(gradients, begin, end))
     MUSTER_TRY(reducer_->add(microbatch, part.begin, part.values, deadline));
+  if (memory_.clock && reducer_->complete()) memory_.clock->end();
   return ok();
 }
 
@@ -819,12 +828,8 @@ Status Run::reduce_in_view(const Gradients& gradients) {
                  "reduce was called before all microbatches of the step were accumulated; take "
                  "microbatches until there are no more"};
   }
-  // A program that enqueues its work on a device comes here when none of it is done.
-  const auto own = static_cast<Duration>(std::max<size_t>(1, microbatches_.size()));
-  const Duration all = options_.step_timeout > kNever / 2 / own ? kNever / 2 : own * options_.step_timeout;
-  MUSTER_TRY(reducer_->begin_rest(now() + all, options_.step_timeout));
-  computing_ += now() - step_began_;  // what follows waits for the others
-  computed_ += static_cast<uint32_t>(microbatches_.size());
+  MUSTER_TRY(reducer_->begin_rest(now() + time_for_own(), options_.step_timeout));
+  const Duration computing = now() - step_began_;  // what follows waits for the others
   const Instant deadline = now() + options_.step_timeout;
   // Beside the plan, the newest and the oldest step that takes part: operations match by their order alone,
   // so a rank that computes a step again, alone, would add its old gradients to the others' next step.
@@ -858,6 +863,7 @@ Status Run::reduce_in_view(const Gradients& gradients) {
     Lock lock(mutex_);
     return step_failed(lock, status.error(), suspects);
   }
+  note_computing(computing);
   if (combined[1] != step_version_ || combined[2] != -step_version_) return different_steps(combined);
   if (Comparison::differ(std::span(combined).last<Comparison::kCount>())) MUSTER_TRY(compare_ranks(deadline));
   if (lane_exchange_) std::ranges::copy(lane_exchange_->rows(), reducer_->beside().begin());
@@ -902,6 +908,21 @@ Status Run::compare_ranks(Instant deadline) {
   return step_failed(lock, Error{ErrorCode::kReconfigure, why}, {});
 }
 
+// A program that enqueues its work on a device comes to reduce() when none of it is done.
+Duration Run::time_for_own() const {
+  const auto own = static_cast<Duration>(std::max<size_t>(1, microbatches_.size()));
+  return options_.step_timeout > kNever / 2 / own ? kNever / 2 : own * options_.step_timeout;
+}
+
+// By a device's own clock where it computes: the host's says when its work was enqueued, and what it cannot
+// measure is not counted.
+void Run::note_computing(Duration by_host) {
+  const auto computing = memory_.clock ? memory_.clock->took() : std::optional(by_host);
+  if (!computing) return;
+  computing_ += *computing;
+  computed_ += static_cast<uint32_t>(microbatches_.size());
+}
+
 // All end by their own deadline. NCCL tells nobody that a peer is gone, and the group does: so where it
 // reduces, the group is heard first.
 Status Run::wait_for_reduction(std::vector<Work> beside, const std::function<Status()>& check,
@@ -915,19 +936,25 @@ Status Run::wait_for_reduction(std::vector<Work> beside, const std::function<Sta
     }
   }
   if (status.ok()) status = check();
-  if (!devices_) return status;
-  if (!status.ok()) devices_->revoke(status.error().message);
+  return devices_ ? wait_for_devices(status) : status;
+}
+
+// Of the devices' reduction, when the group's operations have ended so. What the step's timeout is for begins
+// when this device has computed its own microbatches, as it does where their sums come to the host.
+Status Run::wait_for_devices(const Status& beside) {
+  if (!beside.ok()) devices_->revoke(beside.error().message);
+  memory_.clock->wait(now() + time_for_own(), [&] { return devices_->is_over(); });
   std::vector<int> none;
   const Instant began = now();
-  const Status reduced = reducer_->wait(deadline, none);
+  const Status reduced = reducer_->wait(began + options_.step_timeout, none);
   const std::lock_guard lock(mutex_);
-  nccl_hung_ = status.ok() && !reduced.ok() && now() - began >= options_.step_timeout / 2;
-  if (status.ok() && reduced.ok()) {
+  nccl_hung_ = beside.ok() && !reduced.ok() && now() - began >= options_.step_timeout / 2;
+  if (beside.ok() && reduced.ok()) {
     nccl_failures_.clear();
-  } else if (status.ok()) {  // also where another rank was faster to say so
+  } else if (beside.ok()) {  // also where another rank was faster to say so
     nccl_failures_.push_back(reduced.error().message);
   }
-  return status.ok() ? reduced : status;
+  return beside.ok() ? reduced : beside;
 }
 
 // What came by NCCL is put in place on the device, and comes to the host beside the next step, where members

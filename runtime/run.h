@@ -41,6 +41,7 @@
 #include "runtime/shard_gather.h"
 #include "runtime/state.h"
 #include "runtime/state_transfer.h"
+#include "runtime/step_clock.h"
 #include "runtime/tiers.h"
 
 namespace muster {
@@ -98,7 +99,7 @@ class Run final : private Session::Listener {
   // Results that differ where this process would compute gradients otherwise; before the first next().
   Status probe(ByteSpan results) { return comparison_.tell(results); }
 
-  // True: a step is at hand, described by version(). False: the loop is over, see exit_code().
+  // True: a step is at hand, described by step_version(). False: the loop is over, see exit_code().
   Result<bool> next();
   int64_t step_version() const { return step_version_; }
   // What this process holds of a sharded tensor and has to write, by ascending rows. Valid until the update
@@ -138,6 +139,8 @@ class Run final : private Session::Listener {
     std::unique_ptr<Device> device;       // null where all of it is the host's
     std::unique_ptr<StateMirror> mirror;  // null where all of the state is
     std::unique_ptr<GradientMemory> gradients;
+    std::unique_ptr<StepClock> clock;  // null where the gradients are the host's
+    std::shared_ptr<DevicePool> pool;  // null without NCCL
   };
 
   Run(Session& session, State& state, TrainOptions options, MemoryAccess memory);
@@ -160,6 +163,7 @@ class Run final : private Session::Listener {
   void emit(EventKind kind, control::Version version, std::string text, int64_t amount = 0,
             int64_t subject = -1, Tier tier = Tier::kShared);
 
+  Result<bool> find_step();
   // program side (run.cpp); each is one reason why there is no step yet, or none. True: look again.
   bool entered_new_view(Lock& lock);
   bool is_incoming() const { return incoming_ || !incoming_shards_.empty(); }
@@ -192,6 +196,9 @@ class Run final : private Session::Listener {
   Result<std::unique_ptr<Reducer>> reducer_of_view();
   Status wait_for_reduction(std::vector<Work> beside, const std::function<Status()>& check, Instant deadline,
                             std::vector<int>& suspects);
+  Status wait_for_devices(const Status& beside);
+  Duration time_for_own() const;
+  void note_computing(Duration by_host);
   Status reduce_in_view(const Gradients& gradients);
   Status compare_ranks(Instant deadline);
   Status different_steps(std::span<const int64_t> combined);

@@ -87,7 +87,7 @@ void Run::form(const control::Install& install) {
 Status Run::join_devices(const control::Install& install, FormedView& formed,
                          std::vector<control::MemberId>& suspects) {
   if (!options_.nccl) return ok();
-  DeviceGroup::FormOptions options{.device = memory_.device.get()};
+  DeviceGroup::FormOptions options{.pool = memory_.pool};
   options.timeout = std::min(options.timeout, options_.step_timeout);
   options.closing = [&] {
     const std::lock_guard lock(mutex_);
@@ -98,7 +98,12 @@ Status Run::join_devices(const control::Install& install, FormedView& formed,
     const bool all_stay = std::ranges::all_of(view_.members, [&](const control::Member& member) {
       return install.view.rank_of(member.id).has_value();
     });
-    if (nccl_failures_.size() > 1 || (nccl_hung_ && all_stay)) options.why_not = nccl_failures_.back();
+    if (nccl_hung_ && all_stay) {
+      options.why_not = "a reduction hung, with nobody lost: " + nccl_failures_.back();
+    } else if (nccl_failures_.size() > 1) {
+      options.why_not = std::to_string(nccl_failures_.size()) +
+                        " reductions failed without a step between, the last: " + nccl_failures_.back();
+    }
   }
   std::vector<int> ranks;
   auto joined = DeviceGroup::form(*formed.group, options, ranks);
@@ -107,8 +112,10 @@ Status Run::join_devices(const control::Install& install, FormedView& formed,
   formed.devices = std::move(joined->devices);
   const std::lock_guard lock(mutex_);
   emit(EventKind::kLog, install.view.base,
-       formed.devices ? "the devices are joined by NCCL"
-                      : "gradients are reduced by the host in this view: " + joined->why_not);
+       formed.devices
+           ? "the devices are joined by NCCL"
+           : "gradients are reduced by the host in this view, and NCCL is tried again in the next: " +
+                 joined->why_not);
   return ok();
 }
 

@@ -128,6 +128,9 @@ int stream_destroy(void* stream) { return told(cudaStreamDestroy(static_cast<cud
 int event_create(void** event) {
   return told(cudaEventCreateWithFlags(reinterpret_cast<cudaEvent_t*>(event), cudaEventDisableTiming));
 }
+int event_create_timed(void** event) {
+  return told(cudaEventCreateWithFlags(reinterpret_cast<cudaEvent_t*>(event), cudaEventDefault));
+}
 int event_destroy(void* event) { return told(cudaEventDestroy(static_cast<cudaEvent_t>(event))); }
 int event_record(void* event, void* stream) {
   return told(cudaEventRecord(static_cast<cudaEvent_t>(event), static_cast<cudaStream_t>(stream)));
@@ -135,6 +138,10 @@ int event_record(void* event, void* stream) {
 int event_query(void* event) { return told(cudaEventQuery(static_cast<cudaEvent_t>(event))); }
 int stream_wait_event(void* stream, void* event) {
   return told(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), static_cast<cudaEvent_t>(event), 0));
+}
+int event_elapsed(void* begin, void* end, float* milliseconds) {
+  return told(
+      cudaEventElapsedTime(milliseconds, static_cast<cudaEvent_t>(begin), static_cast<cudaEvent_t>(end)));
 }
 
 int device_allocate(void** memory, size_t bytes) { return told(cudaMalloc(memory, bytes)); }
@@ -398,10 +405,12 @@ constexpr CudaTable kTable = {
     .stream_create = &stream_create,
     .stream_destroy = &stream_destroy,
     .event_create = &event_create,
+    .event_create_timed = &event_create_timed,
     .event_destroy = &event_destroy,
     .event_record = &event_record,
     .event_query = &event_query,
     .stream_wait_event = &stream_wait_event,
+    .event_elapsed = &event_elapsed,
     .device_allocate = &device_allocate,
     .device_free = &device_free,
     .pinned_allocate = &pinned_allocate,

@@ -40,7 +40,10 @@ void NcclReduction::begin(ElementRange bucket, std::span<const float* const> sum
     refused_ = operation.error();
 }
 
-Status NcclReduction::wait(Instant, std::vector<int>&) {
+// What bounded a bucket's begin does not bound its end: it was begun when its sums were enqueued, and a
+// device may have many microbatches to compute before it has them.
+Status NcclReduction::wait(Instant deadline, std::vector<int>&) {
+  for (Bucket& bucket : begun_) bucket.deadline = deadline;
   MUSTER_TRY(wait_for_buckets());
   return refused_;
 }

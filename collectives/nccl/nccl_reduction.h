@@ -33,7 +33,8 @@ class NcclReduction final : public BucketReduction {
   // `communicator` outlives it, and is ready. All its ranks give the same `layout`. REQUIRES: layout.lanes ≤
   // kTreeLeavesMax; scratch_count() of the largest bucket.
   NcclReduction(NcclCommunicator& communicator, CanonicalLayout layout, const Memory& memory);
-  // Waits for what is under way, each until its deadline; at once where the communicator was revoked.
+  // Waits for what is under way, each until its deadline, or that of wait(); at once where the communicator
+  // was revoked.
   ~NcclReduction() override;
 
   // Floats that buckets of up to `bucket` elements need.
@@ -43,7 +44,8 @@ class NcclReduction final : public BucketReduction {
   void begin_step(uint64_t step) override;
   // `sums` and `mean` are device memory. May wait for NCCL to accept the operation, until `deadline`.
   void begin(ElementRange bucket, std::span<const float* const> sums, float* mean, Instant deadline) override;
-  // Errors: kReconfigure, as Operation::wait; kMisuse. There are no suspects.
+  // Until `deadline`, whatever the buckets' own. Errors: kReconfigure, as Operation::wait; kMisuse. There are
+  // no suspects.
   Status wait(Instant deadline, std::vector<int>& suspects) override;
 
  private:

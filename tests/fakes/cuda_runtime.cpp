@@ -28,7 +28,9 @@ struct CUstream_st {
 struct CUevent_st {
   int device = 0;
   std::mutex mutex;
-  std::shared_ptr<std::atomic<bool>> passed;  // null: never recorded
+  bool timed = false;
+  std::shared_ptr<std::atomic<bool>> passed;                         // null: never recorded
+  std::shared_ptr<std::chrono::steady_clock::time_point> passed_at;  // written before `passed`
 };
 
 namespace muster::fakes {
@@ -51,6 +53,7 @@ struct Runtime {
   Injection injection;
   int calls = 0;
   int violations = 0;
+  int memory_calls = 0;
   size_t bytes_to_host = 0;
   int devices = 8;
   int probe_error = 0;
@@ -90,6 +93,11 @@ int injected() {
   Runtime& self = runtime();
   const std::lock_guard lock(self.mutex);
   return ++self.calls == self.injection.call ? self.injection.code : 0;
+}
+
+void count_memory_call() {
+  const std::lock_guard lock(runtime().mutex);
+  ++runtime().memory_calls;
 }
 
 void violation() {
@@ -176,6 +184,7 @@ void count_copy(const Runtime::Memory& to, const Runtime::Memory& from, size_t b
 }
 
 cudaError_t allocate(void** memory, size_t bytes, bool pinned) {
+  count_memory_call();
   if (const int code = injected()) return result(code);
   *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256 + (bytes == 0 ? 256 : 0));
   std::memset(*memory, 0xFF, bytes);
@@ -186,6 +195,7 @@ cudaError_t allocate(void** memory, size_t bytes, bool pinned) {
 
 // Waits until the device has nothing to do, as cudaFree does.
 cudaError_t release(void* memory) {
+  count_memory_call();
   const int code = injected();
   if (memory != nullptr) {
     {
@@ -217,6 +227,13 @@ cudaError_t query(cudaEvent_t handle) {
   return event->passed == nullptr || *event->passed ? cudaSuccess : cudaErrorNotReady;
 }
 
+// When the stream passed it; nothing: it has not.
+std::optional<std::chrono::steady_clock::time_point> time_of(CUevent_st& event) {
+  const std::lock_guard lock(event.mutex);
+  if (event.passed == nullptr || !*event.passed) return std::nullopt;
+  return *event.passed_at;
+}
+
 }  // namespace
 
 void cuda_reset() {
@@ -224,6 +241,7 @@ void cuda_reset() {
   runtime().injection = {};
   runtime().calls = 0;
   runtime().violations = 0;
+  runtime().memory_calls = 0;
   runtime().bytes_to_host = 0;
   runtime().sticky = 0;
   runtime().devices = 8;
@@ -252,9 +270,28 @@ int cuda_live() {
          runtime().threads;
 }
 
+int cuda_abandon() {
+  const std::lock_guard lock(runtime().mutex);
+  const size_t left = runtime().streams.size() + runtime().memory.size();
+  for (const auto& [handle, stream] : runtime().streams) {
+    const std::lock_guard stream_lock(stream->mutex);
+    stream->closed = true;
+    stream->changed.notify_one();
+  }
+  for (const auto& [begin, memory] : runtime().memory) std::free(const_cast<char*>(begin));
+  runtime().streams.clear();
+  runtime().memory.clear();
+  return static_cast<int>(left);
+}
+
 int cuda_violations() {
   const std::lock_guard lock(runtime().mutex);
   return runtime().violations;
+}
+
+int cuda_memory_calls() {
+  const std::lock_guard lock(runtime().mutex);
+  return runtime().memory_calls;
 }
 
 size_t cuda_bytes_to_host() {
@@ -333,6 +370,7 @@ cudaError_t cudaSetDevice(int device) {
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int) {
+  count_memory_call();
   if (const int code = injected()) return result(code);
   auto made = std::make_shared<CUstream_st>();
   made->device = current_device;
@@ -349,6 +387,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int) {
 
 // Returns at once, as the real one does; the stream's thread ends when the queue is empty.
 cudaError_t cudaStreamDestroy(cudaStream_t handle) {
+  count_memory_call();
   const int code = injected();
   const auto stream = find_stream(handle);
   if (stream == nullptr) {
@@ -365,9 +404,10 @@ cudaError_t cudaStreamDestroy(cudaStream_t handle) {
   return result(code);
 }
 
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int) {
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int flags) {
   if (const int code = injected()) return result(code);
   auto made = std::make_shared<CUevent_st>();
+  made->timed = (flags & cudaEventDisableTiming) == 0;
   made->device = current_device;
   *event = made.get();
   const std::lock_guard lock(runtime().mutex);
@@ -397,15 +437,33 @@ cudaError_t cudaEventRecord(cudaEvent_t handle, cudaStream_t stream) {
     return result(cudaErrorInvalidResourceHandle);
   }
   auto passed = std::make_shared<std::atomic<bool>>(false);
+  auto passed_at = std::make_shared<std::chrono::steady_clock::time_point>();
   {
     const std::lock_guard lock(event->mutex);
     event->passed = passed;
+    event->passed_at = passed_at;
   }
-  return result(enqueue(stream, [passed] {
+  return result(enqueue(stream, [passed, passed_at] {
+    *passed_at = std::chrono::steady_clock::now();
     *passed = true;
     passed->notify_all();
     return 0;
   }));
+}
+
+// Of events without timing, or that were never recorded, there is none.
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+  if (const int code = runtime().sticky) return result(code);
+  const auto first = find_event(begin), last = find_event(end);
+  if (first == nullptr || last == nullptr || !first->timed || !last->timed) {
+    violation();
+    return result(cudaErrorInvalidResourceHandle);
+  }
+  const auto from = time_of(*first), to = time_of(*last);
+  if (!from || !to) return cudaErrorNotReady;
+  if (const int code = injected()) return result(code);
+  *milliseconds = std::chrono::duration<float, std::milli>(*to - *from).count();
+  return cudaSuccess;
 }
 
 // Of what the event stands for now: it may be recorded anew before the stream comes to this.

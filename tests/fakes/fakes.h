@@ -30,8 +30,10 @@ MUSTER_FAKE void cuda_reset();  // counters and sticky errors
 MUSTER_FAKE void cuda_inject(const Injection& injection);
 MUSTER_FAKE int cuda_calls();
 MUSTER_FAKE void cuda_set_devices(int count, int probe_error);  // 0 devices and an error: no driver
-MUSTER_FAKE int cuda_live();  // streams, events, allocations and stream threads that exist
+MUSTER_FAKE int cuda_live();     // streams, events, allocations and stream threads that exist
+MUSTER_FAKE int cuda_abandon();  // ends streams and memory that a caller gave up on purpose; how many
 MUSTER_FAKE int cuda_violations();
+MUSTER_FAKE int cuda_memory_calls();           // that allocate or free memory, or make or end a stream
 MUSTER_FAKE size_t cuda_bytes_to_host();       // that were copied from device to pinned memory
 MUSTER_FAKE int cuda_device_of(void* stream);  // −1: no such stream
 MUSTER_FAKE int cuda_current_device();         // of the calling thread

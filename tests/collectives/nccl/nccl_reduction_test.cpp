@@ -157,7 +157,8 @@ TEST_F(NcclReductionTest, ScratchIsEnoughForEveryBucketUpToTheLargest) {
   }
 }
 
-// Rank 1 issues no second bucket. The wait ends by the bucket's deadline, and what follows at once.
+// Rank 1 issues no second bucket. The wait ends by its own deadline, not the bucket's, and what follows at
+// once.
 TEST_F(NcclReductionTest, ARankThatDoesNotComeEndsTheWaitByItsDeadline) {
   run_world(Medium::kInProcess, 2, [](Member& member) {
     NcclMember nccl(member);
@@ -172,8 +173,8 @@ TEST_F(NcclReductionTest, ARankThatDoesNotComeEndsTheWaitByItsDeadline) {
       std::vector<int> suspects;
       member.expect_ok(reduction.wait(member.soon(), suspects), "the first");
       if (member.rank == 0) {
-        reduction.begin({0, 64}, sums, mean.data(), now() + 200 * kMillisecond);
-        const Status late = reduction.wait(member.soon(), suspects);
+        reduction.begin({0, 64}, sums, mean.data(), member.soon());
+        const Status late = reduction.wait(now() + 200 * kMillisecond, suspects);
         member.expect(!late.ok() && late.error().code == ErrorCode::kReconfigure, "it ended well");
         reduction.begin_step(1);
         reduction.begin({0, 64}, sums, mean.data(), member.soon());
