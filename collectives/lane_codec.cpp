@@ -94,18 +94,26 @@ std::string LaneCodec::text_of(const wire::Description& description) const {
   return text + ", tensor " + std::to_string(description.tensor);
 }
 
-codec::Encode LaneCodec::encoding(uint64_t step, int lane, ElementRange range, float* residual,
-                                  MutableByteSpan message) const {
-  const wire::Layout layout = wire::lay_out(codec_.id, range.size()).value();
-  auto* const bytes = reinterpret_cast<uint8_t*>(message.data());
-  return {.values = nullptr,
-          .residual = residual,
-          .scales = bytes + layout.scales_offset,
-          .payload = bytes + layout.payload_offset,
+codec::Encode LaneCodec::encoding(uint64_t step, int lane, ElementRange range, const float* values,
+                                  uint8_t* scales, uint8_t* payload) const {
+  return {.values = values,
+          .residual = nullptr,
+          .scales = scales,
+          .payload = payload,
           .count = range.size(),
           .first_index = range.begin,
           .stochastic = !feedback_,
           .slot = slot(step, lane)};
+}
+
+codec::Encode LaneCodec::encoding_into(uint64_t step, int lane, ElementRange range, const float* values,
+                                       float* residual, MutableByteSpan message) const {
+  const wire::Layout layout = wire::lay_out(codec_.id, range.size()).value();
+  auto* const bytes = reinterpret_cast<uint8_t*>(message.data());
+  codec::Encode task =
+      encoding(step, lane, range, values, bytes + layout.scales_offset, bytes + layout.payload_offset);
+  task.residual = residual;
+  return task;
 }
 
 void LaneCodec::seal(uint64_t step, int lane, ElementRange range, MutableByteSpan message) const {
@@ -115,9 +123,7 @@ void LaneCodec::seal(uint64_t step, int lane, ElementRange range, MutableByteSpa
 
 void LaneCodec::encode(uint64_t step, int lane, ElementRange range, const float* values, float* residual,
                        MutableByteSpan message) const {
-  codec::Encode task = encoding(step, lane, range, residual, message);
-  task.values = values;
-  codec_.encode(task);
+  codec_.encode(encoding_into(step, lane, range, values, residual, message));
   seal(step, lane, range, message);
 }
 
@@ -171,9 +177,10 @@ class LaneCodec::TileSum {
  private:
   void add_along_tree(size_t at, size_t count, float* sum) {
     for (size_t lane = 0; lane < lanes_.size(); ++lane) {
-      codec_.codec_.decode(codec::decode_one(codec_.planes_from(lanes_[lane], at),
-                                             decoded_.data() + lane * kTile, count, range_.begin + at,
-                                             codec_.slot(step_, static_cast<int>(lane))));
+      const ElementRange tile{range_.begin + at, range_.begin + at + count};
+      codec_.codec_.decode(codec_.decoding(step_, static_cast<int>(lane), tile,
+                                           codec_.planes_from(lanes_[lane], at),
+                                           decoded_.data() + lane * kTile));
     }
     std::byte* const target = reinterpret_cast<std::byte*>(sum);
     fold_tree(codec_.plan_, codec_.scale_, {&target, 1}, 0, leaves_, count);
@@ -202,7 +209,7 @@ class LaneCodec::TileSum {
 
 void LaneCodec::encode_mean(uint64_t step, ElementRange range, std::span<const codec::Planes> lanes,
                             float* residual, MutableByteSpan message) const {
-  const codec::Encode whole = encoding(step, lanes_, range, residual, message);
+  const codec::Encode whole = encoding_into(step, lanes_, range, nullptr, residual, message);
   TileSum sum(*this, step, range, lanes);
   alignas(64) float mean[kTile];
   for (size_t at = 0; at < range.size(); at += kTile) {
@@ -228,7 +235,7 @@ void LaneCodec::sum_lanes(uint64_t step, ElementRange range, std::span<const cod
 
 void LaneCodec::decode_mean(uint64_t step, ElementRange range, const codec::Planes& planes,
                             float* mean) const {
-  codec_.decode(codec::decode_one(planes, mean, range.size(), range.begin, slot(step, lanes_)));
+  codec_.decode(decoding(step, lanes_, range, planes, mean));
 }
 
 }  // namespace muster

@@ -64,7 +64,9 @@ class LaneCodec {
   // The fast mode. REQUIRES: as the codec allows with or without feedback, ranks ≤ kCompressedLanesMax.
   explicit LaneCodec(const RankReduction& reduction);
 
+  codec::CodecId id() const { return codec_.id; }
   size_t grain() const { return codec_.shape.grain; }
+  int lanes() const { return lanes_; }
   size_t message_bytes(size_t count) const;
 
   // What `rank` sums of a bucket, see slice_at_grains.
@@ -99,6 +101,17 @@ class LaneCodec {
   // mean[0 …): elements of `range`.
   void decode_mean(uint64_t step, ElementRange range, const codec::Planes& planes, float* mean) const;
 
+  // For another processor that has the codec, in the canonical mode without feedback: what the functions
+  // above tell this one's, and how lanes are summed. `lane` is L for the mean.
+  codec::Encode encoding(uint64_t step, int lane, ElementRange range, const float* values, uint8_t* scales,
+                         uint8_t* payload) const;
+  codec::Decode decoding(uint64_t step, int lane, ElementRange range, const codec::Planes& planes,
+                         float* values) const {
+    return codec::decode_one(planes, values, range.size(), range.begin, slot(step, lane));
+  }
+  const CombinePlan& plan() const { return plan_; }
+  float scale() const { return scale_; }
+
  private:
   class TileSum;
   uint8_t stage_of(int lane) const;
@@ -106,8 +119,8 @@ class LaneCodec {
   wire::Description describe(uint64_t step, int lane, ElementRange range) const;
   std::string text_of(const wire::Description& description) const;
   void seal(uint64_t step, int lane, ElementRange range, MutableByteSpan message) const;
-  codec::Encode encoding(uint64_t step, int lane, ElementRange range, float* residual,
-                         MutableByteSpan message) const;
+  codec::Encode encoding_into(uint64_t step, int lane, ElementRange range, const float* values,
+                              float* residual, MutableByteSpan message) const;
   void encode(uint64_t step, int lane, ElementRange range, const float* values, float* residual,
               MutableByteSpan message) const;
   codec::Planes planes_from(const codec::Planes& planes, size_t at) const {

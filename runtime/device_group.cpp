@@ -200,17 +200,20 @@ bool DeviceGroup::has_settled() const {
 }
 
 Result<std::unique_ptr<Reducer>> DeviceGroup::make_reducer(const CanonicalLayout& layout, size_t count,
-                                                           size_t bucket, std::unique_ptr<GradientSums> sums,
+                                                           size_t bucket,
+                                                           std::optional<Compression> compression,
+                                                           std::unique_ptr<GradientSums> sums,
                                                            size_t beside) {
-  const size_t largest = std::min<size_t>(round_up(bucket, NcclReduction::kGrain), count);
-  NcclReduction::Memory memory{stream_.get(), nullptr, NcclReduction::scratch_count(layout, rank_, largest)};
+  const size_t largest = std::min<size_t>(round_up(bucket, NcclReduction::grain_of(compression)), count);
+  NcclReduction::Memory memory{stream_.get(), nullptr,
+                               NcclReduction::scratch_count(layout, rank_, largest, compression)};
   MUSTER_ASSIGN(mean_, pool_->take(DevicePool::Use::kMean, count * sizeof(float)));
   MUSTER_ASSIGN(scratch_, pool_->take(DevicePool::Use::kScratch, memory.scratch_count * sizeof(float)));
   memory.scratch = static_cast<float*>(scratch_.memory.get());
   MUSTER_ASSIGN(DevicePool::Pinned host, pool_->take_pinned((count + beside) * sizeof(float)));
   auto mean = std::make_shared<DeviceMean>(pool_, static_cast<float*>(mean_.memory.get()), count,
                                            std::move(host), count + beside, stream_.get(), end_timeout_);
-  auto reduction = std::make_unique<NcclReduction>(*communicator_, layout, memory);
+  auto reduction = std::make_unique<NcclReduction>(*communicator_, layout, memory, compression);
   return std::make_unique<Reducer>(std::move(reduction), std::move(mean), count, bucket, std::move(sums));
 }
 

@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -46,8 +47,10 @@ class DeviceGroup {
 
   // What follows is one thread's. The stream that reads the sums.
   void* stream() const { return stream_.get(); }
-  // At most once. `sums` are of Reducer::accumulation() and read by stream(). Errors: kEnvironment.
+  // At most once. `sums` are of Reducer::accumulation() and read by stream(). Arguments: as of Reducer and
+  // NcclReduction. Errors: kEnvironment.
   Result<std::unique_ptr<Reducer>> make_reducer(const CanonicalLayout& layout, size_t count, size_t bucket,
+                                                std::optional<Compression> compression,
                                                 std::unique_ptr<GradientSums> sums, size_t beside);
   // The mean of a reduction that has ended, to the program's gradients, on the program's stream. Errors:
   // kEnvironment.

@@ -81,7 +81,6 @@ Status check_nccl(const TrainOptions& options) {
   };
   if (options.gradient_memory == Memory::kHost)
     return misuse("gradient_memory is MUSTER_HOST; NCCL reduces what is in a device's memory");
-  if (options.codec) return misuse("codec is " + name_of(options.codec) + "; give one of the two");
   if (options.lanes <= kTreeLeavesMax) return ok();
   return misuse("lanes is " + std::to_string(options.lanes) + "; with NCCL at most " +
                 std::to_string(kTreeLeavesMax) + " are possible");
@@ -218,7 +217,8 @@ Result<Run::MemoryAccess> Run::open_memory(const State& state, const TrainOption
   if (gradients_on_device) {
     MUSTER_ASSIGN(memory.gradients, DeviceGradients::make(*memory.device));
     MUSTER_ASSIGN(memory.clock, StepClock::make(*memory.device));
-    if (options.nccl) memory.pool = std::make_shared<DevicePool>(*memory.device);
+    if (options.nccl && options.error_feedback == 0)
+      memory.pool = std::make_shared<DevicePool>(*memory.device);
   } else {
     memory.gradients = host_gradients();
   }
@@ -717,7 +717,8 @@ Result<std::unique_ptr<Reducer>> Run::reducer_of_view() {
   void* const reader = devices_ ? devices_->stream() : nullptr;
   MUSTER_ASSIGN(auto sums, memory_.gradients->make_sums(std::move(plan), gradient_count_, reader));
   const size_t beside = state_.lane_values().words();
-  if (devices_) return devices_->make_reducer(layout, gradient_count_, bucket, std::move(sums), beside);
+  if (devices_)
+    return devices_->make_reducer(layout, gradient_count_, bucket, compression, std::move(sums), beside);
   return std::make_unique<Reducer>(*group_, layout, gradient_count_, bucket, compression, std::move(sums),
                                    beside, feedback);
 }

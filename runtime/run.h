@@ -291,6 +291,7 @@ class Run final : private Session::Listener {
   ShardBlocks incoming_shards_;      // of the base, still to be installed
   std::vector<uint32_t> my_shards_;  // in the view
   std::unique_ptr<ShardGather> gather_;  // of the view; null where nothing is sharded; the program's thread's
+  bool said_host_reduces_ = false;       // in this run, for its error feedback
   control::Version gathered_ =
       control::kNoVersion;  // the newest in this view whose working copies are filled
   Instant revoked_at_ = 0;

@@ -87,6 +87,15 @@ void Run::form(const control::Install& install) {
 Status Run::join_devices(const control::Install& install, FormedView& formed,
                          std::vector<control::MemberId>& suspects) {
   if (!options_.nccl) return ok();
+  if (feedback_) {
+    const std::lock_guard lock(mutex_);
+    if (std::exchange(said_host_reduces_, true)) return ok();
+    emit(EventKind::kLog, install.view.base,
+         "gradients are reduced by the host in this run: error feedback keeps its residuals in the host's "
+         "memory, "
+         "where NCCL cannot encode with them");
+    return ok();
+  }
   DeviceGroup::FormOptions options{.pool = memory_.pool};
   options.timeout = std::min(options.timeout, options_.step_timeout);
   options.closing = [&] {

@@ -2,6 +2,7 @@
 // are made in one group. Blocks of no elements are no calls, on either side.
 #pragma once
 
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -16,6 +17,15 @@ struct NcclPlace {
   int world = 1;
 };
 using NcclCalls = std::vector<NcclCall>;
+
+// What the device does between calls: launches on `stream`. CUDA's code.
+using DeviceWork = std::function<int(const CudaTable& table, void* stream)>;
+// A part of an operation: calls that start together, or else work. Stages follow each other on a stream.
+struct NcclStage {
+  NcclCalls calls;
+  DeviceWork work;
+};
+using NcclStages = std::vector<NcclStage>;
 
 // Blocks of different sizes, one after the other in `in` or `out`, in rank order.
 struct NcclBlocks {

@@ -17,25 +17,6 @@ Error misuse(NcclPlace place, const std::string& text) {
   return {ErrorCode::kMisuse, "canonical reduction on rank " + std::to_string(place.rank) + ": " + text};
 }
 
-// Adds a leaf to what waits where that comes next, as fold_tree() does: fewer sums wait.
-Result<TreeFold> fold_of(NcclPlace place, const CombinePlan& plan, const NcclCanonical& task) {
-  TreeFold fold{};
-  int depth = 0;
-  for (size_t s = 0; s < plan.steps.size(); ++s) {
-    const int step = plan.steps[s];
-    const bool adds = step != kAdd && depth > 0 && s + 1 < plan.steps.size() && plan.steps[s + 1] == kAdd;
-    const int code = step == kAdd ? TreeFold::kAddTop : 2 * step + (adds ? 1 : 0);
-    fold.steps[fold.step_count++] = static_cast<int16_t>(code);
-    if (adds) ++s;
-    if (step == kAdd) --depth;
-    if (step != kAdd && !adds) ++depth;
-    if (depth > kTreeDepthMax) return misuse(place, "the tree over its lanes is too deep for the kernel");
-  }
-  fold.leaf_count = static_cast<uint16_t>(plan.leaves);
-  fold.scale = task.scale;
-  return fold;
-}
-
 Status check(NcclPlace place, const NcclCanonical& task) {
   if (task.assignment.size() != static_cast<size_t>(place.world))
     return misuse(place, "lanes are assigned to " + std::to_string(task.assignment.size()) + " ranks of " +
@@ -53,6 +34,25 @@ Status check(NcclPlace place, const NcclCanonical& task) {
 }
 
 }  // namespace
+
+// Adds a leaf to what waits where that comes next, as fold_tree() does: fewer sums wait.
+Result<TreeFold> fold_along(NcclPlace place, const CombinePlan& plan, float scale) {
+  TreeFold fold{};
+  int depth = 0;
+  for (size_t s = 0; s < plan.steps.size(); ++s) {
+    const int step = plan.steps[s];
+    const bool adds = step != kAdd && depth > 0 && s + 1 < plan.steps.size() && plan.steps[s + 1] == kAdd;
+    const int code = step == kAdd ? TreeFold::kAddTop : 2 * step + (adds ? 1 : 0);
+    fold.steps[fold.step_count++] = static_cast<int16_t>(code);
+    if (adds) ++s;
+    if (step == kAdd) --depth;
+    if (step != kAdd && !adds) ++depth;
+    if (depth > kTreeDepthMax) return misuse(place, "the tree over its lanes is too deep for the kernel");
+  }
+  fold.leaf_count = static_cast<uint16_t>(plan.leaves);
+  fold.scale = scale;
+  return fold;
+}
 
 NcclSlice canonical_slice(size_t count, int world, int rank) {
   constexpr size_t kUnit = 32;
@@ -73,7 +73,7 @@ Result<CanonicalSteps> canonical_steps(NcclPlace place, const NcclCanonical& tas
   MUSTER_ASSIGN(const CombinePlan plan, plan_combine(task.assignment, task.lanes));
   MUSTER_TRY(check(place, task));
   CanonicalSteps steps;
-  MUSTER_ASSIGN(steps.fold, fold_of(place, plan, task));
+  MUSTER_ASSIGN(steps.fold, fold_along(place, plan, task.scale));
   const NcclSlice own = canonical_slice(task.count, place.world, place.rank);
   steps.fold.target = target;
   steps.fold.count = own.count;

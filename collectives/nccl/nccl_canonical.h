@@ -38,6 +38,10 @@ struct CanonicalSteps {
   NcclCalls exchange;
   TreeFold fold;
 };
+// The plan as a kernel runs it; leaves, target and count are to be filled in. Errors: kMisuse where it is too
+// deep. REQUIRES: at most kTreeLeavesMax leaves.
+Result<TreeFold> fold_along(NcclPlace place, const CombinePlan& plan, float scale);
+
 // `target` takes this rank's slice and may be the slice of one of `partials`. Errors: kMisuse where the lanes
 // are not given to the ranks in order, or too many, or the partials or the scratch do not fit.
 Result<CanonicalSteps> canonical_steps(NcclPlace place, const NcclCanonical& task, float* target);

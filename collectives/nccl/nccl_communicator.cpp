@@ -10,6 +10,7 @@
 
 #include "collectives/nccl/nccl_calls.h"
 #include "collectives/nccl/nccl_canonical.h"
+#include "collectives/nccl/nccl_compressed.h"
 #include "kernels/device_scope.h"
 #include "runtime/base/threads.h"
 
@@ -49,6 +50,10 @@ Result<NcclCalls> transfers(NcclPlace place, std::span<const NcclSend> sends,
   for (const NcclReceive& each : receives)
     calls.push_back({NcclKind::kReceive, nullptr, each.data, each.count, each.peer});
   return checked_transfers(place, std::move(calls));
+}
+
+DeviceWork folding(const TreeFold& fold) {
+  return [fold](const CudaTable& table, void* stream) { return table.tree_fold(&fold, stream); };
 }
 
 enum class Phase : uint8_t { kInitializing, kReady, kFailed, kAborted };
@@ -326,9 +331,7 @@ struct NcclCommunicator::Request {
   size_t count;  // for messages
   DType dtype;
   DeviceOperator op;
-  std::vector<NcclCall> calls;
-  const TreeFold* fold = nullptr;    // then this, where there is one,
-  std::vector<NcclCall> after = {};  // and at last these
+  NcclStages stages;
 };
 
 // Becomes the one thread that issues, and gives the operation its number and name.
@@ -383,12 +386,15 @@ Status NcclCommunicator::State::call_batch(const NcclBatch& batch, const std::st
 
 Status NcclCommunicator::State::enqueue(const Request& request, const std::string& text, void* stream,
                                         Instant deadline) {
-  const NcclBatch first{request.calls.data(), request.calls.size(), request.dtype, request.op};
-  MUSTER_TRY(call_batch(first, text, stream, deadline));
-  if (request.fold == nullptr) return ok();
-  if (!cuda_did(table.tree_fold(request.fold, stream), text)) return ok();  // health() says it
-  const NcclBatch last{request.after.data(), request.after.size(), request.dtype, request.op};
-  return call_batch(last, text, stream, deadline);
+  for (const NcclStage& stage : request.stages) {
+    if (stage.work) {
+      if (!cuda_did(stage.work(table, stream), text)) return ok();  // health() says it
+    } else {
+      const NcclBatch batch{stage.calls.data(), stage.calls.size(), request.dtype, request.op};
+      MUSTER_TRY(call_batch(batch, text, stream, deadline));
+    }
+  }
+  return ok();
 }
 
 // The only way into the stream: whatever an operation consists of, it is enqueued by one thread at a time, in
@@ -421,7 +427,7 @@ Result<NcclCommunicator::Operation> NcclCommunicator::issue_calls(std::string_vi
                                                                   DType dtype, DeviceOperator op,
                                                                   void* stream, Instant deadline) {
   if (!calls.ok()) return calls.error();
-  return issue({name, count, dtype, op, std::move(calls).value()}, stream, deadline);
+  return issue({name, count, dtype, op, {{std::move(calls).value(), {}}}}, stream, deadline);
 }
 
 using Issued = Result<NcclCommunicator::Operation>;
@@ -542,9 +548,12 @@ Issued NcclCommunicator::exchange(std::span<const NcclSend> sends, std::span<con
 Issued NcclCommunicator::canonical_reduce_scatter(const NcclCanonical& task, float* out, void* stream,
                                                   Instant deadline) {
   MUSTER_ASSIGN(CanonicalSteps steps, canonical_steps(state_->place(), task, out));
-  return issue(
-      {"canonical_reduce_scatter", task.count, DType::kFloat32, {}, std::move(steps.exchange), &steps.fold},
-      stream, deadline);
+  return issue({"canonical_reduce_scatter",
+                task.count,
+                DType::kFloat32,
+                {},
+                {{std::move(steps.exchange), {}}, {{}, folding(steps.fold)}}},
+               stream, deadline);
 }
 
 Issued NcclCommunicator::canonical_all_reduce(const NcclCanonical& task, float* out, void* stream,
@@ -556,10 +565,17 @@ Issued NcclCommunicator::canonical_all_reduce(const NcclCanonical& task, float* 
                 task.count,
                 DType::kFloat32,
                 {},
-                std::move(steps.exchange),
-                &steps.fold,
-                spread_slices(place, task.count, out)},
+                {{std::move(steps.exchange), {}},
+                 {{}, folding(steps.fold)},
+                 {spread_slices(place, task.count, out), {}}}},
                stream, deadline);
+}
+
+Issued NcclCommunicator::compressed_all_reduce(const NcclCompressed& task, float* mean, void* stream,
+                                               Instant deadline) {
+  MUSTER_ASSIGN(NcclStages stages, compressed_stages(state_->place(), task, mean));
+  return issue({"compressed_all_reduce", task.range.size(), DType::kUInt8, {}, std::move(stages)}, stream,
+               deadline);
 }
 
 void NcclCommunicator::revoke(const std::string& reason) {

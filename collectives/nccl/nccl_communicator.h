@@ -32,7 +32,8 @@ struct NcclOptions {
   NcclId id{};              // the same on all ranks, made by one of them
 };
 
-struct NcclCanonical;  // nccl_canonical.h
+struct NcclCanonical;   // nccl_canonical.h
+struct NcclCompressed;  // nccl_compressed.h
 
 struct NcclSend {
   const void* data;
@@ -145,6 +146,10 @@ class NcclCommunicator {
                                              Instant deadline);
   Result<Operation> canonical_all_reduce(const NcclCanonical& task, float* out, void* stream,
                                          Instant deadline);
+
+  // The bits of the host's compressed reduction (compressed_reduction.h). `mean`: all elements of task.range.
+  Result<Operation> compressed_all_reduce(const NcclCompressed& task, float* mean, void* stream,
+                                          Instant deadline);
 
   // Ends everything in flight, in all threads, with kReconfigure. Returns at once; the first reason counts.
   void revoke(const std::string& reason);

@@ -295,10 +295,9 @@ typedef enum muster_collectives {
   MUSTER_COLLECTIVES_HOST = 0,
   /* NCCL, from device to device; the mean comes to the host beside the next step, since a member that joins
    * or has lost a step may be sent it. In a view whose devices NCCL cannot join, and in one after NCCL
-   * has failed twice in a row or hung, the host does it, and an event tells why. Of all processes or
-   * none; not with a codec, L at most 64; each process has a device of its own. It has not run on a GPU yet.
-   * Microbatches are timed as their work is enqueued: who is slow on the device is not told as a straggler,
-   * and step_timeout_seconds counts from then on. */
+   * has failed twice in a row or hung, the host does it, and an event tells why; and in all of a run with
+   * error_feedback. A codec encodes on the devices. Of all processes or none; L at most 64; each process has
+   * a device of its own. It has not run on a GPU yet. */
   MUSTER_COLLECTIVES_NCCL = 1
 } muster_collectives;
 

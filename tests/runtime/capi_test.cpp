@@ -312,9 +312,9 @@ TEST(CApi, OptionsThatCannotHoldAreNamed) {
   EXPECT_THAT(refused([](O& o) {
                 o.device_collectives = MUSTER_COLLECTIVES_NCCL;
                 o.gradient_memory = MUSTER_CUDA;
-                o.codec = MUSTER_CODEC_INT8;
+                o.codec = MUSTER_CODEC_ONE_BIT;
               }),
-              HasSubstr("codec is int8"));
+              HasSubstr("codec is 1-bit"));
   EXPECT_THAT(refused([](O& o) {
                 o.device_collectives = MUSTER_COLLECTIVES_NCCL;
                 o.gradient_memory = MUSTER_CUDA;

@@ -2,6 +2,7 @@
 // one that sees the end has the weights of an untouched training on the host.
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "tests/launcher/agent_process.h"
@@ -29,20 +30,20 @@ std::vector<std::vector<float>> weights_in(const std::string& folder) {
 }
 
 // What an untouched training on the host ends with.
-const std::vector<float>& untouched_weights() {
-  static const TrainingResult untouched = [] {
-    HostBackend host(kElasticCount);
-    TrainingOptions options;
-    options.steps = kSteps;
-    return train_on(host, options);
-  }();
+std::vector<float> untouched_weights(int32_t codec) {
+  HostBackend host(kElasticCount);
+  TrainingOptions options;
+  options.steps = kSteps;
+  options.codec = codec;
+  const TrainingResult untouched = train_on(host, options);
   EXPECT_EQ(untouched.status, MUSTER_OK) << untouched.error;
   return untouched.weights;
 }
 
 // Workers to whom happens what `places` say (device_worker.cpp), and all of it does.
 std::string run_workers(int workers, const std::vector<std::string>& places) {
-  const std::vector<float> untouched = untouched_weights();
+  const bool compressed = std::ranges::count(places, "int8") > 0;
+  const std::vector<float> untouched = untouched_weights(compressed ? MUSTER_CODEC_INT8 : MUSTER_CODEC_NONE);
   const Folder folder;
   std::filesystem::create_directory(folder.path());
   const char* modules = std::getenv("MUSTER_MODULE_PATH");
@@ -66,16 +67,25 @@ std::string run_workers(int workers, const std::vector<std::string>& places) {
   EXPECT_THAT(agent.said(), HasSubstr("violations 0"));
   EXPECT_EQ(agent.finds("violations ([1-9])"), "");
   EXPECT_THAT(agent.said(), Not(HasSubstr("leaks")));
-  for (const std::string& place : places)
-    EXPECT_TRUE(place == "nccl" || std::filesystem::exists(folder.path() + "/died." + place)) << place;
+  bool repeats = false;
+  for (const std::string& place : places) {
+    repeats = repeats || (place != "nccl" && place != "int8" && !place.starts_with("slow"));
+    EXPECT_TRUE(place == "nccl" || place == "int8" ||
+                std::filesystem::exists(folder.path() + "/died." + place))
+        << place;
+  }
   const auto weights = weights_in(folder.path());
   EXPECT_FALSE(weights.empty());
   for (const auto& one : weights) EXPECT_TRUE(one == untouched);
-  EXPECT_NE(agent.finds("again ([1-9])"), "") << "one that stayed gave a step up";
+  if (repeats) {
+    EXPECT_NE(agent.finds("again ([1-9])"), "") << "one that stayed gave a step up";
+  }
+  const bool slow = !agent.finds("(straggler)").empty();
   const bool learned = !agent.finds("learned ([1-9])").empty();
   const bool by_nccl = !agent.finds("by NCCL ([1-9])").empty();
   const bool by_host = !agent.finds("by the host ([1-9])").empty();
-  return std::string(learned ? "learned " : "") + (by_nccl ? "nccl " : "") + (by_host ? "host " : "");
+  return std::string(slow ? "slow " : "") + (learned ? "learned " : "") + (by_nccl ? "nccl " : "") +
+         (by_host ? "host " : "");
 }
 
 TEST(DeviceElastic, KilledWorkersLeaveTheBitsOfAnUntouchedTraining) {
@@ -97,6 +107,15 @@ TEST(DeviceElastic, WhereNcclFailsAgainTheHostReduces) {
 
 TEST(DeviceElastic, WhereOneCannotJoinTheHostReduces) {
   EXPECT_THAT(run_workers(2, {"nccl", "form", "step:5"}), HasSubstr("nccl host"));
+}
+
+TEST(DeviceElastic, WithACodecViewsOfNcclAndOfTheHostHaveTheSameBits) {
+  EXPECT_THAT(run_workers(2, {"nccl", "int8", "break:30", "rebreak:30", "step:50"}), HasSubstr("nccl host"));
+}
+
+// Its host is as fast as the others', and has enqueued all long before.
+TEST(DeviceElastic, WhoseDeviceIsSlowIsToldAsAStraggler) {
+  EXPECT_EQ(run_workers(2, {"nccl", "slow:3"}), "slow nccl ");
 }
 
 }  // namespace

@@ -70,7 +70,8 @@ struct Rank {
     auto sums = memory->make_sums(Reducer::accumulation(layout, member.rank, false), kCount,
                                   formed.devices->stream());
     auto reducer =
-        std::move(formed.devices->make_reducer(layout, kCount, kBucket, std::move(*sums), 0)).value();
+        std::move(formed.devices->make_reducer(layout, kCount, kBucket, std::nullopt, std::move(*sums), 0))
+            .value();
     reducer->begin(0);
     for (int m = mine.begin; m < mine.end; ++m) {
       Stream::enqueue_on(

@@ -53,9 +53,10 @@ TEST_F(DeviceRun, EndsWithTheBitsOfTheHost) {
 }
 
 // With NCCL, alone: nothing is sent, all else is as among many.
-TEST_F(DeviceRun, NcclGivesTheBitsOfTheHost) {
+void expect_bits_by_nccl(int32_t codec) {
   for (const bool in_parts : {false, true}) {
     TrainingOptions options;
+    options.codec = codec;
     options.microbatches = 12;
     options.lanes = 3;
     options.in_parts = in_parts;
@@ -75,6 +76,36 @@ TEST_F(DeviceRun, NcclGivesTheBitsOfTheHost) {
     EXPECT_GE(fakes::cuda_bytes_to_host(), means);
     EXPECT_LE(fakes::cuda_bytes_to_host(), means + 2 * kCount * sizeof(float));
   }
+}
+
+TEST_F(DeviceRun, NcclGivesTheBitsOfTheHost) { expect_bits_by_nccl(MUSTER_CODEC_NONE); }
+
+TEST_F(DeviceRun, NcclWithACodecGivesTheBitsOfTheHost) {
+  for (const int32_t codec :
+       {MUSTER_CODEC_INT8, MUSTER_CODEC_BF16, MUSTER_CODEC_FP16, MUSTER_CODEC_INT4, MUSTER_CODEC_MXFP8})
+    expect_bits_by_nccl(codec);
+}
+
+// Residuals are the host's; one event says so, and nobody tries.
+TEST_F(DeviceRun, WithErrorFeedbackTheHostReducesAndSaysWhy) {
+  TrainingOptions options;
+  options.codec = MUSTER_CODEC_INT8;
+  options.error_feedback = kCount;
+  options.keeps_weights = false;  // a state with feedback is in the host's memory
+  const TrainingResult host = on_host(options);
+  options.nccl = true;
+  std::vector<std::string> told;
+  options.on_log = [&](const std::string& text) { told.push_back(text); };
+  const TrainingResult device = on_device(options);
+  ASSERT_EQ(device.status, MUSTER_OK) << device.error;
+  EXPECT_EQ(device.weights, host.weights);
+  EXPECT_EQ(std::ranges::count_if(told,
+                                  [](const std::string& text) {
+                                    return text.find("error feedback keeps its residuals") !=
+                                           std::string::npos;
+                                  }),
+            1);
+  EXPECT_LE(fakes::nccl_calls(), 1) << "its version is asked for";
 }
 
 // Formation, or a step's reduction: the host does it then, or the run ends in words.
@@ -218,10 +249,11 @@ TEST_F(DeviceRun, WithoutADeviceTrainSaysWhy) {
 }
 
 // Each of the library's calls fails once: the training ends, with the right bits or in words.
-void expect_an_end_whatever_fails(bool nccl) {
+void expect_an_end_whatever_fails(bool nccl, int32_t codec = MUSTER_CODEC_NONE) {
   const auto nothing_lives = [] { return wait_until([] { return fakes::cuda_live() == 0; }); };
   TrainingOptions options;
   options.nccl = nccl;
+  options.codec = codec;
   options.steps = 2;
   options.checkpoint_every = 1;
   const TrainingResult whole = on_host(options);
@@ -261,6 +293,7 @@ void expect_an_end_whatever_fails(bool nccl) {
 
 TEST_F(DeviceRun, AFailureOfAnyCallHangsNothingAndLeaksNothing) { expect_an_end_whatever_fails(false); }
 TEST_F(DeviceRun, NorWithNccl) { expect_an_end_whatever_fails(true); }
+TEST_F(DeviceRun, NorWithNcclAndACodec) { expect_an_end_whatever_fails(true, MUSTER_CODEC_INT8); }
 
 }  // namespace
 }  // namespace muster

@@ -96,6 +96,8 @@ struct TrainingOptions {
   std::string checkpoints;  // none where empty
   int64_t checkpoint_every = 2;
   int32_t codec = MUSTER_CODEC_NONE;
+  uint64_t error_feedback = 0;
+  bool keeps_weights = true;  // as a part of the state; else they are lost with the process
   size_t bucket_bytes = 1024;
   bool in_parts = false;
   bool nccl = false;
@@ -159,8 +161,10 @@ class Training {
     MUSTER_DO(muster_join(&join, &session_));
     MUSTER_DO(muster_state_create(session_, &state_));
     const int64_t shape[] = {static_cast<int64_t>(backend_.count())};
-    MUSTER_DO(muster_state_replicated_in(state_, "w", backend_.memory(), backend_.weights(), MUSTER_FLOAT32,
-                                         shape, 1));
+    if (options_.keeps_weights) {
+      MUSTER_DO(muster_state_replicated_in(state_, "w", backend_.memory(), backend_.weights(), MUSTER_FLOAT32,
+                                           shape, 1));
+    }
     MUSTER_DO(muster_state_replicated(state_, "steps", &counter_, MUSTER_INT64, nullptr, 0));
     const muster_train_options options = train_options();
     MUSTER_DO(muster_train(session_, state_, &options, &run_));
@@ -194,6 +198,7 @@ class Training {
     options.checkpoint_every = options_.checkpoint_every;
     options.bucket_bytes = options_.bucket_bytes;
     options.codec = options_.codec;
+    options.error_feedback = options_.error_feedback;
     options.gradient_memory = backend_.memory();
     options.stream = backend_.stream();
     options.step_timeout_seconds = options_.step_timeout;

@@ -1,11 +1,12 @@
 // A worker of device_elastic_test: the small training on the fake CUDA device, which dies where it is told.
 //
-//   device_worker FOLDER STEPS STEP_MS [nccl] [step:N | update:N | stop:N | break:N | rebreak:N | form] …
+//   device_worker FOLDER STEPS STEP_MS [nccl] [int8] [step:N | update:N | stop:N | break:N | rebreak:N |
+//   form] …
 //
 // At each of these places one worker, the first to come there, kills itself (step, update), freezes (stop),
-// has its NCCL tell an asynchronous error (break, and once more in the repeated step: rebreak), or fail in
-// forming (form). What is left writes its weights
-// to FOLDER/weights.PID.
+// has a slow device from there on (slow), has its NCCL tell an asynchronous error (break, and once more in
+// the repeated step: rebreak), or fail in forming (form). What is left writes its weights to
+// FOLDER/weights.PID.
 #include <atomic>
 #include <csignal>
 #include <cstdio>
@@ -27,6 +28,7 @@ int main(int argc, char** argv) {
   options.checkpoints = folder + "/checkpoints";
   options.checkpoint_every = 7;
   options.nccl = places.contains("nccl");
+  if (places.contains("int8")) options.codec = MUSTER_CODEC_INT8;
   std::atomic<int> joined = 0, apart = 0;
   options.on_log = [&](const std::string& text) {
     joined += text.find("joined by NCCL") != std::string::npos ? 1 : 0;
@@ -40,10 +42,13 @@ int main(int argc, char** argv) {
   if (muster::is_first_at(folder, places, "form"))
     muster::fakes::nccl_inject({.call = 3, .code = kInternalError});  // it starts its communicator there
   int64_t broke = -1;
+  muster::FakeBackend* backend = nullptr;
   options.at_step = [&](muster_session*, int64_t step) {
     muster::pause_for(step_time);
     muster::die_at(folder, places, "step:" + std::to_string(step));
     if (muster::is_first_at(folder, places, "stop:" + std::to_string(step))) raise(SIGSTOP);
+    if (muster::is_first_at(folder, places, "slow:" + std::to_string(step)))
+      backend->become_slow(100 * muster::kMillisecond);
     // The same one breaks twice, when the step is repeated.
     const bool first = muster::is_first_at(folder, places, "break:" + std::to_string(step));
     const bool again =
@@ -56,6 +61,7 @@ int main(int argc, char** argv) {
   muster::TrainingResult result;
   {
     muster::FakeBackend device(muster::kElasticCount);
+    backend = &device;
     result = muster::train_on(device, options);
   }
   const bool leaks =

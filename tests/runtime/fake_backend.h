@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "tests/fakes/sum_kernels.h"
+#include "tests/fakes/codec_kernels.h"
 #include "tests/runtime/device_training.h"
 #include "tests/runtime/fake_device.h"
 
@@ -15,6 +15,7 @@ class FakeBackend final : public Backend {
       : Backend(count), weights_(count), gradients_(count) {
     fakes::register_sum_kernels();
     fakes::register_fold_kernels();
+    fakes::register_codec_kernels();
     if (!default_stream) stream_ = std::make_unique<Stream>();
   }
   muster_memory memory() const override { return MUSTER_CUDA; }
@@ -34,17 +35,18 @@ class FakeBackend final : public Backend {
     Stream::drain(stream());
     return {weights(), weights() + count()};
   }
+  // Its kernels take so long from now on; the host does not.
+  void become_slow(Duration late) { late_ = late; }
   void break_down(int code) {
     fakes::cuda_enqueue(stream(), [code] { return code; });
   }
 
  private:
-  void enqueue(std::function<void()> kernel) {
-    Stream::enqueue_on(stream(), std::move(kernel), 50 * kMicrosecond);
-  }
+  void enqueue(std::function<void()> kernel) { Stream::enqueue_on(stream(), std::move(kernel), late_); }
 
   OnDevice<float> weights_, gradients_;
   std::unique_ptr<Stream> stream_;
+  Duration late_ = 50 * kMicrosecond;
 };
 
 }  // namespace muster

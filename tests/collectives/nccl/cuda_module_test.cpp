@@ -7,13 +7,12 @@
 #include <atomic>
 #include <thread>
 
-#include "kernels/codec.cuh"
 #include "kernels/cuda_table.h"
 #include "kernels/digest.cuh"
 #include "runtime/base/bytes.h"
 #include "runtime/base/clock.h"
+#include "tests/fakes/codec_kernels.h"
 #include "tests/fakes/fakes.h"
-#include "tests/fakes/sum_kernels.h"
 
 extern "C" int cudaGetLastError();
 extern "C" int cudaSetDevice(int device);
@@ -26,46 +25,13 @@ const CudaTable& table() {
   return *loaded;
 }
 
-// Registers a kernel instead of launching it, under the name that the compilers gave it.
-struct Registrar {
-  template <typename Kernel, typename Task>
-  void operator()(Kernel kernel, unsigned, const Task&) const {
-    Dl_info info{};
-    ASSERT_NE(dladdr(reinterpret_cast<void*>(kernel), &info), 0);
-    ASSERT_NE(info.dli_sname, nullptr) << "the program does not export its kernels";
-    fakes::register_kernel(info.dli_sname, kernel);
-  }
-  template <typename Kernel, typename Task>
-  void operator()(Kernel kernel, unsigned grid, unsigned, const Task& task) const {
-    (*this)(kernel, grid, task);
-  }
-};
-
 void register_kernels() {
+  fakes::register_codec_kernels();
   alignas(16) static float memory[1024];
   auto* bytes = reinterpret_cast<uint8_t*>(memory);
-  const auto register_all = [&](auto kernels) {
-    for (const int mode : {0, 1, 2}) {
-      // A whole grain and a bit: both kernels of each mode.
-      const codec::Encode encode{.values = memory,
-                                 .residual = mode == 2 ? memory : nullptr,
-                                 .scales = bytes,
-                                 .payload = bytes,
-                                 .count = 1025,
-                                 .first_index = 0,
-                                 .stochastic = mode == 1,
-                                 .slot = {}};
-      codec::Decode decode = codec::decode_one({bytes, bytes}, memory, 1025);
-      decode.accumulate = mode == 1;
-      kernels.encode(encode, 1, Registrar());
-      kernels.decode(decode, 1, Registrar());
-      decode.values = nullptr;
-      if (mode != 2) kernels.recode(decode, encode, 1, Registrar());
-    }
-  };
-  for (const codec::CodecId id : codec::kCodecIds) codec::with_kernels(id, register_all);
   const DigestItem items[] = {{memory, 1100}, {bytes + 1, 1100}};  // blocks of both alignments
-  launch_digest({items, 2, memory, memory}, 1, Registrar());
+  launch_digest({items, 2, memory, memory}, 1,
+                [](auto* kernel, unsigned, unsigned, const auto&) { fakes::register_by_name(kernel); });
 }
 
 bool nothing_lives() {

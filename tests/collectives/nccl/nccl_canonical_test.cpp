@@ -7,6 +7,7 @@
 
 #include "kernels/tree_fold.cuh"
 #include "tests/collectives/nccl/canonical_memory.h"
+#include "tests/collectives/nccl/nccl_lives.h"
 #include "tests/collectives/nccl/nccl_world.h"
 
 namespace muster {
@@ -139,69 +140,23 @@ TEST_F(NcclCanonicalTest, EveryWorldSizeGivesTheBitsOfOneCpu) {
   }
 }
 
-// Two ranks reduce twice; the first failure of one revokes both.
 int canonical_life(Duration limit, std::atomic<bool>& wrong) {
-  std::atomic<int> failures{0};
-  const auto id = NcclCommunicator::make_id();
   std::vector<std::unique_ptr<CanonicalMemory>> memory;
-  std::vector<std::unique_ptr<NcclCommunicator>> all(2);
-  if (!id.ok()) return 1;
   for (int rank = 0; rank < 2; ++rank) {
     memory.push_back(std::make_unique<CanonicalMemory>(rank, 2, 70));
     if (memory.back()->memory == nullptr) return 1;
   }
-  for (int rank = 0; rank < 2; ++rank) {
-    auto started = NcclCommunicator::start(options_of(rank, 2, *id));
-    if (!started.ok()) return 1;
-    all[static_cast<size_t>(rank)] = std::move(started).value();
-  }
   const Floats expected = expected_values(70, 0.125F);
-  on_ranks(2, [&](int rank) {
-    const auto at = static_cast<size_t>(rank);
-    for (int times = 0; times < 2; ++times) {
-      const Status status = run_canonical(*all[at], *memory[at], true, memory[at]->out, limit);
-      if (!status.ok()) {
-        ++failures;
-        for (auto& communicator : all) communicator->revoke(status.error().message);
-        return;
-      }
-      if (!same_bits(expected, memory[at]->out)) wrong = true;
-    }
+  return live_in_twos([&](int rank, NcclCommunicator& communicator) {
+    const CanonicalMemory& mine = *memory[static_cast<size_t>(rank)];
+    const Status status = run_canonical(communicator, mine, true, mine.out, limit);
+    if (status.ok() && !same_bits(expected, mine.out)) wrong = true;
+    return status;
   });
-  for (auto& communicator : all) communicator->revoke("the life is over");
-  for (auto& communicator : all) (void)communicator->wait_aborted(now() + kLong);
-  return failures;
 }
 
 TEST_F(NcclCanonicalTest, AFailureOfAnyCallHangsAndLeaksNothing) {
-  std::atomic<bool> wrong{false};
-  ASSERT_EQ(canonical_life(kLong, wrong), 0);
-  ASSERT_TRUE(nothing_lives());
-  const int nccl_calls = fakes::nccl_calls(), cuda_calls = std::min(fakes::cuda_calls(), 60);
-  int seen = 0;
-  const auto expect_clean = [&](int failures, const std::string& what) {
-    seen += failures > 0 ? 1 : 0;
-    EXPECT_FALSE(wrong) << what;
-    ASSERT_TRUE(nothing_lives()) << what;
-    EXPECT_EQ(fakes::nccl_violations(), 0) << what;
-  };
-  for (int call = 1; call <= nccl_calls; ++call) {
-    for (const bool stuck : {false, true}) {
-      fakes::nccl_reset();
-      fakes::nccl_inject({.call = call, .code = stuck ? 0 : 3, .stuck = stuck});
-      expect_clean(canonical_life(stuck ? 30 * kMillisecond : kLong, wrong),
-                   "NCCL call " + std::to_string(call) + (stuck ? " stuck" : ""));
-    }
-  }
-  EXPECT_GT(seen, nccl_calls / 2);
-  seen = 0;
-  for (int call = 1; call <= cuda_calls; ++call) {
-    fakes::cuda_reset();
-    fakes::nccl_reset();
-    fakes::cuda_inject({.call = call, .code = 46});
-    expect_clean(canonical_life(kLong, wrong), "CUDA call " + std::to_string(call));
-  }
-  EXPECT_GT(seen, 8);
+  expect_that_no_failure_hangs_or_leaks(canonical_life);
 }
 
 }  // namespace
