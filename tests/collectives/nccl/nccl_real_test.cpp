@@ -15,7 +15,7 @@
 #include <functional>
 #include <thread>
 
-#include "tests/collectives/nccl/canonical_values.h"
+#include "tests/collectives/nccl/compressed_values.h"
 #include "tests/collectives/nccl/nccl_operations.h"
 #include "tests/kernels/device_run.h"
 
@@ -235,6 +235,41 @@ TEST(NcclRealCanonical, EveryWorldSizeGivesTheBitsOfOneCpu) {
     for (const size_t count : {size_t{1}, size_t{33}, size_t{300001}}) {
       const NcclId id = NcclCommunicator::make_id().value();
       on_ranks(world, [&](int rank) { run_canonical(rank, world, id, count); });
+    }
+  }
+}
+
+void run_compressed(int rank, int world, const NcclId& id, const LaneCodec& codec, size_t count) {
+  const NcclPlace place{rank, world};
+  const RealMemory memory(rank, CompressedTask::floats_needed(place, codec, count));
+  ASSERT_TRUE(memory.ready());
+  const CompressedTask mine(place, codec, 9, count, memory.device());
+  mine.fill(place, memory.host());
+  ASSERT_TRUE(memory.to_device());
+  auto communicator = NcclCommunicator::start(options_of(rank, world, id));
+  ASSERT_TRUE(communicator.ok()) << communicator.error().message;
+  auto operation =
+      (*communicator)->compressed_all_reduce(mine.task, mine.mean, memory.stream(), now() + kLong);
+  ASSERT_TRUE(operation.ok()) << operation.error().message;
+  const Status status = operation->wait(now() + kLong);
+  ASSERT_TRUE(status.ok()) << status.error().message;
+  ASSERT_TRUE(memory.to_host());
+  EXPECT_TRUE(same_bits(compressed_values(codec, 9, count), memory.host() + (mine.mean - memory.device())))
+      << world << " " << rank << " " << count << " codec " << static_cast<int>(codec.id());
+  (*communicator)->revoke("the test is over");
+  EXPECT_TRUE((*communicator)->wait_aborted(now() + kLong).ok());
+}
+
+// Without a device: NcclReductionTest, on the fakes.
+TEST(NcclRealCompressed, EveryWorldSizeAndCodecGivesTheBitsOfOneCpu) {
+  if (!machine().missing.empty()) GTEST_SKIP() << machine().missing;
+  for (int world = 1; world <= machine().world; ++world) {
+    for (const codec::CodecId codec : codec::kCodecIds) {
+      if (!reduces_without_feedback(codec)) continue;
+      for (const size_t count : {size_t{33}, size_t{300001}}) {
+        const NcclId id = NcclCommunicator::make_id().value();
+        on_ranks(world, [&](int rank) { run_compressed(rank, world, id, codec_of_lanes(codec), count); });
+      }
     }
   }
 }

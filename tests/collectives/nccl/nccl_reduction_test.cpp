@@ -10,6 +10,7 @@
 
 #include "collectives/nccl/nccl_compressed.h"
 #include "collectives/reducer.h"
+#include "tests/collectives/nccl/compressed_values.h"
 #include "tests/collectives/nccl/nccl_lives.h"
 #include "tests/collectives/world.h"
 #include "tests/fakes/codec_kernels.h"
@@ -263,46 +264,36 @@ TEST_F(NcclReductionTest, WhatDoesNotFitIsRefusedInWords) {
 
 // What a rank encodes, and into what. It outlives what is on the stream.
 struct CompressedMemory {
-  std::vector<float> sums, mean, scratch;
+  std::vector<float> floats;
+  std::unique_ptr<CompressedTask> task;
   void* stream = nullptr;
   ~CompressedMemory() {
     if (stream != nullptr) (void)table().stream_destroy(stream);
   }
 };
 
-// Two ranks with two lanes each.
 int compressed_life(Duration limit, std::atomic<bool>& wrong) {
   constexpr size_t kElements = 600;
-  const LaneCodec codec({codec::CodecId::kInt8, 3}, 4, 4);
-  const std::vector<LaneRange> assignment = assign_lanes(4, 2);
-  static std::vector<float> expected;  // of the first life, in which nothing fails
+  const LaneCodec codec = codec_of_lanes(codec::CodecId::kInt8);
+  const Floats expected = compressed_values(codec, 9, kElements);
   CompressedMemory memory[2];
   for (int rank = 0; rank < 2; ++rank) {
     CompressedMemory& mine = memory[rank];
     if (table().set_device(rank) != 0 || table().stream_create(&mine.stream) != 0) return 1;
-    for (size_t i = 0; i < 2 * kElements; ++i) mine.sums.push_back(gradient(rank, i, 0));
-    mine.mean.resize(kElements);
-    mine.scratch.resize(compressed_scratch_count({rank, 2}, codec, assignment, kElements));
+    mine.floats.resize(CompressedTask::floats_needed({rank, 2}, codec, kElements));
+    mine.task = std::make_unique<CompressedTask>(NcclPlace{rank, 2}, codec, 9, kElements, mine.floats.data());
+    mine.task->fill({rank, 2}, mine.floats.data());
   }
   const int failures = live_in_twos([&](int rank, NcclCommunicator& communicator) -> Status {
     CompressedMemory& mine = memory[rank];
-    const float* sums[] = {mine.sums.data(), mine.sums.data() + kElements};
-    const NcclCompressed task{.codec = codec,
-                              .range = {0, kElements},
-                              .sums = sums,
-                              .assignment = assignment,
-                              .scratch = mine.scratch.data(),
-                              .scratch_count = mine.scratch.size()};
     const Instant deadline = now() + limit;
-    MUSTER_ASSIGN(auto operation,
-                  communicator.compressed_all_reduce(task, mine.mean.data(), mine.stream, deadline));
+    MUSTER_ASSIGN(auto operation, communicator.compressed_all_reduce(mine.task->task, mine.task->mean,
+                                                                     mine.stream, deadline));
     const Status status = operation.wait(deadline);
-    if (status.ok() && !expected.empty() && mine.mean != expected) wrong = true;
+    if (status.ok() && !same_bits(expected, mine.task->mean)) wrong = true;
     return status;
   });
   for (const CompressedMemory& mine : memory) drain(mine.stream);
-  if (expected.empty()) expected = memory[0].mean;
-  wrong = wrong || (failures == 0 && memory[1].mean != expected);
   return failures;
 }
 
