@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "launcher/etcd_watch.h"
+#include "runtime/agent/admission.h"
 #include "runtime/agent/leader_host.h"
 #include "runtime/base/handle.h"
 #include "runtime/base/random.h"
@@ -115,15 +116,13 @@ Result<std::string> own_address_toward(const agent::HostPort& there) {
   return Error{ErrorCode::kRetry, "this machine has no way to " + there.host};
 }
 
-bool is_loopback(const std::string& address) { return address == "::1" || address.starts_with("127."); }
-
 }  // namespace
 
 Result<std::string> own_address_toward(const std::vector<agent::HostPort>& members) {
   Result<std::string> best = Error{ErrorCode::kRetry, "etcd has no members"};
   for (const agent::HostPort& member : members) {
     auto own = own_address_toward(member);
-    if (own.ok() && !is_loopback(*own)) return own;
+    if (own.ok() && !agent::is_loopback(*own)) return own;
     if (!best.ok()) best = std::move(own);
   }
   return best;

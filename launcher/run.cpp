@@ -753,6 +753,7 @@ class Agent {
   void start_leader(std::unique_ptr<Store> store, control::Takeover takeover, HostPort former = {}) {
     LeaderOptions options;
     options.former = std::move(former);
+    options.own_host = own_host_;
     options.limits = leader_limits(values_);
     options.limits.embedded_store = !store->outlives_leader();
     options.limits.own_node = id_;
@@ -1003,7 +1004,7 @@ class Agent {
     options.limits.leader_changes = true;
     // A leader of the same process does not see where its agent is reached from outside.
     if (auto own = own_address_toward(plan_.etcd->members); own.ok())
-      options.limits.rescue_host = *std::move(own);
+      options.limits.rescue_host = own_host_ = *std::move(own);
     options.limits.rescue_after = options.limits.leader_silence + 3 * election.lease;
     // Not before a leader that waits for reports, as it may, has had the time for it.
     const Duration takeover = options.limits.leader_silence + 2 * leader_limits(values_).report_timeout;
@@ -1109,6 +1110,7 @@ class Agent {
   std::unique_ptr<Election> election_;  // where the store is etcd
   LeaderKey newest_leader_;             // that this agent has found there
   std::unique_ptr<LeaderHost> leader_;
+  std::string own_host_;                       // with etcd: where others reach this agent
   std::unique_ptr<LeaderHost> former_leader_;  // it has given the store away
   std::unique_ptr<Listener> prepared_;         // to lead, should the store come here
   std::unique_ptr<NodeAgent> node_;

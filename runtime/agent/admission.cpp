@@ -5,6 +5,8 @@
 
 namespace muster::agent {
 
+bool is_loopback(const std::string& host) { return host == "::1" || host.starts_with("127."); }
+
 std::string host_of(const std::string& address) {
   std::string host = address.substr(0, address.rfind(':'));
   if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);

@@ -15,6 +15,8 @@ namespace muster::agent {
 
 // "192.0.2.1:7000" and "[2001:db8::1]:7000" without the port.
 std::string host_of(const std::string& address);
+// A host that means another machine to whoever is on another.
+bool is_loopback(const std::string& host);
 
 // Who must leave when one more than `places` connections wait: the oldest of the host that has most of them.
 // A flood from one host, or a forgotten scanner, therefore never locks out an agent on another.

@@ -206,7 +206,8 @@ struct LeaderHost::State : std::enable_shared_from_this<LeaderHost::State> {
     });
     for (const Neighbour& agent : silent) {
       if (knocks.size() >= kAskedMax) break;
-      if (knocks.contains(agent.node)) continue;
+      const bool is_elsewhere = is_loopback(agent.host) && !is_loopback(options.own_host);
+      if (is_elsewhere || knocks.contains(agent.node)) continue;
       auto tell = [this, node = agent.node](HostAnswer answer) {
         apply(core.host_answers(now(), node, answer));
       };

@@ -22,6 +22,9 @@ struct LeaderOptions {
   // Where the leader before was reached: it is asked there whether it answers, until this one's view is
   // stored. Port 0: not known.
   HostPort former;
+  // This leader's own, as other agents are told it. Hosts on the loopback are those of its own machine only
+  // if this is, too, and are not asked otherwise.
+  std::string own_host;
 };
 
 struct LeaderCallbacks {

@@ -62,10 +62,11 @@ bool Coordinator::State::waits_for_nodes() const {
   return others || (any && needs_former_leader());
 }
 
-// Nobody of the view is left, and those that have come are too few: others that were not in it look for this
-// leader as its nodes would.
+// A node of the view is gone, and without it there are too few: others, that were not in the view, look for
+// this leader as its nodes would.
 bool Coordinator::State::newcomers_may_suffice() const {
-  return living == 0 && nodes_to_come() < limits.nodes_min && recover_until != kNever && now < recover_until;
+  if (recover_until == kNever || now >= recover_until || nodes_to_come() >= limits.nodes_min) return false;
+  return std::ranges::any_of(first_ranks, [&](const auto& entry) { return !nodes.contains(entry.first); });
 }
 
 // It was silent for as long as of any node is believed, and what it is asked now does not arrive there: that

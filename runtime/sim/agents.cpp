@@ -315,10 +315,10 @@ void World::store_view(size_t which, const StoreView& request) {
   if (leads[which]->term != 0) check_taken_over(which, request.view);
   Duration there = between(kMillisecond, 10 * kMillisecond);
   // One that lingers arrives when another may lead.
-  if (options.shared_store && options.faults && random.chance(0.05)) there = between(there, 4 * kSecond);
-  const bool store_fails = options.faults && !options.bounded_rate;
-  const bool answer_lost = store_fails && random.chance(0.03);
-  const bool request_lost = (store_fails && random.chance(0.02)) || now < store_away_until ||
+  if (options.shared_store && store_fails() && random.chance(0.05)) there = between(there, 4 * kSecond);
+  const bool writes_fail = store_fails() && !options.bounded_rate;
+  const bool answer_lost = writes_fail && random.chance(0.03);
+  const bool request_lost = (writes_fail && random.chance(0.02)) || now < store_away_until ||
                             now < agents[leads[which]->seat]->store_cut_until;
   if (answer_lost || request_lost) ++outcome.faults;
   after(there, [this, which, request, answer_lost, request_lost] {

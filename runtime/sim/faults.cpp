@@ -11,7 +11,7 @@ void World::plan_faults() {
   if (flaky) fail_again_and_again();
   if (flaky && options.seed % 2 == 0) return;  // nothing beside it, so that the node must be taken again
   if (loses_everybody) lose_everybody();
-  if (loses_everybody && options.seed % 2 == 0) return;
+  if (loses_only_everybody()) return;
   const uint64_t count = random.below(7);
   const Duration spread = between(2 * kSecond, 12 * kSecond);
   Instant when = 0;
@@ -50,7 +50,7 @@ void World::lose_everybody() {
       if (leader_finished || end_recorded) return;
       ++outcome.faults;
       lasts(0);
-      everybody_lost_alone = options.seed % 2 == 0;
+      everybody_lost_alone = loses_only_everybody();
       for (size_t i = 0; i < before; ++i) kill_agent(i, false);
     });
   });

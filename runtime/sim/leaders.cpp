@@ -25,8 +25,8 @@ void World::look(size_t index) {
   agent.looks = true;
   const Instant asked_at = agent_now(agent);
   const bool lost =
-      (options.faults && random.chance(0.02)) || now < store_away_until || now < agent.store_cut_until;
-  const bool answer_lost = options.faults && random.chance(0.03);
+      (store_fails() && random.chance(0.02)) || now < store_away_until || now < agent.store_cut_until;
+  const bool answer_lost = store_fails() && random.chance(0.03);
   if (lost || answer_lost) ++outcome.faults;
   const bool stands = now >= agent.not_before && !agent.noticed;
   after(between(kMillisecond, 10 * kMillisecond), [this, index, asked_at, lost, answer_lost, stands] {

@@ -386,6 +386,7 @@ struct World {
   HostAnswer host_answer(NodeId node);
   void ask_hosts(size_t which);
   bool was_refused(size_t which, NodeId node, Duration for_long) const;
+  bool store_fails() const { return options.faults && !loses_only_everybody(); }
   bool lease_over(size_t which);
   bool anybody_of_the_run() const;
   // Others may have its term, in a store that was emptied since, or in another.
@@ -504,6 +505,7 @@ struct World {
   void another_loss_soon(const View& view);
   void one_death_after_another();
   void drain_store_node();
+  bool loses_only_everybody() const { return loses_everybody && options.seed % 2 == 0; }
   void lose_everybody();
   void fault_at_move(const StoreMoved& to);
   MemberId some_process(bool in_view);

@@ -100,10 +100,6 @@ class Descriptors:
 
 class Launches(Training):
     """One training, over all its launches."""
-    # With etcd, where a view has lost all its nodes at once, those that have just come are frozen for twice the time that
-    # a leader waits for reports, and end as requeue then.
-    HANG_S = 200
-
     def __init__(self, options, number, store):
         super().__init__(options, "traces")
         self.store, self.job_name = store, f"traces-{number}"

@@ -121,8 +121,10 @@ class LastingStore final : public Store {
 
 class TakingOverHost : public testing::Test {
  protected:
-  void take_over(uint16_t former_port, std::vector<Neighbour> agents = {}) {
+  void take_over(uint16_t former_port, std::vector<Neighbour> agents = {},
+                 const char* own_host = "127.0.0.1") {
     LeaderOptions options;
+    options.own_host = own_host;
     options.secret = secret_of_job();
     options.former = {"127.0.0.1", former_port};
     options.limits.embedded_store = false;
@@ -201,6 +203,18 @@ TEST_F(TakingOverHost, GoesOnWithoutTheFormerLeadersNodeWhereItsAgentIsRefusedTo
   closed.refuse();
   take_over(closed.port(), {{1, "a", "127.0.0.1", closed.port()}});
   EXPECT_TRUE(run_until(loop_, [&] { return installed_; }));
+}
+
+// A loopback of another machine: here nobody holds that port, which says nothing.
+TEST_F(TakingOverHost, AsksNoHostThatIsOnlyKnownAsTheLoopbackOfAnother) {
+  SilentPort closed;
+  closed.refuse();
+  take_over(closed.port(), {{1, "a", "127.0.0.1", closed.port()}}, "192.0.2.1");
+  ASSERT_TRUE(run_until(loop_, [&] { return reported_; }));
+  const Instant until = now() + 3 * KnockTimes{}.patience;
+  // Reason for the wait: that nothing happens can only be seen by looking for a while.
+  ASSERT_TRUE(run_until(loop_, [&] { return now() >= until; }));
+  EXPECT_FALSE(installed_);
 }
 
 // ---- an agent that has the job's secret and sends what no agent would; and what others make of its bytes

@@ -359,6 +359,19 @@ TEST_F(HostsAsked, OthersThatHaveJustComeAreWaitedForAsTheViewsNodesWouldBe) {
   EXPECT_EQ(world(), (std::vector<MemberId>{400, 500}));
 }
 
+TEST_F(HostsAsked, MembersThatAreLeftWaitForThoseThatWereNotInTheView) {
+  nodes_min = 2;
+  take_over(2);
+  comes(2);
+  reports(2, 12);
+  answers(1, HostAnswer::kRefused);
+  EXPECT_EQ(leader->phase(), "agreeing") << "another may be looking for the leader";
+  newcomer_comes(4);
+  EXPECT_EQ(leader->phase(), "running");
+  EXPECT_EQ(world(), (std::vector<MemberId>{200})) << "it learns in this view";
+  EXPECT_TRUE(sent<End>(all).empty());
+}
+
 TEST_F(HostsAsked, TooFewThatHaveComeEndTheJobAsRequeue) {
   nodes_min = 2;
   const Instant began = now;
