@@ -3,7 +3,7 @@
 namespace muster {
 namespace {
 
-constexpr uint32_t kMagic = 0x3143554dU;  // "MUC1": format version 1
+constexpr uint32_t kMagic = 0x3243554dU;  // "MUC2": format version 2, with lists of listeners
 constexpr uint32_t kMaxField = 64 * 1024;
 
 void append(ByteBuffer& out, ByteSpan field) {

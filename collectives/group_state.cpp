@@ -181,14 +181,14 @@ size_t GroupState::check_deadline() {
   const CollectivePtr operation = first_due();
   if (operation->deadline == kNever) return 0;
   const Instant time = now();
-  const bool asked = inquired_ == operation->signature.sequence;
-  const Duration late = time - (asked ? operation->deadline : inquiry_at(*operation));
+  const Duration late = time - (operation->asked ? operation->deadline : inquiry_at(*operation));
   if (late < 0) return 0;
-  if (late >= kHeldUp && operation->held_up == 0) {
-    operation->held_up = late;
+  if (gets_fresh_bound(late, operation->fresh_bounds)) {
+    ++operation->fresh_bounds;
+    operation->held_up += late;
     operation->deadline = std::max(operation->deadline, time + fresh_bound(late));
     inquire(*operation, time);
-  } else if (!asked) {
+  } else if (!operation->asked) {
     inquire(*operation, time);
   } else {
     fail(verdict(*operation, late));
@@ -200,13 +200,13 @@ size_t GroupState::check_deadline() {
 void GroupState::inquire(CollectiveOperation& operation, Instant time) {
   const Duration allowed = std::max<Duration>(operation.deadline - operation.issued, 0);
   operation.deadline = std::max(operation.deadline, time + engine_->inquiry_time(allowed));
-  inquired_ = operation.signature.sequence;
+  operation.asked = true;
   engine_->inquire(operation);
 }
 
 Failure GroupState::verdict(const CollectiveOperation& operation, Duration late) const {
   const std::string me = "rank " + std::to_string(rank_);
-  if (late >= kHeldUp)
+  if (late >= kStopped)
     return {ErrorCode::kReconfigure, "the deadline passed while " + me + " itself was held up", {rank_}};
   Failure failure = engine_->blame(operation);
   if (operation.held_up > 0)
@@ -219,8 +219,7 @@ Instant GroupState::next_deadline() const {
   const Instant earliest = transfers_.next_deadline();
   if (pending_.empty()) return earliest;
   const CollectiveOperation& first = *first_due();
-  const bool asked = inquired_ == first.signature.sequence;
-  return std::min(earliest, asked ? first.deadline : inquiry_at(first));
+  return std::min(earliest, first.asked ? first.deadline : inquiry_at(first));
 }
 
 void GroupState::set_sleeping(bool sleeping) { engine_->set_sleeping(sleeping); }

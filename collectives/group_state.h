@@ -140,8 +140,7 @@ class GroupState final : public Driven, public std::enable_shared_from_this<Grou
   std::array<Signature, 16> signatures_{};  // of the last ones that were issued, by sequence
   uint64_t ended_well_ = 0;                 // when it failed
   uint64_t history_ = 0;
-  int idle_ = 0;                    // calls of advance() since the clock was read
-  uint64_t inquired_ = UINT64_MAX;  // sequence of the operation that was inquired about
+  int idle_ = 0;  // calls of advance() since the clock was read
   bool open_ = false;
 };
 

@@ -72,6 +72,8 @@ void CollectiveOperation::clear() {
   digest = 0;
   issued = 0;
   deadline = kNever;
+  asked = false;
+  fresh_bounds = 0;
   held_up = 0;
   inputs.clear();
   output = nullptr;

@@ -103,10 +103,19 @@ struct ProbeKind {
 
 // A rank that looks at a deadline so much after it was itself held up: stopped, or without a processor. What
 // its peers have sent meanwhile it has not seen, and what they wait for it has not sent, so it may not blame
-// them before they had a fresh bound, which is given once.
+// them before they had a fresh bound. That is given once where it was stopped, so that it names itself the
+// next time, and a few times where it may only lack a processor, which is no fault: then who is blamed are
+// those that have not answered.
 constexpr Duration kHeldUp = 100 * kMillisecond;
+constexpr Duration kStopped = 500 * kMillisecond;
+constexpr int kFreshBoundsMax = 3;
 constexpr Duration fresh_bound(Duration held_up) {
   return std::clamp<Duration>(held_up, 250 * kMillisecond, 5 * kSecond);
+}
+
+// Whether one that was given so many of them gets another.
+constexpr bool gets_fresh_bound(Duration late, int given) {
+  return late >= kHeldUp && (given == 0 || (late < kStopped && given < kFreshBoundsMax));
 }
 
 struct CollectiveOperation : Operation {
@@ -114,7 +123,9 @@ struct CollectiveOperation : Operation {
   uint64_t digest = 0;  // of the signature
   Instant issued = 0;
   Instant deadline = kNever;
-  Duration held_up = 0;  // this rank was, for so long, when the deadline passed for the first time
+  bool asked = false;                    // who is alive
+  int fresh_bounds = 0;                  // that it was given
+  Duration held_up = 0;                  // this rank was, for so long in all, when these were given
   std::vector<const std::byte*> inputs;  // one, or one for each aligned node of this rank
   std::byte* output = nullptr;
   double factor = 1;             // premul_sum

@@ -292,10 +292,17 @@ size_t RankTransfers::check_deadlines(Instant time) {
   });
   if (first == nullptr || time < first->deadline) return 0;
   const Duration late_by = time - first->deadline;
-  if (late_by >= kHeldUp && !std::exchange(first->held_up, true))
+  if (gets_fresh_bound(late_by, first->fresh_bounds)) {
+    ++first->fresh_bounds;
     first->deadline = time + fresh_bound(late_by);
-  else
-    group_.fail(late(*first));
+    return 1;
+  }
+  Failure failure = late(*first);
+  if (late_by >= kStopped) {
+    failure.reason += "; the deadline passed while this rank itself was held up";
+    failure.suspects = {group_.rank()};
+  }
+  group_.fail(std::move(failure));
   return 1;
 }
 

@@ -63,7 +63,7 @@ struct TransferOperation : Operation {
   uint64_t count = 0;
   std::byte* data = nullptr;  // of a send: only read
   Instant deadline = kNever;
-  bool held_up = false;  // this rank was, when the deadline passed for the first time
+  int fresh_bounds = 0;  // that it was given (operation.h)
 
   uint64_t id = 0;       // of the send
   bool matched = false;  // granted or taken, that is, where it is a send

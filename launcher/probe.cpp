@@ -16,6 +16,7 @@ namespace muster::launcher {
 namespace {
 
 using namespace probe;
+using checkpoint::hex64;
 
 constexpr char kHelp[] =
     "show what this host makes of arithmetic and of the C library's functions, which all hosts of a job must "
@@ -27,8 +28,10 @@ constexpr char kHelp[] =
 Json json_of(const HostProbe& host) {
   Json parts = Json::object();
   for (size_t p = 0; p < kParts; ++p) parts[name_of(static_cast<Part>(p))] = hex64(host[p]);
-  return {
-      {"host", host_name()}, {"libc", gnu_get_libc_version()}, {"muster", MUSTER_VERSION}, {"parts", parts}};
+  return {{"host", agent::host_name()},
+          {"libc", gnu_get_libc_version()},
+          {"muster", MUSTER_VERSION},
+          {"parts", parts}};
 }
 
 int show(bool json) {
@@ -37,7 +40,7 @@ int show(bool json) {
     std::printf("%s\n", json_of(host).dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
     return 0;
   }
-  Table table({"part", "digest on " + host_name()});
+  Table table({"part", "digest on " + agent::host_name()});
   for (size_t p = 0; p < kParts; ++p) table.add({name_of(static_cast<Part>(p)), hex64(host[p])});
   table.print();
   return 0;

@@ -51,7 +51,7 @@ bool Comparison::differ(std::span<const int64_t, kCount> combined) {
 Result<std::optional<probe::Difference>> Comparison::find(Group& group, Instant deadline,
                                                           std::vector<int>& suspects) {
   Row mine{host_.value_or(probe::HostProbe{}), program_, {}};
-  const std::string name = host_name();
+  const std::string name = agent::host_name();
   name.copy(mine.name, sizeof mine.name - 1);
   std::vector<Row> rows(static_cast<size_t>(group.size()));
   const Work gathered = group.all_gather(&mine, rows.data(), sizeof mine, DType::kUInt8, deadline);

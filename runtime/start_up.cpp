@@ -203,8 +203,10 @@ Status Run::take_shared_folder(Group& group) {
   const Status listed = group.rank() == 0 ? shared.take_folder(true) : ok();
   Verdict taken = Verdict::kGood;
   if (!listed.ok()) {
-    // Another job's, or, where this one is on its way already, one of its own that is still busy.
-    const bool is_busy = listed.error().code == ErrorCode::kRetry && fresh != Verdict::kGood;
+    // Another job's, or, where this one is on its way already, one of its own that is still busy: it may have
+    // been excluded, and not know that.
+    const bool on_its_way = fresh != Verdict::kGood || view_.generation.counter > 1;
+    const bool is_busy = listed.error().code == ErrorCode::kRetry && on_its_way;
     taken = is_busy ? Verdict::kUnable : Verdict::kMisuse;
   }
   MUSTER_ASSIGN(const Verdict owned, combine(group, taken, deadline));

@@ -60,8 +60,8 @@ class Tiers {
 
   const control::Member self_;
   const Saver::Say say_;
+  std::unique_ptr<Saver> local_;  // outlives the other, whose drains read what it saved
   Saver shared_;
-  std::unique_ptr<Saver> local_;
 };
 
 // The members of the view on that node, in rank order: they make its local saves.

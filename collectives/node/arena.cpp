@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 namespace muster {
@@ -80,7 +81,9 @@ void Arena::release(std::byte* data) {
   const std::lock_guard lock(mutex_);
   const auto found = used_.find(static_cast<uint64_t>(data - view_.base()));
   if (found == used_.end()) return;
-  madvise(data, found->second, MADV_REMOVE);
+  // Whoever gets it next gets zeros, also where it cannot be taken out, as of a process that has locked its
+  // pages.
+  if (madvise(data, found->second, MADV_REMOVE) != 0) std::memset(data, 0, found->second);
   used_.erase(found);
 }
 

@@ -75,6 +75,26 @@ bool holds(ByteSpan bytes, ByteSpan part) {
   return std::search(bytes.begin(), bytes.end(), part.begin(), part.end()) != bytes.end();
 }
 
+bool is_loopback(const SocketName& name) {
+  constexpr std::array<uint8_t, 16> kLoopback6 = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1};
+  return name.family == AF_INET ? name.address[0] == 127 : name.address == kLoopback6;
+}
+
+// What another host calls its loopback, or its bridge to containers, is here this host's own: a connection
+// to it would be some service's. Of who has all the addresses that this process has, it is the same host.
+std::vector<SocketName> reachable(const std::vector<SocketName>& peers, const std::vector<SocketName>& own) {
+  const auto is_here = [&](const SocketName& name) {
+    return std::ranges::any_of(own, [&](const SocketName& mine) {
+      return mine.family == name.family && mine.address == name.address;
+    });
+  };
+  if (std::ranges::all_of(peers, is_here)) return peers;
+  std::vector<SocketName> found;
+  std::ranges::copy_if(peers, std::back_inserter(found),
+                       [&](const SocketName& name) { return !is_loopback(name) && !is_here(name); });
+  return found;
+}
+
 void add_sorted(std::vector<SocketName>& names, const SocketName& name) {
   const auto place = std::ranges::lower_bound(names, name);
   if (place == names.end() || *place != name) names.insert(place, name);
@@ -119,12 +139,11 @@ Result<ByteSpan> UcxSockets::add_peer(ByteSpan bytes) {
     return Error{
         ErrorCode::kMisuse,
         "the UCX address of a peer cannot be read; all processes must run the same version of muster"};
+  std::vector<SocketName> names(header.count);
+  if (!names.empty())
+    std::memcpy(names.data(), bytes.data() + sizeof header, names.size() * sizeof(SocketName));
   const ForkHold hold;
-  for (uint32_t i = 0; i < header.count; ++i) {
-    SocketName name;
-    std::memcpy(&name, bytes.data() + sizeof header + i * sizeof name, sizeof name);
-    add_sorted(peers_, name);
-  }
+  for (const SocketName& name : reachable(names, own_)) add_sorted(peers_, name);
   return bytes.subspan(list_bytes(header.count));
 }
 

@@ -353,6 +353,8 @@ Instant Coordinator::State::next_deadline() const {
   next = std::min(next, *nodes_due);
   if (phase == Phase::kEnded) return next;
   for (const auto& [id, since] : change.mute) possible_at(since + limits.partition_wait);
+  if (phase == Phase::kAgreeing && !limits.embedded_store)
+    possible_at(change.agreeing_since + limits.resign_wait);
   possible_at(returns_until());
   possible_at(recover_until);
   if (recover_until != kNever && change.heard_again != kNever)

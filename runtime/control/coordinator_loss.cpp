@@ -178,6 +178,12 @@ bool Coordinator::State::is_proven_dead(NodeId id) const {
   return is_refused(id) && now >= nodes.at(id).refused_since + limits.refusal_wait;
 }
 
+// Is not waited for. One refusal may be a firewall's that is being loaded: what only that node may hold is
+// worth more of them.
+bool Coordinator::State::is_given_up(NodeId id) const {
+  return is_proven_dead(id) || (is_refused(id) && is_base_as_new());
+}
+
 void Coordinator::State::note_return(NodeId node) {
   if (!living_on_node(node).empty()) change.heard_again = now;
 }

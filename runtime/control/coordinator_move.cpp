@@ -76,7 +76,7 @@ bool Coordinator::State::store_leaves() const {
 // While a save by all would still fit. How long that takes is not known before one was measured.
 Instant Coordinator::State::move_until(Instant deadline, Instant noticed_at) const {
   if (deadline == kNever) return noticed_at + limits.move_patience;
-  const NoticePlan instead = plan_until(deadline, 0, 0);
+  const NoticePlan instead = plan_until(deadline, 0, 0, false);
   const Duration save = instead.needs >= 0 ? instead.needs : (deadline - noticed_at) / 2;
   return deadline - std::max(limits.move_reserve, save);
 }
@@ -106,6 +106,7 @@ void Coordinator::State::stop_for_store(const std::string& why) {
 }
 
 void Coordinator::State::settle_move() {
+  give_up_drain("the store leaves its node");
   if (now >= move_until(store_deadline, store_noticed_at))
     return stop_for_store("too little of the notice's time is left");
   if (!store_move || why_no_store(nodes.at(store_move->to)) != nullptr) return offer_store();

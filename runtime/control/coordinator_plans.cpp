@@ -286,7 +286,7 @@ void Coordinator::State::settle_drains() {
   }
   if (store_leaves()) return stop_for_store("too few would be left");
   if (!told) {
-    const NoticePlan plan = plan_until(drain_deadline, 0, static_cast<uint32_t>(holding_nodes));
+    const NoticePlan plan = plan_until(drain_deadline, 0, static_cast<uint32_t>(holding_nodes), false);
     hands_over = plan.kind == NoticePlan::kHandOver;
     if (hands_over) say_plan(plan);
   }

@@ -61,9 +61,13 @@ void Coordinator::State::local_save_due(MemberId id, const SaveDue& due) {
 
 // True: a node's own saves are to be the source, and nobody has to keep its state still. Not twice in a row
 // without success, so that a node that cannot save for itself costs the shared folder no more than one
-// interval.
+// interval; or two of the nodes' own, where these are the longer ones.
 bool Coordinator::State::put_off(Version version) {
   if (!save_drains.wanted) return false;
+  if (save_drains.due && version <= *save_drains.due + 2 * save_drains.apart) {
+    to_view(SaveClosed{0, false, "the one that was due before is made from the nodes' own saves", version});
+    return true;
+  }
   const bool overdue = save_drains.due && *save_drains.due < version;
   const bool failed = std::exchange(save_drains.failed, false);
   save_drains.due.reset();
@@ -91,6 +95,7 @@ void Coordinator::State::note_local_save(const Save& save) {
   if (!save_drains.wanted || (limits.rules.drains_of_view && save.in != view.generation)) return;
   if (save.version <= save_drains.on_all_nodes || ++save_drains.saved[save.version] < first_ranks.size())
     return;
+  if (save_drains.on_all_nodes != kNoVersion) save_drains.apart = save.version - save_drains.on_all_nodes;
   save_drains.on_all_nodes = save.version;
   save_drains.saved.erase(save_drains.saved.begin(), save_drains.saved.upper_bound(save.version));
   open_drain();
@@ -98,7 +103,7 @@ void Coordinator::State::note_local_save(const Save& save) {
 
 void Coordinator::State::open_drain() {
   const Version version = save_drains.on_all_nodes;
-  if (!save_drains.due || version < *save_drains.due || stop ||
+  if (!save_drains.due || version < *save_drains.due || stop || drains_wanted() || store_leaves() ||
       why_no_save_now(shared_save_open()) != nullptr)
     return;
   save_drains.due.reset();

@@ -71,6 +71,7 @@ struct Change {
   uint32_t attempt = 0;  // of StoreView, then of Install
   uint32_t store_tries = 0;
   Instant began = 0;
+  Instant agreeing_since = 0;  // from here on hosts are asked who they still have
   std::map<MemberId, Report> reports;
   size_t awaited_from = 0;           // no member of the view below this rank is awaited; 0: not looked
   std::set<MemberId> knows_view;     // of the next view's: what they are told is the difference from this one
@@ -174,6 +175,7 @@ struct SaveDrains {
   bool wanted = false;                // by a member
   std::map<Version, size_t> saved;    // in this view: by so many nodes, not yet by all
   Version on_all_nodes = kNoVersion;  // in this view: the newest that each of them has saved
+  Version apart = 0;                  // the newest of these and the one before; 0: there was none
   std::optional<Version> due;         // put off: the first of these that is as new is drained
   bool failed = false;                // the newest one
 };
@@ -400,6 +402,8 @@ struct Coordinator::State {
   void on_host_answer(NodeId id, HostAnswer answer);
   bool is_refused(NodeId id) const;
   bool is_proven_dead(NodeId id) const;
+  bool is_given_up(NodeId id) const;
+  bool is_base_as_new() const;
   Instant returns_until() const;
   void ask_again(NodeId node);
   void resume_node(const NodeRecord& node);
@@ -561,6 +565,7 @@ struct Coordinator::State {
   NoticePlan plan_of_stop(Instant notice_deadline);
   void say_plan(const NoticePlan& plan);
   bool save_in_flight() const;
+  bool finishes_drain() const;
 
   // ---- end
   void on(NodeId from, MemberId id, const Leaving& leaving);

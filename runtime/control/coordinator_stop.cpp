@@ -97,6 +97,12 @@ bool Coordinator::State::save_in_flight() const {
   });
 }
 
+// One that is all that fits: a stop-save would take the disk from it, and come too late itself.
+bool Coordinator::State::finishes_drain() const {
+  if (!stop || !stop->only_finish) return false;
+  return std::any_of(saves.begin(), saves.end(), [](const auto& entry) { return entry.second.drain; });
+}
+
 NoticePlan Coordinator::State::plan_until(Instant notice_deadline, uint32_t nodes_staying,
                                           uint32_t nodes_holding, bool with_drain) const {
   NoticeFacts facts;

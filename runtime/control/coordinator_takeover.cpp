@@ -42,7 +42,7 @@ void Coordinator::State::take_over(Takeover found) {
   }
   change = Change{};
   change.why = "a new leader has taken over";
-  change.began = now;
+  change.began = change.agreeing_since = now;
   change.asked = ++attempts;
   phase = Phase::kAgreeing;
   phase_deadline = kNever;  // until a node is heard
@@ -53,7 +53,7 @@ void Coordinator::State::take_over(Takeover found) {
 bool Coordinator::State::waits_for_nodes() const {
   if (recover_until == kNever || now >= recover_until) return false;
   const auto is_awaited = [&](const Member& member) {
-    return lives(member.id) && node_silent(member.node) && !is_refused(member.node);
+    return lives(member.id) && node_silent(member.node) && !is_given_up(member.node);
   };
   const bool others = std::any_of(view.members.begin(), view.members.end(), [&](const Member& member) {
     return is_awaited(member) && member.node != former_leader;
@@ -65,7 +65,8 @@ bool Coordinator::State::waits_for_nodes() const {
 // A node of the view is gone, and without it there are too few: others, that were not in the view, look for
 // this leader as its nodes would.
 bool Coordinator::State::newcomers_may_suffice() const {
-  if (recover_until == kNever || now >= recover_until || nodes_to_come() >= limits.nodes_min) return false;
+  const bool enough = living > 0 ? enough_nodes_able() : nodes_to_come() >= limits.nodes_min;
+  if (recover_until == kNever || now >= recover_until || enough) return false;
   return std::ranges::any_of(first_ranks, [&](const auto& entry) { return !nodes.contains(entry.first); });
 }
 
@@ -84,11 +85,16 @@ bool Coordinator::State::needs_former_leader() const {
   if (change.heard_again == kNever) return true;
   if (now < change.heard_again + limits.former_wait && !former_is_gone()) return true;
   if (nodes_able() < limits.nodes_min) return true;  // the job could only be saved, and stop
+  return !is_base_as_new();
+}
+
+// Without those that have not reported nothing is lost that is known of.
+bool Coordinator::State::is_base_as_new() const {
   const auto reports = reports_of_living();
   const Version base = base_of(reports).base;
-  return base == kNoVersion || base < view.base ||
-         std::any_of(reports.begin(), reports.end(),
-                     [&](const auto& entry) { return entry.second.version > base; });
+  return base != kNoVersion && base >= view.base &&
+         std::none_of(reports.begin(), reports.end(),
+                      [&](const auto& entry) { return entry.second.version > base; });
 }
 
 // Its address is not in the store, and it alone knows it.

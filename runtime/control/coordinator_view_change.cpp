@@ -21,7 +21,7 @@ void Coordinator::State::begin_view_change(const std::string& why) {
   change = Change{};
   store_move.reset();  // the next view is offered anew
   change.why = why;
-  change.began = now;
+  change.began = change.agreeing_since = now;
   change.asked = ++attempts;
   phase = Phase::kAgreeing;
   phase_deadline = now + limits.report_timeout;
@@ -108,7 +108,8 @@ Coordinator::State::Silence Coordinator::State::silence_in_view() const {
     silence.unproven.insert(node);
     silence.about_to_be_proven += is_refused(node) ? 1 : 0;
     const auto mute = change.mute.find(node);
-    const Instant since = node_silent(node) ? nodes.at(node).silent_since : mute->second;
+    Instant since = node_silent(node) ? nodes.at(node).silent_since : mute->second;
+    if (!limits.embedded_store) since = std::max(since, change.agreeing_since);
     if (!is_refused(node)) silence.lasts = std::min(silence.lasts, now - since);
   }
   return silence;
@@ -146,7 +147,7 @@ bool Coordinator::State::exclude_silent_nodes() {
     return false;
   }
   const bool others_may_return = std::ranges::any_of(silence.nodes, [&](NodeId node) {
-    return !is_refused(node) && (node != former_leader || !former_is_gone());
+    return !is_given_up(node) && (node != former_leader || !former_is_gone());
   });
   const Instant until = others_may_return ? returns_until() : kNever;
   if (until != kNever && now < until) return false;
@@ -301,6 +302,7 @@ void Coordinator::State::next_is_stored() {
   change.store_tries = 0;
   if (!change.planned) {
     phase = Phase::kAgreeing;  // the reports stand: those who gave them still wait
+    change.agreeing_since = now;
     phase_deadline = now + limits.report_timeout;
   } else if (view.members.empty()) {
     phase = Phase::kForming;
@@ -450,13 +452,18 @@ void Coordinator::State::go() {
   for (auto& [id, node] : nodes)
     node.newest_local_save = node.newest_local_durable == view.base ? view.base : kNoVersion;
   last_save_waits.reset();
+  if (save_drains.due && *save_drains.due > view.base) save_drains.due.reset();  // it is made again
   if (limits.rules.drains_of_view) {
     save_drains.saved.clear();
     save_drains.on_all_nodes = kNoVersion;
+    save_drains.apart = 0;
   }
   begin_pace();
   compare_saves_again();
-  if (stop) open_save(view.base, true);
+  if (stop && !finishes_drain()) {
+    give_up_drain("the job is being stopped");
+    open_save(view.base, true);
+  }
   to_view(Go{view.generation});
   if (!limits.rules.digest_checked) confirm_base();
 }

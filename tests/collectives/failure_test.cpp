@@ -477,6 +477,34 @@ TEST_P(HeldUp, WhoWasItselfStoppedGivesTheOthersAFreshBound) {
   });
 }
 
+// Each of several operations that wait together has its end, whatever their deadlines. With equal ones each
+// made the other forget that it had asked, for ever.
+TEST_P(HeldUp, OperationsThatWaitTogetherEndAtTheirDeadlines) {
+  for (const Duration apart : {Duration{0}, 20 * kMicrosecond, 150 * kMillisecond}) {
+    run_world(GetParam(), 2, [&](Member& member) {
+      std::vector<float> in(1000, 1.0F), first(1000), second(1000);
+      member.expect_ok(member.group.barrier(member.soon()).wait(), "barrier");
+      if (member.rank == 0) {
+        const Instant deadline = now() + 700 * kMillisecond;
+        const auto all_reduce = [&](std::vector<float>& out, Instant until) {
+          return member.group.all_reduce(in.data(), out.data(), in.size(), DType::kFloat32, ReduceOp::kSum,
+                                         until);
+        };
+        const Work one = all_reduce(first, deadline + apart);
+        const Work other = all_reduce(second, deadline);
+        const Instant began = now();
+        const Status status = one.wait();
+        member.expect(!status.ok() && one.suspects() == std::vector<int>{1},
+                      status.ok() ? "no error" : status.error().message);
+        member.expect(!other.wait().ok(), "the other has an end, too");
+        member.expect(now() - began < 20 * kSecond, "it took too long");
+        member.process->mark(0) = 1;
+      }
+      member.process->wait_until([&] { return member.process->mark(0) == 1; });
+    });
+  }
+}
+
 // It may be stopped again: then it says so, and blames nobody else.
 TEST_P(HeldUp, WhoIsStoppedAgainBlamesItself) {
   constexpr int kStopped = 1;

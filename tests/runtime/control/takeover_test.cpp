@@ -367,9 +367,12 @@ TEST_F(HostsAsked, MembersThatAreLeftWaitForThoseThatWereNotInTheView) {
   answers(1, HostAnswer::kRefused);
   EXPECT_EQ(leader->phase(), "agreeing") << "another may be looking for the leader";
   newcomer_comes(4);
+  tick_at(now + limits.refusal_wait);
   EXPECT_EQ(leader->phase(), "running");
   EXPECT_EQ(world(), (std::vector<MemberId>{200})) << "it learns in this view";
   EXPECT_TRUE(sent<End>(all).empty());
+  for (const auto& [to, open] : sent<SaveOpen>(all))
+    EXPECT_FALSE(open.stop) << "nothing but a newcomer has come";
 }
 
 TEST_F(HostsAsked, TooFewThatHaveComeEndTheJobAsRequeue) {
