@@ -7,9 +7,9 @@ namespace {
 
 class HostSums final : public GradientSums {
  public:
-  HostSums(AccumulationPlan plan, size_t count, std::shared_ptr<SumBuffers> kept)
-      : buffers_(std::move(kept)),
-        accumulator_(std::move(plan), take(*buffers_, static_cast<size_t>(plan.buffers), count), count) {}
+  // `buffers` are of `memory`.
+  HostSums(AccumulationPlan plan, size_t count, std::vector<float*> buffers, std::shared_ptr<void> memory)
+      : memory_(std::move(memory)), accumulator_(std::move(plan), std::move(buffers), count) {}
 
   void reset() override {
     accumulator_.reset();
@@ -34,14 +34,7 @@ class HostSums final : public GradientSums {
   std::vector<const float*> partials(size_t begin) const override { return accumulator_.partials(begin); }
 
  private:
-  static std::vector<float*> take(SumBuffers& buffers, size_t wanted, size_t count) {
-    while (buffers.size() < wanted) buffers.push_back(std::make_unique_for_overwrite<float[]>(count));
-    std::vector<float*> pointers;
-    for (size_t i = 0; i < wanted; ++i) pointers.push_back(buffers[i].get());
-    return pointers;
-  }
-
-  const std::shared_ptr<SumBuffers> buffers_;
+  const std::shared_ptr<void> memory_;
   Accumulator accumulator_;
   size_t fetched_ = 0;
 };
@@ -50,7 +43,19 @@ class HostSums final : public GradientSums {
 
 std::unique_ptr<GradientSums> host_sums(AccumulationPlan plan, size_t count,
                                         std::shared_ptr<SumBuffers> kept) {
-  return std::make_unique<HostSums>(std::move(plan), count, std::move(kept));
+  const auto wanted = static_cast<size_t>(plan.buffers);
+  while (kept->size() < wanted) kept->push_back(std::make_unique_for_overwrite<float[]>(count));
+  std::vector<float*> pointers;
+  for (size_t i = 0; i < wanted; ++i) pointers.push_back((*kept)[i].get());
+  return std::make_unique<HostSums>(std::move(plan), count, std::move(pointers), std::move(kept));
+}
+
+std::unique_ptr<GradientSums> shared_sums(AccumulationPlan plan, size_t count,
+                                          std::vector<SharedBuffer> buffers) {
+  std::vector<float*> pointers;
+  for (const SharedBuffer& buffer : buffers) pointers.push_back(buffer.as<float>());
+  auto memory = std::make_shared<std::vector<SharedBuffer>>(std::move(buffers));
+  return std::make_unique<HostSums>(std::move(plan), count, std::move(pointers), std::move(memory));
 }
 
 }  // namespace muster

@@ -8,6 +8,7 @@
 
 #include "collectives/bucket_reduction.h"
 #include "collectives/lane_tree.h"
+#include "collectives/shared_buffer.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/result.h"
 
@@ -45,5 +46,8 @@ using SumBuffers = std::vector<std::unique_ptr<float[]>>;
 // elements, which are gone: fresh pages cost more than all else here.
 std::unique_ptr<GradientSums> host_sums(AccumulationPlan plan, size_t count,
                                         std::shared_ptr<SumBuffers> kept = std::make_shared<SumBuffers>());
+// The same in memory of a group, plan.buffers of them, of `count` elements each.
+std::unique_ptr<GradientSums> shared_sums(AccumulationPlan plan, size_t count,
+                                          std::vector<SharedBuffer> buffers);
 
 }  // namespace muster

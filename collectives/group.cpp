@@ -45,6 +45,7 @@ Group::~Group() { state_->close({ErrorCode::kReconfigure, "the group was closed"
 int Group::rank() const { return state_->rank(); }
 int Group::size() const { return state_->size(); }
 Generation Group::generation() const { return state_->generation(); }
+bool Group::shares_memory() const { return state_->engine()->arena() != nullptr; }
 std::string_view Group::medium() const { return state_->engine()->medium(); }
 void Group::revoke(Error reason, Tell tell) { state_->revoke(std::move(reason), tell == Tell::kPeers); }
 void Group::revoke_as_unable(std::string_view what) {

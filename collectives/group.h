@@ -49,6 +49,8 @@ class Group {
   // How ranks talk: "shared memory", or the transport's name; for logs and tests.
   std::string_view medium() const;
 
+  // Whether allocate() gives memory that the ranks share.
+  bool shares_memory() const;
   // Memory that operations need not copy, see shared_buffer.h. From any thread.
   Result<SharedBuffer> allocate(size_t bytes);
 

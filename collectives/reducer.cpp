@@ -57,14 +57,19 @@ std::unique_ptr<BucketReduction> reduction_of(Group& group, const CanonicalLayou
 
 class HostMean final : public ReducedMean {
  public:
-  explicit HostMean(size_t count) : values_(count) {}
+  explicit HostMean(size_t count) : own_(count), values_(own_) {}
+  // In memory of a group, which is zeros.
+  HostMean(SharedBuffer memory, size_t count)
+      : shared_(std::move(memory)), values_(shared_.as<float>(), count) {}
   float* target() override { return values_.data(); }
   Status bring_to_host() override { return ok(); }
   std::span<float> on_host() override { return values_; }
   Status wait_on_host(Instant) const override { return ok(); }
 
  private:
-  std::vector<float> values_;
+  std::vector<float> own_;
+  SharedBuffer shared_;
+  std::span<float> values_;
 };
 
 }  // namespace
@@ -93,6 +98,24 @@ Reducer::Reducer(Group& group, CanonicalLayout layout, size_t count, size_t buck
                  std::optional<Compression> compression)
     : Reducer(group, layout, count, bucket, compression,
               host_sums(accumulation(layout, group.rank(), compression.has_value()), count)) {}
+
+std::unique_ptr<Reducer> Reducer::in_memory_of(Group& group, const CanonicalLayout& layout,
+                                               const AccumulationPlan& plan, size_t count, size_t bucket,
+                                               size_t beside) {
+  if (!group.shares_memory()) return nullptr;
+  const auto take = [&](size_t elements) { return group.allocate(elements * sizeof(float)); };
+  std::vector<SharedBuffer> buffers;
+  for (int i = 0; i < plan.buffers; ++i) {
+    auto buffer = take(count);
+    if (!buffer.ok()) return nullptr;
+    buffers.push_back(std::move(*buffer));
+  }
+  auto mean = take(count + beside);
+  if (!mean.ok()) return nullptr;
+  return std::make_unique<Reducer>(std::make_unique<PlainReduction>(group, layout),
+                                   std::make_shared<HostMean>(std::move(*mean), count + beside), count,
+                                   bucket, shared_sums(plan, count, std::move(buffers)));
+}
 
 Reducer::~Reducer() = default;
 

@@ -55,6 +55,12 @@ class Reducer {
   Reducer(Group& group, CanonicalLayout layout, size_t count, size_t bucket,
           std::optional<Compression> compression, std::unique_ptr<GradientSums> sums, size_t beside = 0,
           LaneFeedback* feedback = nullptr);
+  // Where the ranks share a node and nothing is compressed: the sums, of `plan`, and the mean lie in memory
+  // of the group, where its operations copy nothing. The mean lies there safely: nobody writes into an output
+  // of an operation that has ended well. Null where the group has no such memory for them.
+  static std::unique_ptr<Reducer> in_memory_of(Group& group, const CanonicalLayout& layout,
+                                               const AccumulationPlan& plan, size_t count, size_t bucket,
+                                               size_t beside = 0);
   // Of sums that `reduction` takes as they are, wherever they lie; `mean` has memory for `count` elements.
   Reducer(std::unique_ptr<BucketReduction> reduction, std::shared_ptr<ReducedMean> mean, size_t count,
           size_t bucket, std::unique_ptr<GradientSums> sums);

@@ -714,9 +714,13 @@ Result<std::unique_ptr<Reducer>> Run::reducer_of_view() {
   AccumulationPlan plan = feedback != nullptr
                               ? Reducer::accumulation(layout, *feedback)
                               : Reducer::accumulation(layout, group_->rank(), compression.has_value());
+  const size_t beside = state_.lane_values().words();
+  if (!devices_ && !compression && options_.gradient_memory == Memory::kHost) {
+    if (auto shared = Reducer::in_memory_of(*group_, layout, plan, gradient_count_, bucket, beside))
+      return shared;
+  }
   void* const reader = devices_ ? devices_->stream() : nullptr;
   MUSTER_ASSIGN(auto sums, memory_.gradients->make_sums(std::move(plan), gradient_count_, reader));
-  const size_t beside = state_.lane_values().words();
   if (devices_)
     return devices_->make_reducer(layout, gradient_count_, bucket, compression, std::move(sums), beside);
   return std::make_unique<Reducer>(*group_, layout, gradient_count_, bucket, compression, std::move(sums),

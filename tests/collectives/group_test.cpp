@@ -751,12 +751,11 @@ void add_in_parts(const Member& member, Reducer& reducer, int microbatch, std::v
   }
 }
 
-void test_canonical(const Member& member, int microbatches, int lanes, size_t count, bool zeros,
-                    size_t bucket = 1000) {
-  const CanonicalLayout layout{microbatches, lanes, assign_lanes(lanes, member.size)};
+void check_canonical(const Member& member, Reducer& reducer, const CanonicalLayout& layout, bool zeros) {
+  const int microbatches = layout.microbatches, lanes = layout.lanes;
   const LaneRange mine = layout.assignment[static_cast<size_t>(member.rank)];
   const int per_lane = microbatches / lanes;
-  Reducer reducer(member.group, layout, count, bucket);
+  const size_t count = reducer.count();
   std::vector<float> incoming(count);
   for (int m = mine.begin * per_lane; m < mine.end * per_lane; ++m) {
     for (size_t i = 0; i < count; ++i) incoming[i] = zeros ? -0.0F : gradient(m, i);
@@ -781,6 +780,24 @@ void test_canonical(const Member& member, int microbatches, int lanes, size_t co
   // The test could not fail if order did not matter.
   if (!zeros && count > 100 && microbatches >= 8)
     member.expect(sequential_differs > 0, what + ": order does not matter");
+}
+
+// With sums and mean in memory of this process, and of the group, where that has some.
+void test_canonical(const Member& member, int microbatches, int lanes, size_t count, bool zeros,
+                    size_t bucket = 1000) {
+  const CanonicalLayout layout{microbatches, lanes, assign_lanes(lanes, member.size)};
+  Reducer own(member.group, layout, count, bucket);
+  check_canonical(member, own, layout, zeros);
+  const auto plan = Reducer::accumulation(layout, member.rank, false);
+  const auto shared = Reducer::in_memory_of(member.group, layout, plan, count, bucket, 3);
+  member.expect((shared != nullptr) == (member.group.medium() == "shared memory"), "memory of the group");
+  if (shared == nullptr) return;
+  for (uint64_t step = 0; step < 2; ++step) {
+    shared->begin(step);
+    check_canonical(member, *shared, layout, zeros);
+    member.expect(shared->beside().size() == 3, "beside the mean");
+    std::ranges::fill(shared->beside(), 1.0F);
+  }
 }
 
 class Canonical : public testing::TestWithParam<Case> {};
