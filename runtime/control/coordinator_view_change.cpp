@@ -452,7 +452,8 @@ void Coordinator::State::go() {
   for (auto& [id, node] : nodes)
     node.newest_local_save = node.newest_local_durable == view.base ? view.base : kNoVersion;
   last_save_waits.reset();
-  if (save_drains.due && *save_drains.due > view.base) save_drains.due.reset();  // it is made again
+  if (save_drains.due)
+    save_drains.due = std::min(*save_drains.due, view.base);  // what is newer is made again
   if (limits.rules.drains_of_view) {
     save_drains.saved.clear();
     save_drains.on_all_nodes = kNoVersion;

@@ -94,9 +94,10 @@ TEST_F(ComparedRuns, NobodyIsNamedWhereNobodyAsks) {
 }
 
 TEST_F(ComparedRuns, WhoIsRefusedEndsAndTheRunIsThatOfTheOthers) {
-  const std::string untouched = run("alone", 1, {kSteps, "1"});
+  constexpr const char* kLongSteps = "60";  // another one is to come meanwhile
+  const std::string untouched = run("alone", 1, {kLongSteps, "1"});
   variables_ = {"MUSTER_PROBE=refuse"};
-  const std::string results = run("refused", 3, {kSteps, "3", "results"});
+  const std::string results = run("refused", 3, {kLongSteps, "3", "results"});
   EXPECT_THAT(said_, HasSubstr("MUSTER_PROBE is refuse"));
   EXPECT_THAT(said_, HasSubstr("learner level")) << "another process took its place";
   std::istringstream text(results);
