@@ -102,7 +102,7 @@ class Endpoint {
   std::unique_ptr<MessageBlocks> open_blocks(const GroupSpec& spec, Forming& forming);
   Result<std::unique_ptr<Group>> finish(const GroupSpec& spec, Forming& forming);
 
-  const ForkMark mark_;
+  const ForkMark mark_{};
   const bool shared_memory_;
   const std::string algorithm_;
   uint64_t nonce_ = 0;  // names this process incarnation to its peers

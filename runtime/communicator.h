@@ -87,7 +87,7 @@ class Communicator {
     std::unique_ptr<Group> group;
   };
 
-  const ForkMark mark_;
+  const ForkMark mark_{};
   Duration timeout_ = 0;
   std::string medium_;
   std::mutex buffers_mutex_;

@@ -90,6 +90,30 @@ TEST_F(Draining, IsOfTheFirstVersionThatEveryNodeSavesFromTheOneThatIsDueOn) {
   EXPECT_TRUE(has_event(last, EventKind::kSaveDrained));
 }
 
+// As where both intervals are left to the leader: what costs no stall is due often. It fell back to memory
+// every other time.
+TEST_F(Draining, NodesThatSaveSeldomerAreWaitedForTwiceAsLongAsTheyWereApart) {
+  form_nodes(2, 2);
+  for (const Version version : {4, 24})
+    for (const NodeId node : {1, 2}) node_saves(node, version);
+  for (const Version version : {27, 30, 67}) {
+    due(version);
+    EXPECT_TRUE(sent<SaveOpen>(last).empty()) << version;
+    EXPECT_EQ(sent<SaveClosed>(last).size(), 4u) << "nobody keeps its state still";
+  }
+  for (const NodeId node : {1, 2}) node_saves(node, 68);
+  const auto drained = sent<SaveOpen>(last);
+  ASSERT_EQ(drained.size(), 4u);
+  EXPECT_EQ(drained[0].second.version, 68);
+  finish(drained[0].second.save, world());
+  due(70);
+  EXPECT_TRUE(sent<SaveOpen>(last).empty());
+  due(70 + 2 * 44 + 1);  // 24 and 68 were so far apart
+  const auto opens = sent<SaveOpen>(last);
+  ASSERT_EQ(opens.size(), 4u);
+  EXPECT_FALSE(opens[0].second.drain);
+}
+
 TEST_F(Draining, NobodyAsksForItUnlessAMemberDoes) {
   form(2, 2);
   for (const NodeId node : {1, 2}) node_saves(node, 4);
@@ -266,6 +290,42 @@ TEST_F(Draining, IsFinishedWhereNothingElseFits) {
   EXPECT_TRUE(sent<SaveClosed>(last).empty());
   EXPECT_TRUE(said_why("finish the save of version 8"));
   finish(drain, world());
+  EXPECT_EQ(leader->phase(), "ended");
+}
+
+// A stop-save that was opened with the next view took the disk from it, and came too late itself.
+TEST_F(Draining, IsFinishedThroughAViewChangeWhereNothingElseFits) {
+  form_nodes(2, 2);
+  due(3);
+  now += 20 * kSecond;
+  const uint64_t from_memory = sent<SaveOpen>(last).at(0).second.save;
+  for (const MemberId member : world()) {
+    SaveVote vote{from_memory, true, {}, ""};
+    vote.bytes = 1 << 20;
+    say(node_of(member), member, vote);
+  }
+  say(1, 100, SavePublished{from_memory, true, ""});
+  const uint64_t drain = drain_of_8();
+  tick_at(now + 35 * kSecond);
+  for (const MemberId member : world())  // all parts but one
+    if (member != 201) say(node_of(member), member, SaveVote{drain, true, {}, ""});
+  NoticeRaised notice;
+  notice.scope = Scope::kJob;
+  notice.source = "SIGTERM";
+  notice.time_left = 10 * kSecond;
+  say(1, 0, notice);
+  all.clear();
+  const std::vector<MemberId> before = world();
+  lose(before.at(1));  // which has written its part
+  for (const MemberId member : before)
+    if (!lost.contains(member)) report(node_of(member), member, 10);
+  EXPECT_EQ(leader->phase(), "running");
+  for (const auto& [member, open] : sent<SaveOpen>(all)) EXPECT_FALSE(open.stop);
+  for (const auto& [member, closed] : sent<SaveClosed>(all)) EXPECT_NE(closed.save, drain) << closed.why;
+  say(2, 201, SaveVote{drain, true, {}, ""});
+  const auto publish = sent<SavePublish>(last);
+  ASSERT_FALSE(publish.empty());
+  say(node_of(publish[0].first), publish[0].first, SavePublished{drain, true, ""});
   EXPECT_EQ(leader->phase(), "ended");
 }
 

@@ -302,6 +302,20 @@ TEST_F(HostsAsked, NodeWhoseHostRefusesIsNotWaitedFor) {
   EXPECT_EQ(leader->view().base, 13);
 }
 
+// A firewall that is being loaded refuses for a moment, and the node may hold what no other does.
+TEST_F(HostsAsked, OneWordDoesNotGiveUpANodeThatMayHoldMore) {
+  former = 3;
+  take_over(3);
+  for (NodeId node : {2, 3}) {
+    comes(node);
+    reports(node, 9, gen(1));  // they were still to fetch the base of the view
+  }
+  answers(1, HostAnswer::kRefused);
+  EXPECT_EQ(leader->phase(), "agreeing");
+  tick_at(now + limits.refusal_wait);
+  EXPECT_EQ(leader->phase(), "running");
+}
+
 TEST_F(HostsAsked, NodeWhoseHostTakesConnectionsOrSaysNothingIsWaitedFor) {
   former = 1;
   take_over(3);
