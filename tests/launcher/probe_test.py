@@ -2,6 +2,7 @@
 """`muster probe` as people use it: a host alone, hosts that are alike, and hosts of which some differ."""
 import argparse
 import json
+import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -12,8 +13,9 @@ def main():
     parser.add_argument("--muster", required=True)
     muster = parser.parse_args().muster
 
-    def probe(*arguments, code=0, words=None):
-        done = subprocess.run([muster, "probe", *map(str, arguments)], input=words, capture_output=True, text=True, timeout=60)
+    def probe(*arguments, code=0, words=None, **variables):
+        done = subprocess.run([muster, "probe", *map(str, arguments)], input=words, capture_output=True, text=True, timeout=60,
+                              env={**os.environ, **variables})
         assert done.returncode == code, f"{arguments}: {done.returncode} instead of {code}\n{done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
@@ -40,6 +42,14 @@ def main():
         assert "probes of 1 hosts" in probe(folder / "c", code=78)
         for wrong in ("x", "[]", "{}", "null", json.dumps({**mine, "parts": {}}), line("a", denormals="zz"), line("a", more="0" * 16)):
             assert "line 2" in probe("-", code=78, words=line("a") + wrong), wrong
+
+    # The C library as it is on a processor without fused multiply-add.
+    if " fma " not in Path("/proc/cpuinfo").read_text():
+        print("another processor's functions were not tried: this one has no fused multiply-add either")
+    else:
+        older = json.loads(probe("--json", GLIBC_TUNABLES="glibc.cpu.hwcaps=-FMA,-FMA4,-AVX2,-AVX512F"))
+        said = probe("-", code=1, words=line("a") + line("b") + json.dumps({**older, "host": "older"}))
+        assert said == "older computes otherwise than a and most: float64 functions of the C library\n", said
     print("ok")
 
 
