@@ -136,13 +136,15 @@ void World::check_reason(const std::string& who, const control::Action& action) 
 }
 
 // 24: a save fails by its own participants only: one that was lost before its vote, could not write, or was
-// late. A change of the view fails none. A stop gives the nodes' own up, and what is drained from them.
+// late. A change of the view fails none. A stop gives the nodes' own up, and what is drained from them, which
+// a move of the store does, too.
 void World::check_save_closed(const Lead& lead, const SaveClosed& closed, bool with_eviction) {
   const auto found = saves.find(closed.save);
   if (closed.durable || closed.save == 0 || found == saves.end() || with_eviction) return;
   const SaveRecord& record = found->second;
   const bool gives_way = closed.tier == Tier::kLocal || record.open.drain;
   if (gives_way && closed.why == "the job is being stopped") return;
+  if (record.open.drain && closed.why == "the store leaves its node") return;
   const bool overdue = now - record.opened_at >= limits.save_timeout - 2 * kSecond;
   if (overdue || record.write_failed || leader_finished || lead.core->phase() == "ended" || group_faults)
     return;
