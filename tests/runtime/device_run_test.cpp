@@ -257,8 +257,10 @@ void expect_an_end_whatever_fails(bool nccl, int32_t codec = MUSTER_CODEC_NONE) 
   options.steps = 2;
   options.checkpoint_every = 1;
   const TrainingResult whole = on_host(options);
+  // A codec's calls are many and alike: one for each rank, lane and bucket. Each third of them is tried.
+  const int stride = codec == MUSTER_CODEC_NONE ? 1 : 3;
   int failed = 0, ended = 0, unharmed = 0, call = 1;
-  for (; call <= 500; ++call) {
+  for (; call <= 500; call += stride) {
     const Folder folder;
     if (!nccl) options.checkpoints = folder.path();
     {
@@ -285,9 +287,9 @@ void expect_an_end_whatever_fails(bool nccl, int32_t codec = MUSTER_CODEC_NONE) 
     ASSERT_TRUE(nothing_lives()) << "call " << call;
     ASSERT_EQ(fakes::cuda_violations(), 0) << "call " << call;
   }
-  EXPECT_GT(failed, 40);
-  EXPECT_GT(ended, 20);
-  EXPECT_GT(unharmed, 4);
+  EXPECT_GT(failed, 40 / stride);
+  EXPECT_GT(ended, 20 / stride);
+  EXPECT_GT(unharmed, 4 / stride);
   EXPECT_LT(call, 500) << "all calls were tried";
 }
 
