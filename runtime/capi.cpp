@@ -357,7 +357,7 @@ muster_status muster_run_next(muster_run* run, muster_step** step) {
 }
 
 muster_status muster_run_probe(muster_run* run, const void* results, size_t bytes) {
-  return guarded([&] {
+  return guarded(run, __func__, [&] {
     if (run == nullptr || (results == nullptr && bytes > 0)) return null_argument("muster_run_probe");
     return to_c(run->run->probe({static_cast<const std::byte*>(results), bytes}));
   });

@@ -103,9 +103,9 @@ class DeviceMean final : public ReducedMean {
   // What a device may still write to is not given back.
   ~DeviceMean() override {
     const Status copied = wait_on_host(now() + end_timeout_);
-    if (copied.ok() || copied.error().code != ErrorCode::kRetry)
+    if (copied.ok())
       pool_->give(std::move(host_));
-    else
+    else if (copied.error().code == ErrorCode::kRetry)
       (void)host_.memory.release();
   }
   DeviceMean(const DeviceMean&) = delete;
@@ -179,24 +179,26 @@ Result<DeviceGroup::Formed> DeviceGroup::form(Group& group, const FormOptions& o
 // A kernel that did not leave may write to all that it was given, whenever it pleases.
 DeviceGroup::~DeviceGroup() {
   communicator_->revoke("the view is over");
-  if (has_settled()) {
+  const Status settled = settle();
+  if (settled.ok()) {
     pool_->give(std::move(stream_));
     pool_->give(DevicePool::Use::kMean, std::move(mean_));
     pool_->give(DevicePool::Use::kScratch, std::move(scratch_));
-  } else {
+  } else if (settled.error().code == ErrorCode::kRetry) {
     (void)stream_.release();
     (void)mean_.memory.release();
     (void)scratch_.memory.release();
   }
 }
 
-// NCCL has let go, and the stream has passed what it left.
-bool DeviceGroup::has_settled() const {
-  if (!communicator_->wait_aborted(now() + end_timeout_).ok()) return false;
-  const auto event = device().make_event();
-  Status passed = event.ok() ? device().record(*event, stream_.get()) : Status(event.error());
-  if (passed.ok()) passed = device().wait(*event, now() + end_timeout_);
-  return passed.ok() || passed.error().code != ErrorCode::kRetry;
+// NCCL has let go, and the stream has passed what it left. Errors: kRetry: one of them has not, in time;
+// others: CUDA does not tell, and freeing memory waits for the device.
+Status DeviceGroup::settle() const {
+  if (const Status gone = communicator_->wait_aborted(now() + end_timeout_); !gone.ok())
+    return Error{ErrorCode::kRetry, gone.error().message};
+  MUSTER_ASSIGN(const DeviceEvent event, device().make_event());
+  MUSTER_TRY(device().record(event, stream_.get()));
+  return device().wait(event, now() + end_timeout_);
 }
 
 Result<std::unique_ptr<Reducer>> DeviceGroup::make_reducer(const CanonicalLayout& layout, size_t count,

@@ -65,7 +65,7 @@ class DeviceGroup {
         stream_(std::move(stream)),
         communicator_(std::move(communicator)) {}
   const Device& device() const { return pool_->device(); }
-  bool has_settled() const;
+  Status settle() const;
 
   const std::shared_ptr<DevicePool> pool_;
   const int rank_;

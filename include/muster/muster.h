@@ -373,8 +373,9 @@ typedef struct muster_train_options {
    * checkpoint_local_every be the shorter interval, and checkpoint_dir is behind by as much at most. From
    * memory come, as without this: what a notice, the end or a start asks for; what is due before every node
    * of the view has saved; and the save after one that failed, for a damaged file or node, or found no such
-   * version. It takes reading each node's disk once, and space for one version more there meanwhile. 0: as
-   * MUSTER_CHECKPOINT_DRAIN says, which is 0 or 1. Of all processes or none. 1 needs checkpoint_local_dir */
+   * version within two of the nodes' own intervals. It takes reading each node's disk once, and space for one
+   * version more there meanwhile. 0: as MUSTER_CHECKPOINT_DRAIN says, which is 0 or 1. Of all processes or
+   * none. 1 needs checkpoint_local_dir */
   int64_t checkpoint_drain;
 } muster_train_options;
 

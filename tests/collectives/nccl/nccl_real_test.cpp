@@ -260,8 +260,8 @@ void run_compressed(int rank, int world, const NcclId& id, const LaneCodec& code
   EXPECT_TRUE((*communicator)->wait_aborted(now() + kLong).ok());
 }
 
-// Without a device: NcclReductionTest, on the fakes.
 TEST(NcclRealCompressed, EveryWorldSizeAndCodecGivesTheBitsOfOneCpu) {
+  // Reason for the skip: it needs a device; NcclReductionTest shows the same on the fakes.
   if (!machine().missing.empty()) GTEST_SKIP() << machine().missing;
   for (int world = 1; world <= machine().world; ++world) {
     for (const codec::CodecId codec : codec::kCodecIds) {

@@ -45,6 +45,29 @@ class Draining : public LeaderTest {
     EXPECT_FALSE(opens.empty());
     return opens.empty() ? 0 : opens[0].second.save;
   }
+  // A save takes 20 s, as is known; the drain has gone on for longer than that needs.
+  uint64_t long_drain() {
+    form_nodes(2, 2);
+    due(3);
+    now += 20 * kSecond;
+    const uint64_t from_memory = sent<SaveOpen>(last).at(0).second.save;
+    for (const MemberId member : world()) {
+      SaveVote vote{from_memory, true, {}, ""};
+      vote.bytes = 1 << 20;
+      say(node_of(member), member, vote);
+    }
+    say(1, 100, SavePublished{from_memory, true, ""});
+    const uint64_t drain = drain_of_8();
+    tick_at(now + 35 * kSecond);
+    return drain;
+  }
+  void short_notice() {
+    NoticeRaised notice;
+    notice.scope = Scope::kJob;
+    notice.source = "SIGTERM";
+    notice.time_left = 10 * kSecond;
+    say(1, 0, notice);
+  }
   std::vector<MemberId> members_of(NodeId node) const {
     std::vector<MemberId> here;
     for (const Member& member : leader->view().members) {
@@ -270,23 +293,8 @@ TEST_F(Draining, GivesWayToAStopSave) {
 
 // The time of a notice is too short for a save of the newest version, and not for the rest of the drain.
 TEST_F(Draining, IsFinishedWhereNothingElseFits) {
-  form_nodes(2, 2);
-  due(3);
-  now += 20 * kSecond;
-  const uint64_t from_memory = sent<SaveOpen>(last).at(0).second.save;
-  for (const MemberId member : world()) {
-    SaveVote vote{from_memory, true, {}, ""};
-    vote.bytes = 1 << 20;
-    say(node_of(member), member, vote);
-  }
-  say(1, 100, SavePublished{from_memory, true, ""});
-  const uint64_t drain = drain_of_8();
-  tick_at(now + 35 * kSecond);
-  NoticeRaised notice;
-  notice.scope = Scope::kJob;
-  notice.source = "SIGTERM";
-  notice.time_left = 10 * kSecond;
-  say(1, 0, notice);
+  const uint64_t drain = long_drain();
+  short_notice();
   EXPECT_TRUE(sent<SaveClosed>(last).empty());
   EXPECT_TRUE(said_why("finish the save of version 8"));
   finish(drain, world());
@@ -295,25 +303,10 @@ TEST_F(Draining, IsFinishedWhereNothingElseFits) {
 
 // A stop-save that was opened with the next view took the disk from it, and came too late itself.
 TEST_F(Draining, IsFinishedThroughAViewChangeWhereNothingElseFits) {
-  form_nodes(2, 2);
-  due(3);
-  now += 20 * kSecond;
-  const uint64_t from_memory = sent<SaveOpen>(last).at(0).second.save;
-  for (const MemberId member : world()) {
-    SaveVote vote{from_memory, true, {}, ""};
-    vote.bytes = 1 << 20;
-    say(node_of(member), member, vote);
-  }
-  say(1, 100, SavePublished{from_memory, true, ""});
-  const uint64_t drain = drain_of_8();
-  tick_at(now + 35 * kSecond);
+  const uint64_t drain = long_drain();
   for (const MemberId member : world())  // all parts but one
     if (member != 201) say(node_of(member), member, SaveVote{drain, true, {}, ""});
-  NoticeRaised notice;
-  notice.scope = Scope::kJob;
-  notice.source = "SIGTERM";
-  notice.time_left = 10 * kSecond;
-  say(1, 0, notice);
+  short_notice();
   all.clear();
   const std::vector<MemberId> before = world();
   lose(before.at(1));  // which has written its part
